@@ -1,0 +1,1 @@
+"""PaliGemma and PaliGemma 2 in PyTorch."""

@@ -1,0 +1,307 @@
+"""Architecture of the model family and the table of releases; every number is written once, here.
+
+Sources: big_vision models/vit.py, models/ppp/gemma.py, models/proj/paligemma; arXiv:2407.07726 and arXiv:2412.03555.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass, replace
+
+from paligemma.errors import ConfigError, ModelNotFoundError
+from paligemma.vocab import GEMMA_VOCAB, Vocab
+
+
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value <= 0:
+            raise ConfigError(
+                f"{name} must be positive, got {value}; state the size the checkpoint has"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """SigLIP image tower without pooling."""
+
+    image_size_px: int
+    patch_size_px: int
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "image_size_px", "patch_size_px", "width", "depth", "mlp_dim", "num_heads"
+        )
+        if self.image_size_px % self.patch_size_px:
+            raise ConfigError(
+                f"image_size_px must be a multiple of patch_size_px, got {self.image_size_px} and "
+                f"{self.patch_size_px}; released models use 224, 448 or 896 with patches of 14"
+            )
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size_px // self.patch_size_px
+
+    @property
+    def num_tokens(self) -> int:
+        """Soft tokens of one image."""
+        return self.grid**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Gemma or Gemma 2 decoder.
+
+    `final_softcap` caps the logits of decoding steps after the first and of the complete forward, never those of
+    training or of prefill, as in big_vision; transfers switch it off, and so do the releases here.
+    `sliding_window` is None in big_vision; transformers uses 4096 on every other layer of Gemma 2.
+    """
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    query_scale: float
+    attn_softcap: float | None
+    final_softcap: float | None
+    post_norms: bool
+    sliding_window: int | None
+    norm_eps: float
+    rope_theta: float
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim"
+        )
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        for name in ("attn_softcap", "final_softcap", "sliding_window"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} must be positive or None (off), got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaliGemmaConfig:
+    """The whole model: tower, linear projector (no parameters beyond the two widths) and decoder."""
+
+    vision: VisionConfig
+    text: TextConfig
+    vocab: Vocab
+
+    @property
+    def num_image_tokens(self) -> int:
+        return self.vision.num_tokens
+
+    @property
+    def generation(self) -> int:
+        """1 for PaliGemma (Gemma decoder), 2 for PaliGemma 2 (Gemma 2 decoder, with post-norms)."""
+        return 2 if self.text.post_norms else 1
+
+    def with_resolution(self, image_size_px: int) -> PaliGemmaConfig:
+        return replace(self, vision=replace(self.vision, image_size_px=image_size_px))
+
+
+SO400M_14 = VisionConfig(
+    image_size_px=224, patch_size_px=14, width=1152, depth=27, mlp_dim=4304, num_heads=16
+)
+
+
+def _gemma2(
+    *, width: int, depth: int, mlp_dim: int, heads: int, kv_heads: int, head_dim: int, scale: float
+) -> TextConfig:
+    return TextConfig(
+        width=width,
+        depth=depth,
+        mlp_dim=mlp_dim,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        query_scale=scale,
+        attn_softcap=50.0,
+        final_softcap=None,
+        post_norms=True,
+        sliding_window=None,
+        norm_eps=1e-6,
+        rope_theta=10_000.0,
+    )
+
+
+GEMMA_2B = TextConfig(
+    width=2048,
+    depth=18,
+    mlp_dim=16384,
+    num_heads=8,
+    num_kv_heads=1,
+    head_dim=256,
+    query_scale=256**-0.5,
+    attn_softcap=None,
+    final_softcap=None,
+    post_norms=False,
+    sliding_window=None,
+    norm_eps=1e-6,
+    rope_theta=10_000.0,
+)
+GEMMA2_2B = _gemma2(
+    width=2304, depth=26, mlp_dim=9216, heads=8, kv_heads=4, head_dim=256, scale=256**-0.5
+)
+GEMMA2_9B = _gemma2(
+    width=3584, depth=42, mlp_dim=14336, heads=16, kv_heads=8, head_dim=256, scale=256**-0.5
+)
+# The 27B scales queries by its width per head (4608/32), not by its head dimension.
+GEMMA2_27B = _gemma2(
+    width=4608,
+    depth=46,
+    mlp_dim=36864,
+    heads=32,
+    kv_heads=16,
+    head_dim=128,
+    scale=(4608 / 32) ** -0.5,
+)
+
+TEXT_CONFIGS: dict[str, TextConfig] = {
+    "gemma_2b": GEMMA_2B,
+    "gemma2_2b": GEMMA2_2B,
+    "gemma2_9b": GEMMA2_9B,
+    "gemma2_27b": GEMMA2_27B,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """One row of the table of releases: a pattern of hub ids that share an architecture.
+
+    Attributes:
+        pattern: shell pattern of the hub id; `{res}` stands for one of `resolutions_px`.
+        size: "3b", "10b" or "28b".
+        text: key of `TEXT_CONFIGS`.
+        resolutions_px: published resolutions.
+        kind: "pt" (pre-trained), "mix", or "ft" (one transfer).
+        dtypes: dtypes published as files or revisions.
+    """
+
+    pattern: str
+    size: str
+    text: str
+    resolutions_px: tuple[int, ...]
+    kind: str
+    dtypes: tuple[str, ...]
+    num_parameters_224: int
+
+
+_ALL_PX = (224, 448, 896)
+_V1_DTYPES = ("float32", "bfloat16", "float16")
+_V2_DTYPES = ("bfloat16",)
+
+
+def _v2(size: str, text: str, count: int) -> tuple[Release, ...]:
+    return tuple(
+        Release(
+            pattern=f"google/paligemma2-{size}-{kind}-{{res}}",
+            size=size,
+            text=text,
+            resolutions_px=resolutions,
+            kind=kind.split("-")[0],
+            dtypes=_V2_DTYPES,
+            num_parameters_224=count,
+        )
+        for kind, resolutions in (
+            ("pt", _ALL_PX),
+            ("mix", (224, 448)),
+            *((("ft-docci", (448,)),) if size != "28b" else ()),
+        )
+    )
+
+
+def _v1(kind: str, pattern: str, resolutions: tuple[int, ...]) -> Release:
+    return Release(
+        pattern=pattern,
+        size="3b",
+        text="gemma_2b",
+        resolutions_px=resolutions,
+        kind=kind,
+        dtypes=_V1_DTYPES,
+        num_parameters_224=2_923_335_408,
+    )
+
+
+RELEASES: tuple[Release, ...] = (
+    _v1("pt", "google/paligemma-3b-pt-{res}", _ALL_PX),
+    _v1("mix", "google/paligemma-3b-mix-{res}", (224, 448)),
+    _v1("ft", "google/paligemma-3b-ft-*-{res}", _ALL_PX),
+    *_v2("3b", "gemma2_2b", 3_032_094_960),
+    *_v2("10b", "gemma2_9b", 9_662_409_456),
+    *_v2("28b", "gemma2_27b", 27_650_192_112),
+)
+
+
+def release_config(text: str, image_size_px: int) -> PaliGemmaConfig:
+    """Config of a released size.
+
+    Args:
+        text: key of `TEXT_CONFIGS`.
+        image_size_px: side of the square input.
+
+    Raises:
+        ConfigError: unknown decoder name, or a side that is no multiple of 14.
+    """
+    if text not in TEXT_CONFIGS:
+        raise ConfigError(f"the decoder must be one of {', '.join(TEXT_CONFIGS)}, got {text!r}")
+    return PaliGemmaConfig(
+        vision=replace(SO400M_14, image_size_px=image_size_px),
+        text=TEXT_CONFIGS[text],
+        vocab=GEMMA_VOCAB,
+    )
+
+
+_VANITY = (
+    # big_vision: pt_224, pt_3b_224, pt_10b_448; Keras: pali_gemma_3b_mix_224, pali_gemma2_mix_3b_448
+    (re.compile(r"^(pt|mix)_(\d+)$"), r"google/paligemma-3b-\1-\2"),
+    (re.compile(r"^(pt|mix)_(3b|10b|28b)_(\d+)$"), r"google/paligemma2-\2-\1-\3"),
+    (re.compile(r"^pali_gemma_(3b)_(pt|mix)_(\d+)$"), r"google/paligemma-\1-\2-\3"),
+    (re.compile(r"^pali_gemma2_(pt|mix)_(3b|10b|28b)_(\d+)$"), r"google/paligemma2-\2-\1-\3"),
+    (re.compile(r"^pali_gemma2_ft_docci_(3b|10b)_448$"), r"google/paligemma2-\1-ft-docci-448"),
+    (re.compile(r"^(paligemma2?-.*)$"), r"google/\1"),
+)
+
+
+def canonical_name(name: str) -> str:
+    """The hub id of a released model, whichever habit (big_vision, Keras, bare) the name follows."""
+    for pattern, target in _VANITY:
+        if pattern.match(name):
+            return pattern.sub(target, name)
+    return name
+
+
+def find_release(name: str) -> tuple[Release, int]:
+    """The row of the table and the resolution in pixels that a hub id belongs to.
+
+    Raises:
+        ModelNotFoundError: the name follows no published pattern.
+    """
+    name = canonical_name(name)
+    for release in RELEASES:
+        for resolution in release.resolutions_px:
+            if fnmatch.fnmatchcase(name, release.pattern.format(res=resolution)):
+                return release, resolution
+    known = ", ".join(
+        release.pattern.format(res="{" + ",".join(map(str, release.resolutions_px)) + "}")
+        for release in RELEASES
+    )
+    raise ModelNotFoundError(f"no release is named {name!r}; published names are {known}")

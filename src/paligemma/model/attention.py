@@ -1,0 +1,145 @@
+"""Masks, rotary positions and attention.
+
+Axes: B batch, T query tokens, S key tokens, N query heads, K key/value heads, G = N/K, H head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# big_vision's constant: finite, so that a row with nothing to attend becomes uniform instead of NaN.
+MASKED_SCORE = -2.3819763e38
+
+
+def prefix_lm_mask(mask_ar: Tensor, mask_input: Tensor | None = None) -> Tensor:
+    """Which key each query may attend.
+
+    Query i attends key j when cumsum(mask_ar)[j] <= cumsum(mask_ar)[i] and both are valid:
+
+        tokens   img img bos pre sep | suf suf eos | pad
+        mask_ar   0   0   0   0   0  |  1   1   1  |  1
+                  see each other       causal        seen by nothing real
+
+    Args:
+        mask_ar: int[B, S], 1 opens a new autoregressive step.
+        mask_input: bool[B, S] valid tokens, or None when all are (training relies on mask_ar alone).
+
+    Returns:
+        bool[B, S, S], [b, query, key].
+
+    Source: big_vision models/proj/paligemma/paligemma.py, make_attn_mask.
+    """
+    step = mask_ar.cumsum(dim=1)
+    mask = step[:, None, :] <= step[:, :, None]
+    if mask_input is not None:
+        valid = mask_input.bool()
+        mask = mask & valid[:, None, :] & valid[:, :, None]
+    return mask
+
+
+def sliding_window_mask(query_positions: Tensor, key_positions: Tensor, window: int) -> Tensor:
+    """Keys closer than `window` positions behind the query (transformers' Gemma 2; not in big_vision).
+
+    Args:
+        query_positions: int[B, T].
+        key_positions: int[B, S].
+
+    Returns:
+        bool[B, T, S].
+    """
+    return query_positions[:, :, None] - key_positions[:, None, :] < window
+
+
+def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary angles.
+
+    Args:
+        positions: int[B, T], 0-based.
+
+    Returns:
+        Two float32[B, T, 1, H/2]; angle i is position / theta^(2i/H).
+    """
+    exponent = torch.arange(head_dim // 2, dtype=torch.float32, device=positions.device) * (
+        2.0 / head_dim
+    )
+    angles = positions[..., None].float() / theta**exponent
+    return angles.cos()[:, :, None], angles.sin()[:, :, None]
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate element i against element i + H/2, in float32.
+
+    Args:
+        x: float[B, T, heads, H].
+        cos, sin: float32[B, T, 1, H/2] from `rope_tables`.
+
+    Source: big_vision models/ppp/gemma.py, _apply_rope.
+    """
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """cap * tanh(x / cap): near-identity for small x, bounded by cap."""
+    return torch.tanh(x / cap) * cap
+
+
+def attend_reference(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None
+) -> Tensor:
+    """Grouped-query attention as the original defines it; every other path must equal this one.
+
+    Scores and softmax are float32; the cap comes before the mask; query head n reads key head n // G.
+
+    Args:
+        q: float[B, T, N, H], already rotated, not scaled.
+        k, v: float[B, S, K, H].
+        mask: bool[B, T, S] or None when everything may be attended.
+        scale: factor on the queries.
+        softcap: bound of the scores, or None.
+
+    Returns:
+        float[B, T, N, H] in v's dtype.
+
+    Source: big_vision models/ppp/gemma.py, Attention.
+    """
+    batch, num_queries, num_heads, head_dim = q.shape
+    num_kv = k.shape[2]
+    # [B, T, N, H] -> [B, K, G*T, H]: one matrix product a key head
+    grouped = (q.float() * scale).view(batch, num_queries, num_kv, num_heads // num_kv, head_dim)
+    grouped = grouped.permute(0, 2, 3, 1, 4).reshape(batch, num_kv, -1, head_dim)
+    scores = grouped @ k.float().permute(0, 2, 3, 1)  # [B, K, G*T, S]
+    scores = scores.view(batch, num_kv, num_heads // num_kv, num_queries, -1)
+    if softcap is not None:
+        scores = soft_cap(scores, softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None], MASKED_SCORE)
+    weights = scores.softmax(dim=-1).to(v.dtype)
+    mixed = weights.flatten(2, 3) @ v.permute(0, 2, 1, 3)  # [B, K, G*T, H]
+    mixed = mixed.view(batch, num_heads, num_queries, head_dim)
+    return mixed.transpose(1, 2)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None
+) -> Tensor:
+    """`attend_reference`, through torch's fused kernel where it computes the same function.
+
+    The fused kernel knows no soft-cap, so Gemma 2 takes the definition. A boolean mask with an empty row would give
+    NaN there; such rows belong to padding, and their keys are opened because nothing reads their result.
+    """
+    if softcap is not None or q.dtype != k.dtype:
+        return attend_reference(q, k, v, mask, scale=scale, softcap=softcap)
+    if mask is not None:
+        mask = (mask | ~mask.any(dim=-1, keepdim=True))[:, None]
+    mixed = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return mixed.transpose(1, 2)

@@ -1,0 +1,167 @@
+"""Gemma and Gemma 2 decoders in one file.
+
+Axes: B batch, T tokens, S cached tokens, N query heads, K key/value heads, H head dim, D width.
+Source: big_vision models/ppp/gemma.py, models/proj/paligemma/gemma_bv.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paligemma.config import TextConfig
+from paligemma.model.attention import apply_rope, attend, rope_tables, sliding_window_mask
+from paligemma.model.kv_cache import KVCache
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * (1 + scale), in float32; the stored scale is the offset from one."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (normed * (1 + self.scale.float())).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.scale = config.query_scale
+        self.softcap = config.attn_softcap
+        self.q = nn.Linear(config.width, config.num_heads * config.head_dim, bias=False)
+        self.k = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
+        self.v = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
+        self.out = nn.Linear(config.num_heads * config.head_dim, config.width, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None,
+        layer: int,
+        slots: slice | None,
+    ) -> Tensor:
+        # [B, T, D] -> [B, T, heads, H]
+        q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.q, self.k, self.v))
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        if cache is not None and slots is not None:
+            k, v = cache.write(layer, slots, k, v)
+        mixed = attend(q, k, v, mask, scale=self.scale, softcap=self.softcap)
+        return self.out(mixed.flatten(-2))
+
+
+class MLP(nn.Module):
+    """Gated MLP: down(gelu(gate(x)) * up(x))."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.width, config.mlp_dim, bias=False)
+        self.up = nn.Linear(config.width, config.mlp_dim, bias=False)
+        self.down = nn.Linear(config.mlp_dim, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
+
+
+class Block(nn.Module):
+    """Pre-norm block; Gemma 2 also normalises what each half adds.
+
+    Dropout sits after the post-attention norm but before the post-feed-forward norm, as in the original.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        width, eps = config.width, config.norm_eps
+        self.pre_attn_norm = RMSNorm(width, eps)
+        self.attn = Attention(config)
+        self.post_attn_norm = RMSNorm(width, eps) if config.post_norms else nn.Identity()
+        self.pre_ffw_norm = RMSNorm(width, eps)
+        self.mlp = MLP(config)
+        self.post_ffw_norm = RMSNorm(width, eps) if config.post_norms else nn.Identity()
+        self.dropout = 0.0
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None,
+        layer: int,
+        slots: slice | None,
+    ) -> Tensor:
+        mixed = self.post_attn_norm(
+            self.attn(self.pre_attn_norm(x), rope, mask, cache, layer, slots)
+        )
+        x = x + F.dropout(mixed, self.dropout, self.training)
+        widened = F.dropout(self.mlp(self.pre_ffw_norm(x)), self.dropout, self.training)
+        return x + self.post_ffw_norm(widened)
+
+
+class Gemma(nn.Module):
+    """Token embedding, decoder blocks, final norm and tied output head."""
+
+    def __init__(self, config: TextConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(vocab_size, config.width)
+        # The factor on text embeddings takes the dtype that the checkpoint's table had; see `set_embed_scale`.
+        self.embed_scale = config.width**0.5
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+
+    def set_embed_scale(self, table_dtype: torch.dtype) -> None:
+        """Round sqrt(width) to the dtype of the checkpoint's embedding table, as the original does.
+
+        A bfloat16 table gives 45.25 for a width of 2048, and keeps doing so when its values are widened to float32.
+        """
+        self.embed_scale = (
+            torch.tensor(self.config.width**0.5, dtype=torch.float64).to(table_dtype).item()
+        )
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """int64[B, T] -> float[B, T, D], scaled; the product is not rounded below float32."""
+        rows = self.embed(tokens)
+        return (rows.float() * self.embed_scale).to(rows.dtype)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache | None = None
+    ) -> Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            x: float[B, T, D] embeddings.
+            positions: int64[B, T], 0-based.
+            mask: bool[B, T, S] or None when every key in use may be attended.
+            cache: written to when given; its slots must have been reserved for these tokens.
+
+        Returns:
+            float[B, T, D].
+        """
+        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
+        local = self._window(positions, mask, cache)
+        slots = None if cache is None else slice(cache.length - x.shape[1], cache.length)
+        for layer, block in enumerate(self.blocks):
+            # Gemma 2's optional window applies to the even layers, as in transformers.
+            x = block(x, rope, mask if layer % 2 else local, cache, layer, slots)
+        return self.norm(x)
+
+    def _window(
+        self, positions: Tensor, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor | None:
+        if self.config.sliding_window is None:
+            return mask
+        keys = positions if cache is None else cache.positions[:, : cache.length]
+        window = sliding_window_mask(positions, keys, self.config.sliding_window)
+        return window if mask is None else mask & window
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float[..., D] -> float32[..., V] through the tied table; never capped here."""
+        return F.linear(hidden, self.embed.weight).float()

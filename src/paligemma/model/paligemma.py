@@ -1,0 +1,195 @@
+"""PaliGemma: image tower, linear projector and decoder; full forward, prefill and decode step.
+
+Axes: B batch, F frames, I image tokens, T text tokens, D decoder width, V vocabulary.
+Source: big_vision models/proj/paligemma/paligemma.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from paligemma.config import PaliGemmaConfig
+from paligemma.model.attention import prefix_lm_mask, soft_cap
+from paligemma.model.gemma import Gemma
+from paligemma.model.kv_cache import KVCache
+from paligemma.model.siglip import SigLIP
+
+
+class PaliGemmaModel(nn.Module):
+    """Soft tokens of the image in front of the text, one decoder over both.
+
+    Every method takes the image as soft tokens, so that one image can serve many prompts.
+    """
+
+    def __init__(self, config: PaliGemmaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = SigLIP(config.vision)
+        self.projector = nn.Linear(config.vision.width, config.text.width)
+        self.text = Gemma(config.text, config.vocab.size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.text.embed.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.text.embed.weight.device
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Soft tokens of one image or of several frames, concatenated in time order.
+
+        Args:
+            images: float[B, R, R, 3] or [B, F, R, R, 3] in [-1, 1].
+
+        Returns:
+            float[B, F*I, D]; not scaled, unlike text embeddings.
+        """
+        frames = images.flatten(0, 1) if images.ndim == 5 else images
+        soft = self.projector(self.vision(frames))
+        return soft.reshape(images.shape[0], -1, soft.shape[-1])
+
+    def hidden(
+        self,
+        soft_tokens: Tensor | None,
+        tokens: Tensor,
+        mask_ar: Tensor,
+        mask_input: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states of the text positions, without a cache.
+
+        Args:
+            soft_tokens: float[B, I, D] from `encode_image`, or None for text only.
+            tokens: int64[B, T].
+            mask_ar: int[B, T].
+            mask_input: bool[B, T], or None when padding is marked by mask_ar alone, as in training.
+
+        Returns:
+            float[B, T, D].
+        """
+        x, mask, valid = self._join(soft_tokens, tokens, mask_ar, mask_input)
+        if mask_input is None:
+            positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        else:
+            positions = valid.cumsum(dim=1) - 1
+        return self.text(x, positions, mask)[:, -tokens.shape[1] :]
+
+    def forward(
+        self,
+        soft_tokens: Tensor | None,
+        tokens: Tensor,
+        mask_ar: Tensor,
+        mask_input: Tensor | None = None,
+        *,
+        final_softcap: bool = False,
+    ) -> Tensor:
+        """Logits of the text positions: float32[B, T, V].
+
+        The logits of training are never capped; `final_softcap=True` gives those of the original's complete forward.
+        Other arguments as in `hidden`.
+        """
+        logits = self.text.logits(self.hidden(soft_tokens, tokens, mask_ar, mask_input))
+        return self._cap(logits) if final_softcap else logits
+
+    def new_cache(self, batch_size: int, capacity: int, dtype: torch.dtype) -> KVCache:
+        """An empty cache on the model's device."""
+        text = self.config.text
+        return KVCache(
+            num_layers=text.depth,
+            batch_size=batch_size,
+            capacity=capacity,
+            num_kv_heads=text.num_kv_heads,
+            head_dim=text.head_dim,
+            dtype=dtype,
+            device=self.device,
+        )
+
+    def prefill(
+        self,
+        soft_tokens: Tensor | None,
+        tokens: Tensor,
+        mask_ar: Tensor,
+        mask_input: Tensor,
+        cache: KVCache,
+    ) -> tuple[Tensor, Tensor]:
+        """Read image and prompt into the cache.
+
+        Args:
+            mask_input: bool[B, T] valid tokens; rows may end at different places.
+            cache: empty, with room for image, prompt and answer.
+
+        Returns:
+            Logits float32[B, V] that predict the first answer token, never capped; and int64[B], the rotary position
+            of that token, which is the number of valid prompt tokens.
+        """
+        x, mask, valid = self._join(soft_tokens, tokens, mask_ar, mask_input)
+        positions = valid.cumsum(dim=1) - 1
+        cache.reserve(valid, positions)
+        hidden = self.text(x, positions, mask, cache)
+        # The last valid slot of each row. Valid tokens need not be contiguous.
+        slots = torch.arange(x.shape[1], device=x.device)
+        last = torch.where(valid, slots, -1).amax(dim=1).clamp(min=0)
+        hidden = hidden[torch.arange(x.shape[0], device=x.device), last]
+        return self.text.logits(hidden), valid.sum(dim=1)
+
+    def decode_step(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        """Logits after one more token a row; an image is never needed again.
+
+        Args:
+            tokens: int64[B], the tokens just chosen.
+            positions: int64[B], their rotary positions.
+
+        Returns:
+            float32[B, V], capped if the config has a final soft-cap.
+        """
+        positions = positions[:, None]
+        cache.reserve(torch.ones_like(positions, dtype=torch.bool), positions)
+        x = self.text.embed_tokens(tokens[:, None])
+        hidden = self.text(x, positions, cache.valid[:, None, : cache.length], cache)
+        return self._cap(self.text.logits(hidden[:, 0]))
+
+    def _join(
+        self, soft_tokens: Tensor | None, tokens: Tensor, mask_ar: Tensor, mask_input: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings float[B, I+T, D], mask bool[B, I+T, I+T] and validity bool[B, I+T]."""
+        x = self.text.embed_tokens(tokens)
+        valid = (
+            torch.ones_like(tokens, dtype=torch.bool) if mask_input is None else mask_input.bool()
+        )
+        if soft_tokens is not None:
+            image_shape = soft_tokens.shape[:2]
+            x = torch.cat((soft_tokens.to(x.dtype), x), dim=1)
+            mask_ar = torch.cat((mask_ar.new_zeros(image_shape), mask_ar), dim=1)
+            valid = torch.cat((valid.new_ones(image_shape), valid), dim=1)
+        return x, prefix_lm_mask(mask_ar, None if mask_input is None else valid), valid
+
+    def _cap(self, logits: Tensor) -> Tensor:
+        cap = self.config.text.final_softcap
+        return logits if cap is None else soft_cap(logits, cap)
+
+
+def init_weights(model: PaliGemmaModel, seed: int = 0) -> None:
+    """Draw the weights of an untrained model.
+
+    Kernels are Xavier-uniform in the tower and truncated normal of variance 1/fan-in in the decoder, the projector is
+    zero, norms are the identity (big_vision models/vit.py and models/ppp/gemma.py).
+    """
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        value = torch.zeros(parameter.shape, dtype=torch.float32)
+        if name.startswith("vision.") and name.endswith("weight"):
+            if value.ndim == 2:
+                nn.init.xavier_uniform_(value, generator=generator)
+            else:
+                value.fill_(1.0)
+        elif name == "vision.pos_embedding":
+            value.normal_(std=model.config.vision.width**-0.5, generator=generator)
+        elif name == "text.embed.weight":
+            value.normal_(std=model.config.text.width**-0.5, generator=generator)
+        elif name.startswith("text.") and value.ndim == 2:
+            # 0.87962566 is the standard deviation of a unit normal cut at two deviations.
+            std = value.shape[1] ** -0.5 / 0.87962566103423978
+            nn.init.trunc_normal_(value, std=std, a=-2 * std, b=2 * std, generator=generator)
+        with torch.no_grad():
+            parameter.copy_(value)

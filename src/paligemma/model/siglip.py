@@ -1,0 +1,118 @@
+"""SigLIP image tower without pooling.
+
+Axes: B images, I patches, D width, N heads, H head dim.
+Source: big_vision models/vit.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paligemma.config import VisionConfig
+
+_NORM_EPS = 1e-6
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into patches in raster order and project each; the convolution of the original as a product."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.patch = config.patch_size_px
+        self.proj = nn.Linear(3 * self.patch**2, config.width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        batch, height, width, _ = images.shape
+        rows, columns = height // self.patch, width // self.patch
+        patches = images.view(batch, rows, self.patch, columns, self.patch, 3)
+        patches = patches.permute(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
+        return self.proj(patches.to(self.proj.weight.dtype))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.q = nn.Linear(config.width, config.width)
+        self.k = nn.Linear(config.width, config.width)
+        self.v = nn.Linear(config.width, config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [B, I, D] -> [B, N, I, H]
+        q, k, v = (
+            part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for part in (self.q, self.k, self.v)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).flatten(-2))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.width, config.mlp_dim)
+        self.fc2 = nn.Linear(config.mlp_dim, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=_NORM_EPS)
+        self.attn = SelfAttention(config)
+        self.norm2 = nn.LayerNorm(config.width, eps=_NORM_EPS)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class SigLIP(nn.Module):
+    """Image to patch features."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embedding = nn.Parameter(torch.empty(1, config.num_tokens, config.width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=_NORM_EPS)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of every patch.
+
+        Args:
+            images: float[B, R, R, 3] in [-1, 1].
+
+        Returns:
+            float[B, I, D] after the final norm.
+        """
+        x = self.patch_embed(images) + self.pos_embedding
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def resize_position_table(table: Tensor, num_tokens: int) -> Tensor:
+    """Fit a position table to another resolution.
+
+    Args:
+        table: float[1, A*A, D].
+        num_tokens: B*B of the new square grid.
+
+    Returns:
+        float[1, B*B, D]: linear interpolation whose corner samples coincide.
+
+    Source: big_vision models/vit.py, resample_posemb (scipy zoom of order 1).
+    """
+    old, new = int(table.shape[1] ** 0.5), int(num_tokens**0.5)
+    if old == new:
+        return table
+    grid = table.unflatten(1, (old, old)).permute(0, 3, 1, 2).float()
+    grid = F.interpolate(grid, size=(new, new), mode="bilinear", align_corners=True)
+    return grid.flatten(2).transpose(1, 2).to(table.dtype)

@@ -1,0 +1,1 @@
+"""What a model's output tokens mean: text, boxes, masks and confidences."""

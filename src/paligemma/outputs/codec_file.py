@@ -1,0 +1,72 @@
+"""A mask codec on disk: read with bounds and without pickle, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paligemma.errors import CheckpointError
+
+_MAX_FILE_BYTES = 256 * 2**20
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array of an `.npz` or `.safetensors` file, without unpickling; or CheckpointError."""
+    remedy = "use the published vae-oid.npz or a file written by MaskCodec.save"
+    try:
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            _check_size(path, size)
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            _check_size(path, path.stat().st_size)
+            return load_file(path)
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile, numpy and safetensors raise many kinds for a broken file
+        raise CheckpointError(
+            f"A mask codec must be a readable {path.suffix} file of plain arrays, but {path} is "
+            f"not ({type(error).__name__}: {error}); {remedy}."
+        ) from error
+    raise CheckpointError(
+        f"A mask codec file must end in .npz or .safetensors, but is {path.name}; {remedy}."
+    )
+
+
+def _check_size(path: Path, num_bytes: int) -> None:
+    if num_bytes > _MAX_FILE_BYTES:
+        raise CheckpointError(
+            f"A mask codec may hold at most {_MAX_FILE_BYTES} bytes, but {path} holds {num_bytes}; "
+            "check that this is a mask codec and not a model."
+        )
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes beside the target and renames, so that no half-written file takes its name."""
+    if path.suffix not in (".npz", ".safetensors"):
+        raise CheckpointError(
+            f"A mask codec file must end in .npz or .safetensors, but is {path.name}; rename it."
+        )
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=path.suffix)
+    os.close(handle)
+    try:
+        if path.suffix == ".npz":
+            stored: dict[str, Any] = arrays
+            np.savez(temporary, **stored)
+        else:
+            from safetensors.numpy import save_file
+
+            save_file(arrays, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,204 @@
+"""The mask codec: layers, training step, files. Golden numbers are in tests/golden."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from paligemma.errors import CheckpointError, DataError
+from paligemma.outputs.vqvae import (
+    RELEASED,
+    MaskCodec,
+    MaskCodecConfig,
+    load_mask_codec,
+    mask_codec_from_arrays,
+    mask_to_codes,
+)
+
+SMALL = MaskCodecConfig(channels=(3, 4, 5), hidden=6, code_dim=7, num_codes=128)
+
+
+def small_codec(seed: int = 0) -> MaskCodec:
+    torch.manual_seed(seed)
+    return MaskCodec(SMALL).eval()
+
+
+def disc_masks(count: int) -> torch.Tensor:
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:64, :64]
+    return torch.from_numpy(
+        np.stack(
+            [
+                ((y - a) ** 2 + (x - b) ** 2 < r**2).astype(np.float32)
+                for a, b, r in zip(
+                    *rng.uniform(20, 44, (2, count)), rng.uniform(8, 30, count), strict=True
+                )
+            ]
+        )
+    )
+
+
+def test_the_released_codec_has_the_published_arrays() -> None:
+    with torch.device("meta"):
+        shapes = {n: tuple(v.shape) for n, v in MaskCodec(RELEASED).state_dict().items()}
+    assert shapes["encoder.0.weight"] == (16, 1, 4, 4)
+    assert shapes["encoder.9.net.4.weight"] == (128, 128, 1, 1)
+    assert shapes["encoder.10.weight"] == (512, 128, 1, 1)
+    assert shapes["_vq_vae._embedding"] == (128, 512)
+    assert shapes["_vq_vae._ema_w"] == (128, 512)
+    assert shapes["decoder.6.weight"] == (128, 64, 4, 4)
+    assert shapes["decoder.12.weight"] == (1, 16, 1, 1)
+    assert len(shapes) == 49
+
+
+def test_encode_finds_the_codeword_at_least_squared_distance() -> None:
+    codec = small_codec()
+    masks = disc_masks(3)
+    latents = codec.latents(masks).detach()
+    distance = (latents[:, :, None] - codec._vq_vae._embedding).square().sum(-1)
+    assert torch.equal(codec.encode(masks), distance.argmin(-1))
+
+
+def test_the_forward_pass_equals_decode_of_encode_and_its_gradient_reaches_the_encoder() -> None:
+    codec = small_codec()
+    masks = disc_masks(2)
+    out = codec(masks)
+    assert torch.equal(out.codes, codec.encode(masks))
+    torch.testing.assert_close(out.reconstruction, codec.decode(out.codes), atol=1e-6, rtol=0)
+    out.reconstruction.square().mean().backward()
+    assert codec.encoder[0].weight.grad.abs().max() > 0
+
+
+def test_the_codebook_moves_to_the_mean_of_its_latents() -> None:
+    codec = small_codec()
+    book = codec._vq_vae
+    before = book._embedding.clone()
+    latents = torch.full((1, 16, 7), 2.0)
+    codec.update_codebook(latents, torch.full((1, 16), 5), decay=0.5, epsilon=0.0)
+    # code 5: count (1 + 16) / 2, sum (codeword + 32) / 2; every other code keeps its place
+    torch.testing.assert_close(book._embedding[5], (before[5] + 32) / 17)
+    torch.testing.assert_close(book._embedding[4], before[4])
+
+
+def test_dead_codewords_are_reseeded_on_latents_of_the_batch() -> None:
+    codec = small_codec()
+    latents = torch.full((8, 16, 7), 2.0)
+    codes = torch.full((8, 16), 5)
+    num = codec.update_codebook(latents, codes, decay=0.5, epsilon=0.0, reseed_below=0.6)
+    assert num == 127
+    torch.testing.assert_close(codec._vq_vae._embedding[4], torch.full((7,), 2.0))
+
+
+def test_a_few_training_steps_lower_the_reconstruction_error() -> None:
+    codec = small_codec().train()
+    masks = disc_masks(16)
+    optimiser = torch.optim.AdamW(codec.parameters(), lr=3e-3, weight_decay=0)
+    losses = []
+    for _ in range(25):
+        out = codec(masks)
+        error = (out.reconstruction - (2 * masks - 1)).square().mean()
+        optimiser.zero_grad()
+        (error + 0.25 * out.commitment_loss).backward()
+        optimiser.step()
+        codec.update_codebook(out.latents, out.codes, reseed_below=0.05)
+        losses.append(error.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+def test_a_saved_codec_loads_bit_for_bit(tmp_path: Path, ending: str) -> None:
+    codec = small_codec()
+    path = tmp_path / f"codec{ending}"
+    codec.save(path, with_averages=True)
+    loaded = load_mask_codec(path)
+    assert loaded.config == SMALL
+    for name, value in codec.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_half_precision_codec_loads_as_float32_without_its_averages(tmp_path: Path) -> None:
+    codec = small_codec()
+    codec.save(tmp_path / "c.safetensors", dtype="float16")
+    loaded = load_mask_codec(tmp_path / "c.safetensors")
+    for value, own in zip(loaded.parameters(), codec.parameters(), strict=True):
+        assert value.dtype == torch.float32
+        assert torch.equal(value, own.half().float())
+    assert torch.equal(loaded._vq_vae._ema_w, loaded._vq_vae._embedding)
+
+
+def test_one_error_names_every_array_that_does_not_fit() -> None:
+    arrays = {n: v.numpy() for n, v in small_codec().state_dict().items()}
+    del arrays["decoder.0.bias"]
+    arrays["extra"] = np.zeros(1, np.float32)
+    arrays["encoder.2.bias"] = np.zeros(9, np.float32)
+    arrays["encoder.4.bias"] = np.full(5, np.nan, np.float32)
+    arrays["encoder.6.bias"] = np.zeros(6, np.int64)
+    with pytest.raises(CheckpointError) as caught:
+        mask_codec_from_arrays(arrays, source="x.npz")
+    message = str(caught.value)
+    for part in [
+        "missing decoder.0.bias",
+        "unexpected extra",
+        "encoder.2.bias has shape (9,) instead of (4,)",
+        "encoder.4.bias holds values that are not finite",
+        "encoder.6.bias is int64",
+    ]:
+        assert part in message
+
+
+def test_files_that_are_no_codec_are_refused(tmp_path: Path) -> None:
+    pickled = tmp_path / "objects.npz"
+    np.savez(pickled, **{"encoder.0.weight": np.array([{}], dtype=object)})
+    cut = tmp_path / "cut.safetensors"
+    small_codec().save(cut)
+    cut.write_bytes(cut.read_bytes()[:1000])
+    for path in [pickled, cut, tmp_path / "absent.npz", tmp_path / "codec.bin"]:
+        with pytest.raises(CheckpointError, match=path.name):
+            load_mask_codec(path)
+
+
+def test_a_codec_of_absurd_width_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="hidden must lie in"):
+        MaskCodecConfig(channels=(1, 1, 1), hidden=10**6, code_dim=1, num_codes=1)
+
+
+def test_saving_under_another_ending_or_dtype_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="must end in"):
+        small_codec().save(tmp_path / "codec.pt")
+    with pytest.raises(CheckpointError, match="float64"):
+        small_codec().save(tmp_path / "codec.npz", dtype="float64")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("codes", [torch.zeros(1, 15).long(), torch.full((1, 16), 128)])
+def test_codes_outside_the_codebook_are_refused(codes: torch.Tensor) -> None:
+    with pytest.raises(DataError, match="Mask codes must"):
+        small_codec().decode(codes)
+
+
+def test_a_bool_mask_gets_the_codes_of_its_uint8_picture() -> None:
+    mask = np.zeros((40, 50), bool)
+    mask[10:30, 5:25] = True
+    box = np.float32([0.2, 0.1, 0.8, 0.6])
+    codec = small_codec()
+    codes = mask_to_codes(codec, mask, box)
+    assert codes.shape == (16,)
+    assert np.array_equal(codes, mask_to_codes(codec, mask.astype(np.uint8) * 255, box))
+
+
+def test_masks_the_codec_cannot_see_are_refused() -> None:
+    codec = small_codec()
+    box = np.float32([0, 0, 1, 1])
+    mask = np.ones((8, 8), bool)
+    with pytest.raises(DataError, match="maximum of 1"):
+        mask_to_codes(codec, mask.astype(np.uint8), box)
+    with pytest.raises(DataError, match="at least one pixel"):
+        mask_to_codes(codec, mask, np.float32([0.5, 0.5, 0.5, 0.9]))
+    with pytest.raises(DataError, match="finite"):
+        mask_to_codes(codec, mask, np.float32([0, 0, np.nan, 1]))
+    with pytest.raises(DataError, match="float32"):
+        mask_to_codes(codec, mask.astype(np.float32), box)
