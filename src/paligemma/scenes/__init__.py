@@ -1,0 +1,24 @@
+"""Labelled pictures drawn from a seed: shapes, real handwriting and signs, with true answers."""
+
+from __future__ import annotations
+
+from .draw import draw_scene
+from .examples import DEFAULT_WEIGHTS, KINDS, sample_example, scene_examples
+from .language import plural
+from .scene import COLORS, LABELS, SHAPES, Scene, SceneExample, SceneObject, SceneOptions
+
+__all__ = [
+    "COLORS",
+    "DEFAULT_WEIGHTS",
+    "KINDS",
+    "LABELS",
+    "SHAPES",
+    "Scene",
+    "SceneExample",
+    "SceneObject",
+    "SceneOptions",
+    "draw_scene",
+    "plural",
+    "sample_example",
+    "scene_examples",
+]

@@ -1,0 +1,115 @@
+"""From a seed to a labelled picture."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .assets import FONTS, digit_indices
+from .backgrounds import draw_background
+from .canvas import Canvas
+from .objects import Patch, draw_digit, draw_shape, draw_sign
+from .scene import COLORS, SHAPES, SPLITS, Scene, SceneOptions
+from .words import WORDS
+
+_COLOR_NAMES = tuple(COLORS)
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_SHARE_SHAPE, _SHARE_DIGIT = 0.55, 0.22
+# In a quarter of the pictures one label is favoured, so that counts above two occur.
+_SHARE_CROWD, _CROWD_PULL = 0.25, 0.6
+# Training signs often spell nothing, so that reading is learned and not a list of words.
+_SHARE_RANDOM_LETTERS = 0.35
+_SHARE_NUMBERS = 0.3
+_NUM_ATTEMPTS = 3
+
+
+def _draw_label(rng: np.random.Generator) -> str:
+    share = rng.random()
+    if share < _SHARE_SHAPE:
+        return SHAPES[int(rng.integers(len(SHAPES)))]
+    return "digit" if share < _SHARE_SHAPE + _SHARE_DIGIT else "sign"
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return math.exp(float(rng.uniform(math.log(low), math.log(high))))
+
+
+def _draw_text(rng: np.random.Generator, split: str) -> str:
+    """What a sign says: a word, a number of 1..4 digits, or (training) 2..6 random capitals."""
+    if split == "train" and rng.random() < _SHARE_RANDOM_LETTERS:
+        picks = rng.integers(len(_LETTERS), size=int(rng.integers(2, 7)))
+        return "".join(_LETTERS[k] for k in picks)
+    if rng.random() < _SHARE_NUMBERS:
+        num_digits = int(rng.integers(1, 5))
+        return str(int(rng.integers(10 ** (num_digits - 1), 10**num_digits)))
+    return WORDS[int(rng.integers(len(WORDS)))]
+
+
+def _draw_sign_that_fits(
+    color: str, options: SceneOptions, shrink: float, rng: np.random.Generator
+) -> Patch:
+    """A sign at most nine tenths of the canvas wide: long words get smaller writing or give way."""
+    low, high = options.cap_range_px
+    face = FONTS[int(rng.integers(len(FONTS)))]
+    cap_px = max(low, _log_uniform(rng, low, high) * shrink)
+    limit_px = 0.9 * options.hw[1]
+    while True:
+        text = _draw_text(rng, options.split)
+        # Widest case of any face: about one cap height a character, plus padding.
+        cap_px = max(low, min(cap_px, limit_px / (len(text) * 1.05 + 1.2)))
+        patch = draw_sign(text, color, cap_px, rng, face=face)
+        if patch.hw[1] <= limit_px:
+            return patch
+
+
+def _draw_patch(
+    label: str, options: SceneOptions, shrink: float, rng: np.random.Generator
+) -> Patch:
+    low, high = options.side_range_px
+    color = _COLOR_NAMES[int(rng.integers(len(_COLOR_NAMES)))]
+    if label == "sign":
+        return _draw_sign_that_fits(color, options, shrink, rng)
+    side_px = max(low, _log_uniform(rng, low, high) * shrink)
+    if label == "digit":
+        indices = digit_indices(options.split)
+        index = int(indices[int(rng.integers(len(indices)))])
+        return draw_digit(index, color, max(side_px, low * 28 / 26), rng)
+    return draw_shape(label, color, side_px, rng)
+
+
+def draw_scene(seed: int, options: SceneOptions | None = None) -> Scene:
+    """Draw the picture of a seed.
+
+    Args:
+        seed: any non-negative integer. Equal seeds and options give equal pictures; the same seed
+            gives different pictures for the two splits.
+        options: canvas, split and bounds; SceneOptions() when None.
+
+    Returns:
+        A scene with 1..max_objects objects, each inside the canvas and at least 85 % visible; no
+        two share label, colour and text.
+    """
+    options = options or SceneOptions()
+    rng = np.random.default_rng([SPLITS.index(options.split), seed])
+    canvas = Canvas(draw_background(options.hw, rng))
+    num_objects = int(rng.integers(1, options.num_objects_max + 1))
+    crowd = _draw_label(rng) if rng.random() < _SHARE_CROWD else None
+    taken: set[tuple[str, str, str]] = set()
+    num_signs = 0
+    for _ in range(num_objects):
+        is_crowd = crowd is not None and rng.random() < _CROWD_PULL
+        label = crowd if is_crowd and crowd is not None else _draw_label(rng)
+        while label == "sign" and num_signs >= options.num_signs_max:
+            label = _draw_label(rng)
+        for attempt in range(_NUM_ATTEMPTS):
+            # An object that found no room is drawn anew and smaller.
+            patch = _draw_patch(label, options, 0.75**attempt, rng)
+            identity = (patch.label, patch.color, patch.text)
+            if identity not in taken and canvas.place(patch, rng):
+                taken.add(identity)
+                num_signs += label == "sign"
+                break
+    while not len(canvas):
+        canvas.place(_draw_patch(SHAPES[0], options, 0.5, rng), rng)
+    return canvas.scene(seed)

@@ -1,0 +1,232 @@
+"""Prompts about a picture, as pre-training speaks them, with their true targets.
+
+The prompts are those of the task mixture of PaliGemma (paper, section 3.2.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from paligemma.errors import DataError
+
+from .language import describe, join_list, phrase_matches, position_of, raster_order
+from .questions import (
+    MIN_POSITION_MARGIN,
+    QuestionAnswer,
+    absent_phrase,
+    ask_color,
+    ask_comparison,
+    ask_count,
+    ask_position,
+    ask_presence,
+    ask_reading,
+    pick,
+    reading_question,
+    references,
+)
+from .scene import Scene, SceneExample
+
+Builder = Callable[[Scene, np.random.Generator], SceneExample | None]
+
+
+def _caption(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
+    parts = [describe(scene.objects[k]) for k in raster_order(scene.objects)]
+    return SceneExample(
+        task="caption", kind="caption", prefix="caption en", suffix=join_list(parts)
+    )
+
+
+def _ocr(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
+    texts = [scene.objects[k].text for k in raster_order(scene.objects)]
+    suffix = " ".join(text for text in texts if text)
+    if not suffix:
+        return None
+    return SceneExample(task="ocr", kind="ocr", prefix="ocr", suffix=suffix)
+
+
+def _answer(
+    kind: str, ask: Callable[[Scene, np.random.Generator], QuestionAnswer | None]
+) -> Builder:
+    def build(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
+        found = ask(scene, rng)
+        if found is None:
+            return None
+        question, answer = found
+        return SceneExample(task="answer", kind=kind, prefix=f"answer en {question}", suffix=answer)
+
+    return build
+
+
+def _question(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
+    """An answer first; only answers that one object alone can give."""
+    choices: list[tuple[str, str]] = []
+    for index, item in enumerate(scene.objects):
+        others = [o for o in scene.objects if o is not item]
+        place, margin = position_of(item)
+        if item.text and all(item.text != o.text for o in others):
+            reading = reading_question(scene, index, rng)
+            if reading:
+                choices.append((item.text.strip(), reading))
+        names = references(scene, index)
+        if item.label in names and all(item.color != o.color for o in others):
+            choices.append((item.color, f"what color is the {item.label}?"))
+        is_alone = all(place != position_of(o)[0] for o in others)
+        if names and is_alone and margin >= MIN_POSITION_MARGIN:
+            choices.append((place, f"where is the {names[0]}?"))
+    if not choices:
+        return None
+    answer, question = pick(rng, choices)
+    return SceneExample(
+        task="question", kind="question", prefix=f"question en {answer}", suffix=question
+    )
+
+
+def _targets(scene: Scene, phrases: list[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Objects that the phrases name, from top to bottom, and the phrase that names each."""
+    found = [
+        (k, phrase)
+        for k in raster_order(scene.objects)
+        for phrase in phrases
+        if phrase_matches(phrase, scene.objects[k])
+    ]
+    return tuple(k for k, _ in found), tuple(phrase for _, phrase in found)
+
+
+def _present_phrases(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """One phrase a present label, in random order: the label, or a colour of it with the label."""
+    labels = list(dict.fromkeys(o.label for o in scene.objects))
+    phrases = []
+    for k in rng.permutation(len(labels)):
+        colors = [o.color for o in scene.objects if o.label == labels[k]]
+        with_color = rng.random() < 0.3
+        phrases.append(f"{pick(rng, colors)} {labels[k]}" if with_color else labels[k])
+    return phrases
+
+
+def _detect(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
+    num_phrases = int(rng.integers(1, 5))
+    present = _present_phrases(scene, rng)
+    asked: list[str] = []
+    for _ in range(num_phrases):
+        phrase = present.pop() if present and rng.random() < 0.8 else absent_phrase(scene, rng)
+        # No object may answer to two phrases; a near-miss of an asked label is a fair question.
+        if phrase not in asked:
+            asked.append(phrase)
+    order = rng.permutation(len(asked))
+    asked = [asked[k] for k in order]
+    objects, labels = _targets(scene, asked)
+    prefix = f"detect {' ; '.join(asked)}"
+    return SceneExample(
+        task="detect", kind="detect", prefix=prefix, suffix=None, objects=objects, labels=labels
+    )
+
+
+def _segment(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
+    phrases = _present_phrases(scene, rng)
+    few = [p for p in phrases if sum(phrase_matches(p, o) for o in scene.objects) <= 2]
+    phrase = (few or phrases)[0]
+    objects, labels = _targets(scene, [phrase])
+    return SceneExample(
+        task="segment",
+        kind="segment",
+        prefix=f"segment {phrase}",
+        suffix=None,
+        objects=objects,
+        labels=labels,
+    )
+
+
+def _caption_region(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
+    item = pick(rng, scene.objects)
+    return SceneExample(
+        task="caption_region",
+        kind="caption_region",
+        prefix="caption ",
+        suffix=describe(item),
+        prefix_box=item.box_yxyx,
+    )
+
+
+_BUILDERS: dict[str, Builder] = {
+    "caption": _caption,
+    "ocr": _ocr,
+    "color": _answer("color", ask_color),
+    "count": _answer("count", ask_count),
+    "presence": _answer("presence", ask_presence),
+    "position": _answer("position", ask_position),
+    "reading": _answer("reading", ask_reading),
+    "comparison": _answer("comparison", ask_comparison),
+    "question": _question,
+    "detect": _detect,
+    "segment": _segment,
+    "caption_region": _caption_region,
+}
+KINDS: tuple[str, ...] = tuple(_BUILDERS)
+DEFAULT_WEIGHTS: Mapping[str, float] = {
+    "caption": 2.0,
+    "ocr": 2.0,
+    "color": 0.7,
+    "count": 0.7,
+    "presence": 0.7,
+    "position": 0.7,
+    "reading": 1.0,
+    "comparison": 0.9,
+    "question": 0.4,
+    "detect": 4.0,
+    "segment": 3.0,
+    "caption_region": 0.8,
+}
+# How often a picture without writing is still asked for it.
+_SHARE_EMPTY_OCR = 0.1
+
+
+def _draw_kind(weights: Mapping[str, float], mark: float) -> str:
+    """The kind in whose stretch of the stacked weights the mark falls."""
+    for kind, weight in weights.items():
+        mark -= weight
+        if mark < 0:
+            return kind
+    return max(weights, key=lambda kind: weights[kind])
+
+
+def scene_examples(scene: Scene, rng: np.random.Generator) -> list[SceneExample]:
+    """One example of every kind that applies to the picture, in the order of KINDS."""
+    built = (build(scene, rng) for build in _BUILDERS.values())
+    return [example for example in built if example is not None]
+
+
+def sample_example(
+    scene: Scene, rng: np.random.Generator, weights: Mapping[str, float] | None = None
+) -> SceneExample:
+    """One example of a random kind.
+
+    Args:
+        scene: the picture.
+        rng: source of every choice.
+        weights: kind to relative frequency; absent kinds are never drawn. DEFAULT_WEIGHTS if None.
+
+    Returns:
+        An example of a kind with positive weight. Where no such kind applies to the picture, a
+        caption.
+
+    Raises:
+        DataError: a kind is unknown, a weight is negative, or all are zero.
+    """
+    left = dict(DEFAULT_WEIGHTS if weights is None else weights)
+    if set(left) - set(KINDS) or any(w < 0 for w in left.values()) or not sum(left.values()) > 0:
+        raise DataError(
+            f"Weights must map kinds of {KINDS} to shares >= 0, some positive, got {left}."
+        )
+    while left and (total := sum(left.values())) > 0:
+        kind = _draw_kind(left, float(rng.random()) * total)
+        example = _BUILDERS[kind](scene, rng)
+        if example is not None:
+            return example
+        if kind == "ocr" and rng.random() < _SHARE_EMPTY_OCR:
+            return SceneExample(task="ocr", kind="ocr", prefix="ocr", suffix="")
+        del left[kind]
+    caption = _caption(scene, rng)
+    assert caption is not None
+    return caption

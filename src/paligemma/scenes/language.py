@@ -1,0 +1,58 @@
+"""How objects are spoken of: articles, plurals, descriptions and references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .scene import SceneObject
+
+_PLURALS = {"cross": "crosses"}
+
+
+def plural(label: str) -> str:
+    """The plural of a label: "circle" gives "circles", "cross" gives "crosses"."""
+    return _PLURALS.get(label, f"{label}s")
+
+
+def with_article(phrase: str) -> str:
+    """The phrase with "a" or "an" before it."""
+    return f"{'an' if phrase[:1] in 'aeiou' else 'a'} {phrase}"
+
+
+def describe(item: SceneObject) -> str:
+    """An object in a caption: "a red circle", "a green digit 7", "a blue sign saying STOP"."""
+    noun = with_article(f"{item.color} {item.label}")
+    if item.label == "digit":
+        return f"{noun} {item.text}"
+    return f"{noun} saying {item.text}" if item.label == "sign" else noun
+
+
+def join_list(parts: Sequence[str]) -> str:
+    """Join as in a sentence: "a, b and c"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def phrase_matches(phrase: str, item: SceneObject) -> bool:
+    """Whether "circle" or "red circle" names this object."""
+    return phrase in (item.label, f"{item.color} {item.label}")
+
+
+def raster_order(objects: Sequence[SceneObject]) -> list[int]:
+    """Indices from top to bottom by upper edge, then from left to right."""
+    return sorted(range(len(objects)), key=lambda k: objects[k].box_yxyx[:2])
+
+
+def position_of(item: SceneObject) -> tuple[str, float]:
+    """Which ninth of the picture holds the centre of the box.
+
+    Returns:
+        One of "top left", "top", "top right", "left", "center", "right", "bottom left", "bottom",
+        "bottom right"; and the distance to the nearest border between thirds, as a share of the
+        picture's side.
+    """
+    y0, x0, y1, x1 = item.box_yxyx
+    centre_y, centre_x = (y0 + y1) / 2, (x0 + x1) / 2
+    margin = min(abs(c - third) for c in (centre_y, centre_x) for third in (1 / 3, 2 / 3))
+    row = ("top", "", "bottom")[min(2, int(centre_y * 3))]
+    column = ("left", "", "right")[min(2, int(centre_x * 3))]
+    return " ".join(part for part in (row, column) if part) or "center", margin

@@ -1,0 +1,197 @@
+"""Questions with one true short answer each."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .language import phrase_matches, plural, position_of, with_article
+from .scene import COLORS, LABELS, Scene
+
+# Nobody is asked about near-ties.
+MIN_OFFSET_PX = 8.0
+MIN_AREA_RATIO = 1.25
+MIN_POSITION_MARGIN = 0.03
+
+QuestionAnswer = tuple[str, str]
+
+
+def pick(rng: np.random.Generator, items: list | tuple):  # type: ignore[no-untyped-def]
+    """One of the items, uniformly."""
+    return items[int(rng.integers(len(items)))]
+
+
+def references(scene: Scene, index: int) -> list[str]:
+    """Phrases that name objects[index] and nothing else: its label, or its colour and label."""
+    item = scene.objects[index]
+    phrases = (item.label, f"{item.color} {item.label}")
+    return [p for p in phrases if sum(phrase_matches(p, o) for o in scene.objects) == 1]
+
+
+def _named(scene: Scene, rng: np.random.Generator) -> list[tuple[int, str]]:
+    """Every object that can be named, with one phrase: mostly the shortest."""
+    named = []
+    for index in range(len(scene.objects)):
+        phrases = references(scene, index)
+        if phrases:
+            named.append((index, phrases[0] if rng.random() < 0.7 else phrases[-1]))
+    return named
+
+
+def ask_color(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    """What color is the circle?"""
+    unique = [o for k, o in enumerate(scene.objects) if o.label in references(scene, k)]
+    if not unique:
+        return None
+    item = pick(rng, unique)
+    return f"what color is the {item.label}?", item.color
+
+
+def ask_count(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    """How many circles are there? Now and then: how many objects are there?"""
+    if rng.random() < 0.2:
+        return "how many objects are there?", str(len(scene.objects))
+    present = sorted({o.label for o in scene.objects})
+    label = pick(rng, present) if rng.random() < 0.8 else pick(rng, LABELS)
+    count = sum(o.label == label for o in scene.objects)
+    return f"how many {plural(label)} are there?", str(count)
+
+
+def _present_phrase(scene: Scene, rng: np.random.Generator) -> str:
+    item = pick(rng, scene.objects)
+    return item.label if rng.random() < 0.5 else f"{item.color} {item.label}"
+
+
+def absent_phrase(scene: Scene, rng: np.random.Generator) -> str:
+    """A label, or colour and label, that names nothing here; half of them are near-misses."""
+    # A picture has at most 12 objects but there are 64 colour and label pairs: this ends.
+    while True:
+        item = pick(rng, scene.objects)
+        if rng.random() < 0.5:
+            swap_color = rng.random() < 0.5
+            color = pick(rng, tuple(COLORS)) if swap_color else item.color
+            phrase = f"{color} {item.label if swap_color else pick(rng, LABELS)}"
+        else:
+            label = pick(rng, LABELS)
+            phrase = label if rng.random() < 0.6 else f"{pick(rng, tuple(COLORS))} {label}"
+        if not any(phrase_matches(phrase, o) for o in scene.objects):
+            return phrase
+
+
+def ask_presence(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    """Is there a red star? Yes and no equally often."""
+    if rng.random() < 0.5:
+        return f"is there {with_article(_present_phrase(scene, rng))}?", "yes"
+    return f"is there {with_article(absent_phrase(scene, rng))}?", "no"
+
+
+def ask_position(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    """Where is the heart? One of nine places."""
+    choices = [
+        (phrase, position_of(scene.objects[k])[0])
+        for k, phrase in _named(scene, rng)
+        if position_of(scene.objects[k])[1] >= MIN_POSITION_MARGIN
+    ]
+    if not choices:
+        return None
+    phrase, answer = pick(rng, choices)
+    return f"where is the {phrase}?", answer
+
+
+def reading_question(scene: Scene, index: int, rng: np.random.Generator) -> str | None:
+    """The question whose answer is the writing of objects[index], or None if it is not clear."""
+    item = scene.objects[index]
+    phrases = references(scene, index)
+    if not item.text or not phrases:
+        return None
+    phrase = phrases[0] if rng.random() < 0.7 else phrases[-1]
+    if item.label == "sign":
+        return f"what does the {phrase} say?"
+    if phrase != "digit":
+        return f"what is the {phrase}?"
+    # A sign that shows a single figure would be a second answer to "what digit is it?".
+    other = any(o.label == "sign" and len(o.text) == 1 for o in scene.objects)
+    return None if other else "what digit is it?"
+
+
+def ask_reading(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    """What does the sign say? What is the blue digit?"""
+    choices = [
+        (question, scene.objects[k].text)
+        for k in range(len(scene.objects))
+        if (question := reading_question(scene, k, rng))
+    ]
+    return pick(rng, choices) if choices else None
+
+
+def _compare_places(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    named = _named(scene, rng)
+    if len(named) < 2:
+        return None
+    first, second = rng.permutation(len(named))[:2]
+    (a, phrase_a), (b, phrase_b) = named[first], named[second]
+    axis = int(rng.integers(2))
+    side_px = scene.object_map.shape[axis]
+
+    def centre_px(index: int) -> float:
+        box = scene.objects[index].box_yxyx
+        return (box[axis] + box[axis + 2]) / 2 * side_px
+
+    offset_px = centre_px(b) - centre_px(a)
+    if abs(offset_px) < MIN_OFFSET_PX:
+        return None
+    before, after = (("above", "below"), ("left of", "right of"))[axis]
+    asks_before = rng.random() < 0.5
+    relation = before if asks_before else after
+    return f"is the {phrase_a} {relation} the {phrase_b}?", _yes_no(asks_before == (offset_px > 0))
+
+
+def _compare_sizes(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    named = _named(scene, rng)
+    if len(named) < 2:
+        return None
+    first, second = rng.permutation(len(named))[:2]
+    (a, phrase_a), (b, phrase_b) = named[first], named[second]
+
+    def area(index: int) -> float:
+        y0, x0, y1, x1 = scene.objects[index].box_yxyx
+        return (y1 - y0) * (x1 - x0)
+
+    ratio = area(a) / area(b)
+    if max(ratio, 1 / ratio) < MIN_AREA_RATIO:
+        return None
+    asks_bigger = rng.random() < 0.5
+    relation = "bigger" if asks_bigger else "smaller"
+    return f"is the {phrase_a} {relation} than the {phrase_b}?", _yes_no(asks_bigger == (ratio > 1))
+
+
+def _compare_counts(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    counts = {label: sum(o.label == label for o in scene.objects) for label in LABELS}
+    first = pick(rng, [label for label in LABELS if counts[label]])
+    others = [label for label in LABELS if counts[label] not in (0, counts[first])]
+    if not others:
+        return None
+    second = pick(rng, others)
+    if rng.random() < 0.5:
+        first, second = second, first
+    question = f"are there more {plural(first)} than {plural(second)}?"
+    return question, _yes_no(counts[first] > counts[second])
+
+
+def _yes_no(truth: bool) -> str:
+    return "yes" if truth else "no"
+
+
+def ask_comparison(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    """Is the circle left of the star? Bigger? Are there more circles than squares?"""
+    draw = rng.random()
+    if draw < 0.6:
+        order = (_compare_places, _compare_sizes, _compare_counts)
+    elif draw < 0.8:
+        order = (_compare_sizes, _compare_places, _compare_counts)
+    else:
+        order = (_compare_counts, _compare_places, _compare_sizes)
+    for ask in order:
+        found = ask(scene, rng)
+        if found:
+            return found
+    return None
