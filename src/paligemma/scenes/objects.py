@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -17,6 +18,7 @@ _SUPERSAMPLE = 4
 # A pixel belongs to an object when the object covers at least half of it.
 _HALF = 128
 _DIGIT_THRESHOLD = 0.45
+_DIGIT_ZOOM = 12
 _COLOR_JITTER = 11
 
 
@@ -156,6 +158,18 @@ def draw_shape(label: str, color: str, side_px: float, rng: np.random.Generator)
     return Patch(paint=_to_uint8(paint), alpha=alpha, mask=alpha >= _HALF, label=label, color=color)
 
 
+@lru_cache(maxsize=2048)
+def _smooth_ink(index: int) -> Image.Image:
+    """Handwriting with one empty cell around it, upscaled by 12 and sharpened, grey, full ink 240.
+
+    Sharpening over the width of a stroke reopens the loops of 6, 8 and 9 that 8 x 8 cells blur.
+    """
+    padded = np.pad(digits()[0][index], 1) * np.uint8(15)
+    side = padded.shape[0] * _DIGIT_ZOOM
+    smooth = Image.fromarray(padded).resize((side, side), Image.Resampling.BICUBIC)
+    return smooth.filter(ImageFilter.UnsharpMask(radius=_DIGIT_ZOOM, percent=220, threshold=0))
+
+
 def draw_digit(index: int, color: str, height_px: float, rng: np.random.Generator) -> Patch:
     """Draw a real handwritten digit, upscaled smoothly, with a thin contrasting halo.
 
@@ -172,13 +186,10 @@ def draw_digit(index: int, color: str, height_px: float, rng: np.random.Generato
     ink = images[index]
     rows = np.flatnonzero(ink.max(axis=1) >= 16 * _DIGIT_THRESHOLD)
     cell_px = height_px / float(rows[-1] - rows[0] + 1)
-    # Two steps: a smooth fixed upscale first, then one affine resampling to the wanted size.
-    zoom = 12
-    padded = np.pad(ink, 1) * np.uint8(15)
-    side = padded.shape[0] * zoom
-    smooth = Image.fromarray(padded).resize((side, side), Image.Resampling.BICUBIC)
-    x_scale = cell_px * float(rng.uniform(0.85, 1.1)) / zoom
-    y_scale = cell_px / zoom
+    smooth = _smooth_ink(index)
+    side = smooth.width
+    x_scale = cell_px * float(rng.uniform(0.85, 1.1)) / _DIGIT_ZOOM
+    y_scale = cell_px / _DIGIT_ZOOM
     slant, angle = float(rng.uniform(-0.15, 0.15)), math.radians(float(rng.uniform(-8, 8)))
     forward = (
         np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
