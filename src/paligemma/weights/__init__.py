@@ -1,0 +1,1 @@
+"""Checkpoints in and out: released layouts, strict loading, saving, converting, diagnosing."""
