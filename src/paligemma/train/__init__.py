@@ -1,0 +1,1 @@
+"""Teach a model: loss, optimiser, data and one loop for every stage."""
