@@ -75,7 +75,7 @@ def train_tokenizer(
 
     Args:
         lines: text to learn from; object tokens within are left out.
-        vocab_size: pieces before the 1,152 are appended; fewer when the text does not yield as many.
+        vocab_size: pieces before the 1,152 are appended; fewer if the text does not yield as many.
         out_path: file to write, usually named tokenizer.model.
         byte_fallback: spell unknown characters by 256 byte pieces (counted in `vocab_size`)
             instead of unk.

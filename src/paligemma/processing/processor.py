@@ -1,0 +1,364 @@
+"""Pictures and text to a `Batch`; sole owner of the token layout.
+
+    [image x I] [BOS] prefix [sep] | suffix [EOS] | [PAD ...]
+    mask_ar      0     0      0    |   1      1   |   1
+    mask_input   1     1      1    |   1      1   |   0
+    mask_loss    0     0      0    |   1      1   |   0
+
+Image tokens have no ids: the model puts them in front of the rows built here. Prefix, separator
+and suffix are tokenised apart, so that no merge crosses a boundary.
+Source: big_vision configs/proj/paligemma/transfers/common.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar, cast
+
+import numpy as np
+import torch
+
+from paligemma.batch import Batch
+from paligemma.errors import ConfigError, ImageError, PromptError
+from paligemma.processing.image import MAX_PIXELS, ImageSource, load_image
+from paligemma.processing.prompts import clean_prompt, strip_markers
+from paligemma.processing.resize import (
+    BICUBIC,
+    require_resize_method,
+    resize,
+    resize_float,
+    to_unit_range,
+)
+from paligemma.processing.tokenizer import Tokenizer
+from paligemma.vocab import Vocab
+
+logger = logging.getLogger(__name__)
+
+_Frame = TypeVar("_Frame")
+ExampleImages: TypeAlias = "ImageSource | torch.Tensor | Sequence[ImageSource | torch.Tensor]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRow:
+    """The text part of one example; four sequences of equal length."""
+
+    tokens: tuple[int, ...]
+    mask_ar: tuple[int, ...]
+    mask_input: tuple[int, ...]
+    mask_loss: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def fit(self, length: int, pad: int) -> TokenRow:
+        """Cut or padded on the right; a cut loses EOS and may leave no suffix at all."""
+        missing = max(length - len(self), 0)
+
+        def fitted(values: tuple[int, ...], filling: int) -> tuple[int, ...]:
+            return values[:length] + (filling,) * missing
+
+        return TokenRow(
+            tokens=fitted(self.tokens, pad),
+            mask_ar=fitted(self.mask_ar, 1),
+            mask_input=fitted(self.mask_input, 0),
+            mask_loss=fitted(self.mask_loss, 0),
+        )
+
+
+def layout(
+    prefix_ids: Sequence[int], suffix_ids: Sequence[int], vocab: Vocab, *, add_eos: bool
+) -> TokenRow:
+    """One row without padding.
+
+    Args:
+        prefix_ids: the prompt, without BOS and separator.
+        suffix_ids: the answer, without EOS; at inference an answer already begun, or empty.
+        vocab: source of the BOS, separator and EOS ids.
+        add_eos: True in training.
+    """
+    prompt = (vocab.bos, *prefix_ids, vocab.sep)
+    answer = (*suffix_ids, vocab.eos) if add_eos else tuple(suffix_ids)
+    in_answer = (0,) * len(prompt) + (1,) * len(answer)
+    return TokenRow(
+        tokens=prompt + answer,
+        mask_ar=in_answer,
+        mask_input=(1,) * len(in_answer),
+        mask_loss=in_answer,
+    )
+
+
+def training_row(
+    prefix_ids: Sequence[int], suffix_ids: Sequence[int], vocab: Vocab, text_len: int
+) -> TokenRow:
+    """`text_len + 1` tokens: all but the last are read, all but the first are scored."""
+    return layout(prefix_ids, suffix_ids, vocab, add_eos=True).fit(text_len + 1, vocab.pad)
+
+
+def inference_row(
+    prefix_ids: Sequence[int], suffix_ids: Sequence[int], vocab: Vocab, text_len: int
+) -> TokenRow:
+    """`text_len` tokens: the prompt and, if the answer has begun, its first tokens."""
+    return layout(prefix_ids, suffix_ids, vocab, add_eos=False).fit(text_len, vocab.pad)
+
+
+def sample_frames(
+    frames: Sequence[_Frame], num_frames: int, stride: int = 1, offset: int = 0
+) -> list[_Frame]:
+    """Every `stride`-th frame from `offset` on; a short clip is repeated from its start.
+
+    Args:
+        frames: the clip in time order.
+        num_frames: how many to return.
+        stride: distance in frames.
+        offset: first frame; 0 in evaluation, random in training.
+
+    Raises:
+        ImageError: no frame, or a count, stride or offset out of range.
+
+    Source: big_vision pp/proj/paligemma/video.py (cyclic repetition, not of the last frame).
+    """
+    if num_frames < 1 or stride < 1 or not 0 <= offset < max(len(frames), 1):
+        raise ImageError(
+            f"num_frames and stride must be at least 1 and offset within the clip of {len(frames)} "
+            f"frames, got {num_frames}, {stride} and {offset}"
+        )
+    picked = list(frames[offset::stride])
+    if not picked:
+        raise ImageError("a clip must hold at least one frame, got none")
+    return [picked[index % len(picked)] for index in range(num_frames)]
+
+
+class Processor:
+    """Turns pictures and text into batches for one model.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        image_size_px: side of the square input.
+        resize_method: `bicubic` (what the hub does), `bilinear` or `bilinear-antialias`.
+        allow_url: whether pictures may be fetched from URLs.
+        max_pixels: largest picture that is decoded.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        image_size_px: int,
+        *,
+        resize_method: str = BICUBIC,
+        allow_url: bool = False,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        require_resize_method(resize_method)
+        if image_size_px < 1:
+            raise ConfigError(f"image_size_px must be positive, got {image_size_px}")
+        self.tokenizer = tokenizer
+        self.image_size_px = image_size_px
+        self.resize_method = resize_method
+        self.allow_url = allow_url
+        self.max_pixels = max_pixels
+        self._reported: set[str] = set()
+
+    @property
+    def vocab(self) -> Vocab:
+        return self.tokenizer.vocab
+
+    def inference_batch(
+        self,
+        images: Sequence[ExampleImages] | None,
+        prompts: Sequence[str],
+        suffixes: Sequence[str] | None = None,
+        *,
+        text_len: int | None = None,
+        truncate: bool = False,
+    ) -> Batch:
+        """Prompts to be continued.
+
+        Args:
+            images: one entry for each prompt, or None for text alone. An entry is a picture or a
+                list of pictures (two images, video frames); see `pixels`.
+            prompts: prefixes as typed; see `clean_prompt`.
+            suffixes: answers already begun, continued without EOS.
+            text_len: length of the rows; the longest row by default.
+            truncate: cut rows longer than `text_len` on the right, as the original does.
+
+        Returns:
+            Batch without mask_loss.
+
+        Raises:
+            PromptError: a bad prompt, counts that differ, or a row longer than `text_len`.
+            ImageError: a bad picture, or different numbers of frames.
+        """
+        suffixes = [""] * len(prompts) if suffixes is None else suffixes
+        _require_same_count(images, prompts, suffixes)
+        rows = [
+            layout(
+                self.tokenizer.encode(self._reporting(clean_prompt, prompt)),
+                self.tokenizer.encode(suffix),
+                self.vocab,
+                add_eos=False,
+            )
+            for prompt, suffix in zip(prompts, suffixes, strict=True)
+        ]
+        longest = max(map(len, rows))
+        text_len = longest if text_len is None else text_len
+        if longest > text_len and not truncate:
+            raise PromptError(
+                f"a prompt must fit text_len = {text_len} tokens, got {longest}; "
+                "shorten it, raise text_len or allow truncation"
+            )
+        return self._batch(images, rows, text_len, with_loss=False)
+
+    def training_batch(
+        self,
+        images: Sequence[ExampleImages] | None,
+        prefixes: Sequence[str],
+        suffixes: Sequence[str],
+        *,
+        text_len: int,
+    ) -> Batch:
+        """Examples to learn from; rows are `text_len + 1` long and overlong ones lose their tail.
+
+        Args:
+            images: as for `inference_batch`.
+            prefixes: prompts; an empty one is allowed.
+            suffixes: answers; EOS is added.
+            text_len: tokens that the model reads.
+
+        Returns:
+            Batch with mask_loss, 1 on the suffix and its EOS.
+
+        Raises:
+            PromptError: counts that differ.
+            ImageError: a bad picture, or different numbers of frames.
+        """
+        _require_same_count(images, prefixes, suffixes)
+        rows = [
+            layout(
+                self.tokenizer.encode(self._reporting(strip_markers, prefix)),
+                self.tokenizer.encode(suffix),
+                self.vocab,
+                add_eos=True,
+            )
+            for prefix, suffix in zip(prefixes, suffixes, strict=True)
+        ]
+        return self._batch(images, rows, text_len + 1, with_loss=True)
+
+    def pixels(self, example: ExampleImages) -> torch.Tensor:
+        """The picture or pictures of one example as the model reads them.
+
+        Args:
+            example: a picture, a list of F pictures, or a float tensor made by this method or by
+                `video_pixels` earlier, which is passed through.
+
+        Returns:
+            float32[R, R, 3] or, for a list, [F, R, R, 3], in [-1, 1].
+
+        Raises:
+            ImageError: a bad picture, an empty list, or a tensor of another size.
+        """
+        if isinstance(example, torch.Tensor):
+            return self._checked(example)
+        if isinstance(example, list | tuple):
+            if not example:
+                raise ImageError("an example must have at least one picture, got an empty list")
+            return torch.stack([self.pixels(frame) for frame in example])
+        image = self._load(cast(ImageSource, example))
+        return torch.from_numpy(
+            to_unit_range(resize(image, self.image_size_px, self.resize_method))
+        )
+
+    def video_pixels(
+        self,
+        frames: Sequence[ImageSource],
+        *,
+        num_frames: int = 16,
+        stride: int = 1,
+        offset: int = 0,
+    ) -> torch.Tensor:
+        """Sampled frames of a clip; always resized bilinearly and not truncated to grey levels.
+
+        Args:
+            frames: pictures in time order; `num_frames`, `stride`, `offset` as in `sample_frames`.
+
+        Returns:
+            float32[num_frames, R, R, 3] in [-1, 1].
+
+        Source: big_vision pp/proj/paligemma/video.py.
+        """
+        picked = sample_frames(frames, num_frames, stride, offset)
+        decoded: dict[int, np.ndarray] = {}
+        for frame in picked:  # a repeated frame is decoded once
+            if id(frame) not in decoded:
+                resized = resize_float(self._load(frame), self.image_size_px, antialias=False)
+                decoded[id(frame)] = to_unit_range(resized)
+        return torch.from_numpy(np.stack([decoded[id(frame)] for frame in picked]))
+
+    def _load(self, source: ImageSource) -> np.ndarray:
+        return load_image(source, allow_url=self.allow_url, max_pixels=self.max_pixels)
+
+    def _checked(self, prepared: torch.Tensor) -> torch.Tensor:
+        square = (self.image_size_px, self.image_size_px, 3)
+        if prepared.dtype != torch.float32 or tuple(prepared.shape[-3:]) != square:
+            raise ImageError(
+                f"a prepared picture must be float32 [..., {square[0]}, {square[1]}, 3], got "
+                f"{prepared.dtype} {list(prepared.shape)}; pass the picture itself"
+            )
+        return prepared
+
+    def _reporting(self, clean: Callable[[str], tuple[str, tuple[str, ...]]], prompt: str) -> str:
+        """Applies a cleaning function and logs each kind of notice once."""
+        text, notices = clean(prompt)
+        for notice in notices:
+            if notice not in self._reported:
+                self._reported.add(notice)
+                logger.warning("%s", notice)
+        return text
+
+    def _batch(
+        self,
+        images: Sequence[ExampleImages] | None,
+        rows: Sequence[TokenRow],
+        length: int,
+        *,
+        with_loss: bool,
+    ) -> Batch:
+        rows = [row.fit(length, self.vocab.pad) for row in rows]
+
+        def stacked(values: Iterable[tuple[int, ...]], dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(list(values), dtype=dtype)
+
+        return Batch(
+            images=None if images is None else _stack(list(map(self.pixels, images))),
+            tokens=stacked((row.tokens for row in rows), torch.int64),
+            mask_ar=stacked((row.mask_ar for row in rows), torch.int64),
+            mask_input=stacked((row.mask_input for row in rows), torch.bool),
+            mask_loss=stacked((row.mask_loss for row in rows), torch.float32)
+            if with_loss
+            else None,
+        )
+
+
+def _require_same_count(
+    images: Sequence[ExampleImages] | None, prompts: Sequence[str], suffixes: Sequence[str]
+) -> None:
+    for what, values in (("prompts", prompts), ("suffixes", suffixes)):
+        if isinstance(values, str):
+            raise PromptError(f"{what} must be a list of strings, got one string; put it in a list")
+    num_images = len(prompts) if images is None else len(images)
+    if not prompts or not num_images == len(prompts) == len(suffixes):
+        raise PromptError(
+            f"a batch needs one picture, one prompt and one suffix for each example, got "
+            f"{num_images}, {len(prompts)} and {len(suffixes)}"
+        )
+
+
+def _stack(pixels: Sequence[torch.Tensor]) -> torch.Tensor:
+    shapes = sorted({tuple(example.shape) for example in pixels})
+    if len(shapes) > 1:
+        raise ImageError(
+            f"all examples of a batch must have the same number of pictures, got shapes {shapes}; "
+            "batch them apart"
+        )
+    return torch.stack(list(pixels))

@@ -1,0 +1,139 @@
+"""The prompts PaliGemma was trained on, and what is done to a prompt a user typed.
+
+A prompt is the prefix alone: pictures and the newline after it are added as ids by the processor.
+Sources: arXiv:2407.07726 section 3.2.5; big_vision configs/proj/paligemma/transfers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from paligemma.errors import PromptError
+
+MAX_PROMPT_CHARS = 10_000
+CAPTION_STYLES = ("caption", "cap", "describe")
+
+_LEADING_IMAGES = re.compile(r"(?:\s*<image>)+\s*")
+_TRAILING_NEWLINE = re.compile(r"\r?\n\Z")
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,8})?")
+_LOCATION = re.compile(r"(?:<loc(?:0\d{3}|10[01]\d|102[0-3])>){4}")
+
+
+def strip_markers(text: str) -> tuple[str, tuple[str, ...]]:
+    """Removes leading `<image>` markers and one trailing newline, which other tools ask for.
+
+    Returns:
+        The text and one sentence for each thing removed or worth knowing.
+    """
+    notices = []
+    if leading := _LEADING_IMAGES.match(text):
+        text = text[leading.end() :]
+        notices.append("a leading <image> was removed: pictures are passed as images, not as text")
+    if "<image>" in text:
+        notices.append("<image> inside the prompt is read as plain text")
+    if newline := _TRAILING_NEWLINE.search(text):
+        text = text[: newline.start()]
+        notices.append("a trailing newline was removed: the separator is added by itself")
+    return text, tuple(notices)
+
+
+def clean_prompt(text: str) -> tuple[str, tuple[str, ...]]:
+    """Checks a typed prompt and removes what does not belong to it.
+
+    Returns:
+        The prefix to tokenise and the notices of `strip_markers`.
+
+    Raises:
+        PromptError: empty, longer than 10,000 characters, or holding a control character.
+    """
+    if len(text) > MAX_PROMPT_CHARS:
+        raise PromptError(
+            f"a prompt may have {MAX_PROMPT_CHARS} characters, got {len(text)}; shorten it"
+        )
+    if found := _FORBIDDEN.search(text):
+        raise PromptError(
+            f"a prompt must be plain text, got the control character U+{ord(found[0]):04X} at "
+            f"position {found.start()}; remove it"
+        )
+    text, notices = strip_markers(text)
+    if not text.strip():
+        raise PromptError("a prompt must hold some text, got an empty one; try 'caption en'")
+    return text, notices
+
+
+def caption_prompt(lang: str = "en", style: str = "caption") -> str:
+    """`caption en`; the released models also know `cap` (short, raw) and `describe` (longer)."""
+    if style not in CAPTION_STYLES:
+        raise PromptError(
+            f"the caption style must be one of {', '.join(CAPTION_STYLES)}, got {style!r}"
+        )
+    return f"{style} {_language(lang)}"
+
+
+def region_caption_prompt(location: str) -> str:
+    """`caption <loc><loc><loc><loc>`: a caption of one box (y1, x1, y2, x2 as location tokens)."""
+    if not _LOCATION.fullmatch(location):
+        raise PromptError(
+            f"a region must be four location tokens such as <loc0000>, got {location[:80]!r}; "
+            "format the box first"
+        )
+    return f"caption {location}"
+
+
+def answer_prompt(question: str, lang: str = "en") -> str:
+    """`answer en {question}`."""
+    return f"answer {_language(lang)} {_one_line('question', question)}"
+
+
+def question_prompt(answer: str, lang: str = "en") -> str:
+    """`question en {answer}`: asks for a question that has this answer."""
+    return f"question {_language(lang)} {_one_line('answer', answer)}"
+
+
+def read_prompt() -> str:
+    """`ocr`: all text in the picture, in raster order."""
+    return "ocr"
+
+
+def detect_prompt(labels: str | Sequence[str]) -> str:
+    """`detect a ; b`; labels are a sequence, or one string with ";" between them."""
+    return f"detect {_join_labels(labels)}"
+
+
+def segment_prompt(labels: str | Sequence[str]) -> str:
+    """`segment a ; b`; labels are a sequence, or one string with ";" between them."""
+    return f"segment {_join_labels(labels)}"
+
+
+def _join_labels(labels: str | Sequence[str]) -> str:
+    if isinstance(labels, str):
+        labels = labels.split(";")
+    if not labels:
+        raise PromptError("at least one label is needed, got none; say what to look for")
+    cleaned = [_one_line("label", label) for label in labels]
+    for label in cleaned:
+        if ";" in label:
+            raise PromptError(
+                f"a label must not hold ';', which separates labels, got {label!r}; "
+                "pass them as separate labels"
+            )
+    return " ; ".join(cleaned)
+
+
+def _one_line(what: str, text: str) -> str:
+    text = text.strip()
+    if not text:
+        raise PromptError(f"the {what} must hold some text, got an empty one")
+    if "\n" in text and what == "label":
+        raise PromptError(f"a label must be one line, got {text!r}; remove the newline")
+    return text
+
+
+def _language(lang: str) -> str:
+    if not _LANGUAGE.fullmatch(lang):
+        raise PromptError(
+            f"the language must be a code such as en, de or zh, got {lang!r}; see docs/prompts.md"
+        )
+    return lang

@@ -1,0 +1,141 @@
+"""Resizing to the square the model reads, by three named methods.
+
+`bicubic` is what the hub's processors do (Pillow, antialiased, rounded). The two bilinear methods
+repeat big_vision's op bit for bit: float32 arithmetic in its order, result truncated to uint8.
+Aspect ratio is never kept and nothing is cropped or padded.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paligemma.errors import ConfigError
+
+BICUBIC = "bicubic"
+BILINEAR = "bilinear"
+BILINEAR_ANTIALIAS = "bilinear-antialias"
+RESIZE_METHODS = (BICUBIC, BILINEAR, BILINEAR_ANTIALIAS)
+
+_F32 = np.float32
+
+
+def require_resize_method(method: str) -> None:
+    """Raises ConfigError unless `method` is one of `RESIZE_METHODS`."""
+    if method not in RESIZE_METHODS:
+        raise ConfigError(
+            f"the resize method must be one of {', '.join(RESIZE_METHODS)}, got {method!r}"
+        )
+
+
+def resize(image: NDArray[np.uint8], size_px: int, method: str = BICUBIC) -> NDArray[np.uint8]:
+    """A square image of the wanted size.
+
+    Args:
+        image: uint8[H, W, 3].
+        size_px: side of the result.
+        method: one of `RESIZE_METHODS`.
+
+    Returns:
+        uint8[size_px, size_px, 3]; `image` itself when it has that size already.
+
+    Raises:
+        ConfigError: unknown method.
+    """
+    require_resize_method(method)
+    if image.shape[:2] == (size_px, size_px):
+        return image
+    if method == BICUBIC:
+        return _resize_bicubic(image, size_px)
+    resized = resize_float(image, size_px, antialias=method == BILINEAR_ANTIALIAS)
+    return np.clip(resized, 0, 255).astype(np.uint8)  # astype truncates, as the original's cast
+
+
+def resize_float(
+    image: NDArray[np.generic], size_px: int, *, antialias: bool
+) -> NDArray[np.float32]:
+    """Bilinear with half-pixel centres, before any truncation (video frames stop here).
+
+    Args:
+        image: uint8 or float32[H, W, C].
+        size_px: side of the result.
+        antialias: stretch the triangle filter by the down-scale factor; otherwise 4 neighbours.
+
+    Returns:
+        float32[size_px, size_px, C], in the range of the input.
+
+    Source: big_vision pp/ops_image.py get_resize, arithmetic of tf.image.resize.
+    """
+    if antialias:
+        rows = _filter_rows(image, size_px)
+        columns = _filter_rows(np.ascontiguousarray(rows.transpose(1, 0, 2)), size_px)
+        return np.ascontiguousarray(columns.transpose(1, 0, 2))
+    return _interpolate(image, size_px)
+
+
+def to_unit_range(image: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Grey levels 0..255 to float32 in [-1, 1].
+
+    Source: big_vision pp/ops_image.py value_range(-1, 1), x/255*2 - 1 in float32.
+    """
+    return image.astype(_F32) / _F32(255) * _F32(2) - _F32(1)
+
+
+def _resize_bicubic(image: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    resized = Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BICUBIC)
+    return np.asarray(resized)
+
+
+def _neighbours(
+    size_in: int, size_out: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Lower and upper sample of every output position, and its fraction between them."""
+    scale = _F32(size_in) / _F32(size_out)
+    position = (np.arange(size_out, dtype=_F32) + _F32(0.5)) * scale - _F32(0.5)
+    below = np.floor(position)
+    lower = np.maximum(below, 0).astype(np.intp)
+    upper = np.minimum(np.ceil(position), size_in - 1).astype(np.intp)
+    return lower, upper, position - below
+
+
+def _interpolate(image: NDArray[np.generic], size_px: int) -> NDArray[np.float32]:
+    top, bottom, fraction_y = _neighbours(image.shape[0], size_px)
+    left, right, fraction_x = _neighbours(image.shape[1], size_px)
+    fraction_x = fraction_x[None, :, None]
+
+    def along_x(rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        picked = image[rows]
+        first = picked[:, left].astype(_F32)
+        return first + (picked[:, right].astype(_F32) - first) * fraction_x
+
+    upper_row = along_x(top)
+    return upper_row + (along_x(bottom) - upper_row) * fraction_y[:, None, None]
+
+
+def _triangle_taps(size_in: int, size_out: int, index: int) -> tuple[int, NDArray[np.float32]]:
+    """First source row and normalised float32 weights of one output row."""
+    half, one = _F32(0.5), _F32(1)
+    inverse = one / (_F32(size_out) / _F32(size_in))
+    support = max(inverse, one)
+    sample = (_F32(index) + half) * inverse
+    first = max(int(np.ceil(sample - support - half)), 0)
+    last = min(int(np.floor(sample + support - half)), size_in - 1)
+    taps = np.arange(first, last + 1, dtype=_F32)
+    distance = np.abs(taps + half - sample) * (one / support)
+    weights = np.maximum(one - distance, _F32(0))
+    total = np.add.accumulate(weights)[-1]  # in order: np.sum would add pairwise
+    return first, weights * (one / total)
+
+
+def _filter_rows(image: NDArray[np.generic], size_px: int) -> NDArray[np.float32]:
+    """Antialiased resize of axis 0; products are added in the order of the source rows."""
+    height = image.shape[0]
+    result = np.empty((size_px, *image.shape[1:]), _F32)
+    for index in range(size_px):
+        first, weights = _triangle_taps(height, size_px, index)
+        block = image[first : first + len(weights)].astype(_F32)
+        block *= weights.reshape(-1, *([1] * (image.ndim - 1)))
+        np.add.reduce(block, axis=0, out=result[index])  # an outer axis is added in order
+    return result
