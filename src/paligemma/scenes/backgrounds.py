@@ -16,6 +16,7 @@ _TEXTURE_PX = 512
 # Rec. 601 luma, as Pillow's own conversion to grey.
 _LUMA = np.array([0.299, 0.587, 0.114])
 _GRAIN_PX = 640
+_REFERENCE_PX = 224
 
 
 def _value_noise(rng: np.random.Generator, cells_hw: tuple[int, int]) -> np.ndarray:
@@ -95,8 +96,9 @@ def _grain() -> np.ndarray:
 def _crop(image: Image.Image, hw: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """A random window of the canvas' aspect, at a random zoom, perhaps mirrored, resized to it."""
     height, width = hw
-    fit = min(image.height / height, image.width / width)
-    scale = min(fit, fit * float(rng.uniform(0.45, 1.0)))
+    # A small canvas shows as small a part of the wall as if it were cut out of a 224 px one.
+    fit = min(image.height / height, image.width / width) * min(1.0, min(hw) / _REFERENCE_PX)
+    scale = fit * float(rng.uniform(0.45, 1.0))
     box_h, box_w = height * scale, width * scale
     y0 = float(rng.uniform(0, image.height - box_h))
     x0 = float(rng.uniform(0, image.width - box_w))
@@ -121,7 +123,11 @@ def _recolour(
 
 
 def draw_background(
-    hw: tuple[int, int], rng: np.random.Generator, *, name: str | None = None
+    hw: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    name: str | None = None,
+    tone_rgb: tuple[int, int, int] | None = None,
 ) -> np.ndarray:
     """Draw a background.
 
@@ -129,6 +135,7 @@ def draw_background(
         hw: canvas height and width in pixels.
         rng: source of every choice.
         name: one of BACKGROUNDS, or None for a random one.
+        tone_rgb: the colour that mid grey becomes, 0..255, or None for a random one.
 
     Returns:
         uint8[H, W, 3].
@@ -145,6 +152,8 @@ def draw_background(
         source = _texture(name)
         contrast *= 0.85
         tone = rng.uniform(70, 195) + rng.uniform(-26, 26, size=3)
+    if tone_rgb is not None:
+        tone = np.array(tone_rgb, dtype=np.float64)
     crop = _crop(source, hw, rng)
     image = _recolour(crop, saturation=saturation, contrast=contrast, tone=tone)
     height, width = hw

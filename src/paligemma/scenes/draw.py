@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from paligemma.errors import DataError
+
 from .assets import FONTS, digit_indices
 from .backgrounds import draw_background
 from .canvas import Canvas
@@ -89,7 +91,12 @@ def draw_scene(seed: int, options: SceneOptions | None = None) -> Scene:
     Returns:
         A scene with 1..max_objects objects, each inside the canvas and at least 85 % visible; no
         two share label, colour and text.
+
+    Raises:
+        DataError: the seed is negative.
     """
+    if seed < 0:
+        raise DataError(f"A scene's seed must be 0 or more, got {seed}; choose another.")
     options = options or SceneOptions()
     rng = np.random.default_rng([SPLITS.index(options.split), seed])
     canvas = Canvas(draw_background(options.hw, rng))

@@ -118,20 +118,29 @@ def _outline(label: str) -> np.ndarray:
     return (corners - low) / (high - low)
 
 
-def draw_shape(label: str, color: str, side_px: float, rng: np.random.Generator) -> Patch:
+def draw_shape(
+    label: str,
+    color: str,
+    side_px: float,
+    rng: np.random.Generator,
+    *,
+    aspect: float | None = None,
+) -> Patch:
     """Draw a filled shape with a thin contrasting edge.
 
     Args:
         label: one of SHAPES.
         color: one of COLORS.
         side_px: longer side before rotation, in pixels.
-        rng: source of aspect (0.85..1.18), rotation (+-15 degrees, none for a circle) and shade.
+        rng: source of rotation (+-15 degrees, none for a circle) and shade.
+        aspect: width over height before rotation; random in 0.85..1.18 when None.
 
     Returns:
         A patch with one clear pixel around the shape.
     """
     corners = _outline(label) - 0.5
-    aspect = math.exp(float(rng.uniform(math.log(0.85), math.log(1.18))))
+    if aspect is None:
+        aspect = math.exp(float(rng.uniform(math.log(0.85), math.log(1.18))))
     corners *= [min(1.0, aspect), min(1.0, 1 / aspect)]
     angle = 0.0 if label == "circle" else math.radians(float(rng.uniform(-15, 15)))
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
@@ -210,11 +219,11 @@ def draw_digit(index: int, color: str, height_px: float, rng: np.random.Generato
     # The ramp of a stroke's side is about one cell wide: this slope makes it about one pixel.
     cover = ((level - _DIGIT_THRESHOLD) * (cell_px * 1.2) + 0.5).clip(0, 1)
     ys, xs = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
-    pad = 3
-    cover = np.pad(cover[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1], pad)
+    halo_px = 2 + int(height_px // 100)
+    cover = np.pad(cover[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1], halo_px + 1)
 
     fill = np.rint(255 * cover).astype(np.uint8)
-    halo = np.asarray(Image.fromarray(fill).filter(ImageFilter.MaxFilter(5)))
+    halo = np.asarray(Image.fromarray(fill).filter(ImageFilter.MaxFilter(2 * halo_px + 1)))
     rgb = _jittered(color, rng)
     paint = _shaded(rgb, fill.shape, rng)
     rim = _contrasting(rgb, 0.75).astype(np.float32)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 
 from .language import phrase_matches, plural, position_of, with_article
@@ -12,10 +15,11 @@ MIN_OFFSET_PX = 8.0
 MIN_AREA_RATIO = 1.25
 MIN_POSITION_MARGIN = 0.03
 
+T = TypeVar("T")
 QuestionAnswer = tuple[str, str]
 
 
-def pick(rng: np.random.Generator, items: list | tuple):  # type: ignore[no-untyped-def]
+def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     """One of the items, uniformly."""
     return items[int(rng.integers(len(items)))]
 

@@ -85,13 +85,15 @@ class SceneOptions:
     def side_range_px(self) -> tuple[float, float]:
         """Smallest and largest box side of shapes and digits, before aspect jitter."""
         low, high = (22.0, 60.0) if self.is_small else (26.0, 84.0)
-        return low * self.object_scale, high * self.object_scale
+        high = min(high * self.object_scale, 0.6 * min(self.hw))
+        return min(low * self.object_scale, high), high
 
     @property
     def cap_range_px(self) -> tuple[float, float]:
         """Smallest and largest height of capitals on signs."""
-        high = 20.0 if self.is_small else 26.0
-        return 12.0 * self.object_scale, high * self.object_scale
+        high = (20.0 if self.is_small else 26.0) * self.object_scale
+        # Whatever the scale, one character on its plate must fit.
+        return min(12.0 * self.object_scale, min(self.hw) / 8), min(high, min(self.hw) / 3)
 
 
 @dataclass(frozen=True, kw_only=True)
