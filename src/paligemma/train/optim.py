@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 # Only weights of tower and projector are called kernel: the original never decays the decoder.
 DEFAULT_WD_MULTS = ((".*/kernel$", 1.0),)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+# Stands for the schedule of extra parameters among the patterns.
+_EXTRA = "extra/.*"
 
 _Value = TypeVar("_Value")
 
@@ -153,11 +155,13 @@ class Optimizer:
             data_size: examples an epoch, for schedules that count in epochs.
             name_of: pattern name of a parameter, from its torch name; big_vision's by default.
             extra_parameters: trained beside the model; their pattern names are extra/NAME.
-            extra_schedule: schedule of these; None freezes them.
+            extra_schedule: schedule of these.
 
         Raises:
             ConfigError: a parameter that no schedule covers, or nothing to train.
         """
+        if (extra_parameters is None) != (extra_schedule is None):
+            raise ConfigError("extra_parameters and extra_schedule come together; give both")
         self.config = config
         self.steps_done = 0
         pattern_names = {name: name_of(name) for name, _ in model.named_parameters()}
@@ -166,13 +170,19 @@ class Optimizer:
         for name, parameter in (extra_parameters or {}).items():
             named[f"extra/{name}"] = parameter
             pattern_names[f"extra/{name}"] = f"extra/{name}"
-            schedules[f"extra/{name}"] = ("extra", extra_schedule)
+            schedules[f"extra/{name}"] = (_EXTRA, extra_schedule)
         lr_mults = _first_matches(config.lr_mults, pattern_names, "lr_mults")
         wd_mults = _first_matches(config.wd_mults, pattern_names, "wd_mults") if config.wd else {}
 
-        self._all = list(named.values())
+        self._all = [p for p in named.values() if p.is_floating_point()]
         self._trained: dict[str, nn.Parameter] = {}
         self._schedules: dict[str, Callable[[int], float]] = {}
+        for pattern, schedule in (*config.schedule, (_EXTRA, extra_schedule)):
+            # Of two equal patterns the first decides.
+            if schedule is not None and pattern not in self._schedules:
+                self._schedules[pattern] = learning_rate_schedule(
+                    schedule, total_steps=total_steps, batch_size=batch_size, data_size=data_size
+                )
         groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
         for name, parameter in named.items():
             pattern, schedule = schedules[name]
@@ -180,10 +190,6 @@ class Optimizer:
             if schedule is None:
                 continue
             self._trained[name] = parameter
-            if pattern not in self._schedules:
-                self._schedules[pattern] = learning_rate_schedule(
-                    schedule, total_steps=total_steps, batch_size=batch_size, data_size=data_size
-                )
             lr_mult = lr_mults.get(name, ("", 1.0))[1]
             wd_mult = wd_mults.get(name, ("", 0.0))[1]
             groups.setdefault((pattern, lr_mult, wd_mult), []).append(parameter)
@@ -310,7 +316,7 @@ class Optimizer:
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm over all tensors together: float32[]; of sharded tensors, over all shards."""
     norm = torch.nn.utils.get_total_norm(tensors)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).float()
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
