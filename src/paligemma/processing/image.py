@@ -228,6 +228,8 @@ def _from_levels(levels: NDArray[Any], name: str) -> NDArray[np.uint8]:
             f"integer pixels of more than 8 bits must lie in 0..65535, {name} has {low}..{high}; "
             "rescale it first"
         )
+    if 0 < high < 256:
+        logger.warning("%s: 16-bit pixels are all below 256 and become black", name)
     return _three_channels((levels >> 8).astype(np.uint8))
 
 

@@ -15,15 +15,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar, cast
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
 
 from paligemma.batch import Batch
 from paligemma.errors import ConfigError, ImageError, PromptError
+from paligemma.processing.frames import MAX_FRAMES, sample_frames
 from paligemma.processing.image import MAX_PIXELS, ImageSource, load_image
-from paligemma.processing.prompts import clean_prompt, strip_markers
+from paligemma.processing.prompts import clean_prompt, require_bounded, strip_markers
 from paligemma.processing.resize import (
     BICUBIC,
     require_resize_method,
@@ -36,7 +37,6 @@ from paligemma.vocab import Vocab
 
 logger = logging.getLogger(__name__)
 
-_Frame = TypeVar("_Frame")
 ExampleImages: TypeAlias = "ImageSource | torch.Tensor | Sequence[ImageSource | torch.Tensor]"
 
 
@@ -103,33 +103,6 @@ def inference_row(
     return layout(prefix_ids, suffix_ids, vocab, add_eos=False).fit(text_len, vocab.pad)
 
 
-def sample_frames(
-    frames: Sequence[_Frame], num_frames: int, stride: int = 1, offset: int = 0
-) -> list[_Frame]:
-    """Every `stride`-th frame from `offset` on; a short clip is repeated from its start.
-
-    Args:
-        frames: the clip in time order.
-        num_frames: how many to return.
-        stride: distance in frames.
-        offset: first frame; 0 in evaluation, random in training.
-
-    Raises:
-        ImageError: no frame, or a count, stride or offset out of range.
-
-    Source: big_vision pp/proj/paligemma/video.py (cyclic repetition, not of the last frame).
-    """
-    if num_frames < 1 or stride < 1 or not 0 <= offset < max(len(frames), 1):
-        raise ImageError(
-            f"num_frames and stride must be at least 1 and offset within the clip of {len(frames)} "
-            f"frames, got {num_frames}, {stride} and {offset}"
-        )
-    picked = list(frames[offset::stride])
-    if not picked:
-        raise ImageError("a clip must hold at least one frame, got none")
-    return [picked[index % len(picked)] for index in range(num_frames)]
-
-
 class Processor:
     """Turns pictures and text into batches for one model.
 
@@ -192,6 +165,8 @@ class Processor:
         """
         suffixes = [""] * len(prompts) if suffixes is None else suffixes
         _require_same_count(images, prompts, suffixes)
+        for suffix in suffixes:
+            require_bounded("suffix", suffix)
         rows = [
             layout(
                 self.tokenizer.encode(self._reporting(clean_prompt, prompt)),
@@ -261,9 +236,11 @@ class Processor:
         if isinstance(example, torch.Tensor):
             return self._checked(example)
         if isinstance(example, list | tuple):
-            if not example:
-                raise ImageError("an example must have at least one picture, got an empty list")
-            return torch.stack([self.pixels(frame) for frame in example])
+            if not 1 <= len(example) <= MAX_FRAMES:
+                raise ImageError(
+                    f"an example must have 1 to {MAX_FRAMES} pictures, got {len(example)}"
+                )
+            return self._checked(torch.stack([self.pixels(frame) for frame in example]))
         image = self._load(cast(ImageSource, example))
         return torch.from_numpy(
             to_unit_range(resize(image, self.image_size_px, self.resize_method))
@@ -300,10 +277,11 @@ class Processor:
 
     def _checked(self, prepared: torch.Tensor) -> torch.Tensor:
         square = (self.image_size_px, self.image_size_px, 3)
-        if prepared.dtype != torch.float32 or tuple(prepared.shape[-3:]) != square:
+        fits = prepared.ndim in (3, 4) and tuple(prepared.shape[-3:]) == square
+        if prepared.dtype != torch.float32 or not fits:
             raise ImageError(
-                f"a prepared picture must be float32 [..., {square[0]}, {square[1]}, 3], got "
-                f"{prepared.dtype} {list(prepared.shape)}; pass the picture itself"
+                f"prepared pixels must be float32 {list(square)}, with a frame axis or without, "
+                f"got {prepared.dtype} {list(prepared.shape)}; pass the picture itself"
             )
         return prepared
 

@@ -39,6 +39,14 @@ def strip_markers(text: str) -> tuple[str, tuple[str, ...]]:
     return text, tuple(notices)
 
 
+def require_bounded(what: str, text: str) -> None:
+    """Raises PromptError if a text has more than 10,000 characters."""
+    if len(text) > MAX_PROMPT_CHARS:
+        raise PromptError(
+            f"a {what} may have {MAX_PROMPT_CHARS} characters, got {len(text)}; shorten it"
+        )
+
+
 def clean_prompt(text: str) -> tuple[str, tuple[str, ...]]:
     """Checks a typed prompt and removes what does not belong to it.
 
@@ -48,10 +56,7 @@ def clean_prompt(text: str) -> tuple[str, tuple[str, ...]]:
     Raises:
         PromptError: empty, longer than 10,000 characters, or holding a control character.
     """
-    if len(text) > MAX_PROMPT_CHARS:
-        raise PromptError(
-            f"a prompt may have {MAX_PROMPT_CHARS} characters, got {len(text)}; shorten it"
-        )
+    require_bounded("prompt", text)
     if found := _FORBIDDEN.search(text):
         raise PromptError(
             f"a prompt must be plain text, got the control character U+{ord(found[0]):04X} at "

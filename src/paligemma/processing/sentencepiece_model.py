@@ -52,7 +52,7 @@ def _user_defined_piece(text: str) -> bytes:
 def append_object_pieces(model: bytes) -> bytes:
     """The same model with the 1,152 location and mask pieces after its last piece, score 0.
 
-    Source: big_vision pp/tokenizer.py and pp/proj/paligemma/ops.py (same pieces, same order).
+    Source: big_vision pp/ops_text.py _add_pieces; order of the pieces from pp/tokenizer.py.
     """
     return model + b"".join(map(_user_defined_piece, object_pieces()))
 
