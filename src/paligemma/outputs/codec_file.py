@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -56,17 +56,15 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         raise CheckpointError(
             f"A mask codec file must end in .npz or .safetensors, but is {path.name}; rename it."
         )
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=path.suffix)
-    os.close(handle)
+    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
     try:
         if path.suffix == ".npz":
             stored: dict[str, Any] = arrays
-            np.savez(temporary, **stored)
+            np.savez(partial, **stored)
         else:
             from safetensors.numpy import save_file
 
-            save_file(arrays, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+            save_file(arrays, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

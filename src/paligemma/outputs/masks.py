@@ -1,12 +1,136 @@
-"""Masks between their box and the image: cut out for the codec, pasted back from it."""
+"""Masks between their box and the image: cut out for the codec, pasted back from it, compared.
+
+Sources: big_vision `pp/proj/paligemma/segmentation.py` (cutting) and
+`evaluators/proj/paligemma/transfers/segmentation.py` (pasting and IoU); spec sections 7.1 and 9.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+from PIL import Image
 
 from paligemma.errors import DataError
 
 MASK_SIZE_PX = 64
+MAX_MASK_PIXELS = 2**28
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskRegion:
+    """A binary mask of an image, stored as the rectangle that holds it.
+
+    Args:
+      crop: bool[h, w].
+      corner_xy: pixel of the image at which the crop's first row and column lie.
+      image_wh: width and height of the image; the crop lies inside.
+
+    Raises:
+      DataError: the crop is no bool[h, w], leaves the image, or the image is too large.
+    """
+
+    crop: np.ndarray
+    corner_xy: tuple[int, int]
+    image_wh: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.crop.ndim != 2 or self.crop.dtype != np.bool_:
+            raise DataError(
+                f"A mask region is bool[h, w], but got {self.crop.dtype}{list(self.crop.shape)}; "
+                "compare the values with a threshold first."
+            )
+        (x, y), (width, height) = self.corner_xy, self.image_wh
+        h, w = self.crop.shape
+        if not (0 <= x <= width - w and 0 <= y <= height - h):
+            raise DataError(
+                f"A mask must lie inside its image, but {w}x{h} at ({x}, {y}) leaves "
+                f"{width}x{height}; cut it first."
+            )
+        _check_area(width, height)
+
+    @classmethod
+    def from_array(cls, mask: np.ndarray) -> MaskRegion:
+        """The region of a whole-image mask bool[H, W], cut to its foreground."""
+        height, width = mask.shape[:2]
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if not len(rows):
+            return cls(crop=np.zeros((0, 0), bool), corner_xy=(0, 0), image_wh=(width, height))
+        crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        corner = int(columns[0]), int(rows[0])
+        return cls(crop=crop.copy(), corner_xy=corner, image_wh=(width, height))
+
+    def to_array(self) -> np.ndarray:
+        """bool[H, W] at the image's size."""
+        width, height = self.image_wh
+        x, y = self.corner_xy
+        h, w = self.crop.shape
+        full = np.zeros((height, width), bool)
+        full[y : y + h, x : x + w] = self.crop
+        return full
+
+    @property
+    def area_px(self) -> int:
+        """Number of foreground pixels."""
+        return int(np.count_nonzero(self.crop))
+
+    def to_rle(self) -> dict[str, Any]:
+        """COCO's compressed run lengths; see `rle.encode_rle`."""
+        from paligemma.outputs.rle import encode_rle
+
+        return encode_rle(self.to_array())
+
+    def to_polygons(self, *, tolerance_px: float = 0.0) -> list[np.ndarray]:
+        """Outer rings float64[N, 2] as (x, y) in pixels of the image; see `contours.polygons`."""
+        from paligemma.outputs.contours import polygons
+
+        return [ring + self.corner_xy for ring in polygons(self.crop, tolerance_px=tolerance_px)]
+
+
+def paste_mask(
+    values: np.ndarray, box_yxyx: tuple[float, ...] | np.ndarray, image_wh: tuple[int, int]
+) -> MaskRegion | None:
+    """Lays a decoded mask into its box as the original's scoring does.
+
+    Box edges are truncated to whole pixels, the raw values resized bilinearly (Pillow), foreground
+    is > 0.
+
+    Args:
+      values: float32[64, 64] around [-1, 1], as `MaskCodec.decode` gives.
+      box_yxyx: normalised to [0, 1].
+      image_wh: width and height of the image.
+
+    Returns:
+      The mask, or None where the box covers no pixel or leaves the image.
+    """
+    width, height = image_wh
+    _check_area(width, height)
+    scaled = np.asarray(box_yxyx, np.float32) * np.array([height, width] * 2, np.float32)
+    if not np.isfinite(scaled).all():
+        return None
+    y0, x0, y1, x1 = scaled.astype(int).tolist()
+    if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
+        return None
+    picture = Image.fromarray(np.asarray(values, np.float32))
+    resized = picture.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR)
+    return MaskRegion(crop=np.asarray(resized) > 0, corner_xy=(x0, y0), image_wh=image_wh)
+
+
+def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two bool[H, W]; 0 where both are empty.
+
+    Raises:
+      DataError: the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise DataError(
+            f"Masks must be of one size to be compared, but are {a.shape} and {b.shape}; "
+            "resize one of them."
+        )
+    intersection = np.count_nonzero(a & b)
+    union = np.count_nonzero(a) + np.count_nonzero(b) - intersection
+    return intersection / union if union else 0.0
 
 
 def crop_mask(mask: np.ndarray, box_yxyx: np.ndarray) -> np.ndarray:
@@ -68,3 +192,11 @@ def _resize_axis(image: np.ndarray, size: int, *, axis: int) -> np.ndarray:
     for t in range(taps.shape[1]):
         out += weights[:, t, None] * image[np.minimum(taps[:, t], n - 1)]
     return np.moveaxis(out, 0, axis)
+
+
+def _check_area(width: int, height: int) -> None:
+    if width * height > MAX_MASK_PIXELS:
+        raise DataError(
+            f"A mask may have at most {MAX_MASK_PIXELS} pixels, but the image is {width}x{height}; "
+            "use a smaller image."
+        )

@@ -133,7 +133,7 @@ class Codebook(nn.Module):
         dead = torch.nonzero(self._ema_cluster_size < reseed_below).flatten()
         if len(dead):
             chosen = torch.randint(len(latents), (len(dead),), device=latents.device)
-            # Reborn with the count of a codeword of average use, so that it has time to prove itself.
+            # Reborn with the count of average use, which gives it time to prove itself.
             count = len(latents) / len(self._ema_cluster_size)
             self._ema_w[dead] = latents[chosen] * count
             self._ema_cluster_size[dead] = count

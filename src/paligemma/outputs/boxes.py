@@ -1,0 +1,162 @@
+"""Boxes: pixels, normalised coordinates and `<loc>` bins; the text of a detection or segmentation.
+
+A box is (ymin, xmin, ymax, xmax). The original writes `round(c * 1023)` and reads `token / 1023`
+(big_vision `pp/proj/paligemma/ops.py`, `evaluators/proj/paligemma/transfers/segmentation.py`); its
+public demo and transformers' examples divide by 1024 instead, so the divisor goes by name here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from paligemma.errors import DataError
+from paligemma.vocab import NUM_LOC, NUM_SEG, SEG_PER_MASK
+
+if TYPE_CHECKING:
+    from paligemma.outputs.types import ParsedObject
+
+Box = tuple[float, float, float, float]
+Divisor = Literal[1023, 1024]
+SEPARATOR = " ; "
+
+_OBJECT_TOKEN = re.compile(r"<loc\d{4}>|<seg\d{3}>")
+
+
+def encode_boxes(boxes_yxyx: ArrayLike, *, divisor: Divisor = 1023) -> np.ndarray:
+    """Bins of normalised coordinates, rounded half to even in float32 and clipped.
+
+    Args:
+      boxes_yxyx: float[..., 4] in [0, 1]; slightly outside is clipped.
+      divisor: what a bin number is divided by to give the coordinate.
+
+    Returns:
+      int64[..., 4] in [0, 1023].
+
+    Raises:
+      DataError: a coordinate is not finite.
+    """
+    coordinates = np.asarray(boxes_yxyx, np.float32)
+    if not np.isfinite(coordinates).all():
+        raise DataError(f"Box coordinates must be finite, but are {boxes_yxyx!r}; correct them.")
+    # float64 would round more than a tenth of the near-ties differently from the original.
+    bins = np.round(coordinates * np.float32(divisor))
+    return np.clip(bins, 0, NUM_LOC - 1).astype(np.int64)
+
+
+def decode_boxes(bins: ArrayLike, *, divisor: Divisor = 1023) -> np.ndarray:
+    """Normalised coordinates of bins: int[..., 4] in [0, 1023] -> float32[..., 4] in [0, 1]."""
+    return np.asarray(bins, np.float32) / np.float32(divisor)
+
+
+def box_yxyx_to_xyxy_px(box_yxyx: Sequence[float], image_wh: tuple[int, int]) -> Box:
+    """Normalised (ymin, xmin, ymax, xmax) to (x0, y0, x1, y1) in pixels of the image."""
+    y0, x0, y1, x1 = (float(c) for c in box_yxyx)
+    width, height = image_wh
+    return x0 * width, y0 * height, x1 * width, y1 * height
+
+
+def box_xyxy_px_to_yxyx(box_xyxy_px: Sequence[float], image_wh: tuple[int, int]) -> Box:
+    """(x0, y0, x1, y1) in pixels of the image to normalised (ymin, xmin, ymax, xmax)."""
+    x0, y0, x1, y1 = (float(c) for c in box_xyxy_px)
+    width, height = image_wh
+    return y0 / height, x0 / width, y1 / height, x1 / width
+
+
+def box_iou(a_yxyx: ArrayLike, b_yxyx: ArrayLike) -> np.ndarray:
+    """Intersection over union of boxes, 0 where both are empty.
+
+    Args:
+      a_yxyx: float[..., 4].
+      b_yxyx: float[..., 4], broadcast against a; any axis order or unit, the same for both.
+
+    Returns:
+      float64[...] in [0, 1].
+    """
+    a, b = np.asarray(a_yxyx, np.float64), np.asarray(b_yxyx, np.float64)
+    overlap = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    intersection = np.clip(overlap, 0, None).prod(-1)
+
+    def area(box: np.ndarray) -> np.ndarray:
+        return np.clip(box[..., 2:] - box[..., :2], 0, None).prod(-1)
+
+    union = area(a) + area(b) - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def format_loc(bins: Iterable[int]) -> str:
+    """`<locNNNN>` tokens of bins in [0, 1023]."""
+    return "".join(f"<loc{int(b):04d}>" for b in bins)
+
+
+def format_seg(codes: Iterable[int]) -> str:
+    """`<segNNN>` tokens of codewords in [0, 127]."""
+    return "".join(f"<seg{int(c):03d}>" for c in codes)
+
+
+def format_objects(objects: Iterable[ParsedObject]) -> str:
+    """The text of objects: `<loc>`x4 [`<seg>`x16] [label], joined by " ; ".
+
+    `parse_objects(format_objects(x)).objects` equals x.
+
+    Raises:
+      DataError: a number leaves its range, or a label could not be read back.
+    """
+    return SEPARATOR.join(_format_object(o.loc, o.seg, o.label) for o in objects)
+
+
+def format_detections(
+    boxes_yxyx: ArrayLike,
+    labels: Sequence[str | None],
+    codes: Sequence[Sequence[int] | None] | None = None,
+    *,
+    divisor: Divisor = 1023,
+) -> str:
+    """The suffix that teaches detection, or segmentation where codes are given.
+
+    Args:
+      boxes_yxyx: float[N, 4] in [0, 1].
+      labels: N labels; None writes none, as RefCOCO does.
+      codes: N times sixteen codewords, or None for boxes alone.
+      divisor: see `encode_boxes`.
+
+    Returns:
+      For example `<loc0010><loc0020><loc0300><loc0400> cat ; <loc0005>... dog`.
+
+    Raises:
+      DataError: lengths differ, or see `format_objects`.
+    """
+    bins = encode_boxes(np.asarray(boxes_yxyx, np.float32).reshape(-1, 4), divisor=divisor)
+    codes = [None] * len(bins) if codes is None else codes
+    if not len(bins) == len(labels) == len(codes):
+        raise DataError(
+            "Every object needs one box, one label and one set of codes, but there are "
+            f"{len(bins)} boxes, {len(labels)} labels and {len(codes)} sets; pass equal numbers."
+        )
+    return SEPARATOR.join(
+        _format_object(row.tolist(), seg, label)
+        for row, label, seg in zip(bins, labels, codes, strict=True)
+    )
+
+
+def _format_object(loc: Sequence[int], seg: Sequence[int] | None, label: str | None) -> str:
+    seg = () if seg is None else seg
+    if len(loc) != 4 or not all(0 <= b < NUM_LOC for b in loc):
+        raise DataError(f"A box is four bins in 0..{NUM_LOC - 1}, but is {loc}; use encode_boxes.")
+    if len(seg) not in (0, SEG_PER_MASK) or not all(0 <= c < NUM_SEG for c in seg):
+        raise DataError(
+            f"A mask is {SEG_PER_MASK} codewords in 0..{NUM_SEG - 1}, but is {seg}; use "
+            "mask_to_codes."
+        )
+    if label is None:
+        return format_loc(loc) + format_seg(seg)
+    if not label or label != label.strip() or ";" in label or _OBJECT_TOKEN.search(label):
+        raise DataError(
+            'A label must be non-empty, without spaces around it, ";", <loc> or <seg> tokens, but '
+            f"is {label!r}; it could not be read back, rename it."
+        )
+    return f"{format_loc(loc)}{format_seg(seg)} {label}"

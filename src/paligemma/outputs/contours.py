@@ -1,0 +1,127 @@
+"""Outlines of a mask as polygons on pixel corners, and their simplification.
+
+The tracer follows the cracks between pixels, so a polygon's area is exactly the number of pixels
+it encloses. Foreground pixels that touch only at a corner fall into separate rings.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Directions of travel with foreground on the right, in clockwise order: a right turn adds one.
+_STEP_YX = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
+
+
+def polygons(mask: np.ndarray, *, tolerance_px: float = 0.0) -> list[np.ndarray]:
+    """Outer outlines of a mask, largest first.
+
+    Holes are left out: polygons of COCO and YOLO are filled shapes. Run lengths keep them.
+
+    Args:
+      mask: bool[H, W].
+      tolerance_px: corners nearer than this to the simplified outline are dropped; 0 keeps all.
+
+    Returns:
+      float64[N, 2] each, (x, y) on pixel corners in [0, W] x [0, H], clockwise, not closed.
+    """
+    outer = [ring for ring in trace_rings(mask) if ring_area(ring) > 0]
+    outer.sort(key=ring_area, reverse=True)
+    simplified = [simplify_ring(ring, tolerance_px) for ring in outer] if tolerance_px else outer
+    return [ring for ring in simplified if len(ring) >= 3]
+
+
+def trace_rings(mask: np.ndarray) -> list[np.ndarray]:
+    """All outlines: around foreground clockwise (positive area), around holes the other way.
+
+    Args:
+      mask: bool[H, W].
+
+    Returns:
+      float64[N, 2] each, the corners (x, y) only.
+    """
+    padded = np.pad(np.asarray(mask, bool), 1)
+    height, width = mask.shape[0] + 1, mask.shape[1] + 1  # of the grid of pixel corners
+    north_west, north_east = padded[:-1, :-1], padded[:-1, 1:]
+    south_west, south_east = padded[1:, :-1], padded[1:, 1:]
+    # leaves[d, y, x]: an outline leaves corner (y, x) in direction d, foreground on its right.
+    leaves = np.stack(
+        [
+            south_east & ~north_east,
+            south_west & ~south_east,
+            north_west & ~south_west,
+            north_east & ~north_west,
+        ]
+    )
+    following = _following_edges(leaves, height, width)
+    rings = []
+    while following:
+        first, at = next(iter(following)), -1
+        corners: list[int] = []
+        edge = first
+        while at != first:
+            at = following.pop(edge)
+            if at // (height * width) != edge // (height * width):  # it turns here
+                corners.append(at % (height * width))
+            edge = at
+        y, x = np.divmod(np.array(corners), width)
+        rings.append(np.stack([x, y], -1).astype(np.float64))
+    return rings
+
+
+def ring_area(ring: np.ndarray) -> float:
+    """Signed area of float64[N, 2]; positive where (x right, y down) corners go clockwise."""
+    x, y = ring[:, 0], ring[:, 1]
+    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+
+
+def simplify_ring(ring: np.ndarray, tolerance_px: float) -> np.ndarray:
+    """Fewer corners, none farther than the tolerance from the new outline (Douglas-Peucker).
+
+    Args:
+      ring: float64[N, 2], not closed.
+      tolerance_px: largest distance of a dropped corner.
+
+    Returns:
+      float64[M, 2], M <= N.
+    """
+    num = len(ring)
+    if num <= 3:
+        return ring
+    far = int(np.square(ring - ring[0]).sum(-1).argmax())
+    closed = np.concatenate([ring, ring[:1]])
+    keep = np.zeros(num + 1, bool)
+    keep[[0, far, num]] = True
+    spans = [(0, far), (far, num)]
+    while spans:
+        low, high = spans.pop()
+        if high - low < 2:
+            continue
+        distance = _distance_to_segment(closed[low + 1 : high], closed[low], closed[high])
+        worst = int(distance.argmax())
+        if distance[worst] > tolerance_px:
+            middle = low + 1 + worst
+            keep[middle] = True
+            spans += [(low, middle), (middle, high)]
+    return closed[:-1][keep[:-1]]
+
+
+def _following_edges(leaves: np.ndarray, height: int, width: int) -> dict[int, int]:
+    """Each outline edge's successor; an edge is direction * H * W + corner."""
+    direction, y, x = np.nonzero(leaves)
+    end_y = y + _STEP_YX[direction, 0]
+    end_x = x + _STEP_YX[direction, 1]
+    # At a corner where two outlines meet, the right turn keeps to the same pixel.
+    right, left = (direction + 1) % 4, (direction + 3) % 4
+    goes_right, goes_on = leaves[right, end_y, end_x], leaves[direction, end_y, end_x]
+    turn = np.where(goes_right, right, np.where(goes_on, direction, left))
+    edge = direction * height * width + y * width + x
+    successor = turn * height * width + end_y * width + end_x
+    return dict(zip(edge.tolist(), successor.tolist(), strict=True))
+
+
+def _distance_to_segment(points: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distances of float64[N, 2] to the segment from a to b."""
+    along = b - a
+    length = float(along @ along)
+    share = np.clip((points - a) @ along / length, 0, 1) if length else np.zeros(len(points))
+    return np.linalg.norm(points - (a + share[:, None] * along), axis=-1)
