@@ -24,7 +24,7 @@ def smoothed_target(target: int, num_classes: int, eps: float) -> np.ndarray:
 def smoothed_location_target(
     target: int, num_classes: int, eps: float, *, loc0: int, num_loc: int, sigma_bins: float
 ) -> np.ndarray:
-    """The same with a Gaussian over location ids, cut at 4 sigma, in place of the certain target."""
+    """The same with a Gaussian over location ids, cut at 4 sigma, for the certain target."""
     certain = np.zeros(num_classes)
     for token in range(loc0, loc0 + num_loc):
         if abs(token - target) <= 4.0 * sigma_bins:
