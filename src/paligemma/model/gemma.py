@@ -160,7 +160,12 @@ class Gemma(nn.Module):
             return mask
         keys = positions if cache is None else cache.positions[:, : cache.length]
         window = sliding_window_mask(positions, keys, self.config.sliding_window)
-        return window if mask is None else mask & window
+        if mask is None:
+            return window
+        if mask.shape[1] == mask.shape[2]:
+            # Tokens that see each other, image and prefix, are one block; the window spares it.
+            window = window | mask.mT
+        return mask & window
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float[..., D] -> float32[..., V] through the tied table; never capped here."""

@@ -26,7 +26,9 @@ from paligemma.config import (
 )
 from paligemma.errors import CheckpointError
 from paligemma.vocab import GEMMA_VOCAB
+from paligemma.weights.dtypes import cast
 from paligemma.weights.npz import NpzReader, NpzWriter
+from paligemma.weights.shapes import compare_shapes
 
 _log = logging.getLogger(__name__)
 
@@ -235,9 +237,18 @@ class BigVisionReader:
             _log.warning("%s: %d arrays outside %r are not weights", npz.name, ignored, prefix)
         self.fused = _FUSED_QKV.key in self.arrays
 
+    def __enter__(self) -> BigVisionReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._npz.__exit__(*error)
+
     @property
     def name(self) -> str:
         return self._npz.name
+
+    def dtypes(self) -> set[torch.dtype]:
+        return {info.dtype for info in self.arrays.values()}
 
     def table_dtype(self) -> torch.dtype:
         """Dtype of the embedding table, which decides how sqrt(width) is rounded."""
@@ -287,25 +298,11 @@ def write_npz(
         depth = row.shape(config)[0] if row.stacked else 1
         for layer in range(depth):
             for name in row.names:
-                yield row.from_torch(get(name.format(layer)).detach(), config).to(dtype)
+                parameter = name.format(layer)
+                yield row.from_torch(cast(get(parameter).detach(), dtype, parameter), config)
 
     for row in rows(config, fused=fused):
         npz.write("params/" + row.key, row.shape(config), dtype, blocks(row))
-
-
-def compare_shapes(
-    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> list[str]:
-    """Missing, unexpected and misshaped keys, in that order, one sentence each."""
-    return [
-        *(f"missing: {key} {tuple(shape)}" for key, shape in wanted.items() if key not in found),
-        *(f"unexpected: {key} {tuple(s)}" for key, s in found.items() if key not in wanted),
-        *(
-            f"shape: {key} should be {tuple(wanted[key])}, is {tuple(shape)}"
-            for key, shape in found.items()
-            if key in wanted and tuple(shape) != tuple(wanted[key])
-        ),
-    ]
 
 
 def infer_config(shapes: Mapping[str, tuple[int, ...]], source: str) -> PaliGemmaConfig:

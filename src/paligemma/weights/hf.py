@@ -1,0 +1,246 @@
+"""The Hugging Face safetensors layout, both directions, from one table.
+
+Three spellings of the same names are read: the published one (`language_model.model.`,
+`vision_tower.vision_model.`), that of transformers since 4.52 (`model.language_model.`), and that
+of its fifth version, which also drops `vision_model.`. Inside this module names are bare:
+`language_model.layers.0...`, `vision_tower.encoder...`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from paligemma.config import PaliGemmaConfig
+from paligemma.errors import CheckpointError
+from paligemma.weights.shapes import compare_shapes, parameter_shapes
+
+Spelling = Literal["published", "current"]
+SPELLINGS: tuple[Spelling, ...] = ("published", "current")
+# transformers appends rows for `<image>` and pads to a multiple of 64.
+ROW_MULTIPLE = 64
+_EMBED = "language_model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Buffers of old files, which follow from the config.
+_IGNORED = (".position_ids", ".rotary_emb.inv_freq")
+_LAYER = r"\.(?:blocks|layers)\.(\d+)\."
+
+_VISION = "vision_tower."
+_TEXT = "language_model."
+_MODULES: tuple[tuple[str, str], ...] = (
+    ("vision.patch_embed.proj", _VISION + "embeddings.patch_embedding"),
+    ("vision.blocks.{}.norm1", _VISION + "encoder.layers.{}.layer_norm1"),
+    ("vision.blocks.{}.norm2", _VISION + "encoder.layers.{}.layer_norm2"),
+    ("vision.blocks.{}.attn.q", _VISION + "encoder.layers.{}.self_attn.q_proj"),
+    ("vision.blocks.{}.attn.k", _VISION + "encoder.layers.{}.self_attn.k_proj"),
+    ("vision.blocks.{}.attn.v", _VISION + "encoder.layers.{}.self_attn.v_proj"),
+    ("vision.blocks.{}.attn.out", _VISION + "encoder.layers.{}.self_attn.out_proj"),
+    ("vision.blocks.{}.mlp.fc1", _VISION + "encoder.layers.{}.mlp.fc1"),
+    ("vision.blocks.{}.mlp.fc2", _VISION + "encoder.layers.{}.mlp.fc2"),
+    ("vision.norm", _VISION + "post_layernorm"),
+    ("projector", "multi_modal_projector.linear"),
+    ("text.embed", _TEXT + "embed_tokens"),
+    ("text.blocks.{}.attn.q", _TEXT + "layers.{}.self_attn.q_proj"),
+    ("text.blocks.{}.attn.k", _TEXT + "layers.{}.self_attn.k_proj"),
+    ("text.blocks.{}.attn.v", _TEXT + "layers.{}.self_attn.v_proj"),
+    ("text.blocks.{}.attn.out", _TEXT + "layers.{}.self_attn.o_proj"),
+    ("text.blocks.{}.mlp.gate", _TEXT + "layers.{}.mlp.gate_proj"),
+    ("text.blocks.{}.mlp.up", _TEXT + "layers.{}.mlp.up_proj"),
+    ("text.blocks.{}.mlp.down", _TEXT + "layers.{}.mlp.down_proj"),
+    ("text.blocks.{}.pre_attn_norm", _TEXT + "layers.{}.input_layernorm"),
+    ("text.norm", _TEXT + "norm"),
+)
+# Gemma has no norm after attention; transformers nevertheless calls its second norm so.
+_NORMS = {
+    1: (("text.blocks.{}.pre_ffw_norm", _TEXT + "layers.{}.post_attention_layernorm"),),
+    2: (
+        ("text.blocks.{}.post_attn_norm", _TEXT + "layers.{}.post_attention_layernorm"),
+        ("text.blocks.{}.pre_ffw_norm", _TEXT + "layers.{}.pre_feedforward_layernorm"),
+        ("text.blocks.{}.post_ffw_norm", _TEXT + "layers.{}.post_feedforward_layernorm"),
+    ),
+}
+
+
+@lru_cache(maxsize=2)
+def _module_names(generation: int) -> dict[str, str]:
+    return dict((*_MODULES, *_NORMS[generation]))
+
+
+def bare_name(torch_name: str, generation: int) -> str:
+    """The bare name of a parameter.
+
+    Raises:
+        KeyError: not a parameter of the model.
+    """
+    if torch_name == "vision.pos_embedding":
+        return _VISION + "embeddings.position_embedding.weight"
+    module, leaf = torch_name.rsplit(".", 1)
+    layer = re.search(_LAYER, torch_name)
+    if layer:
+        module = module.replace(layer[0], ".blocks.{}.", 1)
+    target = _module_names(generation)[module]
+    return f"{target.format(layer[1] if layer else '')}.{'weight' if leaf == 'scale' else leaf}"
+
+
+def spell(bare: str, spelling: Spelling) -> str:
+    """A bare name as files have it."""
+    name = re.sub(r"^vision_tower\.", "vision_tower.vision_model.", bare)
+    if spelling == "current":
+        return name if bare == _HEAD else "model." + name
+    if bare == _HEAD:
+        return "language_model." + bare
+    return re.sub(r"^language_model\.", "language_model.model.", name)
+
+
+def unspell(key: str) -> str:
+    """The bare name of a key in any spelling."""
+    key = key.removeprefix("model.")
+    key = re.sub(r"^language_model\.model\.", "language_model.", key)
+    key = re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", key)
+    return key.removeprefix("language_model.") if key == "language_model." + _HEAD else key
+
+
+def file_shape(torch_name: str, config: PaliGemmaConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape a parameter has in the file; only two differ from ours."""
+    if torch_name == "vision.patch_embed.proj.weight":
+        patch = config.vision.patch_size_px
+        return (shape[0], 3, patch, patch)
+    if torch_name == "vision.pos_embedding":
+        return shape[1:]
+    return shape
+
+
+def to_file(torch_name: str, tensor: Tensor, config: PaliGemmaConfig) -> Tensor:
+    """Parameter -> tensor of the file."""
+    if torch_name == "vision.patch_embed.proj.weight":
+        patch = config.vision.patch_size_px
+        return tensor.unflatten(1, (patch, patch, 3)).permute(0, 3, 1, 2)
+    return tensor[0] if torch_name == "vision.pos_embedding" else tensor
+
+
+def from_file(torch_name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Tensor of the file -> parameter of the given shape; a view wherever the layouts agree."""
+    if torch_name == "vision.patch_embed.proj.weight":
+        return tensor.permute(0, 2, 3, 1).reshape(shape)
+    if torch_name == "vision.pos_embedding":
+        return tensor[None]
+    # Rows of the table beyond the vocabulary are padding of transformers.
+    return tensor[: shape[0]] if torch_name == "text.embed.weight" else tensor
+
+
+class HFReader:
+    """Safetensors files of one checkpoint as torch parameters, memory-mapped.
+
+    Args:
+        paths: all shards.
+
+    Raises:
+        CheckpointError: a truncated or foreign file, a dtype weights do not have, or one tensor
+            under two names.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.name = str(paths[0] if len(paths) == 1 else paths[0].parent)
+        self._stack = ExitStack()
+        self._keys: dict[str, str] = {}
+        self._shards: dict[str, Any] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        for path in paths:
+            try:
+                shard = self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))
+            except (SafetensorError, OSError) as error:
+                self._stack.close()
+                raise CheckpointError(
+                    f"a safetensors file must be complete, {path} is not readable ({error}); "
+                    "fetch it again"
+                ) from error
+            for key in shard.keys():  # noqa: SIM118 - no mapping
+                self._add(path, shard, key)
+
+    def _add(self, path: Path, shard: Any, key: str) -> None:
+        if key.endswith(_IGNORED):
+            return
+        bare = unspell(key)
+        if bare in self._keys:
+            raise CheckpointError(
+                f"each tensor must appear once, {path} holds {key} beside {self._keys[bare]}; "
+                "remove one of the files"
+            )
+        part = shard.get_slice(key)
+        if part.get_dtype() not in _DTYPES:
+            raise CheckpointError(
+                f"weights must be float32, float16 or bfloat16, {key} of {path} is "
+                f"{part.get_dtype()}; use the unquantised checkpoint"
+            )
+        self._keys[bare], self._shards[bare] = key, shard
+        self._shapes[bare] = tuple(part.get_shape())
+        self._dtypes[bare] = _DTYPES[part.get_dtype()]
+
+    def __enter__(self) -> HFReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def table_dtype(self) -> torch.dtype:
+        """Dtype of the embedding table, which decides how sqrt(width) is rounded."""
+        return self._dtypes[_EMBED]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the embedding table."""
+        return self._shapes[_EMBED][0]
+
+    def dtypes(self) -> set[torch.dtype]:
+        return set(self._dtypes.values())
+
+    def problems(self, config: PaliGemmaConfig) -> list[str]:
+        """Every missing, unexpected and misshaped key, one sentence each; empty when all fits."""
+        wanted = {
+            bare_name(name, config.generation): file_shape(name, config, shape)
+            for name, shape in parameter_shapes(config).items()
+        }
+        found = dict(self._shapes)
+        rows = found.get(_EMBED, (0,))[0]
+        if config.vocab.size < rows <= config.vocab.size + ROW_MULTIPLE:
+            wanted[_EMBED] = (rows, config.text.width)
+        if _HEAD in found:
+            wanted[_HEAD] = wanted[_EMBED]
+        spelt = {bare: self._keys.get(bare, spell(bare, "published")) for bare in wanted | found}
+        problems = compare_shapes(
+            {spelt[bare]: shape for bare, shape in wanted.items()},
+            {spelt[bare]: shape for bare, shape in found.items()},
+        )
+        if not problems and _HEAD in found and not self._head_is_tied():
+            problems.append(
+                f"value: {self._keys[_HEAD]} differs from {self._keys[_EMBED]}, the model ties them"
+            )
+        return problems
+
+    def _head_is_tied(self) -> bool:
+        """Compare 256 rows over the whole table; all of it would double the loading time."""
+        rows = torch.linspace(0, self.num_rows - 1, 256).long().unique()
+        head, table = (self._shards[k].get_tensor(self._keys[k])[rows] for k in (_HEAD, _EMBED))
+        return torch.equal(head, table)
+
+    def get(self, torch_name: str, config: PaliGemmaConfig) -> Tensor:
+        """One parameter; memory-mapped unless its layout differs."""
+        bare = bare_name(torch_name, config.generation)
+        tensor = self._shards[bare].get_tensor(self._keys[bare])
+        return from_file(torch_name, tensor, parameter_shapes(config)[torch_name])
+
+    def tensors(self, config: PaliGemmaConfig) -> Iterator[tuple[str, Tensor]]:
+        """(torch name, tensor) of every parameter."""
+        for name in parameter_shapes(config):
+            yield name, self.get(name, config)

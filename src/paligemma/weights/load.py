@@ -1,0 +1,169 @@
+"""Loading: build on meta, stream the parameters in, assign; strict, never a random weight."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paligemma.config import PaliGemmaConfig
+from paligemma.errors import CheckpointError, ConfigError
+from paligemma.model import PaliGemmaModel
+from paligemma.model.siglip import resize_position_table
+from paligemma.weights.big_vision import BigVisionReader
+from paligemma.weights.catalog import Checkpoint, resolve
+from paligemma.weights.dtypes import cast, parse_dtype
+from paligemma.weights.hf import HFReader
+from paligemma.weights.hf_config import (
+    Conventions,
+    config_from_hf,
+    read_json,
+    stored_embed_scale,
+)
+from paligemma.weights.npz import NpzReader
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model and where it came from.
+
+    Attributes:
+        model: in evaluation mode.
+        config: the model's.
+        checkpoint: the files, among them tokenizer and mask codec.
+        table_dtype: dtype of the embedding table in the file.
+        cache_dtype: dtype of keys and values while decoding; bfloat16 by big_vision's convention.
+    """
+
+    model: PaliGemmaModel
+    config: PaliGemmaConfig
+    checkpoint: Checkpoint
+    table_dtype: torch.dtype
+    cache_dtype: torch.dtype
+
+
+def open_weights(checkpoint: Checkpoint) -> HFReader | BigVisionReader:
+    """The reader of a checkpoint's layout; a context manager."""
+    if checkpoint.layout == "hf":
+        return HFReader(checkpoint.weights)
+    return BigVisionReader(NpzReader(checkpoint.weights))
+
+
+def read_config(
+    checkpoint: Checkpoint,
+    weights: HFReader | BigVisionReader,
+    conventions: Conventions = "big_vision",
+) -> tuple[PaliGemmaConfig, dict[str, Any]]:
+    """A checkpoint's config, and the raw config.json ({} if an npz is recognised by its shapes)."""
+    if checkpoint.config is not None:
+        raw = read_json(checkpoint.config)
+        return config_from_hf(raw, conventions=conventions), raw
+    if isinstance(weights, BigVisionReader):
+        return weights.infer_config(), {}
+    raise CheckpointError(
+        f"safetensors need the config.json they were published with, {checkpoint.folder} has none; "
+        "fetch it"
+    )
+
+
+def require_fit(weights: HFReader | BigVisionReader, config: PaliGemmaConfig) -> None:
+    """Raise one CheckpointError that names every missing, unexpected and misshaped key."""
+    problems = weights.problems(config)
+    if problems:
+        raise CheckpointError(
+            f"a checkpoint must hold exactly the model's tensors, {weights.name} has "
+            f"{len(problems)} faults; fetch it again or correct config.json:\n  "
+            + "\n  ".join(problems)
+        )
+
+
+def load_model(
+    source: str | os.PathLike[str] | Checkpoint,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
+    image_size_px: int | None = None,
+    conventions: Conventions = "big_vision",
+    cache_dtype: torch.dtype | str | None = None,
+    config: PaliGemmaConfig | None = None,
+    revision: str | None = None,
+) -> LoadedModel:
+    """Load a model by name, folder or file.
+
+    Args:
+        source: as in `catalog.resolve`, or what it returned.
+        dtype: of the parameters; None keeps the file's, which lets safetensors be memory-mapped.
+        device: where the parameters go, one tensor at a time.
+        image_size_px: another resolution than the file's; the position table is resized.
+        conventions: who decides where big_vision and transformers differ: final soft-cap, sliding
+            window, rounding of the embedding factor, dtype of the cache.
+        cache_dtype: dtype of keys and values, whatever the conventions say.
+        config: of a model that neither config.json nor shapes describe.
+        revision: branch of the hub.
+
+    Raises:
+        CheckpointError: unreadable files, or tensors that do not fit the config, all named at once.
+        ModelNotFoundError, AccessError, MissingExtraError, ConfigError: as in `catalog.resolve`.
+    """
+    start = time.perf_counter()
+    checkpoint = source if isinstance(source, Checkpoint) else resolve(source, revision=revision)
+    with open_weights(checkpoint) as weights:
+        raw: dict[str, Any] = {}
+        if config is None:
+            config, raw = read_config(checkpoint, weights, conventions)
+        require_fit(weights, config)
+        target = config.with_resolution(image_size_px) if image_size_px else config
+        with torch.device("meta"):
+            model = PaliGemmaModel(target)
+        wanted = None if dtype is None else parse_dtype(dtype)
+        for name, tensor in weights.tensors(config):
+            if name == "vision.pos_embedding":
+                tensor = resize_position_table(tensor, target.num_image_tokens)
+            if wanted is not None:
+                tensor = cast(tensor, wanted, name)
+            _assign(model, name, tensor.to(device))
+        table_dtype = weights.table_dtype()
+    _require_complete(model)
+    _set_embed_scale(model, raw, table_dtype, conventions)
+    _log.info("%s loaded in %.1f s", checkpoint.name, time.perf_counter() - start)
+    if cache_dtype is None:
+        cache_dtype = torch.bfloat16 if conventions == "big_vision" else model.dtype
+    return LoadedModel(
+        model=model.eval(),
+        config=target,
+        checkpoint=checkpoint,
+        table_dtype=table_dtype,
+        cache_dtype=parse_dtype(cache_dtype),
+    )
+
+
+def _assign(model: PaliGemmaModel, name: str, tensor: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if module._parameters[leaf].shape != tensor.shape:  # type: ignore[union-attr]
+        raise ConfigError(f"{name} must be {module._parameters[leaf]}, got {tuple(tensor.shape)}")
+    module._parameters[leaf] = nn.Parameter(tensor)
+
+
+def _require_complete(model: PaliGemmaModel) -> None:
+    left = [name for name, p in model.named_parameters() if p.is_meta]
+    if left:
+        raise CheckpointError(f"these parameters were never read: {', '.join(left)}")
+
+
+def _set_embed_scale(
+    model: PaliGemmaModel, raw: dict[str, Any], table_dtype: torch.dtype, conventions: Conventions
+) -> None:
+    stored = stored_embed_scale(raw)
+    if stored is not None:
+        model.text.embed_scale = stored
+    else:
+        # transformers rounds the factor to the dtype it computes in, big_vision to the file's.
+        model.text.set_embed_scale(table_dtype if conventions == "big_vision" else model.dtype)

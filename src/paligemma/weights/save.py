@@ -1,0 +1,271 @@
+"""Saving models and converting checkpoints; a folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paligemma.config import PaliGemmaConfig
+from paligemma.errors import CheckpointError, ConfigError
+from paligemma.model import PaliGemmaModel
+from paligemma.weights import hf
+from paligemma.weights.big_vision import BigVisionReader, write_npz
+from paligemma.weights.catalog import Layout, resolve
+from paligemma.weights.dtypes import cast, parse_dtype
+from paligemma.weights.hf_config import hf_config, rounded_embed_scale, stored_embed_scale
+from paligemma.weights.load import open_weights, read_config, require_fit
+from paligemma.weights.npz import NpzWriter
+from paligemma.weights.safetensors_file import INDEX_NAME, SafetensorsWriter
+from paligemma.weights.shapes import parameter_shapes
+
+_log = logging.getLogger(__name__)
+
+NPZ_NAME = "model.npz"
+MAX_SHARD_BYTES = 5_000_000_000
+# What belongs to a model beside its weights.
+SIDE_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "mask_codec.safetensors",
+    "vae-oid.npz",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """How a checkpoint is written; the options of `save_model`, checked."""
+
+    layout: Layout
+    dtype: torch.dtype
+    spelling: hf.Spelling
+    max_shard_bytes: int
+    pad_rows: bool
+    fused_qkv: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("hf", "npz"):
+            raise ConfigError(f"the layout must be hf or npz, got {self.layout!r}")
+        if self.spelling not in hf.SPELLINGS:
+            raise ConfigError(
+                f"the spelling must be one of {', '.join(hf.SPELLINGS)}, got {self.spelling!r}"
+            )
+        if self.max_shard_bytes <= 0:
+            raise ConfigError(f"max_shard_bytes must be positive, got {self.max_shard_bytes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parameters:
+    """Where parameters come from: in any order by name, and in the source's own order."""
+
+    get: Callable[[str], Tensor]
+    stream: Callable[[], Iterable[tuple[str, Tensor]]]
+
+
+def save_model(
+    model: PaliGemmaModel,
+    folder: str | os.PathLike[str],
+    *,
+    layout: Layout = "hf",
+    dtype: torch.dtype | str | None = None,
+    spelling: hf.Spelling = "published",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    pad_rows: bool = False,
+    extra_files: Iterable[Path] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Write a model with its config.json.
+
+    Args:
+        folder: appears complete or, after an error, not at all.
+        layout: "hf" (safetensors, which transformers reads too) or "npz" (big_vision).
+        dtype: of the file; None keeps that of the model.
+        spelling: of the names in safetensors: "published" is read by every version of transformers,
+            "current" is what versions since 4.52 write.
+        max_shard_bytes: size at which another safetensors file begins.
+        pad_rows: append rows to the embedding table up to the next multiple of 64, as published
+            (257,216); each is the mean of all rows, which never wins.
+        extra_files: copied beside the weights, e.g. the tokenizer.
+        overwrite: whether the folder may already hold a checkpoint.
+
+    Raises:
+        CheckpointError: the model is adapted or quantised, a weight overflows, or the disk refuses.
+    """
+    plan = _Plan(
+        layout=layout,
+        dtype=parse_dtype(dtype or model.dtype),
+        spelling=spelling,
+        max_shard_bytes=max_shard_bytes,
+        pad_rows=pad_rows,
+    )
+    parameters = dict(model.named_parameters())
+    expected = parameter_shapes(model.config)
+    odd = sorted(parameters.keys() ^ expected.keys())
+    if odd:
+        raise CheckpointError(
+            f"only a plain model can be saved, this one differs in {len(odd)} parameters, "
+            f"for instance {odd[0]}; merge its adapters or save it before quantising"
+        )
+    source = _Parameters(get=parameters.__getitem__, stream=parameters.items)
+    with _atomic_folder(Path(folder), overwrite) as staging:
+        _write(staging, model.config, source, plan, model.text.embed_scale)
+        for path in extra_files:
+            shutil.copyfile(path, staging / path.name)
+    return Path(folder)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    layout: Layout = "hf",
+    dtype: torch.dtype | str | None = None,
+    spelling: hf.Spelling = "published",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    pad_rows: bool = False,
+    overwrite: bool = False,
+    revision: str | None = None,
+) -> Path:
+    """Rewrite a checkpoint in another layout or dtype, one tensor in memory at a time.
+
+    A config.json keeps its own soft-caps and window; tokenizer and mask codec are copied. Arguments
+    are those of `save_model`; `source` and `revision` those of `load_model`.
+
+    Raises:
+        CheckpointError: the source does not fit its config, a weight overflows, or the disk
+            refuses.
+    """
+    checkpoint = resolve(source, revision=revision)
+    with open_weights(checkpoint) as weights:
+        config, raw = read_config(checkpoint, weights, "transformers")
+        require_fit(weights, config)
+        table_dtype = weights.table_dtype()
+        if isinstance(weights, BigVisionReader):
+            parameters = _Parameters(
+                get=_in_order(weights.tensors(config)), stream=lambda: weights.tensors(config)
+            )
+        else:
+            parameters = _Parameters(
+                get=lambda name: weights.get(name, config), stream=lambda: weights.tensors(config)
+            )
+        plan = _Plan(
+            layout=layout,
+            dtype=parse_dtype(dtype or table_dtype),
+            spelling=spelling,
+            max_shard_bytes=max_shard_bytes,
+            pad_rows=pad_rows,
+            fused_qkv=weights.fused if isinstance(weights, BigVisionReader) else None,
+        )
+        scale = stored_embed_scale(raw) or rounded_embed_scale(config, table_dtype)
+        with _atomic_folder(Path(folder), overwrite) as staging:
+            _write(staging, config, parameters, plan, scale)
+            for name in SIDE_FILES:
+                if (checkpoint.folder / name).is_file():
+                    shutil.copyfile(checkpoint.folder / name, staging / name)
+    return Path(folder)
+
+
+def _in_order(stream: Iterator[tuple[str, Tensor]]) -> Callable[[str], Tensor]:
+    """Random access that is used in the stream's order only, as `write_npz` does."""
+
+    def get(name: str) -> Tensor:
+        found, tensor = next(stream)
+        if found != name:
+            raise ValueError(f"expected {name}, the stream has {found}")
+        return tensor
+
+    return get
+
+
+def _write(
+    folder: Path, config: PaliGemmaConfig, source: _Parameters, plan: _Plan, embed_scale: float
+) -> None:
+    num_rows = config.vocab.size
+    if plan.layout == "npz":
+        with NpzWriter(folder / NPZ_NAME) as npz:
+            write_npz(npz, config, source.get, dtype=plan.dtype, fused=plan.fused_qkv)
+    else:
+        if plan.pad_rows:
+            num_rows = (num_rows // hf.ROW_MULTIPLE + 1) * hf.ROW_MULTIPLE
+        _write_safetensors(folder, config, source, plan, num_rows)
+    body = hf_config(config, dtype=plan.dtype, num_rows=num_rows, embed_scale=embed_scale)
+    (folder / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_safetensors(
+    folder: Path, config: PaliGemmaConfig, source: _Parameters, plan: _Plan, num_rows: int
+) -> None:
+    keys = {
+        name: hf.spell(hf.bare_name(name, config.generation), plan.spelling)
+        for name in parameter_shapes(config)
+    }
+    shapes = {
+        keys[name]: hf.file_shape(name, config, shape)
+        for name, shape in parameter_shapes(config).items()
+    }
+    shapes[keys["text.embed.weight"]] = (num_rows, config.text.width)
+    with SafetensorsWriter(
+        folder, shapes, dtype=plan.dtype, max_shard_bytes=plan.max_shard_bytes
+    ) as writer:
+        for name, tensor in source.stream():
+            tensor = cast(hf.to_file(name, tensor.detach(), config), plan.dtype, name)
+            if name == "text.embed.weight" and num_rows > tensor.shape[0]:
+                mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
+                tensor = torch.cat((tensor, mean.expand(num_rows - tensor.shape[0], -1)))
+            writer.write(keys[name], tensor)
+
+
+@contextmanager
+def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside the target that takes its place when the block succeeds."""
+    old = _weight_files(folder)
+    if old and not overwrite:
+        raise CheckpointError(
+            f"a checkpoint is written to a folder without one, {folder} holds {old[0].name}; "
+            "choose another folder or allow overwriting"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"a checkpoint is written to a folder, {folder} is a file")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            yield staging
+            staging.chmod(0o755)
+            if folder.exists():
+                _replace_files(staging, folder, old)
+            else:
+                staging.replace(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} must be writable with room for the weights, it is not ({error}); "
+            "choose another place"
+        ) from error
+
+
+def _replace_files(staging: Path, folder: Path, old: list[Path]) -> None:
+    new = sorted(staging.iterdir(), key=lambda path: path.name == "config.json")
+    for path in new:
+        path.replace(folder / path.name)
+    for path in old:
+        if path.name not in {p.name for p in new}:
+            path.unlink()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    patterns = ("model.safetensors", "model-*-of-*.safetensors", INDEX_NAME, NPZ_NAME)
+    return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
