@@ -35,7 +35,7 @@ def sample_frames(
         )
     if not 0 <= offset < len(frames):
         raise ImageError(
-            f"a clip must hold the frame it starts from, got offset {offset} and {len(frames)} frames"
+            f"a clip must hold its first frame, got offset {offset} and {len(frames)} frames"
         )
     picked = list(frames[offset::stride])
     return [picked[index % len(picked)] for index in range(num_frames)]

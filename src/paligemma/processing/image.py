@@ -105,10 +105,10 @@ def _fetch(url: str) -> bytes:
     import urllib.error
     import urllib.request
 
-    request = urllib.request.Request(url, headers={"User-Agent": "paligemma"})
     deadline = time.monotonic() + URL_TIMEOUT_S
     body = bytearray()
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "paligemma"})
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT_S) as response:
             if not response.url.lower().startswith(_URL_SCHEMES):
                 raise ImageError(f"a URL must stay http or https, was sent to {response.url[:200]}")

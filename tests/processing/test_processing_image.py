@@ -1,0 +1,362 @@
+"""Reading pictures: every form becomes uint8 RGB, everything hostile one sentence."""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from paligemma.errors import ImageError
+from paligemma.processing import image as image_module
+from paligemma.processing.image import load_image
+
+RGB = np.random.default_rng(1).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+GREY = RGB[:, :, 0]
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def replicated(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A grey PNG that announces its size and holds one row of nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(b"\0" * 64)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+def test_path_bytes_pillow_and_array_give_the_same_pixels(tmp_path: Path) -> None:
+    picture = Image.fromarray(RGB)
+    picture.save(tmp_path / "a.png")
+    sources: list[Any] = [
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        encoded(picture),
+        picture,
+        RGB,
+    ]
+    for source in sources:
+        loaded = load_image(source)
+        assert loaded.dtype == np.uint8
+        assert np.array_equal(loaded, RGB)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "GIF"])
+def test_lossless_formats_are_read(kind: str) -> None:
+    flat = np.full((5, 7, 3), 40, dtype=np.uint8)
+    assert np.array_equal(load_image(encoded(Image.fromarray(flat), kind)), flat)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_lossy_formats_are_read(kind: str) -> None:
+    flat = np.full((16, 16, 3), 100, dtype=np.uint8)
+    loaded = load_image(encoded(Image.fromarray(flat), kind))
+    assert np.abs(loaded.astype(int) - 100).max() <= 3
+
+
+def test_grey_is_replicated() -> None:
+    assert np.array_equal(load_image(encoded(Image.fromarray(GREY))), replicated(GREY))
+
+
+def test_alpha_is_dropped_and_the_colours_under_it_stay() -> None:
+    alpha = np.zeros((6, 9, 1), np.uint8)
+    rgba = Image.fromarray(np.concatenate([RGB, alpha], axis=2))
+    grey_alpha = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(alpha[:, :, 0])])
+    assert np.array_equal(load_image(encoded(rgba)), RGB)
+    assert np.array_equal(load_image(rgba), RGB)
+    assert np.array_equal(load_image(encoded(grey_alpha)), replicated(GREY))
+
+
+def test_sixteen_bits_keep_their_high_byte() -> None:
+    levels = GREY.astype(np.uint16) * 256 + 255
+    assert np.array_equal(load_image(encoded(Image.fromarray(levels))), replicated(GREY))
+    assert np.array_equal(load_image(encoded(Image.fromarray(levels), "TIFF")), replicated(GREY))
+    wide = Image.fromarray(levels.astype(np.int32))
+    assert wide.mode == "I"
+    assert np.array_equal(load_image(wide), replicated(GREY))
+
+
+def test_sixteen_bit_colour_keeps_its_high_byte() -> None:
+    body = b"".join(
+        b"\0" + bytes([value for sample in row.ravel() for value in (sample, 77)]) for row in RGB
+    )
+    header = struct.pack(">IIBBBBB", 9, 6, 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(body)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+        for kind, part in chunks
+    )
+    assert np.array_equal(load_image(data), RGB)
+
+
+def test_dark_sixteen_bit_pictures_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    assert load_image(GREY.astype(np.uint16)).max() == 0
+    assert "become black" in caplog.text
+
+
+def test_cmyk_becomes_rgb() -> None:
+    cmyk = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
+    loaded = load_image(encoded(cmyk, "JPEG"))
+    assert np.abs(loaded.astype(int) - [255, 0, 0]).max() <= 4
+
+
+def test_a_palette_keeps_its_colours_with_and_without_transparency() -> None:
+    palette = Image.new("P", (3, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    palette.putdata([0, 1, 2])
+    expected = [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]]
+    assert load_image(encoded(palette)).tolist() == expected
+    assert load_image(encoded(palette, transparency=bytes([0, 128, 255]))).tolist() == expected
+    assert load_image(encoded(palette, transparency=1)).tolist() == expected
+
+
+def test_one_bit_becomes_black_and_white() -> None:
+    bits = np.array([[True, False], [False, True]])
+    expected = replicated(np.where(bits, 255, 0).astype(np.uint8))
+    assert np.array_equal(load_image(encoded(Image.fromarray(bits))), expected)
+    assert np.array_equal(load_image(bits), expected)
+
+
+def test_of_an_animation_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert load_image(animation)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(orientation: int) -> None:
+    stored = Image.fromarray(RGB)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = {
+        1: RGB,
+        2: RGB[:, ::-1],
+        3: RGB[::-1, ::-1],
+        4: RGB[::-1],
+        5: RGB.transpose(1, 0, 2),
+        6: np.rot90(RGB, -1),
+        7: RGB[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(RGB, 1),
+    }[orientation]
+    assert np.array_equal(load_image(encoded(stored, exif=exif)), turned)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [b"garbage", b"II*\0\xff\xff\xff\x7f", b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0" + b"\xff" * 8],
+)
+def test_damaged_exif_leaves_the_pixels_alone(metadata: bytes) -> None:
+    picture = Image.fromarray(RGB)
+    damaged = encoded(picture, "JPEG", exif=b"Exif\0\0" + metadata)
+    assert np.array_equal(load_image(damaged), load_image(encoded(picture, "JPEG")))
+
+
+def test_an_orientation_that_cannot_be_applied_is_reported(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(image: Image.Image) -> Image.Image:
+        raise SyntaxError("not a TIFF file")
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
+    assert np.array_equal(load_image(encoded(Image.fromarray(RGB), exif=exif)), RGB)
+    assert "orientation ignored" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (GREY, replicated(GREY)),
+        (GREY[:, :, None], replicated(GREY)),
+        (np.concatenate([RGB, RGB[:, :, :1]], axis=2), RGB),
+        (RGB.astype(np.uint16) * 257, RGB),
+        (RGB.astype(np.float32) / 255, RGB),
+        (RGB.astype(np.float64) / 255, RGB),
+        (RGB[::-1, ::-1], RGB[::-1, ::-1]),
+    ],
+)
+def test_arrays_of_every_kind_become_rgb(array: NDArray[Any], expected: NDArray[np.uint8]) -> None:
+    loaded = load_image(array)
+    assert loaded.dtype == np.uint8
+    assert loaded.flags.c_contiguous
+    assert np.array_equal(loaded, expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "rule"),
+    [
+        (RGB.astype(np.float32), r"must lie in \[0, 1\]"),
+        (np.full((2, 2), np.nan), r"must lie in \[0, 1\], the array has nan"),
+        (np.full((2, 2), -0.1), r"must lie in \[0, 1\]"),
+        (RGB.astype(np.int64), "got int64"),
+        (RGB.transpose(2, 0, 1), "channels last"),
+        (RGB[None], "channels last"),
+        (RGB[:, :, :2], "channels last"),
+        (np.zeros((0, 5, 3), np.uint8), "at least one pixel"),
+        (np.zeros((2, 2), dtype=object), "got object"),
+    ],
+)
+def test_arrays_of_unclear_meaning_are_refused(array: NDArray[Any], rule: str) -> None:
+    with pytest.raises(ImageError, match=rule):
+        load_image(array)
+
+
+def test_integers_beyond_sixteen_bits_are_refused() -> None:
+    with pytest.raises(ImageError, match=r"0\.\.65535.*70000"):
+        load_image(Image.fromarray(np.full((2, 2), 70000, np.int32)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_a_truncated_file_gets_one_sentence(kind: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / "cut"
+    data = encoded(Image.fromarray(noise), kind)
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ImageError) as caught:
+        load_image(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_prefix_of_a_file_is_an_error_or_a_picture() -> None:
+    data = encoded(Image.fromarray(RGB), "PNG")
+    for length in range(len(data)):
+        try:
+            assert load_image(data[:length]).shape == RGB.shape
+        except ImageError:
+            continue
+
+
+def test_flipped_bytes_are_an_error_or_a_picture() -> None:
+    random = np.random.default_rng(0)
+    for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"):
+        data = bytearray(encoded(Image.fromarray(RGB), kind))
+        for _ in range(60):
+            damaged = bytearray(data)
+            for position in random.integers(0, len(data), 3):
+                damaged[position] = random.integers(0, 256)
+            try:
+                assert load_image(bytes(damaged)).shape[2] == 3
+            except ImageError:
+                continue
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+)
+def test_what_is_no_raster_picture_is_refused(data: bytes) -> None:
+    with pytest.raises(ImageError, match="must be JPEG, PNG"):
+        load_image(data)
+
+
+@pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (20_000, 20_000), (1, 64_000_001)])
+def test_a_pixel_bomb_is_refused_before_it_is_decoded(width: int, height: int) -> None:
+    bomb = png_header(width, height)
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="may have 64000000 pixels") as caught:
+        load_image(bomb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "shrink it" in str(caught.value)
+    assert peak < 5_000_000
+
+
+def test_the_pixel_bound_can_be_set_and_holds_for_arrays_and_pillow() -> None:
+    for source in (RGB, Image.fromarray(RGB), encoded(Image.fromarray(RGB))):
+        assert load_image(source, max_pixels=54).shape == (6, 9, 3)
+        with pytest.raises(ImageError, match=r"may have 53 pixels, .* 9x6 = 54"):
+            load_image(source, max_pixels=53)
+
+
+def test_missing_files_folders_and_strange_sources_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for source in (tmp_path / "none.png", tmp_path, "", "file:///etc/hostname", "a\0b"):
+        with pytest.raises(ImageError):
+            load_image(source)
+    with pytest.raises(ImageError, match="got int"):
+        load_image(3)  # type: ignore[arg-type]
+    (tmp_path / "big.png").write_bytes(encoded(Image.fromarray(RGB)))
+    monkeypatch.setattr(image_module, "MAX_ENCODED_BYTES", 20)
+    with pytest.raises(ImageError, match="may have 20 bytes"):
+        load_image(tmp_path / "big.png")
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    picture = encoded(Image.fromarray(RGB))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/moved":
+                self.send_response(302)
+                self.send_header("Location", "/ok.png")
+                self.end_headers()
+                return
+            self.send_response(200 if self.path == "/ok.png" else 404)
+            self.end_headers()
+            self.wfile.write(picture)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    http = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def test_a_url_is_fetched_only_when_asked(server: str) -> None:
+    with pytest.raises(ImageError, match="allow_url=True"):
+        load_image(f"{server}/ok.png")
+    assert np.array_equal(load_image(f"{server}/ok.png", allow_url=True), RGB)
+    assert np.array_equal(load_image(f"{server}/moved", allow_url=True), RGB)
+
+
+def test_a_url_that_fails_or_is_too_long_is_named(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ImageError, match="404"):
+        load_image(f"{server}/none", allow_url=True)
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        load_image("http://127.0.0.1:1/x", allow_url=True)
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        load_image("http://[broken", allow_url=True)
+    monkeypatch.setattr(image_module, "MAX_ENCODED_BYTES", 20)
+    with pytest.raises(ImageError, match="may have 20 bytes"):
+        load_image(f"{server}/ok.png", allow_url=True)
+
+
+def test_a_url_that_never_ends_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 31.0])
+    monkeypatch.setattr(image_module.time, "monotonic", lambda: next(clock))
+    with pytest.raises(ImageError, match="not complete after 30 s"):
+        load_image(f"{server}/ok.png", allow_url=True)
