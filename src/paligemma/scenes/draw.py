@@ -17,7 +17,6 @@ from .words import WORDS
 
 _COLOR_NAMES = tuple(COLORS)
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_SHARE_SHAPE, _SHARE_DIGIT = 0.55, 0.22
 # In a quarter of the pictures one label is favoured, so that counts above two occur.
 _SHARE_CROWD, _CROWD_PULL = 0.25, 0.6
 # Training signs often spell nothing, so that reading is learned and not a list of words.
@@ -26,11 +25,12 @@ _SHARE_NUMBERS = 0.3
 _NUM_ATTEMPTS = 3
 
 
-def _draw_label(rng: np.random.Generator) -> str:
+def _draw_label(options: SceneOptions, rng: np.random.Generator) -> str:
+    shapes, digits, _ = options.label_shares
     share = rng.random()
-    if share < _SHARE_SHAPE:
+    if share < shapes:
         return SHAPES[int(rng.integers(len(SHAPES)))]
-    return "digit" if share < _SHARE_SHAPE + _SHARE_DIGIT else "sign"
+    return "digit" if share < shapes + digits else "sign"
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -101,14 +101,14 @@ def draw_scene(seed: int, options: SceneOptions | None = None) -> Scene:
     rng = np.random.default_rng([SPLITS.index(options.split), seed])
     canvas = Canvas(draw_background(options.hw, rng))
     num_objects = int(rng.integers(1, options.num_objects_max + 1))
-    crowd = _draw_label(rng) if rng.random() < _SHARE_CROWD else None
+    crowd = _draw_label(options, rng) if rng.random() < _SHARE_CROWD else None
     taken: set[tuple[str, str, str]] = set()
     num_signs = 0
     for _ in range(num_objects):
         is_crowd = crowd is not None and rng.random() < _CROWD_PULL
-        label = crowd if is_crowd and crowd is not None else _draw_label(rng)
+        label = crowd if is_crowd and crowd is not None else _draw_label(options, rng)
         while label == "sign" and num_signs >= options.num_signs_max:
-            label = _draw_label(rng)
+            label = _draw_label(options, rng)
         for attempt in range(_NUM_ATTEMPTS):
             # An object that found no room is drawn anew and smaller.
             patch = _draw_patch(label, options, 0.75**attempt, rng)

@@ -39,6 +39,8 @@ class SceneOptions:
             appear in training pictures only.
         max_objects: upper bound on objects, 1..12; None means 6, or 3 on a canvas below 168 px.
         object_scale: factor on object sizes, 0.5..8. Sizes do not follow the canvas by themselves.
+        label_shares: how often an object is a shape, a digit or a sign; sums to 1.
+        max_signs: upper bound on signs; None means 2, or 1 on a canvas below 168 px.
     """
 
     size_px: int = 224
@@ -46,6 +48,8 @@ class SceneOptions:
     split: str = "train"
     max_objects: int | None = None
     object_scale: float = 1.0
+    label_shares: tuple[float, float, float] = (0.55, 0.22, 0.23)
+    max_signs: int | None = None
 
     def __post_init__(self) -> None:
         if not all(64 <= side <= 2048 for side in self.hw):
@@ -56,6 +60,12 @@ class SceneOptions:
             raise DataError(f"A scene split must be one of {SPLITS}, got {self.split!r}; name one.")
         if self.max_objects is not None and not 1 <= self.max_objects <= 12:
             raise DataError(f"max_objects must be 1..12, got {self.max_objects}; choose another.")
+        if min(self.label_shares) < 0 or abs(sum(self.label_shares) - 1) > 1e-6:
+            raise DataError(
+                f"label_shares must be three shares that sum to 1, got {self.label_shares}."
+            )
+        if self.label_shares[2] == 1:
+            raise DataError("label_shares must leave room for other objects than signs; lower it.")
         if not 0.5 <= self.object_scale <= 8:
             raise DataError(
                 f"object_scale must be 0.5..8, got {self.object_scale}; choose another."
@@ -79,6 +89,8 @@ class SceneOptions:
     @property
     def num_signs_max(self) -> int:
         """The bound on signs."""
+        if self.max_signs is not None:
+            return self.max_signs
         return 1 if self.is_small else 2
 
     @property

@@ -1,0 +1,109 @@
+"""Training state on disk: safetensors and JSON, written beside and renamed, so that a kill loses nothing older."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from paligemma.errors import CheckpointError
+from paligemma.train.optim import Optimizer
+
+_NAME = re.compile(r"step_(\d{7})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Everything an interrupted run needs.
+
+    Attributes:
+        model: the model in training.
+        objective: auxiliary parameters trained beside it; may have none.
+        optimizer: holds moments and the number of updates done.
+    """
+
+    model: nn.Module
+    objective: nn.Module
+    optimizer: Optimizer
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def save_checkpoint(
+    folder: Path, state: TrainState, meta: dict[str, Any], *, keep: int = 2
+) -> Path:
+    """Write `folder/step_NNNNNNN` and delete all but the newest `keep`.
+
+    Args:
+        meta: what the run must agree on to resume (its configuration), stored as JSON.
+    """
+    moments, counters = state.optimizer.export_state()
+    target = folder / f"step_{counters['steps_done']:07d}"
+    partial = folder / f".partial_{target.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, tensors in (
+        ("model", state.model.state_dict()),
+        ("objective", state.objective.state_dict()),
+        ("optimizer", moments),
+    ):
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial / f"{name}.safetensors")
+    (partial / "state.json").write_text(json.dumps({"counters": counters, "run": meta}, indent=1))
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> None:
+    """Continue from a checkpoint.
+
+    Raises:
+        CheckpointError: unreadable, of another model, or of a run configured otherwise.
+    """
+    try:
+        stored = json.loads((path / "state.json").read_text())
+        tensors = {
+            name: load_file(path / f"{name}.safetensors")
+            for name in ("model", "objective", "optimizer")
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read ({error}); delete it to start from the one before"
+        ) from error
+    if stored["run"] != meta:
+        changed = sorted(k for k in {*stored["run"], *meta} if stored["run"].get(k) != meta.get(k))
+        raise CheckpointError(
+            f"a run resumes with the configuration it began with, but {', '.join(changed)} changed; "
+            "use another output folder"
+        )
+    _load(state.model, tensors["model"], path)
+    _load(state.objective, tensors["objective"], path)
+    state.optimizer.import_state(tensors["optimizer"], stored["counters"])
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint {path} belongs to another model: {error}") from error
+
+
+def digest(module: nn.Module) -> float:
+    """Sum of absolute parameter values; equal runs have equal digests."""
+    with torch.no_grad():
+        return float(sum(p.double().abs().sum() for p in module.parameters()))

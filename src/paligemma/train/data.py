@@ -1,0 +1,172 @@
+"""Batches by step number: any step can be made again, so a killed run resumes on the data it would have seen."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from paligemma.batch import Batch
+from paligemma.outputs.vqvae import MaskCodec
+from paligemma.processing.processor import Processor
+from paligemma.processing.resize import BICUBIC, resize
+from paligemma.scenes import Scene, SceneOptions, draw_scene, sample_example
+from paligemma.tasks.scenes import scene_prefix, scene_suffix
+from paligemma.train.dense import patch_targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneBatch:
+    """Scenes with prompts and with what every patch shows.
+
+    Attributes:
+        text: B images and B*P rows of text, P consecutive rows an image; tokens may have no rows.
+        patches: fields of `PatchTargets`, each stacked to [B, I, ...].
+    """
+
+    text: Batch
+    patches: dict[str, Tensor] = field(default_factory=dict)
+
+
+class BatchSource(Protocol):
+    """Makes the batch of any step, independently of the others."""
+
+    def batch(self, step: int) -> SceneBatch: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneSource:
+    """Scenes drawn afresh for every step.
+
+    Attributes:
+        processor: token layout; also sets the picture size.
+        codec: turns masks into mask tokens; None where nothing is segmented.
+        patch_px: side of a patch of the tower.
+        num_scenes: pictures a batch.
+        prompts_per_scene: examples asked of each picture; the picture is encoded once.
+        text_len: tokens the model reads at most.
+        weights: kind of example to relative frequency.
+        seed: start of the range of scene seeds; evaluation draws from another range.
+        squashed_share: share of pictures drawn wider or higher than square and squashed to it, as
+            photographs are.
+        label_shares: see `SceneOptions`.
+        max_signs: see `SceneOptions`.
+    """
+
+    processor: Processor
+    codec: MaskCodec | None
+    patch_px: int
+    num_scenes: int
+    prompts_per_scene: int
+    text_len: int
+    weights: Mapping[str, float] | None
+    seed: int
+    squashed_share: float = 0.0
+    label_shares: tuple[float, float, float] = SceneOptions().label_shares
+    max_signs: int | None = None
+
+    def batch(self, step: int) -> SceneBatch:
+        rng = np.random.default_rng((self.seed, step))
+        first = self.seed + step * self.num_scenes
+        scenes = [self._draw(first + k, rng) for k in range(self.num_scenes)]
+        targets = [patch_targets(scene, self.patch_px) for scene in scenes]
+        patches = {
+            name: torch.from_numpy(np.stack([getattr(one, name) for one in targets]))
+            for name in ("label", "color", "value", "chars", "order", "box")
+        }
+        pictures = torch.stack([self.processor.pixels(scene.image) for scene in scenes])
+        if self.codec is None or not self.prompts_per_scene:
+            none = torch.zeros(0, 0, dtype=torch.long)
+            text = Batch(images=pictures, tokens=none, mask_ar=none, mask_input=none.bool())
+            return SceneBatch(text=text, patches=patches)
+        prefixes, suffixes = [], []
+        for scene in scenes:
+            for _ in range(self.prompts_per_scene):
+                example = sample_example(scene, rng, self.weights)
+                prefixes.append(scene_prefix(example))
+                suffixes.append(scene_suffix(scene, example, self.codec))
+        rows = self.processor.training_batch(None, prefixes, suffixes, text_len=self.text_len)
+        return SceneBatch(text=_trimmed(rows, pictures), patches=patches)
+
+    def _draw(self, seed: int, rng: np.random.Generator) -> Scene:
+        side = self.processor.image_size_px
+        hw = (side, side)
+        if rng.random() < self.squashed_share:
+            long_side = int(side * rng.uniform(1.0, 1.5))
+            hw = (side, long_side) if rng.random() < 0.75 else (long_side, side)
+        options = SceneOptions(size_hw=hw, label_shares=self.label_shares, max_signs=self.max_signs)
+        return _squashed(draw_scene(seed, options), side)
+
+
+def _squashed(scene: Scene, side: int) -> Scene:
+    """The scene as the model sees it: resized to a square without regard to its shape."""
+    height, width = scene.image.shape[:2]
+    if height == width == side:
+        return scene
+    rows = (np.arange(side) + 0.5) * height / side
+    columns = (np.arange(side) + 0.5) * width / side
+    down, across = side / height, side / width
+    objects = tuple(
+        replace(
+            one,
+            char_boxes=tuple(
+                (char, top * down, left * across, bottom * down, right * across)
+                for char, top, left, bottom, right in one.char_boxes
+            ),
+        )
+        for one in scene.objects
+    )
+    return Scene(
+        image=resize(scene.image, side, BICUBIC),
+        objects=objects,
+        object_map=scene.object_map[rows.astype(int)[:, None], columns.astype(int)],
+        seed=scene.seed,
+    )
+
+
+def _trimmed(rows: Batch, pictures: Tensor) -> Batch:
+    """Rows without the columns in which all are padding."""
+    assert rows.mask_loss is not None
+    length = int(rows.mask_input.sum(dim=1).max())
+    return Batch(
+        images=pictures,
+        tokens=rows.tokens[:, :length],
+        mask_ar=rows.mask_ar[:, :length],
+        mask_input=rows.mask_input[:, :length],
+        mask_loss=rows.mask_loss[:, :length],
+    )
+
+
+class _Steps(Dataset[SceneBatch]):
+    def __init__(self, source: BatchSource, first: int, total: int) -> None:
+        self.source, self.first, self.total = source, first, total
+
+    def __len__(self) -> int:
+        return self.total - self.first
+
+    def __getitem__(self, index: int) -> SceneBatch:
+        return self.source.batch(self.first + index)
+
+
+def _prepare_worker(_worker: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C reaches the whole group; the loop still wants its last batch to end on a checkpoint.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def batches(source: BatchSource, first: int, total: int, num_workers: int) -> Iterator[SceneBatch]:
+    """The batches of steps `first`..`total - 1` in order, made by other processes ahead of need."""
+    loader = DataLoader(
+        _Steps(source, first, total),
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=_prepare_worker,
+        prefetch_factor=4 if num_workers else None,
+    )
+    return iter(loader)

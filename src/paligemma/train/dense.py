@@ -1,0 +1,148 @@
+"""Auxiliary "what is here" objective of the embedded model: what each patch shows, told to the tower directly.
+
+Not in the original, whose tower comes pre-trained from SigLIP. A tower that starts from nothing learns where things are
+far sooner when every patch answers for itself; the heads are dropped from the saved model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paligemma.scenes import COLORS, LABELS, Scene
+
+CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+MAX_CHARS = 6
+# A patch belongs to the object that covers most of it, if that is more than this share.
+_MIN_SHARE = 0.12
+_BOX_UNIT_PX = 32.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchTargets:
+    """What each of I patches shows; -1 means "not applicable".
+
+    Attributes:
+        label: int64[I], 0 background, k = LABELS[k - 1].
+        color: int64[I] index into COLORS.
+        value: int64[I] value of a handwritten digit.
+        chars: int64[I, 2] character left and right of the patch centre, 0 none, k = CHARS[k - 1].
+        order: int64[I, 2] place of that character in its word.
+        box: float32[I, 4] distances (top, left, bottom, right) from patch centre to the object's box.
+    """
+
+    label: np.ndarray
+    color: np.ndarray
+    value: np.ndarray
+    chars: np.ndarray
+    order: np.ndarray
+    box: np.ndarray
+
+
+def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
+    """Targets of every patch of a square scene, in raster order."""
+    grid = scene.image.shape[0] // patch_px
+    blocks = scene.object_map.reshape(grid, patch_px, grid, patch_px).transpose(0, 2, 1, 3)
+    blocks = blocks.reshape(grid * grid, -1)
+    counts = np.stack([(blocks == k).sum(1) for k in range(1, len(scene.objects) + 1)], axis=1)
+    owner = np.where(counts.max(1) > _MIN_SHARE * patch_px**2, counts.argmax(1), -1)
+
+    names, hues = list(LABELS), list(COLORS)
+    # The last row of each table answers for "no object".
+    label = np.array([names.index(o.label) + 1 for o in scene.objects] + [0])[owner]
+    color = np.array([hues.index(o.color) for o in scene.objects] + [-1])[owner]
+    value = np.array([int(o.text) if o.label == "digit" else -1 for o in scene.objects] + [-1])[
+        owner
+    ]
+
+    size = scene.image.shape[0]
+    boxes = np.array([o.box_yxyx for o in scene.objects] + [(0, 0, 0, 0)])[owner] * size
+    centre = (np.arange(grid) + 0.5) * patch_px
+    centres = np.stack(np.meshgrid(centre, centre, indexing="ij"), axis=-1).reshape(-1, 2)
+    box = (boxes - np.concatenate((centres, centres), axis=1)) / _BOX_UNIT_PX
+
+    chars, order = _char_targets(scene, centre, patch_px)
+    chars[label == 0] = -1
+    return PatchTargets(
+        label=label.astype(np.int64),
+        color=color.astype(np.int64),
+        value=value.astype(np.int64),
+        chars=chars,
+        order=order,
+        box=box.astype(np.float32),
+    )
+
+
+def _char_targets(scene: Scene, centre: np.ndarray, patch_px: int) -> tuple[np.ndarray, np.ndarray]:
+    grid = len(centre)
+    chars = np.zeros((grid, grid, 2), dtype=np.int64)
+    order = np.full((grid, grid, 2), -1, dtype=np.int64)
+    for obj in scene.objects:
+        for place, (char, top, left, bottom, right) in enumerate(obj.char_boxes[:MAX_CHARS]):
+            # Rows whose patch sees most of the glyph: the centre lies within it, or the patch holds it.
+            rows = np.abs(centre - (top + bottom) / 2) <= max((bottom - top) / 2, patch_px / 2)
+            for side, shift in enumerate((-patch_px / 4, patch_px / 4)):
+                columns = (centre + shift >= left - 1) & (centre + shift < right + 1)
+                spot = np.ix_(rows, columns, [side])
+                chars[spot] = CHARS.index(char) + 1
+                order[spot] = place
+    return chars.reshape(-1, 2), order.reshape(-1, 2)
+
+
+class PatchHeads(nn.Module):
+    """One linear layer on the tower's patch features that answers every question of `PatchTargets`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = {
+            "label": len(LABELS) + 1,
+            "color": len(COLORS),
+            "value": 10,
+            "char_left": len(CHARS) + 1,
+            "char_right": len(CHARS) + 1,
+            "order_left": MAX_CHARS,
+            "order_right": MAX_CHARS,
+            "box": 4,
+        }
+        self.proj = nn.Linear(width, sum(self.sizes.values()))
+        nn.init.normal_(self.proj.weight, std=0.02)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """float[B, I, D] -> float[B, I, size] a question."""
+        parts = self.proj(features).split(list(self.sizes.values()), dim=-1)
+        return dict(zip(self.sizes, parts, strict=True))
+
+
+def patch_losses(answers: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Mean loss of each question over the patches it applies to.
+
+    Args:
+        answers: from `PatchHeads`.
+        targets: fields of `PatchTargets` stacked over the batch.
+    """
+    losses = {
+        name: _cross_entropy(answers[name], targets[name]) for name in ("label", "color", "value")
+    }
+    for side, name in enumerate(("left", "right")):
+        losses[f"char_{name}"] = _cross_entropy(
+            answers[f"char_{name}"], targets["chars"][..., side]
+        )
+        losses[f"order_{name}"] = _cross_entropy(
+            answers[f"order_{name}"], targets["order"][..., side]
+        )
+    shown = targets["label"] > 0
+    losses["box"] = F.smooth_l1_loss(
+        answers["box"][shown], targets["box"][shown], beta=0.1, reduction="sum"
+    ) / shown.sum().clamp(min=1)
+    return losses
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    total = F.cross_entropy(
+        logits.flatten(0, -2), target.flatten(), ignore_index=-1, reduction="sum"
+    )
+    return total / (target >= 0).sum().clamp(min=1)

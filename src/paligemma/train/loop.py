@@ -1,0 +1,181 @@
+"""One loop for every stage: batches by step number, metrics as JSON lines, atomic checkpoints, resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from paligemma.model import PaliGemmaModel
+from paligemma.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
+from paligemma.train.data import BatchSource, SceneBatch, batches
+from paligemma.train.optim import OptimConfig, Optimizer
+from paligemma.train.schedule import ScheduleConfig
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+Objective = Callable[[PaliGemmaModel, SceneBatch], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """How long, how often.
+
+    Attributes:
+        total_steps: updates of the whole run, resumed parts included.
+        log_every: steps averaged into one line of metrics.jsonl.
+        save_every: steps between checkpoints.
+        num_workers: processes that make batches.
+        progress: show a bar on standard error.
+    """
+
+    total_steps: int
+    log_every: int = 50
+    save_every: int = 250
+    num_workers: int = 1
+    progress: bool = True
+
+
+def train(
+    model: PaliGemmaModel,
+    objective: nn.Module,
+    source: BatchSource,
+    optim: OptimConfig,
+    options: LoopOptions,
+    folder: Path,
+) -> dict[str, Any]:
+    """Train until `total_steps`, from the newest checkpoint in `folder` if there is one.
+
+    Interrupting (Ctrl-C, SIGTERM) writes a checkpoint first; a run killed without warning loses at most `save_every`
+    steps and repeats them on the same data.
+
+    Args:
+        model: changed in place.
+        objective: `Objective` as a module; its parameters are trained beside the model's.
+        folder: receives checkpoints and metrics.jsonl.
+
+    Returns:
+        The last line of metrics.
+
+    Raises:
+        CheckpointError: the folder holds a run with another configuration.
+        KeyboardInterrupt: after the checkpoint of an interrupted run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    extra = dict(objective.named_parameters())
+    optimizer = Optimizer(
+        model,
+        optim,
+        total_steps=options.total_steps,
+        extra_parameters=extra or None,
+        extra_schedule=_first_live_schedule(optim) if extra else None,
+    )
+    state = TrainState(model=model, objective=objective, optimizer=optimizer)
+    meta = {"optim": json.loads(json.dumps(asdict(optim))), "total_steps": options.total_steps}
+    if found := checkpoints(folder):
+        load_checkpoint(found[-1], state, meta)
+        logger.info("resumed at step %d", optimizer.steps_done)
+    first = optimizer.steps_done
+    _drop_lines_after(folder / METRICS_FILE, first)
+    model.train()
+    interrupted = _Interrupt()
+    window = _Window(first)
+    bar = tqdm(total=options.total_steps, initial=first, unit="step", disable=not options.progress)
+    for batch in batches(source, first, options.total_steps, options.num_workers):
+        optimizer.zero_grad()
+        loss, parts = objective(model, batch)
+        loss.backward()
+        norms = optimizer.step()
+        window.add({"loss": loss.detach(), **parts, **norms})
+        done = optimizer.steps_done
+        last = done == options.total_steps
+        if done % options.log_every == 0 or last:
+            line = window.line(done, optimizer.schedule_factors(done - 1))
+            with (folder / METRICS_FILE).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            bar.set_postfix(loss=f"{line['loss']:.3f}")
+        if done % options.save_every == 0 or last or interrupted.asked:
+            save_checkpoint(folder, state, meta)
+        bar.update()
+        if interrupted.asked:
+            bar.close()
+            raise KeyboardInterrupt
+    bar.close()
+    interrupted.restore()
+    model.eval()
+    return _last_line(folder / METRICS_FILE)
+
+
+class _Window:
+    """Averages over the steps since the last line."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.started = time.monotonic()
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def line(self, step: int, factors: dict[str, float]) -> dict[str, Any]:
+        now = time.monotonic()
+        means = {name: round(total / self.count, 5) for name, total in self.sums.items()}
+        line = {
+            "step": step,
+            "seconds": round(now - self.started, 2),
+            "steps_per_s": round(self.count / (now - self.started), 3),
+            **means,
+            "schedule": max(factors.values()),
+        }
+        self.sums, self.count, self.started = {}, 0, now
+        return line
+
+
+class _Interrupt:
+    """Turns the first Ctrl-C or SIGTERM into a request, so that a step is never cut in half."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._old = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._old[number] = signal.signal(number, self._ask)
+            except ValueError:  # Not in the main thread: the caller owns the signals.
+                logger.debug("signals are handled by the main thread")
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def _first_live_schedule(optim: OptimConfig) -> ScheduleConfig:
+    return next(schedule for _, schedule in optim.schedule if schedule is not None)
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Forget metrics of steps that will be repeated."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in lines))
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    lines = path.read_text().splitlines()
+    return json.loads(lines[-1]) if lines else {}

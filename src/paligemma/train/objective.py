@@ -1,0 +1,75 @@
+"""What the embedded model is trained on: the original's loss on text, beside the auxiliary patch loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from paligemma.model import PaliGemmaModel
+from paligemma.train.data import SceneBatch
+from paligemma.train.dense import PatchHeads, patch_losses
+from paligemma.train.loss import training_loss
+
+# Weight of each question of the auxiliary objective.
+PATCH_WEIGHTS = {
+    "label": 1.0,
+    "color": 0.5,
+    "value": 0.7,
+    "char_left": 1.5,
+    "char_right": 1.5,
+    "order_left": 0.3,
+    "order_right": 0.3,
+    "box": 1.5,
+}
+
+
+class SceneObjective(nn.Module):
+    """Loss of one batch of scenes.
+
+    Args:
+        width: of the tower.
+        patch_weight: factor on the auxiliary loss; 0 leaves the original's loss alone.
+        loc_sigma_bins: spread of the target of a location token; 0 is the original's loss.
+        label_smoothing: as in `training_loss`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        patch_weight: float,
+        loc_sigma_bins: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.heads = PatchHeads(width)
+        self.patch_weight = patch_weight
+        self.loc_sigma_bins = loc_sigma_bins
+        self.label_smoothing = label_smoothing
+
+    def forward(self, model: PaliGemmaModel, batch: SceneBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss float32[] and the parts worth logging."""
+        images = batch.text.images
+        assert images is not None
+        features = model.vision(images)
+        parts: dict[str, Tensor] = {}
+        loss = torch.zeros(())
+        if self.patch_weight:
+            patch = patch_losses(self.heads(features), batch.patches)
+            parts |= {f"patch_{name}": value.detach() for name, value in patch.items()}
+            loss = loss + self.patch_weight * sum(
+                (PATCH_WEIGHTS[name] * value for name, value in patch.items()), torch.zeros(())
+            )
+        if batch.text.mask_loss is not None:
+            soft = model.projector(features)
+            soft = soft.repeat_interleave(len(batch.text.tokens) // len(soft), dim=0)
+            text = training_loss(
+                model,
+                batch.text,
+                self.label_smoothing,
+                loc_sigma_bins=self.loc_sigma_bins,
+                soft_tokens=soft,
+            )
+            parts["text"] = text.loss.detach()
+            loss = loss + text.loss
+        return loss, parts
