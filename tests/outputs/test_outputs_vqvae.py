@@ -105,7 +105,7 @@ def test_a_few_training_steps_lower_the_reconstruction_error() -> None:
         optimiser.step()
         codec.update_codebook(out.latents, out.codes, reseed_below=0.05)
         losses.append(error.item())
-    assert losses[-1] < 0.75 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize("ending", [".npz", ".safetensors"])

@@ -235,9 +235,11 @@ def _draw_plate(
     letters = sizes.letters
     pad = max(3, 2 * sizes.gap // 3)
     score = f" {item.score:.2f}" if style.scores and item.score is not None else ""
-    room = canvas.width - 2 * pad - math.ceil(letters.width(score))
+    room: float = canvas.width - 2 * pad - math.ceil(letters.width(score))
     if room < 2 * letters.size_px:  # no room for both; the name says more than the number
         score, room = "", canvas.width - 2 * pad
+    # A plate wider than half the picture hides more than it tells; the legend has the whole name.
+    room = min(room, max(canvas.width / 2, 8 * letters.size_px))
     text = letters.fit(_name(item), room) + score
     size = (
         min(canvas.width, math.ceil(letters.width(text)) + 2 * pad),
@@ -362,7 +364,8 @@ def _luminance(colour: Colour) -> float:
 
 
 def _name(item: Detection) -> str:
-    return one_line(item.label or "")[:_MAX_LABEL_CHARS] or NO_LABEL
+    name = one_line(item.label or "") or NO_LABEL
+    return name if len(name) <= _MAX_LABEL_CHARS else name[:_MAX_LABEL_CHARS].rstrip() + "..."
 
 
 def _area(item: Detection) -> float:

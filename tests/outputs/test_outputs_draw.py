@@ -1,0 +1,221 @@
+"""Pictures of results: legible at any size, nothing outside the picture."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma.errors import DataError, ImageError
+from paligemma.outputs import draw
+from paligemma.outputs.draw import DrawStyle, draw_detections, draw_text_answer
+from paligemma.outputs.lettering import Lettering
+from paligemma.outputs.masks import MaskRegion
+from paligemma.outputs.types import Box, Detection, Detections
+
+GREY = (128, 128, 128)
+
+
+def picture(wh: tuple[int, int]) -> Image.Image:
+    return Image.new("RGB", wh, GREY)
+
+
+def found(
+    wh: tuple[int, int], *boxes: Box, labels: tuple[str, ...] = ("cat",), mask: bool = False
+) -> Detections:
+    full = np.zeros((wh[1], wh[0]), bool)
+    full[wh[1] // 4 : wh[1] // 2, wh[0] // 4 : wh[0] // 2] = True
+    items = tuple(
+        Detection(
+            label=labels[i % len(labels)],
+            box_yxyx=box,
+            image_wh=wh,
+            score=0.5,
+            region=MaskRegion.from_array(full) if mask else None,
+        )
+        for i, box in enumerate(boxes)
+    )
+    return Detections(items=items, image_wh=wh)
+
+
+def has_colour(image: Image.Image, colour: tuple[int, int, int]) -> bool:
+    return bool((np.asarray(image) == colour).all(-1).any())
+
+
+@pytest.mark.parametrize(
+    ("wh", "factor"), [((32, 32), 20), ((224, 224), 3), ((640, 480), 1), ((3000, 20), 4)]
+)
+def test_small_pictures_are_enlarged_by_a_whole_factor(wh: tuple[int, int], factor: int) -> None:
+    drawn = draw_detections(picture(wh), found(wh, (0.2, 0.2, 0.8, 0.8)))
+    assert drawn.width == wh[0] * factor
+    assert drawn.height > wh[1] * factor  # the legend comes below
+    plain = draw_detections(picture(wh), found(wh), style=DrawStyle(min_side_px=0, legend=False))
+    assert plain.size == wh
+
+
+@pytest.mark.parametrize("side", [640, 2000, 8000])
+def test_letters_and_lines_grow_with_the_picture(side: int) -> None:
+    sizes = draw._Sizes.of((side, side), DrawStyle(), [])
+    assert sizes.letters.size_px / side == pytest.approx(0.022, rel=0.05)
+    assert sizes.line / side == pytest.approx(0.004, rel=0.25)
+
+
+BOXES: list[Box] = [
+    (0, 0, 1, 1),
+    (0, 0, 0.02, 0.02),
+    (0.98, 0.98, 1, 1),
+    (0.5, 0.95, 0.6, 1.0),
+    (0, 0.4, 0.01, 0.6),
+]
+
+
+@pytest.mark.parametrize("wh", [(640, 480), (60, 900), (900, 60)])
+def test_plates_stay_inside_the_picture_and_off_each_other(
+    wh: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plates: list[draw.Rect] = []
+    original = draw._place
+
+    def recording(
+        box: draw.Rect,
+        size: tuple[int, int],
+        canvas: tuple[int, int],
+        taken: list[draw.Rect],
+        line: int,
+    ) -> tuple[int, int]:
+        x, y = original(box, size, canvas, taken, line)
+        assert 0 <= x <= canvas[0] - size[0]
+        assert 0 <= y <= canvas[1] - size[1]
+        plates.append((x, y, x + size[0], y + size[1]))
+        return x, y
+
+    monkeypatch.setattr(draw, "_place", recording)
+    draw_detections(picture(wh), found(wh, *BOXES, labels=("a rather long label", "cat")))
+    assert len(plates) == 5
+    if wh == (640, 480):
+        assert all(draw._overlap(a, b) == 0 for a, b in itertools.combinations(plates, 2))
+
+
+def test_each_label_has_one_colour_told_apart_from_the_others() -> None:
+    colours = [draw._colour(i) for i in range(21)]
+    assert len(set(colours)) == 21
+    boxes: list[Box] = [(0.1, 0.1, 0.4, 0.4), (0.5, 0.1, 0.9, 0.4), (0.5, 0.5, 0.9, 0.9)]
+    drawn = draw_detections(
+        picture((640, 480)), found((640, 480), *boxes, labels=("cat", "dog", "cat"))
+    )
+    assert has_colour(drawn, draw.OKABE_ITO[0])
+    assert has_colour(drawn, draw.OKABE_ITO[1])
+    assert not has_colour(drawn, draw.OKABE_ITO[2])
+
+
+def test_a_mask_is_translucent_inside_and_has_an_outline() -> None:
+    wh = (640, 640)
+    style = DrawStyle(legend=False)
+    drawn = np.asarray(
+        draw_detections(picture(wh), found(wh, (0.1, 0.1, 0.9, 0.9), mask=True), style=style)
+    )
+    middle, outside = drawn[240, 240].astype(int), drawn[400, 400].astype(int)
+    fill = 0.6 * np.array(GREY) + 0.4 * np.array(draw.OKABE_ITO[0])
+    assert np.abs(middle - fill).max() <= 2
+    assert np.array_equal(outside, GREY)
+    assert np.abs(drawn[240, 160].astype(int) - draw.OKABE_ITO[0]).max() < 30  # on its left edge
+
+
+def test_a_thin_mask_does_not_vanish() -> None:
+    full = np.zeros((640, 640), bool)
+    full[:, 320] = True
+    item = Detection(
+        label=None,
+        box_yxyx=(0.0, 0.2, 1.0, 0.8),
+        image_wh=(640, 640),
+        region=MaskRegion.from_array(full),
+    )
+    drawn = draw_detections(picture((640, 640)), Detections(items=(item,), image_wh=(640, 640)))
+    assert np.abs(np.asarray(drawn)[300, 320].astype(int) - GREY).max() > 20
+
+
+def test_boxes_without_size_are_not_drawn_and_the_legend_says_nothing_was_found() -> None:
+    swapped = draw_detections(picture((640, 480)), found((640, 480), (0.9, 0.1, 0.1, 0.9)))
+    none = draw_detections(picture((640, 480)), found((640, 480)))
+    assert swapped.tobytes() == none.tobytes()
+    assert np.array_equal(np.asarray(none)[:480], np.full((480, 640, 3), 128))
+    assert none.height > 480
+
+
+def test_more_labels_than_the_legend_has_room_for_do_not_swallow_the_picture() -> None:
+    labels = tuple(f"label number {i}" for i in range(60))
+    boxes: list[Box] = [(0.1, 0.1, 0.5, 0.5)] * 60
+    drawn = draw_detections(picture((640, 480)), found((640, 480), *boxes, labels=labels))
+    assert drawn.height < 480 * 1.35
+
+
+def test_drawing_on_another_image_is_refused() -> None:
+    with pytest.raises(ImageError, match="10x10"):
+        draw_detections(picture((640, 480)), found((10, 10)))
+
+
+def test_arrays_grey_alpha_and_16_bit_images_are_drawn() -> None:
+    detections = found((64, 48), (0.1, 0.1, 0.9, 0.9))
+    images = [
+        np.zeros((48, 64, 3), np.uint8),
+        np.zeros((48, 64), np.uint8),
+        Image.new("RGBA", (64, 48)),
+        Image.new("P", (64, 48)),
+        Image.fromarray(np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)),
+    ]
+    for image in images:
+        assert draw_detections(image, detections).mode == "RGB"
+    with pytest.raises(ImageError, match="float64"):
+        draw_detections(np.zeros((48, 64, 3)), detections)
+
+
+def test_the_input_image_is_left_alone() -> None:
+    image = picture((640, 480))
+    draw_detections(image, found((640, 480), (0.1, 0.1, 0.9, 0.9)))
+    assert np.array_equal(np.asarray(image), np.full((480, 640, 3), 128))
+
+
+def test_an_answer_stands_below_the_picture_on_as_many_lines_as_it_needs() -> None:
+    image = picture((640, 480))
+    short = draw_text_answer(image, "two", prompt="answer en how many?")
+    long = draw_text_answer(image, "many words " * 40, prompt="caption en")
+    endless = draw_text_answer(image, "x" * 100_000)
+    assert 480 < short.height < long.height
+    assert endless.height < 2 * 480
+    assert np.array_equal(np.asarray(long)[:480], np.asarray(image))
+
+
+def test_words_are_wrapped_broken_and_cut_to_the_room() -> None:
+    letters = Lettering.for_texts([], size_px=20)
+    lines = letters.wrap("one two three " + "w" * 60, 150, max_lines=4)
+    assert lines[0].startswith("one two")
+    assert all(letters.width(line) <= 150 for line in lines)
+    assert lines[-1].endswith("...")
+    assert len(lines) == 4
+    assert letters.wrap("one two", 150, max_lines=4) == ["one two"]
+    assert letters.wrap("", 150, max_lines=4) == []
+    assert letters.fit("one two three four", 80).endswith("...")
+    assert letters.wrap("www", 1, max_lines=5) == ["w", "w", "w"]
+
+
+def test_control_characters_and_letters_no_font_has_do_not_reach_the_picture() -> None:
+    letters = Lettering.for_texts([], size_px=20)  # Pillow's own font: hardly more than ASCII
+    assert letters.spell("a\x00b\nc\u200bd") == "ab cd"
+    assert letters.spell("é") in ("é", "e")
+    assert letters.spell("\U000f1234x") == "x"
+
+
+def test_a_wrong_font_path_is_an_error(tmp_path: Path) -> None:
+    style = DrawStyle(font_path=str(tmp_path / "absent.ttf"))
+    with pytest.raises(DataError, match="font_path"):
+        draw_detections(picture((640, 480)), found((640, 480)), style=style)
+
+
+def test_detections_draw_and_save_themselves(tmp_path: Path) -> None:
+    detections = found((640, 480), (0.1, 0.1, 0.9, 0.9))
+    detections.save_png(tmp_path / "out.png", picture((640, 480)))
+    with Image.open(tmp_path / "out.png") as saved:
+        assert saved.tobytes() == detections.draw(picture((640, 480))).tobytes()

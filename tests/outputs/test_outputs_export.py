@@ -1,0 +1,178 @@
+"""Detections in the formats of other tools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from paligemma.errors import DataError, MissingExtraError
+from paligemma.outputs.assemble import to_detections
+from paligemma.outputs.export import coco_dataset, save_png, to_coco
+from paligemma.outputs.masks import MaskRegion
+from paligemma.outputs.parse import parse_objects
+from paligemma.outputs.rle import decode_rle
+from paligemma.outputs.types import Detection, Detections
+from paligemma.outputs.vqvae import MaskCodec, MaskCodecConfig
+
+# pycocotools converts its decoded masks in a way that NumPy 2 warns of.
+coco_decodes = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+WH = (100, 50)
+
+
+def region() -> MaskRegion:
+    mask = np.zeros((50, 100), bool)
+    mask[10:20, 30:50] = True
+    mask[10:12, 30:32] = False
+    return MaskRegion.from_array(mask)
+
+
+def sample(*, swapped: bool = False) -> Detections:
+    items = [
+        Detection(label="dog", box_yxyx=(0.2, 0.3, 0.4, 0.5), image_wh=WH, score=0.75),
+        Detection(
+            label="cat", box_yxyx=(0.2, 0.3, 0.4, 0.5), image_wh=WH, score=0.5, region=region()
+        ),
+    ]
+    if swapped:
+        items.append(Detection(label="odd", box_yxyx=(0.4, 0.3, 0.2, 0.5), image_wh=WH))
+    return Detections(items=tuple(items), image_wh=WH, text="...")
+
+
+def test_json_records_have_four_keys_and_a_mask_where_there_is_one() -> None:
+    dog, cat, odd = json.loads(json.dumps(sample(swapped=True).to_json()))
+    assert dog == {
+        "label": "dog",
+        "score": 0.75,
+        "box_xyxy_px": [30, 10, 50, 20],
+        "box_yxyx": [0.2, 0.3, 0.4, 0.5],
+    }
+    assert np.array_equal(decode_rle(cat["mask"]), region().to_array())
+    assert odd["valid"] is False
+
+
+@coco_decodes
+def test_coco_annotations_load_in_pycocotools() -> None:
+    data = coco_dataset([("a.jpg", sample()), ("b.jpg", sample(swapped=True))])
+    index = COCO()
+    index.dataset = json.loads(json.dumps(data))
+    with contextlib.redirect_stdout(io.StringIO()):
+        index.createIndex()
+        results = index.loadRes(sample().to_coco(image_id=2, category_ids={"cat": 1, "dog": 2}))
+    assert [c["name"] for c in index.dataset["categories"]] == ["cat", "dog"]
+    assert [a["id"] for a in index.dataset["annotations"]] == [1, 2, 3, 4]
+    assert len(results.getAnnIds()) == 2
+    (cat,) = index.loadAnns(index.getAnnIds(imgIds=1, catIds=1))
+    assert cat["bbox"] == [30, 10, 20, 10]
+    assert cat["area"] == 196
+    assert np.array_equal(index.annToMask(cat) > 0, region().to_array())
+
+
+@coco_decodes
+def test_coco_polygons_cover_the_mask_and_an_empty_mask_keeps_its_run_lengths() -> None:
+    _, cat = sample().to_coco(polygons=True)
+    drawn = coco_mask.decode(coco_mask.frPyObjects(cat["segmentation"], 50, 100))[..., 0]
+    assert abs(int(drawn.sum()) - 196) < 30
+    empty = MaskRegion(crop=np.zeros((0, 0), bool), corner_xy=(0, 0), image_wh=WH)
+    item = Detection(label="x", box_yxyx=(0, 0, 1, 1), image_wh=WH, region=empty)
+    (record,) = to_coco(Detections(items=(item,), image_wh=WH), polygons=True)
+    assert set(record["segmentation"]) == {"size", "counts"}
+    assert "score" not in record
+
+
+def test_yolo_lines_are_class_centre_and_size() -> None:
+    lines = sample().to_yolo().splitlines()
+    assert lines == [
+        "1 0.400000 0.300000 0.200000 0.200000",
+        "0 0.400000 0.300000 0.200000 0.200000",
+    ]
+    scored = sample().to_yolo(class_names=["dog", "cat"], with_scores=True).splitlines()
+    assert scored[0] == "0 0.400000 0.300000 0.200000 0.200000 0.750000"
+
+
+def test_yolo_polygons_follow_the_mask_and_fall_back_to_the_box() -> None:
+    dog, cat = sample().to_yolo(polygons=True).splitlines()
+    assert dog == "1 0.300000 0.200000 0.500000 0.200000 0.500000 0.400000 0.300000 0.400000"
+    points = np.array(cat.split()[1:], float).reshape(-1, 2)
+    assert (points.min(0).tolist(), points.max(0).tolist()) == ([0.3, 0.2], [0.5, 0.4])
+    assert len(points) == 6
+
+
+def test_a_label_outside_the_given_classes_is_an_error_and_not_a_loss() -> None:
+    with pytest.raises(DataError, match="'cat' is not"):
+        sample().to_yolo(class_names=["dog"])
+    with pytest.raises(DataError, match="category_ids"):
+        sample().to_coco(category_ids={"dog": 1})
+
+
+def test_boxes_without_size_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert len(sample(swapped=True).to_coco()) == 2
+    assert "1 of 3 boxes" in caplog.text
+
+
+def test_supervision_gets_masks_scores_and_names() -> None:
+    pytest.importorskip("supervision")
+    ours = sample().to_supervision()
+    assert ours.xyxy.tolist() == pytest.approx(np.float32([[30, 10, 50, 20]] * 2))
+    assert ours.confidence.tolist() == [0.75, 0.5]
+    assert (ours.class_id.tolist(), ours.data["class_name"].tolist()) == ([1, 0], ["dog", "cat"])
+    assert ours.mask.shape == (2, 50, 100)
+    assert ours.mask[0].sum() == 200  # the dog has no mask and gets its filled box
+    assert np.array_equal(ours.mask[1], region().to_array())
+    assert len(Detections(items=(), image_wh=WH).to_supervision()) == 0
+
+
+def test_without_supervision_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(MissingExtraError, match=r"paligemma\[supervision\]"):
+        sample().to_supervision()
+
+
+def test_only_confident_valid_and_unscored_objects_stay_above_a_score() -> None:
+    detections = sample(swapped=True)
+    assert [d.label for d in detections.above(0.6)] == ["dog"]
+    unscored = Detection(label="new", box_yxyx=(0, 0, 1, 1), image_wh=WH)
+    assert len(Detections(items=(unscored,), image_wh=WH).above(0.9)) == 1
+
+
+def test_codewords_become_masks_of_the_image() -> None:
+    seg = "".join(f"<seg{c:03d}>" for c in range(16))
+    box = "<loc0100><loc0200><loc0900><loc0800>"
+    parsed = parse_objects(f"{box}{seg} cat ; <loc0900><loc0200><loc0100><loc0800>{seg} odd")
+    codec = MaskCodec(MaskCodecConfig(channels=(2, 2, 2), hidden=4, code_dim=3, num_codes=128))
+    cat, odd = to_detections(parsed, WH, codec=codec)
+    assert cat.mask is not None
+    assert cat.mask.shape == (50, 100)
+    assert cat.codes == tuple(range(16))
+    assert (odd.mask, odd.is_valid) == (None, False)
+    assert to_detections(parsed, WH)[0].mask is None
+    small = MaskCodec(MaskCodecConfig(channels=(2, 2, 2), hidden=4, code_dim=3, num_codes=8))
+    assert to_detections(parsed, WH, codec=small)[0].mask is None
+
+
+def test_a_png_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (4, 4))
+    save_png(picture, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as saved:
+        assert saved.size == (4, 4)
+    with pytest.raises(DataError, match=r"\.png"):
+        save_png(picture, tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="written"):
+        save_png(picture, tmp_path / "absent" / "a.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_detections_are_a_sequence() -> None:
+    detections = sample()
+    assert (len(detections), detections[0].label, len(detections[:1])) == (2, "dog", 1)
+    assert [d.label for d in detections] == ["dog", "cat"]
