@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,15 @@ from paligemma.outputs.vqvae import (
 )
 
 SMALL = MaskCodecConfig(channels=(3, 4, 5), hidden=6, code_dim=7, num_codes=128)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These convolutions are so small that a second thread only waits."""
+    num = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num)
 
 
 def small_codec(seed: int = 0) -> MaskCodec:
@@ -148,6 +158,21 @@ def test_one_error_names_every_array_that_does_not_fit() -> None:
         "encoder.6.bias is int64",
     ]:
         assert part in message
+
+
+def test_a_hostile_shape_is_refused_without_building_its_model() -> None:
+    arrays = {"encoder.6.weight": np.zeros((4096, 1, 1, 1), np.float32)}
+    with pytest.raises(CheckpointError, match=r"shape \(4096, 1, 1, 1\) instead of \(4096, 64, 4"):
+        mask_codec_from_arrays(arrays, source="x.npz")
+
+
+def test_a_loaded_codec_can_be_trained_on(tmp_path: Path) -> None:
+    small_codec().save(tmp_path / "c.npz")
+    codec = load_mask_codec(tmp_path / "c.npz").train()
+    out = codec(disc_masks(1))
+    out.reconstruction.sum().backward()
+    codec.update_codebook(out.latents, out.codes)
+    assert all(p.grad is not None for p in codec.parameters())
 
 
 def test_files_that_are_no_codec_are_refused(tmp_path: Path) -> None:

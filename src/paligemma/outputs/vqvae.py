@@ -326,7 +326,8 @@ def load_mask_codec(path: str | Path) -> MaskCodec:
 
 def mask_codec_from_arrays(arrays: Mapping[str, np.ndarray], *, source: str) -> MaskCodec:
     """Builds a codec from named arrays; `source` names them in errors. See `load_mask_codec`."""
-    codec = MaskCodec(_infer_config(arrays))
+    with torch.device("meta"):  # a hostile shape must not cost memory before it is refused
+        codec = MaskCodec(_infer_config(arrays))
     own = codec.state_dict()
     missing = [n for n in own if n not in arrays and n not in _EMA_NAMES]
     unexpected = [n for n in arrays if n not in own]
@@ -351,7 +352,7 @@ def mask_codec_from_arrays(arrays: Mapping[str, np.ndarray], *, source: str) -> 
     if not all(n in state for n in _EMA_NAMES):
         state["_vq_vae._ema_cluster_size"] = torch.ones(len(embedding))
         state["_vq_vae._ema_w"] = embedding.clone()
-    codec.load_state_dict(state)
+    codec.load_state_dict(state, assign=True)
     return codec.eval()
 
 
