@@ -14,7 +14,7 @@ class Batch:
     Attributes:
         images: float32[B, R, R, 3] or [B, F, R, R, 3] in [-1, 1], or None for text only.
         tokens: int64[B, T] token ids, 0 = padding.
-        mask_ar: int64[B, T], 1 opens a new autoregressive step, 0 joins the block of the token before.
+        mask_ar: int64[B, T], 1 opens an autoregressive step, 0 joins the block of the token before.
         mask_input: bool[B, T], valid tokens.
         mask_loss: float32[B, T] weight of each token as a target, or None at inference.
 

@@ -1,6 +1,7 @@
 """Architecture of the model family and the table of releases; every number is written once, here.
 
-Sources: big_vision models/vit.py, models/ppp/gemma.py, models/proj/paligemma; arXiv:2407.07726 and arXiv:2412.03555.
+Sources: big_vision models/vit.py, models/ppp/gemma.py, models/proj/paligemma; arXiv:2407.07726 and
+arXiv:2412.03555.
 """
 
 from __future__ import annotations
@@ -62,9 +63,10 @@ class VisionConfig:
 class TextConfig:
     """Gemma or Gemma 2 decoder.
 
-    `final_softcap` caps the logits of decoding steps after the first and of the complete forward, never those of
-    training or of prefill, as in big_vision; transfers switch it off, and so do the releases here.
-    `sliding_window` is None in big_vision; transformers uses 4096 on every other layer of Gemma 2.
+    `final_softcap` caps the logits of decoding steps after the first and of the complete forward,
+    never those of training or of prefill, as in big_vision; transfers switch it off, and so do the
+    releases here. `sliding_window` is None in big_vision; transformers uses 4096 on every other
+    layer of Gemma 2.
     """
 
     width: int
@@ -87,7 +89,8 @@ class TextConfig:
         )
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
-                f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"
+                f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and "
+                f"{self.num_kv_heads}"
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_dim}")
@@ -99,7 +102,7 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PaliGemmaConfig:
-    """The whole model: tower, linear projector (no parameters beyond the two widths) and decoder."""
+    """The whole model: tower, linear projector (sized by the two widths) and decoder."""
 
     vision: VisionConfig
     text: TextConfig
@@ -271,7 +274,8 @@ def release_config(text: str, image_size_px: int) -> PaliGemmaConfig:
 
 
 _VANITY = (
-    # big_vision: pt_224, pt_3b_224, pt_10b_448; Keras: pali_gemma_3b_mix_224, pali_gemma2_mix_3b_448
+    # big_vision: pt_224, pt_3b_224, pt_10b_448.
+    # Keras: pali_gemma_3b_mix_224, pali_gemma2_mix_3b_448.
     (re.compile(r"^(pt|mix)_(\d+)$"), r"google/paligemma-3b-\1-\2"),
     (re.compile(r"^(pt|mix)_(3b|10b|28b)_(\d+)$"), r"google/paligemma2-\2-\1-\3"),
     (re.compile(r"^pali_gemma_(3b)_(pt|mix)_(\d+)$"), r"google/paligemma-\1-\2-\3"),
@@ -282,7 +286,7 @@ _VANITY = (
 
 
 def canonical_name(name: str) -> str:
-    """The hub id of a released model, whichever habit (big_vision, Keras, bare) the name follows."""
+    """The hub id of a released model, whichever habit the name follows: big_vision, Keras, bare."""
     for pattern, target in _VANITY:
         if pattern.match(name):
             return pattern.sub(target, name)

@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each message states the rule, the value that broke it and the remedy."""
+"""The errors a user can cause; each message states rule, value and remedy."""
 
 from __future__ import annotations
 

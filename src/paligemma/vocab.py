@@ -1,7 +1,8 @@
 """Token ids with a meaning: special ids, the 1,024 location tokens and the 128 mask codewords.
 
-The released vocabulary is Gemma's 256,000 pieces followed by `<loc0000>`..`<loc1023>` and `<seg000>`..`<seg127>`
-(big_vision pp/proj/paligemma/ops.py). A model with another tokenizer states its own ranges.
+The released vocabulary is Gemma's 256,000 pieces followed by `<loc0000>`..`<loc1023>` and
+`<seg000>`..`<seg127>` (big_vision pp/proj/paligemma/ops.py). A model with another tokenizer states
+its own ranges.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Vocab:
 
     @property
     def has_objects(self) -> bool:
-        """Whether the vocabulary holds location and mask tokens at all (tiny test models may not)."""
+        """Whether the vocabulary holds location and mask tokens; tiny test models may not."""
         return self.loc0 >= 0
 
     def is_loc(self, token: int) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# big_vision's constant: finite, so that a row with nothing to attend becomes uniform instead of NaN.
+# big_vision's constant: finite, so that a row with nothing to attend is uniform instead of NaN.
 MASKED_SCORE = -2.3819763e38
 
 
@@ -24,7 +24,7 @@ def prefix_lm_mask(mask_ar: Tensor, mask_input: Tensor | None = None) -> Tensor:
 
     Args:
         mask_ar: int[B, S], 1 opens a new autoregressive step.
-        mask_input: bool[B, S] valid tokens, or None when all are (training relies on mask_ar alone).
+        mask_input: bool[B, S] valid tokens, or None when all are; training uses mask_ar alone.
 
     Returns:
         bool[B, S, S], [b, query, key].
@@ -40,7 +40,7 @@ def prefix_lm_mask(mask_ar: Tensor, mask_input: Tensor | None = None) -> Tensor:
 
 
 def sliding_window_mask(query_positions: Tensor, key_positions: Tensor, window: int) -> Tensor:
-    """Keys closer than `window` positions behind the query (transformers' Gemma 2; not in big_vision).
+    """Keys less than `window` positions behind the query: transformers' Gemma 2, not big_vision.
 
     Args:
         query_positions: int[B, T].
@@ -91,7 +91,8 @@ def attend_reference(
 ) -> Tensor:
     """Grouped-query attention as the original defines it; every other path must equal this one.
 
-    Scores and softmax are float32; the cap comes before the mask; query head n reads key head n // G.
+    Scores and softmax are float32; the cap comes before the mask; query head n reads key head
+    n // G.
 
     Args:
         q: float[B, T, N, H], already rotated, not scaled.
@@ -127,8 +128,9 @@ def attend(
 ) -> Tensor:
     """`attend_reference`, through torch's fused kernel where it computes the same function.
 
-    The fused kernel knows no soft-cap, so Gemma 2 takes the definition. A boolean mask with an empty row would give
-    NaN there; such rows belong to padding, and their keys are opened because nothing reads their result.
+    The fused kernel knows no soft-cap, so Gemma 2 takes the definition. A boolean mask with an
+    empty row would give NaN there; such rows belong to padding, and their keys are opened because
+    nothing reads their result.
     """
     if softcap is not None or q.dtype != k.dtype:
         return attend_reference(q, k, v, mask, scale=scale, softcap=softcap)

@@ -9,8 +9,8 @@ from torch import Tensor
 class KVCache:
     """Preallocated keys and values of every layer.
 
-    Rows of unequal prompts are padded on the right; `valid` keeps the padding slots out of attention for ever, so a
-    generated token takes the same slot in every row.
+    Rows of unequal prompts are padded on the right; `valid` keeps the padding slots out of
+    attention for ever, so a generated token takes the same slot in every row.
 
     Attributes:
         keys, values: [B, capacity, K, H] a layer.

@@ -16,7 +16,7 @@ _NORM_EPS = 1e-6
 
 
 class PatchEmbed(nn.Module):
-    """Cut an image into patches in raster order and project each; the convolution of the original as a product."""
+    """Patches in raster order, each projected: the original's convolution as a product."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()

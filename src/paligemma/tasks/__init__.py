@@ -1,1 +1,4 @@
-"""What one benchmark example is: prompt, target, extraction and score; shared by training and evaluation."""
+"""What one benchmark example is: prompt, target, extraction and score.
+
+Training and evaluation share it.
+"""

@@ -1,4 +1,7 @@
-"""Training state on disk: safetensors and JSON, written beside and renamed, so that a kill loses nothing older."""
+"""Training state on disk: safetensors and JSON, written beside and renamed.
+
+A kill at any moment loses nothing older.
+"""
 
 from __future__ import annotations
 
@@ -83,13 +86,14 @@ def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> None
         }
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"the checkpoint {path} cannot be read ({error}); delete it to start from the one before"
+            f"the checkpoint {path} cannot be read ({error}); delete it to start from the one "
+            "before"
         ) from error
     if stored["run"] != meta:
         changed = sorted(k for k in {*stored["run"], *meta} if stored["run"].get(k) != meta.get(k))
         raise CheckpointError(
-            f"a run resumes with the configuration it began with, but {', '.join(changed)} changed; "
-            "use another output folder"
+            f"a run resumes with the configuration it began with, but {', '.join(changed)} "
+            "changed; use another output folder"
         )
     _load(state.model, tensors["model"], path)
     _load(state.objective, tensors["objective"], path)

@@ -1,4 +1,7 @@
-"""Batches by step number: any step can be made again, so a killed run resumes on the data it would have seen."""
+"""Batches by step number.
+
+Any step can be made again, so a killed run resumes on the data it would have seen.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Auxiliary "what is here" objective of the embedded model: what each patch shows, told to the tower directly.
+"""Auxiliary objective of the embedded model: every patch says what it shows.
 
-Not in the original, whose tower comes pre-trained from SigLIP. A tower that starts from nothing learns where things are
-far sooner when every patch answers for itself; the heads are dropped from the saved model.
+Not in the original, whose tower comes pre-trained from SigLIP. A tower that starts from nothing
+learns where things are far sooner when every patch answers for itself; the heads are dropped from
+the saved model.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class PatchTargets:
         value: int64[I] value of a handwritten digit.
         chars: int64[I, 2] character left and right of the patch centre, 0 none, k = CHARS[k - 1].
         order: int64[I, 2] place of that character in its word.
-        box: float32[I, 4] distances (top, left, bottom, right) from patch centre to the object's box.
+        box: float32[I, 4] from patch centre to the object's box: top, left, bottom, right.
     """
 
     label: np.ndarray
@@ -45,8 +46,8 @@ class PatchTargets:
 def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
     """Targets of every patch of a square scene, in raster order."""
     grid = scene.image.shape[0] // patch_px
-    blocks = scene.object_map.reshape(grid, patch_px, grid, patch_px).transpose(0, 2, 1, 3)
-    blocks = blocks.reshape(grid * grid, -1)
+    cut = scene.object_map.reshape(grid, patch_px, grid, patch_px)
+    blocks = cut.transpose(0, 2, 1, 3).reshape(grid * grid, -1)
     counts = np.stack([(blocks == k).sum(1) for k in range(1, len(scene.objects) + 1)], axis=1)
     owner = np.where(counts.max(1) > _MIN_SHARE * patch_px**2, counts.argmax(1), -1)
 
@@ -82,18 +83,18 @@ def _char_targets(scene: Scene, centre: np.ndarray, patch_px: int) -> tuple[np.n
     order = np.full((grid, grid, 2), -1, dtype=np.int64)
     for obj in scene.objects:
         for place, (char, top, left, bottom, right) in enumerate(obj.char_boxes[:MAX_CHARS]):
-            # Rows whose patch sees most of the glyph: the centre lies within it, or the patch holds it.
+            # Rows whose patch sees most of the glyph: it spans the centre, or fits in the patch.
             rows = np.abs(centre - (top + bottom) / 2) <= max((bottom - top) / 2, patch_px / 2)
             for side, shift in enumerate((-patch_px / 4, patch_px / 4)):
                 columns = (centre + shift >= left - 1) & (centre + shift < right + 1)
-                spot = np.ix_(rows, columns, [side])
+                spot = np.ix_(rows, columns, np.array([side]))
                 chars[spot] = CHARS.index(char) + 1
                 order[spot] = place
     return chars.reshape(-1, 2), order.reshape(-1, 2)
 
 
 class PatchHeads(nn.Module):
-    """One linear layer on the tower's patch features that answers every question of `PatchTargets`."""
+    """One linear layer on the tower's patch features that answers all of `PatchTargets`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

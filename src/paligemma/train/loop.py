@@ -1,4 +1,7 @@
-"""One loop for every stage: batches by step number, metrics as JSON lines, atomic checkpoints, resume."""
+"""One loop for every stage.
+
+Batches by step number, metrics as JSON lines, atomic checkpoints, resume.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +59,8 @@ def train(
 ) -> dict[str, Any]:
     """Train until `total_steps`, from the newest checkpoint in `folder` if there is one.
 
-    Interrupting (Ctrl-C, SIGTERM) writes a checkpoint first; a run killed without warning loses at most `save_every`
-    steps and repeats them on the same data.
+    Interrupting (Ctrl-C, SIGTERM) writes a checkpoint first; a run killed without warning loses at
+    most `save_every` steps and repeats them on the same data.
 
     Args:
         model: changed in place.

@@ -1,4 +1,4 @@
-"""What the embedded model is trained on: the original's loss on text, beside the auxiliary patch loss."""
+"""What the embedded model is trained on: the original's loss on text, and a loss on patches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the embedded model `tiny` is made: its architecture, its start, and the stages of its training."""
+"""How the embedded model `tiny` is made: architecture, start, and the stages of its training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EVAL_SEED = 1_000_000_000
 
 
 def tiny_config(vocab: Vocab, image_size_px: int = 224) -> PaliGemmaConfig:
-    """About ten million parameters of the PaliGemma 2 family: post-norms, soft-cap, grouped heads."""
+    """About ten million parameters of PaliGemma 2's kind: post-norms, soft-cap, grouped heads."""
     return PaliGemmaConfig(
         vision=VisionConfig(
             image_size_px=image_size_px,
@@ -67,9 +67,9 @@ def tiny_config(vocab: Vocab, image_size_px: int = 224) -> PaliGemmaConfig:
 def init_tiny(model: PaliGemmaModel, seed: int = 0) -> None:
     """Start from structure rather than from noise where the structure is known.
 
-    The original starts from SigLIP and Gemma. Without them, the position table begins as a two-dimensional wave
-    pattern, and location tokens begin near their neighbours, so that what is learnt of one coordinate is learnt of the
-    ones beside it. Both stay free parameters.
+    The original starts from SigLIP and Gemma. Without them, the position table begins as a
+    two-dimensional wave pattern, and location tokens begin near their neighbours, so that what is
+    learnt of one coordinate is learnt of the ones beside it. Both stay free parameters.
     """
     init_weights(model, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -91,7 +91,7 @@ def init_tiny(model: PaliGemmaModel, seed: int = 0) -> None:
 
 
 def _waves(x: Tensor, width: int, octaves: float) -> Tensor:
-    """Sines and cosines of x in [0, 1], from half a period to 2^octaves halves: float[len(x), width]."""
+    """float[len(x), width]: waves over [0, 1] of half a period to 2^octaves half periods."""
     frequency = math.pi * 2 ** torch.linspace(0, octaves, width // 2)
     angle = x[:, None] * frequency
     return torch.cat((angle.sin(), angle.cos()), dim=1)
