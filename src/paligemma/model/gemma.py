@@ -6,6 +6,8 @@ Source: big_vision models/ppp/gemma.py, models/proj/paligemma/gemma_bv.py.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from paligemma.model.kv_cache import KVCache
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * (1 + scale), in float32; the stored scale is the offset from one."""
+    """x / sqrt(mean(x^2) + eps) * (1 + scale) in float32; scale is stored as offset from one."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -29,9 +31,28 @@ class RMSNorm(nn.Module):
         return (normed * (1 + self.scale.float())).to(x.dtype)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What every block of one forward shares.
+
+    Attributes:
+        cos, sin: float32[B, T, 1, H/2] rotary tables of the tokens.
+        masks: bool[B, T, S] of even and of odd layers, or None where every key in use is attended.
+        cache: keys and values so far, or None.
+        slots: where these tokens lie in the cache.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    masks: tuple[Tensor | None, Tensor | None]
+    cache: KVCache | None
+    slots: slice | None
+
+
 class Attention(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.head_dim = config.head_dim
         self.scale = config.query_scale
         self.softcap = config.attn_softcap
@@ -40,20 +61,18 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
         self.out = nn.Linear(config.num_heads * config.head_dim, config.width, bias=False)
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: KVCache | None,
-        layer: int,
-        slots: slice | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Context, num_outputs: int) -> Tensor:
+        """float[B, T, D] -> float[B, num_outputs, D] of the last tokens."""
+        last = slice(-num_outputs, None)
         # [B, T, D] -> [B, T, heads, H]
-        q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.q, self.k, self.v))
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        if cache is not None and slots is not None:
-            k, v = cache.write(layer, slots, k, v)
+        q = self.q(x[:, last]).unflatten(-1, (-1, self.head_dim))
+        k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.k, self.v))
+        q = apply_rope(q, context.cos[:, last], context.sin[:, last])
+        k = apply_rope(k, context.cos, context.sin)
+        if context.cache is not None and context.slots is not None:
+            k, v = context.cache.write(self.layer, context.slots, k, v)
+        mask = context.masks[self.layer % 2]
+        mask = None if mask is None else mask[:, last]
         mixed = attend(q, k, v, mask, scale=self.scale, softcap=self.softcap)
         return self.out(mixed.flatten(-2))
 
@@ -74,33 +93,25 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm block; Gemma 2 also normalises what each half adds.
 
-    Dropout sits after the post-attention norm but before the post-feed-forward norm, as in the original.
+    Dropout sits after the post-attention norm but before the post-feed-forward norm, as in the
+    original.
     """
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, layer: int) -> None:
         super().__init__()
         width, eps = config.width, config.norm_eps
         self.pre_attn_norm = RMSNorm(width, eps)
-        self.attn = Attention(config)
+        self.attn = Attention(config, layer)
         self.post_attn_norm = RMSNorm(width, eps) if config.post_norms else nn.Identity()
         self.pre_ffw_norm = RMSNorm(width, eps)
         self.mlp = MLP(config)
         self.post_ffw_norm = RMSNorm(width, eps) if config.post_norms else nn.Identity()
         self.dropout = 0.0
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: KVCache | None,
-        layer: int,
-        slots: slice | None,
-    ) -> Tensor:
-        mixed = self.post_attn_norm(
-            self.attn(self.pre_attn_norm(x), rope, mask, cache, layer, slots)
-        )
-        x = x + F.dropout(mixed, self.dropout, self.training)
+    def forward(self, x: Tensor, context: Context, num_outputs: int) -> Tensor:
+        """float[B, T, D] -> float[B, num_outputs, D] of the last tokens."""
+        mixed = self.post_attn_norm(self.attn(self.pre_attn_norm(x), context, num_outputs))
+        x = x[:, -num_outputs:] + F.dropout(mixed, self.dropout, self.training)
         widened = F.dropout(self.mlp(self.pre_ffw_norm(x)), self.dropout, self.training)
         return x + self.post_ffw_norm(widened)
 
@@ -112,15 +123,17 @@ class Gemma(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(vocab_size, config.width)
-        # The factor on text embeddings takes the dtype that the checkpoint's table had; see `set_embed_scale`.
+        # The factor on text embeddings takes the dtype that the checkpoint's table had; see
+        # `set_embed_scale`.
         self.embed_scale = config.width**0.5
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
     def set_embed_scale(self, table_dtype: torch.dtype) -> None:
         """Round sqrt(width) to the dtype of the checkpoint's embedding table, as the original does.
 
-        A bfloat16 table gives 45.25 for a width of 2048, and keeps doing so when its values are widened to float32.
+        A bfloat16 table gives 45.25 for a width of 2048, and keeps doing so when its values are
+        widened to float32.
         """
         self.embed_scale = (
             torch.tensor(self.config.width**0.5, dtype=torch.float64).to(table_dtype).item()
@@ -132,7 +145,13 @@ class Gemma(nn.Module):
         return (rows.float() * self.embed_scale).to(rows.dtype)
 
     def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+        *,
+        num_outputs: int | None = None,
     ) -> Tensor:
         """Hidden states after the final norm.
 
@@ -141,17 +160,24 @@ class Gemma(nn.Module):
             positions: int64[B, T], 0-based.
             mask: bool[B, T, S] or None when every key in use may be attended.
             cache: written to when given; its slots must have been reserved for these tokens.
+            num_outputs: how many of the last tokens are wanted; the last block computes the others
+                only as keys and values. All by default.
 
         Returns:
-            float[B, T, D].
+            float[B, num_outputs, D].
         """
-        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
-        local = self._window(positions, mask, cache)
-        slots = None if cache is None else slice(cache.length - x.shape[1], cache.length)
-        for layer, block in enumerate(self.blocks):
+        cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
+        context = Context(
+            cos=cos,
+            sin=sin,
             # Gemma 2's optional window applies to the even layers, as in transformers.
-            x = block(x, rope, mask if layer % 2 else local, cache, layer, slots)
-        return self.norm(x)
+            masks=(self._window(positions, mask, cache), mask),
+            cache=cache,
+            slots=None if cache is None else slice(cache.length - x.shape[1], cache.length),
+        )
+        for block in self.blocks[:-1]:
+            x = block(x, context, x.shape[1])
+        return self.norm(self.blocks[-1](x, context, num_outputs or x.shape[1]))
 
     def _window(
         self, positions: Tensor, mask: Tensor | None, cache: KVCache | None

@@ -73,7 +73,7 @@ class PaliGemmaModel(nn.Module):
             positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         else:
             positions = valid.cumsum(dim=1) - 1
-        return self.text(x, positions, mask)[:, -tokens.shape[1] :]
+        return self.text(x, positions, mask, num_outputs=tokens.shape[1])
 
     def forward(
         self,
@@ -86,8 +86,8 @@ class PaliGemmaModel(nn.Module):
     ) -> Tensor:
         """Logits of the text positions: float32[B, T, V].
 
-        The logits of training are never capped; `final_softcap=True` gives those of the original's complete forward.
-        Other arguments as in `hidden`.
+        The logits of training are never capped; `final_softcap=True` gives those of the original's
+        complete forward. Other arguments as in `hidden`.
         """
         logits = self.text.logits(self.hidden(soft_tokens, tokens, mask_ar, mask_input))
         return self._cap(logits) if final_softcap else logits
@@ -120,17 +120,18 @@ class PaliGemmaModel(nn.Module):
             cache: empty, with room for image, prompt and answer.
 
         Returns:
-            Logits float32[B, V] that predict the first answer token, never capped; and int64[B], the rotary position
-            of that token, which is the number of valid prompt tokens.
+            Logits float32[B, V] that predict the first answer token, never capped; and int64[B],
+            the rotary position of that token, which is the number of valid prompt tokens.
         """
         x, mask, valid = self._join(soft_tokens, tokens, mask_ar, mask_input)
         positions = valid.cumsum(dim=1) - 1
         cache.reserve(valid, positions)
-        hidden = self.text(x, positions, mask, cache)
-        # The last valid slot of each row. Valid tokens need not be contiguous.
-        slots = torch.arange(x.shape[1], device=x.device)
-        last = torch.where(valid, slots, -1).amax(dim=1).clamp(min=0)
-        hidden = hidden[torch.arange(x.shape[0], device=x.device), last]
+        num_text = tokens.shape[1]
+        hidden = self.text(x, positions, mask, cache, num_outputs=num_text)
+        # The last valid text slot of each row. Valid tokens need not be contiguous.
+        slots = torch.arange(num_text, device=x.device)
+        last = torch.where(mask_input.bool(), slots, -1).amax(dim=1).clamp(min=0)
+        hidden = hidden[torch.arange(len(hidden), device=x.device), last]
         return self.text.logits(hidden), valid.sum(dim=1)
 
     def decode_step(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
@@ -172,8 +173,9 @@ class PaliGemmaModel(nn.Module):
 def init_weights(model: PaliGemmaModel, seed: int = 0) -> None:
     """Draw the weights of an untrained model.
 
-    Kernels are Xavier-uniform in the tower and truncated normal of variance 1/fan-in in the decoder, the projector is
-    zero, norms are the identity (big_vision models/vit.py and models/ppp/gemma.py).
+    Kernels are Xavier-uniform in the tower and truncated normal of variance 1/fan-in in the
+    decoder, the projector is zero, norms are the identity (big_vision models/vit.py and
+    models/ppp/gemma.py).
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     for name, parameter in model.named_parameters():
