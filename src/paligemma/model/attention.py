@@ -126,15 +126,21 @@ def attend_reference(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None
 ) -> Tensor:
-    """`attend_reference`, through torch's fused kernel where it computes the same function.
+    """`attend_reference` by the fastest route that computes the same function.
 
-    The fused kernel knows no soft-cap, so Gemma 2 takes the definition. A boolean mask with an
-    empty row would give NaN there; such rows belong to padding, and their keys are opened because
-    nothing reads their result.
+    Without a soft-cap that is torch's fused kernel; with one, which that kernel does not know, the
+    definition with fewer passes over the scores.
     """
-    if softcap is not None or q.dtype != k.dtype:
+    if softcap is not None:
+        return _attend_capped(q, k, v, mask, scale=scale, softcap=softcap)
+    if q.dtype != k.dtype:
         return attend_reference(q, k, v, mask, scale=scale, softcap=softcap)
+    return _attend_fused(q, k, v, mask, scale=scale)
+
+
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
     if mask is not None:
+        # A row with nothing to attend would give NaN. It belongs to padding; nothing reads it.
         mask = (mask | ~mask.any(dim=-1, keepdim=True))[:, None]
     mixed = F.scaled_dot_product_attention(
         q.transpose(1, 2),
@@ -145,3 +151,26 @@ def attend(
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return mixed.transpose(1, 2)
+
+
+def _attend_capped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float
+) -> Tensor:
+    """The definition with 1/cap folded into the queries, and cap and mask into one addition.
+
+    Adding the mask's constant to a capped score gives the constant itself: it absorbs the rest.
+    """
+    num_queries, num_heads = q.shape[1:3]
+    num_kv = k.shape[2]
+    grouped = (q.float() * (scale / softcap)).unflatten(2, (num_kv, -1))
+    grouped = grouped.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, K, G*T, H]
+    scores = torch.tanh(grouped @ k.float().permute(0, 2, 3, 1))
+    scores = scores.unflatten(2, (-1, num_queries))  # [B, K, G, T, S]
+    if mask is None:
+        scores = scores * softcap
+    else:
+        bias = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, MASKED_SCORE)
+        scores = torch.add(bias[:, None, None], scores, alpha=softcap)
+    weights = scores.softmax(dim=-1).to(v.dtype)
+    mixed = weights.flatten(2, 3) @ v.permute(0, 2, 1, 3)
+    return mixed.view(-1, num_heads, num_queries, v.shape[-1]).transpose(1, 2)
