@@ -1,0 +1,1 @@
+"""Scores of predictions against references; knows no model and no task."""

@@ -1,0 +1,195 @@
+"""Scores of boxes: average precision as COCO's own evaluation computes it.
+
+Axes: D detections of all images, T IoU thresholds.
+Source: cocodataset/cocoapi PythonAPI/pycocotools/cocoeval.py (evaluateImg, accumulate), for the
+area range "all" and without crowds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from paligemma.errors import DataError
+from paligemma.outputs.boxes import box_iou
+
+COCO_THRESHOLDS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
+MAX_DETECTIONS = 100
+_RECALLS = np.linspace(0.0, 1.0, 101)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageBoxes:
+    """What was found in one image, and what is there.
+
+    Attributes:
+        boxes: float[N, 4], two corners; any axis order and unit, the same as in `true_boxes`.
+        labels: N labels.
+        scores: float[N] confidences.
+        true_boxes: float[M, 4].
+        true_labels: M labels.
+
+    Raises:
+        DataError: lengths differ, or a number is not finite.
+    """
+
+    boxes: np.ndarray
+    labels: Sequence[str]
+    scores: np.ndarray
+    true_boxes: np.ndarray
+    true_labels: Sequence[str]
+
+    def __post_init__(self) -> None:
+        counts = (self.boxes.shape, np.shape(self.scores), self.true_boxes.shape)
+        num, num_true = len(self.labels), len(self.true_labels)
+        if counts != ((num, 4), (num,), (num_true, 4)):
+            raise DataError(
+                f"boxes must be [N, 4] with N labels and N scores, got {counts} for {num} "
+                f"labels and {num_true} true labels; pass empty arrays as [0, 4]"
+            )
+        if not all(np.isfinite(x).all() for x in (self.boxes, self.scores, self.true_boxes)):
+            raise DataError("boxes and confidences must be finite numbers; drop the others")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Matches:
+    """Detections of one label, or of all labels pooled, in order of falling confidence.
+
+    Attributes:
+        image: int64[D], position of each detection's image.
+        is_hit: bool[D, T], whether it found an object.
+        num_true: int64[images], objects in each image.
+    """
+
+    image: np.ndarray
+    is_hit: np.ndarray
+    num_true: np.ndarray
+
+    def average_precision(self, image_weights: np.ndarray | None = None) -> np.ndarray:
+        """Precision, made non-increasing, averaged over 101 recalls.
+
+        Args:
+            image_weights: float[images], how often each image counts; once by default.
+
+        Returns:
+            float64[T] in [0, 1].
+
+        Raises:
+            DataError: there is no object to find.
+        """
+        weights = np.ones(len(self.num_true)) if image_weights is None else image_weights
+        total = float((weights * self.num_true).sum())
+        if not total:
+            raise DataError("average precision needs objects to find, got none; use more images")
+        weight = weights[self.image, None]
+        hits = np.cumsum(weight * self.is_hit, axis=0)
+        found = np.cumsum(np.broadcast_to(weight, self.is_hit.shape), axis=0)
+        precision = hits / (found + np.spacing(1))
+        precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+        out = np.zeros(self.is_hit.shape[1])
+        for t in range(len(out)):
+            at = np.searchsorted(hits[:, t] / total, _RECALLS, side="left")
+            out[t] = precision[at[at < len(precision)], t].sum() / len(_RECALLS)
+        return out
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DetectionMatches:
+    """All detections of a set of images, matched with its objects.
+
+    Attributes:
+        by_label: matches of every label that some image holds or some detection names.
+        pooled: the same detections in one ranking; a detection still has to name the right label.
+        thresholds: the T IoU thresholds.
+    """
+
+    by_label: dict[str, Matches]
+    pooled: Matches
+    thresholds: tuple[float, ...] = field(default=COCO_THRESHOLDS)
+
+    def at(self, threshold: float) -> DetectionMatches:
+        """The same at one of the thresholds only."""
+        t = self.thresholds.index(threshold)
+
+        def cut(one: Matches) -> Matches:
+            return Matches(image=one.image, is_hit=one.is_hit[:, t : t + 1], num_true=one.num_true)
+
+        return DetectionMatches(
+            by_label={name: cut(one) for name, one in self.by_label.items()},
+            pooled=cut(self.pooled),
+            thresholds=(threshold,),
+        )
+
+    @property
+    def true_labels(self) -> list[str]:
+        """Labels that have objects; COCO's mean runs over these."""
+        return [name for name, one in self.by_label.items() if one.num_true.any()]
+
+    def mean_average_precision(self, image_weights: np.ndarray | None = None) -> np.ndarray:
+        """Mean over the labels that have objects: float64[T]; see `Matches.average_precision`."""
+        weights = np.ones(len(self.pooled.num_true)) if image_weights is None else image_weights
+        present = (self.by_label[name] for name in self.true_labels)
+        rows = [one.average_precision(weights) for one in present if weights @ one.num_true > 0]
+        if not rows:
+            raise DataError("average precision needs objects to find, got none; use more images")
+        return np.mean(rows, axis=0)
+
+
+def match_detections(
+    images: Sequence[ImageBoxes], thresholds: Sequence[float] = COCO_THRESHOLDS
+) -> DetectionMatches:
+    """Match detections with objects, image by image and label by label.
+
+    In order of falling confidence, a detection takes the free object that it overlaps most, if by
+    the threshold at least; of a label, an image's 100 most confident detections count.
+
+    Args:
+        images: what was found and what is there.
+        thresholds: smallest intersection over union that counts.
+    """
+    labels = sorted({name for image in images for name in (*image.labels, *image.true_labels)})
+    index = {name: k for k, name in enumerate(labels)}
+    rows: list[tuple[float, int, int]] = []
+    hits: list[np.ndarray] = []
+    num_true = np.zeros((len(labels), len(images)), np.int64)
+    for position, image in enumerate(images):
+        names = np.array([index[name] for name in image.labels], np.int64)
+        true_names = np.array([index[name] for name in image.true_labels], np.int64)
+        for label in np.union1d(names, true_names).tolist():
+            wanted = np.flatnonzero(true_names == label)
+            num_true[label, position] = len(wanted)
+            own = np.flatnonzero(names == label)
+            own = own[np.argsort(-image.scores[own], kind="stable")][:MAX_DETECTIONS]
+            iou = box_iou(image.boxes[own][:, None], image.true_boxes[wanted][None])
+            hits.extend(_match(iou, thresholds))
+            rows += [(float(image.scores[k]), label, position) for k in own]
+    score = np.array([row[0] for row in rows])
+    label_of = np.array([row[1] for row in rows], np.int64)
+    image_of = np.array([row[2] for row in rows], np.int64)
+    is_hit = np.array(hits, bool).reshape(len(rows), len(thresholds))
+    order = np.argsort(-score, kind="stable")
+
+    def ranked(keep: np.ndarray, truth: np.ndarray) -> Matches:
+        return Matches(image=image_of[keep], is_hit=is_hit[keep], num_true=truth)
+
+    by_label = {name: ranked(order[label_of[order] == k], num_true[k]) for name, k in index.items()}
+    pooled = ranked(order, num_true.sum(axis=0))
+    return DetectionMatches(by_label=by_label, pooled=pooled, thresholds=tuple(thresholds))
+
+
+def _match(iou: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """Whether each detection, most confident first, finds an object: float[N, M] -> bool[N, T]."""
+    is_hit = np.zeros((iou.shape[0], len(thresholds)), bool)
+    for t, threshold in enumerate(thresholds):
+        is_free = np.ones(iou.shape[1], bool)
+        for d in range(iou.shape[0]):
+            best, best_iou = -1, min(threshold, 1 - 1e-10)
+            for g in np.flatnonzero(is_free):
+                if iou[d, g] >= best_iou:  # of two equal ones the last, as the original
+                    best, best_iou = int(g), iou[d, g]
+            if best >= 0:
+                is_hit[d, t] = True
+                is_free[best] = False
+    return is_hit
