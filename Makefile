@@ -1,0 +1,55 @@
+# Every target does its own set-up: a fresh clone needs Python 3.11 or newer with pip, nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Processes of `make test`; each computes on one thread.
+WORKERS ?= 2
+
+# Commands start faster from compiled modules; some shells forbid Python to keep them.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/ready-run ## caption, answer, read, detect and segment on a picture; overlay in demo/
+	$(BIN)/paligemma demo
+
+test: $(VENV)/ready-dev ## every test
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations=10 $(TESTS)
+
+check: $(VENV)/ready-dev ## format, lint, types and the order of the rooms
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+bench: $(VENV)/ready-dev ## measure speed and memory, beside transformers (minutes)
+	@set -e; for script in benchmarks/bench_*.py; do \
+		echo "$$script"; $(BIN)/python "$$script"; \
+	done
+
+clean: ## delete what tools leave behind, and demo/
+	rm -rf build dist demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## and the virtual environment
+	rm -rf $(VENV)
+
+# torch comes first and alone, so that no other package can choose another build of it.
+$(VENV)/ready-run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		f"Python 3.11 or newer is needed, {sys.version.split()[0]} was found; run make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --requirement constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m compileall -q src
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready-run
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
