@@ -1,1 +1,64 @@
-"""PaliGemma and PaliGemma 2 in PyTorch."""
+"""PaliGemma and PaliGemma 2 in PyTorch: a picture and a prompt in; text, boxes and masks out."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paligemma.answering import AnswerOptions
+    from paligemma.batch import Batch
+    from paligemma.config import PaliGemmaConfig
+    from paligemma.errors import PaliGemmaError
+    from paligemma.model.paligemma import PaliGemmaModel
+    from paligemma.outputs.types import Detection, Detections, TextAnswer
+    from paligemma.pipeline import EncodedImage, PaliGemma
+    from paligemma.processing.processor import Processor
+    from paligemma.processing.tokenizer import Tokenizer
+    from paligemma.weights.load import load_model
+
+__all__ = [
+    "AnswerOptions",
+    "Batch",
+    "Detection",
+    "Detections",
+    "EncodedImage",
+    "PaliGemma",
+    "PaliGemmaConfig",
+    "PaliGemmaError",
+    "PaliGemmaModel",
+    "Processor",
+    "TextAnswer",
+    "Tokenizer",
+    "load_model",
+]
+
+# Where each name lives; importing the package alone imports neither torch nor numpy.
+_HOMES = {
+    "AnswerOptions": "paligemma.answering",
+    "Batch": "paligemma.batch",
+    "Detection": "paligemma.outputs.types",
+    "Detections": "paligemma.outputs.types",
+    "EncodedImage": "paligemma.pipeline",
+    "PaliGemma": "paligemma.pipeline",
+    "PaliGemmaConfig": "paligemma.config",
+    "PaliGemmaError": "paligemma.errors",
+    "PaliGemmaModel": "paligemma.model.paligemma",
+    "Processor": "paligemma.processing.processor",
+    "TextAnswer": "paligemma.outputs.types",
+    "Tokenizer": "paligemma.processing.tokenizer",
+    "load_model": "paligemma.weights.load",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
