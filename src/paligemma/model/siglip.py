@@ -83,16 +83,18 @@ class SigLIP(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=_NORM_EPS)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
         """Features of every patch.
 
         Args:
             images: float[B, R, R, 3] in [-1, 1].
+            positions: float[1, I, D] rows of the position table, where the images show a part of
+                the field only; the whole table by default.
 
         Returns:
             float[B, I, D] after the final norm.
         """
-        x = self.patch_embed(images) + self.pos_embedding
+        x = self.patch_embed(images) + (self.pos_embedding if positions is None else positions)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

@@ -1,14 +1,15 @@
 """The bundled task: pictures drawn by `paligemma.scenes`, asked in the words of pre-training.
 
-The benchmark shows handwriting and layouts that training never draws. Each picture is asked for all
-its objects among one or two labels that it does not show, for one mask, for one short answer, for
-its writing, and for captions of the whole and of one region.
+The benchmark shows handwriting and layouts that training never draws. Each picture is asked for
+all its objects among one or two labels that it does not show, for one mask, for one short answer
+and for its writing; every fourth one also for captions of the whole and of a region.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -29,13 +30,19 @@ from paligemma.scenes import (
 )
 from paligemma.scenes.language import raster_order
 
+Box: TypeAlias = tuple[float, float, float, float]
+
 # Training draws from 0 up, far below.
 EVAL_SEED = 1_000_000_000
+# Side of the pictures; a model of a lower resolution gets smaller ones with fewer objects.
+SIZE_PX = 224
 # Every benchmark seed owns this many pictures.
 MAX_SCENES = 1_000_000
 MAX_SEED = 1_000_000
 
 TASKS: tuple[str, ...] = ("detect", "segment", "answer", "ocr", "caption", "caption_region")
+# Tasks beside the four that the benchmark is about; one picture in so many is asked them.
+SECONDARY_TASKS, SECONDARY_EVERY = ("caption", "caption_region"), 4
 ANSWER_KINDS: tuple[str, ...] = ("color", "count", "presence", "position", "reading", "comparison")
 # With the embedded model's vocabulary six boxes are 47 tokens, and the longest caption about 45.
 MAX_NEW_TOKENS: dict[str, int] = {
@@ -48,28 +55,45 @@ MAX_NEW_TOKENS: dict[str, int] = {
 }
 
 
-def scene_prefix(example: SceneExample) -> str:
-    """The prompt as the model reads it; a region to caption follows as location tokens."""
+def _in_place(box_yxyx: Box) -> Box:
+    return box_yxyx
+
+
+def scene_prefix(example: SceneExample, locate: Callable[[Box], Box] = _in_place) -> str:
+    """The prompt as the model reads it; a region to caption follows as location tokens.
+
+    Args:
+        locate: where a box of the picture lies for the model; where it is unless said otherwise.
+    """
     if example.prefix_box is None:
         return example.prefix
-    return example.prefix + format_loc(encode_boxes(example.prefix_box).tolist())
+    return example.prefix + format_loc(encode_boxes(locate(example.prefix_box)).tolist())
 
 
-def scene_suffix(scene: Scene, example: SceneExample, codec: MaskCodec) -> str:
-    """The true answer: text, or boxes and masks as location and mask tokens."""
+def scene_suffix(
+    scene: Scene,
+    example: SceneExample,
+    codec: MaskCodec,
+    locate: Callable[[Box], Box] = _in_place,
+) -> str:
+    """The true answer: text, or boxes and masks as location and mask tokens.
+
+    Args:
+        locate: see `scene_prefix`.
+    """
     if example.suffix is not None:
         return example.suffix
     boxes = [scene.objects[k].box_yxyx for k in example.objects]
     codes = None
     if example.task == "segment":
         codes = [
-            mask_to_codes(codec, scene.mask(k), np.asarray(scene.objects[k].box_yxyx)).tolist()
-            for k in example.objects
+            mask_to_codes(codec, scene.mask(k), np.asarray(box)).tolist()
+            for k, box in zip(example.objects, boxes, strict=True)
         ]
-    return format_detections(boxes, example.labels, codes)
+    return format_detections([locate(box) for box in boxes], example.labels, codes)
 
 
-def heldout_scene(index: int, *, seed: int = 0, size_px: int = 224) -> Scene:
+def heldout_scene(index: int, *, seed: int = 0, size_px: int = SIZE_PX) -> Scene:
     """Picture `index` of the benchmark `seed`: held-out handwriting, a layout no training sees.
 
     Raises:
@@ -93,7 +117,7 @@ def benchmark_examples(
         scene: the picture.
         index: its place in the benchmark; kinds of question take turns along it, and where one does
             not apply another is drawn.
-        tasks: of TASKS; a picture without writing has no "ocr".
+        tasks: of TASKS; a picture without writing has no "ocr", three of four have no captions.
     """
     rng = np.random.default_rng((scene.seed, 1))
     by_kind = {example.kind: example for example in scene_examples(scene, rng)}
@@ -102,7 +126,10 @@ def benchmark_examples(
     substitute = kinds[int(rng.integers(len(kinds)))]
     by_kind["answer"] = by_kind[turn] if turn in by_kind else by_kind[substitute]
     by_kind["detect"] = _detect_all(scene, rng)
-    return [by_kind[task] for task in TASKS if task in tasks and task in by_kind]
+    asked = [task for task in TASKS if task in tasks and task in by_kind]
+    if index % SECONDARY_EVERY:
+        asked = [task for task in asked if task not in SECONDARY_TASKS]
+    return [by_kind[task] for task in asked]
 
 
 def _detect_all(scene: Scene, rng: np.random.Generator) -> SceneExample:

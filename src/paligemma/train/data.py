@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +21,7 @@ from paligemma.outputs.vqvae import MaskCodec
 from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, resize
 from paligemma.scenes import Scene, SceneOptions, draw_scene, sample_example
-from paligemma.tasks.scenes import scene_prefix, scene_suffix
+from paligemma.tasks.scenes import Box, scene_prefix, scene_suffix
 from paligemma.train.dense import patch_targets
 
 
@@ -31,9 +32,12 @@ class SceneBatch:
     Attributes:
         text: B images and B*P rows of text, P consecutive rows an image; tokens may have no rows.
         patches: fields of `PatchTargets`, each stacked to [B, I, ...].
+        corner: (row, column) of the first patch shown, where the pictures are a window of the
+            field; None where they are all of it.
     """
 
     text: Batch
+    corner: tuple[int, int] | None = None
     patches: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -48,7 +52,8 @@ class SceneSource:
     """Scenes drawn afresh for every step.
 
     Attributes:
-        processor: token layout; also sets the picture size.
+        processor: token layout; also sets the size of the pictures drawn.
+        field_px: side of the model's input; larger than the pictures where they are windows of it.
         codec: turns masks into mask tokens; None where nothing is segmented.
         patch_px: side of a patch of the tower.
         num_scenes: pictures a batch.
@@ -63,6 +68,7 @@ class SceneSource:
     """
 
     processor: Processor
+    field_px: int
     codec: MaskCodec | None
     patch_px: int
     num_scenes: int
@@ -78,6 +84,7 @@ class SceneSource:
         rng = np.random.default_rng((self.seed, step))
         first = self.seed + step * self.num_scenes
         scenes = [self._draw(first + k, rng) for k in range(self.num_scenes)]
+        corner = self._corner(rng)
         targets = [patch_targets(scene, self.patch_px) for scene in scenes]
         patches = {
             name: torch.from_numpy(np.stack([getattr(one, name) for one in targets]))
@@ -87,15 +94,32 @@ class SceneSource:
         if self.codec is None or not self.prompts_per_scene:
             none = torch.zeros(0, 0, dtype=torch.long)
             text = Batch(images=pictures, tokens=none, mask_ar=none, mask_input=none.bool())
-            return SceneBatch(text=text, patches=patches)
+            return SceneBatch(text=text, patches=patches, corner=corner)
         prefixes, suffixes = [], []
+        locate = partial(self._locate, corner=corner)
         for scene in scenes:
             for _ in range(self.prompts_per_scene):
                 example = sample_example(scene, rng, self.weights)
-                prefixes.append(scene_prefix(example))
-                suffixes.append(scene_suffix(scene, example, self.codec))
+                prefixes.append(scene_prefix(example, locate))
+                suffixes.append(scene_suffix(scene, example, self.codec, locate))
         rows = self.processor.training_batch(None, prefixes, suffixes, text_len=self.text_len)
-        return SceneBatch(text=_trimmed(rows, pictures), patches=patches)
+        return SceneBatch(text=_trimmed(rows, pictures), patches=patches, corner=corner)
+
+    def _corner(self, rng: np.random.Generator) -> tuple[int, int] | None:
+        spare = (self.field_px - self.processor.image_size_px) // self.patch_px
+        if not spare:
+            return None
+        row, column = rng.integers(spare + 1, size=2)
+        return int(row), int(column)
+
+    def _locate(self, box_yxyx: Box, corner: tuple[int, int] | None) -> Box:
+        """Where a box of the picture lies in the field, both normalised."""
+        if corner is None:
+            return box_yxyx
+        share = self.processor.image_size_px / self.field_px
+        top, left = (place * self.patch_px / self.field_px for place in corner)
+        y0, x0, y1, x1 = (edge * share for edge in box_yxyx)
+        return y0 + top, x0 + left, y1 + top, x1 + left
 
     def _draw(self, seed: int, rng: np.random.Generator) -> Scene:
         side = self.processor.image_size_px

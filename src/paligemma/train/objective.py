@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
+from paligemma.batch import Batch
 from paligemma.model import PaliGemmaModel
 from paligemma.train.data import SceneBatch
 from paligemma.train.dense import PatchHeads, patch_losses
@@ -51,7 +54,7 @@ class SceneObjective(nn.Module):
         """Loss float32[] and the parts worth logging."""
         images = batch.text.images
         assert images is not None
-        features = model.vision(images)
+        features = model.vision(images, _window(model, batch))
         parts: dict[str, Tensor] = {}
         loss = torch.zeros(())
         if self.patch_weight:
@@ -63,13 +66,46 @@ class SceneObjective(nn.Module):
         if batch.text.mask_loss is not None:
             soft = model.projector(features)
             soft = soft.repeat_interleave(len(batch.text.tokens) // len(soft), dim=0)
-            text = training_loss(
-                model,
-                batch.text,
-                self.label_smoothing,
-                loc_sigma_bins=self.loc_sigma_bins,
-                soft_tokens=soft,
-            )
-            parts["text"] = text.loss.detach()
-            loss = loss + text.loss
+            per_example = [
+                training_loss(
+                    model,
+                    rows,
+                    self.label_smoothing,
+                    loc_sigma_bins=self.loc_sigma_bins,
+                    soft_tokens=soft[index],
+                ).per_example
+                for index, rows in _by_length(batch.text)
+            ]
+            text = torch.cat(per_example).mean()
+            parts["text"] = text.detach()
+            loss = loss + text
         return loss, parts
+
+
+def _window(model: PaliGemmaModel, batch: SceneBatch) -> Tensor | None:
+    """Rows of the position table for the part of the field that the batch shows."""
+    if batch.corner is None or batch.text.images is None:
+        return None
+    vision = model.config.vision
+    side = batch.text.images.shape[1] // vision.patch_size_px
+    (row, column), table = batch.corner, model.vision.pos_embedding
+    grid = table.unflatten(1, (vision.grid, vision.grid))
+    return grid[:, row : row + side, column : column + side].flatten(1, 2)
+
+
+def _by_length(batch: Batch, num_parts: int = 2) -> Iterator[tuple[Tensor, Batch]]:
+    """Row indices and rows, shortest first, each part cut to its longest row: less padding."""
+    lengths = batch.mask_input.sum(dim=1)
+    for index in lengths.argsort().chunk(num_parts):
+        columns = slice(int(lengths[index].max()))
+        assert batch.mask_loss is not None
+        yield (
+            index,
+            Batch(
+                images=None,
+                tokens=batch.tokens[index, columns],
+                mask_ar=batch.mask_ar[index, columns],
+                mask_input=batch.mask_input[index, columns],
+                mask_loss=batch.mask_loss[index, columns],
+            ),
+        )

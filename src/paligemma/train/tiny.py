@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from paligemma.config import PaliGemmaConfig, TextConfig, VisionConfig
 from paligemma.model.paligemma import PaliGemmaModel, init_weights
-from paligemma.model.siglip import resize_position_table
+from paligemma.model.siglip import Block as SigLIPBlock
+from paligemma.model.siglip import SelfAttention
 from paligemma.outputs.vqvae import MaskCodec
 from paligemma.processing.processor import Processor
+from paligemma.processing.resize import to_unit_range
 from paligemma.processing.sentencepiece_model import train_tokenizer
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.scenes import SceneOptions, draw_scene, scene_examples
@@ -29,6 +31,8 @@ from paligemma.vocab import NUM_LOC, Vocab
 
 PATCH_PX = 16
 _TEXT_LEN = 128
+# The shortest wave of the position table spans two patches of a grid of fourteen.
+_POSITION_OCTAVES = 3.6
 # Seeds of training scenes; evaluation draws from `EVAL_SEED` on, with held-out handwriting.
 TRAIN_SEED = 0
 EVAL_SEED = 1_000_000_000
@@ -67,39 +71,89 @@ def tiny_config(vocab: Vocab, image_size_px: int = 224) -> PaliGemmaConfig:
 def init_tiny(model: PaliGemmaModel, seed: int = 0) -> None:
     """Start from structure rather than from noise where the structure is known.
 
-    The original starts from SigLIP and Gemma. Without them, the position table begins as a
-    two-dimensional wave pattern, and location tokens begin near their neighbours, so that what is
-    learnt of one coordinate is learnt of the ones beside it. Both stay free parameters.
+    The original starts from SigLIP and Gemma. Without them, patches begin whitened, so that
+    strokes weigh as much as surfaces; the position table begins as waves in two dimensions, by
+    which the heads of the first two blocks begin looking at one neighbour each; and location tokens
+    begin near their neighbours, so that what is learnt of one coordinate is learnt of the ones
+    beside it. All of these stay free parameters.
     """
     init_weights(model, seed)
     generator = torch.Generator().manual_seed(seed)
-    config = model.config
+    vision, text = model.config.vision, model.config.text
     with torch.no_grad():
-        model.vision.pos_embedding.copy_(
-            0.2 * _waves_2d(config.vision.grid, config.vision.width)[None]
-        )
-        width = config.text.width
-        waves = _waves(torch.linspace(0, 1, NUM_LOC), width, octaves=8.0)
-        rotation = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
-        loc = waves @ rotation
-        loc = loc / loc.norm(dim=1, keepdim=True)
-        start = config.vocab.loc0
-        model.text.embed.weight[start : start + NUM_LOC] = loc
-        nn.init.trunc_normal_(
-            model.projector.weight, std=config.vision.width**-0.5, generator=generator
-        )
+        weight, bias = _whitening(vision.patch_size_px, vision.width)
+        model.vision.patch_embed.proj.weight.copy_(0.5 * weight)
+        model.vision.patch_embed.proj.bias.copy_(0.5 * bias)
+        model.vision.pos_embedding.copy_(_waves_2d(vision.grid, vision.width)[None])
+        for block in list(model.vision.blocks)[:2]:
+            assert isinstance(block, SigLIPBlock)
+            _look_at_neighbours(block.attn, vision)
+        rotation = torch.linalg.qr(torch.randn(text.width, text.width, generator=generator)).Q
+        loc = _waves(torch.linspace(0, 1, NUM_LOC), text.width, octaves=8.0) @ rotation
+        start = model.config.vocab.loc0
+        model.text.embed.weight[start : start + NUM_LOC] = loc / loc.norm(dim=1, keepdim=True)
+        nn.init.trunc_normal_(model.projector.weight, std=vision.width**-0.5, generator=generator)
+
+
+def _look_at_neighbours(attn: SelfAttention, vision: VisionConfig) -> None:
+    """Set queries and keys so that head h attends the patch left, right, above or below.
+
+    A key picks every fourth wave of the position table, a query the same waves moved by one patch;
+    their product peaks where the two positions are one patch apart.
+    """
+    quarter, num_heads = vision.width // 4, vision.num_heads
+    frequency = _frequencies(vision.width // 2, _POSITION_OCTAVES)
+    moves = ((0, -1), (0, 1), (-1, 0), (1, 0))
+    query = torch.zeros(num_heads, vision.width // num_heads, vision.width)
+    key = torch.zeros_like(query)
+    for head in range(num_heads):
+        waves = torch.arange(head % 4, quarter, 4)
+        out = torch.arange(len(waves))
+        for axis, move in enumerate(moves[head % 4]):
+            angle = frequency[waves] * move / (vision.grid - 1)
+            sine, cosine = waves + 2 * axis * quarter, waves + (2 * axis + 1) * quarter
+            rows = out + 2 * axis * len(waves)
+            key[head, rows, sine] = 1.0
+            key[head, rows + len(waves), cosine] = 1.0
+            query[head, rows, sine] = angle.cos()
+            query[head, rows, cosine] = angle.sin()
+            query[head, rows + len(waves), cosine] = angle.cos()
+            query[head, rows + len(waves), sine] = -angle.sin()
+    attn.q.weight.copy_(1.3 * query.flatten(0, 1))
+    attn.k.weight.copy_(key.flatten(0, 1))
+
+
+def _whitening(patch_px: int, width: int, num_scenes: int = 300) -> tuple[Tensor, Tensor]:
+    """Weight float[width, 3*P*P] and bias that give patches of training scenes unit covariance."""
+    side = 7 * patch_px
+    pictures = [
+        to_unit_range(draw_scene(TRAIN_SEED + k, SceneOptions(size_px=side)).image)
+        for k in range(num_scenes)
+    ]
+    grid = np.stack(pictures).reshape(num_scenes, 7, patch_px, 7, patch_px, 3)
+    patches = torch.from_numpy(grid.transpose(0, 1, 3, 2, 4, 5).reshape(num_scenes * 49, -1))
+    mean = patches.mean(dim=0)
+    values, vectors = torch.linalg.eigh(torch.cov(patches.T).double())
+    # The smallest directions are noise; a floor keeps them from being blown up.
+    scale = (values[-width:] + 0.05).rsqrt()
+    weight = (vectors[:, -width:] * scale).T.float()
+    return weight, -weight @ mean
+
+
+def _frequencies(width: int, octaves: float) -> Tensor:
+    """float[width/2], from half a period over [0, 1] to 2^octaves halves."""
+    return math.pi * 2 ** torch.linspace(0, octaves, width // 2)
 
 
 def _waves(x: Tensor, width: int, octaves: float) -> Tensor:
-    """float[len(x), width]: waves over [0, 1] of half a period to 2^octaves half periods."""
-    frequency = math.pi * 2 ** torch.linspace(0, octaves, width // 2)
-    angle = x[:, None] * frequency
+    """Sines, then cosines, of x in [0, 1]: float[len(x), width]."""
+    angle = x[:, None] * _frequencies(width, octaves)
     return torch.cat((angle.sin(), angle.cos()), dim=1)
 
 
 def _waves_2d(grid: int, width: int) -> Tensor:
-    """float[grid*grid, width], raster order."""
-    line = _waves(torch.linspace(0, 1, grid), width // 2, octaves=5.0)
+    """Waves down, then waves across: float[grid*grid, width], raster order."""
+    line = _waves(torch.linspace(0, 1, grid), width // 2, _POSITION_OCTAVES)
     rows = line[:, None].expand(grid, grid, -1)
     columns = line[None].expand(grid, grid, -1)
     return torch.cat((rows, columns), dim=2).flatten(0, 1)
@@ -124,14 +178,16 @@ class Stage:
 
     Attributes:
         name: also the name of its folder.
-        image_size_px: side of the pictures; small ones show fewer objects at the same scale.
+        window_px: side of the part of the field that is shown; 224 is all of it. A window shows
+            fewer objects at the same scale and costs less; its place in the field is drawn anew
+            for every step, and coordinates are those of the field.
         num_scenes: pictures a step.
         prompts_per_scene: examples asked of each picture; 0 trains the tower alone.
         patch_weight: factor of the auxiliary objective.
     """
 
     name: str
-    image_size_px: int
+    window_px: int
     total_steps: int
     num_scenes: int
     prompts_per_scene: int
@@ -161,7 +217,7 @@ class Stage:
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="tower-112",
-        image_size_px=112,
+        window_px=112,
         total_steps=600,
         num_scenes=96,
         prompts_per_scene=0,
@@ -169,6 +225,19 @@ STAGES: tuple[Stage, ...] = (
         warmup_steps=100,
         label_shares=(0.34, 0.28, 0.38),
         max_signs=2,
+    ),
+    Stage(
+        name="joint-112",
+        window_px=112,
+        total_steps=700,
+        num_scenes=32,
+        prompts_per_scene=2,
+        lr=1e-3,
+        tower_lr_mult=0.6,
+        warmup_steps=50,
+        patch_weight=0.3,
+        loc_sigma_bins=6.0,
+        label_shares=(0.45, 0.25, 0.3),
     ),
 )
 
@@ -190,22 +259,20 @@ def run_stage(
         before: checkpoint of the stage before, or None to start from `init_tiny`.
         seed: start of the scene seeds of this stage.
     """
-    model = PaliGemmaModel(tiny_config(tokenizer.vocab, stage.image_size_px))
+    model = PaliGemmaModel(tiny_config(tokenizer.vocab))
     objective = SceneObjective(
         model.config.vision.width,
         patch_weight=stage.patch_weight,
         loc_sigma_bins=stage.loc_sigma_bins,
     )
-    init_tiny(model)
-    if before is not None:
-        tensors = load_file(before / "model.safetensors")
-        tensors["vision.pos_embedding"] = resize_position_table(
-            tensors["vision.pos_embedding"], model.config.num_image_tokens
-        )
-        model.load_state_dict(tensors)
+    if before is None:
+        init_tiny(model)
+    else:
+        model.load_state_dict(load_file(before / "model.safetensors"))
         objective.load_state_dict(load_file(before / "objective.safetensors"))
     source = SceneSource(
-        processor=Processor(tokenizer, stage.image_size_px),
+        processor=Processor(tokenizer, stage.window_px),
+        field_px=model.config.vision.image_size_px,
         codec=codec,
         patch_px=PATCH_PX,
         num_scenes=stage.num_scenes,
