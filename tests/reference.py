@@ -89,3 +89,15 @@ class AdamOracle:
             self.parameters[name] = self.parameters[name] - schedule * update
         self.steps_done = count
         return float(norm)
+
+
+def levenshtein(a: str, b: str) -> int:
+    """Edit distance by its recursive definition, one table entry at a time."""
+    table = np.zeros((len(a) + 1, len(b) + 1), dtype=np.int64)
+    table[:, 0] = np.arange(len(a) + 1)
+    table[0, :] = np.arange(len(b) + 1)
+    for i in range(1, len(a) + 1):
+        for j in range(1, len(b) + 1):
+            replaced = table[i - 1, j - 1] + (a[i - 1] != b[j - 1])
+            table[i, j] = min(table[i - 1, j] + 1, table[i, j - 1] + 1, replaced)
+    return int(table[-1, -1])

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
+import json
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from paligemma.errors import CheckpointError
+from paligemma.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from paligemma.eval.report import SceneReport
     from paligemma.eval.runner import SceneModel
-
-logger = logging.getLogger(__name__)
 
 # A training step's own file beside the model; a model folder has config.json instead.
 STEP_FILES = ("model.safetensors", "state.json")
@@ -23,6 +23,91 @@ STEP_FILES = ("model.safetensors", "state.json")
 @click.group("eval")
 def eval_group() -> None:
     """Measure a model on a benchmark."""
+
+
+@eval_group.command("scenes")
+@click.option(
+    "--model",
+    "name",
+    required=True,
+    metavar="M",
+    help='"tiny", a hub id, a folder, an .npz, or a step_NNNNNNN folder of an own training.',
+)
+@click.option("--limit", default=1000, show_default=True, help="Pictures.")
+@click.option("--seed", default=0, show_default=True, help="Which pictures.")
+@click.option("--batch-size", default=64, show_default=True, help="Pictures at a time.")
+@click.option("--tasks", default=None, metavar="A,B", help="Only these tasks; all by default.")
+@click.option("--device", default=None, help="By default a CUDA device if there is one.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), default=None)
+@click.option("--mask-codec", type=click.Path(path_type=Path), default=None)
+@click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    metavar="DIR",
+    help="Folder for report.json, predictions.jsonl and scenes.png.",
+)
+def scenes_command(
+    name: str,
+    limit: int,
+    seed: int,
+    batch_size: int,
+    tasks: str | None,
+    device: str | None,
+    tokenizer: Path | None,
+    mask_codec: Path | None,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    """Pictures drawn from a seed, with held-out handwriting; needs no download."""
+    from paligemma.eval.report import to_table, write_files
+    from paligemma.eval.runner import SceneEvalOptions, evaluate_scenes
+    from paligemma.tasks.scenes import SIZE_PX, TASKS
+
+    asked = TASKS if tasks is None else tuple(part.strip() for part in tasks.split(","))
+    # All that can be wrong is checked before a model is loaded for minutes.
+    options = SceneEvalOptions(limit=limit, seed=seed, batch_size=batch_size, tasks=asked)
+    if output is not None:
+        _require_folder(output)
+    bundle = _load(name, device=device, tokenizer=tokenizer, mask_codec=mask_codec)
+    size_px = min(SIZE_PX, bundle.processor.image_size_px)
+    report = evaluate_scenes(bundle, replace(options, size_px=size_px), name=name, progress=True)
+    if output is not None:
+        write_files(report, output)
+        click.echo(f"wrote {output}", err=True)
+    click.echo(json.dumps(report.to_json()) if as_json else to_table(report))
+
+
+def _require_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output must name a folder that can be written, got {path} ({error}); name another"
+        ) from error
+
+
+def _load(
+    name: str, *, device: str | None, tokenizer: Path | None, mask_codec: Path | None
+) -> SceneModel:
+    """A model to publish, or a training checkpoint with the embedded tokenizer and codec."""
+    if is_step_folder(Path(name)):
+        if device not in (None, "cpu"):
+            raise ConfigError(
+                f"a training checkpoint is measured on the cpu, got --device {device}"
+            )
+        embedded = Path(str(resources.files("paligemma"))) / "models" / "tiny"
+        return load_step(
+            Path(name),
+            tokenizer or embedded / "tokenizer.model",
+            mask_codec or embedded / "mask_codec.safetensors",
+        )
+    from paligemma.pipeline import PaliGemma
+
+    return PaliGemma.from_pretrained(
+        name, device=device, tokenizer=tokenizer, mask_codec=mask_codec
+    )
 
 
 def is_step_folder(path: Path) -> bool:
@@ -93,12 +178,13 @@ def evaluate_checkpoint(
 ) -> SceneReport:
     """Measure a training checkpoint on pictures of its own size; arguments as for `load_step`."""
     from paligemma.eval.runner import SceneEvalOptions, evaluate_scenes
+    from paligemma.tasks.scenes import SIZE_PX
 
     bundle = load_step(step_folder, tokenizer_path, codec_path, image_size_px=image_size_px)
     options = SceneEvalOptions(
         limit=limit,
         seed=seed,
         batch_size=batch_size,
-        size_px=bundle.processor.image_size_px,
+        size_px=min(SIZE_PX, bundle.processor.image_size_px),
     )
     return evaluate_scenes(bundle, options, name=str(step_folder), progress=progress)

@@ -11,10 +11,10 @@ from paligemma.outputs.draw import DrawStyle, draw_detections
 from paligemma.outputs.lettering import Lettering
 from paligemma.outputs.types import Detections
 
-NUM_COLUMNS = 4
+NUM_COLUMNS = 3
 _GAP_PX = 12
 _PAPER, _INK = (250, 250, 248), (32, 34, 40)
-_TILE_PX, _LETTER_PX = 448, 14
+_SIDE_PX, _LETTER_PX = 336, 14
 
 
 def contact_sheet(samples: Sequence[Sample], *, num_columns: int = NUM_COLUMNS) -> Image.Image:
@@ -43,22 +43,20 @@ def contact_sheet(samples: Sequence[Sample], *, num_columns: int = NUM_COLUMNS) 
 
 
 def _tile(samples: Sequence[Sample]) -> Image.Image:
-    """Detections on the picture, masks of the segmented phrase on top, words below."""
+    """Everything found on the left, the segmented phrase on the right, words below."""
     scene = samples[0].scene
     height, width = scene.image.shape[:2]
-    by_task = {one.example.task: one for one in samples}
-    found = [
-        one
-        for task in ("segment", "detect")
-        if task in by_task
-        for one in by_task[task].answer.detections or ()
-    ]
-    drawn = draw_detections(
-        scene.image,
-        Detections(items=tuple(found), image_wh=(width, height)),
-        style=DrawStyle(legend=False, min_side_px=_TILE_PX),
+    by_task = {one.example.task: one.answer.detections for one in samples}
+    nothing = Detections(items=(), image_wh=(width, height))
+    style = DrawStyle(legend=False, min_side_px=_SIDE_PX)
+    left, right = (
+        draw_detections(scene.image, by_task.get(task) or nothing, style=style)
+        for task in ("detect", "segment")
     )
-    return _with_lines(drawn, [_line(one) for one in samples])
+    pair = Image.new("RGB", (left.width + right.width, left.height))
+    pair.paste(left, (0, 0))
+    pair.paste(right, (left.width, 0))
+    return _with_lines(pair, [_line(one) for one in samples])
 
 
 def _with_lines(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
@@ -80,7 +78,8 @@ def _line(one: Sample) -> str:
     """The prompt with the answer, and the truth where the answer in words differs."""
     if one.example.suffix is None:
         number = len(one.answer.detections or ())
-        return f"{one.example.prefix}: {number} found, {len(one.example.objects)} true"
+        return f"{one.example.prefix}: {number} found, {len(one.example.objects)} there"
     said, truth = one.answer.text.strip(), one.example.suffix
     verdict = "" if said == truth else f"  (true: {truth})"
-    return f"{one.example.prefix}: {said}{verdict}"
+    place = " of one region" if one.example.prefix_box else ""
+    return f"{one.example.prefix.strip()}{place}: {said}{verdict}"

@@ -116,13 +116,15 @@ class SceneReport:
             else:
                 metrics[one.metric] = one.to_json()
         headline = {
-            f"{one.task}_{one.metric}": one.value for one in self.figures if one.is_headline
+            f"{one.task}_{one.metric}": one.to_json()["value"]
+            for one in self.figures
+            if one.is_headline
         }
         return {
             "benchmark": "scenes",
             "model": self.model,
             **self.settings,
-            "headline": {name: round(value, 5) for name, value in headline.items()},
+            "headline": headline,
             "tasks": tasks,
             "seconds": round(self.seconds, 1),
             "python": platform.python_version(),
@@ -230,13 +232,9 @@ def _label_figure(name: str, matches: Matches, num: int) -> Figure:
 
 def to_table(report: SceneReport) -> str:
     """The report for a terminal: headlines first, then every task with its slices."""
-    lines = [
-        f"{report.model or 'model'} on scenes: "
-        + ", ".join(f"{name} {value}" for name, value in report.settings.items())
-        + f", {report.seconds:.0f} s",
-        "",
-    ]
-    width = max(len(name) for name in HEADLINES.values())
+    settings = ", ".join(f"{name} {value}" for name, value in report.settings.items())
+    lines = [f"{report.model or 'model'} on scenes: {settings}, {report.seconds:.0f} s", ""]
+    width = max(map(len, HEADLINES.values()))
     for one in report.figures:
         if one.is_headline:
             lines.append(f"{HEADLINES[one.task, one.metric]:{width}}  {_numbers(one)}")
@@ -244,12 +242,14 @@ def to_table(report: SceneReport) -> str:
     for one in report.figures:
         name = f"  {one.slice}" if one.slice else f"{one.task} {one.metric}"
         lines.append(f"{name:{width}}  {_numbers(one)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "in brackets: 95 % bootstrap interval over pictures"])
 
 
 def _numbers(one: Figure) -> str:
+    """Value, interval and number of examples; a dash where nothing is defined."""
+    value = "-" if math.isnan(one.value) else f"{one.value:.3f}"
     interval = "" if math.isnan(one.low) else f"[{one.low:.3f}, {one.high:.3f}]"
-    return f"{one.value:6.3f}  {interval:16}  n = {one.num}"
+    return f"{value:>6}  {interval:16}  n = {one.num}"
 
 
 def write_files(report: SceneReport, folder: Path) -> None:

@@ -29,6 +29,7 @@ from paligemma.tasks.scenes import (
     MAX_NEW_TOKENS,
     MAX_SCENES,
     MAX_SEED,
+    SIZE_PX,
     TASKS,
     SceneAnswer,
     SceneOutcome,
@@ -60,7 +61,7 @@ class SceneEvalOptions:
     seed: int = 0
     batch_size: int = 64
     tasks: tuple[str, ...] = TASKS
-    size_px: int = 224
+    size_px: int = SIZE_PX
 
     def __post_init__(self) -> None:
         if not 1 <= self.limit <= MAX_SCENES:
@@ -158,7 +159,7 @@ def run_scenes(
 
 
 class ModelAnswerer:
-    """Greedy answers of a model, decoded in float32 with a float32 cache."""
+    """Greedy answers of a model; in float32 its cache is float32 too."""
 
     def __init__(self, bundle: SceneModel, batch_size: int) -> None:
         self._model, self._processor = bundle.model, bundle.processor
@@ -188,7 +189,7 @@ class ModelAnswerer:
         has_objects = task in ("detect", "segment")
         options = DecodeOptions(
             max_new_tokens=MAX_NEW_TOKENS[task],
-            kv_cache_dtype="float32",
+            kv_cache_dtype="float32" if self._model.dtype == torch.float32 else "bfloat16",
             record_loc_probs=has_objects,
         )
         batch = self._processor.inference_batch(None, [one.prompt for one in asked])

@@ -6,6 +6,7 @@ Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -13,10 +14,13 @@ NUM_RESAMPLES = 1000
 LEVEL = 0.95
 
 
+@lru_cache(maxsize=2)
 def resampled_weights(num: int, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> np.ndarray:
     """How often each of `num` examples is drawn in each resample: int64[num_resamples, num]."""
     rng = np.random.default_rng(seed)
-    return rng.multinomial(num, np.full(num, 1 / num), size=num_resamples)
+    weights = rng.multinomial(num, np.full(num, 1 / num), size=num_resamples)
+    weights.setflags(write=False)
+    return weights
 
 
 def bootstrap_interval(
