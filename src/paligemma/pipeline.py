@@ -29,9 +29,8 @@ from paligemma.outputs.parse import parse_tokens, text_answer
 from paligemma.outputs.types import Detections, ParsedOutput, TextAnswer, TokenRecord
 from paligemma.pretrained import CODEC_VARIABLE, LoadOptions, load_pretrained, require_mode
 from paligemma.processing import prompts
-from paligemma.processing.image import MAX_PIXELS, ImageSource, load_image
+from paligemma.processing.image import ImageSource, load_image
 from paligemma.processing.processor import Processor
-from paligemma.processing.resize import BICUBIC, require_resize_method
 from paligemma.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -101,40 +100,21 @@ class PaliGemma:
         self._mask_codec = mask_codec
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str | os.PathLike[str],
-        *,
-        resize_method: str = BICUBIC,
-        allow_url: bool = False,
-        max_pixels: int = MAX_PIXELS,
-        **options: Any,
-    ) -> PaliGemma:
+    def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> PaliGemma:
         """Load a model.
 
         Args:
             name: "tiny", a hub id such as "google/paligemma2-3b-mix-448", a folder, or an .npz.
-            resize_method: "bicubic", "bilinear" or "bilinear-antialias".
-            allow_url: whether pictures may be fetched from URLs.
-            max_pixels: largest picture that is decoded.
             options: fields of `LoadOptions`: mode, device, revision, image_size_px, conventions,
-                kv_cache_dtype, tokenizer, mask_codec.
+                resize_method, kv_cache_dtype, tokenizer, mask_codec, allow_url, max_pixels.
 
         Raises:
             PaliGemmaError: unknown name, files that do not fit, or an option out of its range.
         """
-        require_resize_method(resize_method)
         loaded = load_pretrained(name, LoadOptions(**options))
-        processor = Processor(
-            loaded.tokenizer,
-            loaded.model.config.vision.image_size_px,
-            resize_method=resize_method,
-            allow_url=allow_url,
-            max_pixels=max_pixels,
-        )
         return cls(
             loaded.model,
-            processor,
+            loaded.processor,
             mask_codec=loaded.mask_codec,
             mode=loaded.mode,
             kv_cache_dtype=loaded.kv_cache_dtype,

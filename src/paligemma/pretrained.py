@@ -8,14 +8,20 @@ from pathlib import Path
 
 import torch
 
+from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError, TokenizerError
 from paligemma.model import PaliGemmaModel
-from paligemma.processing.tokenizer import Tokenizer, load_tokenizer
+from paligemma.processing.image import MAX_PIXELS
+from paligemma.processing.processor import Processor
+from paligemma.processing.resize import BICUBIC, require_resize_method
+from paligemma.processing.tokenizer import load_tokenizer
 from paligemma.weights.catalog import Checkpoint, resolve
+from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hf_config import Conventions
 from paligemma.weights.load import load_model, open_weights, read_config
 
 MODES = ("exact", "mixed", "bf16")
+MAX_IMAGE_SIZE_PX = 4096
 CODEC_VARIABLE = "PALIGEMMA_MASK_CODEC"
 
 
@@ -30,10 +36,13 @@ class LoadOptions:
         revision: branch of the hub.
         image_size_px: another resolution than the file's.
         conventions: "big_vision" or "transformers", where the two differ.
+        resize_method: "bicubic", "bilinear" or "bilinear-antialias".
         kv_cache_dtype: "bfloat16" or "float32"; None follows the conventions.
         tokenizer: file or folder; None takes the one beside the weights.
         mask_codec: vae-oid.npz or like; None takes the one beside the weights, or that of
             $PALIGEMMA_MASK_CODEC.
+        allow_url: whether pictures may be fetched from URLs.
+        max_pixels: largest picture that is decoded.
     """
 
     mode: str | None = None
@@ -41,13 +50,22 @@ class LoadOptions:
     revision: str | None = None
     image_size_px: int | None = None
     conventions: Conventions = "big_vision"
+    resize_method: str = BICUBIC
     kv_cache_dtype: str | None = None
     tokenizer: str | Path | None = None
     mask_codec: str | Path | None = None
+    allow_url: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
+        require_resize_method(self.resize_method)
         if self.mode is not None:
             require_mode(self.mode)
+        if self.image_size_px is not None and not 1 <= self.image_size_px <= MAX_IMAGE_SIZE_PX:
+            raise ConfigError(
+                f"image_size_px must lie in 1..{MAX_IMAGE_SIZE_PX}, got {self.image_size_px}; "
+                "released models use 224, 448 or 896"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +73,7 @@ class Pretrained:
     """A loaded model and what belongs to it; `mask_codec` is a file, read when first needed."""
 
     model: PaliGemmaModel
-    tokenizer: Tokenizer
+    processor: Processor
     mask_codec: Path | None
     mode: str
     kv_cache_dtype: str
@@ -73,11 +91,8 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
     device = _device(options.device)
     checkpoint = resolve(name, revision=options.revision)
     mask_codec = _find_codec(checkpoint, options.mask_codec)
-    with open_weights(checkpoint) as weights:
-        config, _ = read_config(checkpoint, weights, options.conventions)
-        stored = weights.table_dtype()
-    tokenizer = load_tokenizer(_find_tokenizer(checkpoint, options.tokenizer))
-    tokenizer.check(config.vocab)
+    config, stored = _read_header(checkpoint, options)
+    processor = _make_processor(checkpoint, config, options)
     mode = options.mode or ("bf16" if stored == torch.bfloat16 else "exact")
     loaded = load_model(
         checkpoint,
@@ -89,10 +104,45 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
     )
     return Pretrained(
         model=loaded.model,
-        tokenizer=tokenizer,
+        processor=processor,
         mask_codec=mask_codec,
         mode=mode,
-        kv_cache_dtype=str(loaded.cache_dtype).removeprefix("torch."),
+        kv_cache_dtype=dtype_name(loaded.cache_dtype),
+    )
+
+
+def load_processor(
+    name: str | os.PathLike[str], options: LoadOptions
+) -> tuple[Processor, PaliGemmaConfig]:
+    """The processor of a model and its config, without its weights; as `load_pretrained`."""
+    checkpoint = resolve(name, revision=options.revision)
+    config, _ = _read_header(checkpoint, options)
+    return _make_processor(checkpoint, config, options), config
+
+
+def _read_header(
+    checkpoint: Checkpoint, options: LoadOptions
+) -> tuple[PaliGemmaConfig, torch.dtype]:
+    """Config at the wanted resolution, and the dtype of the embedding table in the file."""
+    with open_weights(checkpoint) as weights:
+        config, _ = read_config(checkpoint, weights, options.conventions)
+        stored = weights.table_dtype()
+    if options.image_size_px is not None:
+        config = config.with_resolution(options.image_size_px)
+    return config, stored
+
+
+def _make_processor(
+    checkpoint: Checkpoint, config: PaliGemmaConfig, options: LoadOptions
+) -> Processor:
+    tokenizer = load_tokenizer(_find_tokenizer(checkpoint, options.tokenizer))
+    tokenizer.check(config.vocab)
+    return Processor(
+        tokenizer,
+        config.vision.image_size_px,
+        resize_method=options.resize_method,
+        allow_url=options.allow_url,
+        max_pixels=options.max_pixels,
     )
 
 

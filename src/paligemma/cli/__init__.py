@@ -1,0 +1,107 @@
+"""The command line: one subcommand a function, and none imported before it is called."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from paligemma.errors import PaliGemmaError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a command lives, and its line in the help of the whole."""
+
+    module: str
+    function: str
+    summary: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "run": Entry("ask", "run", "Ask whatever the prompt says; it decides what comes back."),
+    "caption": Entry("ask", "caption", "Describe a picture."),
+    "answer": Entry("ask", "answer", "Answer a question about a picture."),
+    "read": Entry("ask", "read", "Read the text in a picture."),
+    "detect": Entry("ask", "detect", "Find things: boxes with confidences."),
+    "segment": Entry("ask", "segment", "Outline things: boxes and masks."),
+    "generate": Entry("ask", "generate", "Write the raw answer, as it comes."),
+    "inspect": Entry("inspection", "inspect", "Show what the model sees of one example."),
+    "models": Entry("models", "models", "List the models that can be named."),
+    "convert": Entry("models", "convert", "Rewrite a checkpoint in another layout or dtype."),
+    "doctor": Entry("models", "doctor", "Check a checkpoint and say what is wrong with it."),
+    "demo": Entry("demo", "demo", "Ask the embedded model five things about a picture."),
+    "eval": Entry("eval", "eval_group", "Measure a model."),
+    "train": Entry("train", "train_group", "Train the embedded model and its mask codec."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called, and whose errors are sentences."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        return getattr(importlib.import_module(f"{__name__}.{entry.module}"), entry.function)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run; as a program, exit with 2 and one sentence for what the user can mend."""
+        prog_name = prog_name or "paligemma"
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        try:
+            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except PaliGemmaError as error:
+            click.echo(f"paligemma: {error}", err=True)
+            status = EXIT_BAD_INPUT
+        except click.Abort:
+            status = EXIT_INTERRUPTED
+        except click.ClickException as error:
+            error.show()
+            status = error.exit_code
+        sys.exit(status)
+
+
+class _StderrHandler(logging.Handler):
+    """Warnings of the package as sentences on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"paligemma: {record.getMessage()}", err=True)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="paligemma")
+@click.option("-v", "--verbose", is_flag=True, help="Also say what takes how long.")
+def main(verbose: bool) -> None:
+    """A picture and a prompt in; text, boxes and masks out.
+
+    \b
+    paligemma run photo.jpg "detect cat ; dog" --model google/paligemma2-3b-mix-448
+    paligemma answer photo.jpg "what color is the car?" --json
+    """
+    log = logging.getLogger("paligemma")
+    log.handlers[:] = [_StderrHandler()]
+    log.setLevel(logging.INFO if verbose else logging.WARNING)

@@ -1,0 +1,160 @@
+"""Asking pictures one after the other, and showing what came back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paligemma.cli.options import ModelChoice, OutputChoice
+from paligemma.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from paligemma.outputs.types import Detections, TextAnswer
+    from paligemma.pipeline import EncodedImage, PaliGemma
+
+Ask = Callable[["PaliGemma", "EncodedImage"], "TextAnswer | Detections"]
+Example = tuple[str, ...]  # one picture, or the frames of one example
+
+
+def answer_each(
+    examples: Sequence[Example],
+    prompt: str,
+    ask: Ask,
+    *,
+    model: ModelChoice,
+    output: OutputChoice,
+) -> None:
+    """Ask every example the same and show the answers.
+
+    Args:
+        examples: paths, or addresses where the model was told to allow them.
+        prompt: for the record; `ask` holds it already.
+    """
+    from paligemma.processing.prompts import clean_prompt
+
+    # A bad prompt or path is known before a large model is loaded.
+    clean_prompt(prompt)
+    overlays = list(_overlay_paths([example[0] for example in examples], output.overlay))
+    pg = model.load()
+    records = []
+    for example, overlay in zip(examples, overlays, strict=True):
+        pictures = [pg.open_picture(image) for image in example]
+        found = ask(pg, pg.encode_image(pictures if len(pictures) > 1 else pictures[0]))
+        if overlay is not None:
+            write_overlay(overlay, pictures[0], prompt, found)
+        if output.as_json:
+            shown = _pictures_json(example, pictures[0].shape[:2])
+            records.append({**shown, "prompt": prompt, **answer_json(found)})
+        elif len(examples) == 1:
+            click.echo(answer_text(found))
+        else:
+            click.echo(f"{click.format_filename(example[0])}: {answer_line(found)}")
+    if output.as_json:
+        body = records[0] if len(records) == 1 else {"results": records}
+        echo_json({"model": model.name, **body})
+
+
+def _pictures_json(example: Example, hw: tuple[int, ...]) -> dict[str, Any]:
+    names = [click.format_filename(image) for image in example]
+    images = {"image": names[0]} if len(names) == 1 else {"images": names}
+    return {**images, "width": hw[1], "height": hw[0]}
+
+
+def echo_json(body: dict[str, Any]) -> None:
+    """The one object of a `--json` command, on standard output."""
+    click.echo(json.dumps(body, ensure_ascii=False, allow_nan=False))
+
+
+def answer_json(found: TextAnswer | Detections) -> dict[str, Any]:
+    """The fields of one answer."""
+    from paligemma.outputs.types import TextAnswer
+
+    if isinstance(found, TextAnswer):
+        return found.to_json()
+    return {"detections": found.to_json(), "text": found.text, "rest": found.rest}
+
+
+def answer_text(found: TextAnswer | Detections) -> str:
+    """An answer as several lines may say it."""
+    from paligemma.outputs.types import TextAnswer
+
+    if isinstance(found, TextAnswer):
+        return found.text
+    if not found:
+        return f"nothing found: {found.text!r}"
+    width = max(len(item.label or "") for item in found)
+    lines = []
+    for item in found:
+        box = "".join(f"{round(value):6d}" for value in item.box_xyxy_px)
+        score = "    -" if item.score is None else f"{item.score:5.2f}"
+        mask = "" if item.region is None else f"   mask {item.region.area_px} px"
+        empty = "" if item.is_valid else "   (empty box)"
+        lines.append(f"{item.label or '':{width}} {score}  {box}{mask}{empty}")
+    if found.rest:
+        lines.append(f"and besides: {found.rest}")
+    return "\n".join(lines)
+
+
+def answer_line(found: TextAnswer | Detections) -> str:
+    """An answer on a single line."""
+    from paligemma.outputs.types import TextAnswer
+
+    if isinstance(found, TextAnswer):
+        return " ".join(found.text.split())
+    parts = []
+    for item in found:
+        box = " ".join(str(round(value)) for value in item.box_xyxy_px)
+        score = "" if item.score is None else f" {item.score:.2f}"
+        parts.append(f"{item.label or 'object'}{score} ({box})")
+    return " ; ".join(parts) or "nothing found"
+
+
+def write_overlay(
+    path: Path, picture: NDArray[Any], prompt: str, found: TextAnswer | Detections
+) -> None:
+    """The picture with the answer on it, as PNG, whole or not at all."""
+    from paligemma.outputs.draw import draw_text_answer
+    from paligemma.outputs.export import save_png
+    from paligemma.outputs.types import TextAnswer
+
+    if isinstance(found, TextAnswer):
+        save_png(draw_text_answer(picture, found.text, prompt=prompt), path)
+    else:
+        found.save_png(path, picture)
+    click.echo(f"paligemma: wrote {click.format_filename(path)}", err=True)
+
+
+def _overlay_paths(images: Sequence[str], overlay: Path | None) -> Iterator[Path | None]:
+    """Where each overlay goes; a fault is found before any work is done."""
+    if overlay is None:
+        yield from [None] * len(images)
+        return
+    if len(images) == 1 and not overlay.is_dir():
+        if overlay.suffix.lower() != ".png":
+            raise DataError(f"an overlay is written as .png, got {str(overlay)!r}; rename it")
+        if not overlay.parent.is_dir():
+            raise DataError(
+                f"an overlay needs an existing folder, there is no {str(overlay.parent)!r}; "
+                "make it first"
+            )
+        yield overlay
+        return
+    if not overlay.is_dir():
+        raise DataError(
+            f"overlays of several pictures need an existing folder, {str(overlay)!r} is none; "
+            "make it first"
+        )
+    names = [f"{Path(image).stem}.png" for image in images]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise DataError(
+            f"overlays are named after their pictures, but {', '.join(doubled)} would be written "
+            "twice; ask these pictures apart"
+        )
+    yield from (overlay / name for name in names)

@@ -1,0 +1,248 @@
+"""The commands that ask a model about pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from paligemma.cli.answers import Example, answer_each
+from paligemma.cli.options import (
+    ModelChoice,
+    OutputChoice,
+    decoding_options,
+    model_options,
+    object_options,
+    output_options,
+)
+
+images_argument = click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+
+
+@click.command()
+@images_argument
+@click.argument("prompt")
+@model_options
+@decoding_options
+@object_options
+@output_options
+def run(
+    images: tuple[str, ...],
+    prompt: str,
+    model: ModelChoice,
+    decoding: dict[str, Any],
+    objects: dict[str, Any],
+    output: OutputChoice,
+) -> None:
+    """Ask IMAGE whatever PROMPT says; the prompt decides what comes back.
+
+    Prompts that start with "detect" or "segment" give boxes or masks, others text. Several
+    pictures are asked the same, one after the other.
+
+    \b
+    paligemma run photo.jpg "detect cat ; dog" -o found.png
+    paligemma run a.jpg b.jpg "answer en how many people are there?" --json
+    """
+    _ask_objects(images, prompt, model, decoding, objects, output)
+
+
+@click.command()
+@images_argument
+@click.option("--lang", default="en", show_default=True, help="Language code.")
+@click.option(
+    "--style",
+    type=click.Choice(["caption", "cap", "describe"]),
+    default="caption",
+    show_default=True,
+    help="cap is short, describe longer.",
+)
+@model_options
+@decoding_options
+@output_options
+def caption(
+    images: tuple[str, ...],
+    lang: str,
+    style: str,
+    model: ModelChoice,
+    decoding: dict[str, Any],
+    output: OutputChoice,
+) -> None:
+    """Describe IMAGE.
+
+    \b
+    paligemma caption photo.jpg --lang de --beams 2
+    """
+    from paligemma.processing.prompts import caption_prompt
+
+    _ask_text([(image,) for image in images], caption_prompt(lang, style), model, decoding, output)
+
+
+@click.command()
+@images_argument
+@click.argument("question")
+@click.option("--lang", default="en", show_default=True, help="Language code.")
+@model_options
+@decoding_options
+@output_options
+def answer(
+    images: tuple[str, ...],
+    question: str,
+    lang: str,
+    model: ModelChoice,
+    decoding: dict[str, Any],
+    output: OutputChoice,
+) -> None:
+    """Answer QUESTION about IMAGE.
+
+    \b
+    paligemma answer photo.jpg "what color is the car?" --json
+    """
+    from paligemma.processing.prompts import answer_prompt
+
+    _ask_text(
+        [(image,) for image in images], answer_prompt(question, lang), model, decoding, output
+    )
+
+
+@click.command()
+@images_argument
+@model_options
+@decoding_options
+@output_options
+def read(
+    images: tuple[str, ...], model: ModelChoice, decoding: dict[str, Any], output: OutputChoice
+) -> None:
+    """Read the text in IMAGE.
+
+    \b
+    paligemma read sign.jpg
+    """
+    from paligemma.processing.prompts import read_prompt
+
+    _ask_text([(image,) for image in images], read_prompt(), model, decoding, output)
+
+
+@click.command()
+@images_argument
+@click.argument("labels")
+@model_options
+@decoding_options
+@object_options
+@output_options
+def detect(
+    images: tuple[str, ...],
+    labels: str,
+    model: ModelChoice,
+    decoding: dict[str, Any],
+    objects: dict[str, Any],
+    output: OutputChoice,
+) -> None:
+    """Find LABELS, separated by ";", in IMAGE.
+
+    Prints label, confidence and box (left, top, right, bottom in pixels) of each object found.
+
+    \b
+    paligemma detect photo.jpg "cat ; dog" --threshold 0.3 -o found.png
+    """
+    from paligemma.processing.prompts import detect_prompt
+
+    _ask_objects(images, detect_prompt(labels), model, decoding, objects, output)
+
+
+@click.command()
+@images_argument
+@click.argument("labels")
+@model_options
+@decoding_options
+@object_options
+@output_options
+def segment(
+    images: tuple[str, ...],
+    labels: str,
+    model: ModelChoice,
+    decoding: dict[str, Any],
+    objects: dict[str, Any],
+    output: OutputChoice,
+) -> None:
+    """Outline LABELS, separated by ";", in IMAGE.
+
+    Released models need their mask codec, vae-oid.npz: beside the model, as --mask-codec, or named
+    in PALIGEMMA_MASK_CODEC.
+
+    \b
+    paligemma segment photo.jpg "cat" -o outlined.png
+    """
+    from paligemma.processing.prompts import segment_prompt
+
+    _ask_objects(images, segment_prompt(labels), model, decoding, objects, output)
+
+
+@click.command()
+@images_argument
+@click.argument("prompt")
+@click.option("--frames", is_flag=True, help="The pictures are the frames of one example.")
+@model_options
+@decoding_options
+@output_options
+def generate(
+    images: tuple[str, ...],
+    prompt: str,
+    frames: bool,
+    model: ModelChoice,
+    decoding: dict[str, Any],
+    output: OutputChoice,
+) -> None:
+    """Write the raw answer to PROMPT about IMAGE, location and mask tokens included.
+
+    A single answer is written as it comes, token by token.
+
+    \b
+    paligemma generate photo.jpg "segment cat"
+    paligemma generate left.jpg right.jpg "answer en are they the same?" --frames
+    """
+    examples = [images] if frames else [(image,) for image in images]
+    shows_text = not output.as_json and output.overlay is None
+    if len(examples) > 1 or not shows_text or {"num_beams", "best_of"} & decoding.keys():
+        _ask_text(examples, prompt, model, decoding, output)
+        return
+    from paligemma.processing.prompts import clean_prompt
+
+    clean_prompt(prompt)
+    example = examples[0] if frames else examples[0][0]
+    for piece in model.load().stream(example, prompt, **decoding):
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+def _ask_objects(
+    images: tuple[str, ...],
+    prompt: str,
+    model: ModelChoice,
+    decoding: dict[str, Any],
+    objects: dict[str, Any],
+    output: OutputChoice,
+) -> None:
+    answer_each(
+        [(image,) for image in images],
+        prompt,
+        lambda pg, picture: pg.ask(picture, prompt, **objects, **decoding),
+        model=model,
+        output=output,
+    )
+
+
+def _ask_text(
+    examples: Sequence[Example],
+    prompt: str,
+    model: ModelChoice,
+    decoding: dict[str, Any],
+    output: OutputChoice,
+) -> None:
+    answer_each(
+        examples,
+        prompt,
+        lambda pg, picture: pg.generate(picture, prompt, **decoding),
+        model=model,
+        output=output,
+    )

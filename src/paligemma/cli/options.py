@@ -1,0 +1,176 @@
+"""Options that several commands share; each decorator hands its command one object."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from paligemma.pipeline import PaliGemma
+
+DEFAULT_MODEL = "tiny"
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which model, and the keywords of `PaliGemma.from_pretrained`."""
+
+    name: str
+    options: dict[str, Any]
+
+    def load(self) -> PaliGemma:
+        """Load the model; torch is imported here and not before."""
+        from paligemma.pipeline import PaliGemma
+
+        return PaliGemma.from_pretrained(self.name, **self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputChoice:
+    """Where an answer goes: text or one JSON object on standard output, and an overlay."""
+
+    as_json: bool
+    overlay: Path | None
+
+
+def _gathered(
+    name: str, options: list[Callable[..., Any]], make: Callable[[dict[str, Any]], Any]
+) -> Callable[[Command], Command]:
+    """A decorator that adds options and passes their values on as one argument."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def gathered(**values: Any) -> Any:
+            mine = {key: values.pop(key) for key in keys}
+            return command(**values, **{name: make(mine)})
+
+        before = set(_parameter_names(gathered))
+        result: Any = gathered
+        for option in reversed(options):
+            result = option(result)
+        keys = [key for key in _parameter_names(gathered) if key not in before]
+        return result
+
+    return decorate
+
+
+def _parameter_names(command: Any) -> list[str]:
+    return [parameter.name for parameter in getattr(command, "__click_params__", [])]
+
+
+def _choose_model(values: dict[str, Any]) -> ModelChoice:
+    name = values.pop("model_name")
+    if name is None:
+        name = DEFAULT_MODEL
+        click.echo(
+            "paligemma: using the small embedded model; choose another with --model or "
+            "PALIGEMMA_MODEL",
+            err=True,
+        )
+    stated = {key: value for key, value in values.items() if value is not None}
+    return ModelChoice(name=name, options=stated)
+
+
+model_options = _gathered(
+    "model",
+    [
+        click.option(
+            "--model",
+            "model_name",
+            envvar="PALIGEMMA_MODEL",
+            metavar="MODEL",
+            help='"tiny" (default), a hub id, a folder, or an .npz file.',
+        ),
+        click.option("--revision", metavar="NAME", help="Branch of the hub, such as bfloat16."),
+        click.option(
+            "--mode",
+            type=click.Choice(["exact", "mixed", "bf16"]),
+            help="Precision; by default bf16 for a bfloat16 file, else exact (float32).",
+        ),
+        click.option("--device", metavar="NAME", help="By default cuda if there is one, else cpu."),
+        click.option(
+            "--image-size",
+            "image_size_px",
+            type=click.IntRange(1, 4096),
+            metavar="PX",
+            help="Another resolution than the model's.",
+        ),
+        click.option(
+            "--resize",
+            "resize_method",
+            type=click.Choice(["bicubic", "bilinear", "bilinear-antialias"]),
+            help="How pictures are resized; bicubic by default.",
+        ),
+        click.option(
+            "--conventions",
+            type=click.Choice(["big_vision", "transformers"]),
+            help="Whom to follow where the two differ; big_vision by default.",
+        ),
+        click.option(
+            "--kv-cache",
+            "kv_cache_dtype",
+            type=click.Choice(["bfloat16", "float32"]),
+            help="Precision of keys and values while decoding.",
+        ),
+        click.option("--tokenizer", metavar="PATH", help="By default the one beside the weights."),
+        click.option("--mask-codec", metavar="PATH", help="vae-oid.npz, for masks."),
+        click.option("--allow-url", is_flag=True, help="Let IMAGE be an http(s) address."),
+    ],
+    _choose_model,
+)
+
+decoding_options = _gathered(
+    "decoding",
+    [
+        click.option("--max-new-tokens", type=int, metavar="N", help="Bound of the answer."),
+        click.option("--temperature", type=float, metavar="T", help="Draw, instead of the best."),
+        click.option("--top-k", type=int, metavar="K", help="Draw among the K best tokens."),
+        click.option("--top-p", type=float, metavar="P", help="Draw from the nucleus of mass P."),
+        click.option("--beams", "num_beams", type=int, metavar="B", help="Beam search."),
+        click.option(
+            "--length-penalty", type=float, metavar="A", help="Divide beam scores by length^A."
+        ),
+        click.option("--best-of", type=int, metavar="N", help="Draw N answers, keep the best."),
+        click.option("--seed", type=int, metavar="S", help="Of every draw; 0 by default."),
+    ],
+    lambda values: {key: value for key, value in values.items() if value is not None},
+)
+
+object_options = _gathered(
+    "objects",
+    [
+        click.option(
+            "--threshold",
+            type=click.FloatRange(0, 1),
+            metavar="P",
+            help="Leave out objects with a lower confidence.",
+        ),
+        click.option(
+            "--constrain", is_flag=True, help="Allow well-formed objects of these labels only."
+        ),
+    ],
+    dict,
+)
+
+output_options = _gathered(
+    "output",
+    [
+        click.option("--json", "as_json", is_flag=True, help="One object on standard output."),
+        click.option(
+            "--output",
+            "-o",
+            "overlay",
+            type=click.Path(path_type=Path),
+            metavar="PNG",
+            help="Write the picture with the answer drawn on it; a folder for several pictures.",
+        ),
+    ],
+    lambda values: OutputChoice(**values),
+)
