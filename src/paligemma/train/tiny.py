@@ -31,7 +31,9 @@ from paligemma.vocab import NUM_LOC, Vocab
 
 PATCH_PX = 16
 _TEXT_LEN = 128
-# The shortest wave of the position table spans two patches of a grid of fourteen.
+# The position table begins in the last dimensions of the tower's width, apart from the content; its
+# shortest wave spans two patches of a grid of fourteen.
+_POSITION_WIDTH = 64
 _POSITION_OCTAVES = 3.6
 # Seeds of training scenes; evaluation draws from `EVAL_SEED` on, with held-out handwriting.
 TRAIN_SEED = 0
@@ -80,11 +82,15 @@ def init_tiny(model: PaliGemmaModel, seed: int = 0) -> None:
     init_weights(model, seed)
     generator = torch.Generator().manual_seed(seed)
     vision, text = model.config.vision, model.config.text
+    content = vision.width - _POSITION_WIDTH
     with torch.no_grad():
-        weight, bias = _whitening(vision.patch_size_px, vision.width)
-        model.vision.patch_embed.proj.weight.copy_(0.5 * weight)
-        model.vision.patch_embed.proj.bias.copy_(0.5 * bias)
-        model.vision.pos_embedding.copy_(_waves_2d(vision.grid, vision.width)[None])
+        embed = model.vision.patch_embed.proj
+        embed.weight.zero_()
+        weight, bias = _whitening(vision.patch_size_px, content)
+        embed.weight[:content] = 0.8 * weight
+        embed.bias[:content] = 0.8 * bias
+        model.vision.pos_embedding.zero_()
+        model.vision.pos_embedding[..., content:] = _waves_2d(vision.grid, _POSITION_WIDTH)
         for block in list(model.vision.blocks)[:2]:
             assert isinstance(block, SigLIPBlock)
             _look_at_neighbours(block.attn, vision)
@@ -98,27 +104,26 @@ def init_tiny(model: PaliGemmaModel, seed: int = 0) -> None:
 def _look_at_neighbours(attn: SelfAttention, vision: VisionConfig) -> None:
     """Set queries and keys so that head h attends the patch left, right, above or below.
 
-    A key picks every fourth wave of the position table, a query the same waves moved by one patch;
-    their product peaks where the two positions are one patch apart.
+    A key picks the waves of the position table, a query the same waves moved by one patch; their
+    product peaks where the two positions are one patch apart.
     """
-    quarter, num_heads = vision.width // 4, vision.num_heads
-    frequency = _frequencies(vision.width // 2, _POSITION_OCTAVES)
-    moves = ((0, -1), (0, 1), (-1, 0), (1, 0))
-    query = torch.zeros(num_heads, vision.width // num_heads, vision.width)
+    quarter = _POSITION_WIDTH // 4
+    angles = _frequencies(_POSITION_WIDTH // 2, _POSITION_OCTAVES) / (vision.grid - 1)
+    first = vision.width - _POSITION_WIDTH
+    query = torch.zeros(vision.num_heads, vision.width // vision.num_heads, vision.width)
     key = torch.zeros_like(query)
-    for head in range(num_heads):
-        waves = torch.arange(head % 4, quarter, 4)
-        out = torch.arange(len(waves))
-        for axis, move in enumerate(moves[head % 4]):
-            angle = frequency[waves] * move / (vision.grid - 1)
-            sine, cosine = waves + 2 * axis * quarter, waves + (2 * axis + 1) * quarter
-            rows = out + 2 * axis * len(waves)
-            key[head, rows, sine] = 1.0
-            key[head, rows + len(waves), cosine] = 1.0
-            query[head, rows, sine] = angle.cos()
-            query[head, rows, cosine] = angle.sin()
-            query[head, rows + len(waves), cosine] = angle.cos()
-            query[head, rows + len(waves), sine] = -angle.sin()
+    wave = torch.arange(quarter)
+    for head in range(vision.num_heads):
+        for axis, move in enumerate(((0, -1), (0, 1), (-1, 0), (1, 0))[head % 4]):
+            sine, cosine = (
+                first + wave + 2 * axis * quarter,
+                first + wave + (2 * axis + 1) * quarter,
+            )
+            to_sine, to_cosine = sine - first, cosine - first
+            key[head, to_sine, sine] = key[head, to_cosine, cosine] = 1.0
+            query[head, to_sine, sine] = query[head, to_cosine, cosine] = (angles * move).cos()
+            query[head, to_sine, cosine] = (angles * move).sin()
+            query[head, to_cosine, sine] = -(angles * move).sin()
     attn.q.weight.copy_(1.3 * query.flatten(0, 1))
     attn.k.weight.copy_(key.flatten(0, 1))
 
@@ -218,23 +223,23 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="tower-112",
         window_px=112,
-        total_steps=600,
-        num_scenes=96,
+        total_steps=1800,
+        num_scenes=32,
         prompts_per_scene=0,
-        lr=1.4e-3,
-        warmup_steps=100,
+        lr=1e-3,
+        warmup_steps=150,
         label_shares=(0.34, 0.28, 0.38),
         max_signs=2,
     ),
     Stage(
         name="joint-112",
         window_px=112,
-        total_steps=700,
-        num_scenes=32,
+        total_steps=2600,
+        num_scenes=12,
         prompts_per_scene=2,
-        lr=1e-3,
+        lr=8e-4,
         tower_lr_mult=0.6,
-        warmup_steps=50,
+        warmup_steps=100,
         patch_weight=0.3,
         loc_sigma_bins=6.0,
         label_shares=(0.45, 0.25, 0.3),
