@@ -23,7 +23,13 @@ def test_the_edit_distance_is_that_of_the_slow_definition() -> None:
 
 @pytest.mark.parametrize(
     ("a", "b", "distance"),
-    [("", "", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("STOP", "STOP", 0), ("flaw", "lawn", 2)],
+    [
+        ("", "", 0),
+        ("", "abc", 3),
+        ("kitten", "sitting", 3),
+        ("STOP", "STOP", 0),
+        ("flaw", "lawn", 2),
+    ],
 )
 def test_the_edit_distance_of_known_pairs(a: str, b: str, distance: int) -> None:
     assert edit_distance(a, b) == edit_distance(b, a) == distance

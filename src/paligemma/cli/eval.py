@@ -134,6 +134,7 @@ def load_step(
     from types import SimpleNamespace
     from typing import cast
 
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from paligemma.model import PaliGemmaModel
@@ -150,7 +151,7 @@ def load_step(
         size_px = grid * PATCH_PX if image_size_px is None else image_size_px
         model = PaliGemmaModel(tiny_config(tokenizer.vocab, size_px))
         model.load_state_dict(tensors)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} must be a checkpoint of the embedded model's training, but it is not "
             f"({str(error)[:300]}); name a step_NNNNNNN folder and the tokenizer of that training"
