@@ -30,8 +30,8 @@ class PatchTargets:
         label: int64[I], 0 background, k = LABELS[k - 1].
         color: int64[I] index into COLORS.
         value: int64[I] value of a handwritten digit.
-        chars: int64[I, 2] character left and right of the patch centre, 0 none, k = CHARS[k - 1].
-        order: int64[I, 2] place of that character in its word.
+        chars: int64[I, 2] character left and right of the patch centre, index into CHARS.
+        order: int64[I, 2] place of that character in its word, MAX_CHARS where there is none.
         box: float32[I, 4] from patch centre to the object's box: top, left, bottom, right.
     """
 
@@ -66,7 +66,7 @@ def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
     box = (boxes - np.concatenate((centres, centres), axis=1)) / _BOX_UNIT_PX
 
     chars, order = _char_targets(scene, centre, patch_px)
-    chars[label == 0] = -1
+    order[label == 0] = -1
     return PatchTargets(
         label=label.astype(np.int64),
         color=color.astype(np.int64),
@@ -79,8 +79,8 @@ def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
 
 def _char_targets(scene: Scene, centre: np.ndarray, patch_px: int) -> tuple[np.ndarray, np.ndarray]:
     grid = len(centre)
-    chars = np.zeros((grid, grid, 2), dtype=np.int64)
-    order = np.full((grid, grid, 2), -1, dtype=np.int64)
+    chars = np.full((grid, grid, 2), -1, dtype=np.int64)
+    order = np.full((grid, grid, 2), MAX_CHARS, dtype=np.int64)
     for obj in scene.objects:
         for place, (char, top, left, bottom, right) in enumerate(obj.char_boxes[:MAX_CHARS]):
             # Rows whose patch sees most of the glyph: it spans the centre, or fits in the patch.
@@ -88,7 +88,7 @@ def _char_targets(scene: Scene, centre: np.ndarray, patch_px: int) -> tuple[np.n
             for side, shift in enumerate((-patch_px / 4, patch_px / 4)):
                 columns = (centre + shift >= left - 1) & (centre + shift < right + 1)
                 spot = np.ix_(rows, columns, np.array([side]))
-                chars[spot] = CHARS.index(char) + 1
+                chars[spot] = CHARS.index(char)
                 order[spot] = place
     return chars.reshape(-1, 2), order.reshape(-1, 2)
 
@@ -102,10 +102,10 @@ class PatchHeads(nn.Module):
             "label": len(LABELS) + 1,
             "color": len(COLORS),
             "value": 10,
-            "char_left": len(CHARS) + 1,
-            "char_right": len(CHARS) + 1,
-            "order_left": MAX_CHARS,
-            "order_right": MAX_CHARS,
+            "char_left": len(CHARS),
+            "char_right": len(CHARS),
+            "order_left": MAX_CHARS + 1,
+            "order_right": MAX_CHARS + 1,
             "box": 4,
         }
         self.proj = nn.Linear(width, sum(self.sizes.values()))

@@ -16,13 +16,13 @@ from paligemma.train.loss import training_loss
 # Weight of each question of the auxiliary objective.
 PATCH_WEIGHTS = {
     "label": 1.0,
-    "color": 0.5,
-    "value": 0.7,
-    "char_left": 1.5,
-    "char_right": 1.5,
-    "order_left": 0.3,
-    "order_right": 0.3,
-    "box": 1.5,
+    "color": 0.4,
+    "value": 1.0,
+    "char_left": 1.0,
+    "char_right": 1.0,
+    "order_left": 0.5,
+    "order_right": 0.5,
+    "box": 1.2,
 }
 
 

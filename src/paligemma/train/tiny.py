@@ -223,7 +223,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="tower-112",
         window_px=112,
-        total_steps=1800,
+        total_steps=1600,
         num_scenes=32,
         prompts_per_scene=0,
         lr=1e-3,
