@@ -71,3 +71,9 @@ def test_an_output_that_is_no_folder_is_refused_before_anything_runs(
     arguments = ["scenes", "--model", str(step), "--output", str(tmp_path / "file" / "run")]
     result = CliRunner().invoke(eval_group, arguments)
     assert isinstance(result.exception, ConfigError)
+
+
+def test_an_option_that_a_checkpoint_cannot_honour_is_refused(step: Path) -> None:
+    arguments = ["scenes", "--model", str(step), "--mode", "bf16"]
+    result = CliRunner().invoke(eval_group, arguments)
+    assert "got mode; leave these options out" in str(result.exception)

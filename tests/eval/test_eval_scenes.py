@@ -45,7 +45,13 @@ def bundle(codec: MaskCodec) -> SimpleNamespace:
             parameter.normal_(std=0.15, generator=generator)
         # Small, or every token would only repeat the one before.
         model.text.embed.weight.mul_(0.1)
-    return SimpleNamespace(model=model, processor=Processor(tokenizer, 64), mask_codec=codec)
+    return SimpleNamespace(
+        model=model,
+        processor=Processor(tokenizer, 64),
+        mask_codec=codec,
+        mode="exact",
+        kv_cache_dtype="float32",
+    )
 
 
 def _embedded() -> Path:
@@ -156,10 +162,10 @@ def test_files_hold_the_report_every_prediction_once_and_twelve_pictures(
     assert len({row["id"] for row in rows}) == len(rows) == len(perfect.outcomes)
     assert rows == [prediction_row(one) for one in perfect.outcomes]
     assert json.loads((tmp_path / "run" / "report.json").read_text()) == perfect.to_json()
-    # Three columns of two 336 px pictures, four rows.
+    # Three columns of two 448 px pictures, four rows.
     with Image.open(tmp_path / "run" / "scenes.png") as sheet:
-        assert sheet.width == 3 * 2 * 336 + 4 * 12
-        assert sheet.height > 4 * 336
+        assert sheet.width == 3 * 2 * 448 + 4 * 12
+        assert sheet.height > 4 * 448
 
 
 def test_the_table_shows_value_interval_and_number_of_examples(silent: SceneReport) -> None:
@@ -200,9 +206,26 @@ def test_measuring_leaves_a_training_model_in_training(bundle: SimpleNamespace) 
 
 
 def test_without_a_mask_codec_segmentation_scores_nothing(bundle: SimpleNamespace) -> None:
-    blind = SimpleNamespace(model=bundle.model, processor=bundle.processor, mask_codec=None)
+    blind = SimpleNamespace(**{**vars(bundle), "mask_codec": None})
     options = SceneEvalOptions(limit=1, size_px=64, tasks=("segment",))
     assert evaluate_scenes(blind, options).figure("segment", "miou").value == 0.0
+
+
+def test_mixed_precision_is_honoured(
+    bundle: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    encode = bundle.model.encode_image
+
+    def watching(images: torch.Tensor) -> torch.Tensor:
+        seen.append(encode(images).dtype)
+        return encode(images)
+
+    monkeypatch.setattr(bundle.model, "encode_image", watching)
+    options = SceneEvalOptions(limit=1, size_px=64, tasks=("answer",))
+    for mode in ("exact", "mixed"):
+        evaluate_scenes(SimpleNamespace(**{**vars(bundle), "mode": mode}), options)
+    assert seen == [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize(

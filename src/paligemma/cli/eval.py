@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paligemma.cli.options import ModelChoice, model_options
 from paligemma.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -26,20 +27,11 @@ def eval_group() -> None:
 
 
 @eval_group.command("scenes")
-@click.option(
-    "--model",
-    "name",
-    required=True,
-    metavar="M",
-    help='"tiny", a hub id, a folder, an .npz, or a step_NNNNNNN folder of an own training.',
-)
+@model_options
 @click.option("--limit", default=1000, show_default=True, help="Pictures.")
 @click.option("--seed", default=0, show_default=True, help="Which pictures.")
 @click.option("--batch-size", default=64, show_default=True, help="Pictures at a time.")
 @click.option("--tasks", default=None, metavar="A,B", help="Only these tasks; all by default.")
-@click.option("--device", default=None, help="By default a CUDA device if there is one.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), default=None)
-@click.option("--mask-codec", type=click.Path(path_type=Path), default=None)
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
 @click.option(
     "--output",
@@ -49,18 +41,18 @@ def eval_group() -> None:
     help="Folder for report.json, predictions.jsonl and scenes.png.",
 )
 def scenes_command(
-    name: str,
+    model: ModelChoice,
     limit: int,
     seed: int,
     batch_size: int,
     tasks: str | None,
-    device: str | None,
-    tokenizer: Path | None,
-    mask_codec: Path | None,
     as_json: bool,
     output: Path | None,
 ) -> None:
-    """Pictures drawn from a seed, with held-out handwriting; needs no download."""
+    """Pictures drawn from a seed, with held-out handwriting; needs no download.
+
+    MODEL may also be a step_NNNNNNN folder of a training under way.
+    """
     from paligemma.eval.report import to_table, write_files
     from paligemma.eval.runner import SceneEvalOptions, evaluate_scenes
     from paligemma.tasks.scenes import SIZE_PX, TASKS
@@ -70,9 +62,10 @@ def scenes_command(
     options = SceneEvalOptions(limit=limit, seed=seed, batch_size=batch_size, tasks=asked)
     if output is not None:
         _require_folder(output)
-    bundle = _load(name, device=device, tokenizer=tokenizer, mask_codec=mask_codec)
+    bundle = _load(model)
     size_px = min(SIZE_PX, bundle.processor.image_size_px)
-    report = evaluate_scenes(bundle, replace(options, size_px=size_px), name=name, progress=True)
+    options = replace(options, size_px=size_px)
+    report = evaluate_scenes(bundle, options, name=model.name, progress=True)
     if output is not None:
         write_files(report, output)
         click.echo(f"wrote {output}", err=True)
@@ -88,26 +81,20 @@ def _require_folder(path: Path) -> None:
         ) from error
 
 
-def _load(
-    name: str, *, device: str | None, tokenizer: Path | None, mask_codec: Path | None
-) -> SceneModel:
+def _load(choice: ModelChoice) -> SceneModel:
     """A model to publish, or a training checkpoint with the embedded tokenizer and codec."""
-    if is_step_folder(Path(name)):
-        if device not in (None, "cpu"):
-            raise ConfigError(
-                f"a training checkpoint is measured on the cpu, got --device {device}"
-            )
-        embedded = Path(str(resources.files("paligemma"))) / "models" / "tiny"
-        return load_step(
-            Path(name),
-            tokenizer or embedded / "tokenizer.model",
-            mask_codec or embedded / "mask_codec.safetensors",
+    if not is_step_folder(Path(choice.name)):
+        return choice.load()
+    stated = {name: value for name, value in choice.options.items() if value}
+    embedded = Path(str(resources.files("paligemma"))) / "models" / "tiny"
+    tokenizer = stated.pop("tokenizer", embedded / "tokenizer.model")
+    codec = stated.pop("mask_codec", embedded / "mask_codec.safetensors")
+    if stated:
+        raise ConfigError(
+            "a training checkpoint is measured as it is, with --tokenizer and --mask-codec alone, "
+            f"got {', '.join(stated)}; leave these options out"
         )
-    from paligemma.pipeline import PaliGemma
-
-    return PaliGemma.from_pretrained(
-        name, device=device, tokenizer=tokenizer, mask_codec=mask_codec
-    )
+    return load_step(Path(choice.name), Path(tokenizer), Path(codec))
 
 
 def is_step_folder(path: Path) -> bool:
@@ -162,6 +149,8 @@ def load_step(
             model=model.eval(),
             processor=Processor(tokenizer, size_px),
             mask_codec=None if codec_path is None else load_mask_codec(codec_path),
+            mode="exact",
+            kv_cache_dtype="float32",
         ),
     )
 

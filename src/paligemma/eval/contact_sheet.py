@@ -14,7 +14,7 @@ from paligemma.outputs.types import Detections
 NUM_COLUMNS = 3
 _GAP_PX = 12
 _PAPER, _INK = (250, 250, 248), (32, 34, 40)
-_SIDE_PX, _LETTER_PX = 336, 14
+_SIDE_PX, _LETTER_PX = 448, 14
 
 
 def contact_sheet(samples: Sequence[Sample], *, num_columns: int = NUM_COLUMNS) -> Image.Image:

@@ -86,6 +86,10 @@ class SceneModel(Protocol):
     def processor(self) -> Processor: ...
     @property
     def mask_codec(self) -> MaskCodec | None: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def kv_cache_dtype(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,14 +163,20 @@ def run_scenes(
 
 
 class ModelAnswerer:
-    """Greedy answers of a model; in float32 its cache is float32 too."""
+    """Greedy answers of a model, in the precision it was loaded for."""
 
     def __init__(self, bundle: SceneModel, batch_size: int) -> None:
         self._model, self._processor = bundle.model, bundle.processor
         self._codec, self._batch_size = bundle.mask_codec, batch_size
+        self._is_mixed, self._kv_cache_dtype = bundle.mode == "mixed", bundle.kv_cache_dtype
 
     @torch.inference_mode()
     def __call__(self, scenes: Sequence[Scene], asked: Sequence[Asked]) -> list[SceneAnswer]:
+        device = self._model.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self._is_mixed):
+            return self._answer_all(scenes, asked)
+
+    def _answer_all(self, scenes: Sequence[Scene], asked: Sequence[Asked]) -> list[SceneAnswer]:
         pixels = torch.stack([self._processor.pixels(scene.image) for scene in scenes])
         soft = self._model.encode_image(pixels.to(self._model.device, self._model.dtype))
         answers: dict[int, SceneAnswer] = {}
@@ -189,7 +199,7 @@ class ModelAnswerer:
         has_objects = task in ("detect", "segment")
         options = DecodeOptions(
             max_new_tokens=MAX_NEW_TOKENS[task],
-            kv_cache_dtype="float32" if self._model.dtype == torch.float32 else "bfloat16",
+            kv_cache_dtype=self._kv_cache_dtype,
             record_loc_probs=has_objects,
         )
         batch = self._processor.inference_batch(None, [one.prompt for one in asked])

@@ -44,6 +44,8 @@ TASKS: tuple[str, ...] = ("detect", "segment", "answer", "ocr", "caption", "capt
 # Tasks beside the four that the benchmark is about; one picture in so many is asked them.
 SECONDARY_TASKS, SECONDARY_EVERY = ("caption", "caption_region"), 4
 ANSWER_KINDS: tuple[str, ...] = ("color", "count", "presence", "position", "reading", "comparison")
+# Kinds that every picture has; the others stand in for one another where one does not apply.
+_ALWAYS = ("count", "presence")
 # With the embedded model's vocabulary six boxes are 47 tokens, and the longest caption about 45.
 MAX_NEW_TOKENS: dict[str, int] = {
     "detect": 64,
@@ -116,14 +118,14 @@ def benchmark_examples(
     Args:
         scene: the picture.
         index: its place in the benchmark; kinds of question take turns along it, and where one does
-            not apply another is drawn.
+            not apply another scarce one is drawn.
         tasks: of TASKS; a picture without writing has no "ocr", three of four have no captions.
     """
     rng = np.random.default_rng((scene.seed, 1))
     by_kind = {example.kind: example for example in scene_examples(scene, rng)}
-    kinds = [k for k in ANSWER_KINDS if k in by_kind]
     turn = ANSWER_KINDS[index % len(ANSWER_KINDS)]
-    substitute = kinds[int(rng.integers(len(kinds)))]
+    scarce = [k for k in ANSWER_KINDS if k in by_kind and k not in _ALWAYS] or list(_ALWAYS)
+    substitute = scarce[int(rng.integers(len(scarce)))]
     by_kind["answer"] = by_kind[turn] if turn in by_kind else by_kind[substitute]
     by_kind["detect"] = _detect_all(scene, rng)
     asked = [task for task in TASKS if task in tasks and task in by_kind]
