@@ -1,7 +1,8 @@
-"""A model folder with the architecture and tokenizer of the embedded model and random weights."""
+"""A model folder like the embedded model's, with fewer layers and random weights."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -14,16 +15,20 @@ from paligemma.train.tiny import init_tiny, tiny_config
 from paligemma.weights.save import save_model
 
 EMBEDDED = Path(str(resources.files("paligemma"))) / "models" / "tiny"
+DESK = Path(__file__).parents[1] / "examples" / "desk.png"
 
 
-def write_random_tiny(folder: Path, *, image_size_px: int = 112) -> Path:
-    """Weights in float16, tokenizer and a narrow mask codec; small pictures keep it fast."""
+def write_random_tiny(folder: Path, *, dtype: str = "float16", layout: str = "hf") -> Path:
+    """Weights, tokenizer and a narrow mask codec; small pictures and two layers keep it fast."""
     tokenizer = load_tokenizer(EMBEDDED)
-    model = PaliGemmaModel(tiny_config(tokenizer.vocab, image_size_px))
-    init_tiny(model)
-    save_model(
-        model, folder, dtype="float16", extra_files=[EMBEDDED / "tokenizer.model"], overwrite=True
+    config = tiny_config(tokenizer.vocab, image_size_px=112)
+    config = replace(
+        config, vision=replace(config.vision, depth=2), text=replace(config.text, depth=2)
     )
+    model = PaliGemmaModel(config)
+    init_tiny(model)
+    extra_files = [EMBEDDED / "tokenizer.model"]
+    save_model(model, folder, dtype=dtype, layout=layout, extra_files=extra_files)
     torch.manual_seed(0)
     narrow = MaskCodecConfig(channels=(4, 4, 4), hidden=8, code_dim=8, num_codes=128)
     MaskCodec(narrow).save(folder / "mask_codec.safetensors", dtype="float16")

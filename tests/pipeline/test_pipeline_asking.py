@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from tiny_folder import DESK
 
 from paligemma import Detections, PaliGemma, TextAnswer
+from paligemma.errors import ConfigError, ImageError, PromptError
 
-DESK = Path(__file__).parents[2] / "examples" / "desk.png"
+Scripted = Callable[..., PaliGemma]
+
+CIRCLE = "<loc0100><loc0200><loc0300><loc0400> circle"
+STAR = "<loc0000><loc0000><loc1023><loc1023> star"
+CODES = "".join(f"<seg{code:03d}>" for code in range(16))
 
 
 def test_caption_answer_and_read_give_text_with_the_probability_of_their_tokens(
@@ -18,6 +26,7 @@ def test_caption_answer_and_read_give_text_with_the_probability_of_their_tokens(
 ) -> None:
     answers = [
         random_tiny.caption(DESK, max_new_tokens=4),
+        random_tiny.caption(DESK, box_yxyx=(0.1, 0.1, 0.5, 0.5), max_new_tokens=4),
         random_tiny.answer(DESK, "what color is the circle?", max_new_tokens=4),
         random_tiny.read(DESK, max_new_tokens=4),
     ]
@@ -27,27 +36,189 @@ def test_caption_answer_and_read_give_text_with_the_probability_of_their_tokens(
         assert answer.score == pytest.approx(np.exp(sum(answer.token_logprobs)))
 
 
-def test_a_constrained_detection_names_only_what_was_asked_in_pixels_of_the_original(
+def test_labels_found_are_kept_whether_asked_or_not_and_the_others_are_absent(
+    scripted: Scripted,
+) -> None:
+    found = scripted(f"{CIRCLE} ; {STAR}").detect(DESK, ["circle", "digit"])
+    assert [item.label for item in found] == ["circle", "star"]
+    assert found.text == f"{CIRCLE} ; {STAR}"
+    assert found.rest == ""
+
+
+def test_boxes_are_in_pixels_of_the_original_picture(scripted: Scripted) -> None:
+    (item,) = scripted(CIRCLE).detect(DESK, "circle")
+    assert item.image_wh == (640, 480)
+    assert item.box_yxyx == pytest.approx((100 / 1023, 200 / 1023, 300 / 1023, 400 / 1023))
+    assert item.box_xyxy_px == pytest.approx((125.122, 46.921, 250.244, 140.762), abs=1e-3)
+
+
+def test_scores_come_from_the_probabilities_of_the_tokens(scripted: Scripted) -> None:
+    pg = scripted(CIRCLE, 0.9)
+    (item,) = pg.detect(DESK, "circle")
+    num_label = len(pg.processor.tokenizer.encode(" circle"))
+    assert item.label_score == pytest.approx(0.9**num_label, abs=1e-5)
+    # A coordinate counts the probability of its neighbours too: 0.9 and twenty small ones.
+    small = 0.1 / (pg.vocab.size - 1)
+    assert item.box_score == pytest.approx(0.9 + 20 * small, abs=1e-5)
+    assert item.score == pytest.approx(item.box_score * item.label_score)
+
+
+def test_a_threshold_leaves_out_weak_and_empty_boxes(scripted: Scripted) -> None:
+    pg = scripted(f"{CIRCLE} ; <loc0005><loc0005><loc0005><loc0005> star", 0.8)
+    assert len(pg.detect(DESK, "circle")) == 2
+    assert [item.label for item in pg.detect(DESK, "circle", threshold=0.1)] == ["circle"]
+    assert len(pg.detect(DESK, "circle", threshold=0.9)) == 0
+
+
+def test_the_prompt_decides_what_comes_back(scripted: Scripted) -> None:
+    as_text = scripted("yes")
+    assert isinstance(as_text.ask(DESK, "answer en is it red?"), TextAnswer)
+    empty = as_text.ask(DESK, "<image>detect circle\n")
+    assert isinstance(empty, Detections)
+    assert (len(empty), empty.rest) == (0, "yes")
+    # A model tuned on referring expressions writes boxes to a bare expression.
+    assert isinstance(scripted(CIRCLE).ask(DESK, "the red circle"), Detections)
+    assert scripted(CIRCLE).generate(DESK, "detect circle").text == CIRCLE
+
+
+def test_a_segmentation_has_masks_of_the_size_of_the_picture(scripted: Scripted) -> None:
+    (item,) = scripted(f"<loc0100><loc0200><loc0300><loc0400>{CODES} circle").segment(
+        DESK, "circle"
+    )
+    assert item.codes == tuple(range(16))
+    assert item.mask is not None
+    assert item.mask.shape == (480, 640)
+    assert not item.mask[:46].any()
+    assert not item.mask[:, :125].any()
+
+
+def test_without_a_mask_codec_codes_stay_and_one_sentence_says_where_to_get_it(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    pg = scripted(f"<loc0100><loc0200><loc0300><loc0400>{CODES} circle")
+    pg._mask_codec = None
+    for _ in range(2):
+        (item,) = pg.segment(DESK, "circle")
+    assert item.codes == tuple(range(16))
+    assert item.region is None
+    (record,) = caplog.records
+    assert "vae-oid.npz" in record.getMessage()
+    assert "PALIGEMMA_MASK_CODEC" in record.getMessage()
+
+
+def test_a_constrained_answer_names_only_what_was_asked_with_upright_boxes(
     random_tiny: PaliGemma,
 ) -> None:
-    found = random_tiny.detect(DESK, ["digit", "circle"], constrain=True, max_new_tokens=24)
-    assert isinstance(found, Detections)
-    assert found.image_wh == (640, 480)
-    assert found
-    for item in found:
-        assert item.label in ("digit", "circle")
-        y0, x0, y1, x1 = item.box_yxyx
-        assert item.box_xyxy_px == pytest.approx((x0 * 640, y0 * 480, x1 * 640, y1 * 480))
-        assert y0 <= y1
-        assert x0 <= x1
+    for found in (
+        random_tiny.detect(DESK, ["digit", "circle"], constrain=True, max_new_tokens=24),
+        random_tiny.segment(DESK, "digit ; circle", constrain=True, max_new_tokens=48),
+    ):
+        assert found
+        assert found.rest == ""
+        for item in found:
+            assert item.label in ("digit", "circle")
+            y0, x0, y1, x1 = item.box_yxyx
+            assert (y0 <= y1, x0 <= x1) == (True, True)
+    assert all(item.codes is not None for item in found)
 
 
-def test_pictures_given_as_path_bytes_pillow_and_array_get_one_answer(
+def test_pictures_given_as_path_bytes_pillow_array_and_pixels_get_one_answer(
     random_tiny: PaliGemma,
 ) -> None:
     picture = Image.open(DESK)
+    pixels = random_tiny.processor.pixels(DESK)
     answers = {
         random_tiny.read(source, max_new_tokens=6).token_logprobs
-        for source in (DESK, str(DESK), DESK.read_bytes(), picture, np.asarray(picture))
+        for source in (DESK, str(DESK), DESK.read_bytes(), picture, np.asarray(picture), pixels)
     }
     assert len(answers) == 1
+
+
+def test_an_encoded_picture_gives_exactly_the_answers_of_the_picture(
+    random_tiny: PaliGemma,
+) -> None:
+    encoded = random_tiny.encode_image(DESK)
+    for question in ("what color is the star?", "how many digits are there?"):
+        once = random_tiny.answer(DESK, question, max_new_tokens=6)
+        again = random_tiny.answer(encoded, question, max_new_tokens=6)
+        assert again.token_logprobs == once.token_logprobs
+    found = encoded.ask("detect digit", constrain=True, max_new_tokens=12)
+    assert isinstance(found, Detections)
+    assert found.image_wh == (640, 480)
+
+
+def test_an_encoded_picture_of_another_model_is_refused(
+    random_tiny: PaliGemma, scripted: Scripted
+) -> None:
+    with pytest.raises(ImageError, match="belongs to the model that encoded it"):
+        random_tiny.read(scripted("yes").encode_image(DESK))
+
+
+def test_a_batch_of_unequal_prompts_gives_what_each_gives_alone(random_tiny: PaliGemma) -> None:
+    prompts = ["ocr", "answer en what color is the big star on the left?", "caption en"]
+    pictures = [DESK, np.zeros((40, 30, 3), np.uint8), DESK]
+    together = random_tiny.generate_batch(pictures, prompts, max_new_tokens=6)
+    for picture, prompt, found in zip(pictures, prompts, together, strict=True):
+        alone = random_tiny.generate(picture, prompt, max_new_tokens=6)
+        assert found.text == alone.text
+        np.testing.assert_allclose(found.token_logprobs, alone.token_logprobs, atol=1e-5)
+
+
+def test_one_encoded_picture_answers_a_batch_of_prompts(random_tiny: PaliGemma) -> None:
+    prompts = ["ocr", "caption en"]
+    encoded = random_tiny.encode_image(DESK)
+    shared = random_tiny.generate_batch(encoded, prompts, max_new_tokens=4)
+    repeated = random_tiny.generate_batch([DESK, DESK], prompts, max_new_tokens=4)
+    for a, b in zip(shared, repeated, strict=True):
+        np.testing.assert_allclose(a.token_logprobs, b.token_logprobs, atol=1e-5)
+
+
+def test_a_batch_needs_a_picture_for_each_prompt(random_tiny: PaliGemma) -> None:
+    with pytest.raises(PromptError, match="got 1 and 2"):
+        random_tiny.generate_batch([DESK], ["ocr", "caption en"])
+    with pytest.raises(ImageError, match=r"same number of frames, got \[2, 1\]"):
+        random_tiny.generate_batch([[DESK, DESK], DESK], ["ocr", "ocr"])
+    two, one = random_tiny.encode_image([DESK, DESK]), random_tiny.encode_image(DESK)
+    with pytest.raises(ImageError, match="same number of soft tokens"):
+        random_tiny.generate_batch([two, one], ["ocr", "ocr"])
+
+
+def test_frames_of_one_example_are_read_one_after_the_other(random_tiny: PaliGemma) -> None:
+    white = np.full((30, 60, 3), 255, np.uint8)
+    both = random_tiny.encode_image([DESK, white])
+    assert both.image_wh == (640, 480)
+    parts = [random_tiny.encode_image(DESK), random_tiny.encode_image(white)]
+    torch.testing.assert_close(both.soft_tokens, torch.cat([p.soft_tokens for p in parts], 1))
+
+
+def test_text_alone_needs_no_picture(random_tiny: PaliGemma) -> None:
+    assert isinstance(random_tiny.generate(None, "ocr", max_new_tokens=2), TextAnswer)
+    assert isinstance(random_tiny.ask(None, "detect digit", max_new_tokens=2), TextAnswer)
+
+
+def test_a_streamed_answer_joins_to_the_whole_one(random_tiny: PaliGemma) -> None:
+    options = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3}
+    pieces = list(random_tiny.stream(DESK, "caption en", **options))
+    assert len(pieces) > 3
+    assert "".join(pieces) == random_tiny.generate(DESK, "caption en", **options).text
+
+
+def test_an_answer_cut_by_the_bound_is_reported(
+    random_tiny: PaliGemma, scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    random_tiny.read(DESK, max_new_tokens=2)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "1 of 1 answers reached max_new_tokens = 2" in record.getMessage()
+    caplog.clear()
+    scripted("yes").read(DESK)
+    assert caplog.records == []
+
+
+def test_prompts_and_options_are_checked_before_a_picture_is_read(random_tiny: PaliGemma) -> None:
+    with pytest.raises(PromptError, match="empty"):
+        random_tiny.ask("no-such-picture.png", " ")
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        random_tiny.read("no-such-picture.png", max_new_tokens=0)
+    with pytest.raises(TypeError, match="max_tokens"):
+        random_tiny.read("no-such-picture.png", max_tokens=3)
