@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .draw import draw_scene
-from .examples import DEFAULT_WEIGHTS, KINDS, sample_example, scene_examples
+from .examples import DEFAULT_WEIGHTS, KINDS, detect_all, sample_example, scene_examples
 from .language import plural
 from .scene import COLORS, LABELS, SHAPES, Scene, SceneExample, SceneObject, SceneOptions
 
@@ -17,6 +17,7 @@ __all__ = [
     "SceneExample",
     "SceneObject",
     "SceneOptions",
+    "detect_all",
     "draw_scene",
     "plural",
     "sample_example",

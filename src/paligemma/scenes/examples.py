@@ -26,7 +26,7 @@ from .questions import (
     reading_question,
     references,
 )
-from .scene import Scene, SceneExample
+from .scene import LABELS, Scene, SceneExample
 
 Builder = Callable[[Scene, np.random.Generator], SceneExample | None]
 
@@ -105,7 +105,26 @@ def _present_phrases(scene: Scene, rng: np.random.Generator) -> list[str]:
     return phrases
 
 
+def detect_all(scene: Scene, rng: np.random.Generator) -> SceneExample:
+    """Every label of the picture and one or two that it does not show, in random order."""
+    present = sorted({one.label for one in scene.objects})
+    absent = [label for label in LABELS if label not in present]
+    distractors = rng.permutation(absent)[: int(rng.integers(1, 3))].tolist()
+    asked = rng.permutation([*present, *distractors]).tolist()
+    objects, labels = _targets(scene, asked)
+    return SceneExample(
+        task="detect",
+        kind="detect",
+        prefix=f"detect {' ; '.join(asked)}",
+        suffix=None,
+        objects=objects,
+        labels=labels,
+    )
+
+
 def _detect(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
+    if rng.random() < _SHARE_DETECT_ALL:
+        return detect_all(scene, rng)
     num_phrases = int(rng.integers(1, 5))
     present = _present_phrases(scene, rng)
     asked: list[str] = []
@@ -178,6 +197,8 @@ DEFAULT_WEIGHTS: Mapping[str, float] = {
     "segment": 3.0,
     "caption_region": 0.8,
 }
+# How often a detect prompt asks for everything there is.
+_SHARE_DETECT_ALL = 0.5
 # How often a picture without writing is still asked for it.
 _SHARE_EMPTY_OCR = 0.1
 

@@ -38,6 +38,7 @@ class SceneOptions:
         split: "train" or "heldout": which handwriting is shown. Random letter strings on signs
             appear in training pictures only.
         max_objects: upper bound on objects, 1..12; None means 6, or 3 on a canvas below 168 px.
+        min_objects: lower bound on objects that are tried; some may find no room.
         object_scale: factor on object sizes, 0.5..8. Sizes do not follow the canvas by themselves.
         label_shares: how often an object is a shape, a digit or a sign; sums to 1.
         max_signs: upper bound on signs; None means 2, or 1 on a canvas below 168 px.
@@ -47,6 +48,7 @@ class SceneOptions:
     size_hw: tuple[int, int] | None = None
     split: str = "train"
     max_objects: int | None = None
+    min_objects: int = 1
     object_scale: float = 1.0
     label_shares: tuple[float, float, float] = (0.55, 0.22, 0.23)
     max_signs: int | None = None
@@ -66,6 +68,11 @@ class SceneOptions:
             )
         if self.label_shares[2] == 1:
             raise DataError("label_shares must leave room for other objects than signs; lower it.")
+        if not 1 <= self.min_objects <= self.num_objects_max:
+            raise DataError(
+                f"min_objects must be 1..{self.num_objects_max}, got {self.min_objects}; "
+                "choose another."
+            )
         if not 0.5 <= self.object_scale <= 8:
             raise DataError(
                 f"object_scale must be 0.5..8, got {self.object_scale}; choose another."

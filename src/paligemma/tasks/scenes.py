@@ -25,10 +25,10 @@ from paligemma.scenes import (
     Scene,
     SceneExample,
     SceneOptions,
+    detect_all,
     draw_scene,
     scene_examples,
 )
-from paligemma.scenes.language import raster_order
 
 Box: TypeAlias = tuple[float, float, float, float]
 
@@ -127,28 +127,11 @@ def benchmark_examples(
     scarce = [k for k in ANSWER_KINDS if k in by_kind and k not in _ALWAYS] or list(_ALWAYS)
     substitute = scarce[int(rng.integers(len(scarce)))]
     by_kind["answer"] = by_kind[turn] if turn in by_kind else by_kind[substitute]
-    by_kind["detect"] = _detect_all(scene, rng)
+    by_kind["detect"] = detect_all(scene, rng)
     asked = [task for task in TASKS if task in tasks and task in by_kind]
     if index % SECONDARY_EVERY:
         asked = [task for task in asked if task not in SECONDARY_TASKS]
     return [by_kind[task] for task in asked]
-
-
-def _detect_all(scene: Scene, rng: np.random.Generator) -> SceneExample:
-    """Every label of the picture and one or two that it does not show, in random order."""
-    present = sorted({one.label for one in scene.objects})
-    absent = [label for label in LABELS if label not in present]
-    distractors = rng.permutation(absent)[: int(rng.integers(1, 3))].tolist()
-    asked = rng.permutation([*present, *distractors]).tolist()
-    objects = tuple(raster_order(scene.objects))
-    return SceneExample(
-        task="detect",
-        kind="detect",
-        prefix=f"detect {' ; '.join(asked)}",
-        suffix=None,
-        objects=objects,
-        labels=tuple(scene.objects[k].label for k in objects),
-    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -63,8 +63,7 @@ class SceneSource:
         seed: start of the range of scene seeds; evaluation draws from another range.
         squashed_share: share of pictures drawn wider or higher than square and squashed to it, as
             photographs are.
-        label_shares: see `SceneOptions`.
-        max_signs: see `SceneOptions`.
+        scenes: which pictures are drawn; their size is the processor's.
     """
 
     processor: Processor
@@ -77,8 +76,7 @@ class SceneSource:
     weights: Mapping[str, float] | None
     seed: int
     squashed_share: float = 0.0
-    label_shares: tuple[float, float, float] = SceneOptions().label_shares
-    max_signs: int | None = None
+    scenes: SceneOptions = field(default_factory=SceneOptions)
 
     def batch(self, step: int) -> SceneBatch:
         rng = np.random.default_rng((self.seed, step))
@@ -127,8 +125,7 @@ class SceneSource:
         if rng.random() < self.squashed_share:
             long_side = int(side * rng.uniform(1.0, 1.5))
             hw = (side, long_side) if rng.random() < 0.75 else (long_side, side)
-        options = SceneOptions(size_hw=hw, label_shares=self.label_shares, max_signs=self.max_signs)
-        return _squashed(draw_scene(seed, options), side)
+        return _squashed(draw_scene(seed, replace(self.scenes, size_hw=hw)), side)
 
 
 def _squashed(scene: Scene, side: int) -> Scene:
