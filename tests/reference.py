@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -101,3 +102,163 @@ def levenshtein(a: str, b: str) -> int:
             replaced = table[i - 1, j - 1] + (a[i - 1] != b[j - 1])
             table[i, j] = min(table[i - 1, j] + 1, table[i, j - 1] + 1, replaced)
     return int(table[-1, -1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardOracle:
+    """The whole model for one example, one head and one query at a time.
+
+    Attributes:
+        weights: parameter name -> float64 array.
+        config: any object with the fields of `PaliGemmaConfig`.
+    """
+
+    weights: dict[str, np.ndarray]
+    config: Any
+
+    def soft_tokens(self, image: np.ndarray) -> np.ndarray:
+        """Image [R, R, 3] in [-1, 1] -> [I, D]."""
+        vision, patch = self.config.vision, self.config.vision.patch_size_px
+        x = []
+        for top in range(0, vision.image_size_px, patch):
+            for left in range(0, vision.image_size_px, patch):
+                pixels = image[top : top + patch, left : left + patch].astype(np.float64)
+                x.append(self._affine("vision.patch_embed.proj", pixels.reshape(-1)))
+        x = np.array(x) + self.weights["vision.pos_embedding"][0]
+        for layer in range(vision.depth):
+            name = f"vision.blocks.{layer}"
+            x = x + self._tower_attention(name, self._layer_norm(f"{name}.norm1", x))
+            y = gelu_tanh(self._affine(f"{name}.mlp.fc1", self._layer_norm(f"{name}.norm2", x)))
+            x = x + self._affine(f"{name}.mlp.fc2", y)
+        return self._affine("projector", self._layer_norm("vision.norm", x))
+
+    def text_logits(
+        self,
+        soft_tokens: np.ndarray | None,
+        tokens: np.ndarray,
+        mask_ar: np.ndarray,
+        mask_input: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Logits [T, V] before any final cap; positions count valid tokens if masked."""
+        table = self.weights["text.embed.weight"]
+        x = table[tokens] * np.sqrt(self.config.text.width)
+        num_image = 0
+        if soft_tokens is not None:
+            num_image = len(soft_tokens)
+            x = np.concatenate((soft_tokens, x))
+        mask_ar = np.concatenate((np.zeros(num_image, int), mask_ar))
+        valid = np.ones(len(x), bool)
+        positions = np.arange(len(x))
+        if mask_input is not None:
+            valid = np.concatenate((np.ones(num_image, bool), mask_input))
+            positions = valid.cumsum() - 1
+        mask = prefix_lm_mask(mask_ar, valid)
+        for layer in range(self.config.text.depth):
+            x = self._text_block(f"text.blocks.{layer}", x, positions, mask)
+        x = self._rms_norm("text.norm", x)
+        return x[num_image:] @ table.T
+
+    def _affine(self, name: str, x: np.ndarray) -> np.ndarray:
+        bias = self.weights.get(f"{name}.bias", 0.0)
+        return x @ self.weights[f"{name}.weight"].T + bias
+
+    def _layer_norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        normed = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+        return normed * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+    def _rms_norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        normed = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + self.config.text.norm_eps)
+        return normed * (1 + self.weights[f"{name}.scale"])
+
+    def _tower_attention(self, name: str, x: np.ndarray) -> np.ndarray:
+        heads = self.config.vision.num_heads
+        size = self.config.vision.width // heads
+        q, k, v = (self._affine(f"{name}.attn.{part}", x) for part in "qkv")
+        mixed = []
+        for head in range(heads):
+            own = slice(head * size, (head + 1) * size)
+            scores = q[:, own] @ k[:, own].T / np.sqrt(size)
+            mixed.append(np.exp(log_softmax(scores)) @ v[:, own])
+        return self._affine(f"{name}.attn.out", np.concatenate(mixed, axis=1))
+
+    def _text_block(
+        self, name: str, x: np.ndarray, positions: np.ndarray, mask: np.ndarray
+    ) -> np.ndarray:
+        post_norms = self.config.text.post_norms
+        y = self._text_attention(name, self._rms_norm(f"{name}.pre_attn_norm", x), positions, mask)
+        x = x + (self._rms_norm(f"{name}.post_attn_norm", y) if post_norms else y)
+        y = self._rms_norm(f"{name}.pre_ffw_norm", x)
+        gated = gelu_tanh(self._affine(f"{name}.mlp.gate", y)) * self._affine(f"{name}.mlp.up", y)
+        y = self._affine(f"{name}.mlp.down", gated)
+        return x + (self._rms_norm(f"{name}.post_ffw_norm", y) if post_norms else y)
+
+    def _text_attention(
+        self, name: str, x: np.ndarray, positions: np.ndarray, mask: np.ndarray
+    ) -> np.ndarray:
+        text = self.config.text
+        q, k, v = (
+            self._affine(f"{name}.attn.{part}", x).reshape(len(x), -1, text.head_dim)
+            for part in "qkv"
+        )
+        mixed = np.zeros((len(x), text.num_heads, text.head_dim))
+        for head in range(text.num_heads):
+            shared = head // (text.num_heads // text.num_kv_heads)
+            queries = rotate(q[:, head], positions, text.rope_theta)
+            keys = rotate(k[:, shared], positions, text.rope_theta)
+            mixed[:, head] = attention(
+                queries,
+                keys,
+                v[:, shared],
+                mask,
+                scale=text.query_scale,
+                softcap=text.attn_softcap,
+            )
+        return self._affine(f"{name}.attn.out", mixed.reshape(len(x), -1))
+
+
+def prefix_lm_mask(mask_ar: np.ndarray, mask_input: np.ndarray) -> np.ndarray:
+    """bool[S, S]: query i attends key j if j opens no later step and both are valid."""
+    size = len(mask_ar)
+    steps = [mask_ar[: i + 1].sum() for i in range(size)]
+    mask = np.zeros((size, size), bool)
+    for i in range(size):
+        for j in range(size):
+            mask[i, j] = steps[j] <= steps[i] and mask_input[i] and mask_input[j]
+    return mask
+
+
+def attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> np.ndarray:
+    """One head: float64[T, H] from rotated q [T, H], k and v [S, H]; an empty row is uniform."""
+    mixed = np.zeros((len(q), v.shape[1]))
+    for i in range(len(q)):
+        scores = (k @ q[i]) * scale
+        if softcap is not None:
+            scores = softcap * np.tanh(scores / softcap)
+        scores = np.where(mask[i], scores, -2.3819763e38)
+        mixed[i] = np.exp(log_softmax(scores)) @ v
+    return mixed
+
+
+def rotate(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
+    """Rotary positions, one plane at a time: element i turns against element i + H/2."""
+    half = x.shape[1] // 2
+    turned = np.zeros_like(x, dtype=np.float64)
+    for i in range(half):
+        angle = positions / theta ** (2 * i / x.shape[1])
+        turned[:, i] = x[:, i] * np.cos(angle) - x[:, i + half] * np.sin(angle)
+        turned[:, i + half] = x[:, i + half] * np.cos(angle) + x[:, i] * np.sin(angle)
+    return turned
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """The tanh approximation of GELU."""
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))

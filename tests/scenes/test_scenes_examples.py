@@ -253,7 +253,8 @@ def test_detect_targets_are_all_and_only_the_asked_objects(pairs):
         num_empty += not expected
         num_phrases[len(phrases)] += 1
     assert num_empty > 0
-    assert {1, 2, 3, 4} == set(num_phrases)
+    # One to four phrases, or every label of the picture with one or two that it does not show.
+    assert {1, 2, 3, 4, 5, 6} <= set(num_phrases) <= set(range(1, 9))
 
 
 def test_segment_targets_are_all_objects_of_one_phrase(pairs):

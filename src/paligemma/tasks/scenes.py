@@ -21,7 +21,6 @@ from paligemma.outputs.masks import mask_iou
 from paligemma.outputs.types import Detections
 from paligemma.outputs.vqvae import MaskCodec, mask_to_codes
 from paligemma.scenes import (
-    LABELS,
     Scene,
     SceneExample,
     SceneOptions,
