@@ -1,36 +1,25 @@
-"""How the embedded model `tiny` is made: architecture, start, and the stages of its training."""
+"""How the embedded model `tiny` begins: architecture, tokenizer and first weights."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from paligemma.config import PaliGemmaConfig, TextConfig, VisionConfig
 from paligemma.model.paligemma import PaliGemmaModel, init_weights
 from paligemma.model.siglip import Block as SigLIPBlock
 from paligemma.model.siglip import SelfAttention
-from paligemma.outputs.vqvae import MaskCodec
-from paligemma.processing.processor import Processor
 from paligemma.processing.resize import to_unit_range
 from paligemma.processing.sentencepiece_model import train_tokenizer
-from paligemma.processing.tokenizer import Tokenizer
 from paligemma.scenes import SceneOptions, draw_scene, scene_examples
 from paligemma.tasks.scenes import scene_prefix
-from paligemma.train.data import SceneSource
-from paligemma.train.loop import LoopOptions, train
-from paligemma.train.objective import SceneObjective
-from paligemma.train.optim import OptimConfig
-from paligemma.train.schedule import ScheduleConfig
 from paligemma.vocab import NUM_LOC, Vocab
 
 PATCH_PX = 16
-_TEXT_LEN = 128
 # The position table begins in the last dimensions of the tower's width, apart from the content; its
 # shortest wave spans two patches of a grid of fourteen.
 _POSITION_WIDTH = 64
@@ -174,125 +163,3 @@ def make_tokenizer(path: Path, *, num_scenes: int = 3000, vocab_size: int = 512)
     # Words on signs are spelled letter by letter: the model is to read, not to recall.
     lines = [line for line in lines if line and not any(c.isupper() for c in line)]
     train_tokenizer(lines, vocab_size=vocab_size, out_path=path)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage of training.
-
-    Attributes:
-        name: also the name of its folder.
-        window_px: side of the part of the field that is shown; 224 is all of it. A window shows
-            fewer objects at the same scale and costs less; its place in the field is drawn anew
-            for every step, and coordinates are those of the field.
-        num_scenes: pictures a step.
-        prompts_per_scene: examples asked of each picture; 0 trains the tower alone.
-        patch_weight: factor of the auxiliary objective.
-    """
-
-    name: str
-    window_px: int
-    total_steps: int
-    num_scenes: int
-    prompts_per_scene: int
-    lr: float
-    tower_lr_mult: float = 1.0
-    patch_weight: float = 1.0
-    loc_sigma_bins: float = 0.0
-    warmup_steps: int = 200
-    weights: dict[str, float] | None = None
-    squashed_share: float = 0.0
-    scenes: SceneOptions = field(default_factory=SceneOptions)
-
-    def optim(self) -> OptimConfig:
-        schedule = ScheduleConfig(decay_type="cosine", warmup_steps=self.warmup_steps)
-        frozen = () if self.prompts_per_scene else (("(img/head|llm)/.*", None),)
-        return OptimConfig(
-            lr=self.lr,
-            wd=2e-5,
-            b2=0.98,
-            schedule=(*frozen, (".*", schedule)),
-            lr_mults=(("img/(?!head/).*", self.tower_lr_mult),),
-        )
-
-
-# Low resolution first, then full, as the original's stages do; before both, the tower alone.
-STAGES: tuple[Stage, ...] = (
-    Stage(
-        name="tower-112",
-        window_px=112,
-        total_steps=1600,
-        num_scenes=32,
-        prompts_per_scene=0,
-        lr=1e-3,
-        warmup_steps=150,
-        scenes=SceneOptions(
-            size_px=112,
-            label_shares=(0.25, 0.33, 0.42),
-            min_objects=3,
-            max_objects=8,
-            max_signs=6,
-        ),
-    ),
-    Stage(
-        name="joint-112",
-        window_px=112,
-        total_steps=2600,
-        num_scenes=12,
-        prompts_per_scene=2,
-        lr=8e-4,
-        tower_lr_mult=0.6,
-        warmup_steps=100,
-        patch_weight=0.3,
-        loc_sigma_bins=6.0,
-        scenes=SceneOptions(
-            size_px=112, label_shares=(0.45, 0.25, 0.3), max_objects=4, max_signs=2
-        ),
-    ),
-)
-
-
-def run_stage(
-    stage: Stage,
-    folder: Path,
-    *,
-    tokenizer: Tokenizer,
-    codec: MaskCodec | None,
-    before: Path | None,
-    seed: int,
-    num_workers: int = 1,
-) -> PaliGemmaModel:
-    """Run or resume one stage.
-
-    Args:
-        folder: of the whole training; the stage gets `folder/NAME`.
-        before: checkpoint of the stage before, or None to start from `init_tiny`.
-        seed: start of the scene seeds of this stage.
-    """
-    model = PaliGemmaModel(tiny_config(tokenizer.vocab))
-    objective = SceneObjective(
-        model.config.vision.width,
-        patch_weight=stage.patch_weight,
-        loc_sigma_bins=stage.loc_sigma_bins,
-    )
-    if before is None:
-        init_tiny(model)
-    else:
-        model.load_state_dict(load_file(before / "model.safetensors"))
-        objective.load_state_dict(load_file(before / "objective.safetensors"))
-    source = SceneSource(
-        processor=Processor(tokenizer, stage.window_px),
-        field_px=model.config.vision.image_size_px,
-        codec=codec,
-        patch_px=PATCH_PX,
-        num_scenes=stage.num_scenes,
-        prompts_per_scene=stage.prompts_per_scene,
-        text_len=_TEXT_LEN,
-        weights=stage.weights,
-        seed=seed,
-        squashed_share=stage.squashed_share,
-        scenes=stage.scenes,
-    )
-    options = LoopOptions(total_steps=stage.total_steps, num_workers=num_workers)
-    train(model, objective, source, stage.optim(), options, folder / stage.name)
-    return model

@@ -1,0 +1,323 @@
+"""Grammars that bound what may be chosen next; the reported log-probabilities stay those of the
+free model.
+
+A constraint is an automaton on token ids whose states are plain values. It is asked for the tokens
+allowed next, and told what was chosen. It also knows the room that is left and starts nothing that
+the length bound would cut.
+
+Axes: B batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from paligemma.errors import ConfigError
+from paligemma.generate.token_trie import FreeText, LabelText, TokenTrie
+from paligemma.vocab import NUM_LOC, NUM_SEG, SEG_PER_MASK, Vocab
+
+MAX_OBJECTS = 1024
+MAX_GRAMMAR_TOKENS = 1_000_000
+
+
+class Constraint(Protocol):
+    """An automaton over the tokens of one answer."""
+
+    @property
+    def min_tokens(self) -> int:
+        """Tokens of the shortest answer, EOS included."""
+        ...
+
+    def start(self) -> Hashable:
+        """State before the first token."""
+        ...
+
+    def allowed(self, state: Any, room: int) -> Tensor:
+        """Tokens that may follow: bool[V] on the CPU, never empty.
+
+        Args:
+            room: tokens that may still be written, the next one included.
+        """
+        ...
+
+    def advance(self, state: Any, token: int) -> Hashable:
+        """State after an allowed token other than EOS."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedSet:
+    """The answer is one of the given token sequences, followed by EOS.
+
+    Attributes:
+        vocab: the model's ids.
+        answers: token ids of each answer, without EOS.
+    """
+
+    vocab: Vocab
+    answers: Sequence[Sequence[int]]
+
+    def __post_init__(self) -> None:
+        _check_sequences(self.answers, self.vocab, "answer", with_objects=True)
+        if not self.answers or not all(self.answers):
+            raise ConfigError(
+                "a closed set needs at least one answer and none may be empty, "
+                f"got {self.answers!r}"
+            )
+
+    @cached_property
+    def _trie(self) -> TokenTrie:
+        return TokenTrie(self.answers)
+
+    @property
+    def min_tokens(self) -> int:
+        return self._trie.shortest + 1
+
+    def start(self) -> int:
+        return self._trie.start()
+
+    def allowed(self, state: int, room: int) -> Tensor:
+        mask = torch.zeros(self.vocab.size, dtype=torch.bool)
+        self._trie.allow(mask, state, room=room, end=1, box=math.inf)
+        mask[self.vocab.eos] = self._trie.ends(state)
+        return mask
+
+    def advance(self, state: int, token: int) -> int:
+        return self._trie.advance(state, token)
+
+
+@dataclass(frozen=True)
+class _ObjectState:
+    """Objects begun, bins and mask codes of the current one, and the state of its label."""
+
+    num_objects: int = 0
+    bins: tuple[int, ...] = ()
+    num_codes: int = 0
+    text: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectGrammar:
+    """Objects as the model was taught to write them: `<loc>*4 [<seg>*16] label ; <loc>*4 ...`, then
+    EOS.
+
+    Boxes are upright: ymin <= ymax and xmin <= xmax.
+
+    Attributes:
+        vocab: the model's ids.
+        labels: token ids of each label as it follows a box (with its leading space); None for free
+            text; () for no label, as in referring-expression outputs.
+        separator: token ids between two objects, " ; " in the released vocabulary.
+        with_masks: sixteen codewords after every box.
+        max_objects: most objects.
+        min_objects: fewest objects; 0 lets the model answer that there is nothing.
+        max_label_tokens: bound of a free label.
+    """
+
+    vocab: Vocab
+    labels: Sequence[Sequence[int]] | None
+    separator: Sequence[int]
+    with_masks: bool = False
+    max_objects: int = 100
+    min_objects: int = 0
+    max_label_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if not self.vocab.has_objects:
+            raise ConfigError(
+                "an object grammar needs location tokens, and this model's vocabulary has none"
+            )
+        if (
+            not 1 <= self.max_objects <= MAX_OBJECTS
+            or not 0 <= self.min_objects <= self.max_objects
+        ):
+            raise ConfigError(
+                "the numbers of objects must satisfy 0 <= min_objects <= max_objects and "
+                f"1 <= max_objects <= {MAX_OBJECTS}, got {self.min_objects} and {self.max_objects}"
+            )
+        if self.max_label_tokens < 1:
+            raise ConfigError(f"max_label_tokens must be at least 1, got {self.max_label_tokens}")
+        if not self.separator:
+            raise ConfigError("the separator must hold at least one token, got none")
+        _check_sequences([self.separator], self.vocab, "separator", with_objects=False)
+        _check_sequences(self.labels or (), self.vocab, "label", with_objects=False)
+        if self.labels and not all(self.labels):
+            raise ConfigError(
+                f"no label may be empty, got {self.labels!r}; pass () for objects without labels"
+            )
+
+    @cached_property
+    def _text(self) -> LabelText:
+        if self.labels is None:
+            return FreeText(self.vocab, self.separator, self.max_label_tokens)
+        return TokenTrie(self.labels or [()], self.separator)
+
+    @property
+    def min_tokens(self) -> int:
+        return 1 if self.min_objects == 0 else self._needed_from_box(1)
+
+    def start(self) -> _ObjectState:
+        return _ObjectState()
+
+    def allowed(self, state: _ObjectState, room: int) -> Tensor:
+        vocab = self.vocab
+        mask = torch.zeros(vocab.size, dtype=torch.bool)
+        if 0 < len(state.bins) < 4:
+            # ymax may not lie above ymin, nor xmax left of xmin.
+            lowest = state.bins[len(state.bins) - 2] if len(state.bins) >= 2 else 0
+            mask[vocab.loc0 + lowest : vocab.loc0 + NUM_LOC] = True
+        elif state.bins and self.with_masks and state.num_codes < SEG_PER_MASK:
+            mask[vocab.seg0 : vocab.seg0 + NUM_SEG] = True
+        else:
+            self._allow_between_boxes(mask, state, room)
+        return mask
+
+    def advance(self, state: _ObjectState, token: int) -> _ObjectState:
+        if self.vocab.is_seg(token):
+            return replace(state, num_codes=state.num_codes + 1)
+        if not self.vocab.is_loc(token):
+            return replace(state, text=self._text.advance(state.text, token))
+        position = token - self.vocab.loc0
+        if len(state.bins) % 4:
+            return replace(state, bins=(*state.bins, position))
+        return _ObjectState(
+            num_objects=state.num_objects + 1, bins=(position,), text=self._text.start()
+        )
+
+    def _allow_between_boxes(self, mask: Tensor, state: _ObjectState, room: int) -> None:
+        """After a complete box, or before the first."""
+        may_end = state.num_objects >= self.min_objects
+        more = state.num_objects < self.max_objects
+        box = self._needed_from_box(state.num_objects + 1) if more else math.inf
+        if state.num_objects == 0:
+            opens, ends = True, may_end
+        else:
+            opens = self._text.opens(state.text)
+            ends = may_end and self._text.ends(state.text)
+            end = 1 if may_end else math.inf
+            self._text.allow(mask, state.text, room=room, end=end, box=box)
+        mask[self.vocab.eos] = ends
+        if opens and box <= room:
+            mask[self.vocab.loc0 : self.vocab.loc0 + NUM_LOC] = True
+
+    def _needed_from_box(self, number: int) -> int:
+        """Fewest tokens to a complete answer when object `number` is about to begin."""
+        one = 4 + SEG_PER_MASK * self.with_masks + self._text.shortest
+        further = max(0, self.min_objects - number)
+        return one + further * (len(self.separator) + one) + 1
+
+
+class RowConstraints:
+    """The constraints of a batch at work: one automaton and one state a row."""
+
+    def __init__(
+        self, by_row: list[Constraint | None], banned_ids: Sequence[int], vocab_size: int, room: int
+    ) -> None:
+        self._by_row = by_row
+        self._states = [None if c is None else c.start() for c in by_row]
+        self._banned = list(banned_ids)
+        self._free = torch.ones(vocab_size, dtype=torch.bool)
+        self._room = room
+
+    @classmethod
+    def begin(
+        cls,
+        constraint: Constraint | Sequence[Constraint | None] | None,
+        real: Tensor,
+        banned_ids: Sequence[int],
+        vocab: Vocab,
+        max_new_tokens: int,
+    ) -> RowConstraints | None:
+        """Give each row its automaton; None where no row has one.
+
+        Args:
+            real: bool[B], False for rows that only pad the batch.
+
+        Raises:
+            ConfigError: the number of constraints differs from that of rows, EOS is banned, or the
+                shortest answer is longer than the bound.
+        """
+        if constraint is None:
+            return None
+        num_rows = real.shape[0]
+        by_row = list(constraint) if isinstance(constraint, Sequence) else [constraint] * num_rows
+        if len(by_row) != num_rows:
+            raise ConfigError(
+                f"pass one constraint, or one for each of the {num_rows} rows, got {len(by_row)}"
+            )
+        if vocab.eos in banned_ids:
+            raise ConfigError(
+                f"a grammar ends with EOS, so id {vocab.eos} must not be banned; "
+                "drop the ban or the grammar"
+            )
+        for one in by_row:
+            if one is not None and one.min_tokens > max_new_tokens:
+                raise ConfigError(
+                    f"max_new_tokens must be at least {one.min_tokens} for this grammar, "
+                    f"got {max_new_tokens}"
+                )
+        used = [
+            one if is_real else None for one, is_real in zip(by_row, real.tolist(), strict=True)
+        ]
+        return cls(used, banned_ids, vocab.size, max_new_tokens)
+
+    def mask(self, logits: Tensor) -> Tensor:
+        """float32[B, V] with -inf where the grammar of the row forbids.
+
+        Raises:
+            ConfigError: the banned ids leave a row nothing to choose.
+        """
+        rows = []
+        for one, state in zip(self._by_row, self._states, strict=True):
+            if one is None:
+                rows.append(self._free)
+                continue
+            allowed = one.allowed(state, self._room)
+            if self._banned:
+                allowed[self._banned] = False
+                if not bool(allowed.any()):
+                    raise ConfigError(
+                        f"banned ids {self._banned} forbid every token that the grammar allows; "
+                        "ban fewer"
+                    )
+            rows.append(allowed)
+        return logits.masked_fill(~torch.stack(rows).to(logits.device), -torch.inf)
+
+    def advance(self, tokens: Sequence[int], eos: int) -> None:
+        """Take note of the chosen token of each row; a row that wrote EOS is free from then on."""
+        self._room -= 1
+        for row, token in enumerate(tokens):
+            one = self._by_row[row]
+            if one is None:
+                continue
+            if token == eos:
+                self._by_row[row] = None
+            else:
+                self._states[row] = one.advance(self._states[row], token)
+
+
+def _check_sequences(
+    sequences: Sequence[Sequence[int]], vocab: Vocab, what: str, *, with_objects: bool
+) -> None:
+    num_tokens = sum(len(sequence) for sequence in sequences)
+    if num_tokens > MAX_GRAMMAR_TOKENS:
+        raise ConfigError(
+            f"the {what}s of a grammar may hold {MAX_GRAMMAR_TOKENS} tokens in all, "
+            f"got {num_tokens}"
+        )
+    special = {vocab.pad, vocab.eos, vocab.bos}
+    for sequence in sequences:
+        for token in sequence:
+            is_object = vocab.is_loc(token) or vocab.is_seg(token)
+            if not 0 <= token < vocab.size or token in special or (is_object and not with_objects):
+                raise ConfigError(
+                    f"a {what} must hold ordinary token ids below {vocab.size}, "
+                    f"got {token} in {list(sequence)}"
+                )

@@ -1,0 +1,198 @@
+"""Greedy and sampled decoding with a cache: whole, or token by token as a stream.
+
+Axes: B batch, I image tokens, D decoder width, V vocabulary.
+Source: big_vision trainers/proj/paligemma/predict_fns.py, decode_with_logp.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from paligemma.batch import Batch
+from paligemma.errors import ConfigError
+from paligemma.generate.constraints import Constraint, RowConstraints
+from paligemma.generate.generation import Generation, Step, collect
+from paligemma.generate.prompt import ReadPrompt, check_bounds, read_prompt
+from paligemma.generate.sampling import Greedy, Sampler
+from paligemma.model import PaliGemmaModel
+from paligemma.vocab import NUM_LOC, Vocab
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """How to write an answer.
+
+    Attributes:
+        max_new_tokens: bound of the answer, EOS included.
+        sampler: one of `paligemma.generate.sampling`.
+        banned_ids: never chosen; their probability mass stays in the log-probabilities.
+        kv_cache_dtype: "bfloat16", as the original, or "float32".
+        record_loc_probs: keep the probabilities of all 1,024 location tokens wherever one is
+            written.
+        seed: of the sampler.
+        eos_look_behind: steps by which the check for the end may lag, so that a GPU need not wait
+            for the host; costs that many steps at the end and changes no answer.
+    """
+
+    max_new_tokens: int = 128
+    sampler: Sampler = field(default_factory=Greedy)
+    banned_ids: tuple[int, ...] = ()
+    kv_cache_dtype: str = "bfloat16"
+    record_loc_probs: bool = False
+    seed: int = 0
+    eos_look_behind: int = 0
+
+    def __post_init__(self) -> None:
+        check_bounds(self.max_new_tokens, self.kv_cache_dtype)
+        if self.eos_look_behind < 0:
+            raise ConfigError(
+                f"eos_look_behind must be 0 or more steps, got {self.eos_look_behind}"
+            )
+
+
+def generate(
+    model: PaliGemmaModel,
+    batch: Batch,
+    options: DecodeOptions,
+    *,
+    soft_tokens: Tensor | None = None,
+    constraint: Constraint | Sequence[Constraint | None] | None = None,
+    on_token: Callable[[Step], None] | None = None,
+) -> Generation:
+    """Answer a batch of prompts.
+
+    Args:
+        batch: rows of unequal length, padded on the right; rows without a valid token are ignored.
+        soft_tokens: float[B or 1, I, D] from `model.encode_image`, to ask an encoded image again.
+        constraint: a grammar for every row, or one a row; None leaves the model free.
+        on_token: called with every step as soon as it is chosen.
+
+    Raises:
+        ConfigError: an option does not fit the vocabulary, or the logits are NaN.
+        PromptError: the soft tokens belong to another number of rows.
+    """
+
+    def told() -> Iterator[Step]:
+        for step in stream(model, batch, options, soft_tokens=soft_tokens, constraint=constraint):
+            if on_token is not None:
+                on_token(step)
+            yield step
+
+    return collect(told())
+
+
+@torch.inference_mode()
+def stream(
+    model: PaliGemmaModel,
+    batch: Batch,
+    options: DecodeOptions,
+    *,
+    soft_tokens: Tensor | None = None,
+    constraint: Constraint | Sequence[Constraint | None] | None = None,
+) -> Iterator[Step]:
+    """The steps of `generate`, each yielded before the next is computed; arguments as there."""
+    check_vocab(options, model.config.vocab)
+    prompt = read_prompt(
+        model,
+        batch,
+        soft_tokens=soft_tokens,
+        max_new_tokens=options.max_new_tokens,
+        kv_cache_dtype=options.kv_cache_dtype,
+    )
+    yield from answer(model, prompt, options, constraint)
+
+
+@torch.inference_mode()
+def answer(
+    model: PaliGemmaModel,
+    prompt: ReadPrompt,
+    options: DecodeOptions,
+    constraint: Constraint | Sequence[Constraint | None] | None = None,
+) -> Iterator[Step]:
+    """Decode from a prompt that is in the cache already; the cache is used up."""
+    vocab = model.config.vocab
+    logits, positions, cache = prompt.logits, prompt.positions, prompt.cache
+    generator = torch.Generator(device=logits.device).manual_seed(options.seed)
+    grammar = RowConstraints.begin(
+        constraint, prompt.real, options.banned_ids, vocab, options.max_new_tokens
+    )
+    banned = torch.tensor(options.banned_ids, dtype=torch.long, device=logits.device)
+    active = prompt.real
+    finished = torch.zeros_like(active)
+    ends = _LateFlag(options.eos_look_behind)
+    for index in range(options.max_new_tokens):
+        choosable = logits.index_fill(1, banned, -torch.inf) if options.banned_ids else logits
+        if grammar is not None:
+            choosable = grammar.mask(choosable)
+        # Rows that have ended go on with padding, which nothing of theirs is read from.
+        tokens = torch.where(active, options.sampler(choosable, generator), vocab.pad)
+        if grammar is not None:
+            grammar.advance(tokens.tolist(), vocab.eos)
+        log_total = logits.logsumexp(dim=-1)
+        chosen = logits.gather(1, tokens[:, None])[:, 0] - log_total
+        finished = finished | (active & (tokens == vocab.eos))
+        yield Step(
+            index=index,
+            tokens=tokens,
+            logprobs=torch.where(active, chosen, 0.0),
+            active=active,
+            finished=finished,
+            loc_probs=_loc_probs(logits, log_total, tokens, active, vocab)
+            if options.record_loc_probs
+            else None,
+        )
+        active = active & ~finished
+        if index + 1 == options.max_new_tokens or ends.reached(~active.any()):
+            return
+        logits = model.decode_step(tokens, positions, cache)
+        positions = positions + 1
+
+
+class _LateFlag:
+    """Reads a device flag `lag` steps late; by then the copy is there and nobody waits."""
+
+    def __init__(self, lag: int) -> None:
+        self._lag = lag
+        self._pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+
+    def reached(self, flag: Tensor) -> bool:
+        copied = None
+        if flag.is_cuda and self._lag:
+            flag = flag.to("cpu", non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        self._pending.append((flag, copied))
+        if len(self._pending) <= self._lag:
+            return False
+        flag, copied = self._pending.popleft()
+        if copied is not None:
+            copied.synchronize()
+        return bool(flag)
+
+
+def _loc_probs(
+    logits: Tensor, log_total: Tensor, tokens: Tensor, active: Tensor, vocab: Vocab
+) -> dict[int, Tensor]:
+    """Probabilities of the location tokens, float32[1024], in the rows that wrote one."""
+    is_loc = active & (tokens >= vocab.loc0) & (tokens < vocab.loc0 + NUM_LOC)
+    rows = is_loc.nonzero()[:, 0]
+    bins = logits[rows, vocab.loc0 : vocab.loc0 + NUM_LOC]
+    probs = (bins - log_total[rows, None]).exp()
+    return dict(zip(rows.tolist(), probs, strict=True))
+
+
+def check_vocab(options: DecodeOptions, vocab: Vocab) -> None:
+    """Raise ConfigError where an option does not fit the vocabulary."""
+    for token in options.banned_ids:
+        if not 0 <= token < vocab.size:
+            raise ConfigError(f"banned ids must lie in 0..{vocab.size - 1}, got {token}")
+    if options.record_loc_probs and not vocab.has_objects:
+        raise ConfigError(
+            "record_loc_probs needs location tokens, and this model's vocabulary has none; "
+            "leave it off"
+        )

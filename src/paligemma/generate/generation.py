@@ -1,0 +1,114 @@
+"""What decoding returns: one step, and the whole answer.
+
+Axes: B batch, T answer tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paligemma.errors import ConfigError
+from paligemma.vocab import NUM_LOC
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One more token in every row that is still being written.
+
+    Attributes:
+        index: 0 for the first token of the answer.
+        tokens: int64[B], 0 in rows that had ended before.
+        logprobs: float32[B], of the unmodified logits; 0 in rows that had ended before.
+        active: bool[B], rows that wrote a token in this step, EOS included.
+        finished: bool[B], rows that have written EOS, now or before.
+        loc_probs: row -> float32[1024], the probability of every location token, for rows that
+            wrote one; None unless recorded.
+    """
+
+    index: int
+    tokens: Tensor
+    logprobs: Tensor
+    active: Tensor
+    finished: Tensor
+    loc_probs: Mapping[int, Tensor] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """The answers to a batch.
+
+    Attributes:
+        ids: int64[B, T], EOS included, 0 after it.
+        logprobs: float32[B, T], log-softmax of the unmodified logits (no temperature, filter, ban
+            or grammar); 0 after EOS.
+        scores: float32[B], the sum of `logprobs`; no length normalisation.
+        lengths: int64[B], tokens written, EOS included; 0 for rows that only pad the batch.
+        finished: bool[B], False where the length bound cut the answer.
+        loc_probs: per row float32[n, 1024], one line for each of the n location tokens in `ids`, in
+            order; None unless recorded.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    scores: Tensor
+    lengths: Tensor
+    finished: Tensor
+    loc_probs: tuple[Tensor, ...] | None = None
+
+    def select(self, rows: Tensor) -> Generation:
+        """The given rows, int64[B']."""
+        return Generation(
+            ids=self.ids[rows],
+            logprobs=self.logprobs[rows],
+            scores=self.scores[rows],
+            lengths=self.lengths[rows],
+            finished=self.finished[rows],
+            loc_probs=None
+            if self.loc_probs is None
+            else tuple(self.loc_probs[row] for row in rows.tolist()),
+        )
+
+
+def collect(steps: Iterable[Step]) -> Generation:
+    """Stack the steps of a stream.
+
+    Raises:
+        ConfigError: the model produced NaN, as float16 weights do when they overflow.
+    """
+    seen = list(steps)
+    logprobs = torch.stack([step.logprobs for step in seen], dim=1)
+    scores = logprobs.sum(dim=1)
+    require_numbers(scores)
+    return Generation(
+        ids=torch.stack([step.tokens for step in seen], dim=1),
+        logprobs=logprobs,
+        scores=scores,
+        lengths=torch.stack([step.active for step in seen]).sum(dim=0),
+        finished=seen[-1].finished.clone(),
+        loc_probs=_collect_loc_probs(seen, logprobs),
+    )
+
+
+def require_numbers(scores: Tensor) -> None:
+    """Raise ConfigError where a score is NaN, as a model whose activations overflow makes them."""
+    if bool(scores.isnan().any()):
+        raise ConfigError(
+            "logits must be numbers, but the model produced NaN; "
+            "load it in float32 or bfloat16, as float16 overflows"
+        )
+
+
+def _collect_loc_probs(seen: list[Step], logprobs: Tensor) -> tuple[Tensor, ...] | None:
+    recorded = [step.loc_probs for step in seen if step.loc_probs is not None]
+    if not recorded:
+        return None
+    lines: list[list[Tensor]] = [[] for _ in range(logprobs.shape[0])]
+    for by_row in recorded:
+        for row, probs in by_row.items():
+            lines[row].append(probs)
+    empty = logprobs.new_zeros((0, NUM_LOC))
+    return tuple(torch.stack(of_row) if of_row else empty for of_row in lines)

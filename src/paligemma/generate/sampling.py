@@ -1,0 +1,133 @@
+"""Samplers: logits to one token a row. Each is a frozen dataclass with one method.
+
+Axes: B batch, V vocabulary.
+Source: big_vision trainers/proj/paligemma/predict_fns.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from paligemma.errors import ConfigError
+
+# big_vision's constant for tokens that a filter removed; far enough that none is ever drawn.
+FILTERED_LOGIT = -1e7
+MAX_TEMPERATURE = 100.0
+
+
+class Sampler(Protocol):
+    """Chooses one token a row."""
+
+    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """float32[B, V] -> int64[B]; the generator lives on the device of the logits."""
+        ...
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The most probable token."""
+
+    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """float32[B, V] -> int64[B]; no randomness."""
+        return logits.argmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A draw from softmax(logits / temperature)."""
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_temperature(self.temperature)
+
+    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """float32[B, V] -> int64[B]."""
+        return draw(logits / self.temperature, generator)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A draw among the k most probable tokens (and ties with the last of them)."""
+
+    k: int
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_temperature(self.temperature)
+        if self.k < 1:
+            raise ConfigError(
+                f"top-k must keep at least 1 token, got {self.k}; Greedy() is the case of 1"
+            )
+
+    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """float32[B, V] -> int64[B]."""
+        scaled = logits / self.temperature
+        smallest = scaled.topk(min(self.k, scaled.shape[-1]), dim=-1).values[:, -1:]
+        return draw(scaled.masked_fill(scaled < smallest, FILTERED_LOGIT), generator)
+
+
+@dataclass(frozen=True)
+class Nucleus:
+    """A draw from the smallest set of tokens whose probabilities reach p."""
+
+    p: float
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_temperature(self.temperature)
+        if not 0.0 < self.p <= 1.0:
+            raise ConfigError(
+                f"the nucleus must hold a probability in (0, 1], got {self.p}; 0.9 is usual"
+            )
+
+    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """float32[B, V] -> int64[B]."""
+        scaled = logits / self.temperature
+        return draw(scaled.masked_fill(~nucleus_keep(scaled, self.p), FILTERED_LOGIT), generator)
+
+
+def nucleus_keep(logits: Tensor, p: float) -> Tensor:
+    """The tokens of the nucleus: the one whose mass crosses p is kept, and so is every tie with it.
+
+    Args:
+        logits: float32[B, V], temperature already applied.
+        p: probability in (0, 1].
+
+    Returns:
+        bool[B, V].
+
+    Source: big_vision trainers/proj/paligemma/predict_fns.py, nucleus sampling.
+    """
+    descending = logits.sort(dim=-1, descending=True).values
+    mass = descending.softmax(dim=-1).cumsum(dim=-1)
+    # Rounding may leave the total just below p = 1; the last token is then the cut.
+    cut = (mass < p).sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    return logits >= descending.gather(-1, cut)
+
+
+def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One draw a row from softmax(logits), by the Gumbel-max rule: no host synchronisation.
+
+    Args:
+        logits: float32[B, V]; -inf is never drawn.
+
+    Returns:
+        int64[B].
+    """
+    exponential = torch.empty_like(logits).exponential_(generator=generator)
+    # An exponential of exactly 0 would give every token, filtered ones too, a chance of +inf.
+    gumbel = -exponential.clamp_(min=torch.finfo(logits.dtype).tiny).log_()
+    return (logits + gumbel).argmax(dim=-1)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0.0 < temperature <= MAX_TEMPERATURE:
+        raise ConfigError(
+            f"the temperature must lie in (0, {MAX_TEMPERATURE:g}], got {temperature}; "
+            "use Greedy() for the limit of 0"
+        )

@@ -1,0 +1,195 @@
+"""The commands that answer: text for people, one JSON object for programs, overlays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_folder import DESK
+
+from paligemma import PaliGemma, pipeline
+from paligemma.cli.answers import answer_line, answer_text
+from paligemma.outputs.masks import MaskRegion
+from paligemma.outputs.rle import decode_rle
+from paligemma.outputs.types import Detection, Detections, TextAnswer
+
+Run = Callable[..., Any]
+SHORT = ("--max-new-tokens", "6")
+CONSTRAINED = ("--constrain", "--max-new-tokens", "26")
+
+
+def found() -> Detections:
+    whole = Detection(
+        label="big cat", box_yxyx=(0.1, 0.2, 0.5, 0.6), image_wh=(100, 200), score=0.5
+    )
+    empty = Detection(label=None, box_yxyx=(0.5, 0.5, 0.5, 0.5), image_wh=(100, 200))
+    return Detections(items=(whole, empty), image_wh=(100, 200), text="<loc...", rest="what else")
+
+
+def test_objects_are_shown_with_confidence_and_pixels() -> None:
+    assert answer_text(found()).splitlines() == [
+        "big cat  0.50      20    20    60   100",
+        "            -      50   100    50   100   (empty box)",
+        "and besides: what else",
+    ]
+    assert answer_line(found()) == "big cat 0.50 (20 20 60 100) ; object (50 100 50 100)"
+    nothing = Detections(items=(), image_wh=(100, 200), text="no cats", rest="no cats")
+    assert answer_text(nothing) == "nothing found: 'no cats'"
+    assert answer_line(nothing) == "nothing found"
+    assert answer_line(TextAnswer(text="two\nlines ")) == "two lines"
+
+
+@pytest.mark.parametrize(
+    ("args", "prompt"),
+    [
+        (("caption", DESK), "caption en"),
+        (("caption", DESK, "--lang", "de", "--style", "describe"), "describe de"),
+        (("answer", DESK, "how many?"), "answer en how many?"),
+        (("read", DESK), "ocr"),
+        (("run", DESK, "caption en"), "caption en"),
+        (("generate", DESK, "detect star"), "detect star"),
+    ],
+)
+def test_a_text_answer_is_one_json_object_on_standard_output(
+    paligemma: Run, tiny_dir: Path, args: tuple[object, ...], prompt: str
+) -> None:
+    done = paligemma(*args, *SHORT, "--json")
+    assert done.status == 0
+    body = done.json
+    assert body["model"] == str(tiny_dir)
+    assert body["image"] == str(DESK)
+    assert (body["width"], body["height"]) == (640, 480)
+    assert body["prompt"] == prompt
+    assert isinstance(body["text"], str)
+    assert 0 <= body["score"] <= 1
+    assert "max_new_tokens = 6" in done.err  # what is no answer goes to standard error
+
+
+def test_detections_are_json_records_of_label_score_and_both_boxes(paligemma: Run) -> None:
+    done = paligemma("detect", DESK, "digit ; circle", *CONSTRAINED, "--json")
+    assert done.status == 0
+    assert done.json["prompt"] == "detect digit ; circle"
+    assert done.json["detections"]
+    for record in done.json["detections"]:
+        assert record["label"] in ("digit", "circle")
+        assert 0 <= record["score"] <= 1
+        y0, x0, y1, x1 = record["box_yxyx"]
+        expected = (x0 * 640, y0 * 480, x1 * 640, y1 * 480)
+        assert record["box_xyxy_px"] == pytest.approx(expected, abs=0.01)
+    as_run = paligemma("run", DESK, "detect digit ; circle", *CONSTRAINED, "--json")
+    assert as_run.json == done.json
+
+
+def test_masks_are_json_run_lengths_of_the_size_of_the_picture(
+    paligemma: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region = MaskRegion(crop=np.ones((2, 3), bool), corner_xy=(5, 7), image_wh=(640, 480))
+    item = Detection(label="star", box_yxyx=(0, 0, 0.5, 0.5), image_wh=(640, 480), region=region)
+    whole = Detections(items=(item,), image_wh=(640, 480), text="...")
+    monkeypatch.setattr(PaliGemma, "ask", lambda *args, **options: whole)
+    (record,) = paligemma("segment", DESK, "star", "--json").json["detections"]
+    assert record["mask"]["size"] == [480, 640]
+    np.testing.assert_array_equal(decode_rle(record["mask"]), region.to_array())
+    assert "mask 6 px" in paligemma("segment", DESK, "star").out
+
+
+def test_several_pictures_give_a_line_each_or_a_list_of_results(
+    paligemma: Run, tmp_path: Path
+) -> None:
+    other = tmp_path / "grey.png"
+    Image.new("L", (30, 20), 128).save(other)
+    lines = paligemma("read", DESK, other, *SHORT).out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [str(DESK), str(other)]
+    body = paligemma("read", DESK, other, *SHORT, "--json").json
+    assert [result["image"] for result in body["results"]] == [str(DESK), str(other)]
+    assert body["results"][1]["width"] == 30
+
+
+def test_options_of_decoding_reach_the_decoder(paligemma: Run) -> None:
+    drawn = [
+        paligemma("read", DESK, *SHORT, "--temperature", "2", "--seed", seed, "--json").json["text"]
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    done = paligemma("read", DESK, "--max-new-tokens", "1", "--beams", "2", "--json")
+    assert done.json["text"] == ""  # a beam always ends its answer
+    assert done.err == ""
+
+
+def test_generate_streams_what_generate_as_json_returns(paligemma: Run) -> None:
+    options = (*SHORT, "--temperature", "1", "--seed", "5")
+    streamed = paligemma("generate", DESK, "caption en", *options)
+    whole = paligemma("generate", DESK, "caption en", *options, "--json")
+    assert streamed.out == whole.json["text"] + "\n"
+
+
+def test_frames_are_one_example(paligemma: Run) -> None:
+    done = paligemma("generate", DESK, DESK, "ocr", "--frames", *SHORT, "--json")
+    assert done.json["images"] == [str(DESK), str(DESK)]
+    assert (
+        done.json["text"] + "\n" == paligemma("generate", DESK, DESK, "ocr", "--frames", *SHORT).out
+    )
+
+
+def test_overlays_are_written_for_objects_and_for_text(paligemma: Run, tmp_path: Path) -> None:
+    for args in (
+        ("detect", DESK, "digit", *CONSTRAINED),
+        ("read", DESK, *SHORT),
+        ("generate", DESK, "ocr", *SHORT),
+    ):
+        path = tmp_path / f"{args[0]}.png"
+        done = paligemma(*args, "-o", path)
+        assert done.status == 0
+        with Image.open(path) as picture:
+            assert picture.width == 640
+            assert picture.height > 480  # the strip below
+        assert f"wrote {path}" in done.err
+
+
+def test_overlays_of_several_pictures_go_into_a_folder(paligemma: Run, tmp_path: Path) -> None:
+    other = tmp_path / "grey.png"
+    Image.new("L", (30, 20), 128).save(other)
+    folder = tmp_path / "drawn"
+    folder.mkdir()
+    assert paligemma("read", DESK, other, *SHORT, "-o", folder).status == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["desk.png", "grey.png"]
+
+
+def test_the_demo_asks_five_things_and_writes_overlays(
+    paligemma: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "MAX_TEXT_TOKENS", 2)
+    monkeypatch.setattr(pipeline, "MAX_OBJECT_TOKENS", 2)
+    monkeypatch.chdir(tmp_path)
+    done = paligemma("demo")
+    assert done.status == 0
+    asked = [line[2:] for line in done.out.splitlines() if line.startswith("> ")]
+    assert [prompt.split()[0] for prompt in asked] == [
+        "caption",
+        "answer",
+        "ocr",
+        "detect",
+        "segment",
+    ]
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
+        "detect.png",
+        "segment.png",
+    ]
+
+
+def paligemma_module() -> Any:
+
+    return paligemma.pipeline
+
+
+def test_json_needs_nothing_but_the_standard_library_to_read(paligemma: Run) -> None:
+    done = paligemma("caption", DESK, *SHORT, "--json")
+    assert len(done.out.splitlines()) == 1
+    assert list(json.loads(done.out)) == [
+        *("model", "image", "width", "height", "prompt", "text", "score")
+    ]

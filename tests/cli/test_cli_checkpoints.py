@@ -1,0 +1,82 @@
+"""The commands about checkpoints and about what a model sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_folder import DESK, EMBEDDED
+
+Run = Callable[..., Any]
+
+
+@pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="not trained yet")
+def test_models_are_listed_with_the_published_parameter_counts(paligemma: Run) -> None:
+    rows = {row["name"]: row for row in paligemma("models", "--json").json["models"]}
+    assert rows["google/paligemma-3b-pt-224"]["num_parameters"] == 2_923_335_408
+    assert rows["google/paligemma2-28b-pt-896"]["num_parameters"] == 27_654_615_792
+    assert rows["google/paligemma2-10b-mix-448"]["dtypes"] == ["bfloat16"]
+    assert 5e6 < rows["tiny"]["num_parameters"] < 20e6
+    shown = paligemma("models").out
+    assert all(name in shown for name in rows)
+
+
+def test_a_checkpoint_is_converted_there_and_back_bit_by_bit(
+    paligemma: Run, tiny_dir: Path, tmp_path: Path
+) -> None:
+    npz, back = tmp_path / "npz", tmp_path / "back"
+    done = paligemma("convert", tiny_dir, npz, "--layout", "npz")
+    assert (done.status, done.out) == (0, "")
+    assert paligemma("convert", npz, back).status == 0
+    first, last = (load_file(folder / "model.safetensors") for folder in (tiny_dir, back))
+    assert first.keys() == last.keys()
+    assert all(torch.equal(first[name], last[name]) for name in first)
+    assert (back / "tokenizer.model").is_file()
+    assert (back / "mask_codec.safetensors").is_file()
+
+
+def test_a_conversion_replaces_a_checkpoint_only_when_asked(
+    paligemma: Run, tiny_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert paligemma("convert", tiny_dir, out).status == 0
+    refused = paligemma("convert", tiny_dir, out, "--dtype", "bfloat16")
+    assert refused.status == 2
+    assert "holds model.safetensors" in refused.err
+    assert paligemma("convert", tiny_dir, out, "--dtype", "bfloat16", "--overwrite").status == 0
+    assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_inspect_shows_pieces_masks_and_labels(paligemma: Run) -> None:
+    body = paligemma("inspect", DESK, "ocr", "--suffix", "HELLO", "--json").json
+    assert body["num_image_tokens"] == 49
+    tokens = body["tokens"]
+    assert [token["role"] for token in tokens][:2] == ["prefix", "prefix"]
+    assert [token["mask_ar"] for token in tokens] == sorted(token["mask_ar"] for token in tokens)
+    assert tokens[-1]["piece"] == "<eos>"
+    assert tokens[-2]["label"] == tokens[-1]["token"]
+    lines = paligemma("inspect", DESK, "ocr", "--suffix", "HELLO").out.splitlines()
+    assert "1 pictures of 112 px as 49 soft tokens" in lines[0]
+    assert len(lines) == 2 + len(tokens)
+
+
+def test_inspect_writes_the_attention_pattern_and_the_resized_pictures(
+    paligemma: Run, tmp_path: Path
+) -> None:
+    assert paligemma("inspect", DESK, DESK, "ocr", "-o", tmp_path / "seen").status == 0
+    names = sorted(path.name for path in (tmp_path / "seen").iterdir())
+    assert names == ["attention.png", "picture_1.png", "picture_2.png"]
+    with Image.open(tmp_path / "seen" / "picture_1.png") as picture:
+        assert picture.size == (112, 112)
+
+
+def test_inspect_works_without_a_picture_and_reports_what_it_removed(paligemma: Run) -> None:
+    done = paligemma("inspect", "<image>ocr\n", "--text-len", "8")
+    assert done.status == 0
+    assert "note: a leading <image> was removed" in done.out
+    assert "0 pictures" in done.out

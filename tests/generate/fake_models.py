@@ -1,0 +1,87 @@
+"""Language models small enough to enumerate: what decoding is tested on without a network."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from paligemma.batch import Batch
+from paligemma.vocab import Vocab
+
+# Ids 3.. are text, then 1,024 location tokens, then 128 codewords.
+NUM_TEXT = 12
+OBJECT_VOCAB = Vocab(
+    size=3 + NUM_TEXT + 1024 + 128, pad=0, eos=1, bos=2, sep=3, loc0=3 + NUM_TEXT, seg0=1039
+)
+
+
+def small_vocab(size: int) -> Vocab:
+    return Vocab(size=size, pad=0, eos=1, bos=2, sep=2, loc0=-1, seg0=-1)
+
+
+class History:
+    """A cache that remembers the tokens themselves."""
+
+    def __init__(self, rows: list[tuple[int, ...]]) -> None:
+        self.rows = rows
+
+    def select(self, rows: Tensor) -> History:
+        return History([self.rows[row] for row in rows.tolist()])
+
+
+class FakeModel:
+    """Logits are random but fixed by all tokens seen, so that a wrong cache or order shows."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, vocab: Vocab, *, seed: int = 0, scale: float = 2.0) -> None:
+        self.config = SimpleNamespace(vocab=vocab)
+        self.seed, self.scale = seed, scale
+        self.num_steps = 0
+        self.num_prefills = 0
+
+    def new_cache(self, batch_size: int, capacity: int, dtype: torch.dtype) -> History:
+        self.capacity = capacity
+        return History([()] * batch_size)
+
+    def prefill(
+        self,
+        soft_tokens: Tensor | None,
+        tokens: Tensor,
+        mask_ar: Tensor,
+        valid: Tensor,
+        cache: History,
+    ) -> tuple[Tensor, Tensor]:
+        self.num_prefills += 1
+        cache.rows = [
+            tuple(row[keep].tolist()) for row, keep in zip(tokens, valid.bool(), strict=True)
+        ]
+        return self._logits(cache), valid.sum(dim=1)
+
+    def decode_step(self, tokens: Tensor, positions: Tensor, cache: History) -> Tensor:
+        self.num_steps += 1
+        assert positions.tolist() == [len(row) for row in cache.rows]
+        cache.rows = [(*row, token) for row, token in zip(cache.rows, tokens.tolist(), strict=True)]
+        assert len(cache.rows[0]) <= self.capacity
+        return self._logits(cache)
+
+    def logits_after(self, seen: tuple[int, ...]) -> Tensor:
+        """float32[V]."""
+        generator = torch.Generator().manual_seed(hash((self.seed, seen)) % 2**31)
+        return torch.randn(self.config.vocab.size, generator=generator) * self.scale
+
+    def _logits(self, cache: History) -> Tensor:
+        return torch.stack([self.logits_after(row) for row in cache.rows])
+
+
+def text_batch(*prompts: tuple[int, ...]) -> Batch:
+    """Prompts of unequal length, padded on the right; an empty one only pads the batch."""
+    longest = max(len(prompt) for prompt in prompts)
+    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
+    valid = torch.zeros(len(prompts), longest, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
+        valid[row, : len(prompt)] = True
+    return Batch(images=None, tokens=tokens, mask_ar=torch.zeros_like(tokens), mask_input=valid)

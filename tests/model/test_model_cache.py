@@ -1,0 +1,176 @@
+"""The key/value cache: its room, its rows, and that it changes no logit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_model_oracle import SMALL, VOCAB, loud_model
+from torch import Tensor
+
+from paligemma.model import KVCache, PaliGemmaModel
+from paligemma.train.tiny import tiny_config
+
+# Prompts of six and three tokens, padded on the right.
+PROMPT = torch.tensor([[2, 40, 41, 42, 43, 4], [2, 50, 4, 0, 0, 0]])
+VALID = PROMPT != 0
+MASK_AR = (~VALID).long()
+ANSWER = torch.tensor([[700, 701, 45, 46], [800, 46, 47, 1]])
+
+
+def small_model(generation: str) -> PaliGemmaModel:
+    base = tiny_config(VOCAB, 32)
+    vision = replace(base.vision, width=24, depth=1, mlp_dim=32, num_heads=2)
+    text = replace(base.text, width=32, depth=2, mlp_dim=48, head_dim=16, **SMALL[generation])
+    return loud_model(replace(base, vision=vision, text=text))
+
+
+def picture(num: int) -> Tensor:
+    return torch.rand(num, 32, 32, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def empty_cache(capacity: int = 8, batch_size: int = 2) -> KVCache:
+    return KVCache(
+        num_layers=2,
+        batch_size=batch_size,
+        capacity=capacity,
+        num_kv_heads=1,
+        head_dim=4,
+        dtype=torch.float32,
+        device="cpu",
+    )
+
+
+def fill(cache: KVCache, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Write random keys and values of `num_tokens` tokens into both layers."""
+    generator = torch.Generator().manual_seed(cache.length)
+    shape = (len(cache.valid), num_tokens, 1, 4)
+    k, v = (torch.randn(shape, generator=generator) for _ in range(2))
+    slots = cache.reserve(
+        torch.ones(shape[:2], dtype=torch.bool),
+        torch.arange(cache.length, cache.length + num_tokens).expand(shape[:2]),
+    )
+    for layer in range(2):
+        cache.write(layer, slots, k + layer, v + layer)
+    return k, v
+
+
+@torch.no_grad()
+def cached_logits(model: PaliGemmaModel, soft: Tensor | None, rows: slice) -> Tensor:
+    """float32[B, 5, V]: after the prompt and after each answer token."""
+    tokens, answer = PROMPT[rows], ANSWER[rows]
+    length = 0 if soft is None else soft.shape[1]
+    cache = model.new_cache(len(tokens), length + 6 + 4, torch.float32)
+    logits, positions = model.prefill(soft, tokens, MASK_AR[rows], VALID[rows], cache)
+    steps = [logits]
+    for step in range(4):
+        steps.append(model.decode_step(answer[:, step], positions + step, cache))
+    return torch.stack(steps, dim=1)
+
+
+@torch.no_grad()
+def full_logits(model: PaliGemmaModel, soft: Tensor | None, row: int) -> Tensor:
+    """float32[5, V] of one row from one forward over prompt and answer, without padding."""
+    prompt = PROMPT[row][VALID[row]]
+    tokens = torch.cat((prompt, ANSWER[row]))[None]
+    mask_ar = (torch.arange(tokens.shape[1]) >= len(prompt)).long()[None]
+    own = None if soft is None else soft[row : row + 1]
+    return model(own, tokens, mask_ar)[0, len(prompt) - 1 :]
+
+
+@pytest.mark.parametrize("generation", ["gemma", "gemma2"])
+@pytest.mark.parametrize("with_image", [True, False], ids=["image", "text alone"])
+def test_prefill_and_steps_equal_one_forward_in_a_batch_of_unequal_prompts(
+    generation: str, with_image: bool
+) -> None:
+    model = small_model(generation)
+    with torch.no_grad():
+        soft = model.encode_image(picture(2)) if with_image else None
+    together = cached_logits(model, soft, slice(None))
+    for row in range(2):
+        one = slice(row, row + 1)
+        alone = cached_logits(model, None if soft is None else soft[one], one)[0]
+        full = full_logits(model, soft, row)
+        assert full.std() > 0.3
+        assert (together[row] - full).abs().max().item() <= 1e-5 * full.abs().max().item()
+        assert (together[row] - alone).abs().max().item() <= 1e-5 * full.abs().max().item()
+
+
+def test_a_window_shorter_than_the_prompt_holds_in_steps_as_in_one_forward() -> None:
+    model = small_model("gemma2")
+    text = replace(model.config.text, sliding_window=4)
+    near = PaliGemmaModel(replace(model.config, text=text)).eval()
+    near.load_state_dict(model.state_dict())
+    windowed = cached_logits(near, None, slice(None))
+    for row in range(2):
+        full = full_logits(near, None, row)
+        assert (windowed[row] - full).abs().max().item() <= 1e-4
+    # The first row has six prompt tokens before its answer: the window hides some of them.
+    assert (windowed - cached_logits(model, None, slice(None)))[0].abs().max().item() > 1e-2
+
+
+def test_a_final_cap_bounds_later_steps_and_never_the_first() -> None:
+    model = small_model("gemma2")
+    text = replace(model.config.text, final_softcap=1.0)
+    capped = PaliGemmaModel(replace(model.config, text=text)).eval()
+    capped.load_state_dict(model.state_dict())
+    free, bounded = (cached_logits(one, None, slice(None)) for one in (model, capped))
+    assert torch.equal(free[:, 0], bounded[:, 0])
+    assert free[:, 0].abs().max() > 1
+    assert (bounded[:, 1:] - torch.tanh(free[:, 1:])).abs().max().item() <= 1e-6
+
+
+def test_a_full_cache_refuses_more_tokens_and_stays_as_it_was() -> None:
+    cache = empty_cache(capacity=4)
+    fill(cache, 3)
+    with pytest.raises(ValueError, match="holds 4 tokens, 5 were asked for"):
+        fill(cache, 2)
+    assert cache.length == 3
+    assert cache.valid.tolist() == [[True, True, True, False]] * 2
+
+
+def test_what_is_written_is_read_back_from_the_first_slot_on() -> None:
+    cache = empty_cache()
+    first, _ = fill(cache, 3)
+    second, _ = fill(cache, 2)
+    assert cache.length == 5
+    assert torch.equal(cache.keys[0][:, :5], torch.cat((first, second), dim=1))
+    assert torch.equal(cache.keys[1][:, :5], torch.cat((first, second), dim=1) + 1)
+    assert cache.positions[0, :5].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_bfloat16_cache_rounds_what_attention_reads_at_once() -> None:
+    cache = KVCache(
+        num_layers=1,
+        batch_size=1,
+        capacity=2,
+        num_kv_heads=1,
+        head_dim=1,
+        dtype=torch.bfloat16,
+        device="cpu",
+    )
+    slots = cache.reserve(torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.long))
+    k, v = cache.write(0, slots, torch.full((1, 1, 1, 1), 1.001), torch.full((1, 1, 1, 1), 2.01))
+    # Neighbours in bfloat16 are 2^-7 apart above 1 and 2^-6 above 2.
+    assert (k.item(), v.item()) == (1.0, 2.015625)
+    assert k.dtype == torch.float32
+
+
+def test_selected_rows_are_copies_in_the_order_asked_for() -> None:
+    cache = empty_cache()
+    fill(cache, 3)
+    chosen = cache.select(torch.tensor([1, 0, 1]))
+    assert chosen.length == 3
+    assert chosen.capacity == 8
+    assert torch.equal(chosen.keys[1], cache.keys[1][[1, 0, 1]])
+    assert torch.equal(chosen.values[0], cache.values[0][[1, 0, 1]])
+    assert torch.equal(chosen.positions, cache.positions[[1, 0, 1]])
+    fill(chosen, 1)
+    assert cache.length == 3
+    assert not cache.valid[:, 3].any()
+
+
+def test_a_selected_row_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(IndexError):
+        empty_cache().select(torch.tensor([0, 2]))
