@@ -18,7 +18,7 @@ from paligemma.processing.tokenizer import load_tokenizer
 from paligemma.weights.catalog import Checkpoint, resolve
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hf_config import Conventions
-from paligemma.weights.load import load_model, open_weights, read_config
+from paligemma.weights.load import load_model, open_weights, read_config, require_fit
 
 MODES = ("exact", "mixed", "bf16")
 MAX_IMAGE_SIZE_PX = 4096
@@ -126,6 +126,7 @@ def _read_header(
     """Config at the wanted resolution, and the dtype of the embedding table in the file."""
     with open_weights(checkpoint) as weights:
         config, _ = read_config(checkpoint, weights, options.conventions)
+        require_fit(weights, config)
         stored = weights.table_dtype()
     if options.image_size_px is not None:
         config = config.with_resolution(options.image_size_px)

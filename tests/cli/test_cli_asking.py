@@ -182,11 +182,6 @@ def test_the_demo_asks_five_things_and_writes_overlays(
     ]
 
 
-def paligemma_module() -> Any:
-
-    return paligemma.pipeline
-
-
 def test_json_needs_nothing_but_the_standard_library_to_read(paligemma: Run) -> None:
     done = paligemma("caption", DESK, *SHORT, "--json")
     assert len(done.out.splitlines()) == 1
