@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,15 @@ class ModelChoice:
 
     def load(self) -> PaliGemma:
         """Load the model; torch is imported here and not before."""
-        from paligemma.pipeline import PaliGemma
+        # What is imported stays; looking for garbage in it takes a tenth of the start-up.
+        gc.disable()
+        try:
+            from paligemma.pipeline import PaliGemma
 
-        return PaliGemma.from_pretrained(self.name, **self.options)
+            return PaliGemma.from_pretrained(self.name, **self.options)
+        finally:
+            gc.freeze()
+            gc.enable()
 
 
 @dataclass(frozen=True, kw_only=True)
