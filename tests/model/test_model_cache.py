@@ -110,6 +110,28 @@ def test_a_window_shorter_than_the_prompt_holds_in_steps_as_in_one_forward() -> 
     assert (windowed - cached_logits(model, None, slice(None)))[0].abs().max().item() > 1e-2
 
 
+def test_the_window_applies_to_even_layers_and_spares_the_prefix() -> None:
+    model = small_model("gemma2")
+    text = replace(model.config.text, sliding_window=2)
+    near = PaliGemmaModel(replace(model.config, text=text)).eval()
+    near.load_state_dict(model.state_dict())
+    tokens = torch.tensor([[2, 40, 41, 42, 700, 701]])
+    with torch.no_grad():
+        # Image and prefix see each other whatever the distance.
+        all_prefix = torch.zeros_like(tokens)
+        soft = model.encode_image(picture(1))
+        assert torch.equal(near(soft, tokens, all_prefix), model(soft, tokens, all_prefix))
+        causal = torch.ones_like(tokens)
+        # Odd layers look everywhere: with nothing to add in the even one, the window is gone.
+        for one in (model, near):
+            one.text.blocks[0].post_attn_norm.scale.fill_(-1.0)
+        assert torch.equal(near(soft, tokens, causal), model(soft, tokens, causal))
+        for one in (model, near):
+            one.text.blocks[0].post_attn_norm.scale.fill_(0.5)
+        change = near(soft, tokens, causal) - model(soft, tokens, causal)
+    assert change.abs().max().item() > 1e-2
+
+
 def test_a_final_cap_bounds_later_steps_and_never_the_first() -> None:
     model = small_model("gemma2")
     text = replace(model.config.text, final_softcap=1.0)
