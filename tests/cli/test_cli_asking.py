@@ -14,6 +14,7 @@ from tiny_folder import DESK
 
 from paligemma import PaliGemma, pipeline
 from paligemma.cli.answers import answer_line, answer_text
+from paligemma.cli.demo import drawn_scene
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
 from paligemma.outputs.types import Detection, Detections, TextAnswer
@@ -166,6 +167,7 @@ def test_the_demo_asks_five_things_and_writes_overlays(
     monkeypatch.setattr(pipeline, "MAX_TEXT_TOKENS", 2)
     monkeypatch.setattr(pipeline, "MAX_OBJECT_TOKENS", 2)
     monkeypatch.chdir(tmp_path)
+    assert len(paligemma("demo", "--json").json["answers"]) == 5
     done = paligemma("demo")
     assert done.status == 0
     asked = [line[2:] for line in done.out.splitlines() if line.startswith("> ")]
@@ -180,6 +182,11 @@ def test_the_demo_asks_five_things_and_writes_overlays(
         "detect.png",
         "segment.png",
     ]
+
+
+def test_the_scene_of_the_demo_shows_all_it_asks_for() -> None:
+    labels = {item.label for item in drawn_scene().objects}
+    assert {"circle", "star", "heart", "digit", "sign"} <= labels
 
 
 def test_json_needs_nothing_but_the_standard_library_to_read(paligemma: Run) -> None:

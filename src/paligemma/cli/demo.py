@@ -7,18 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.answers import answer_text, write_overlay
+from paligemma.cli.answers import answer_json, answer_text, echo_json, write_overlay
 from paligemma.cli.options import ModelChoice, model_options
 from paligemma.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-QUESTION = "what color is the star?"
-DETECTED = "circle ; star ; heart ; digit ; sign"
-SEGMENTED = "star ; heart"
+    from paligemma.scenes import Scene
+
+PROMPTS = (
+    "caption en",
+    "answer en what color is the star?",
+    "ocr",
+    "detect circle ; star ; heart ; digit ; sign",
+    "segment star ; heart",
+)
 # A scene that shows all of these, where the repository's picture is not at hand.
-SCENE_SEED = 5
+SCENE_SEED = 25
 SCENE_SIZE_PX = 448
 
 
@@ -32,8 +38,9 @@ SCENE_SIZE_PX = 448
     show_default=True,
     help="Where the overlays go.",
 )
+@click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
 @model_options
-def demo(image: str | None, folder: Path, model: ModelChoice) -> None:
+def demo(image: str | None, folder: Path, as_json: bool, model: ModelChoice) -> None:
     """Caption, question, reading, detection and segmentation of IMAGE; overlays go to demo/.
 
     Without IMAGE it is examples/desk.png of the repository, or else a drawn scene.
@@ -48,17 +55,17 @@ def demo(image: str | None, folder: Path, model: ModelChoice) -> None:
     pg = model.load()
     picture = _picture() if image is None else pg.open_picture(image)
     encoded = pg.encode_image(picture)  # once, for all five
-    for prompt, overlay in (
-        ("caption en", None),
-        (f"answer en {QUESTION}", None),
-        ("ocr", None),
-        (f"detect {DETECTED}", "detect.png"),
-        (f"segment {SEGMENTED}", "segment.png"),
-    ):
+    answers = []
+    for prompt in PROMPTS:
         found = encoded.ask(prompt)
-        click.echo(f"\n> {prompt}\n{answer_text(found)}")
-        if overlay is not None:
-            write_overlay(folder / overlay, picture, prompt, found)
+        answers.append({"prompt": prompt, **answer_json(found)})
+        if not as_json:
+            click.echo(f"\n> {prompt}\n{answer_text(found)}")
+        task = prompt.split()[0]
+        if task in ("detect", "segment"):
+            write_overlay(folder / f"{task}.png", picture, prompt, found)
+    if as_json:
+        echo_json({"model": model.name, "answers": answers})
 
 
 def _picture() -> NDArray[Any]:
@@ -69,8 +76,14 @@ def _picture() -> NDArray[Any]:
         if path.is_file():
             click.echo(f"paligemma: looking at {path}", err=True)
             return load_image(path)
+    click.echo("paligemma: looking at a drawn scene", err=True)
+    return drawn_scene().image
+
+
+def drawn_scene() -> Scene:
+    """A picture to ask about where no file is at hand."""
     from paligemma.scenes import SceneOptions, draw_scene
 
-    click.echo("paligemma: looking at a drawn scene", err=True)
-    options = SceneOptions(size_hw=(SCENE_SIZE_PX, SCENE_SIZE_PX), split="heldout")
-    return draw_scene(SCENE_SEED, options).image
+    # Objects are drawn for 224 px; the scale keeps their share of the picture.
+    options = SceneOptions(size_px=SCENE_SIZE_PX, split="heldout", object_scale=SCENE_SIZE_PX / 224)
+    return draw_scene(SCENE_SEED, options)
