@@ -82,12 +82,13 @@ def resolve(
     """
     name = os.fspath(source)
     if name == EMBEDDED:
-        return _in_folder(name, Path(str(resources.files("paligemma"))) / "models" / EMBEDDED)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _in_folder(name, path)
-    if path.is_file():
-        return _in_file(name, path)
+        return _in_folder(name, embedded_folder())
+    # os.path answers False where pathlib raises: for names too long or with a null byte.
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return _in_folder(name, Path(path))
+    if os.path.isfile(path):
+        return _in_file(name, Path(path))
     if name.startswith((".", "/", "~")) or ".npz" in name or name.count("/") > 1:
         raise ModelNotFoundError(
             f"a model must be a folder, an .npz file, a hub id or {EMBEDDED!r}, there is no file "
@@ -100,6 +101,11 @@ def resolve(
     revision = revision or tail or None
     _check_revision(hub_id, revision)
     return _in_folder(name, _download(hub_id, revision, download))
+
+
+def embedded_folder() -> Path:
+    """Where the model inside the package lies."""
+    return Path(str(resources.files("paligemma"))) / "models" / EMBEDDED
 
 
 def published_ids() -> list[str]:
@@ -269,7 +275,10 @@ def _download(hub_id: str, revision: str | None, download: bool) -> Path:
         raise AccessError(
             f"the hub answered {_status(error)} to the download of {hub_id}; try again later"
         ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+    except errors.HFValidationError as error:
+        raise ModelNotFoundError(_unknown(hub_id)) from error
+    # The base is the error of whichever HTTP client the hub's library uses.
+    except (OSError, *errors.HfHubHTTPError.__bases__) as error:  # type: ignore[misc]
         raise AccessError(
             f"{hub_id} is not on this machine and the hub cannot be reached (offline, or "
             "HF_HUB_OFFLINE is set); connect once to download it, or copy its folder here and name "
