@@ -71,6 +71,15 @@ def test_a_length_penalty_prefers_longer_answers() -> None:
     assert mean.sum() > plain.sum()
 
 
+def test_a_strong_length_penalty_still_ends_at_the_first_eos() -> None:
+    # Under plain sums a beam that held EOS could never win; under this penalty it would.
+    for seed in range(5):
+        model = FakeModel(small_vocab(5), seed=seed, scale=1.0)
+        _, found = search(model, 2, 8, length_penalty=LengthPenalty("power", 3.0))
+        assert all(answer.index(EOS) == len(answer) - 1 for answer in found)
+        assert max(map(len, found)) == 8
+
+
 def test_one_beam_is_greedy_without_eos_ended_at_its_best_position() -> None:
     model = FakeModel(small_vocab(6), seed=2)
     _, found = search(model, 1, 8)
