@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from paligemma.model.paligemma import PaliGemmaModel
+from paligemma.model.paligemma import PaliGemmaModel, init_weights
 from paligemma.outputs.vqvae import MaskCodec, MaskCodecConfig
 from paligemma.processing.tokenizer import load_tokenizer
-from paligemma.train.tiny import init_tiny, tiny_config
+from paligemma.train.tiny import tiny_config
 from paligemma.weights.save import save_model
 
 EMBEDDED = Path(str(resources.files("paligemma"))) / "models" / "tiny"
@@ -26,10 +26,11 @@ def write_random_tiny(folder: Path, *, dtype: str = "float16", layout: str = "hf
         config, vision=replace(config.vision, depth=2), text=replace(config.text, depth=2)
     )
     model = PaliGemmaModel(config)
-    init_tiny(model)
+    init_weights(model)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.projector.weight, std=config.vision.width**-0.5)
     extra_files = [EMBEDDED / "tokenizer.model"]
     save_model(model, folder, dtype=dtype, layout=layout, extra_files=extra_files)
-    torch.manual_seed(0)
     narrow = MaskCodecConfig(channels=(4, 4, 4), hidden=8, code_dim=8, num_codes=128)
     MaskCodec(narrow).save(folder / "mask_codec.safetensors", dtype="float16")
     return folder

@@ -148,9 +148,6 @@ def test_without_a_model_named_the_embedded_one_is_used_and_a_note_says_so(
     assert chosen == ["tiny", "some/other"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the embedding draws its rows on meta, which imports torch's compiler"
-)
 def test_one_question_imports_no_compiler_and_nothing_else_it_does_not_need(tiny_dir: Path) -> None:
     code = (
         "import sys\n"
