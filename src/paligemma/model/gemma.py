@@ -122,7 +122,10 @@ class Gemma(nn.Module):
     def __init__(self, config: TextConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(vocab_size, config.width)
+        # Left as it is in memory, like a position table: drawing it on the meta device would import
+        # torch's compiler, two seconds of processor time at every start.
+        table = torch.empty(vocab_size, config.width)
+        self.embed = nn.Embedding.from_pretrained(table, freeze=False)
         # The factor on text embeddings takes the dtype that the checkpoint's table had; see
         # `set_embed_scale`.
         self.embed_scale = config.width**0.5
