@@ -71,6 +71,21 @@ def echo_json(body: dict[str, Any]) -> None:
     click.echo(json.dumps(body, ensure_ascii=False, allow_nan=False))
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for pictures unless it is there.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"pictures need a folder that can be written, {str(folder)!r} is none "
+            f"({error.strerror}); name another"
+        ) from error
+
+
 def answer_json(found: TextAnswer | Detections) -> dict[str, Any]:
     """The fields of one answer."""
     from paligemma.outputs.types import TextAnswer

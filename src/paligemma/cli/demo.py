@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.answers import answer_json, answer_text, echo_json, write_overlay
+from paligemma.cli.answers import (
+    answer_json,
+    answer_text,
+    echo_json,
+    make_folder,
+    write_overlay,
+)
 from paligemma.cli.options import ModelChoice, model_options
-from paligemma.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,13 +50,7 @@ def demo(image: str | None, folder: Path, as_json: bool, model: ModelChoice) -> 
 
     Without IMAGE it is examples/desk.png of the repository, or else a drawn scene.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"--output-dir must name a folder that can be written, got {str(folder)!r} ({error}); "
-            "name another"
-        ) from error
+    make_folder(folder)
     pg = model.load()
     picture = _picture() if image is None else pg.open_picture(image)
     encoded = pg.encode_image(picture)  # once, for all five

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.answers import echo_json
+from paligemma.cli.answers import echo_json, make_folder
 from paligemma.cli.options import ModelChoice, model_options
-from paligemma.errors import DataError
 
 if TYPE_CHECKING:
     from paligemma.processing.inspection import ExampleView
@@ -53,8 +52,6 @@ def inspect(
     from paligemma.pretrained import LoadOptions, load_processor
     from paligemma.processing.inspection import inspect_example
 
-    if folder is not None and not folder.parent.is_dir():
-        raise DataError(f"a folder is made in an existing one, there is no {str(folder.parent)!r}")
     processor, config = load_processor(model.name, LoadOptions(**model.options))
     view = inspect_example(
         processor,
@@ -65,6 +62,7 @@ def inspect(
         text_len=text_len,
     )
     if folder is not None:
+        make_folder(folder)
         _write_pictures(folder, view)
     if as_json:
         echo_json(_view_json(view))
@@ -105,7 +103,6 @@ def _write_pictures(folder: Path, view: ExampleView) -> None:
     from paligemma.outputs.export import save_png
     from paligemma.processing.attention_picture import attention_picture
 
-    folder.mkdir(exist_ok=True)
     names = [f"picture_{number}.png" for number in range(1, len(view.pictures) + 1)]
     for name, pixels in zip(names, view.pictures, strict=True):
         save_png(Image.fromarray(pixels), folder / name)
