@@ -264,12 +264,17 @@ class BigVisionReader:
         found = {key: info.shape for key, info in self.arrays.items()}
         return compare_shapes(wanted, found)
 
+    def read(self, torch_name: str) -> Tensor:
+        """One parameter that is not stacked over layers, such as the embedding table."""
+        row = next(row for row in _TABLE if row.names == (torch_name,) and not row.stacked)
+        return row.to_torch(self._npz.read(self._prefix + row.key)).contiguous()
+
     def tensors(self, config: PaliGemmaConfig) -> Iterator[tuple[str, Tensor]]:
         """(torch name, tensor) of every parameter in the table's order, one layer at a time."""
         for row in rows(config, fused=self.fused):
             key = self._prefix + row.key
             if not row.stacked:
-                yield row.names[0], row.to_torch(self._npz.read(key)).contiguous()
+                yield row.names[0], self.read(row.names[0])
                 continue
             for layer, block in enumerate(self._npz.slices(key)):
                 parts = block.unbind() if len(row.names) > 1 else (block,)

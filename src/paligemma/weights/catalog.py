@@ -38,6 +38,7 @@ _TOKENIZERS = ("tokenizer.model", "tokenizer.json", "paligemma_tokenizer.model")
 _CODECS = ("mask_codec.safetensors", "vae-oid.npz")
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _MAX_SHARDS = 1000
+_MAX_SHOWN = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,7 @@ def release_of(name: str) -> tuple[Release, int] | None:
 
 
 def _unknown(name: str) -> str:
+    name = name if len(name) <= _MAX_SHOWN else name[:_MAX_SHOWN] + "..."
     known = [EMBEDDED, *published_ids()]
     close = difflib.get_close_matches(name, [k.removeprefix("google/") for k in known], n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"for instance {EMBEDDED!r}"

@@ -1,0 +1,52 @@
+"""SHA-256 of files, and the hashes their publishers stated."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+SUMS_NAME = "SHA256SUMS"
+_HEX = re.compile(r"^[0-9a-f]{64}$")
+_LINE = re.compile(r"^([0-9a-fA-F]{64}) [ *](.+)$")
+_MAX_SUMS_BYTES = 1 << 20
+
+
+def sha256(path: Path) -> str:
+    """Lower-case hex digest of a file of any size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stated_hashes(folder: Path, paths: Iterable[Path]) -> dict[Path, tuple[str, str]]:
+    """Hashes known for some of the files: path -> (hex digest, who states it).
+
+    Known are a SHA256SUMS file in the folder, the hub's cache, which names large files after their
+    hash, and the metadata it keeps beside files downloaded into a folder.
+    """
+    sums = _read_sums(folder / SUMS_NAME)
+    found = {}
+    for path in paths:
+        blob = path.resolve().name
+        beside = folder / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+        if path.name in sums:
+            found[path] = (sums[path.name], SUMS_NAME)
+        elif path.is_symlink() and _HEX.match(blob):
+            found[path] = (blob, "the hub")
+        elif beside.is_file() and (etag := _etag(beside)) is not None:
+            found[path] = (etag, "the hub")
+    return found
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    if not path.is_file() or path.stat().st_size > _MAX_SUMS_BYTES:
+        return {}
+    lines = (_LINE.match(line) for line in path.read_text(errors="replace").splitlines())
+    return {match[2]: match[1].lower() for match in lines if match}
+
+
+def _etag(path: Path) -> str | None:
+    """Second line of the hub's metadata: the SHA-256 of large files, something else of small."""
+    lines = path.read_text(errors="replace")[:4096].splitlines()
+    return lines[1] if len(lines) > 1 and _HEX.match(lines[1]) else None
