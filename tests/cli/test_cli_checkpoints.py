@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_folder import DESK, EMBEDDED
 
 Run = Callable[..., Any]
@@ -80,3 +81,31 @@ def test_inspect_works_without_a_picture_and_reports_what_it_removed(paligemma: 
     assert done.status == 0
     assert "note: a leading <image> was removed" in done.out
     assert "0 pictures" in done.out
+
+
+def test_the_doctor_finds_nothing_wrong_with_a_sound_model(paligemma: Run, tiny_dir: Path) -> None:
+    done = paligemma("doctor", tiny_dir, "--json")
+    assert done.status == 0
+    assert done.json["verdict"] == "ok"
+    checks = {found["check"] for found in done.json["findings"]}
+    assert {"files", "hashes", "config", "shapes", "statistics", "tokenizer", "forward"} <= checks
+    quick = paligemma("doctor", tiny_dir, "--quick")
+    assert quick.status == 0
+    assert quick.out.splitlines()[-1] == "Nothing is wrong with it."
+    assert "forward" not in quick.out
+
+
+def test_the_doctor_says_what_is_wrong_and_exits_with_1(
+    paligemma: Run, tiny_dir: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_dir, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    name = max(tensors)
+    tensors[name] = torch.full_like(tensors[name], torch.nan)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    done = paligemma("doctor", folder)
+    assert done.status == 1
+    wrong = [line for line in done.out.splitlines() if line.startswith("error")]
+    assert len(wrong) == 1
+    assert "statistics" in wrong[0]
+    assert done.out.splitlines()[-1] == "It will not work as it is; see the errors."

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import math
 import struct
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from paligemma.cli.answers import echo_json
+
+_VERDICTS = {
+    "ok": "Nothing is wrong with it.",
+    "warning": "It will work, but see the warnings.",
+    "error": "It will not work as it is; see the errors.",
+}
 
 
 @click.command()
@@ -129,3 +136,36 @@ def convert(
         **options,
     )
     click.echo(f"paligemma: wrote {click.format_filename(written)}", err=True)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--revision", metavar="NAME", help="Branch of the hub.")
+@click.option("--quick", is_flag=True, help="Headers only: no hashes, values or forward pass.")
+@click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
+@click.pass_context
+def doctor(
+    ctx: click.Context, model: str, revision: str | None, quick: bool, as_json: bool
+) -> None:
+    """Check the checkpoint MODEL and say in plain words what is wrong with it.
+
+    Looks at files, hashes, config, shapes, dtypes, statistics, tokenizer and embeddings, and runs
+    a forward pass. Exits with 1 if the model will not work.
+
+    \b
+    paligemma doctor tiny
+    paligemma doctor ./paligemma2-3b-mix-448 --quick
+    """
+    from paligemma.weights.doctor import diagnose, worst
+
+    findings = diagnose(model, revision=revision, hash_files=not quick, read_weights=not quick)
+    verdict = worst(findings)
+    if as_json:
+        echo_json(
+            {"model": model, "verdict": verdict, "findings": [asdict(found) for found in findings]}
+        )
+    else:
+        for found in findings:
+            click.echo(f"{found.level:7}  {found.check:10}  {found.message}")
+        click.echo(_VERDICTS[verdict])
+    ctx.exit(1 if verdict == "error" else 0)
