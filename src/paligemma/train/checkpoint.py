@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -80,24 +81,25 @@ def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> None
     """
     try:
         stored = json.loads((path / "state.json").read_text())
+        run, counters = stored["run"], stored["counters"]
         tensors = {
             name: load_file(path / f"{name}.safetensors")
             for name in ("model", "objective", "optimizer")
         }
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be read ({error}); delete it to start from the one "
             "before"
         ) from error
-    if stored["run"] != meta:
-        changed = sorted(k for k in {*stored["run"], *meta} if stored["run"].get(k) != meta.get(k))
+    if run != meta:
+        changed = sorted(key for key in {*run, *meta} if run.get(key) != meta.get(key))
         raise CheckpointError(
             f"a run resumes with the configuration it began with, but {', '.join(changed)} "
             "changed; use another output folder"
         )
     _load(state.model, tensors["model"], path)
     _load(state.objective, tensors["objective"], path)
-    state.optimizer.import_state(tensors["optimizer"], stored["counters"])
+    state.optimizer.import_state(tensors["optimizer"], counters)
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

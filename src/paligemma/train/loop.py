@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -92,29 +93,30 @@ def train(
     _drop_lines_after(folder / METRICS_FILE, first)
     model.train()
     interrupted = _Interrupt()
-    window = _Window(first)
+    window = _Window()
     bar = tqdm(total=options.total_steps, initial=first, unit="step", disable=not options.progress)
-    for batch in batches(source, first, options.total_steps, options.num_workers):
-        optimizer.zero_grad()
-        loss, parts = objective(model, batch)
-        loss.backward()
-        norms = optimizer.step()
-        window.add({"loss": loss.detach(), **parts, **norms})
-        done = optimizer.steps_done
-        last = done == options.total_steps
-        if done % options.log_every == 0 or last:
-            line = window.line(done, optimizer.schedule_factors(done - 1))
-            with (folder / METRICS_FILE).open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            bar.set_postfix(loss=f"{line['loss']:.3f}")
-        if done % options.save_every == 0 or last or interrupted.asked:
-            save_checkpoint(folder, state, meta)
-        bar.update()
-        if interrupted.asked:
-            bar.close()
-            raise KeyboardInterrupt
-    bar.close()
-    interrupted.restore()
+    try:
+        for batch in batches(source, first, options.total_steps, options.num_workers):
+            optimizer.zero_grad()
+            loss, parts = objective(model, batch)
+            loss.backward()
+            norms = optimizer.step()
+            window.add({"loss": loss.detach(), **parts, **norms})
+            done = optimizer.steps_done
+            last = done == options.total_steps
+            if done % options.log_every == 0 or last:
+                line = window.line(done, optimizer.schedule_factors(done - 1))
+                with (folder / METRICS_FILE).open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                bar.set_postfix(loss=f"{line['loss']:.3f}")
+            if done % options.save_every == 0 or last or interrupted.asked:
+                save_checkpoint(folder, state, meta)
+            bar.update()
+            if interrupted.asked:
+                raise KeyboardInterrupt
+    finally:
+        bar.close()
+        interrupted.restore()
     model.eval()
     return _last_line(folder / METRICS_FILE)
 
@@ -122,8 +124,7 @@ def train(
 class _Window:
     """Averages over the steps since the last line."""
 
-    def __init__(self, first: int) -> None:
-        self.first = first
+    def __init__(self) -> None:
         self.sums: dict[str, float] = {}
         self.count = 0
         self.started = time.monotonic()
@@ -173,10 +174,20 @@ def _first_live_schedule(optim: OptimConfig) -> ScheduleConfig:
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
-    """Forget metrics of steps that will be repeated."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in lines))
+    """Forget metrics of steps that will be repeated, and a line that a kill cut in half."""
+    if not path.exists():
+        return
+    kept = []
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if line["step"] <= step:
+            kept.append(text + "\n")
+    partial = path.with_name(f".partial_{path.name}")
+    partial.write_text("".join(kept))
+    os.replace(partial, path)
 
 
 def _last_line(path: Path) -> dict[str, Any]:

@@ -76,6 +76,20 @@ class Stage:
         )
 
 
+# A window does not know its place among the nine of the whole picture, so it is not asked for it.
+_WINDOW_WEIGHTS = {
+    "caption": 2.0,
+    "ocr": 3.0,
+    "color": 0.7,
+    "count": 0.8,
+    "presence": 0.8,
+    "reading": 1.5,
+    "comparison": 0.9,
+    "detect": 4.0,
+    "segment": 3.0,
+    "caption_region": 0.8,
+}
+_WHOLE_WEIGHTS = {**_WINDOW_WEIGHTS, "position": 0.9, "question": 0.3}
 # Low resolution first, then full, as the original's stages do; before both, the tower alone.
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -97,17 +111,35 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="joint-112",
         window_px=112,
-        total_steps=2600,
+        total_steps=2200,
         num_scenes=12,
         prompts_per_scene=2,
         lr=8e-4,
-        tower_lr_mult=0.6,
         warmup_steps=100,
-        patch_weight=0.3,
+        patch_weight=0.5,
         loc_sigma_bins=6.0,
+        weights=_WINDOW_WEIGHTS,
         scenes=SceneOptions(
-            size_px=112, label_shares=(0.45, 0.25, 0.3), max_objects=4, max_signs=2
+            size_px=112,
+            label_shares=(0.4, 0.28, 0.32),
+            min_objects=2,
+            max_objects=6,
+            max_signs=3,
         ),
+    ),
+    Stage(
+        name="joint-224",
+        window_px=224,
+        total_steps=2000,
+        num_scenes=8,
+        prompts_per_scene=2,
+        lr=6e-4,
+        warmup_steps=50,
+        patch_weight=0.3,
+        loc_sigma_bins=2.5,
+        weights=_WHOLE_WEIGHTS,
+        squashed_share=0.25,
+        scenes=SceneOptions(label_shares=(0.48, 0.25, 0.27), min_objects=2, max_objects=6),
     ),
 )
 
