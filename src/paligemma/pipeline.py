@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -34,6 +34,8 @@ from paligemma.processing.processor import Processor
 from paligemma.vocab import Vocab
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from paligemma.outputs.vqvae import MaskCodec
 
 logger = logging.getLogger(__name__)
@@ -57,11 +59,13 @@ class EncodedImage:
         soft_tokens: float[1, F*I, D].
         image_wh: width and height of the (first) picture, pixels.
         owner: the model that encoded it, and that answers.
+        picture: uint8[H, W, 3], the (first) picture itself; None where it came as prepared pixels.
     """
 
     soft_tokens: Tensor = field(repr=False)
     image_wh: tuple[int, int]
     owner: PaliGemma = field(repr=False)
+    picture: NDArray[Any] | None = field(default=None, repr=False)
 
     def ask(self, prompt: str, **options: Any) -> TextAnswer | Detections:
         """See `PaliGemma.ask`."""
@@ -179,7 +183,7 @@ class PaliGemma:
         parsed = parse_tokens(record, self.vocab, self.processor.tokenizer.decode)
         if encoded is None or not (asks or parsed.objects):
             return self._text(record)
-        found = self._detections(parsed, encoded.image_wh)
+        found = self._detections(parsed, encoded)
         return found if threshold is None else found.above(threshold)
 
     def detect(self, image: Picture, labels: str | Sequence[str], **options: Any) -> Detections:
@@ -279,25 +283,27 @@ class PaliGemma:
                     "model; encode the picture again"
                 )
         read = [self._read(image) for image in images if not isinstance(image, EncodedImage)]
-        new = iter(self._encode([pixels for pixels, _ in read]) if read else ())
-        sizes = iter(image_wh for _, image_wh in read)
-        return [
-            image
-            if isinstance(image, EncodedImage)
-            else EncodedImage(soft_tokens=next(new), image_wh=next(sizes), owner=self)
-            for image in images
-        ]
+        soft_tokens = self._encode([pixels for pixels, _ in read]) if read else ()
+        new = iter(
+            EncodedImage(
+                soft_tokens=tokens,
+                image_wh=(first.shape[-2], first.shape[-3]),
+                owner=self,
+                picture=None if isinstance(first, Tensor) else first,
+            )
+            for tokens, (_, first) in zip(soft_tokens, read, strict=True)
+        )
+        return [image if isinstance(image, EncodedImage) else next(new) for image in images]
 
-    def _read(self, image: ImageSource | Tensor | Frames) -> tuple[Tensor, tuple[int, int]]:
-        """Pixels as the model reads them, and the size of the (first) picture."""
+    def _read(self, image: ImageSource | Tensor | Frames) -> tuple[Tensor, Tensor | NDArray[Any]]:
+        """Pixels as the model reads them, and the (first) picture itself."""
         many = isinstance(image, list | tuple)
         frames = [
             frame if isinstance(frame, Tensor) else self.open_picture(frame)
             for frame in (cast(Frames, image) if many else [cast(ImageSource, image)])
         ]
         pixels = self.processor.pixels(frames if many else frames[0])
-        height, width = frames[0].shape[-3:-1]
-        return pixels, (width, height)
+        return pixels, frames[0]
 
     def open_picture(self, source: ImageSource) -> Any:
         """uint8[H, W, 3] of a picture, upright, within the bounds this model was loaded with."""
@@ -333,9 +339,12 @@ class PaliGemma:
     def _text(self, record: TokenRecord) -> TextAnswer:
         return text_answer(record, self.vocab, self.processor.tokenizer.decode)
 
-    def _detections(self, parsed: ParsedOutput, image_wh: tuple[int, int]) -> Detections:
+    def _detections(self, parsed: ParsedOutput, encoded: EncodedImage) -> Detections:
         has_masks = any(item.seg is not None for item in parsed.objects)
-        return to_detections(parsed, image_wh, codec=self.mask_codec if has_masks else None)
+        codec = self.mask_codec if has_masks else None
+        return replace(
+            to_detections(parsed, encoded.image_wh, codec=codec), picture=encoded.picture
+        )
 
     def _grammar(self, task: str, labels: str) -> ObjectGrammar:
         encode = self.processor.tokenizer.encode

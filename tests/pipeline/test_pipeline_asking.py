@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_folder import DESK
 
 from paligemma import Detections, PaliGemma, TextAnswer
-from paligemma.errors import ConfigError, ImageError, PromptError
+from paligemma.errors import ConfigError, DataError, ImageError, PromptError
 
 Scripted = Callable[..., PaliGemma]
 
@@ -50,6 +50,18 @@ def test_boxes_are_in_pixels_of_the_original_picture(scripted: Scripted) -> None
     assert item.image_wh == (640, 480)
     assert item.box_yxyx == pytest.approx((100 / 1023, 200 / 1023, 300 / 1023, 400 / 1023))
     assert item.box_xyxy_px == pytest.approx((125.122, 46.921, 250.244, 140.762), abs=1e-3)
+
+
+def test_detections_draw_on_the_picture_they_were_found_in(scripted: Scripted) -> None:
+    pg = scripted(CIRCLE)
+    found = pg.detect(DESK, "circle")
+    with Image.open(DESK) as desk:
+        expected = found.draw(desk.convert("RGB"))
+    assert found.draw().tobytes() == expected.tobytes()
+    assert found.above(0.0).draw().tobytes() == expected.tobytes()
+    pixels = pg.processor.pixels(DESK)
+    with pytest.raises(DataError, match="pass it to draw"):
+        pg.detect(pixels, "circle").draw()
 
 
 def test_scores_come_from_the_probabilities_of_the_tokens(scripted: Scripted) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from paligemma.cli.start import quick_start
 
 if TYPE_CHECKING:
     from paligemma.pipeline import PaliGemma
@@ -28,15 +29,10 @@ class ModelChoice:
 
     def load(self) -> PaliGemma:
         """Load the model; torch is imported here and not before."""
-        # What is imported stays; looking for garbage in it takes a tenth of the start-up.
-        gc.disable()
-        try:
+        with quick_start():
             from paligemma.pipeline import PaliGemma
 
             return PaliGemma.from_pretrained(self.name, **self.options)
-        finally:
-            gc.freeze()
-            gc.enable()
 
 
 @dataclass(frozen=True, kw_only=True)

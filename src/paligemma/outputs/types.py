@@ -7,7 +7,7 @@ width, `box_xyxy_px` is (x0, y0, x1, y1) in pixels of the original image.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -188,12 +188,14 @@ class Detections(Sequence[Detection]):
       image_wh: width and height of the image, pixels.
       text: the model's whole output.
       rest: the part of the text that belongs to no object.
+      picture: uint8[H, W, 3] that was asked about, for `draw`; None where it is not known.
     """
 
     items: tuple[Detection, ...]
     image_wh: tuple[int, int]
     text: str = ""
     rest: str = ""
+    picture: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -211,7 +213,7 @@ class Detections(Sequence[Detection]):
     def above(self, score: float) -> Detections:
         """Only the valid objects with at least this confidence; unscored objects stay."""
         kept = tuple(d for d in self if d.is_valid and (d.score is None or d.score >= score))
-        return Detections(items=kept, image_wh=self.image_wh, text=self.text, rest=self.rest)
+        return replace(self, items=kept)
 
     def to_json(self) -> list[dict[str, Any]]:
         """See `export.to_json`."""
@@ -252,15 +254,29 @@ class Detections(Sequence[Detection]):
         return export.to_supervision(self, class_names=class_names)
 
     def draw(
-        self, image: Image.Image | np.ndarray, *, style: DrawStyle | None = None
+        self, image: Image.Image | np.ndarray | None = None, *, style: DrawStyle | None = None
     ) -> Image.Image:
-        """A picture of the image with its boxes, masks and labels; see `draw.draw_detections`."""
+        """The picture with its boxes, masks and labels; see `draw.draw_detections`.
+
+        Args:
+          image: what to draw on; the picture that was asked about by default.
+
+        Raises:
+          DataError: no image is given and none is known, or its size differs.
+        """
         from paligemma.outputs.draw import DrawStyle, draw_detections
 
+        image = self.picture if image is None else image
+        if image is None:
+            raise DataError("These detections do not hold their picture; pass it to draw.")
         return draw_detections(image, self, style=style or DrawStyle())
 
     def save_png(
-        self, path: str | Path, image: Image.Image | np.ndarray, *, style: DrawStyle | None = None
+        self,
+        path: str | Path,
+        image: Image.Image | np.ndarray | None = None,
+        *,
+        style: DrawStyle | None = None,
     ) -> None:
         """Writes `draw(image)` as PNG, whole or not at all."""
         from paligemma.outputs.export import save_png
