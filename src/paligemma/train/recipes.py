@@ -130,7 +130,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="joint-224",
         window_px=224,
-        total_steps=2000,
+        total_steps=2300,
         num_scenes=8,
         prompts_per_scene=2,
         lr=6e-4,

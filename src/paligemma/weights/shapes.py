@@ -13,7 +13,7 @@ from paligemma.model import PaliGemmaModel
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def parameter_shapes(config: PaliGemmaConfig) -> Shapes:
     """Torch name -> shape of every parameter; nothing is allocated."""
     with torch.device("meta"):

@@ -1,0 +1,72 @@
+"""A training run small enough for a test: the real parts with a model of a few thousand weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from paligemma.model import PaliGemmaModel
+from paligemma.model.paligemma import init_weights
+from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
+from paligemma.processing.processor import Processor
+from paligemma.processing.tokenizer import Tokenizer
+from paligemma.train.data import SceneSource
+from paligemma.train.objective import SceneObjective
+from paligemma.train.optim import OptimConfig
+from paligemma.train.schedule import ScheduleConfig
+from paligemma.train.tiny import PATCH_PX, tiny_config
+
+EMBEDDED = Path(str(resources.files("paligemma"))) / "models" / "tiny"
+FIELD_PX, WINDOW_PX = 96, 64
+OPTIM = OptimConfig(
+    lr=1e-3,
+    wd=1e-4,
+    schedule=((".*", ScheduleConfig(decay_type="cosine", warmup_steps=2)),),
+)
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(EMBEDDED / "tokenizer.model")
+
+
+@cache
+def mask_codec() -> MaskCodec:
+    return load_mask_codec(EMBEDDED / "mask_codec.safetensors")
+
+
+def small_model(seed: int = 0) -> PaliGemmaModel:
+    """The embedded architecture with one layer of width 32 in tower and decoder."""
+    config = tiny_config(tokenizer().vocab, FIELD_PX)
+    vision = replace(config.vision, width=32, depth=1, mlp_dim=32, num_heads=2)
+    text = replace(config.text, width=32, depth=1, mlp_dim=32, num_heads=2, head_dim=16)
+    model = PaliGemmaModel(replace(config, vision=vision, text=text))
+    init_weights(model, seed)
+    return model
+
+
+def small_objective(model: PaliGemmaModel) -> SceneObjective:
+    torch.manual_seed(0)
+    return SceneObjective(model.config.vision.width, patch_weight=0.5, loc_sigma_bins=4.0)
+
+
+def small_source(**changes: object) -> SceneSource:
+    """Two scenes a step, two prompts each; windows of 64 px in a field of 96 px."""
+    side = changes.pop("window_px", WINDOW_PX)
+    assert isinstance(side, int)
+    source = SceneSource(
+        processor=Processor(tokenizer(), side),
+        field_px=FIELD_PX,
+        codec=mask_codec(),
+        patch_px=PATCH_PX,
+        num_scenes=2,
+        prompts_per_scene=2,
+        text_len=96,
+        weights=None,
+        seed=0,
+    )
+    return replace(source, **changes)  # type: ignore[arg-type]

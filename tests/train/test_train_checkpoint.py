@@ -1,0 +1,155 @@
+"""Training state on disk: whole or not there, and refused when it does not fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from scene_training import OPTIM, small_model, small_objective
+from torch import nn
+
+from paligemma.errors import CheckpointError
+from paligemma.model import PaliGemmaModel
+from paligemma.train import checkpoint
+from paligemma.train.checkpoint import (
+    TrainState,
+    checkpoints,
+    digest,
+    load_checkpoint,
+    save_checkpoint,
+)
+from paligemma.train.optim import Optimizer
+
+META = {"optim": {"lr": 1e-3}, "total_steps": 6}
+
+
+def state_of(model: PaliGemmaModel) -> TrainState:
+    objective = small_objective(model)
+    optimizer = Optimizer(
+        model,
+        OPTIM,
+        total_steps=6,
+        extra_parameters=dict(objective.named_parameters()),
+        extra_schedule=OPTIM.schedule[0][1],
+    )
+    return TrainState(model=model, objective=objective, optimizer=optimizer)
+
+
+def advance(state: TrainState, num_steps: int = 1) -> None:
+    """Updates with gradients that depend on the step alone."""
+    for _ in range(num_steps):
+        generator = torch.Generator().manual_seed(state.optimizer.steps_done)
+        for parameter in (*state.model.parameters(), *state.objective.parameters()):
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        state.optimizer.step()
+
+
+@pytest.fixture
+def trained() -> TrainState:
+    state = state_of(small_model())
+    advance(state, 3)
+    return state
+
+
+def test_weights_moments_and_step_count_come_back(trained: TrainState, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, trained, META)
+    assert path.name == "step_0000003"
+    fresh = state_of(small_model(seed=1))
+    load_checkpoint(path, fresh, META)
+    assert fresh.optimizer.steps_done == 3
+    for state in (trained, fresh):
+        advance(state)
+    # Equal after one more update: so the moments are equal too.
+    assert digest(fresh.model) == digest(trained.model)
+    assert digest(fresh.objective) == digest(trained.objective)
+
+
+def test_only_the_newest_two_are_kept_and_the_order_is_by_step(
+    trained: TrainState, tmp_path: Path
+) -> None:
+    for _ in range(3):
+        save_checkpoint(tmp_path, trained, META)
+        advance(trained, 4)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_0000007", "step_0000011"]
+
+
+def test_a_folder_half_written_is_no_checkpoint(
+    trained: TrainState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = save_checkpoint(tmp_path, trained, META)
+    advance(trained)
+
+    def cut(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", cut)
+        with pytest.raises(OSError, match="no space left"):
+            save_checkpoint(tmp_path, trained, META)
+    assert (tmp_path / ".partial_step_0000004" / "model.safetensors").exists()
+    assert checkpoints(tmp_path) == [complete]
+    # The next attempt is not disturbed by what was left.
+    assert [save_checkpoint(tmp_path, trained, META)] == checkpoints(tmp_path)[1:]
+
+
+def test_other_files_beside_checkpoints_are_none(tmp_path: Path) -> None:
+    for name in ("step_12", "step_0000003.old", "metrics.jsonl", "model"):
+        (tmp_path / name).mkdir()
+    assert checkpoints(tmp_path) == []
+    assert checkpoints(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("name", ["model", "objective", "optimizer"])
+def test_a_truncated_file_is_named_with_the_way_back(
+    trained: TrainState, tmp_path: Path, name: str
+) -> None:
+    path = save_checkpoint(tmp_path, trained, META)
+    file = path / f"{name}.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(
+        CheckpointError, match=r"step_0000003 cannot be read .*; delete it to start"
+    ):
+        load_checkpoint(path, trained, META)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"run": {}}', '{"counters": 1}'])
+def test_a_damaged_description_is_refused(trained: TrainState, tmp_path: Path, text: str) -> None:
+    path = save_checkpoint(tmp_path, trained, META)
+    (path / "state.json").write_text(text)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(path, trained, META)
+
+
+def test_a_missing_file_is_refused(trained: TrainState, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, trained, META)
+    (path / "optimizer.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(path, trained, META)
+
+
+def test_every_changed_setting_is_named(trained: TrainState, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, trained, META)
+    with pytest.raises(CheckpointError, match="but optim, seed changed; use another output folder"):
+        load_checkpoint(path, trained, {"optim": {"lr": 1.0}, "total_steps": 6, "seed": 3})
+    assert json.loads((path / "state.json").read_text())["run"] == META
+
+
+def test_weights_of_another_model_are_refused(trained: TrainState, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, trained, META)
+    other = small_model()
+    wider = replace(other.config.text, mlp_dim=40)
+    state = state_of(PaliGemmaModel(replace(other.config, text=wider)))
+    with pytest.raises(CheckpointError, match=r"another model: [^\n]*\n.*mlp.gate.weight"):
+        load_checkpoint(path, state, META)
+
+
+def test_the_digest_is_the_sum_of_absolute_weights() -> None:
+    module = nn.Linear(2, 1)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[1.5, -2.0]]))
+        module.bias.fill_(-0.25)
+    assert digest(module) == 3.75
