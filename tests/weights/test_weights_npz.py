@@ -218,6 +218,28 @@ def test_a_flipped_byte_is_noticed(make_config, make_model, tmp_path: Path) -> N
         read(path, model.config)
 
 
+def test_damage_anywhere_is_one_kind_of_error(make_config, make_model, tmp_path: Path) -> None:
+    config = make_config(1, depth=1)
+    with np.load(write(tmp_path / "m.npz", make_model(config))) as file:
+        np.savez_compressed(tmp_path / "z.npz", **file)
+    whole = (tmp_path / "z.npz").read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for number in range(100):
+        data = bytearray(whole)
+        places = (rng.integers(len(data)), rng.integers(300), len(data) - 1 - rng.integers(3000))
+        data[places[number % 3]] = rng.integers(256)
+        path = tmp_path / f"{number}.npz"
+        path.write_bytes(
+            bytes(data[: rng.integers(len(data))]) if number % 10 == 0 else bytes(data)
+        )
+        try:
+            read(path, config)
+        except (CheckpointError, AssertionError):
+            refused += 1
+    assert refused > 70
+
+
 def test_a_header_that_claims_more_than_the_file_holds_is_refused(tmp_path: Path) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(

@@ -10,7 +10,9 @@ from __future__ import annotations
 import io
 import math
 import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,18 @@ _CHUNK_BYTES = 16 << 20
 _BOMB_BYTES = 1 << 30
 _BOMB_RATIO = 100
 _MAX_ARRAYS = 100_000
+# What the standard library and NumPy raise on damaged files; RuntimeError is encryption.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _DESCR = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "|V2"}
 
 
@@ -96,7 +110,7 @@ class NpzReader:
         try:
             self._file = io.BufferedReader(PartedFile(paths), _CHUNK_BYTES)
             self._zip = zipfile.ZipFile(self._file)
-        except (OSError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise CheckpointError(
                 f"an npz must be a complete zip file, {self.name} is not ({error}); "
                 "download it again, with all its .part pieces if it has any"
@@ -121,7 +135,7 @@ class NpzReader:
             with self._zip.open(member) as file:
                 shape, fortran_order, dtype = _read_header(file)
                 header_bytes = file.tell()
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        except _DAMAGE as error:
             raise CheckpointError(
                 f"every member of {self.name} must be a .npy array, {member.filename!r} is not "
                 f"({error}); write the file again with numpy.savez"
@@ -183,7 +197,7 @@ class NpzReader:
                         if (info.fortran_order)
                         else block
                     )
-        except (OSError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise CheckpointError(
                 f"array {key!r} of {self.name} must be readable in full, it is not ({error}); "
                 "the file is damaged or truncated, fetch it again"
