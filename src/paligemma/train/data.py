@@ -22,7 +22,7 @@ from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, resize
 from paligemma.scenes import Scene, SceneOptions, draw_scene, sample_example
 from paligemma.tasks.scenes import Box, scene_prefix, scene_suffix
-from paligemma.train.dense import patch_targets
+from paligemma.train.dense import boxes_in_field, patch_targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,7 @@ class SceneSource:
         squashed_share: share of pictures drawn wider or higher than square and squashed to it, as
             photographs are.
         scenes: which pictures are drawn; their size is the processor's.
+        boxes_in_field: see the function of that name in `dense`.
     """
 
     processor: Processor
@@ -77,6 +78,7 @@ class SceneSource:
     seed: int
     squashed_share: float = 0.0
     scenes: SceneOptions = field(default_factory=SceneOptions)
+    boxes_in_field: bool = False
 
     def batch(self, step: int) -> SceneBatch:
         rng = np.random.default_rng((self.seed, step))
@@ -88,6 +90,10 @@ class SceneSource:
             name: torch.from_numpy(np.stack([getattr(one, name) for one in targets]))
             for name in ("label", "color", "value", "chars", "order", "box")
         }
+        if self.boxes_in_field:
+            grid = self.processor.image_size_px // self.patch_px
+            boxes = boxes_in_field(patches["box"].numpy(), grid, self.patch_px, corner or (0, 0))
+            patches["box"] = torch.from_numpy(boxes)
         pictures = torch.stack([self.processor.pixels(scene.image) for scene in scenes])
         if self.codec is None or not self.prompts_per_scene:
             none = torch.zeros(0, 0, dtype=torch.long)

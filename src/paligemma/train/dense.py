@@ -77,6 +77,24 @@ def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
     )
 
 
+def boxes_in_field(
+    box: np.ndarray, grid: int, patch_px: int, corner: tuple[int, int]
+) -> np.ndarray:
+    """The object's edges in the field instead of their distances from each patch.
+
+    Asked for these, the tower carries where a patch is to the decoder; asked for distances alone,
+    it forgets it.
+
+    Args:
+        box: float32[B, I, 4] of `PatchTargets`.
+        grid: patches along a side of the picture.
+        corner: first patch of the picture in the field.
+    """
+    rows, columns = ((np.arange(grid) + first + 0.5) * patch_px for first in corner)
+    centres = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    return (box + np.tile(centres, 2) / _BOX_UNIT_PX).astype(np.float32)
+
+
 def _char_targets(scene: Scene, centre: np.ndarray, patch_px: int) -> tuple[np.ndarray, np.ndarray]:
     grid = len(centre)
     chars = np.full((grid, grid, 2), -1, dtype=np.int64)

@@ -62,6 +62,7 @@ class Stage:
     warmup_steps: int = 200
     weights: dict[str, float] | None = None
     squashed_share: float = 0.0
+    boxes_in_field: bool = False
     scenes: SceneOptions = field(default_factory=SceneOptions)
 
     def optim(self) -> OptimConfig:
@@ -89,7 +90,13 @@ _WINDOW_WEIGHTS = {
     "segment": 3.0,
     "caption_region": 0.8,
 }
-_WHOLE_WEIGHTS = {**_WINDOW_WEIGHTS, "position": 0.9, "question": 0.3}
+_WHOLE_WEIGHTS = {
+    **_WINDOW_WEIGHTS,
+    "position": 0.9,
+    "question": 0.3,
+    "detect": 5.0,
+    "segment": 4.0,
+}
 # Low resolution first, then full, as the original's stages do; before both, the tower alone.
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -130,15 +137,16 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="joint-224",
         window_px=224,
-        total_steps=2300,
+        total_steps=2100,
         num_scenes=8,
         prompts_per_scene=2,
-        lr=6e-4,
+        lr=8e-4,
         warmup_steps=50,
-        patch_weight=0.3,
+        patch_weight=0.5,
         loc_sigma_bins=2.5,
         weights=_WHOLE_WEIGHTS,
         squashed_share=0.25,
+        boxes_in_field=True,
         scenes=SceneOptions(label_shares=(0.48, 0.25, 0.27), min_objects=2, max_objects=6),
     ),
 )
@@ -262,6 +270,7 @@ def run_stage(
         seed=seed,
         squashed_share=stage.squashed_share,
         scenes=stage.scenes,
+        boxes_in_field=stage.boxes_in_field,
     )
     options = LoopOptions(total_steps=stage.total_steps, num_workers=num_workers, progress=progress)
     train(model, objective, source, stage.optim(), options, folder / stage.name)
