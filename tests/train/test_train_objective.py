@@ -1,0 +1,102 @@
+"""The objective is the original's loss plus the patch losses, however its rows are batched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from scene_training import FIELD_PX, small_model, small_objective, small_source
+
+from paligemma.model import PaliGemmaModel
+from paligemma.train.data import SceneBatch
+from paligemma.train.dense import patch_losses
+from paligemma.train.loss import training_loss
+from paligemma.train.objective import PATCH_WEIGHTS, SceneObjective
+
+
+def plain(model: PaliGemmaModel, **options: float) -> SceneObjective:
+    torch.manual_seed(0)
+    return SceneObjective(model.config.vision.width, **({"patch_weight": 0.0} | options))
+
+
+@pytest.fixture(scope="module")
+def whole_field() -> SceneBatch:
+    return small_source(window_px=FIELD_PX, num_scenes=3, prompts_per_scene=3).batch(0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"loc_sigma_bins": 4.0}, {"label_smoothing": 0.1}],
+    ids=["plain", "loc", "smooth"],
+)
+def test_without_patches_it_is_the_training_loss_of_the_same_rows(
+    whole_field: SceneBatch, options: dict[str, float]
+) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.projector.weight.normal_(std=0.1)
+        # Pictures repeated for each of their prompts, all rows in one batch.
+        text = whole_field.text
+        assert text.images is not None
+        repeated = replace(text, images=text.images.repeat_interleave(3, dim=0))
+        smoothing = options.get("label_smoothing", 0.0)
+        expected = training_loss(
+            model, repeated, smoothing, loc_sigma_bins=options.get("loc_sigma_bins", 0.0)
+        ).loss
+        loss, parts = plain(model, **options)(model, whole_field)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert parts.keys() == {"text"}
+
+
+def test_patch_losses_are_added_with_their_weights(whole_field: SceneBatch) -> None:
+    model = small_model()
+    objective = small_objective(model)
+    with torch.no_grad():
+        loss, parts = objective(model, whole_field)
+        assert whole_field.text.images is not None
+        answers = objective.heads(model.vision(whole_field.text.images))
+        losses = patch_losses(answers, whole_field.patches)
+    assert losses.keys() == PATCH_WEIGHTS.keys()
+    expected = parts["text"] + 0.5 * sum(PATCH_WEIGHTS[name] * losses[name] for name in losses)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert {f"patch_{name}" for name in losses} | {"text"} == parts.keys()
+
+
+def test_a_batch_without_text_trains_tower_and_heads_alone() -> None:
+    model = small_model()
+    objective = small_objective(model)
+    loss, parts = objective(model, small_source(prompts_per_scene=0).batch(0))
+    loss.backward()
+    assert "text" not in parts
+    assert model.vision.patch_embed.proj.weight.grad is not None
+    assert objective.heads.proj.weight.grad is not None
+    assert all(p.grad is None for p in model.text.parameters())
+
+
+def test_a_window_uses_the_part_of_the_position_table_that_it_shows() -> None:
+    model = small_model()
+    objective = small_objective(model)
+    batch = small_source(prompts_per_scene=0).batch(3)
+    assert batch.corner is not None
+    loss, _ = objective(model, batch)
+    loss.backward()
+    table = model.vision.pos_embedding.grad
+    assert table is not None
+    touched = table[0].view(6, 6, -1).abs().sum(dim=-1) > 0
+    row, column = batch.corner
+    expected = torch.zeros(6, 6, dtype=torch.bool)
+    expected[row : row + 4, column : column + 4] = True
+    assert torch.equal(touched, expected)
+
+
+def test_every_parameter_gets_a_gradient_from_a_whole_batch(whole_field: SceneBatch) -> None:
+    model = small_model()
+    with torch.no_grad():
+        # Zero at the start, as in the original: the tower would learn from patches alone.
+        model.projector.weight.normal_(std=0.1)
+    objective = small_objective(model)
+    loss, _ = objective(model, whole_field)
+    loss.backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
