@@ -29,19 +29,21 @@ def answer_each(
     *,
     model: ModelChoice,
     output: OutputChoice,
+    greedy: bool,
 ) -> None:
     """Ask every example the same and show the answers.
 
     Args:
         examples: paths, or addresses where the model was told to allow them.
         prompt: for the record; `ask` holds it already.
+        greedy: `ask` draws no random numbers.
     """
     from paligemma.processing.prompts import clean_prompt
 
     # A bad prompt or path is known before a large model is loaded.
     clean_prompt(prompt)
     overlays = list(_overlay_paths([example[0] for example in examples], output.overlay))
-    pg = model.load()
+    pg = model.load(greedy=greedy)
     records = []
     for example, overlay in zip(examples, overlays, strict=True):
         pictures = [pg.open_picture(image) for image in example]

@@ -12,6 +12,7 @@ from paligemma.cli.options import (
     ModelChoice,
     OutputChoice,
     decoding_options,
+    is_greedy,
     model_options,
     object_options,
     output_options,
@@ -210,7 +211,7 @@ def generate(
 
     clean_prompt(prompt)
     example = examples[0] if frames else examples[0][0]
-    for piece in model.load().stream(example, prompt, **decoding):
+    for piece in model.load(greedy=is_greedy(decoding)).stream(example, prompt, **decoding):
         click.echo(piece, nl=False)
     click.echo()
 
@@ -229,6 +230,7 @@ def _ask_objects(
         lambda pg, picture: pg.ask(picture, prompt, **objects, **decoding),
         model=model,
         output=output,
+        greedy=is_greedy(decoding),
     )
 
 
@@ -245,4 +247,5 @@ def _ask_text(
         lambda pg, picture: pg.generate(picture, prompt, **decoding),
         model=model,
         output=output,
+        greedy=is_greedy(decoding),
     )

@@ -51,7 +51,7 @@ def demo(image: str | None, folder: Path, as_json: bool, model: ModelChoice) -> 
     Without IMAGE it is examples/desk.png of the repository, or else a drawn scene.
     """
     make_folder(folder)
-    pg = model.load()
+    pg = model.load(greedy=True)
     picture = _picture() if image is None else pg.open_picture(image)
     encoded = pg.encode_image(picture)  # once, for all five
     answers = []

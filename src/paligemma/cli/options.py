@@ -27,9 +27,13 @@ class ModelChoice:
     name: str
     options: dict[str, Any]
 
-    def load(self) -> PaliGemma:
-        """Load the model; torch is imported here and not before."""
-        with quick_start():
+    def load(self, *, greedy: bool = False) -> PaliGemma:
+        """Load the model; torch is imported here and not before.
+
+        Args:
+            greedy: answers will not be drawn; see `quick_start`.
+        """
+        with quick_start(greedy=greedy):
             from paligemma.pipeline import PaliGemma
 
             return PaliGemma.from_pretrained(self.name, **self.options)
@@ -128,6 +132,14 @@ model_options = _gathered(
     ],
     _choose_model,
 )
+
+_DRAWING = ("temperature", "top_k", "top_p", "best_of")
+
+
+def is_greedy(decoding: dict[str, Any]) -> bool:
+    """Whether no option of `decoding_options` asks for random numbers."""
+    return not any(name in decoding for name in _DRAWING)
+
 
 decoding_options = _gathered(
     "decoding",

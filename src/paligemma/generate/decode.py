@@ -117,7 +117,9 @@ def answer(
     """Decode from a prompt that is in the cache already; the cache is used up."""
     vocab = model.config.vocab
     logits, positions, cache = prompt.logits, prompt.positions, prompt.cache
-    generator = torch.Generator(device=logits.device).manual_seed(options.seed)
+    generator = None
+    if not isinstance(options.sampler, Greedy):
+        generator = torch.Generator(device=logits.device).manual_seed(options.seed)
     grammar = RowConstraints.begin(
         constraint, prompt.real, options.banned_ids, vocab, options.max_new_tokens
     )
