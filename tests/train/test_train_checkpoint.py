@@ -73,6 +73,8 @@ def test_only_the_newest_two_are_kept_and_the_order_is_by_step(
     for _ in range(3):
         save_checkpoint(tmp_path, trained, META)
         advance(trained, 4)
+    # Renamed, not copied: nothing else is left.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000007", "step_0000011"]
     assert [path.name for path in checkpoints(tmp_path)] == ["step_0000007", "step_0000011"]
 
 

@@ -48,12 +48,14 @@ def test_label_colour_value_and_box_are_those_of_the_object_that_covers_most(see
 
 
 def test_letters_stand_in_the_half_of_the_patch_that_shows_them() -> None:
-    # Two letters, 12 px wide each, on a sign across the second row of patches.
-    letters = (("A", 17.0, 18.0, 31.0, 30.0), ("7", 17.0, 32.0, 31.0, 44.0))
+    # Three letters, 6 px wide each, on a sign across the second row of patches.
+    letters = tuple(
+        (char, 17.0, left, 31.0, left + 6) for char, left in (("A", 17.0), ("B", 25.0), ("7", 33.0))
+    )
     sign = SceneObject(
         label="sign",
         color="red",
-        text="A7",
+        text="AB7",
         box_yxyx=(1 / 4, 1 / 4, 1 / 2, 3 / 4),
         char_boxes=letters,
     )
@@ -66,8 +68,8 @@ def test_letters_stand_in_the_half_of_the_patch_that_shows_them() -> None:
     chars, order = targets.chars.reshape(4, 4, 2), targets.order.reshape(4, 4, 2)
     # Halves of the row's patches are centred at 4, 12, 20, 28, 36, 44, 52 and 60 px.
     read = [CHARS[k] if k >= 0 else "." for k in chars[1].flatten()]
-    assert "".join(read) == "..AA77.."
-    assert order[1].flatten().tolist() == [-1, -1, 0, 0, 1, 1, -1, -1]
+    assert "".join(read) == "..AB7..."
+    assert order[1].flatten().tolist() == [-1, -1, 0, 1, 2, MAX_CHARS, -1, -1]
     assert (chars[[0, 2, 3]] == -1).all()
 
 
