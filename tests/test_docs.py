@@ -1,0 +1,123 @@
+"""The pages: their Python runs, their anchors lead to headings, their tables follow the code."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+CARD = ROOT / "src" / "paligemma" / "models" / "tiny" / "README.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), CARD]
+
+_PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_ANCHOR = re.compile(r"\]\(([^)\s#]*)#([^)\s]+)\)")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def python_blocks(page: Path) -> Iterator[tuple[int, str]]:
+    """Number of lines in front of a block, and the block."""
+    text = page.read_text(encoding="utf-8")
+    for match in _PYTHON.finditer(text):
+        yield text.count("\n", 0, match.start(1)), match[1]
+
+
+WITH_PYTHON = [page for page in PAGES if any(python_blocks(page))]
+
+
+def test_the_pages_that_show_python_are_these() -> None:
+    assert [name_of(page) for page in WITH_PYTHON] == [
+        "README.md",
+        "docs/faithfulness.md",
+        "docs/outputs.md",
+        "docs/prompts.md",
+        "docs/quickstart.md",
+        "docs/training-tiny.md",
+        "docs/weights.md",
+    ]
+
+
+# supervision says so on import where OpenCV is missing.
+@pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
+def test_the_python_of_a_page_runs_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "examples").mkdir()
+    shutil.copy(ROOT / "examples" / "desk.png", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for offset, block in python_blocks(page):
+        # Blank lines in front make a traceback name the line of the page.
+        exec(compile("\n" * offset + block, str(page), "exec"), names)
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as the usual hosts write them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one).strip().lower().replace(" ", "-") for one in headings}
+
+
+def test_links_to_headings_lead_to_headings() -> None:
+    found = [
+        (page, page.parent / target if target else page, anchor)
+        for page in PAGES
+        for target, anchor in _ANCHOR.findall(page.read_text(encoding="utf-8"))
+        if not target.startswith("http")
+    ]
+    assert found
+    lost = [
+        f"{name_of(page)}: #{anchor}" for page, to, anchor in found if anchor not in anchors(to)
+    ]
+    assert lost == []
+
+
+def test_the_card_states_the_number_of_parameters_of_each_part() -> None:
+    from paligemma.model import PaliGemmaModel
+    from paligemma.processing.tokenizer import load_tokenizer
+    from paligemma.train.tiny import tiny_config
+
+    vocab = load_tokenizer(CARD.parent).vocab
+    with torch.device("meta"):
+        model = PaliGemmaModel(tiny_config(vocab))
+    card = CARD.read_text(encoding="utf-8")
+    for part in (model, model.vision, model.projector, model.text):
+        assert f"{sum(p.numel() for p in part.parameters()):,}" in card
+
+
+def test_the_page_on_training_lists_every_stage_as_the_recipe_has_it() -> None:
+    from paligemma.train.recipes import STAGES
+
+    page = (ROOT / "docs" / "training-tiny.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `[a-z]+-\d+` \|.*\|$", page, re.MULTILINE)
+    assert shown == [
+        f"| `{one.name}` | {one.window_px} px | {one.total_steps:,} | {one.num_scenes} | "
+        f"{one.prompts_per_scene} | {one.lr:g} | {one.patch_weight:g} | {one.loc_sigma_bins:g} |"
+        for one in STAGES
+    ]
+
+
+def test_the_page_on_prompts_states_the_ids_of_both_vocabularies() -> None:
+    from paligemma.processing.tokenizer import load_tokenizer
+    from paligemma.vocab import GEMMA_VOCAB, NUM_LOC, NUM_SEG
+
+    page = (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8")
+    tiny = load_tokenizer(CARD.parent).vocab
+
+    def run(first: int, count: int) -> str:
+        return f"{first} to {first + count - 1}"
+
+    for row in (
+        f"| {GEMMA_VOCAB.sep} | {tiny.sep} |",
+        f"| {run(GEMMA_VOCAB.loc0, NUM_LOC)} | {run(tiny.loc0, NUM_LOC)} |",
+        f"| {run(GEMMA_VOCAB.seg0, NUM_SEG)} | {run(tiny.seg0, NUM_SEG)} |",
+        f"| {GEMMA_VOCAB.size:,} | {tiny.size:,} |",
+    ):
+        assert row in page
