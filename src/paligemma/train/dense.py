@@ -19,7 +19,7 @@ CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 MAX_CHARS = 6
 # A patch belongs to the object that covers most of it, if that is more than this share.
 _MIN_SHARE = 0.12
-_BOX_UNIT_PX = 32.0
+BOX_UNIT_PX = 32.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
     boxes = np.array([o.box_yxyx for o in scene.objects] + [(0, 0, 0, 0)])[owner] * size
     centre = (np.arange(grid) + 0.5) * patch_px
     centres = np.stack(np.meshgrid(centre, centre, indexing="ij"), axis=-1).reshape(-1, 2)
-    box = (boxes - np.concatenate((centres, centres), axis=1)) / _BOX_UNIT_PX
+    box = (boxes - np.concatenate((centres, centres), axis=1)) / BOX_UNIT_PX
 
     chars, order = _char_targets(scene, centre, patch_px)
     order[label == 0] = -1
@@ -92,7 +92,7 @@ def boxes_in_field(
     """
     rows, columns = ((np.arange(grid) + first + 0.5) * patch_px for first in corner)
     centres = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
-    return (box + np.tile(centres, 2) / _BOX_UNIT_PX).astype(np.float32)
+    return (box + np.tile(centres, 2) / BOX_UNIT_PX).astype(np.float32)
 
 
 def _char_targets(scene: Scene, centre: np.ndarray, patch_px: int) -> tuple[np.ndarray, np.ndarray]:

@@ -37,6 +37,7 @@ class LoopOptions:
 
     Attributes:
         total_steps: updates of the whole run, resumed parts included.
+        stop_at: last update to make, where a run ends before its schedule does.
         log_every: steps averaged into one line of metrics.jsonl.
         save_every: steps between checkpoints.
         num_workers: processes that make batches.
@@ -44,6 +45,7 @@ class LoopOptions:
     """
 
     total_steps: int
+    stop_at: int | None = None
     log_every: int = 50
     save_every: int = 250
     num_workers: int = 1
@@ -94,16 +96,17 @@ def train(
     model.train()
     interrupted = _Interrupt()
     window = _Window()
-    bar = tqdm(total=options.total_steps, initial=first, unit="step", disable=not options.progress)
+    end = options.stop_at or options.total_steps
+    bar = tqdm(total=end, initial=first, unit="step", disable=not options.progress)
     try:
-        for batch in batches(source, first, options.total_steps, options.num_workers):
+        for batch in batches(source, first, end, options.num_workers):
             optimizer.zero_grad()
             loss, parts = objective(model, batch)
             loss.backward()
             norms = optimizer.step()
             window.add({"loss": loss.detach(), **parts, **norms})
             done = optimizer.steps_done
-            last = done == options.total_steps
+            last = done == end
             if done % options.log_every == 0 or last:
                 line = window.line(done, optimizer.schedule_factors(done - 1))
                 with (folder / METRICS_FILE).open("a") as file:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from paligemma.batch import Batch
 from paligemma.model import PaliGemmaModel
 from paligemma.train.data import SceneBatch
-from paligemma.train.dense import PatchHeads, patch_losses
+from paligemma.train.dense import BOX_UNIT_PX, PatchHeads, patch_losses
+from paligemma.train.edges import EdgeHead, edge_loss
 from paligemma.train.loss import training_loss
+from paligemma.vocab import NUM_LOC
 
 # Weight of each question of the auxiliary objective.
 PATCH_WEIGHTS = {
@@ -34,19 +36,25 @@ class SceneObjective(nn.Module):
         patch_weight: factor on the auxiliary loss; 0 leaves the original's loss alone.
         loc_sigma_bins: spread of the target of a location token; 0 is the original's loss.
         label_smoothing: as in `training_loss`.
+        edge_weight: factor on `edge_loss`; needs boxes in the field. 0 has no such head.
+        text_width: of the decoder.
     """
 
     def __init__(
         self,
         width: int,
         *,
+        text_width: int,
         patch_weight: float,
+        edge_weight: float = 0.0,
         loc_sigma_bins: float = 0.0,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.heads = PatchHeads(width)
+        self.edges = EdgeHead(text_width) if edge_weight else None
         self.patch_weight = patch_weight
+        self.edge_weight = edge_weight
         self.loc_sigma_bins = loc_sigma_bins
         self.label_smoothing = label_smoothing
 
@@ -63,23 +71,40 @@ class SceneObjective(nn.Module):
             loss = loss + self.patch_weight * sum(
                 (PATCH_WEIGHTS[name] * value for name, value in patch.items()), torch.zeros(())
             )
-        if batch.text.mask_loss is not None:
-            soft = model.projector(features)
-            soft = soft.repeat_interleave(len(batch.text.tokens) // len(soft), dim=0)
-            per_example = [
-                training_loss(
-                    model,
-                    rows,
-                    self.label_smoothing,
-                    loc_sigma_bins=self.loc_sigma_bins,
-                    soft_tokens=soft[index],
-                ).per_example
-                for index, rows in _by_length(batch.text)
-            ]
-            text = torch.cat(per_example).mean()
-            parts["text"] = text.detach()
-            loss = loss + text
-        return loss, parts
+        if batch.text.mask_loss is None:
+            return loss, parts
+        soft = model.projector(features)
+        if self.edges is not None:
+            edge = self._edge_loss(self.edges, model, soft, batch)
+            parts["edge"] = edge.detach()
+            loss = loss + self.edge_weight * edge
+        text = self._text_loss(model, soft, batch.text)
+        parts["text"] = text.detach()
+        return loss + text, parts
+
+    def _edge_loss(
+        self, head: EdgeHead, model: PaliGemmaModel, soft: Tensor, batch: SceneBatch
+    ) -> Tensor:
+        shown = batch.patches["label"] > 0
+        field = model.config.vision.image_size_px / BOX_UNIT_PX
+        start = model.config.vocab.loc0
+        table = model.text.embed.weight[start : start + NUM_LOC]
+        logits = head(soft[shown], table)
+        return edge_loss(logits, batch.patches["box"][shown] / field, max(1.0, self.loc_sigma_bins))
+
+    def _text_loss(self, model: PaliGemmaModel, soft: Tensor, text: Batch) -> Tensor:
+        soft = soft.repeat_interleave(len(text.tokens) // len(soft), dim=0)
+        per_example = [
+            training_loss(
+                model,
+                rows,
+                self.label_smoothing,
+                loc_sigma_bins=self.loc_sigma_bins,
+                soft_tokens=soft[index],
+            ).per_example
+            for index, rows in _by_length(text)
+        ]
+        return torch.cat(per_example).mean()
 
 
 def _window(model: PaliGemmaModel, batch: SceneBatch) -> Tensor | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from paligemma.errors import ConfigError
 from paligemma.model.paligemma import PaliGemmaModel
@@ -48,6 +49,8 @@ class Stage:
         num_scenes: pictures a step.
         prompts_per_scene: examples asked of each picture; 0 trains the tower alone.
         patch_weight: factor of the auxiliary objective.
+        edge_weight: factor of the second one, see `train.edges`.
+        stop_at: step after which the next stage takes over, before the schedule has ended.
     """
 
     name: str
@@ -63,6 +66,8 @@ class Stage:
     weights: dict[str, float] | None = None
     squashed_share: float = 0.0
     boxes_in_field: bool = False
+    edge_weight: float = 0.0
+    stop_at: int | None = None
     scenes: SceneOptions = field(default_factory=SceneOptions)
 
     def optim(self) -> OptimConfig:
@@ -97,6 +102,7 @@ _WHOLE_WEIGHTS = {
     "detect": 5.0,
     "segment": 4.0,
 }
+_WHOLE_SCENES = SceneOptions(label_shares=(0.48, 0.25, 0.27), min_objects=2, max_objects=6)
 # Low resolution first, then full, as the original's stages do; before both, the tower alone.
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -147,7 +153,24 @@ STAGES: tuple[Stage, ...] = (
         weights=_WHOLE_WEIGHTS,
         squashed_share=0.25,
         boxes_in_field=True,
-        scenes=SceneOptions(label_shares=(0.48, 0.25, 0.27), min_objects=2, max_objects=6),
+        stop_at=750,
+        scenes=_WHOLE_SCENES,
+    ),
+    Stage(
+        name="edges-224",
+        window_px=224,
+        total_steps=1500,
+        num_scenes=8,
+        prompts_per_scene=2,
+        lr=8e-4,
+        warmup_steps=30,
+        patch_weight=0.3,
+        loc_sigma_bins=3.0,
+        weights=_WHOLE_WEIGHTS,
+        squashed_share=0.25,
+        boxes_in_field=True,
+        edge_weight=0.6,
+        scenes=_WHOLE_SCENES,
     ),
 )
 
@@ -195,9 +218,15 @@ def train_tiny(output: Path, *, only: str | None = None, progress: bool = True) 
     return folder
 
 
+def _load_objective(objective: SceneObjective, tensors: dict[str, Tensor]) -> None:
+    """Take over the heads of the stage before; an edge head that it had not yet begins anew."""
+    new = {name: value for name, value in objective.state_dict().items() if "edges." in name}
+    objective.load_state_dict(new | tensors)
+
+
 def _finished(output: Path, index: int) -> Path:
     stage = STAGES[index]
-    last = output / stage.name / f"step_{stage.total_steps:07d}"
+    last = output / stage.name / f"step_{stage.stop_at or stage.total_steps:07d}"
     if last not in checkpoints(output / stage.name):
         raise ConfigError(f"stage {stage.name} must be complete first, {last} is not there; run it")
     return last
@@ -250,14 +279,16 @@ def run_stage(
     model = PaliGemmaModel(tiny_config(tokenizer.vocab))
     objective = SceneObjective(
         model.config.vision.width,
+        text_width=model.config.text.width,
         patch_weight=stage.patch_weight,
+        edge_weight=stage.edge_weight,
         loc_sigma_bins=stage.loc_sigma_bins,
     )
     if before is None:
         init_tiny(model)
     else:
         model.load_state_dict(load_file(before / "model.safetensors"))
-        objective.load_state_dict(load_file(before / "objective.safetensors"))
+        _load_objective(objective, load_file(before / "objective.safetensors"))
     source = SceneSource(
         processor=Processor(tokenizer, stage.window_px),
         field_px=model.config.vision.image_size_px,
@@ -272,6 +303,11 @@ def run_stage(
         scenes=stage.scenes,
         boxes_in_field=stage.boxes_in_field,
     )
-    options = LoopOptions(total_steps=stage.total_steps, num_workers=num_workers, progress=progress)
+    options = LoopOptions(
+        total_steps=stage.total_steps,
+        stop_at=stage.stop_at,
+        num_workers=num_workers,
+        progress=progress,
+    )
     train(model, objective, source, stage.optim(), options, folder / stage.name)
     return model
