@@ -31,7 +31,7 @@ ROWS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"pipeline": ("pipeline", "answering", "pretrained"), "tasks": ("tasks",)},
     {"train": ("train",), "eval": ("eval",), "retrieval": ("retrieval",)},
     {"serve": ("serve",)},
-    {"cli": ("cli",)},
+    {"cli": ("cli", "__main__")},
 )
 ROOM_OF = {module: room for row in ROWS for room, modules in row.items() for module in modules}
 ROW_OF = {room: number for number, row in enumerate(ROWS, start=1) for room in row}
