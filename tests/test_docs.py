@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from paligemma.train.recipes import STAGES, Stage
+
 ROOT = Path(__file__).parents[1]
 CARD = ROOT / "src" / "paligemma" / "models" / "tiny" / "README.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), CARD]
@@ -93,15 +95,20 @@ def test_the_card_states_the_number_of_parameters_of_each_part() -> None:
 
 
 def test_the_page_on_training_lists_every_stage_as_the_recipe_has_it() -> None:
-    from paligemma.train.recipes import STAGES
-
     page = (ROOT / "docs" / "training-tiny.md").read_text(encoding="utf-8")
     shown = re.findall(r"^\| `[a-z]+-\d+` \|.*\|$", page, re.MULTILINE)
-    assert shown == [
-        f"| `{one.name}` | {one.window_px} px | {one.total_steps:,} | {one.num_scenes} | "
-        f"{one.prompts_per_scene} | {one.lr:g} | {one.patch_weight:g} | {one.loc_sigma_bins:g} |"
-        for one in STAGES
-    ]
+    assert shown == [row_of(one) for one in STAGES]
+
+
+def row_of(stage: Stage) -> str:
+    steps = f"{stage.total_steps:,}"
+    if stage.stop_at is not None:
+        steps = f"{stage.stop_at:,} of {steps}"
+    return (
+        f"| `{stage.name}` | {stage.window_px} px | {steps} | {stage.num_scenes} | "
+        f"{stage.prompts_per_scene} | {stage.lr:g} | {stage.patch_weight:g} | "
+        f"{stage.edge_weight:g} | {stage.loc_sigma_bins:g} |"
+    )
 
 
 def test_the_page_on_prompts_states_the_ids_of_both_vocabularies() -> None:
