@@ -26,7 +26,7 @@ PROMPTS = (
     "answer en what color is the star?",
     "ocr",
     "detect circle ; star ; heart ; digit ; sign",
-    "segment star ; heart",
+    "segment star",
 )
 # A scene that shows all of these, where the repository's picture is not at hand.
 SCENE_SEED = 25

@@ -15,20 +15,37 @@ from torch import Tensor, nn
 from paligemma.vocab import NUM_LOC
 
 _NUM_EDGES = 4
+_NUM_AXES = 2
 
 
 class EdgeHead(nn.Module):
-    """Four linear maps of a soft token, one an edge, compared with the location embeddings."""
+    """Linear maps of a soft token, compared with the location embeddings.
+
+    Four tell the edges of the patch's object, two the place of the patch itself: the first step
+    towards the others, and the easiest to forget on the way through the tower.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.proj = nn.Linear(width, _NUM_EDGES * width)
-        nn.init.normal_(self.proj.weight, std=width**-0.5)
-        nn.init.zeros_(self.proj.bias)
+        self.place = nn.Linear(width, _NUM_AXES * width)
+        for layer in (self.proj, self.place):
+            nn.init.normal_(layer.weight, std=width**-0.5)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, soft_tokens: Tensor, loc_table: Tensor) -> Tensor:
-        """float[N, D] and float[1024, D] -> logits float[N, 4, 1024]."""
+        """float[N, D] and float[1024, D] -> logits float[N, 4, 1024] of the edges."""
         return self.proj(soft_tokens).unflatten(-1, (_NUM_EDGES, -1)) @ loc_table.T
+
+    def places(self, soft_tokens: Tensor, loc_table: Tensor) -> Tensor:
+        """float[N, D] and float[1024, D] -> logits float[N, 2, 1024] of the patch's centre."""
+        return self.place(soft_tokens).unflatten(-1, (_NUM_AXES, -1)) @ loc_table.T
+
+
+def patch_centres(grid: int) -> Tensor:
+    """float[I, 2]: (y, x) of each patch's centre, normalised to [0, 1] of the field."""
+    line = (torch.arange(grid) + 0.5) / grid
+    return torch.cartesian_prod(line, line)
 
 
 def edge_loss(logits: Tensor, edges: Tensor, sigma_bins: float) -> Tensor:

@@ -11,7 +11,7 @@ from paligemma.batch import Batch
 from paligemma.model import PaliGemmaModel
 from paligemma.train.data import SceneBatch
 from paligemma.train.dense import BOX_UNIT_PX, PatchHeads, patch_losses
-from paligemma.train.edges import EdgeHead, edge_loss
+from paligemma.train.edges import EdgeHead, edge_loss, patch_centres
 from paligemma.train.loss import training_loss
 from paligemma.vocab import NUM_LOC
 
@@ -26,6 +26,10 @@ PATCH_WEIGHTS = {
     "order_right": 0.5,
     "box": 1.2,
 }
+
+
+# A patch is 73 bins wide.
+_PLACE_SIGMA_BINS = 8.0
 
 
 class SceneObjective(nn.Module):
@@ -71,26 +75,32 @@ class SceneObjective(nn.Module):
             loss = loss + self.patch_weight * sum(
                 (PATCH_WEIGHTS[name] * value for name, value in patch.items()), torch.zeros(())
             )
-        if batch.text.mask_loss is None:
-            return loss, parts
         soft = model.projector(features)
         if self.edges is not None:
-            edge = self._edge_loss(self.edges, model, soft, batch)
-            parts["edge"] = edge.detach()
-            loss = loss + self.edge_weight * edge
+            located = self._edge_losses(self.edges, model, soft, batch)
+            parts |= {name: value.detach() for name, value in located.items()}
+            loss = loss + self.edge_weight * sum(located.values(), torch.zeros(()))
+        if batch.text.mask_loss is None:
+            return loss, parts
         text = self._text_loss(model, soft, batch.text)
         parts["text"] = text.detach()
         return loss + text, parts
 
-    def _edge_loss(
+    def _edge_losses(
         self, head: EdgeHead, model: PaliGemmaModel, soft: Tensor, batch: SceneBatch
-    ) -> Tensor:
-        shown = batch.patches["label"] > 0
-        field = model.config.vision.image_size_px / BOX_UNIT_PX
-        start = model.config.vocab.loc0
+    ) -> dict[str, Tensor]:
+        """Of whole pictures: where each object's edges are, and where each patch itself is."""
+        vision, start = model.config.vision, model.config.vocab.loc0
         table = model.text.embed.weight[start : start + NUM_LOC]
-        logits = head(soft[shown], table)
-        return edge_loss(logits, batch.patches["box"][shown] / field, max(1.0, self.loc_sigma_bins))
+        sigma = max(1.0, self.loc_sigma_bins)
+        shown = batch.patches["label"] > 0
+        edges = batch.patches["box"][shown] / (vision.image_size_px / BOX_UNIT_PX)
+        places = patch_centres(vision.grid).expand(len(soft), -1, -1)
+        return {
+            "edge": edge_loss(head(soft[shown], table), edges, sigma),
+            # A fraction of the patches says as much as all of them.
+            "place": edge_loss(head.places(soft[:, ::5], table), places[:, ::5], _PLACE_SIGMA_BINS),
+        }
 
     def _text_loss(self, model: PaliGemmaModel, soft: Tensor, text: Batch) -> Tensor:
         soft = soft.repeat_interleave(len(text.tokens) // len(soft), dim=0)

@@ -72,7 +72,10 @@ class Stage:
 
     def optim(self) -> OptimConfig:
         schedule = ScheduleConfig(decay_type="cosine", warmup_steps=self.warmup_steps)
-        frozen = () if self.prompts_per_scene else (("(img/head|llm)/.*", None),)
+        frozen: tuple[tuple[str, None], ...] = ()
+        if not self.prompts_per_scene:
+            # The tower alone; the projector too where soft tokens are asked for edges.
+            frozen = (("llm/.*" if self.edge_weight else "(img/head|llm)/.*", None),)
         return OptimConfig(
             lr=self.lr,
             wd=2e-5,
@@ -170,6 +173,38 @@ STAGES: tuple[Stage, ...] = (
         squashed_share=0.25,
         boxes_in_field=True,
         edge_weight=0.6,
+        stop_at=399,
+        scenes=_WHOLE_SCENES,
+    ),
+    Stage(
+        name="place-224",
+        window_px=224,
+        total_steps=560,
+        num_scenes=16,
+        prompts_per_scene=0,
+        lr=8e-4,
+        warmup_steps=30,
+        patch_weight=0.4,
+        loc_sigma_bins=6.0,
+        squashed_share=0.25,
+        boxes_in_field=True,
+        edge_weight=1.0,
+        scenes=SceneOptions(label_shares=(0.48, 0.25, 0.27), min_objects=3, max_objects=9),
+    ),
+    Stage(
+        name="last-224",
+        window_px=224,
+        total_steps=1000,
+        num_scenes=8,
+        prompts_per_scene=2,
+        lr=8e-4,
+        warmup_steps=30,
+        patch_weight=0.2,
+        loc_sigma_bins=4.0,
+        weights=_WHOLE_WEIGHTS,
+        squashed_share=0.25,
+        boxes_in_field=True,
+        edge_weight=0.4,
         scenes=_WHOLE_SCENES,
     ),
 )
