@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from paligemma.config import TextConfig
 from paligemma.model.attention import apply_rope, attend, rope_tables, sliding_window_mask
 from paligemma.model.kv_cache import KVCache
+from paligemma.model.linear import Linear, linear
 
 
 class RMSNorm(nn.Module):
@@ -56,10 +57,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.scale = config.query_scale
         self.softcap = config.attn_softcap
-        self.q = nn.Linear(config.width, config.num_heads * config.head_dim, bias=False)
-        self.k = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
-        self.v = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
-        self.out = nn.Linear(config.num_heads * config.head_dim, config.width, bias=False)
+        self.q = Linear(config.width, config.num_heads * config.head_dim, bias=False)
+        self.k = Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
+        self.v = Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
+        self.out = Linear(config.num_heads * config.head_dim, config.width, bias=False)
 
     def forward(self, x: Tensor, context: Context, num_outputs: int) -> Tensor:
         """float[B, T, D] -> float[B, num_outputs, D] of the last tokens."""
@@ -82,9 +83,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.width, config.mlp_dim, bias=False)
-        self.up = nn.Linear(config.width, config.mlp_dim, bias=False)
-        self.down = nn.Linear(config.mlp_dim, config.width, bias=False)
+        self.gate = Linear(config.width, config.mlp_dim, bias=False)
+        self.up = Linear(config.width, config.mlp_dim, bias=False)
+        self.down = Linear(config.mlp_dim, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
@@ -198,4 +199,4 @@ class Gemma(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float[..., D] -> float32[..., V] through the tied table; never capped here."""
-        return F.linear(hidden, self.embed.weight).float()
+        return linear(hidden, self.embed.weight).float()

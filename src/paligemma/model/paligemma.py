@@ -13,6 +13,7 @@ from paligemma.config import PaliGemmaConfig
 from paligemma.model.attention import prefix_lm_mask, soft_cap
 from paligemma.model.gemma import Gemma
 from paligemma.model.kv_cache import KVCache
+from paligemma.model.linear import Linear
 from paligemma.model.siglip import SigLIP
 
 
@@ -26,7 +27,7 @@ class PaliGemmaModel(nn.Module):
         super().__init__()
         self.config = config
         self.vision = SigLIP(config.vision)
-        self.projector = nn.Linear(config.vision.width, config.text.width)
+        self.projector = Linear(config.vision.width, config.text.width)
         self.text = Gemma(config.text, config.vocab.size)
 
     @property

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paligemma.config import VisionConfig
+from paligemma.model.linear import Linear
 
 _NORM_EPS = 1e-6
 
@@ -21,7 +22,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.patch = config.patch_size_px
-        self.proj = nn.Linear(3 * self.patch**2, config.width)
+        self.proj = Linear(3 * self.patch**2, config.width)
 
     def forward(self, images: Tensor) -> Tensor:
         batch, height, width, _ = images.shape
@@ -35,10 +36,10 @@ class SelfAttention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.q = nn.Linear(config.width, config.width)
-        self.k = nn.Linear(config.width, config.width)
-        self.v = nn.Linear(config.width, config.width)
-        self.out = nn.Linear(config.width, config.width)
+        self.q = Linear(config.width, config.width)
+        self.k = Linear(config.width, config.width)
+        self.v = Linear(config.width, config.width)
+        self.out = Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         # [B, I, D] -> [B, N, I, H]
@@ -53,8 +54,8 @@ class SelfAttention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.width, config.mlp_dim)
-        self.fc2 = nn.Linear(config.mlp_dim, config.width)
+        self.fc1 = Linear(config.width, config.mlp_dim)
+        self.fc2 = Linear(config.mlp_dim, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
