@@ -49,9 +49,15 @@ def small_model(seed: int = 0) -> PaliGemmaModel:
     return model
 
 
-def small_objective(model: PaliGemmaModel) -> SceneObjective:
+def small_objective(model: PaliGemmaModel, edge_weight: float = 0.0) -> SceneObjective:
     torch.manual_seed(0)
-    return SceneObjective(model.config.vision.width, patch_weight=0.5, loc_sigma_bins=4.0)
+    return SceneObjective(
+        model.config.vision.width,
+        text_width=model.config.text.width,
+        patch_weight=0.5,
+        edge_weight=edge_weight,
+        loc_sigma_bins=4.0,
+    )
 
 
 def small_source(**changes: object) -> SceneSource:
@@ -68,5 +74,6 @@ def small_source(**changes: object) -> SceneSource:
         text_len=96,
         weights=None,
         seed=0,
+        boxes_in_field=True,
     )
     return replace(source, **changes)  # type: ignore[arg-type]

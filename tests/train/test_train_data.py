@@ -189,9 +189,22 @@ def test_the_share_of_squashed_pictures_is_what_was_asked() -> None:
 
 
 def test_patch_targets_in_a_batch_are_those_of_each_scene() -> None:
-    batch = small_source(window_px=FIELD_PX).batch(0)
+    batch = small_source(window_px=FIELD_PX, boxes_in_field=False).batch(0)
     for index in range(2):
         scene: Scene = draw_scene(index, SceneOptions(size_hw=(FIELD_PX, FIELD_PX)))
         targets = patch_targets(scene, 16)
         for name, stacked in batch.patches.items():
             assert np.array_equal(stacked[index].numpy(), getattr(targets, name))
+
+
+def test_boxes_in_the_field_do_not_depend_on_the_patch_that_tells_them() -> None:
+    for step in range(4):
+        batch = small_source(num_scenes=1, prompts_per_scene=1).batch(step)
+        assert batch.corner is not None
+        scene = draw_scene(step, SceneOptions(size_hw=(WINDOW_PX, WINDOW_PX)))
+        shift = np.array([*batch.corner, *batch.corner]) * 16
+        truth = [np.array(one.box_yxyx) * WINDOW_PX + shift for one in scene.objects]
+        shown = (batch.patches["label"][0] > 0).numpy()
+        for box in batch.patches["box"][0].numpy()[shown]:
+            # Units of 32 px.
+            assert min(np.abs(box * 32 - true).max() for true in truth) <= 1e-3

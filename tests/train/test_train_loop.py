@@ -134,6 +134,14 @@ def test_a_finished_run_returns_its_last_line_and_trains_no_further(whole) -> No
     assert not model.training
 
 
+def test_a_run_may_stop_before_its_schedule_does_and_go_on_later(whole, tmp_path: Path) -> None:
+    _, last = run(tmp_path, stop_at=4)
+    assert last["step"] == 4
+    assert names(tmp_path) == ["step_0000003", "step_0000004"]
+    model, _ = run(tmp_path)
+    assert digest(model) == whole[0]
+
+
 def test_batches_made_by_another_process_train_the_same_model(whole, tmp_path: Path) -> None:
     model, _ = run(tmp_path, num_workers=1, total_steps=6)
     assert digest(model) == whole[0]

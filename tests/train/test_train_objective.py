@@ -11,13 +11,15 @@ from scene_training import FIELD_PX, small_model, small_objective, small_source
 from paligemma.model import PaliGemmaModel
 from paligemma.train.data import SceneBatch
 from paligemma.train.dense import patch_losses
+from paligemma.train.edges import edge_loss
 from paligemma.train.loss import training_loss
-from paligemma.train.objective import PATCH_WEIGHTS, SceneObjective
+from paligemma.train.objective import _PLACE_SIGMA_BINS, PATCH_WEIGHTS, SceneObjective
 
 
 def plain(model: PaliGemmaModel, **options: float) -> SceneObjective:
     torch.manual_seed(0)
-    return SceneObjective(model.config.vision.width, **({"patch_weight": 0.0} | options))
+    widths = (model.config.vision.width, model.config.text.width)
+    return SceneObjective(widths[0], text_width=widths[1], **({"patch_weight": 0.0} | options))
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +51,47 @@ def test_without_patches_it_is_the_training_loss_of_the_same_rows(
     assert parts.keys() == {"text"}
 
 
-def test_patch_losses_are_added_with_their_weights(whole_field: SceneBatch) -> None:
+def test_every_part_is_added_with_its_weight(whole_field: SceneBatch) -> None:
     model = small_model()
-    objective = small_objective(model)
+    objective = small_objective(model, edge_weight=0.25)
     with torch.no_grad():
         loss, parts = objective(model, whole_field)
         assert whole_field.text.images is not None
         answers = objective.heads(model.vision(whole_field.text.images))
         losses = patch_losses(answers, whole_field.patches)
     assert losses.keys() == PATCH_WEIGHTS.keys()
-    expected = parts["text"] + 0.5 * sum(PATCH_WEIGHTS[name] * losses[name] for name in losses)
+    located = {"edge", "place"}
+    assert {f"patch_{name}" for name in losses} | located | {"text"} == parts.keys()
+    patches = sum(PATCH_WEIGHTS[name] * losses[name] for name in losses)
+    expected = parts["text"] + 0.5 * patches + 0.25 * sum(parts[name] for name in located)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert {f"patch_{name}" for name in losses} | {"text"} == parts.keys()
+
+
+def test_edges_and_places_are_those_of_each_patch(whole_field: SceneBatch) -> None:
+    model = small_model()
+    objective = small_objective(model, edge_weight=0.25)
+    head, loc0 = objective.edges, model.config.vocab.loc0
+    assert head is not None
+    assert whole_field.text.images is not None
+    edges, places = [], []
+    with torch.no_grad():
+        model.projector.weight.normal_(std=0.1)
+        _, parts = objective(model, whole_field)
+        soft = model.encode_image(whole_field.text.images)
+        table = model.text.embed.weight[loc0 : loc0 + 1024]
+        for picture, patch in (whole_field.patches["label"] > 0).nonzero().tolist():
+            # Boxes are in units of 32 px; the field is 96 px wide.
+            box = whole_field.patches["box"][picture, patch][None] * 32 / FIELD_PX
+            assert -0.01 < box.min() < box.max() < 1.01
+            edges.append(edge_loss(head(soft[picture, patch][None], table), box, 4.0))
+        for picture in range(3):
+            for patch in range(0, 36, 5):
+                centre = torch.tensor([[(patch // 6 + 0.5) / 6, (patch % 6 + 0.5) / 6]])
+                logits = head.places(soft[picture, patch][None], table)
+                places.append(edge_loss(logits, centre, _PLACE_SIGMA_BINS))
+    assert len(edges) > 10
+    assert parts["edge"].item() == pytest.approx(torch.stack(edges).mean().item(), rel=1e-5)
+    assert parts["place"].item() == pytest.approx(torch.stack(places).mean().item(), rel=1e-5)
 
 
 def test_a_batch_without_text_trains_tower_and_heads_alone() -> None:
