@@ -29,9 +29,7 @@ check: $(VENV)/ready-dev ## format, lint, types and the order of the rooms
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 bench: $(VENV)/ready-dev ## measure speed and memory, beside transformers (minutes)
-	@set -e; for script in benchmarks/bench_*.py; do \
-		echo "$$script"; $(BIN)/python "$$script"; \
-	done
+	$(BIN)/python benchmarks/full_size.py
 
 clean: ## delete what tools leave behind, and demo/
 	rm -rf build dist demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -199,3 +199,15 @@ def test_scores_depend_on_distance_alone() -> None:
 
     assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
     assert score(9, 4) != pytest.approx(score(9, 5), abs=1e-2)
+
+
+def test_autocast_does_not_narrow_scores_under_a_soft_cap() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (3 * torch.randn(1, 5, 2, 16, generator=generator) for _ in range(3))
+    expected = attend(q, k, v, None, scale=1.0, softcap=20.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attend(q, k, v, None, scale=1.0, softcap=20.0)
+        narrowed = attend_reference(q, k, v, None, scale=1.0, softcap=20.0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    # The test would notice: the definition, left to autocast, differs visibly.
+    assert (narrowed - expected).abs().max() > 1e-2

@@ -132,9 +132,13 @@ def attend(
     definition with fewer passes over the scores. On a CPU both are slow in bfloat16, the kernel for
     a single query and the plain products always; there float32 takes over, which rounds less.
     """
-    dtype = v.dtype
-    if q.device.type == "cpu" and (softcap is not None or q.shape[1] == 1):
+    dtype, device = v.dtype, q.device.type
+    if device == "cpu" and (softcap is not None or q.shape[1] == 1):
         q, k, v = q.float(), k.float(), v.float()
+    if softcap is not None and torch.is_autocast_enabled(device):
+        # Scores and their cap stay in float32; autocast would narrow the product before the cap.
+        with torch.autocast(device, enabled=False):
+            return _attend(q, k, v, mask, scale=scale, softcap=softcap).to(dtype)
     return _attend(q, k, v, mask, scale=scale, softcap=softcap).to(dtype)
 
 
