@@ -18,6 +18,7 @@ from paligemma.generate import (
     Generation,
     Greedy,
     LengthPenalty,
+    LocationGreedy,
     Nucleus,
     Sampler,
     Step,
@@ -54,6 +55,8 @@ class AnswerOptions:
             as the original does.
         best_of: draws so many answers and keeps the most probable.
         seed: of every draw.
+        weigh_locations: greedy answers weigh all locations together against any other token, see
+            `LocationGreedy`; None does what the model's config.json asks for, by default not.
     """
 
     max_new_tokens: int | None = None
@@ -64,6 +67,7 @@ class AnswerOptions:
     length_penalty: float | None = None
     best_of: int = 1
     seed: int = 0
+    weigh_locations: bool | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < MAX_SEED:
@@ -103,7 +107,12 @@ class AnswerOptions:
         return Greedy() if self.temperature is None else Temperature(temperature)
 
     def decode_options(
-        self, *, max_new_tokens: int, kv_cache_dtype: str, record_loc_probs: bool
+        self,
+        *,
+        max_new_tokens: int,
+        kv_cache_dtype: str,
+        record_loc_probs: bool,
+        weighed_from: int | None = None,
     ) -> DecodeOptions:
         """The options of token-by-token decoding.
 
@@ -111,14 +120,18 @@ class AnswerOptions:
             max_new_tokens: bound where the user stated none.
             kv_cache_dtype: of the model.
             record_loc_probs: keep the distribution of every coordinate.
+            weighed_from: id of the first location where greedy answers weigh locations together.
 
         Raises:
             ConfigError: a value out of bounds.
         """
         stated = self.max_new_tokens
+        sampler = self.sampler
+        if isinstance(sampler, Greedy) and weighed_from is not None:
+            sampler = LocationGreedy(weighed_from)
         return DecodeOptions(
             max_new_tokens=max_new_tokens if stated is None else stated,
-            sampler=self.sampler,
+            sampler=sampler,
             kv_cache_dtype=kv_cache_dtype,
             record_loc_probs=record_loc_probs,
             seed=self.seed,

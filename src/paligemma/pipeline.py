@@ -85,6 +85,7 @@ class PaliGemma:
         mask_codec: decodes `<seg>` tokens: a codec, its file, or None.
         mode: "exact", "mixed" or "bf16"; only "mixed" computes otherwise than the weights say.
         kv_cache_dtype: "bfloat16", as the original, or "float32".
+        weigh_locations: default of the option of that name.
     """
 
     def __init__(
@@ -95,12 +96,14 @@ class PaliGemma:
         mask_codec: MaskCodec | str | Path | None = None,
         mode: str = "exact",
         kv_cache_dtype: str = "bfloat16",
+        weigh_locations: bool = False,
     ) -> None:
         require_mode(mode)
         self.model = model
         self.processor = processor
         self.mode = mode
         self.kv_cache_dtype = kv_cache_dtype
+        self.weigh_locations = weigh_locations
         self._mask_codec = mask_codec
 
     @classmethod
@@ -122,6 +125,7 @@ class PaliGemma:
             mask_codec=loaded.mask_codec,
             mode=loaded.mode,
             kv_cache_dtype=loaded.kv_cache_dtype,
+            weigh_locations=loaded.weigh_locations,
         )
 
     @property
@@ -328,10 +332,12 @@ class PaliGemma:
         self, prompts: Sequence[str], options: dict[str, Any], max_new_tokens: int
     ) -> Request:
         chosen = AnswerOptions(**options)
+        weighs = self.weigh_locations if chosen.weigh_locations is None else chosen.weigh_locations
         steps = chosen.decode_options(
             max_new_tokens=max_new_tokens,
             kv_cache_dtype=self.kv_cache_dtype,
             record_loc_probs=self.vocab.has_objects,
+            weighed_from=self.vocab.loc0 if weighs and self.vocab.has_objects else None,
         )
         batch = self.processor.inference_batch(None, prompts)
         return Request(batch=batch, options=chosen, steps=steps)

@@ -17,7 +17,7 @@ from paligemma.processing.resize import BICUBIC, require_resize_method
 from paligemma.processing.tokenizer import load_tokenizer
 from paligemma.weights.catalog import Checkpoint, resolve
 from paligemma.weights.dtypes import dtype_name
-from paligemma.weights.hf_config import Conventions
+from paligemma.weights.hf_config import Conventions, read_json, weighs_locations
 from paligemma.weights.load import load_model, open_weights, read_config, require_fit
 
 MODES = ("exact", "mixed", "bf16")
@@ -77,6 +77,7 @@ class Pretrained:
     mask_codec: Path | None
     mode: str
     kv_cache_dtype: str
+    weigh_locations: bool
 
 
 def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretrained:
@@ -108,6 +109,8 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
         mask_codec=mask_codec,
         mode=mode,
         kv_cache_dtype=dtype_name(loaded.cache_dtype),
+        weigh_locations=checkpoint.config is not None
+        and weighs_locations(read_json(checkpoint.config)),
     )
 
 

@@ -51,6 +51,7 @@ def bundle(codec: MaskCodec) -> SimpleNamespace:
         mask_codec=codec,
         mode="exact",
         kv_cache_dtype="float32",
+        weigh_locations=False,
     )
 
 

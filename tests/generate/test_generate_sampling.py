@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from paligemma.errors import ConfigError
-from paligemma.generate import Greedy, Nucleus, Sampler, Temperature, TopK
+from paligemma.generate import Greedy, LocationGreedy, Nucleus, Sampler, Temperature, TopK
 from paligemma.generate.sampling import nucleus_keep
 
 PROBABILITIES = torch.tensor([0.5, 0.3, 0.15, 0.05])
@@ -84,3 +84,15 @@ def test_the_same_seed_draws_the_same_tokens() -> None:
 def test_a_sampler_out_of_bounds_says_rule_and_value(make: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()  # type: ignore[operator]
+
+
+def test_locations_weighed_together_beat_a_token_more_probable_than_each_of_them() -> None:
+    logits = torch.full((3, 1100), -30.0)
+    logits[:, 1] = 0.0  # the end
+    logits[0, 50 : 50 + 1024] = -3.0  # each 0.05 of the end, together fifty times as much
+    logits[0, 300] = -2.9
+    logits[1, 50] = -3.0  # a single location of that probability
+    logits[2, 50:60] = 0.1
+    logits[2, 55] = 0.2
+    assert Greedy()(logits).tolist() == [1, 1, 55]
+    assert LocationGreedy(50)(logits).tolist() == [300, 1, 55]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from paligemma.errors import (
     PaliGemmaError,
     TokenizerError,
 )
+from paligemma.generate import Greedy, LocationGreedy, Temperature
 from paligemma.pretrained import LoadOptions, load_processor
 from paligemma.processing.sentencepiece_model import train_tokenizer
 
@@ -149,3 +151,19 @@ def test_public_names_are_imported_when_used_and_unknown_ones_are_not() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_model_may_ask_to_weigh_locations_together(tmp_path: Path) -> None:
+    folder = write_random_tiny(tmp_path / "model")
+    assert not PaliGemma.from_pretrained(folder).weigh_locations
+    path = folder / "config.json"
+    body = json.loads(path.read_text())
+    body["paligemma"]["weigh_locations"] = True
+    path.write_text(json.dumps(body))
+    pg = PaliGemma.from_pretrained(folder)
+    assert pg.weigh_locations
+    chosen = [
+        pg._request(["detect star"], options, 8).steps.sampler
+        for options in ({}, {"weigh_locations": False}, {"temperature": 0.5})
+    ]
+    assert chosen == [LocationGreedy(pg.vocab.loc0), Greedy(), Temperature(0.5)]

@@ -151,6 +151,7 @@ def load_step(
             mask_codec=None if codec_path is None else load_mask_codec(codec_path),
             mode="exact",
             kv_cache_dtype="float32",
+            weigh_locations=True,
         ),
     )
 

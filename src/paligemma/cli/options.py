@@ -154,6 +154,11 @@ decoding_options = _gathered(
         ),
         click.option("--best-of", type=int, metavar="N", help="Draw N answers, keep the best."),
         click.option("--seed", type=int, metavar="S", help="Of every draw; 0 by default."),
+        click.option(
+            "--weigh-locations/--no-weigh-locations",
+            default=None,
+            help="Weigh all locations together against any other token; as the model asks.",
+        ),
     ],
     lambda values: {key: value for key, value in values.items() if value is not None},
 )

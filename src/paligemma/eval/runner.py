@@ -17,7 +17,15 @@ from tqdm import tqdm
 
 from paligemma.errors import ConfigError
 from paligemma.eval.report import Sample, SceneReport, make_report
-from paligemma.generate import DecodeOptions, Generation, generate, run_in_batches
+from paligemma.generate import (
+    DecodeOptions,
+    Generation,
+    Greedy,
+    LocationGreedy,
+    Sampler,
+    generate,
+    run_in_batches,
+)
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.parse import parse_tokens
@@ -90,6 +98,8 @@ class SceneModel(Protocol):
     def mode(self) -> str: ...
     @property
     def kv_cache_dtype(self) -> str: ...
+    @property
+    def weigh_locations(self) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,6 +178,9 @@ class ModelAnswerer:
     def __init__(self, bundle: SceneModel, batch_size: int) -> None:
         self._model, self._processor = bundle.model, bundle.processor
         self._codec, self._batch_size = bundle.mask_codec, batch_size
+        self._sampler: Sampler = Greedy()
+        if bundle.weigh_locations:
+            self._sampler = LocationGreedy(bundle.model.config.vocab.loc0)
         self._is_mixed, self._kv_cache_dtype = bundle.mode == "mixed", bundle.kv_cache_dtype
 
     @torch.inference_mode()
@@ -201,6 +214,7 @@ class ModelAnswerer:
             max_new_tokens=MAX_NEW_TOKENS[task],
             kv_cache_dtype=self._kv_cache_dtype,
             record_loc_probs=has_objects,
+            sampler=self._sampler if has_objects else Greedy(),
         )
         batch = self._processor.inference_batch(None, [one.prompt for one in asked])
         rows = torch.tensor([one.picture for one in asked], device=soft.device)

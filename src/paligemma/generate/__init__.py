@@ -5,7 +5,14 @@ from paligemma.generate.best_of_n import best_of_n
 from paligemma.generate.constraints import ClosedSet, Constraint, ObjectGrammar
 from paligemma.generate.decode import DecodeOptions, generate, stream
 from paligemma.generate.generation import Generation, Step
-from paligemma.generate.sampling import Greedy, Nucleus, Sampler, Temperature, TopK
+from paligemma.generate.sampling import (
+    Greedy,
+    LocationGreedy,
+    Nucleus,
+    Sampler,
+    Temperature,
+    TopK,
+)
 from paligemma.generate.scheduler import plan_batches, run_in_batches
 
 __all__ = [
@@ -16,6 +23,7 @@ __all__ = [
     "Generation",
     "Greedy",
     "LengthPenalty",
+    "LocationGreedy",
     "Nucleus",
     "ObjectGrammar",
     "Sampler",

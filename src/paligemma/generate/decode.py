@@ -18,7 +18,7 @@ from paligemma.errors import ConfigError
 from paligemma.generate.constraints import Constraint, RowConstraints
 from paligemma.generate.generation import Generation, Step, collect
 from paligemma.generate.prompt import ReadPrompt, check_bounds, read_prompt
-from paligemma.generate.sampling import Greedy, Sampler
+from paligemma.generate.sampling import Greedy, LocationGreedy, Sampler
 from paligemma.model import PaliGemmaModel
 from paligemma.vocab import NUM_LOC, Vocab
 
@@ -118,7 +118,7 @@ def answer(
     vocab = model.config.vocab
     logits, positions, cache = prompt.logits, prompt.positions, prompt.cache
     generator = None
-    if not isinstance(options.sampler, Greedy):
+    if not isinstance(options.sampler, Greedy | LocationGreedy):
         generator = torch.Generator(device=logits.device).manual_seed(options.seed)
     grammar = RowConstraints.begin(
         constraint, prompt.real, options.banned_ids, vocab, options.max_new_tokens

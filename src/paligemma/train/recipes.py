@@ -194,7 +194,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="last-224",
         window_px=224,
-        total_steps=1000,
+        total_steps=1150,
         num_scenes=8,
         prompts_per_scene=2,
         lr=8e-4,
@@ -249,8 +249,16 @@ def train_tiny(output: Path, *, only: str | None = None, progress: bool = True) 
         folder = save_model(
             model, output / "model", dtype="float16", extra_files=files, overwrite=True
         )
+    _ask_to_weigh_locations(folder / "config.json")
     (folder / "training.json").write_text(json.dumps(training_record(output), indent=1))
     return folder
+
+
+def _ask_to_weigh_locations(path: Path) -> None:
+    """The embedded model knows places to some pixels, not to a bin; see `LocationGreedy`."""
+    body = json.loads(path.read_text())
+    body["paligemma"]["weigh_locations"] = True
+    path.write_text(json.dumps(body, indent=2))
 
 
 def _load_objective(objective: SceneObjective, tensors: dict[str, Tensor]) -> None:

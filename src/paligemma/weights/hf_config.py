@@ -232,6 +232,11 @@ def stored_embed_scale(raw: Mapping[str, Any]) -> float | None:
     return _Fields(EXTRA, raw.get(EXTRA, {}), {}).optional("embed_scale")
 
 
+def weighs_locations(raw: Mapping[str, Any]) -> bool:
+    """Whether greedy answers of this model weigh all locations together, see `LocationGreedy`."""
+    return raw.get(EXTRA, {}).get("weigh_locations") is True
+
+
 def rounded_embed_scale(config: PaliGemmaConfig, table_dtype: torch.dtype) -> float:
     """sqrt(width) in the dtype of the embedding table (big_vision models/ppp/gemma.py)."""
     return torch.tensor(config.text.width**0.5, dtype=torch.float64).to(table_dtype).item()
