@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,7 @@ def imports_of(tree: ast.Module, name: str, *, is_package: bool) -> Iterator[Imp
     yield from walk(tree, False)
 
 
+@cache
 def imports_of_file(path: Path) -> list[Import]:
     tree = ast.parse(path.read_text(), filename=str(path))
     return list(imports_of(tree, module_name(path), is_package=path.name == "__init__.py"))
