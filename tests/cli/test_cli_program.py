@@ -99,7 +99,7 @@ def test_a_wrong_command_line_exits_with_2_and_says_why(
 
 
 def test_an_unexpected_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: ModelChoice) -> None:
+    def broken(self: ModelChoice, *, greedy: bool) -> None:
         raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr(ModelChoice, "load", broken)
@@ -110,7 +110,7 @@ def test_an_unexpected_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_interrupt_ends_quietly_with_130(
     paligemma: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(self: ModelChoice) -> None:
+    def interrupted(self: ModelChoice, *, greedy: bool) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ModelChoice, "load", interrupted)
@@ -136,7 +136,7 @@ def test_without_a_model_named_the_embedded_one_is_used_and_a_note_says_so(
     monkeypatch.delenv("PALIGEMMA_MODEL")
     chosen: list[str] = []
 
-    def note(self: ModelChoice) -> None:
+    def note(self: ModelChoice, *, greedy: bool) -> None:
         chosen.append(self.name)
         raise KeyboardInterrupt
 
