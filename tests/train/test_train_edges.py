@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from paligemma.errors import ConfigError
 from paligemma.train.edges import EdgeHead, edge_loss, patch_centres
+from paligemma.train.recipes import STAGES
 
 
 def test_a_head_compares_each_edge_with_every_location_embedding() -> None:
@@ -24,7 +27,7 @@ def test_a_head_compares_each_edge_with_every_location_embedding() -> None:
 
 
 def test_places_are_the_centres_of_patches_in_raster_order() -> None:
-    centres = patch_centres(2).tolist()
+    centres = patch_centres(2, 2).tolist()
     assert centres == [[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]
 
 
@@ -54,3 +57,15 @@ def test_the_loss_is_the_mean_over_edges_and_patches() -> None:
     ]
     whole = edge_loss(logits, edges, 4.0)
     assert whole.item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-5)
+
+
+def test_patches_of_a_window_lie_where_the_window_lies() -> None:
+    whole = patch_centres(14, 14).view(14, 14, 2)
+    window = patch_centres(7, 14, corner=(2, 5)).view(7, 7, 2)
+    assert torch.equal(window, whole[2:9, 5:12])
+    assert whole[0, 0].tolist() == pytest.approx([0.5 / 14, 0.5 / 14])
+
+
+def test_a_stage_with_edges_wants_boxes_in_the_field() -> None:
+    with pytest.raises(ConfigError, match="boxes_in_field"):
+        replace(STAGES[0], edge_weight=1.0)

@@ -42,10 +42,19 @@ class EdgeHead(nn.Module):
         return self.place(soft_tokens).unflatten(-1, (_NUM_AXES, -1)) @ loc_table.T
 
 
-def patch_centres(grid: int) -> Tensor:
-    """float[I, 2]: (y, x) of each patch's centre, normalised to [0, 1] of the field."""
-    line = (torch.arange(grid) + 0.5) / grid
-    return torch.cartesian_prod(line, line)
+def patch_centres(side: int, grid: int, corner: tuple[int, int] = (0, 0)) -> Tensor:
+    """Where the patches of a picture lie in the field.
+
+    Args:
+        side: patches along a side of the picture.
+        grid: patches along a side of the field.
+        corner: (row, column) of the picture's first patch.
+
+    Returns:
+        float[side * side, 2]: (y, x) of each centre, normalised to [0, 1].
+    """
+    rows, columns = ((torch.arange(side) + first + 0.5) / grid for first in corner)
+    return torch.cartesian_prod(rows, columns)
 
 
 def edge_loss(logits: Tensor, edges: Tensor, sigma_bins: float) -> Tensor:

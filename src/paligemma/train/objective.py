@@ -89,13 +89,15 @@ class SceneObjective(nn.Module):
     def _edge_losses(
         self, head: EdgeHead, model: PaliGemmaModel, soft: Tensor, batch: SceneBatch
     ) -> dict[str, Tensor]:
-        """Of whole pictures: where each object's edges are, and where each patch itself is."""
+        """Where in the field each object's edges are, and where each patch itself is."""
         vision, start = model.config.vision, model.config.vocab.loc0
         table = model.text.embed.weight[start : start + NUM_LOC]
         sigma = max(1.0, self.loc_sigma_bins)
         shown = batch.patches["label"] > 0
         edges = batch.patches["box"][shown] / (vision.image_size_px / BOX_UNIT_PX)
-        places = patch_centres(vision.grid).expand(len(soft), -1, -1)
+        side = round(soft.shape[1] ** 0.5)
+        places = patch_centres(side, vision.grid, batch.corner or (0, 0))
+        places = places.expand(len(soft), -1, -1)
         return {
             "edge": edge_loss(head(soft[shown], table), edges, sigma),
             # A fraction of the patches says as much as all of them.

@@ -70,6 +70,13 @@ class Stage:
     stop_at: int | None = None
     scenes: SceneOptions = field(default_factory=SceneOptions)
 
+    def __post_init__(self) -> None:
+        if self.edge_weight and not self.boxes_in_field:
+            raise ConfigError(
+                f"edges are told in the field, but {self.name} has edge_weight {self.edge_weight} "
+                "and boxes_in_field False; set boxes_in_field"
+            )
+
     def optim(self) -> OptimConfig:
         schedule = ScheduleConfig(decay_type="cosine", warmup_steps=self.warmup_steps)
         frozen: tuple[tuple[str, None], ...] = ()
