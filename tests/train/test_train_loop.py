@@ -161,6 +161,16 @@ def test_a_run_with_another_configuration_is_refused(
     assert digest(model) == digest(small_model())
 
 
+def test_a_run_with_other_data_is_refused(tmp_path: Path) -> None:
+    model = small_model()
+    options = replace(OPTIONS, total_steps=1)
+    arguments = (model, small_objective(model), small_source(), OPTIM, options, tmp_path)
+    train(*arguments, settings={"seed": 1, "stage": {"scenes": (1, 2)}})
+    train(*arguments, settings={"seed": 1, "stage": {"scenes": (1, 2)}})
+    with pytest.raises(CheckpointError, match="but seed changed"):
+        train(*arguments, settings={"seed": 2, "stage": {"scenes": (1, 2)}})
+
+
 def test_training_leaves_torch_s_random_numbers_to_the_caller(tmp_path: Path) -> None:
     model = small_model()
     objective = small_objective(model)

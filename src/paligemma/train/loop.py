@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -59,6 +59,8 @@ def train(
     optim: OptimConfig,
     options: LoopOptions,
     folder: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train until `total_steps`, from the newest checkpoint in `folder` if there is one.
 
@@ -69,6 +71,8 @@ def train(
         model: changed in place.
         objective: `Objective` as a module; its parameters are trained beside the model's.
         folder: receives checkpoints and metrics.jsonl.
+        settings: whatever else makes the run what it is, such as data and seed; stored as JSON, and
+            a run that resumes must have the same.
 
     Returns:
         The last line of metrics.
@@ -87,7 +91,8 @@ def train(
         extra_schedule=_first_live_schedule(optim) if extra else None,
     )
     state = TrainState(model=model, objective=objective, optimizer=optimizer)
-    meta = {"optim": json.loads(json.dumps(asdict(optim))), "total_steps": options.total_steps}
+    described = {"optim": asdict(optim), "total_steps": options.total_steps, **(settings or {})}
+    meta = json.loads(json.dumps(described))
     if found := checkpoints(folder):
         load_checkpoint(found[-1], state, meta)
         logger.info("resumed at step %d", optimizer.steps_done)

@@ -359,5 +359,14 @@ def run_stage(
         num_workers=num_workers,
         progress=progress,
     )
-    train(model, objective, source, stage.optim(), options, folder / stage.name)
+    settings = {"stage": asdict(stage), "seed": seed}
+    train(
+        model,
+        objective,
+        source,
+        stage.optim(),
+        options,
+        folder / stage.name,
+        settings=settings,
+    )
     return model
