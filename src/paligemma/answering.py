@@ -34,8 +34,6 @@ from paligemma.vocab import NUM_LOC, Vocab
 
 logger = logging.getLogger(__name__)
 
-MAX_TEXT_TOKENS = 128
-MAX_OBJECT_TOKENS = 512
 MAX_SEED = 2**63
 
 
