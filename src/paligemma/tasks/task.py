@@ -1,0 +1,200 @@
+"""What a benchmark is: one row, shared by training and evaluation.
+
+A row says where its files come from, how they are read, how the model is asked, how answers are
+scored, and what was published. Readers stream; nothing here knows a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from paligemma.errors import ConfigError
+from paligemma.metrics.measure import Measure
+from paligemma.outputs.boxes import Box
+from paligemma.processing.resize import BILINEAR_ANTIALIAS
+
+# How answers are understood.
+TEXT, OBJECTS, MASK, ALL_CLASSES = "text", "objects", "mask", "all_classes"
+ANSWERS = (TEXT, OBJECTS, MASK, ALL_CLASSES)
+
+
+class Picture(Protocol):
+    """A picture that is read when it is needed; small, and travels to other processes."""
+
+    def read(self, max_pixels: int) -> np.ndarray:
+        """uint8[H, W, 3], upright.
+
+        Raises:
+            ImageError: unreadable, or larger than the bound.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One question to the model.
+
+    Attributes:
+        id: unique within task and split, and the same on every machine.
+        prefix: the prompt as the model reads it, without the separator.
+        pictures: one, two for pairs, or the frames of a clip.
+        references: what the scorer compares with, as JSON would hold it.
+        targets: answers to train on, one drawn a visit; empty where a split has no answers.
+        slices: name -> value, by which scores are broken down.
+        unit: examples of one unit are resampled together, such as the two rows of a pair; None
+            makes each its own.
+        mark_box_yxyx: normalised box that is drawn red, one pixel wide, on the resized picture.
+    """
+
+    id: str
+    prefix: str
+    pictures: tuple[Picture, ...]
+    references: Any
+    targets: tuple[str, ...] = ()
+    slices: Mapping[str, str] = field(default_factory=dict)
+    unit: str | None = None
+    mark_box_yxyx: Box | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundObject:
+    """One object of an answer.
+
+    Attributes:
+        label: as the model wrote it.
+        box_yxyx: normalised to [0, 1].
+        score: confidence; None where the answer came without probabilities.
+        mask: COCO's compressed run lengths of the whole picture, or None.
+    """
+
+    label: str
+    box_yxyx: Box
+    score: float | None = None
+    mask: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model answered to one example.
+
+    Attributes:
+        id: of the example.
+        text: the whole answer up to the end token, location and mask tokens spelt out; nothing is
+            stripped.
+        logprob: sum over its tokens, end token included; None where unknown.
+        objects: what was found, for tasks that ask for objects.
+        error: why there is no answer (an unreadable picture); the text is then "".
+    """
+
+    id: str
+    text: str
+    logprob: float | None = None
+    objects: tuple[FoundObject, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How the model is asked and decoded.
+
+    Attributes:
+        text_len: tokens of prefix, separator and suffix in training.
+        max_new_tokens: bound of an answer.
+        num_beams: 1 is greedy.
+        resize_method: of evaluation, see `processing.resize`.
+        train_resize_method: of training; None is the same.
+        num_pictures: frames a row of the batch holds.
+        pad_to_square: pad with white before resizing.
+        answer: "text"; "objects", boxes with labels; "mask", one box with a mask; or
+            "all_classes", where neither noise nor end may be written.
+    """
+
+    text_len: int
+    max_new_tokens: int
+    num_beams: int = 1
+    resize_method: str = BILINEAR_ANTIALIAS
+    train_resize_method: str | None = None
+    num_pictures: int = 1
+    pad_to_square: bool = False
+    answer: str = TEXT
+
+    def __post_init__(self) -> None:
+        if self.answer not in ANSWERS:
+            raise ConfigError(f"answer must be one of {', '.join(ANSWERS)}, got {self.answer!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeededFile:
+    """One file or folder below the data folder.
+
+    Attributes:
+        path: relative, with {split} where it varies.
+        source: where it comes from, in words.
+        fields: what is read of it.
+    """
+
+    path: str
+    source: str
+    fields: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedKey:
+    """Where `published_scores.json` holds a figure of this task.
+
+    Attributes:
+        measure: our name of the figure.
+        task, split, metric: as in the records; several spellings of one benchmark occur there.
+        our_split: our split that it is comparable with; None where only a test server gives it.
+    """
+
+    measure: str
+    task: str
+    split: str
+    metric: str
+    our_split: str | None
+
+
+Reader = Callable[[Path, str], Iterator[Example]]
+Scorer = Callable[[Sequence[Example], Sequence[Prediction]], list[Measure]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One benchmark.
+
+    Attributes:
+        name: on the command line.
+        title: as people write it.
+        family: page of the documentation: captions, answers, documents, remote-sensing, pairs,
+            video, grounding, robustness, structure.
+        splits: that can be scored from files on disk; the first is the reported one.
+        headline: name of the measure that tables print.
+        asking: how the model is asked.
+        files: what must be on disk.
+        read: streams examples of one split; raises DataError naming file, row and field.
+        score: examples with their predictions, in one order -> figures, the headline first.
+        published: where published figures are found.
+        traps: one sentence each, what people get wrong.
+        transfer: name of the published transfer recipe whose model answers it.
+        is_zero_shot: the recipe was trained on another task.
+    """
+
+    name: str
+    title: str
+    family: str
+    splits: tuple[str, ...]
+    headline: str
+    asking: Asking
+    files: tuple[NeededFile, ...]
+    read: Reader
+    score: Scorer
+    published: tuple[PublishedKey, ...] = ()
+    traps: tuple[str, ...] = ()
+    transfer: str | None = None
+    is_zero_shot: bool = False
