@@ -14,7 +14,7 @@ from paligemma.cli.options import ModelChoice, model_options
 from paligemma.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from paligemma.eval.report import SceneReport
+    from paligemma.eval.scene_report import SceneReport
     from paligemma.eval.runner import SceneModel
 
 # A training step's own file beside the model; a model folder has config.json instead.
@@ -53,7 +53,7 @@ def scenes_command(
 
     MODEL may also be a step_NNNNNNN folder of a training under way.
     """
-    from paligemma.eval.report import to_table, write_files
+    from paligemma.eval.scene_report import to_table, write_files
     from paligemma.eval.runner import SceneEvalOptions, evaluate_scenes
     from paligemma.tasks.scenes import SIZE_PX, TASKS
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from paligemma.eval.report import Sample
+from paligemma.eval.scene_report import Sample
 from paligemma.outputs.draw import DrawStyle, draw_detections
 from paligemma.outputs.lettering import Lettering
 from paligemma.outputs.types import Detections

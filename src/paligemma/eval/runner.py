@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from paligemma.errors import ConfigError
-from paligemma.eval.report import Sample, SceneReport, make_report
+from paligemma.eval.scene_report import Sample, SceneReport, make_report
 from paligemma.generate import (
     DecodeOptions,
     Generation,
