@@ -1,0 +1,350 @@
+"""A run on disk: what was asked, every answer as it came, and the scores; survives a kill.
+
+    run.json           what was run, and how to run it again
+    examples.jsonl     the questions with their references, in order
+    predictions.jsonl  answers, appended batch by batch; each line carries the run's key
+    scores.json        the figures
+
+Only predictions.jsonl grows; every other file appears whole or not at all. Nothing here needs a
+model, so that reports and foreign predictions are read without one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from io import BufferedRandom
+from pathlib import Path
+from typing import Any
+
+from paligemma.errors import ConfigError, DataError
+from paligemma.eval.json_lines import (
+    example_from_json,
+    example_to_json,
+    prediction_from_json,
+    prediction_to_json,
+    read_rows,
+)
+from paligemma.tasks.task import Example, Prediction
+
+RUN, EXAMPLES, PREDICTIONS, SCORES = (
+    "run.json",
+    "examples.jsonl",
+    "predictions.jsonl",
+    "scores.json",
+)
+_KEY_DIGITS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What was run.
+
+    Attributes:
+        task: name of the benchmark.
+        split: of it.
+        model: as the user named it.
+        data: folder of the benchmark's files; None where it needs none.
+        settings: everything that changes an answer, as JSON holds it; the key is made of it.
+        sampling: limit and seed, which chose the examples.
+        command: to run it again.
+        environment: versions and device, for the record.
+    """
+
+    task: str
+    split: str
+    model: str
+    data: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Hash of task, split and settings; answers of different keys never mix."""
+        text = json.dumps([self.task, self.split, dict(self.settings)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "config_hash": self.key}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any], where: str) -> RunConfig:
+        """The config of a run.json.
+
+        Raises:
+            DataError: a field is missing or of another kind, or the hash does not belong to it.
+        """
+        names = ("task", "split", "model", "data", "settings", "sampling", "command", "environment")
+        missing = [name for name in (*names, "config_hash") if name not in row]
+        if missing or not isinstance(row["settings"], dict):
+            raise DataError(
+                f"{where} must hold {', '.join(names)} and config_hash, misses "
+                f"{', '.join(missing) or 'a table of settings'}; it is no run of this program"
+            )
+        config = cls(**{name: row[name] for name in names})
+        if config.key != row["config_hash"]:
+            raise DataError(
+                f"{where} must not be edited: its settings hash to {config.key}, but it says "
+                f"{row['config_hash']}; restore it or begin a new run"
+            )
+        return config
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A run read back.
+
+    Attributes:
+        path: the folder.
+        config: what was run.
+        examples: in order; pictures are left out, `runner.read_again` opens them.
+        predictions: by example id; those of a run under way are incomplete.
+        num_duplicates: answers beyond the first to one example, left out.
+    """
+
+    path: Path
+    config: RunConfig
+    examples: list[Example]
+    predictions: dict[str, Prediction]
+    num_duplicates: int = 0
+
+    @property
+    def missing(self) -> list[str]:
+        """Ids of examples without an answer, in order."""
+        return [one.id for one in self.examples if one.id not in self.predictions]
+
+    def answered(self) -> tuple[list[Example], list[Prediction]]:
+        """Examples that have an answer, and their answers, in one order."""
+        examples = [one for one in self.examples if one.id in self.predictions]
+        return examples, [self.predictions[one.id] for one in examples]
+
+
+class RunFolder:
+    """One run's folder, begun or gone on with.
+
+    Use as a context manager while appending: only one process at a time may write.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.num_duplicates = 0
+        self._file: BufferedRandom | None = None
+        self._config: RunConfig | None = None
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], config: RunConfig, examples: Sequence[Example]
+    ) -> RunFolder:
+        """Begin a run, or go on with the same one.
+
+        Raises:
+            ConfigError: the folder holds a run with other settings, or cannot be written.
+        """
+        folder = cls(path)
+        if folder.exists():
+            folder.require_same(config)
+            return folder
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            if (folder.path / PREDICTIONS).exists():
+                raise ConfigError(
+                    f"{folder.path} holds {PREDICTIONS} but no {RUN}; name another folder, or "
+                    "score that file by itself"
+                )
+            lines = (json.dumps(example_to_json(one)) + "\n" for one in examples)
+            write_whole(folder.path / EXAMPLES, lines)
+            # Last, because it says that the folder is complete.
+            folder.write_json(RUN, config.to_json())
+        except OSError as error:
+            raise ConfigError(
+                f"a run needs a folder that can be written, got {folder.path} ({error}); "
+                "name another"
+            ) from error
+        folder._config = config
+        return folder
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / RUN).is_file()
+
+    @property
+    def config(self) -> RunConfig:
+        """What was run.
+
+        Raises:
+            DataError: there is no run, or its run.json is damaged.
+        """
+        if self._config is None:
+            path = self.path / RUN
+            self._config = RunConfig.from_json(read_json_object(path), str(path))
+        return self._config
+
+    def require_same(self, config: RunConfig) -> None:
+        """Raise ConfigError, naming what differs, unless the run here has the same key."""
+        ours, theirs = self.config, config
+        if ours.key == theirs.key:
+            return
+        before = {"task": ours.task, "split": ours.split, **ours.settings}
+        now = {"task": theirs.task, "split": theirs.split, **theirs.settings}
+        changed = [
+            f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}"
+            for name in dict.fromkeys([*before, *now])
+            if before.get(name) != now.get(name)
+        ]
+        raise ConfigError(
+            f"{self.path} holds a run with other settings: {'; '.join(changed)}; repeat the "
+            "settings to go on with it, or name a new folder"
+        )
+
+    def examples(self) -> list[Example]:
+        """The questions, in order, without pictures."""
+        path = self.path / EXAMPLES
+        return [example_from_json(row, f"{path}, line {at}") for at, row in read_rows(path)]
+
+    def predictions(self) -> dict[str, Prediction]:
+        """Answers by example id; a last line cut by a kill is dropped, later duplicates too.
+
+        Raises:
+            DataError: a damaged line, or one of another run.
+        """
+        path, key = self.path / PREDICTIONS, self.config.key
+        found: dict[str, Prediction] = {}
+        self.num_duplicates = 0
+        for at, row in read_rows(path, drop_torn=True) if path.exists() else ():
+            if row.get("key") != key:
+                raise DataError(
+                    f"{path}, line {at} belongs to another run: its key is "
+                    f"{_short(row.get('key'))}, this run's is {key}; move the line out or name "
+                    "another folder"
+                )
+            one = prediction_from_json(row, f"{path}, line {at}")
+            self.num_duplicates += one.id in found
+            found.setdefault(one.id, one)
+        return found
+
+    def append(self, predictions: Sequence[Prediction]) -> None:
+        """Write answers to the end; they survive a kill or power cut once this returns."""
+        if self._file is None:
+            raise RuntimeError("append needs the folder opened by `with`")
+        key = self.config.key
+        lines = (json.dumps({"key": key, **prediction_to_json(one)}) for one in predictions)
+        self._file.write("".join(line + "\n" for line in lines).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """One file, whole or not at all."""
+        write_whole(self.path / name, [json.dumps(value, indent=1, allow_nan=False) + "\n"])
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """What `write_json` wrote; None where it was not written yet."""
+        path = self.path / name
+        return read_json_object(path) if path.is_file() else None
+
+    def __enter__(self) -> RunFolder:
+        # Made if need be, and never emptied, whoever else begins at this moment.
+        descriptor = os.open(self.path / PREDICTIONS, os.O_RDWR | os.O_CREAT, 0o666)
+        file = os.fdopen(descriptor, "r+b")
+        try:
+            _lock(file, self.path)
+            _cut_torn_line(file)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """A run, complete or under way.
+
+    Raises:
+        DataError: there is none, or a file is damaged; the message names file and line.
+    """
+    folder = RunFolder(path)
+    predictions = folder.predictions()
+    return Run(
+        path=folder.path,
+        config=folder.config,
+        examples=folder.examples(),
+        predictions=predictions,
+        num_duplicates=folder.num_duplicates,
+    )
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        DataError: no such file, or no object in it.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} must be a readable JSON file ({error}); name a run") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold one JSON object, got {type(value).__name__}")
+    return value
+
+
+def write_whole(path: Path, parts: Iterable[str]) -> None:
+    """Write a file beside its place and move it there."""
+    partial = path.with_name(f".partial_{path.name}")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def examples_digest(examples: Iterable[Example]) -> str:
+    """Hash of ids, prompts and marks in order: the part of the examples that answers rest on."""
+    digest = hashlib.sha256()
+    for one in examples:
+        digest.update(json.dumps([one.id, one.prefix, one.mark_box_yxyx]).encode() + b"\n")
+    return digest.hexdigest()[:_KEY_DIGITS]
+
+
+def _cut_torn_line(file: BufferedRandom) -> None:
+    """Leave the file at its end, after the last complete line."""
+    end = last = file.seek(0, os.SEEK_END)
+    while last:
+        start = max(0, last - (1 << 16))
+        file.seek(start)
+        at = file.read(last - start).rfind(b"\n")
+        if at >= 0:
+            last = start + at + 1
+            break
+        last = start
+    if last < end:
+        file.truncate(last)
+    file.seek(last)
+
+
+def _lock(file: BufferedRandom, path: Path) -> None:
+    """Hold the file until it is closed; a killed process lets go by itself."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows; there two writers are the user's own care
+        return
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ConfigError(
+            f"another process is writing to {path}; wait for it or name another folder"
+        ) from error
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
