@@ -1,0 +1,164 @@
+"""Predictions that somebody else made: read, checked and matched with a task's examples.
+
+What cannot be scored as it stands is named and counted, never dropped in silence:
+
+    missing id            scored as an empty answer, or refused
+    id of no example      left out
+    second line of an id  left out, the first counts
+    confidence not finite counts as 0, so that it ranks last
+    coordinate not finite the object is left out
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from paligemma.errors import ConfigError, DataError
+from paligemma.eval.json_lines import prediction_from_json, read_rows
+from paligemma.tasks.task import Example, FoundObject, Prediction
+
+EMPTY, REFUSE = "empty", "refuse"
+_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Submission:
+    """A file of predictions.
+
+    Attributes:
+        path: where it lies.
+        predictions: by example id; every number is finite.
+        duplicates: ids of lines that were left out, once a line.
+        bad_scores: ids of predictions with a confidence that was not finite, now 0.
+        bad_boxes: ids of predictions with an object whose box was not finite, now left out.
+    """
+
+    path: Path
+    predictions: dict[str, Prediction]
+    duplicates: tuple[str, ...] = ()
+    bad_scores: tuple[str, ...] = ()
+    bad_boxes: tuple[str, ...] = ()
+
+
+def read_predictions(path: str | os.PathLike[str]) -> Submission:
+    """Predictions of a file with `id`, `text`, and where there are any `objects` in each row.
+
+    Args:
+        path: JSON lines, or one JSON list of the same rows.
+
+    Raises:
+        DataError: unreadable, or a row that is no prediction; named by line.
+    """
+    path = Path(path)
+    found: dict[str, Prediction] = {}
+    duplicates, bad_scores, bad_boxes = [], [], []
+    for where, row in _rows(path):
+        one = prediction_from_json(row, where)
+        if one.id in found:
+            duplicates.append(one.id)
+            continue
+        kept = [item for item in one.objects if all(map(math.isfinite, item.box_yxyx))]
+        if len(kept) < len(one.objects):
+            bad_boxes.append(one.id)
+        if any(not _is_scored(item) for item in kept):
+            bad_scores.append(one.id)
+        objects = tuple(item if _is_scored(item) else replace(item, score=0.0) for item in kept)
+        logprob = one.logprob
+        if logprob is not None and not math.isfinite(logprob):
+            logprob = None
+        found[one.id] = replace(one, objects=objects, logprob=logprob)
+    if not found:
+        raise DataError(f"{path} must hold at least one prediction, got none; name another file")
+    return Submission(
+        path=path,
+        predictions=found,
+        duplicates=tuple(duplicates),
+        bad_scores=tuple(bad_scores),
+        bad_boxes=tuple(bad_boxes),
+    )
+
+
+def _is_scored(one: FoundObject) -> bool:
+    return one.score is None or math.isfinite(one.score)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row stands, and the row."""
+    if _first_character(path) != b"[":
+        for number, row in read_rows(path):
+            yield f"{path}, line {number}", row
+        return
+    try:
+        rows = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON ({error}); mend it") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, row {number} must be a JSON object, got {row!r:.80}")
+        yield f"{path}, row {number}", row
+
+
+def _first_character(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(1024).lstrip()[:1]
+    except OSError as error:
+        raise DataError(f"{path} must be a readable file ({error}); check the path") from error
+
+
+def match_examples(
+    submission: Submission, examples: Sequence[Example], *, missing: str = EMPTY
+) -> tuple[list[Prediction], list[str]]:
+    """One prediction an example, in order, and a sentence for everything that was amiss.
+
+    Args:
+        submission: what was read.
+        examples: of the split.
+        missing: "empty" scores an example without prediction as an empty answer; "refuse" raises.
+
+    Raises:
+        DataError: predictions are missing and may not be, or none belongs to an example.
+        ConfigError: an unknown policy.
+    """
+    if missing not in (EMPTY, REFUSE):
+        raise ConfigError(f"missing must be {EMPTY} or {REFUSE}, got {missing!r}")
+    ids = {one.id for one in examples}
+    absent = [one.id for one in examples if one.id not in submission.predictions]
+    extra = [name for name in submission.predictions if name not in ids]
+    if len(absent) == len(ids):
+        raise DataError(
+            f"{submission.path} must hold ids of the split, but none of its "
+            f"{len(submission.predictions)} is: it has {_some(extra)}, the split "
+            f"{_some([one.id for one in examples])}; write the task's ids"
+        )
+    if absent and missing == REFUSE:
+        raise DataError(
+            f"{submission.path} must answer every example, misses {len(absent)} of {len(ids)}: "
+            f"{_some(absent)}; add them, or count them as empty answers"
+        )
+    notices = [
+        f"{len(names)} {what}: {_some(names)}"
+        for names, what in (
+            (absent, f"of {len(ids)} examples have no prediction and count as empty answers"),
+            (extra, "predictions belong to no example and were left out"),
+            (submission.duplicates, "further lines repeat an id and were left out"),
+            (submission.bad_scores, "predictions hold a confidence that is no number; it became 0"),
+            (submission.bad_boxes, "predictions hold a box that is no number; it was left out"),
+        )
+        if names
+    ]
+    found = submission.predictions
+    matched = [
+        found.get(one.id, Prediction(id=one.id, text="", error="no prediction")) for one in examples
+    ]
+    return matched, notices
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
