@@ -163,8 +163,8 @@ def value(row: Any, name: str, kind: type[T], where: str) -> T:
         DataError: the field is missing or of another type.
     """
     if not isinstance(row, dict) or name not in row:
-        found = f"has {', '.join(map(str, row))[:200]!r}" if isinstance(row, dict) else "is none"
-        raise DataError(f"{where} must be an object with the field {name!r}, it {found}")
+        has = f"has {', '.join(map(str, row))[:200]!r}" if isinstance(row, dict) else "is none"
+        raise DataError(f"{where} must be an object with the field {name!r}, it {has}")
     found: Any = row[name]
     if kind in (int, float) and isinstance(found, str):
         found = _number(found, kind)
