@@ -1,0 +1,294 @@
+"""Tables by grid: GriTS of structure (Top), text (Con) and place (Loc).
+
+Two grids are aligned row by row and column by column; what remains of both is compared cell by
+cell. Source: microsoft/table-transformer `src/grits.py` (Smock et al., arXiv:2203.12555). It stops
+where a row is short of cells; here such places hold an empty cell of one row and column.
+
+Axes: R rows and C columns of the true grid, P rows and Q columns of the predicted one.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+import numpy as np
+
+from paligemma.errors import DataError
+from paligemma.metrics.measure import Measure, mean_measure
+
+MAX_POSITIONS = 5000
+MAX_CHARACTERS = 1_000_000
+
+# Corners (x0, y0, x1, y1) in one unit for both tables.
+CellBox = tuple[float, float, float, float]
+BoxOf = Callable[[Mapping[str, str]], CellBox | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableCell:
+    """One cell of a table.
+
+    Attributes:
+        row, column: where it begins, from 0.
+        row_span, column_span: at least 1.
+        text: its text nodes, joined by spaces.
+        box: its place in the picture, or None.
+    """
+
+    row: int
+    column: int
+    row_span: int = 1
+    column_span: int = 1
+    text: str = ""
+    box: CellBox | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridScore:
+    """How alike two grids are, each in [0, 1]."""
+
+    f1: float
+    precision: float
+    recall: float
+
+
+def grits_measures(
+    predictions: Sequence[str], references: Sequence[str], *, box_of: BoxOf | None = None
+) -> list[Measure]:
+    """Mean GriTS of tables.
+
+    Args:
+        predictions: `<table>...</table>` as well-formed XML. One that is not, has a span below 1,
+            or more than 5000 grid positions scores 0.
+        references: likewise.
+        box_of: attributes of a cell -> its box, for Loc.
+
+    Returns:
+        "grits_top", "grits_con", with `box_of` also "grits_loc", each followed by its precision
+        and recall ("grits_top_precision"); last "ill_formed", the share of such predictions.
+
+    Raises:
+        DataError: lengths differ, or a reference cannot be read.
+    """
+    if len(predictions) != len(references):
+        raise DataError(
+            f"every table needs one prediction, got {len(predictions)} for {len(references)}; "
+            'pass "" where there is none'
+        )
+    kinds = {"top": grits_top, "con": grits_con} | ({"loc": grits_loc} if box_of else {})
+    scores = np.zeros((len(references), len(kinds), 3))
+    is_ill_formed = np.zeros(len(references), bool)
+    for row, (found, truth) in enumerate(zip(predictions, references, strict=True)):
+        wanted, cells = read_cells(truth, box_of=box_of), read_cells(found, box_of=box_of)
+        if not wanted:
+            raise DataError(
+                f"reference {row} must be a well-formed table with cells and at most "
+                f"{MAX_POSITIONS} grid positions, got {truth[:60]!r}; escape & and close all tags"
+            )
+        is_ill_formed[row] = cells is None
+        for k, score in enumerate(kinds.values() if cells is not None else ()):
+            one = score(cells or [], wanted)
+            scores[row, k] = one.f1, one.precision, one.recall
+    measures = [
+        mean_measure(f"grits_{name}{part}", scores[:, k, n])
+        for k, name in enumerate(kinds)
+        for n, part in enumerate(("", "_precision", "_recall"))
+    ]
+    return [*measures, mean_measure("ill_formed", is_ill_formed, is_error=True)]
+
+
+def read_cells(markup: str, *, box_of: BoxOf | None = None) -> list[TableCell] | None:
+    """Cells of a table in the order of its markup; `th` is as good as `td`.
+
+    Returns:
+        None where the markup is no well-formed XML, declares entities, has a span below 1, or
+        leaves the bounds.
+    """
+    if len(markup) > MAX_CHARACTERS or "<!DOCTYPE" in markup:
+        return None
+    try:
+        root = ElementTree.fromstring(markup)
+        return _cells(root, box_of)
+    except (ElementTree.ParseError, ValueError):
+        return None
+
+
+def _cells(root: ElementTree.Element, box_of: BoxOf | None) -> list[TableCell]:
+    cells: list[TableCell] = []
+    taken: dict[int, set[int]] = {}
+    row, num_positions = -1, 0
+    for element in root.iter():
+        row += element.tag == "tr"
+        if element.tag not in ("td", "th"):
+            continue
+        width, height = (int(element.get(name, "1")) for name in ("colspan", "rowspan"))
+        num_positions += width * height
+        if min(width, height) < 1 or num_positions > MAX_POSITIONS:
+            raise ValueError("a span leaves its bounds")
+        top = max(row, 0)
+        own = taken.setdefault(top, set())
+        column = next(c for c in range(len(own) + 1) if c not in own)
+        for y in range(top, top + height):
+            taken.setdefault(y, set()).update(range(column, column + width))
+        cells.append(
+            TableCell(
+                row=top,
+                column=column,
+                row_span=height,
+                column_span=width,
+                text=" ".join(element.itertext()),
+                box=box_of(element.attrib) if box_of else None,
+            )
+        )
+    _grid_shape(cells)
+    return cells
+
+
+def grits_top(found: Sequence[TableCell], wanted: Sequence[TableCell]) -> GridScore:
+    """Likeness of structure: how far each position's cell reaches in each direction."""
+    return _grid_score(_enclosed(_reach(wanted), _reach(found)))
+
+
+def grits_con(found: Sequence[TableCell], wanted: Sequence[TableCell]) -> GridScore:
+    """Likeness of text: the share of characters in difflib's matching blocks."""
+    texts = [np.array(["", *(cell.text for cell in cells)], object) for cells in (wanted, found)]
+    numbers = [_owner(cells) + 1 for cells in (wanted, found)]
+    rows, codes = zip(*(np.unique(text, return_inverse=True) for text in texts), strict=True)
+    alike = _text_likeness(rows[0].tolist(), rows[1].tolist())
+    true, predicted = (code[number] for code, number in zip(codes, numbers, strict=True))
+    return _grid_score(alike[true[:, :, None, None], predicted[None, None]])
+
+
+def grits_loc(found: Sequence[TableCell], wanted: Sequence[TableCell]) -> GridScore:
+    """Likeness of places: the common area of two boxes over that of the box around both.
+
+    Two cells without a box agree, as do two cells without a text.
+    """
+    grids = []
+    for cells in (wanted, found):
+        nothing = (np.nan,) * 4
+        boxes = np.array([nothing, *(cell.box or nothing for cell in cells)], np.float64)
+        grids.append(boxes[_owner(cells) + 1])
+    rewards = _enclosed(*grids)
+    is_bare = [np.isnan(grid).any(axis=-1) for grid in grids]
+    rewards[is_bare[0][:, :, None, None] & is_bare[1][None, None]] = 1.0
+    return _grid_score(rewards)
+
+
+def _grid_shape(cells: Sequence[TableCell]) -> tuple[int, int]:
+    height = max((cell.row + cell.row_span for cell in cells), default=0)
+    width = max((cell.column + cell.column_span for cell in cells), default=0)
+    if height * width > MAX_POSITIONS:
+        raise ValueError("the grid is too large")
+    return height, width
+
+
+def _owner(cells: Sequence[TableCell]) -> np.ndarray:
+    """int64[R, C]: which cell covers a position, the last one where two do; -1 is none."""
+    owner = np.full(_grid_shape(cells), -1, np.int64)
+    for number, cell in enumerate(cells):
+        bottom, right = cell.row + cell.row_span, cell.column + cell.column_span
+        owner[cell.row : bottom, cell.column : right] = number
+    return owner
+
+
+def _reach(cells: Sequence[TableCell]) -> np.ndarray:
+    """float64[R, C, 4]: first column, first row, column and row after the last, from here."""
+    owner = _owner(cells)
+    rows, columns = np.indices(owner.shape)
+    corners = np.array(
+        [(0, 0, 0, 0)]
+        + [(c.column, c.row, c.column + c.column_span, c.row + c.row_span) for c in cells],
+        np.float64,
+    )
+    here = np.stack([columns, rows, columns, rows], axis=-1)
+    return np.where(owner[..., None] >= 0, corners[owner + 1] - here, (0.0, 0, 1, 1))
+
+
+def _enclosed(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Common area over the area of the box around both: float64[R, C, P, Q]; 0 for NaN."""
+    a, b = true[:, :, None, None], predicted[None, None]
+    inner = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    outer = np.maximum(a[..., 2:], b[..., 2:]) - np.minimum(a[..., :2], b[..., :2])
+    common, whole = np.clip(inner, 0, None).prod(-1), outer.prod(-1)
+    return np.divide(common, whole, out=np.zeros_like(whole), where=whole > 0)
+
+
+def _text_likeness(true: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
+    """float64[len(true), len(predicted)] in [0, 1]."""
+    out = np.zeros((len(true), len(predicted)))
+    letters = [set(text) for text in true]
+    # The matcher prepares its second text once for all the first ones.
+    matcher = SequenceMatcher(None)
+    for q, other in enumerate(predicted):
+        matcher.set_seq2(other)
+        letters_of_other = set(other)
+        for r, text in enumerate(true):
+            if text == other:
+                out[r, q] = 1.0
+            elif not letters[r].isdisjoint(letters_of_other):
+                matcher.set_seq1(text)
+                common = sum(block.size for block in matcher.get_matching_blocks())
+                out[r, q] = 2 * common / (len(text) + len(other))
+    return out
+
+
+def _grid_score(rewards: np.ndarray) -> GridScore:
+    """Align rows, then columns, and add up the cells of both: float64[R, C, P, Q] -> scores."""
+    num_true, num_found = rewards.shape[0] * rewards.shape[1], rewards.shape[2] * rewards.shape[3]
+    by_column = np.ascontiguousarray(rewards.transpose(1, 0, 3, 2))
+    rows = _align(_inner_scores(rewards))
+    columns = _align(_inner_scores(by_column))
+    total = 0.0
+    for r, p in rows:
+        for c, q in columns:
+            total += float(rewards[r, c, p, q])
+    precision = total / num_found if num_found else 1.0
+    recall = total / num_true if num_true else 1.0
+    both = precision + recall
+    return GridScore(
+        f1=2 * precision * recall / both if both else 0.0, precision=precision, recall=recall
+    )
+
+
+def _inner_scores(rewards: np.ndarray) -> np.ndarray:
+    """What aligning each row with each other row is worth: float64[R, C, P, Q] -> [R, P]."""
+    height, width, other_height, other_width = rewards.shape
+    above = np.zeros((other_width + 1, height, other_height))
+    for c in range(width):
+        current = np.zeros_like(above)
+        for q in range(other_width):
+            both = above[q] + rewards[:, c, :, q]
+            current[q + 1] = np.maximum(np.maximum(both, above[q + 1]), current[q])
+        above = current
+    return above[-1]
+
+
+def _align(rewards: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of the best alignment of two sequences in order: float64[N, M] -> [(n, m)].
+
+    Where ways are equally good, a pair goes before skipping one of the first sequence, and that
+    before skipping one of the second.
+    """
+    num, other = rewards.shape
+    worth = rewards.tolist()
+    scores = [[0.0] * (other + 1) for _ in range(num + 1)]
+    for n in range(num):
+        for m in range(other):
+            scores[n + 1][m + 1] = max(
+                scores[n][m] + worth[n][m], scores[n][m + 1], scores[n + 1][m]
+            )
+    pairs = []
+    n, m = num, other
+    while n and m:
+        if scores[n - 1][m - 1] + worth[n - 1][m - 1] == scores[n][m]:
+            n, m = n - 1, m - 1
+            pairs.append((n, m))
+        elif scores[n - 1][m] == scores[n][m]:
+            n -= 1
+        else:
+            m -= 1
+    return pairs[::-1]

@@ -1,0 +1,150 @@
+"""Referring segmentation: how well a mask fits the object that an expression names.
+
+Source: big_vision `evaluators/proj/paligemma/transfers/segmentation.py`. MIoU is the mean over
+expressions, cIoU (also called oIoU) divides all intersections by all unions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from paligemma.errors import DataError
+from paligemma.metrics.measure import Measure, mean_measure, ratio_measure
+from paligemma.outputs.boxes import Box, box_iou, decode_boxes
+from paligemma.outputs.masks import MaskRegion, paste_mask
+from paligemma.outputs.rle import decode_rle
+from paligemma.vocab import NUM_LOC, NUM_SEG, SEG_PER_MASK
+
+BOX_THRESHOLDS = (0.5, 0.75)
+
+_LOC, _SEG = re.compile(r"<loc(\d{4})>"), re.compile(r"<seg(\d{3})>")
+
+# int64[16] codewords -> float32[64, 64] around [-1, 1].
+DecodeMask = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ObjectMask:
+    """One object: its box and its mask.
+
+    Attributes:
+        box_yxyx: normalised to [0, 1].
+        mask: bool[H, W] at the size of the picture, a `MaskRegion`, or COCO's run lengths.
+    """
+
+    box_yxyx: Box
+    mask: np.ndarray | MaskRegion | Mapping[str, Any]
+
+
+def read_object(text: str, image_wh: tuple[int, int], decode: DecodeMask) -> ObjectMask | None:
+    """The object that an answer names.
+
+    Four location tokens and sixteen codewords must stand at the very start; all after them is
+    ignored. Box edges are truncated to whole pixels, the decoded map is resized bilinearly, and
+    what is above 0 is foreground.
+
+    Args:
+        text: the whole answer with its tokens spelt out, nothing stripped.
+        image_wh: size of the picture that the mask is compared on.
+        decode: codewords of one mask -> its map; for a codec
+            `lambda codes: codec.decode(torch.from_numpy(codes)[None])[0].numpy()`.
+
+    Returns:
+        None where the answer is invalid: tokens are missing, the box is upside down, or it covers
+        no pixel.
+    """
+    loc, at = _numbers(text, 0, _LOC, 4, NUM_LOC)
+    codes, _ = _numbers(text, at, _SEG, SEG_PER_MASK, NUM_SEG)
+    if loc is None or codes is None:
+        return None
+    y0, x0, y1, x1 = decode_boxes(loc).tolist()
+    if y1 <= y0 or x1 <= x0:
+        return None
+    region = paste_mask(decode(np.array(codes, np.int64)), (y0, x0, y1, x1), image_wh)
+    return None if region is None else ObjectMask(box_yxyx=(y0, x0, y1, x1), mask=region)
+
+
+def referring_measures(
+    predictions: Sequence[ObjectMask | None], references: Sequence[ObjectMask]
+) -> list[Measure]:
+    """MIoU, cIoU and the accuracy of boxes, one object an expression.
+
+    Args:
+        predictions: None is an invalid answer: it overlaps nothing.
+        references: the objects meant; each holds a pixel.
+
+    Returns:
+        "miou", "ciou", "boxacc_0.5", "boxacc_0.75" (box overlap of at least that much) and
+        "invalid", the share of invalid answers.
+
+    Raises:
+        DataError: lengths differ, a reference mask is empty, or the masks of a pair differ in size.
+    """
+    if len(predictions) != len(references):
+        raise DataError(
+            f"every expression needs one prediction, got {len(predictions)} predictions for "
+            f"{len(references)} references; pass None for an invalid answer"
+        )
+    overlaps = np.zeros((len(references), 2))
+    box_overlap = np.zeros(len(references))
+    for row, (found, truth) in enumerate(zip(predictions, references, strict=True)):
+        overlaps[row] = _overlap(found, truth, row)
+        if found is not None:
+            box_overlap[row] = box_iou(
+                np.asarray(found.box_yxyx, np.float32), np.asarray(truth.box_yxyx, np.float32)
+            )
+    intersection, union = overlaps.T
+    ious = intersection / np.maximum(union, 1)
+    return [
+        mean_measure("miou", ious),
+        ratio_measure("ciou", intersection, union),
+        *(mean_measure(f"boxacc_{t}", box_overlap >= t) for t in BOX_THRESHOLDS),
+        mean_measure("invalid", [found is None for found in predictions], is_error=True),
+    ]
+
+
+def _overlap(found: ObjectMask | None, truth: ObjectMask, row: int) -> tuple[int, int]:
+    """Pixels in both masks, and in either."""
+    wanted = _pixels(truth.mask)
+    total = int(np.count_nonzero(wanted))
+    if not total:
+        raise DataError(f"reference mask {row} holds no pixel; leave the expression out")
+    if found is None:
+        return 0, total
+    mask = _pixels(found.mask)
+    if mask.shape != wanted.shape:
+        raise DataError(
+            f"masks are compared at the size of the picture, but prediction {row} is "
+            f"{mask.shape} and its reference {wanted.shape} (height, width)"
+        )
+    both = int(np.count_nonzero(mask & wanted))
+    return both, total + int(np.count_nonzero(mask)) - both
+
+
+def _pixels(mask: np.ndarray | MaskRegion | Mapping[str, Any]) -> np.ndarray:
+    if isinstance(mask, MaskRegion):
+        return mask.to_array()
+    if isinstance(mask, np.ndarray):
+        if mask.dtype != np.bool_ or mask.ndim != 2:
+            raise DataError(f"a mask is bool[H, W], got {mask.dtype}{list(mask.shape)}")
+        return mask
+    return decode_rle(mask)
+
+
+def _numbers(
+    text: str, at: int, token: re.Pattern[str], count: int, bound: int
+) -> tuple[list[int] | None, int]:
+    """The numbers of so many tokens in a row from a place on, and the place after them."""
+    numbers = []
+    for _ in range(count):
+        match = token.match(text, at)
+        if match is None or int(match[1]) >= bound:
+            return None, at
+        numbers.append(int(match[1]))
+        at = match.end()
+    return numbers, at

@@ -1,0 +1,197 @@
+"""Tables by tree edit distance: TEDS, and S-TEDS without the contents of cells.
+
+Source: ibm-aur-nlp/PubTabNet `src/metric.py` (Zhong et al., arXiv:1911.10683, section 5), whose
+manners are kept: markup must be wrapped in `<html><body>`, `th` is another tag than `td`, spaces
+are content, and inline tags count as nodes even where contents do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from paligemma.errors import DataError
+from paligemma.metrics.extras import missing_extra
+from paligemma.metrics.measure import Measure, mean_measure
+
+MAX_NODES = 3000
+MAX_CHARACTERS = 1_000_000
+
+
+def teds_measures(predictions: Sequence[str], references: Sequence[str]) -> list[Measure]:
+    """Mean similarity of tables.
+
+    Args:
+        predictions: HTML documents; see `wrap_table` for bare tables. One that is empty, holds no
+            table, has a span that is no number, or more than 3000 nodes scores 0.
+        references: likewise; broken HTML is repaired by the parser on both sides.
+
+    Returns:
+        "teds", "s_teds", and "unreadable", the share of predictions that hold no table.
+
+    Raises:
+        DataError: lengths differ, or a reference holds no table.
+        MissingExtraError: apted, lxml or rapidfuzz is not installed.
+    """
+    if len(predictions) != len(references):
+        raise DataError(
+            f"every table needs one prediction, got {len(predictions)} for {len(references)}; "
+            'pass "" where there is none'
+        )
+    scores = np.zeros((len(references), 2))
+    is_unreadable = np.zeros(len(references), bool)
+    for row, (found, truth) in enumerate(zip(predictions, references, strict=True)):
+        wanted = read_table(truth)
+        if wanted is None or not wanted.num_nodes:
+            raise DataError(
+                f"reference {row} must hold html/body/table with rows and at most {MAX_NODES} "
+                f"nodes, got {truth[:60]!r}; use wrap_table for a bare table"
+            )
+        table = read_table(found)
+        is_unreadable[row] = table is None
+        if table is not None:
+            scores[row] = (
+                _similarity(table, wanted, has_contents=True),
+                _similarity(table, wanted, has_contents=False),
+            )
+    return [
+        mean_measure("teds", scores[:, 0]),
+        mean_measure("s_teds", scores[:, 1]),
+        mean_measure("unreadable", is_unreadable, is_error=True),
+    ]
+
+
+def table_similarity(prediction: str, reference: str, *, structure_only: bool = False) -> float:
+    """1 minus the edit distance over the larger number of nodes; 0 where a table is missing.
+
+    Args:
+        prediction: HTML document.
+        reference: HTML document.
+        structure_only: leave out what the cells say.
+    """
+    found, wanted = read_table(prediction), read_table(reference)
+    if found is None or wanted is None:
+        return 0.0
+    return _similarity(found, wanted, has_contents=not structure_only)
+
+
+def wrap_table(markup: str) -> str:
+    """A bare `<table>` as the document in which the original looks for it."""
+    return f"<html><body>{markup}</body></html>"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class TableNode:
+    """One node of a table's tree; cells have no children.
+
+    Attributes:
+        label: tag, column span, row span; the spans are None but for `td`.
+        content: of a `td`, its inline tags and characters, one token each.
+        children: in order.
+    """
+
+    label: tuple[str, int | None, int | None]
+    content: tuple[str, ...] = ()
+    children: list[TableNode] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TableTree:
+    """A table: its root, and how many elements lie below it, inline tags included."""
+
+    root: TableNode
+    num_nodes: int
+
+
+def read_table(markup: str) -> TableTree | None:
+    """The first table directly below html/body; None where there is none, or it breaks a bound."""
+    try:
+        from lxml import etree, html
+    except ImportError as error:
+        raise missing_extra("lxml", "eval", "TEDS") from error
+    if not markup or len(markup) > MAX_CHARACTERS:
+        return None
+    parser = html.HTMLParser(
+        remove_comments=True, remove_pis=True, no_network=True, encoding="utf-8"
+    )
+    try:
+        # Bytes, since the parser would take the encoding of a text from its meta tags.
+        document = html.fromstring(markup.encode("utf-8", "replace"), parser=parser)
+    except (etree.ParserError, etree.XMLSyntaxError, ValueError):
+        return None
+    tables = document.xpath("body/table")
+    if not tables:
+        return None
+    num_nodes = int(tables[0].xpath("count(.//*)"))
+    if num_nodes > MAX_NODES:
+        return None
+    try:
+        return TableTree(root=_node(tables[0]), num_nodes=num_nodes)
+    except (ValueError, RecursionError):  # a span that is no number; absurd nesting
+        return None
+
+
+def _node(element: Any) -> TableNode:
+    if element.tag == "td":
+        spans = (int(element.attrib.get(name, "1")) for name in ("colspan", "rowspan"))
+        tokens: list[str] = []
+        _add_tokens(element, tokens)
+        return TableNode(label=(element.tag, *spans), content=tuple(tokens[1:-1]))
+    children = [_node(child) for child in element]
+    return TableNode(label=(element.tag, None, None), children=children)
+
+
+def _add_tokens(element: Any, tokens: list[str]) -> None:
+    tokens.append(f"<{element.tag}>")
+    tokens.extend(element.text or "")
+    for child in element:
+        _add_tokens(child, tokens)
+    if element.tag != "unk":
+        tokens.append(f"</{element.tag}>")
+    if element.tag != "td":
+        tokens.extend(element.tail or "")
+
+
+def _similarity(found: TableTree, wanted: TableTree, *, has_contents: bool) -> float:
+    num_nodes = max(found.num_nodes, wanted.num_nodes)
+    if not num_nodes or _is_equal(found.root, wanted.root, has_contents):
+        return 1.0
+    return 1.0 - _distance(found.root, wanted.root, has_contents) / num_nodes
+
+
+def _is_equal(a: TableNode, b: TableNode, has_contents: bool) -> bool:
+    if a.label != b.label or len(a.children) != len(b.children):
+        return False
+    if has_contents and a.content != b.content:
+        return False
+    pairs = zip(a.children, b.children, strict=True)
+    return all(_is_equal(one, other, has_contents) for one, other in pairs)
+
+
+def _distance(a: TableNode, b: TableNode, has_contents: bool) -> float:
+    try:
+        from apted import APTED, Config
+        from rapidfuzz.distance import Levenshtein
+    except ImportError as error:
+        raise missing_extra("apted and rapidfuzz", "eval", "TEDS") from error
+
+    known: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
+
+    class Costs(Config):
+        """Insertion and deletion cost 1 by default."""
+
+        def rename(self, node1: TableNode, node2: TableNode) -> float:
+            if node1.label != node2.label:
+                return 1.0
+            if not has_contents or node1.content == node2.content:
+                return 0.0
+            key = node1.content, node2.content
+            if key not in known:
+                longest = max(len(key[0]), len(key[1]))
+                known[key] = Levenshtein.distance(*key) / longest
+            return known[key]
+
+    return float(APTED(a, b, Costs()).compute_edit_distance())
