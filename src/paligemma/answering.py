@@ -178,7 +178,7 @@ def write_answers(
             request.steps.max_new_tokens,
         )
     vocab = model.config.vocab
-    return [_record(generation, row, vocab) for row in range(request.batch.num_examples)]
+    return [token_record(generation, row, vocab) for row in range(request.batch.num_examples)]
 
 
 def _decode(
@@ -204,7 +204,8 @@ def _decode(
     return generate(model, batch, steps, soft_tokens=soft_tokens, constraint=constraint)
 
 
-def _record(generation: Generation, row: int, vocab: Vocab) -> TokenRecord:
+def token_record(generation: Generation, row: int, vocab: Vocab) -> TokenRecord:
+    """One row of a generation as the parser reads it."""
     length = int(generation.lengths[row])
     ids = generation.ids[row, :length].cpu().numpy()
     loc_probs = None

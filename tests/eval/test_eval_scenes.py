@@ -15,7 +15,7 @@ from PIL import Image
 
 from paligemma.errors import ConfigError
 from paligemma.eval.scene_report import SceneReport, prediction_row, to_table, write_files
-from paligemma.eval.runner import Asked, SceneEvalOptions, evaluate_scenes, run_scenes
+from paligemma.eval.scene_runner import Asked, SceneEvalOptions, evaluate_scenes, run_scenes
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.parse import parse_objects

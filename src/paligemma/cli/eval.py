@@ -15,7 +15,7 @@ from paligemma.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from paligemma.eval.scene_report import SceneReport
-    from paligemma.eval.runner import SceneModel
+    from paligemma.eval.scene_runner import SceneModel
 
 # A training step's own file beside the model; a model folder has config.json instead.
 STEP_FILES = ("model.safetensors", "state.json")
@@ -54,7 +54,7 @@ def scenes_command(
     MODEL may also be a step_NNNNNNN folder of a training under way.
     """
     from paligemma.eval.scene_report import to_table, write_files
-    from paligemma.eval.runner import SceneEvalOptions, evaluate_scenes
+    from paligemma.eval.scene_runner import SceneEvalOptions, evaluate_scenes
     from paligemma.tasks.scenes import SIZE_PX, TASKS
 
     asked = TASKS if tasks is None else tuple(part.strip() for part in tasks.split(","))
@@ -168,7 +168,7 @@ def evaluate_checkpoint(
     progress: bool = False,
 ) -> SceneReport:
     """Measure a training checkpoint on pictures of its own size; arguments as for `load_step`."""
-    from paligemma.eval.runner import SceneEvalOptions, evaluate_scenes
+    from paligemma.eval.scene_runner import SceneEvalOptions, evaluate_scenes
     from paligemma.tasks.scenes import SIZE_PX
 
     bundle = load_step(step_folder, tokenizer_path, codec_path, image_size_px=image_size_px)

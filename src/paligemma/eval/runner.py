@@ -1,248 +1,303 @@
-"""Asks a model the scenes benchmark: every picture encoded once, prompts of one task together.
+"""Runs a benchmark: reads its examples, answers them batch by batch, keeps every answer at once.
 
-Axes: B pictures, I image tokens, D decoder width.
+A run that is killed goes on where it stood and ends with the same answers, because its batches are
+fixed beforehand (`plan`) and each is on disk before the next begins (`run_folder`). Nothing here
+needs a model: what answers is passed in.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import logging
+import platform
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from paligemma.errors import ConfigError
-from paligemma.eval.scene_report import Sample, SceneReport, make_report
-from paligemma.generate import (
-    DecodeOptions,
-    Generation,
-    Greedy,
-    LocationGreedy,
-    Sampler,
-    generate,
-    run_in_batches,
-)
-from paligemma.model import PaliGemmaModel
-from paligemma.outputs.assemble import to_detections
-from paligemma.outputs.parse import parse_tokens
-from paligemma.outputs.types import TokenRecord
-from paligemma.outputs.vqvae import MaskCodec
-from paligemma.processing.processor import Processor
-from paligemma.scenes import Scene, SceneExample
-from paligemma.tasks.scenes import (
-    MAX_NEW_TOKENS,
-    MAX_SCENES,
-    MAX_SEED,
-    SIZE_PX,
-    TASKS,
-    SceneAnswer,
-    SceneOutcome,
-    benchmark_examples,
-    heldout_scene,
-    scene_prefix,
-    score_answer,
-)
-from paligemma.vocab import NUM_LOC, Vocab
+from paligemma.errors import ConfigError, DataError
+from paligemma.eval.options import EvalOptions
+from paligemma.eval.plan import open_batches, plan_batches, sample_examples
+from paligemma.eval.run_folder import Run, RunConfig, RunFolder, examples_digest, load_run
+from paligemma.tasks.task import MASK, Example, Prediction, Task
 
-NUM_SAMPLES = 12
-MAX_BATCH_SIZE = 1024
+if TYPE_CHECKING:
+    from paligemma.eval.answering import AskedModel
 
-
-@dataclass(frozen=True, kw_only=True)
-class SceneEvalOptions:
-    """What is asked, and how much at a time.
-
-    Attributes:
-        limit: pictures.
-        seed: which pictures; every seed has its own.
-        batch_size: pictures encoded, and prompts answered, at a time; no score depends on it
-            beyond rounding.
-        tasks: of `paligemma.tasks.scenes.TASKS`.
-        size_px: side of the drawn pictures; the processor resizes them to the model's.
-    """
-
-    limit: int = 1000
-    seed: int = 0
-    batch_size: int = 64
-    tasks: tuple[str, ...] = TASKS
-    size_px: int = SIZE_PX
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.limit <= MAX_SCENES:
-            raise ConfigError(f"limit must lie in 1..{MAX_SCENES} pictures, got {self.limit}")
-        if not 0 <= self.seed < MAX_SEED:
-            raise ConfigError(f"seed must lie in 0..{MAX_SEED - 1}, got {self.seed}")
-        if not 1 <= self.batch_size <= MAX_BATCH_SIZE:
-            raise ConfigError(f"batch_size must lie in 1..{MAX_BATCH_SIZE}, got {self.batch_size}")
-        unknown = [task for task in self.tasks if task not in TASKS]
-        if unknown or not self.tasks:
-            raise ConfigError(
-                f"tasks must be some of {', '.join(TASKS)}, got {', '.join(unknown) or 'none'}"
-            )
-
-
-class SceneModel(Protocol):
-    """What is measured: a model with its processor and mask codec, as `paligemma.PaliGemma` is."""
-
-    @property
-    def model(self) -> PaliGemmaModel: ...
-    @property
-    def processor(self) -> Processor: ...
-    @property
-    def mask_codec(self) -> MaskCodec | None: ...
-    @property
-    def mode(self) -> str: ...
-    @property
-    def kv_cache_dtype(self) -> str: ...
-    @property
-    def weigh_locations(self) -> bool: ...
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Asked:
-    """One prompt about one of the pictures at hand."""
-
-    picture: int
-    example: SceneExample
-
-    @property
-    def prompt(self) -> str:
-        return scene_prefix(self.example)
+logger = logging.getLogger(__name__)
 
 
 class Answerer(Protocol):
-    """Answers prompts about a few pictures."""
+    """Something that answers examples: a model, or a stand-in."""
 
-    def __call__(self, scenes: Sequence[Scene], asked: Sequence[Asked]) -> list[SceneAnswer]:
-        """One answer a prompt, in order."""
+    def settings(self) -> Mapping[str, Any]:
+        """What of it changes an answer, as JSON holds it; becomes part of the run's key."""
+        ...
+
+    def read(self, examples: Sequence[Example]) -> Any:
+        """Whatever can be prepared without the model, such as pictures; may run in a thread."""
+        ...
+
+    def answer(self, examples: Sequence[Example], prepared: Any) -> list[Prediction]:
+        """One prediction an example, in order; an unreadable picture is an `error` of its own."""
         ...
 
 
-def evaluate_scenes(
-    bundle: SceneModel, options: SceneEvalOptions, *, name: str = "", progress: bool = False
-) -> SceneReport:
-    """Measure a model on held-out pictures.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A run that is about to be answered.
+
+    Attributes:
+        folder: on disk, with run.json and examples.jsonl.
+        examples: in order, with pictures.
+        plan: batches as positions in `examples`.
+        open: numbers of the batches that are not complete.
+        done: answers that are there already.
+    """
+
+    folder: RunFolder
+    examples: Sequence[Example]
+    plan: Sequence[tuple[int, ...]]
+    open: Sequence[int]
+    done: Mapping[str, Prediction]
+
+    def batch(self, number: int) -> list[Example]:
+        return [self.examples[position] for position in self.plan[number]]
+
+
+def evaluate(
+    task: Task,
+    bundle: AskedModel,
+    data: str | Path | None,
+    split: str,
+    options: EvalOptions,
+    folder: str | Path,
+    *,
+    model: str = "",
+    command: str = "",
+    progress: bool = False,
+) -> Run:
+    """Answer a split of a benchmark with a model, or go on with a run that was cut.
 
     Args:
-        bundle: model, processor and mask codec.
-        options: what is asked.
-        name: of the model, for the report.
-        progress: show a bar on standard error.
+        task: the benchmark.
+        bundle: model, processor and mask codec, as `paligemma.PaliGemma` is.
+        data: folder of the benchmark's files; None for a task that draws its own.
+        split: of the task.
+        options: what the user changed.
+        folder: of the run, see `run_folder`; new, or of the same run.
+        model: name of the model, for the record.
+        command: to run this again, for the record.
+        progress: show a bar with the time left on standard error.
+
+    Raises:
+        ConfigError: a split, folder or option that does not fit.
+        DataError: the benchmark's files are not there, or not as documented.
     """
-    was_training = bundle.model.training
-    bundle.model.eval()
-    try:
-        return run_scenes(
-            ModelAnswerer(bundle, options.batch_size), options, name=name, progress=progress
-        )
-    finally:
-        bundle.model.train(was_training)
+    from paligemma.eval.answering import ModelAnswerer
 
-
-def run_scenes(
-    answerer: Answerer, options: SceneEvalOptions, *, name: str = "", progress: bool = False
-) -> SceneReport:
-    """The benchmark with anything that answers; arguments as for `evaluate_scenes`."""
-    started = time.monotonic()
-    outcomes: list[SceneOutcome] = []
-    samples: list[Sample] = []
-    with tqdm(total=options.limit, unit="picture", disable=not progress) as bar:
-        for first in range(0, options.limit, options.batch_size):
-            indices = range(first, min(first + options.batch_size, options.limit))
-            scenes = [heldout_scene(k, seed=options.seed, size_px=options.size_px) for k in indices]
-            asked = [
-                Asked(picture=row, example=example)
-                for row, (scene, index) in enumerate(zip(scenes, indices, strict=True))
-                for example in benchmark_examples(scene, index, options.tasks)
-            ]
-            answers = answerer(scenes, asked)
-            for one, answer in zip(asked, answers, strict=True):
-                scene = scenes[one.picture]
-                outcomes.append(score_answer(scene, one.example, answer))
-                if first + one.picture < NUM_SAMPLES:
-                    samples.append(Sample(scene=scene, example=one.example, answer=answer))
-            bar.update(len(scenes))
-    settings = {"limit": options.limit, "seed": options.seed, "size_px": options.size_px}
-    return make_report(
-        outcomes, samples, model=name, settings=settings, seconds=time.monotonic() - started
+    answerer = ModelAnswerer(
+        bundle,
+        options.asking_of(task),
+        noise_piece=options.noise_piece,
+        needs_masks=task.asking.answer == MASK,
+    )
+    return run_task(
+        task,
+        answerer,
+        data,
+        split,
+        options,
+        folder,
+        model=model,
+        command=command,
+        progress=progress,
     )
 
 
-class ModelAnswerer:
-    """Greedy answers of a model, in the precision it was loaded for."""
+def run_task(
+    task: Task,
+    answerer: Answerer,
+    data: str | Path | None,
+    split: str,
+    options: EvalOptions,
+    folder: str | Path,
+    *,
+    model: str = "",
+    command: str = "",
+    progress: bool = False,
+) -> Run:
+    """`evaluate` with anything that answers; arguments as there."""
+    prepared = prepare(
+        task, answerer.settings(), data, split, options, folder, model=model, command=command
+    )
+    with prepared.folder:
+        batches = ((number, prepared.batch(number)) for number in prepared.open)
+        answers = answered(answerer, batches, options.num_workers)
+        keep(prepared, answers, progress=progress)
+    return finished(prepared)
 
-    def __init__(self, bundle: SceneModel, batch_size: int) -> None:
-        self._model, self._processor = bundle.model, bundle.processor
-        self._codec, self._batch_size = bundle.mask_codec, batch_size
-        self._sampler: Sampler = Greedy()
-        if bundle.weigh_locations:
-            self._sampler = LocationGreedy(bundle.model.config.vocab.loc0)
-        self._is_mixed, self._kv_cache_dtype = bundle.mode == "mixed", bundle.kv_cache_dtype
 
-    @torch.inference_mode()
-    def __call__(self, scenes: Sequence[Scene], asked: Sequence[Asked]) -> list[SceneAnswer]:
-        device = self._model.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self._is_mixed):
-            return self._answer_all(scenes, asked)
-
-    def _answer_all(self, scenes: Sequence[Scene], asked: Sequence[Asked]) -> list[SceneAnswer]:
-        pixels = torch.stack([self._processor.pixels(scene.image) for scene in scenes])
-        soft = self._model.encode_image(pixels.to(self._model.device, self._model.dtype))
-        answers: dict[int, SceneAnswer] = {}
-        for task in TASKS:
-            own = [k for k, one in enumerate(asked) if one.example.task == task]
-            done = run_in_batches(
-                [asked[k] for k in own],
-                lambda items: self._answer(items, soft, scenes),
-                length=lambda one: len(self._processor.tokenizer.encode(one.prompt)),
-                batch_size=self._batch_size,
-            )
-            answers.update(zip(own, done, strict=True))
-        return [answers[k] for k in range(len(asked))]
-
-    def _answer(
-        self, asked: Sequence[Asked], soft: Tensor, scenes: Sequence[Scene]
-    ) -> list[SceneAnswer]:
-        """Answers to prompts of one task; `soft` is float[B, I, D] of the pictures."""
-        task = asked[0].example.task
-        has_objects = task in ("detect", "segment")
-        options = DecodeOptions(
-            max_new_tokens=MAX_NEW_TOKENS[task],
-            kv_cache_dtype=self._kv_cache_dtype,
-            record_loc_probs=has_objects,
-            sampler=self._sampler if has_objects else Greedy(),
+def prepare(
+    task: Task,
+    answerer_settings: Mapping[str, Any],
+    data: str | Path | None,
+    split: str,
+    options: EvalOptions,
+    folder: str | Path,
+    *,
+    model: str = "",
+    command: str = "",
+) -> Prepared:
+    """Read the split, fix the batches, and begin the folder or find what is done in it."""
+    if split not in task.splits:
+        raise ConfigError(
+            f"{task.name} has the splits {', '.join(task.splits)}, got {split!r}; name one of them"
         )
-        batch = self._processor.inference_batch(None, [one.prompt for one in asked])
-        rows = torch.tensor([one.picture for one in asked], device=soft.device)
-        written = generate(self._model, batch, options, soft_tokens=soft[rows])
-        decode = self._processor.tokenizer.decode
-        vocab = self._model.config.vocab
-        answers = []
-        for row, one in enumerate(asked):
-            record = token_record(written, row, vocab)
-            if not has_objects:
-                answers.append(SceneAnswer(text=decode(record.ids.tolist())))
-                continue
-            parsed = parse_tokens(record, vocab, decode)
-            height, width = scenes[one.picture].image.shape[:2]
-            codec = self._codec if task == "segment" else None
-            found = to_detections(parsed, (width, height), codec=codec)
-            answers.append(SceneAnswer(text=parsed.text, detections=found))
-        return answers
+    if data is None and task.files:
+        raise ConfigError(
+            f"{task.name} reads files from a data folder, got none; name it with --data"
+        )
+    stream = task.read(Path("." if data is None else data), split)
+    examples = sample_examples(options.prompted(stream), options.limit, options.seed)
+    config = RunConfig(
+        task=task.name,
+        split=split,
+        model=model,
+        data=None if data is None else str(data),
+        settings={
+            **options.settings(task),
+            "prompt": options.prompt,
+            "examples": examples_digest(examples),
+            "num_examples": len(examples),
+            **answerer_settings,
+        },
+        sampling={"limit": options.limit, "seed": options.seed},
+        command=command or " ".join(sys.argv),
+        environment=environment(),
+    )
+    begun = RunFolder.create(folder, config, examples)
+    done = begun.predictions()
+    plan = plan_batches(examples, options.batch_size)
+    return Prepared(
+        folder=begun,
+        examples=examples,
+        plan=plan,
+        open=open_batches(plan, examples, done),
+        done=done,
+    )
 
 
-def token_record(written: Generation, row: int, vocab: Vocab) -> TokenRecord:
-    """One row of a generation as the parser reads it."""
-    length = int(written.lengths[row])
-    ids = written.ids[row, :length].cpu().numpy()
-    logprobs = written.logprobs[row, :length].float().cpu().numpy()
-    if written.loc_probs is None:
-        return TokenRecord(ids=ids, logprobs=logprobs)
-    loc_probs = np.zeros((length, NUM_LOC), np.float32)
-    is_loc = np.array([vocab.is_loc(token) for token in ids.tolist()], bool)
-    loc_probs[is_loc] = written.loc_probs[row].float().cpu().numpy()
-    return TokenRecord(ids=ids, logprobs=logprobs, loc_probs=loc_probs)
+def answered(
+    answerer: Answerer, batches: Iterable[tuple[int, list[Example]]], num_workers: int
+) -> Iterator[tuple[int, list[Prediction]]]:
+    """Answer batches in turn while `num_workers` threads read the pictures of those to come."""
+    if not num_workers:
+        for number, examples in batches:
+            yield number, answerer.answer(examples, answerer.read(examples))
+        return
+    todo = iter(batches)
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="pictures") as pool:
+
+        def begin(some: Iterable[tuple[int, list[Example]]]) -> list[_Ahead]:
+            return [(number, one, pool.submit(answerer.read, one)) for number, one in some]
+
+        ahead = begin(islice(todo, num_workers + 1))
+        try:
+            while ahead:
+                number, examples, read = ahead.pop(0)
+                yield number, answerer.answer(examples, read.result())
+                ahead += begin(islice(todo, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_Ahead = tuple[int, list[Example], "Future[Any]"]
+
+
+def keep(
+    prepared: Prepared, answers: Iterable[tuple[int, list[Prediction]]], *, progress: bool = False
+) -> None:
+    """Append the answers of each batch as it comes, without those that a cut batch left before.
+
+    Raises:
+        DataError: what answered gave other ids than it was asked.
+    """
+    done = prepared.done
+    total = len(prepared.examples)
+    with tqdm(
+        total=total,
+        initial=sum(one.id in done for one in prepared.examples),
+        unit="example",
+        disable=not progress,
+        smoothing=0.05,
+    ) as bar:
+        for number, predictions in answers:
+            asked = [one.id for one in prepared.batch(number)]
+            if [one.id for one in predictions] != asked:
+                raise DataError(
+                    f"batch {number} asked {len(asked)} examples and got {len(predictions)} "
+                    "answers, or answers to others; an answerer must keep their order"
+                )
+            new = [one for one in predictions if one.id not in done]
+            prepared.folder.append(new)
+            bar.update(len(new))
+
+
+def finished(prepared: Prepared) -> Run:
+    """Read a run back, with its pictures, and say what could not be asked."""
+    run = load_run(prepared.folder.path)
+    failed = [one for one in run.predictions.values() if one.error is not None]
+    if failed:
+        logger.warning(
+            "%d of %d examples could not be asked and count as empty answers, such as %s: %s",
+            len(failed),
+            len(run.examples),
+            failed[0].id,
+            failed[0].error,
+        )
+    return Run(
+        path=run.path,
+        config=run.config,
+        examples=list(prepared.examples),
+        predictions=run.predictions,
+        num_duplicates=run.num_duplicates,
+    )
+
+
+def read_again(task: Task, run: Run, ids: Iterable[str]) -> dict[str, Example]:
+    """Examples of a run with their pictures, read from the data folder once more.
+
+    Ids that the data no longer holds are left out.
+
+    Raises:
+        DataError: the data folder is not what it was.
+    """
+    wanted = set(ids)
+    data = Path("." if run.config.data is None else run.config.data)
+    found: dict[str, Example] = {}
+    for one in task.read(data, run.config.split):
+        if one.id in wanted:
+            found[one.id] = one
+            if len(found) == len(wanted):
+                break
+    return found
+
+
+def environment() -> dict[str, str]:
+    """Versions, for the record; torch is named only where it was loaded anyway."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("paligemma", "numpy", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout
+            continue
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found["torch"] = str(torch.__version__)
+    return found

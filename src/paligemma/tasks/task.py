@@ -109,7 +109,9 @@ class Asking:
         resize_method: of evaluation, see `processing.resize`.
         train_resize_method: of training; None is the same.
         num_pictures: frames a row of the batch holds.
-        pad_to_square: pad with white before resizing.
+        pad_to_square: pad with white, on the right and below, before resizing.
+        keep_fractions: resized pictures keep fractions of grey levels, as the original's video
+            frames do.
         answer: "text"; "objects", boxes with labels; "mask", one box with a mask; or
             "all_classes", where neither noise nor end may be written.
     """
@@ -121,6 +123,7 @@ class Asking:
     train_resize_method: str | None = None
     num_pictures: int = 1
     pad_to_square: bool = False
+    keep_fractions: bool = False
     answer: str = TEXT
 
     def __post_init__(self) -> None:
@@ -183,6 +186,7 @@ class Task:
         traps: one sentence each, what people get wrong.
         transfer: name of the published transfer recipe whose model answers it.
         is_zero_shot: the recipe was trained on another task.
+        asking_for: how one example is asked, where a benchmark mixes kinds; None asks all alike.
     """
 
     name: str
@@ -198,3 +202,4 @@ class Task:
     traps: tuple[str, ...] = ()
     transfer: str | None = None
     is_zero_shot: bool = False
+    asking_for: Callable[[Example], Asking] | None = None

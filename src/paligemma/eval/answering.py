@@ -1,0 +1,334 @@
+"""A model answers a batch of examples, the way their benchmark asks.
+
+Every picture of a batch is read and encoded once, however many prompts are about it.
+
+Axes: P distinct pictures of a batch, F pictures an example, R input side, I image tokens, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from paligemma.answering import token_record
+from paligemma.batch import Batch
+from paligemma.errors import ConfigError, ImageError, PromptError
+from paligemma.eval.pixels import ReadPictures, read_pictures
+from paligemma.eval.plan import picture_key
+from paligemma.generate import (
+    BeamOptions,
+    DecodeOptions,
+    Generation,
+    Greedy,
+    LocationGreedy,
+    beam_search,
+    generate,
+)
+from paligemma.model import PaliGemmaModel
+from paligemma.outputs.assemble import to_detections
+from paligemma.outputs.parse import parse_tokens
+from paligemma.outputs.types import Detection, TokenRecord
+from paligemma.outputs.vqvae import MaskCodec
+from paligemma.processing.processor import Processor, TokenRow, inference_row
+from paligemma.tasks.task import (
+    ALL_CLASSES,
+    MASK,
+    TEXT,
+    Asking,
+    Example,
+    FoundObject,
+    Prediction,
+)
+
+logger = logging.getLogger(__name__)
+
+_PROBED_VALUES = 256
+
+
+class AskedModel(Protocol):
+    """What is measured: a model with its processor and mask codec, as `paligemma.PaliGemma` is."""
+
+    @property
+    def model(self) -> PaliGemmaModel: ...
+    @property
+    def processor(self) -> Processor: ...
+    @property
+    def mask_codec(self) -> MaskCodec | None: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def kv_cache_dtype(self) -> str: ...
+    @property
+    def weigh_locations(self) -> bool: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedBatch:
+    """What a model needs of a batch, before the model is looked at.
+
+    Attributes:
+        pictures: by `picture_key`; an error in words where one cannot be read.
+        rows: tokens of each prompt, or an error in words.
+    """
+
+    pictures: Mapping[str, ReadPictures | str]
+    rows: Sequence[TokenRow | str]
+
+
+class ModelAnswerer:
+    """Answers of a model, in the precision it was loaded for.
+
+    Args:
+        bundle: what is measured.
+        asking_of: how an example is asked.
+        noise_piece: see `EvalOptions`.
+        needs_masks: refuse a model without mask codec, rather than score nothing for every mask.
+
+    Raises:
+        ConfigError: there is no mask codec.
+    """
+
+    def __init__(
+        self,
+        bundle: AskedModel,
+        asking_of: Callable[[Example], Asking],
+        *,
+        noise_piece: str = "<noise>",
+        needs_masks: bool = False,
+    ) -> None:
+        self._bundle = bundle
+        self._model, self._processor = bundle.model, bundle.processor
+        self._asking_of = asking_of
+        self._noise_id = _single_id(bundle.processor, noise_piece)
+        self._num_cut = 0
+        self._codec_settings: dict[str, Any] = {}
+        if needs_masks:
+            if bundle.mask_codec is None:
+                raise ConfigError(
+                    "this benchmark scores masks, and the model has no mask codec to decode them; "
+                    "name one with --mask-codec"
+                )
+            self._codec_settings = {"mask_codec": fingerprint(bundle.mask_codec)}
+
+    def settings(self) -> dict[str, Any]:
+        """What of the model changes an answer; its name and place do not."""
+        bundle = self._bundle
+        return {
+            "model": fingerprint(self._model),
+            "mode": bundle.mode,
+            "kv_cache_dtype": bundle.kv_cache_dtype,
+            "weigh_locations": bundle.weigh_locations,
+            "image_size_px": self._processor.image_size_px,
+            "noise_id": self._noise_id,
+            **self._codec_settings,
+        }
+
+    # Without the model
+
+    def read(self, examples: Sequence[Example]) -> PreparedBatch:
+        """Pixels of the distinct pictures, and the prompts as tokens."""
+        pictures: dict[str, ReadPictures | str] = {}
+        for one in examples:
+            key = picture_key(one)
+            if key not in pictures:
+                pictures[key] = self._read_pictures(one)
+        return PreparedBatch(pictures=pictures, rows=[self._row(one) for one in examples])
+
+    def _read_pictures(self, one: Example) -> ReadPictures | str:
+        processor = self._processor
+        try:
+            return read_pictures(
+                one,
+                self._asking_of(one),
+                size_px=processor.image_size_px,
+                max_pixels=processor.max_pixels,
+            )
+        except ImageError as error:
+            return str(error)
+
+    def _row(self, one: Example) -> TokenRow | str:
+        """The prompt to the letter; cut at the length of training, as the original does."""
+        vocab = self._processor.vocab
+        try:
+            ids = self._processor.tokenizer.encode(one.prefix)
+        except PromptError as error:
+            return str(error)
+        text_len = self._asking_of(one).text_len
+        if len(ids) + 2 > text_len:
+            self._num_cut += 1
+            if self._num_cut == 1:
+                logger.warning(
+                    "prompts are cut at %d tokens, the text length of training, as the original "
+                    "does; the first is that of %s with %d",
+                    text_len,
+                    one.id,
+                    len(ids) + 2,
+                )
+        return inference_row(ids, (), vocab, min(text_len, len(ids) + 2))
+
+    # With the model
+
+    @torch.inference_mode()
+    def answer(self, examples: Sequence[Example], prepared: PreparedBatch) -> list[Prediction]:
+        """One prediction an example, in order."""
+        found: dict[int, Prediction] = {}
+        groups: dict[Asking, list[int]] = {}
+        shown: dict[str, ReadPictures] = {}
+        for position, one in enumerate(examples):
+            key = picture_key(one)
+            picture, row = prepared.pictures[key], prepared.rows[position]
+            error = picture if isinstance(picture, str) else row if isinstance(row, str) else None
+            if error is not None or isinstance(picture, str):
+                found[position] = Prediction(id=one.id, text="", error=error)
+                continue
+            shown[key] = picture
+            groups.setdefault(self._asking_of(one), []).append(position)
+        if groups:
+            with self._in_evaluation(), self._precision():
+                soft, place = self._encode(shown), {key: at for at, key in enumerate(shown)}
+                for asking, positions in groups.items():
+                    batch = self._batch([prepared.rows[k] for k in positions])
+                    keys = [picture_key(examples[k]) for k in positions]
+                    rows = torch.tensor([place[key] for key in keys], device=soft.device)
+                    written = self._decode(asking, batch, soft[rows])
+                    for at, (position, key) in enumerate(zip(positions, keys, strict=True)):
+                        record = token_record(written, at, self._model.config.vocab)
+                        score = float(written.scores[at])
+                        found[position] = replace(
+                            self._understood(asking, record, shown[key]),
+                            id=examples[position].id,
+                            logprob=score,
+                        )
+        return [found[position] for position in range(len(examples))]
+
+    def _encode(self, shown: Mapping[str, ReadPictures]) -> Tensor:
+        """float[P, F*I, D]."""
+        pixels = torch.from_numpy(np.stack([one.pixels for one in shown.values()]))
+        return self._model.encode_image(pixels.to(self._model.device, self._model.dtype))
+
+    def _batch(self, rows: Sequence[TokenRow | str]) -> Batch:
+        real = [row for row in rows if isinstance(row, TokenRow)]
+        longest = max(map(len, real))
+        fitted = [row.fit(longest, self._processor.vocab.pad) for row in real]
+        return Batch(
+            images=None,
+            tokens=torch.tensor([row.tokens for row in fitted]),
+            mask_ar=torch.tensor([row.mask_ar for row in fitted]),
+            mask_input=torch.tensor([row.mask_input for row in fitted], dtype=torch.bool),
+        )
+
+    def _decode(self, asking: Asking, batch: Batch, soft: Tensor) -> Generation:
+        model, bundle, vocab = self._model, self._bundle, self._model.config.vocab
+        if asking.num_beams > 1:
+            beams = BeamOptions(
+                num_beams=asking.num_beams,
+                max_new_tokens=asking.max_new_tokens,
+                kv_cache_dtype=bundle.kv_cache_dtype,
+            )
+            return beam_search(model, batch, beams, soft_tokens=soft)
+        has_objects = asking.answer != TEXT
+        if has_objects and not vocab.has_objects:
+            raise ConfigError(
+                "boxes need location tokens, and this model's vocabulary has none; "
+                "name another model"
+            )
+        banned: tuple[int, ...] = ()
+        if asking.answer == ALL_CLASSES:
+            noise = () if self._noise_id is None else (self._noise_id,)
+            banned = (vocab.eos, *noise)
+        weighs = has_objects and bundle.weigh_locations
+        options = DecodeOptions(
+            max_new_tokens=asking.max_new_tokens,
+            sampler=LocationGreedy(vocab.loc0) if weighs else Greedy(),
+            banned_ids=banned,
+            kv_cache_dtype=bundle.kv_cache_dtype,
+            record_loc_probs=has_objects,
+        )
+        return generate(model, batch, options, soft_tokens=soft)
+
+    # After the model
+
+    def _understood(self, asking: Asking, record: TokenRecord, shown: ReadPictures) -> Prediction:
+        """Text and objects of one answer; id and probability are added by the caller."""
+        vocab, decode = self._model.config.vocab, self._processor.tokenizer.decode
+        if asking.answer == TEXT:
+            return Prediction(id="", text=decode(record.ids.tolist()))
+        parsed = parse_tokens(record, vocab, decode)
+        has_masks = asking.answer == MASK and any(one.seg is not None for one in parsed.objects)
+        codec = self._bundle.mask_codec if has_masks else None
+        objects = to_detections(parsed, shown.padded_wh, codec=codec)
+        if asking.answer == ALL_CLASSES:
+            # The last one may be cut before its class.
+            kept = [(one, one.label_score) for one in objects if one.label is not None]
+        else:
+            kept = [(one, one.score) for one in objects]
+        return Prediction(
+            id="",
+            text=parsed.text,
+            objects=tuple(_found(one, score, shown) for one, score in kept if one.is_valid),
+        )
+
+    def _in_evaluation(self) -> AbstractContextManager[object]:
+        return _Evaluating(self._model)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self._bundle.mode != "mixed":
+            return nullcontext()
+        return torch.autocast(self._model.device.type, dtype=torch.bfloat16)
+
+
+class _Evaluating:
+    """A model in evaluation mode, and afterwards as it was."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._was_training = model, model.training
+
+    def __enter__(self) -> None:
+        self._model.eval()
+
+    def __exit__(self, *raised: object) -> None:
+        self._model.train(self._was_training)
+
+
+def _found(one: Detection, score: float | None, shown: ReadPictures) -> FoundObject:
+    """Box and mask of the picture itself, without what was padded to it."""
+    from paligemma.outputs.rle import encode_rle
+
+    (width, height), (padded_width, padded_height) = shown.image_wh, shown.padded_wh
+    y0, x0, y1, x1 = one.box_yxyx
+    if shown.image_wh != shown.padded_wh:
+        y0, y1 = y0 * padded_height / height, y1 * padded_height / height
+        x0, x1 = x0 * padded_width / width, x1 * padded_width / width
+    mask = one.mask
+    return FoundObject(
+        label=one.label or "",
+        box_yxyx=(y0, x0, y1, x1),
+        score=score,
+        mask=None if mask is None else encode_rle(mask[:height, :width]),
+    )
+
+
+def _single_id(processor: Processor, piece: str) -> int | None:
+    """The id of a piece that the vocabulary holds as one."""
+    ids = processor.tokenizer.encode(piece)
+    return ids[0] if len(ids) == 1 else None
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of the names, shapes and some values of all weights, the same on every device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        step = max(1, flat.numel() // _PROBED_VALUES)
+        probe = flat[::step][:_PROBED_VALUES].to("cpu", torch.float32)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(probe.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,101 @@
+"""What a user may change about a run, and what of it changes an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from paligemma.errors import ConfigError
+from paligemma.processing.resize import require_resize_method
+from paligemma.tasks.task import Asking, Example, Task
+
+MAX_BATCH_SIZE = 4096
+MAX_WORKERS = 64
+PREFIX = "{prefix}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """How a benchmark is run; what is None is as the benchmark says.
+
+    Attributes:
+        limit: examples, drawn evenly by `seed`; None asks all.
+        seed: of that draw.
+        batch_size: examples answered together. Part of the run's key, because an answer may depend
+            on its batch by rounding.
+        num_workers: threads that read pictures while the model answers; 0 reads in turn.
+        prompt: other words than the benchmark's, where "{prefix}" stands for those.
+        resize_method: see `processing.resize`.
+        num_beams: 1 is greedy.
+        max_new_tokens: bound of an answer.
+        noise_piece: piece that pads answers with all classes; barred from them, if the vocabulary
+            has it, while its probability stays in the confidences.
+    """
+
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 16
+    num_workers: int = 2
+    prompt: str | None = None
+    resize_method: str | None = None
+    num_beams: int | None = None
+    max_new_tokens: int | None = None
+    noise_piece: str = "<noise>"
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("limit", self.limit, 1, None),
+            ("batch_size", self.batch_size, 1, MAX_BATCH_SIZE),
+            ("num_workers", self.num_workers, 0, MAX_WORKERS),
+            ("num_beams", self.num_beams, 1, 64),
+            ("max_new_tokens", self.max_new_tokens, 1, 8192),
+        ):
+            if value is not None and (value < low or (high is not None and value > high)):
+                bounds = f"{low}..{high}" if high is not None else f"{low} or more"
+                raise ConfigError(f"{name} must be {bounds}, got {value}")
+        if self.resize_method is not None:
+            require_resize_method(self.resize_method)
+        if self.prompt is not None and not self.prompt.strip():
+            raise ConfigError(
+                f"a prompt must hold some text, got {self.prompt!r}; write {PREFIX} where the "
+                "benchmark's own words go"
+            )
+
+    def asking_of(self, task: Task) -> Callable[[Example], Asking]:
+        """How each example is asked, with what was changed."""
+        changes: dict[str, Any] = {
+            name: value
+            for name in ("resize_method", "num_beams", "max_new_tokens")
+            if (value := getattr(self, name)) is not None
+        }
+        general = replace(task.asking, **changes)
+        if task.asking_for is None:
+            return lambda example: general
+        special = task.asking_for
+        return lambda example: replace(special(example), **changes)
+
+    def prompted(self, examples: Iterable[Example]) -> Iterator[Example]:
+        """The examples with the prompt that is really asked."""
+        for one in examples:
+            if self.prompt is None:
+                yield one
+            else:
+                yield replace(one, prefix=self.prompt.replace(PREFIX, one.prefix))
+
+    def settings(self, task: Task) -> dict[str, Any]:
+        """What of this changes an answer, beside the examples themselves."""
+        asking = replace(
+            task.asking,
+            **{
+                name: value
+                for name in ("resize_method", "num_beams", "max_new_tokens")
+                if (value := getattr(self, name)) is not None
+            },
+        )
+        fields = {
+            name: value
+            for name, value in vars(asking).items()
+            if name not in ("train_resize_method", "num_pictures")
+        }
+        return {**fields, "noise_piece": self.noise_piece, "batch_size": self.batch_size}
