@@ -165,6 +165,8 @@ class PublishedKey:
 
 Reader = Callable[[Path, str], Iterator[Example]]
 Scorer = Callable[[Sequence[Example], Sequence[Prediction]], list[Measure]]
+# Answers as a test server takes them, as JSON would hold them.
+Submission = Callable[[Sequence[Example], Sequence[Prediction]], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +189,8 @@ class Task:
         transfer: name of the published transfer recipe whose model answers it.
         is_zero_shot: the recipe was trained on another task.
         asking_for: how one example is asked, where a benchmark mixes kinds; None asks all alike.
+        server_splits: that can be read and answered, but whose answers only a test server has.
+        submission: what that server takes; None where there is none.
     """
 
     name: str
@@ -203,3 +207,5 @@ class Task:
     transfer: str | None = None
     is_zero_shot: bool = False
     asking_for: Callable[[Example], Asking] | None = None
+    server_splits: tuple[str, ...] = ()
+    submission: Submission | None = None
