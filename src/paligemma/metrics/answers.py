@@ -1,0 +1,244 @@
+"""Short answers against one right answer: equality, counts, question types, letters.
+
+Source: big_vision `evaluators/proj/paligemma/transfers/` (vqa, tallyqa, rsvqa, science_qa) and
+`datasets/rsvqa_lr`, `datasets/rsvqa_hr`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from paligemma.errors import DataError
+from paligemma.metrics.measure import Measure, average_of, mean_measure
+from paligemma.metrics.pairs import require_same_length
+from paligemma.metrics.vqa_words import NUMBER_WORDS
+
+_TEENS = ("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen")
+_LATE_TEENS = ("eighteen", "nineteen", "twenty")
+COUNT_WORDS: dict[str, str] = NUMBER_WORDS | {
+    word: str(number) for number, word in enumerate(_TEENS + _LATE_TEENS, start=11)
+}
+
+# RSVQA's questions whose answers are no numbers; low resolution adds rural_urban.
+NON_NUMERIC_TYPES = ("comp", "presence", "rural_urban")
+
+_LETTER = re.compile(r"the answer is ([a-z])\.")
+_BIN_EDGES = ((10, "1", "10"), (100, "11", "100"), (1000, "101", "1000"))
+
+
+def is_equal(prediction: str | None, reference: str, *, lower: bool = False) -> bool:
+    """Whether two answers are the same string; None equals nothing, and nothing is stripped."""
+    if prediction is None:
+        return False
+    return prediction.lower() == reference.lower() if lower else prediction == reference
+
+
+def exact_match_measures(
+    predictions: Sequence[str | None],
+    references: Sequence[str],
+    *,
+    lower: bool = False,
+    groups: Sequence[str] | None = None,
+) -> list[Measure]:
+    """Share of answers equal to their reference: GQA, AI2D, NLVR2, VSR, OCR-VQA (lower) and more.
+
+    Args:
+        predictions: one a question; None where there is no answer.
+        references: the right answer of each question.
+        lower: lower-case both sides.
+        groups: a name a question, to report each group as well.
+
+    Returns:
+        "accuracy", then "accuracy/GROUP" of every group in alphabetical order.
+
+    Raises:
+        DataError: lengths differ, or there is nothing to score.
+    """
+    require_same_length("exact match", predictions=predictions, references=references)
+    pairs = zip(predictions, references, strict=True)
+    is_right = np.array([is_equal(ours, right, lower=lower) for ours, right in pairs])
+    measures = [mean_measure("accuracy", is_right)]
+    if groups is not None:
+        require_same_length("exact match", predictions=predictions, groups=groups)
+        measures += by_group("accuracy", is_right, groups)
+    return measures
+
+
+def by_group(name: str, values: np.ndarray, groups: Sequence[str]) -> list[Measure]:
+    """The mean of each group, "NAME/GROUP", in alphabetical order."""
+    of = np.array(list(groups), dtype=object)
+    return [mean_measure(f"{name}/{group}", values, of == group) for group in sorted(set(groups))]
+
+
+def multiple_choice_measures(
+    predictions: Sequence[str | None],
+    choices: Sequence[Sequence[str]],
+    right: Sequence[int],
+) -> list[Measure]:
+    """A-OKVQA's multiple choice: the answer must be the text of the right choice.
+
+    Args:
+        predictions: one a question.
+        choices: of each question.
+        right: position of the right choice, from 0.
+
+    Returns:
+        "accuracy".
+
+    Raises:
+        DataError: lengths differ, or a position names no choice.
+    """
+    require_same_length("multiple choice", predictions=predictions, choices=choices, right=right)
+    for index, (options, position) in enumerate(zip(choices, right, strict=True)):
+        if not 0 <= position < len(options):
+            raise DataError(
+                f"the right choice must be one of 0 to {len(options) - 1}, got {position} for "
+                f"question {index}; count from 0"
+            )
+    texts = [options[position] for options, position in zip(choices, right, strict=True)]
+    return exact_match_measures(predictions, texts)
+
+
+def truth_word(label: int | bool) -> str:
+    """The answer that VSR and MaRVL teach for a label: "True" for 1, "False" for 0."""
+    return "True" if label else "False"
+
+
+def count_digits(text: str) -> str:
+    """A number word up to twenty, or "none", as digits; anything else as it is."""
+    return COUNT_WORDS.get(text.lower(), text)
+
+
+def tallyqa_measures(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    is_simple: Sequence[bool | int | None] | None = None,
+) -> list[Measure]:
+    """Counting accuracy: number words become digits on both sides, then strings must be equal.
+
+    Args:
+        predictions: one a question.
+        references: the right counts.
+        is_simple: TallyQA's `issimple`; None for a question that says nothing, or for all.
+
+    Returns:
+        "accuracy"; "accuracy/simple" and "accuracy/complex" where such questions exist; then
+        "accuracy/count_N" of every count that occurs.
+
+    Raises:
+        DataError: lengths differ, or there is nothing to score.
+    """
+    require_same_length("counting accuracy", predictions=predictions, references=references)
+    ours, counts = list(map(count_digits, predictions)), list(map(count_digits, references))
+    is_right = np.array([a == b for a, b in zip(ours, counts, strict=True)])
+    measures = [mean_measure("accuracy", is_right)]
+    if is_simple is not None:
+        require_same_length("counting accuracy", predictions=predictions, is_simple=is_simple)
+        for name, flag in (("simple", 1), ("complex", 0)):
+            where = np.array([one is not None and int(one) == flag for one in is_simple])
+            if where.any():
+                measures.append(mean_measure(f"accuracy/{name}", is_right, where))
+    of = np.array(counts, dtype=object)
+    return measures + [
+        mean_measure(f"accuracy/count_{count}", is_right, of == count)
+        for count in sorted(set(counts), key=lambda text: (len(text), text))
+    ]
+
+
+def rsvqa_bin_answer(
+    answer: str, question_type: str, *, resolution: Literal["lr", "hr"] = "lr"
+) -> str:
+    """RSVQA's numeric answers as the ranges that PaliGemma learns.
+
+    Args:
+        answer: as in the file, "12" or "12m2".
+        question_type: "count" is binned at low resolution, "area" at high; others stay.
+        resolution: "lr" or "hr".
+
+    Raises:
+        DataError: the answer is not the number it should be.
+    """
+    is_area = resolution == "hr" and question_type == "area"
+    if not is_area and not (resolution == "lr" and question_type == "count"):
+        return answer
+    unit = " m2" if is_area else ""
+    digits = answer.removesuffix("m2") if is_area else answer
+    if not re.fullmatch(r"[0-9]{1,18}", digits) or (is_area and digits == answer):
+        raise DataError(
+            f"an RSVQA {question_type} answer must be {'a number and m2' if is_area else 'digits'},"
+            f" got {answer!r}; read the official answers file"
+        )
+    number = int(digits)
+    if number == 0:
+        return f"0{unit}"
+    for largest, low, high in _BIN_EDGES:
+        if number <= largest:
+            return f"between {low}{unit} and {high}{unit}"
+    return f"more than 1000{unit}"
+
+
+def rsvqa_measures(
+    predictions: Sequence[str], references: Sequence[str], types: Sequence[str]
+) -> list[Measure]:
+    """RSVQA: lower-cased equality a question type, then the unweighted mean over types.
+
+    Args:
+        predictions: one a question.
+        references: right answers, binned where the task bins.
+        types: "comp", "presence", "rural_urban", "count", "area".
+
+    Returns:
+        "mean_accuracy" over the types present (PaliGemma's figure on the non-numeric splits);
+        "accuracy" over questions; "accuracy/TYPE"; "mean_accuracy/nonum" over comp, presence and
+        rural_urban, and "mean_accuracy/comp+presence", each where all of its types are present.
+
+    Raises:
+        DataError: lengths differ, or there is nothing to score.
+    """
+    require_same_length("RSVQA", predictions=predictions, references=references, types=types)
+    overall, *each = exact_match_measures(predictions, references, lower=True, groups=types)
+    of = dict(zip(sorted(set(types)), each, strict=True))
+    measures = [average_of("mean_accuracy", each), overall, *each]
+    for name, wanted in (("nonum", NON_NUMERIC_TYPES), ("comp+presence", NON_NUMERIC_TYPES[:2])):
+        if set(wanted) <= set(of):
+            measures.append(average_of(f"mean_accuracy/{name}", [of[one] for one in wanted]))
+    return measures
+
+
+def scienceqa_letter(text: str) -> str | None:
+    """The letter of "The answer is X." at the start of an answer, in any case; None without one."""
+    found = _LETTER.match(text.lower())
+    return found.group(1) if found else None
+
+
+def scienceqa_measures(predictions: Sequence[str], references: Sequence[str]) -> list[Measure]:
+    """ScienceQA: letters must be equal, and an answer of another form is wrong.
+
+    Args:
+        predictions: one a question.
+        references: "The answer is B."
+
+    Returns:
+        "accuracy" and "unparsed", the share of answers without a letter.
+
+    Raises:
+        DataError: lengths differ, nothing to score, or a reference of another form.
+    """
+    require_same_length("ScienceQA", predictions=predictions, references=references)
+    right = list(map(scienceqa_letter, references))
+    if None in right:
+        raise DataError(
+            f"a ScienceQA reference must read 'The answer is B.', got "
+            f"{references[right.index(None)]!r}; write the letter and a full stop"
+        )
+    ours = list(map(scienceqa_letter, predictions))
+    is_right = np.array([a == b for a, b in zip(ours, right, strict=True)])
+    is_unparsed = np.array([one is None for one in ours])
+    return [
+        mean_measure("accuracy", is_right),
+        mean_measure("unparsed", is_unparsed, is_error=True),
+    ]

@@ -1,0 +1,67 @@
+"""What every metric over lists checks first, and the edit distance they share."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence, Sized
+
+from paligemma.errors import DataError
+from paligemma.metrics.extras import missing_extra
+
+
+def require_same_length(what: str, **lists: Sized) -> None:
+    """Lists that run in parallel must be equally long and not empty.
+
+    Args:
+        what: the metric, for the message.
+        lists: by name.
+
+    Raises:
+        DataError: lengths differ, or there is no example.
+    """
+    lengths = {name: len(values) for name, values in lists.items()}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{num} {name}" for name, num in lengths.items())
+        raise DataError(f"{what} needs lists of one length, got {found}; pair them by example")
+    if not all(lengths.values()):
+        raise DataError(f"{what} is undefined without examples; pass at least one")
+
+
+def require_answers(what: str, answers: Sequence[Sequence[str]], *, at_least: int = 1) -> None:
+    """Each question must have some answers to compare with.
+
+    Raises:
+        DataError: one has fewer, or is one string where a list is meant.
+    """
+    for index, one in enumerate(answers):
+        if isinstance(one, str):
+            raise DataError(
+                f"{what} needs a list of answers a question, got the string {one!r} for question "
+                f"{index}; wrap it in a list"
+            )
+        if len(one) < at_least:
+            raise DataError(
+                f"{what} needs at least {at_least} answer(s) a question, got {len(one)} for "
+                f"question {index}; leave it out"
+            )
+
+
+def levenshtein(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
+    """Fewest insertions, deletions and replacements that turn a into b.
+
+    Args:
+        a: a string, or a list of units that compare.
+        b: another.
+
+    Raises:
+        MissingExtraError: rapidfuzz is not installed.
+    """
+    try:
+        from rapidfuzz.distance import Levenshtein
+    except ImportError as error:
+        raise missing_extra("rapidfuzz", "eval", "this edit distance") from error
+    if not (isinstance(a, str) and isinstance(b, str)):
+        # rapidfuzz compares hashes; numbering the units makes them collide never.
+        numbers: dict[Hashable, int] = {}
+        a = [numbers.setdefault(unit, len(numbers)) for unit in a]
+        b = [numbers.setdefault(unit, len(numbers)) for unit in b]
+    return int(Levenshtein.distance(a, b))

@@ -1,0 +1,229 @@
+"""VQA accuracy of VQAv2 and TextVQA with its text clean-up, and the soft accuracy without it.
+
+Source: GT-Vision-Lab/VQA PythonEvaluationTools/vqaEvaluation/vqaEval.py, and big_vision
+`evaluators/proj/paligemma/transfers/vqav2.py` and `vqa.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from paligemma.errors import DataError
+from paligemma.metrics.measure import Measure, mean_measure
+from paligemma.metrics.pairs import require_answers, require_same_length
+from paligemma.metrics.vqa_words import ARTICLES, REPLACEMENTS
+
+# "big_vision" is what PaliGemma reports; "official" is the published script as it stands, which
+# deletes 32 full stops at most; "pre_2021" its older copies, which also clean the prediction up
+# where the annotators all agree.
+Variant = Literal["big_vision", "official", "pre_2021"]
+# "reference" keeps every question; "official" drops those flagged difficult_direct_answer.
+DirectAnswerVariant = Literal["reference", "official"]
+
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'
+# The script passes a flag where `re.sub` expects the number of replacements.
+_OFFICIAL_MAX_STOPS = 32
+_DIGIT_COMMA = re.compile(r"\d,\d")
+_STOP = re.compile(r"\.(?!\d)")
+_ANY_MARK = re.compile("[" + re.escape(_MARKS) + "]")
+_FULL_CREDIT = 3
+
+
+def strip_spaces(text: str) -> str:
+    """Newlines and tabs become spaces, then both ends are stripped."""
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def normalize_answer(text: str, *, variant: Variant = "big_vision") -> str:
+    """The clean-up of an answer: marks, full stops, case, number words, articles, contractions.
+
+    A mark is deleted where it touches a space anywhere in the answer, or where the answer holds
+    digit-comma-digit; elsewhere it becomes a space. Colon, dollar, percent and apostrophe stay.
+
+    Args:
+        text: an answer as written.
+        variant: see `Variant`.
+    """
+    cleaned = strip_spaces(text)
+    marks = set(_ANY_MARK.findall(cleaned))
+    if marks:
+        original, deletes_all = cleaned, _DIGIT_COMMA.search(cleaned) is not None
+        for mark in marks:
+            is_loose = f"{mark} " in original or f" {mark}" in original
+            cleaned = cleaned.replace(mark, "" if deletes_all or is_loose else " ")
+    if "." in cleaned:
+        most = 0 if variant == "big_vision" else _OFFICIAL_MAX_STOPS
+        cleaned = _STOP.sub("", cleaned, count=most)
+    words = (word for word in cleaned.lower().split() if word not in ARTICLES)
+    return " ".join(REPLACEMENTS.get(word, word) for word in words)
+
+
+def leave_one_out_accuracy(num_matches: int, num_answers: int = 10) -> float:
+    """Mean over annotators of min(1, matches among the others / 3).
+
+    Args:
+        num_matches: annotators who gave the predicted answer.
+        num_answers: annotators, at least 2.
+
+    Returns:
+        In [0, 1]; of ten annotators 0, 0.3, 0.6, 0.9 and 1 for 0, 1, 2, 3 and 4 matches.
+    """
+    with_it = num_matches * min(1.0, (num_matches - 1) / _FULL_CREDIT)
+    without_it = (num_answers - num_matches) * min(1.0, num_matches / _FULL_CREDIT)
+    return (with_it + without_it) / num_answers
+
+
+def vqa_accuracies(
+    predictions: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    *,
+    variant: Variant = "big_vision",
+) -> np.ndarray:
+    """Accuracy of each question.
+
+    Where the annotators of a question all agree nothing is normalised, so that "Yes" scores 0
+    against ten "yes".
+
+    Args:
+        predictions: one a question, as decoded.
+        answers: the annotators' answers of each question, ten as a rule, repeats kept.
+        variant: see `Variant`.
+
+    Returns:
+        float64[N] in [0, 1].
+
+    Raises:
+        DataError: lengths differ, nothing to score, or a question with fewer than two answers.
+    """
+    require_same_length("VQA accuracy", predictions=predictions, answers=answers)
+    require_answers("VQA accuracy", answers, at_least=2)
+    known: dict[str, str] = {}
+
+    def normalized(text: str) -> str:
+        found = known.get(text)
+        if found is None:
+            found = known[text] = normalize_answer(text, variant=variant)
+        return found
+
+    scores = np.empty(len(predictions))
+    for index, (prediction, given) in enumerate(zip(predictions, answers, strict=True)):
+        prediction = strip_spaces(prediction)
+        given = [strip_spaces(answer) for answer in given]
+        disagree = any(answer != given[0] for answer in given)
+        if disagree:
+            given = [normalized(answer) for answer in given]
+        if disagree or variant == "pre_2021":
+            prediction = normalized(prediction)
+        scores[index] = leave_one_out_accuracy(given.count(prediction), len(given))
+    return scores
+
+
+def vqa_measures(
+    predictions: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    answer_types: Sequence[str] | None = None,
+    *,
+    variant: Variant = "big_vision",
+) -> list[Measure]:
+    """VQA accuracy, and the same for each answer type that occurs.
+
+    Args:
+        predictions: one a question.
+        answers: see `vqa_accuracies`.
+        answer_types: "yes/no", "number" or "other" a question.
+        variant: see `Variant`.
+
+    Returns:
+        "accuracy", then "accuracy/yesno", "accuracy/number", "accuracy/other".
+
+    Raises:
+        DataError: as `vqa_accuracies`.
+    """
+    scores = vqa_accuracies(predictions, answers, variant=variant)
+    measures = [mean_measure("accuracy", scores)]
+    if answer_types is not None:
+        require_same_length("VQA accuracy", predictions=predictions, answer_types=answer_types)
+        types = np.array(list(answer_types), dtype=object)
+        measures += [
+            mean_measure(f"accuracy/{name.replace('/', '')}", scores, types == name)
+            for name in sorted(set(answer_types), key=_type_rank)
+        ]
+    return measures
+
+
+def soft_accuracy(prediction: str | None, answers: Sequence[str]) -> float:
+    """min(1, exact matches / 3); nothing is cleaned up, and None never matches."""
+    return min(1.0, sum(prediction == answer for answer in answers) / _FULL_CREDIT)
+
+
+def soft_accuracy_measures(
+    predictions: Sequence[str | None],
+    answers: Sequence[Sequence[str]],
+    *,
+    drop: Sequence[bool] | None = None,
+    lower: bool = False,
+) -> list[Measure]:
+    """Soft accuracy as OKVQA, A-OKVQA and VizWiz are scored on local splits.
+
+    Args:
+        predictions: one a question; None where there is no answer.
+        answers: the annotators' answers, repeats kept.
+        drop: questions that do not count.
+        lower: lower-case both sides.
+
+    Returns:
+        "accuracy", and "accuracy_any", the share of questions with any match.
+
+    Raises:
+        DataError: lengths differ, a question without answers, or none left to score.
+    """
+    require_same_length("soft accuracy", predictions=predictions, answers=answers)
+    require_answers("soft accuracy", answers)
+    if lower:
+        predictions = [None if one is None else one.lower() for one in predictions]
+        answers = [[answer.lower() for answer in one] for one in answers]
+    scores = np.array(list(map(soft_accuracy, predictions, answers)))
+    kept = np.ones(len(scores), bool)
+    if drop is not None:
+        require_same_length("soft accuracy", predictions=predictions, drop=drop)
+        kept = ~np.asarray(drop, bool)
+    if not kept.any():
+        raise DataError("soft accuracy is undefined where every question is dropped; keep some")
+    return [
+        mean_measure("accuracy", scores, kept),
+        mean_measure("accuracy_any", scores > 0, kept),
+    ]
+
+
+def direct_answer_measures(
+    predictions: Sequence[str | None],
+    answers: Sequence[Sequence[str]],
+    is_difficult: Sequence[bool],
+    *,
+    variant: DirectAnswerVariant = "reference",
+) -> list[Measure]:
+    """A-OKVQA's direct answers.
+
+    Args:
+        predictions: one a question.
+        answers: ten a question.
+        is_difficult: the field `difficult_direct_answer`.
+        variant: see `DirectAnswerVariant`.
+
+    Returns:
+        As `soft_accuracy_measures`.
+
+    Raises:
+        DataError: as `soft_accuracy_measures`.
+    """
+    drop = is_difficult if variant == "official" else None
+    return soft_accuracy_measures(predictions, answers, drop=drop)
+
+
+def _type_rank(name: str) -> tuple[int, str]:
+    order = ("yes/no", "number", "other")
+    return (order.index(name) if name in order else len(order), name)
