@@ -1,0 +1,115 @@
+"""NES: the share of sentences that people judge as not entailed by the picture.
+
+Source: PaliGemma 2 report, section on long captions, which gives the protocol but neither the rule
+for ties nor what sentences without anything to assess count; both go by name here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from paligemma.errors import DataError
+from paligemma.metrics.measure import Measure, mean_measure, ratio_measure
+from paligemma.metrics.pairs import require_same_length
+
+ENTAILMENT, NEUTRAL, CONTRADICTION = "Entailment", "Neutral", "Contradiction"
+NOTHING = "Nothing to assess"
+LABELS = (ENTAILMENT, NEUTRAL, CONTRADICTION, NOTHING)
+
+# A sentence on which equally many raters chose entailment and another verdict.
+TieRule = Literal["non_entailed", "entailed", "left_out"]
+# Sentences whose majority found nothing to assess: not in the denominator, or in it as entailed.
+NothingRule = Literal["left_out", "counted"]
+
+# Image -> sentences -> raters' labels.
+Judgements = Sequence[Sequence[Sequence[str]]]
+
+
+def sentence_verdict(labels: Sequence[str], *, ties: TieRule = "non_entailed") -> str | None:
+    """What the majority of raters says of a sentence.
+
+    A verdict tied with "nothing to assess" wins, and neutral tied with contradiction is no tie.
+
+    Args:
+        labels: one a rater, of `LABELS`.
+        ties: see `TieRule`.
+
+    Returns:
+        "entailed", "non_entailed", "nothing", or None where a tie is left out.
+
+    Raises:
+        DataError: no label, or an unknown one.
+    """
+    if unknown := [label for label in labels if label not in LABELS]:
+        raise DataError(f"a judgement must be one of {', '.join(LABELS)}, got {unknown[0]!r}")
+    if not labels:
+        raise DataError("a sentence needs judgements, got none; leave it out")
+    votes = Counter(labels)
+    most = max(votes.values())
+    leading = {label for label, num in votes.items() if num == most}
+    if leading == {NOTHING}:
+        return "nothing"
+    leading -= {NOTHING}
+    if leading == {ENTAILMENT}:
+        return "entailed"
+    if ENTAILMENT not in leading:
+        return "non_entailed"
+    return None if ties == "left_out" else ties
+
+
+def nes(
+    judgements: Judgements, *, ties: TieRule = "non_entailed", nothing: NothingRule = "left_out"
+) -> float:
+    """Share of assessed sentences that are not entailed, pooled over all images; low is good.
+
+    Args:
+        judgements: image -> sentences -> raters' labels.
+        ties: see `TieRule`.
+        nothing: see `NothingRule`.
+
+    Raises:
+        DataError: no sentence was assessed, or a label is unknown.
+    """
+    return nes_measures(judgements, ties=ties, nothing=nothing)[0].value
+
+
+def nes_measures(
+    judgements: Judgements,
+    captions: Sequence[str] | None = None,
+    *,
+    ties: TieRule = "non_entailed",
+    nothing: NothingRule = "left_out",
+) -> list[Measure]:
+    """NES with the lengths without which it says little: short captions err less.
+
+    Args:
+        judgements: image -> sentences -> raters' labels.
+        captions: the caption of each image, for the mean number of characters.
+        ties: see `TieRule`.
+        nothing: see `NothingRule`.
+
+    Returns:
+        "nes", "sentences" a caption, and "characters" where captions are given.
+
+    Raises:
+        DataError: as `nes`.
+    """
+    require_same_length("NES", judgements=judgements)
+    verdicts = [[sentence_verdict(labels, ties=ties) for labels in image] for image in judgements]
+    wrong = np.array([image.count("non_entailed") for image in verdicts])
+    assessed = wrong + [image.count("entailed") for image in verdicts]
+    if nothing == "counted":
+        assessed = assessed + [image.count("nothing") for image in verdicts]
+    lengths = [float(len(image)) for image in judgements]
+    measures = [
+        ratio_measure("nes", wrong, assessed, is_error=True),
+        mean_measure("sentences", lengths, scale=1.0),
+    ]
+    if captions is not None:
+        require_same_length("NES", judgements=judgements, captions=captions)
+        measures.append(mean_measure("characters", [len(one) for one in captions], scale=1.0))
+    return measures

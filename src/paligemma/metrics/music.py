@@ -1,0 +1,95 @@
+"""Scores of transcribed music in `**kern`: error rates of characters, symbols and lines.
+
+Source: antoniorv6/SMT eval_functions.py (compute_poliphony_metrics) and data.py (prepare_data).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from paligemma.errors import DataError
+from paligemma.metrics.measure import Measure, ratio_measure
+from paligemma.metrics.pairs import levenshtein, require_same_length
+
+# "current" counts every character; "publication_era" leaves spaces out, as the scorer did when the
+# figures of the paper on GrandStaff were computed.
+CerVariant = Literal["current", "publication_era"]
+# "smt" strips outer newlines and spaces, bar numbers and the separators of extended kern; whether
+# PaliGemma 2 did the same is not published.
+Preparation = Literal["none", "smt"]
+
+_BAR_NUMBER = re.compile(r"(?<==)\d+")
+_LINE, _TAB = "<b>", "<t>"
+
+
+def prepare_kern(text: str, preparation: Preparation = "smt") -> str:
+    """Ground truth as it is compared, see `Preparation`.
+
+    Raises:
+        DataError: no such preparation.
+    """
+    if preparation == "none":
+        return text
+    if preparation != "smt":
+        raise DataError(f"kern is prepared by none or smt, got {preparation!r}")
+    return _BAR_NUMBER.sub("", text.strip("\n ")).replace("·", "")
+
+
+def kern_characters(text: str, variant: CerVariant = "current") -> list[str]:
+    """Characters, tabs and newlines among them; spaces only if "current"."""
+    return [c for c in text if c != " "] if variant == "publication_era" else list(text)
+
+
+def kern_symbols(text: str) -> list[str]:
+    """What single spaces, tabs and newlines separate; tabs and newlines are symbols themselves.
+
+    Two spaces in a row enclose an empty symbol, and an empty text is one.
+    """
+    return text.replace("\n", f" {_LINE} ").replace("\t", f" {_TAB} ").split(" ")
+
+
+def kern_lines(text: str) -> list[str]:
+    """Lines; an empty text is one."""
+    return text.split("\n")
+
+
+def omr_measures(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    *,
+    cer: CerVariant = "current",
+    preparation: Preparation = "none",
+) -> list[Measure]:
+    """Error rates pooled over the corpus: all edits over all reference units; 1 can be exceeded.
+
+    Args:
+        predictions: one a score.
+        references: kern text of each score.
+        cer: see `CerVariant`.
+        preparation: of the references, see `Preparation`.
+
+    Returns:
+        "cer", "ser" and "ler"; "cer" is left out where the references hold no character.
+
+    Raises:
+        DataError: lengths differ, or there is nothing to score.
+    """
+    require_same_length("music error rates", predictions=predictions, references=references)
+    truths = [prepare_kern(one, preparation) for one in references]
+    units: dict[str, Callable[[str], list[str]]] = {
+        "cer": lambda text: kern_characters(text, cer),
+        "ser": kern_symbols,
+        "ler": kern_lines,
+    }
+    measures = []
+    for name, split in units.items():
+        pairs = [
+            (split(ours), split(truth)) for ours, truth in zip(predictions, truths, strict=True)
+        ]
+        edits = [levenshtein(ours, truth) for ours, truth in pairs]
+        totals = [len(truth) for _, truth in pairs]
+        if sum(totals):
+            measures.append(ratio_measure(name, edits, totals, is_error=True))
+    return measures

@@ -1,0 +1,174 @@
+"""Scores of radiology reports: F1 between what RadGraph finds in two reports.
+
+Source: Stanford-AIMI/radgraph radgraph/rewards.py (0.1.18, which compares tokens as written except
+in relations); rajpurkarlab/CXR-Report-Metric radgraph_evaluate_model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, Literal
+
+from paligemma.errors import DataError
+from paligemma.metrics.extras import missing_extra
+from paligemma.metrics.measure import Measure, mean_measure
+from paligemma.metrics.pairs import require_same_length
+
+# {"entities": {"1": {"tokens": "effusion", "label": "OBS-DP", "relations": [["modify", "2"]]}}}
+Graph = Mapping[str, Any]
+# "simple" compares tokens and label; "partial" also whether there is a relation; "complete" the
+# relations themselves. Which of them the PaliGemma 2 report prints is not published.
+Level = Literal["simple", "partial", "complete"]
+LEVELS: tuple[Level, ...] = ("partial", "simple", "complete")
+
+
+def graph_facts(graph: Graph, level: Level, *, ignore_case: bool = False) -> set[tuple[Any, ...]]:
+    """What one report says, as a set.
+
+    Args:
+        graph: see `Graph`.
+        level: see `Level`.
+        ignore_case: compare tokens in lower case at every level, as the package's repository does
+            now; release 0.1.18 does so in relations only.
+
+    Raises:
+        DataError: the graph is ill-formed.
+    """
+    entities = _entities(graph)
+    facts: set[tuple[Any, ...]] = set()
+    for tokens, label, relations in entities.values():
+        written = tokens.lower() if ignore_case else tokens
+        if level == "simple" or not relations:
+            facts.add((written, label))
+        elif level == "partial":
+            facts.add((written, label, True))
+        else:
+            facts |= {
+                (tokens.lower(), label, name, entities[other][0].lower())
+                for name, other in relations
+            }
+    return facts
+
+
+def set_f1(prediction: Set[Any], reference: Set[Any]) -> float:
+    """Harmonic mean of precision and recall between two sets, 0 where they share nothing."""
+    shared = len(prediction & reference)
+    return 2 * shared / (len(prediction) + len(reference)) if shared else 0.0
+
+
+def radgraph_f1(
+    prediction: Graph, reference: Graph, level: Level = "partial", *, ignore_case: bool = False
+) -> float:
+    """F1 of one report; a report without entities scores 0, as in the package.
+
+    Raises:
+        DataError: a graph is ill-formed.
+    """
+    ours = graph_facts(prediction, level, ignore_case=ignore_case)
+    return set_f1(ours, graph_facts(reference, level, ignore_case=ignore_case))
+
+
+def cxr_report_metric(prediction: Graph, reference: Graph) -> tuple[float, float]:
+    """F1 of entities and F1 of relations with both their ends; the metric is their mean.
+
+    Raises:
+        DataError: a graph is ill-formed.
+    """
+    entity_f1 = set_f1(graph_facts(prediction, "simple"), graph_facts(reference, "simple"))
+    return entity_f1, set_f1(_relation_facts(prediction), _relation_facts(reference))
+
+
+def radgraph_measures(
+    predictions: Sequence[Graph], references: Sequence[Graph], *, ignore_case: bool = False
+) -> list[Measure]:
+    """RadGraph F1, the mean over reports, at every level.
+
+    Args:
+        predictions: one graph a report, see `Graph` and `extract_graphs`.
+        references: of the true reports.
+        ignore_case: see `graph_facts`.
+
+    Returns:
+        "radgraph_partial", "radgraph_simple", "radgraph_complete", and CXR-Report-Metric's
+        "radgraph_combined", "radgraph_entity", "radgraph_relation".
+
+    Raises:
+        DataError: lengths differ, nothing to score, or a graph is ill-formed.
+    """
+    require_same_length("RadGraph F1", predictions=predictions, references=references)
+    pairs = list(zip(predictions, references, strict=True))
+    measures = [
+        mean_measure(
+            f"radgraph_{level}",
+            [radgraph_f1(ours, truth, level, ignore_case=ignore_case) for ours, truth in pairs],
+        )
+        for level in LEVELS
+    ]
+    both = [cxr_report_metric(ours, truth) for ours, truth in pairs]
+    combined = [sum(one) / 2 for one in both]
+    return [
+        *measures,
+        mean_measure("radgraph_combined", combined),
+        mean_measure("radgraph_entity", [entity for entity, _ in both]),
+        mean_measure("radgraph_relation", [relation for _, relation in both]),
+    ]
+
+
+def extract_graphs(reports: Sequence[str], *, model: str = "radgraph-xl") -> list[dict[str, Any]]:
+    """What RadGraph's own model finds in reports; the package downloads it on first use.
+
+    Args:
+        reports: texts; an empty one has no entities.
+        model: "radgraph", "radgraph-xl" or "modern-radgraph-xl".
+
+    Returns:
+        One graph a report.
+
+    Raises:
+        MissingExtraError: the package radgraph is not installed.
+    """
+    try:
+        from radgraph import RadGraph
+    except ImportError as error:
+        raise missing_extra("radgraph", "reports", "finding entities in reports") from error
+    written = [index for index, text in enumerate(reports) if text.strip()]
+    graphs: list[dict[str, Any]] = [{"entities": {}} for _ in reports]
+    if written:
+        found = RadGraph(model_type=model)([reports[index] for index in written])
+        for position, index in enumerate(written):
+            graphs[index] = {"entities": found[str(position)]["entities"]}
+    return graphs
+
+
+def _relation_facts(graph: Graph) -> set[tuple[Any, ...]]:
+    entities = _entities(graph)
+    return {
+        (tokens, label, *entities[other][:2], name)
+        for tokens, label, relations in entities.values()
+        for name, other in relations
+    }
+
+
+def _entities(graph: Graph) -> dict[str, tuple[str, str, list[tuple[str, str]]]]:
+    """Key -> tokens, label, relations to other keys."""
+    try:
+        entities = {
+            str(key): (
+                str(one["tokens"]),
+                str(one["label"]),
+                [(str(name), str(other)) for name, other in one["relations"]],
+            )
+            for key, one in graph["entities"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            "a RadGraph graph needs 'entities' with tokens, label and relations each, got "
+            f"{str(graph)[:80]}; pass the package's output"
+        ) from error
+    for tokens, _, relations in entities.values():
+        for _, other in relations:
+            if other not in entities:
+                raise DataError(
+                    f"entity {tokens!r} has a relation to {other!r}, which the graph lacks; add it"
+                )
+    return entities
