@@ -1,0 +1,180 @@
+"""Questions about satellite and aerial pictures: RSVQA at low and at high resolution.
+
+Source: big_vision configs/proj/paligemma/transfers/rsvqa_{lr,hr}.py, datasets/rsvqa_{lr,hr}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from paligemma.errors import DataError
+from paligemma.metrics.answers import rsvqa_bin_answer, rsvqa_measures
+from paligemma.metrics.measure import Measure
+from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS
+from paligemma.tasks.files import FilePicture, find_file, read_json, value, values
+from paligemma.tasks.prefixes import answer_prefix
+from paligemma.tasks.rows import Row, list_rows, of_split
+from paligemma.tasks.task import Asking, Example, NeededFile, Prediction, PublishedKey, Task
+
+RSVQA = "rsvqa.sylvainlobry.com (Zenodo {record})"
+
+# Split -> part of the file names. "_all" keeps the questions that ask for a number.
+LR_SPLITS = {"test": "test", "val": "val", "train": "train"}
+HR_SPLITS = {"test": "test", "test2": "test_phili", "val": "val", "train": "train"}
+NUMERIC = {"lr": ("count",), "hr": ("count", "area")}
+_SUFFIX = "_all"
+
+
+def read_rsvqa(data: Path, split: str, *, variant: Literal["lr", "hr"]) -> Iterator[Example]:
+    """RSVQA of either resolution.
+
+    Args:
+        split: of LR_SPLITS or HR_SPLITS, without the questions for numbers; with "_all" after it,
+            all questions, counts (low resolution) and areas (high) as ranges.
+        variant: "lr" or "hr".
+    """
+    names = LR_SPLITS if variant == "lr" else HR_SPLITS
+    known = {**names, **{f"{name}{_SUFFIX}": part for name, part in names.items()}}
+    part = of_split(known, split, f"rsvqa-{variant}")
+    stem, folder, suffix = _LAYOUT[variant]
+    source = _SOURCE[variant]
+    asked = find_file(data, f"{stem}_{part}_questions.json", source=source)
+    told = find_file(data, f"{stem}_{part}_answers.json", source=source)
+    images = find_file(data, folder, source=source)
+    answers = {
+        value(row, "id", int, f"{told}, answer {number}"): row
+        for number, row in list_rows(read_json(told), told, "answers")
+    }
+    for number, row in list_rows(read_json(asked), asked, "questions"):
+        where = f"{asked}, question {number}"
+        if not value(row, "active", bool, where):
+            continue
+        kind = value(row, "type", str, where)
+        if kind in NUMERIC[variant] and not split.endswith(_SUFFIX):
+            continue
+        image = f"{value(row, 'img_id', int, where)}{suffix}"
+        answer = rsvqa_bin_answer(_answer(row, answers, where), kind, resolution=variant).lower()
+        yield Example(
+            id=str(value(row, "id", int, where)),
+            prefix=answer_prefix(value(row, "question", str, where)),
+            pictures=(FilePicture(path=images / image),),
+            references=answer,
+            targets=(answer,),
+            slices={"type": kind},
+        )
+
+
+def score_rsvqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
+    """Accuracy of each type of question, and first their unweighted mean."""
+    return rsvqa_measures(
+        [one.text for one in predictions],
+        [one.references for one in examples],
+        [one.slices["type"] for one in examples],
+    )
+
+
+def _answer(row: Row, answers: dict[int, Row], where: str) -> str:
+    ids = values(row, "answers_ids", int, where)
+    if not ids or ids[0] not in answers:
+        raise DataError(f"{where}: answers_ids must name a row of the answers, got {ids!r:.80}")
+    answer, key = answers[ids[0]], value(row, "id", int, where)
+    if answer.get("question_id") != key:
+        raise DataError(
+            f"{where}: answer {ids[0]} belongs to question {answer.get('question_id')}, not {key}"
+        )
+    return value(answer, "answer", str, f"answer {ids[0]}")
+
+
+# Variant -> stem of the question files, folder and suffix of the pictures.
+_LAYOUT = {
+    "lr": ("LR_split", "Images_LR", ".tif"),
+    "hr": ("USGS_split", "Data", ".png"),
+}
+_SOURCE = {"lr": RSVQA.format(record=6344334), "hr": RSVQA.format(record=6344367)}
+
+# Antialiased in training, not in evaluation.
+_ASKING = Asking(
+    text_len=32,
+    max_new_tokens=32,
+    resize_method=BILINEAR,
+    train_resize_method=BILINEAR_ANTIALIAS,
+)
+_TRAPS = (
+    "The score is the mean over types of question, not over questions.",
+    "Published figures leave out the questions for numbers; splits that end in _all keep them.",
+    "Pictures are resized without antialiasing here, though with it in training.",
+    "Questions that are not active are skipped.",
+)
+
+
+def _files(variant: str, parts: str) -> tuple[NeededFile, ...]:
+    stem, folder, suffix = _LAYOUT[variant]
+    source = _SOURCE[variant]
+    return (
+        NeededFile(
+            path=f"{stem}_{parts}_questions.json",
+            source=source,
+            fields="questions[]: id, img_id, type, question, active, answers_ids",
+        ),
+        NeededFile(
+            path=f"{stem}_{parts}_answers.json",
+            source=source,
+            fields="answers[]: id, question_id, answer, active",
+        ),
+        NeededFile(path=f"{folder}/{{id}}{suffix}", source=source),
+    )
+
+
+def _keys(split: str, *tasks: str) -> tuple[PublishedKey, ...]:
+    return tuple(
+        PublishedKey(
+            measure="mean_accuracy", task=task, split=split, metric="mean accuracy", our_split=split
+        )
+        for task in tasks
+    )
+
+
+def _splits(names: dict[str, str]) -> tuple[str, ...]:
+    return (*names, *(f"{name}{_SUFFIX}" for name in names))
+
+
+TASKS: tuple[Task, ...] = (
+    Task(
+        name="rsvqa-lr",
+        title="RSVQA low resolution",
+        family="remote-sensing",
+        splits=_splits(LR_SPLITS),
+        headline="mean_accuracy",
+        asking=_ASKING,
+        files=_files("lr", "{split}"),
+        read=partial(read_rsvqa, variant="lr"),
+        score=score_rsvqa,
+        published=_keys("test", "RSVQA-lr", "RSVQA-LR (non numeric)"),
+        traps=(
+            *_TRAPS,
+            "The reference evaluator writes two figures under one name here; ours is the mean over "
+            "comp, presence and rural_urban.",
+        ),
+        transfer="rsvqa_lr",
+    ),
+    Task(
+        name="rsvqa-hr",
+        title="RSVQA high resolution",
+        family="remote-sensing",
+        splits=_splits(HR_SPLITS),
+        headline="mean_accuracy",
+        asking=_ASKING,
+        files=_files("hr", "{test|test_phili|val|train}"),
+        read=partial(read_rsvqa, variant="hr"),
+        score=score_rsvqa,
+        published=(
+            *_keys("test", "RSVQA-hr", "RSVQA-HR (non numeric)"),
+            *_keys("test2", "RSVQA-hr", "RSVQA-HR (non numeric)"),
+        ),
+        traps=(*_TRAPS, "test2 is the files called test_phili, of another region."),
+        transfer="rsvqa_hr",
+    ),
+)
