@@ -55,6 +55,7 @@ class DrawStyle:
       legend: whether a strip below lists labels and counts.
       scores: whether plates show confidences.
       font_path: a TrueType font; None takes Pillow's own, or an installed one that has the letters.
+      label_order: labels that take the first colours, so that pictures beside each other agree.
     """
 
     scale: float = 1.0
@@ -63,6 +64,7 @@ class DrawStyle:
     legend: bool = True
     scores: bool = True
     font_path: str | None = None
+    label_order: tuple[str, ...] = ()
 
 
 def draw_detections(
@@ -91,7 +93,7 @@ def draw_detections(
         )
     canvas, factor = _enlarged(picture, style)
     items = [d for d in detections if d.is_valid]
-    names = list(dict.fromkeys(_name(d) for d in items))
+    names = list(dict.fromkeys([*style.label_order, *(_name(d) for d in items)]))
     sizes = _Sizes.of(canvas.size, style, names)
     colours = {name: _colour(i) for i, name in enumerate(names)}
     by_area = sorted(items, key=_area, reverse=True)  # small objects come out on top

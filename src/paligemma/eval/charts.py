@@ -1,0 +1,162 @@
+"""Small drawings as inline SVG; colours come from the page's style, so that dark mode applies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paligemma.eval.html import Html, el
+
+if TYPE_CHECKING:
+    from paligemma.eval.calibration import Reliability
+
+_W, _H = 320.0, 220.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 8.0, 8.0, 34.0
+
+
+def interval_chart(
+    value: float, low: float, high: float, published: float | None, *, top: float | None = None
+) -> Html:
+    """One figure on a line: its interval, its value, and the published figure as a mark.
+
+    Args:
+        top: end of the line; 100, or what is needed, by default.
+    """
+    numbers = [n for n in (value, low, high, published) if n is not None and math.isfinite(n)]
+    if not numbers:
+        return el("svg", viewBox="0 0 320 4")
+    end = _round_up(max(numbers)) if top is None else top
+    start = min(0.0, *numbers)
+    scale = _W / ((end - start) or 1.0)
+
+    def x(number: float) -> float:
+        return (number - start) * scale
+
+    parts = [el("rect", x=0.0, y=9.0, width=_W, height=6.0, rx=3, class_="rail")]
+    if math.isfinite(low):
+        width = max(x(high) - x(low), 2.0)
+        parts.append(el("rect", x=x(low), y=9.0, width=width, height=6.0, rx=3, class_="span"))
+    if math.isfinite(value):
+        parts.append(el("circle", cx=x(value), cy=12.0, r=5.0, class_="ours"))
+    if published is not None:
+        parts.append(
+            el("rect", x=x(published) - 1.5, y=3.0, width=3.0, height=18.0, rx=1, class_="theirs")
+        )
+    parts += [
+        el("text", f"{start:g}", x=0.0, y=33.0),
+        el("text", f"{end:g}", x=_W, y=33.0, text_anchor="end"),
+    ]
+    return el(
+        "svg", *parts, viewBox="0 0 320 36", class_="line", role="img", aria_label=f"{value:.2f}"
+    )
+
+
+def bar(value: float, low: float, high: float, top: float) -> Html:
+    """A bar for a table cell with its interval as a whisker; values below 0 show as none."""
+    scale = 120.0 / top if top > 0 else 0.0
+
+    def x(number: float) -> float:
+        return min(max(number * scale, 0.0), 120.0)
+
+    parts = [el("rect", x=0.0, y=3.0, width=120.0, height=8.0, rx=2, class_="rail")]
+    if math.isfinite(value):
+        parts.append(el("rect", x=0.0, y=3.0, width=x(value), height=8.0, rx=2, class_="span"))
+    if math.isfinite(low):
+        parts.append(el("line", x1=x(low), x2=x(high), y1=7.0, y2=7.0, class_="whisker"))
+    if math.isfinite(value):
+        parts.append(el("circle", cx=x(value), cy=7.0, r=3.0, class_="ours"))
+    return el("svg", *parts, viewBox="0 0 120 14", aria_hidden="true")
+
+
+def reliability_diagram(found: Reliability) -> Html:
+    """Share that was right over confidence: bars on the dashed line are honest."""
+    parts = _frame("confidence")
+    for share in (0.0, 0.5, 1.0):
+        parts += [
+            el("line", x1=_LEFT, x2=_W - _RIGHT, y1=_y(share), y2=_y(share), class_="axis"),
+            el("text", f"{share:g}", x=_LEFT - 5, y=_y(share) + 4, text_anchor="end"),
+            el("text", f"{share:g}", x=_x(share), y=_y(0) + 14, text_anchor="middle"),
+        ]
+    for one in found.bins:
+        if not one.num:
+            continue
+        x0, x1 = _x(one.low) + 0.75, _x(one.high) - 0.75
+        low, high = sorted((one.accuracy, one.confidence))
+        parts += [
+            el(
+                "rect",
+                x=x0,
+                y=_y(one.accuracy),
+                width=x1 - x0,
+                height=_y(0.0) - _y(one.accuracy),
+                class_="span",
+            ),
+            el("rect", x=x0, y=_y(high), width=x1 - x0, height=_y(low) - _y(high), class_="gap"),
+            el("rect", x=x0, y=_y(one.accuracy) - 1, width=x1 - x0, height=2.0, class_="ours"),
+        ]
+    parts.append(el("line", x1=_x(0), y1=_y(0), x2=_x(1), y2=_y(1), class_="even"))
+    return _plot(parts, "share right over confidence")
+
+
+def histogram(values: Sequence[int], label: str, num_bins: int = 24) -> Html:
+    """How often which whole number occurs; the last bin takes the longest one percent."""
+    numbers = np.asarray(values, np.int64)
+    end = int(np.quantile(numbers, 0.99, method="higher")) if len(numbers) else 0
+    width = end // num_bins + 1
+    num = end // width + 1
+    counts = np.bincount(np.minimum(numbers // width, num - 1), minlength=num)
+    peak = max(int(counts.max()), 1)
+    longest = int(numbers.max()) if len(numbers) else 0
+    more = f" (longest {longest:,})" if longest > end else ""
+    step = (_W - _LEFT - _RIGHT) / num
+    parts = _frame(label + more)
+    for k, count in enumerate(counts.tolist()):
+        if count:
+            x, y = _LEFT + k * step, _y(0.94 * count / peak)
+            size = {"width": max(step - 1.5, 0.5), "height": _y(0.0) - y}
+            parts.append(el("rect", x=x + 0.75, y=y, rx=1.0, class_="ours", **size))
+            if count == peak:
+                parts.append(
+                    el("text", f"{count:,}", x=x + step / 2, y=y - 3, text_anchor="middle")
+                )
+    for k in sorted({0, num // 2, num - 1}):
+        text = f"{k * width}" if width == 1 else f"{k * width} to {(k + 1) * width - 1}"
+        anchor = "middle" if width == 1 or 0 < k < num - 1 else "start" if k == 0 else "end"
+        at = k + {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor]
+        parts.append(el("text", text, x=_LEFT + at * step, y=_y(0) + 14, text_anchor=anchor))
+    return _plot(parts, label)
+
+
+def _plot(parts: Sequence[Html], label: str) -> Html:
+    view = f"0 0 {_W:g} {_H:g}"
+    return el("svg", *parts, viewBox=view, class_="plot", role="img", aria_label=label)
+
+
+def _frame(label: str) -> list[Html]:
+    """Base line and the name of the horizontal axis."""
+    middle = (_LEFT + _W - _RIGHT) / 2
+    return [
+        el("line", x1=_LEFT, x2=_W - _RIGHT, y1=_y(0), y2=_y(0), class_="axis"),
+        el("text", label, x=middle, y=_H - 3, text_anchor="middle"),
+    ]
+
+
+def _x(share: float) -> float:
+    return _LEFT + share * (_W - _LEFT - _RIGHT)
+
+
+def _y(share: float) -> float:
+    return _H - _BOTTOM - share * (_H - _TOP - _BOTTOM)
+
+
+def _round_up(number: float) -> float:
+    """The end of a scale: 100 for shares, else the next 1, 2 or 5 times a power of ten."""
+    if 1.0 < number <= 100:
+        return 100.0
+    if number <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(number))
+    return next(n * power for n in (1, 2, 5, 10) if n * power >= number)

@@ -1,0 +1,98 @@
+"""Many figures resampled together: each resample is drawn once and every statistic sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from paligemma.errors import DataError
+from paligemma.metrics.interval import LEVEL, NUM_RESAMPLES
+from paligemma.metrics.measure import Statistic
+from paligemma.tasks.task import Example
+
+# Statistics that take longer get fewer resamples, or no interval at all.
+FEW_RESAMPLES = 200
+_SLOW_S, _VERY_SLOW_S = 0.03, 1.0
+
+
+def unit_of(examples: Sequence[Example]) -> np.ndarray:
+    """int64[N]: which unit each example belongs to, numbered in order of first appearance."""
+    numbers: dict[tuple[bool, str], int] = {}
+    keys = [(one.unit is not None, one.unit or one.id) for one in examples]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+
+
+def resamples(units: np.ndarray, num_resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """How often each example counts in each resample, one int64[N] after the other.
+
+    The stream equals `metrics.interval.resampled_weights` where every example is a unit of its own,
+    and is never held whole.
+
+    Args:
+        units: int64[N] from `unit_of`; examples of one unit are drawn together.
+    """
+    num = int(units.max()) + 1
+    rng = np.random.default_rng(seed)
+    share = np.full(num, 1 / num)
+    for _ in range(num_resamples):
+        yield rng.multinomial(num, share)[units]
+
+
+def resampled_values(
+    statistics: Mapping[str, Statistic],
+    units: np.ndarray,
+    *,
+    most: Mapping[str, int] | None = None,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Each statistic's values over resamples, NaN where it is undefined.
+
+    Args:
+        statistics: int64[N] weights -> figure, by name.
+        units: see `resamples`.
+        most: bounds on the resamples of some statistics.
+        num_resamples: of a quick statistic; slow ones get `FEW_RESAMPLES`, very slow ones none.
+
+    Returns:
+        float64[R] by name, R resamples.
+    """
+    ones = np.ones(len(units), np.int64)
+    counts = {}
+    for name, statistic in statistics.items():
+        bound = min(num_resamples, (most or {}).get(name, num_resamples))
+        counts[name] = min(bound, _affordable(statistic, ones, num_resamples))
+    values: dict[str, list[float]] = {name: [] for name in statistics}
+    for number, weights in enumerate(resamples(units, max(counts.values(), default=0), seed)):
+        for name, statistic in statistics.items():
+            if number < counts[name]:
+                values[name].append(value_of(statistic, weights))
+    return {name: np.array(found, np.float64) for name, found in values.items()}
+
+
+def value_of(statistic: Statistic, weights: np.ndarray) -> float:
+    """The figure, or NaN where these examples leave it undefined."""
+    try:
+        return float(statistic(weights))
+    except DataError:
+        return float("nan")
+
+
+def bounds(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Low and high quantile of float64[R], NaN left out; NaN twice where nothing is left."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _affordable(statistic: Statistic, ones: np.ndarray, num_resamples: int) -> int:
+    started = time.perf_counter()
+    value_of(statistic, ones)
+    seconds = time.perf_counter() - started
+    if seconds > _VERY_SLOW_S:
+        return 0
+    return min(FEW_RESAMPLES, num_resamples) if seconds > _SLOW_S else num_resamples

@@ -1,0 +1,138 @@
+"""A run with its figures: what reports, comparisons and calibrations start from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from paligemma.errors import DataError
+from paligemma.eval.run_folder import Run, RunConfig
+from paligemma.metrics.measure import Measure
+from paligemma.tasks.task import Example, Prediction, Task
+
+_TEXT_FIELDS = ("answers", "answer", "references", "captions", "texts", "text", "label")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """Examples with their answers and the figures over them.
+
+    Attributes:
+        task: the benchmark.
+        config: what was run.
+        examples, predictions: in one order.
+        measures: the headline first.
+        num_asked: examples that were to be answered, the unanswered ones too.
+        notices: one sentence for everything that was amiss with the predictions.
+    """
+
+    task: Task
+    config: RunConfig
+    examples: Sequence[Example] = field(repr=False)
+    predictions: Sequence[Prediction] = field(repr=False)
+    measures: Sequence[Measure]
+    num_asked: int
+    notices: tuple[str, ...] = ()
+
+    @property
+    def headline(self) -> Measure:
+        """The measure that tables print."""
+        for one in self.measures:
+            if one.name == self.task.headline:
+                return one
+        return self.measures[0]
+
+    @property
+    def per_example(self) -> np.ndarray | None:
+        """float64[N], what each example adds to the headline; None for figures over pairs."""
+        parts = self.headline.per_example
+        return parts if parts is not None and len(parts) == len(self.examples) else None
+
+
+def score_run(run: Run, task: Task | None = None) -> Scored:
+    """Score what a run has answered so far.
+
+    Args:
+        run: from `run_folder.load_run`.
+        task: its benchmark; found by name by default.
+
+    Raises:
+        DataError: nothing was answered yet.
+    """
+    if task is None:
+        from paligemma.tasks.catalog import find_task
+
+        task = find_task(run.config.task)
+    examples, predictions = run.answered()
+    if not examples:
+        raise DataError(
+            f"{run.path} holds no answer to any of its {len(run.examples):,} examples yet; "
+            "go on with the run first"
+        )
+    notices = []
+    if missing := run.missing:
+        notices.append(
+            f"{len(missing):,} of {len(run.examples):,} examples have no answer yet and are left "
+            "out; go on with the run"
+        )
+    if run.num_duplicates:
+        notices.append(f"{run.num_duplicates:,} answers came twice; the first counts")
+    return score_matched(
+        task, run.config, examples, predictions, num_asked=len(run.examples), notices=notices
+    )
+
+
+def score_matched(
+    task: Task,
+    config: RunConfig,
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    *,
+    num_asked: int | None = None,
+    notices: Sequence[str] = (),
+) -> Scored:
+    """Score one prediction an example, in one order."""
+    unread = Counter(one.error for one in predictions if one.error is not None)
+    unread.pop("no prediction", None)
+    more = [
+        f"{number:,} answers are empty because of an error: {error}"
+        for error, number in unread.most_common(3)
+    ]
+    return Scored(
+        task=task,
+        config=config,
+        examples=examples,
+        predictions=predictions,
+        measures=task.score(examples, predictions),
+        num_asked=len(examples) if num_asked is None else num_asked,
+        notices=(*notices, *more),
+    )
+
+
+def only(scored: Scored, ids: Sequence[str]) -> Scored:
+    """The same answers scored on these examples alone, in this order."""
+    place = {one.id: k for k, one in enumerate(scored.examples)}
+    examples = [scored.examples[place[name]] for name in ids]
+    answers = [scored.predictions[place[name]] for name in ids]
+    measures = scored.task.score(examples, answers)
+    return replace(scored, examples=examples, predictions=answers, measures=measures)
+
+
+def reference_words(references: Any, *, most: int = 400) -> str:
+    """References for people: the text, the texts with how often each occurs, or short JSON."""
+    if isinstance(references, Mapping):
+        texts = [references[name] for name in _TEXT_FIELDS if name in references]
+        if len(texts) == 1:
+            references = texts[0]
+    if isinstance(references, list | tuple) and all(isinstance(one, str) for one in references):
+        times = Counter(references)
+        references = " | ".join(f"{t} (x{n})" if n > 1 else t for t, n in times.items())
+    text = references
+    if not isinstance(text, str):
+        text = json.dumps(references, default=str, ensure_ascii=False)
+    return text if len(text) <= most else text[: most - 3] + "..."
