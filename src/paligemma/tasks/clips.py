@@ -1,0 +1,212 @@
+"""Frames of a video as pictures of an example: from a folder of extracted frames or a video file.
+
+A stride counts frames as they are stored, so extract them at the rate of the video. A clip with too
+few frames starts over from its first one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paligemma.errors import DataError, ImageError
+from paligemma.metrics.extras import missing_extra
+from paligemma.processing.frames import sample_frames
+from paligemma.processing.image import load_image
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".flv", ".mpg", ".mpeg", ".m4v")
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+# A frame is asked for by itself, so the clip last decoded is kept; two, because a reader may work
+# ahead. A clip has one lock, so that threads asking for its frames decode it once.
+_CLIPS_KEPT = 2
+_LOCKS = tuple(threading.Lock() for _ in range(16))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Some frames of one video.
+
+    Attributes:
+        path: a folder with one picture a frame, in the order of their names, or a video file.
+        num_frames: how many are shown.
+        stride: distance between them, in stored frames.
+        start_s, end_s: the segment; the whole video if `end_s` is None.
+        duration_s: of the whole video, which tells where a segment lies in a folder of frames.
+    """
+
+    path: Path
+    num_frames: int
+    stride: int
+    start_s: float = 0.0
+    end_s: float | None = None
+    duration_s: float | None = None
+
+    def frames(self) -> tuple[ClipFrame, ...]:
+        """One picture a shown frame; nothing is read yet."""
+        return tuple(ClipFrame(clip=self, index=index) for index in range(self.num_frames))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFrame:
+    """Frame `index` among the shown frames of a clip."""
+
+    clip: Clip
+    index: int
+
+    def read(self, max_pixels: int) -> np.ndarray:
+        """uint8[H, W, 3].
+
+        Raises:
+            ImageError: no frame in the segment, damaged, or larger than the bound.
+            MissingExtraError: a video file, and PyAV is not installed.
+        """
+        clip = self.clip
+        if clip.path.is_dir():
+            files = _segment(clip, sorted(_frame_files(clip.path), key=lambda file: file.name))
+            return load_image(
+                sample_frames(files, clip.num_frames, clip.stride)[self.index],
+                max_pixels=max_pixels,
+            )
+        with _LOCKS[hash(clip) % len(_LOCKS)]:
+            decoded = _decode(clip, max_pixels)
+        # A copy: whoever draws on a picture must not draw on the kept clip.
+        return decoded[self.index % len(decoded)].copy()
+
+
+class Videos:
+    """Looks up videos below a data folder, and counts those that are gone.
+
+    Many videos of these benchmarks are no longer to be had. Published scores rest on those that
+    were, so a missing one is left out, named in the log, and not fatal; none at all is.
+    """
+
+    def __init__(self, data: Path, folders: Sequence[str]) -> None:
+        self._data = data
+        self._roots = [data / name for name in folders if (data / name).is_dir()]
+        self._folders = tuple(folders)
+        self._found: dict[str, Path | None] = {}
+
+    def find(self, *names: str) -> Path | None:
+        """The video of the first name that exists: a folder of frames, else a video file."""
+        key = names[0]
+        if key not in self._found:
+            self._found[key] = next(self._candidates(names), None)
+        return self._found[key]
+
+    def missing(self) -> list[str]:
+        """Names that were looked up in vain, in order."""
+        return [name for name, path in self._found.items() if path is None]
+
+    def report(self, task: str, source: str) -> None:
+        """Say how many videos were found, after the last look-up.
+
+        Raises:
+            DataError: none was.
+        """
+        missing = self.missing()
+        if len(missing) == len(self._found):
+            raise DataError(
+                f"{task} needs folders of frames, or video files, named after the videos below "
+                f"{self._data} in {', '.join(self._folders)}; found none of {len(missing)}, such "
+                f"as {', '.join(missing[:3]) or 'no name at all'}; {source}"
+            )
+        if missing:
+            logger.warning(
+                "%s: %d of %d videos are not on disk and are left out (%s%s); the score is not "
+                "quite comparable, keep the list of ids with it",
+                task,
+                len(missing),
+                len(self._found),
+                ", ".join(missing[:5]),
+                ", ..." if len(missing) > 5 else "",
+            )
+
+    def _candidates(self, names: Sequence[str]) -> Iterator[Path]:
+        for root in self._roots:
+            for name in names:
+                folder = root / name
+                if folder.is_dir() and next(_frame_files(folder), None) is not None:
+                    yield folder
+                for suffix in VIDEO_SUFFIXES:
+                    if (file := root / f"{name}{suffix}").is_file():
+                        yield file
+
+
+def _frame_files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.iterdir() if file.suffix.lower() in FRAME_SUFFIXES)
+
+
+def _segment(clip: Clip, files: list[Path]) -> list[Path]:
+    """The frames between `start_s` and `end_s`, at least one, by their share of the duration."""
+    if clip.end_s is None:
+        return files
+    if not clip.duration_s:
+        raise ImageError(
+            f"a segment of the frames in {clip.path} needs the duration of the video, got "
+            f"{clip.duration_s}; give a video file instead"
+        )
+    first = min(int(clip.start_s / clip.duration_s * len(files)), len(files) - 1)
+    last = math.ceil(clip.end_s / clip.duration_s * len(files))
+    return files[max(first, 0) : max(last, first + 1)]
+
+
+@lru_cache(maxsize=_CLIPS_KEPT)
+def _decode(clip: Clip, max_pixels: int) -> list[np.ndarray]:
+    """Every `stride`-th frame of a video file, at most `num_frames`; fewer if it is short."""
+    try:
+        import av
+    except ImportError as error:
+        raise missing_extra("av", "video", f"reading the video {clip.path.name}") from error
+    try:
+        with av.open(str(clip.path)) as container:
+            if not container.streams.video:
+                raise ImageError(f"a video must hold pictures, {clip.path} has only sound or text")
+            kept = list(_wanted(container, clip, max_pixels))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise ImageError(
+            f"the video {clip.path} cannot be decoded ({str(error)[:200]}); download it again"
+        ) from error
+    if not kept:
+        raise ImageError(
+            f"the video {clip.path} has no frame between {clip.start_s:g} s and {clip.end_s} s; "
+            "it may be cut short"
+        )
+    return kept
+
+
+def _wanted(container: Any, clip: Clip, max_pixels: int) -> Iterator[np.ndarray]:
+    stream = container.streams.video[0]
+    zero_s = float((stream.start_time or 0) * stream.time_base)
+    if clip.start_s > 0:  # lands on a key frame before
+        container.seek(int((clip.start_s + zero_s) / stream.time_base), stream=stream)
+    num_seen = num_kept = 0
+    for frame in container.decode(stream):
+        time_s = 0.0 if frame.time is None else frame.time - zero_s
+        if time_s < clip.start_s:
+            continue
+        if num_kept == clip.num_frames or (num_kept and _is_after(time_s, clip)):
+            return
+        if num_seen % clip.stride == 0:
+            if frame.width * frame.height > max_pixels:
+                raise ImageError(
+                    f"a picture may have {max_pixels} pixels, frames of {clip.path} have "
+                    f"{frame.width}x{frame.height}; raise max_pixels"
+                )
+            num_kept += 1
+            yield frame.to_ndarray(format="rgb24")
+        num_seen += 1
+
+
+def _is_after(time_s: float, clip: Clip) -> bool:
+    return clip.end_s is not None and time_s >= clip.end_s
