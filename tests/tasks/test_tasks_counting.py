@@ -49,6 +49,7 @@ def test_tallyqa_tells_simple_questions_from_complex_ones(tmp_path: Path) -> Non
         Prediction(id=one.id, text=text) for one, text in zip(examples, ("two", "1"), strict=True)
     ]
     measures = {one.name: one.value for one in ROWS["tallyqa"].score(examples, said)}
+    assert list(measures)[:3] == ["accuracy/simple", "accuracy/complex", "accuracy"]
     assert measures["accuracy/simple"] == 1.0
     assert measures["accuracy/complex"] == 0.0
     assert {key.measure for key in ROWS["tallyqa"].published} <= set(measures)
