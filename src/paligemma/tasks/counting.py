@@ -130,7 +130,7 @@ def read_countbenchqa(data: Path, split: str) -> Iterator[Example]:
 
 
 def score_tallyqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Accuracy after turning number words into digits; simple and complex questions apart, first."""
+    """Accuracy after number words became digits; those of simple and complex questions first."""
     kinds = [one.slices.get("complexity") for one in examples]
     measures = tallyqa_measures(
         [one.text for one in predictions],
