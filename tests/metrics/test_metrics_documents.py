@@ -44,6 +44,10 @@ def test_the_nearest_reference_counts_and_groups_are_reported() -> None:
     assert {one.name: one.value for one in found} == {"anls": 0.5, "anls/a": 1.0, "anls/b": 0.0}
 
 
+def test_case_may_count() -> None:
+    assert anls("Truck", ["truck"], lower=False) == pytest.approx(0.8)
+
+
 def test_parts_may_come_in_any_order_where_asked() -> None:
     assert comma_orderings("a, b, c")[:3] == ["a, b, c", "a, c, b", "b, a, c"]
     assert comma_orderings("1,000") == ["1,000"]
@@ -101,8 +105,10 @@ def test_what_cannot_be_scored_is_refused() -> None:
         anls_measures(["a"], [[]])
     with pytest.raises(DataError, match="wrap it in a list"):
         anls_measures(["a"], ["abc"])
-    with pytest.raises(DataError, match="big_vision, server_like or pypi"):
+    with pytest.raises(DataError, match="big_vision, server_like, pypi"):
         anls("a", ["a"], variant="docvqa")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="only the first keeps case"):
+        anls("a", ["a"], variant="pypi", lower=False)
     with pytest.raises(DataError, match="one length"):
         relaxed_accuracy_measures(["a"], [])
 

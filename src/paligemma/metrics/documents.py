@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -32,25 +32,34 @@ _TOLERANCE = 0.05
 
 
 def anls(
-    prediction: str, references: Sequence[str], *, variant: AnlsVariant = "big_vision"
+    prediction: str,
+    references: Sequence[str],
+    *,
+    variant: AnlsVariant = "big_vision",
+    lower: bool = True,
 ) -> float:
     """One minus the normalised edit distance to the nearest reference, 0 from half a text off.
 
     Args:
         prediction: the answer.
         references: right answers, at least one.
-        variant: see `AnlsVariant`; each lower-cases both sides.
+        variant: see `AnlsVariant`.
+        lower: lower-case both sides; only "big_vision" can do without.
 
     Returns:
         In [0, 1].
 
     Raises:
-        DataError: no reference, or no such variant.
+        DataError: no reference, no such variant, or one that always lower-cases.
     """
-    score = {"big_vision": _big_vision, "server_like": _server_like, "pypi": _pypi}.get(variant)
-    if score is None:
-        raise DataError(f"ANLS comes as big_vision, server_like or pypi, got {variant!r}")
+    score = _VARIANTS.get(variant)
+    if score is None or not (lower or variant == "big_vision"):
+        raise DataError(
+            f"ANLS comes as {', '.join(_VARIANTS)}, and only the first keeps case, got {variant!r}"
+        )
     require_answers("ANLS", [references])
+    if lower:
+        prediction, references = prediction.lower(), [one.lower() for one in references]
     return max(score(prediction, one) for one in references)
 
 
@@ -161,7 +170,6 @@ def relaxed_accuracy_measures(
 
 
 def _big_vision(prediction: str, reference: str) -> float:
-    prediction, reference = prediction.lower(), reference.lower()
     if not reference:
         return float(not prediction)
     distance = levenshtein(reference, prediction) / max(len(reference), len(prediction))
@@ -169,8 +177,8 @@ def _big_vision(prediction: str, reference: str) -> float:
 
 
 def _server_like(prediction: str, reference: str) -> float:
-    # The lengths are of the texts as written, in upper case ("ß" counts two there).
-    length = max(len(reference.upper()), len(prediction.upper()))
+    # The lengths are of the texts before white space is collapsed.
+    length = _length(prediction, reference)
     distance = levenshtein(_collapsed(reference), _collapsed(prediction))
     similarity = 1 - (distance / length if length else 0.0)
     return similarity if similarity >= _THRESHOLD else 0.0
@@ -178,10 +186,22 @@ def _server_like(prediction: str, reference: str) -> float:
 
 def _pypi(prediction: str, reference: str) -> float:
     prediction, reference = _collapsed(prediction), _collapsed(reference)
-    length = max(len(reference.upper()), len(prediction.upper()))
+    length = _length(prediction, reference)
     distance = levenshtein(reference, prediction) / length if length else 0.0
     return 1 - distance if distance < _THRESHOLD else 0.0
 
 
 def _collapsed(text: str) -> str:
-    return " ".join(text.lower().split())
+    return " ".join(text.split())
+
+
+def _length(a: str, b: str) -> int:
+    # Both scripts count in upper case, where "ß" is two letters.
+    return max(len(a.upper()), len(b.upper()))
+
+
+_VARIANTS: dict[str, Callable[[str, str], float]] = {
+    "big_vision": _big_vision,
+    "server_like": _server_like,
+    "pypi": _pypi,
+}
