@@ -180,7 +180,7 @@ def test_stvqa_holds_out_the_pictures_of_the_list(tmp_path: Path) -> None:
 
 
 def test_stvqa_names_the_list_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"stvqa_val_images.txt.*_VAL_IDS of big_vision"):
+    with pytest.raises(DataError, match=r"stvqa_val_images.txt.*val_ids.PSEUDO_VAL_IMAGE_PATHS"):
         list(read_stvqa(_stvqa(tmp_path), "val"))
     write_text(tmp_path / "stvqa_val_images.txt", "\n")
     with pytest.raises(DataError, match="one image a line"):

@@ -102,6 +102,22 @@ def test_mmvp_scores_pairs_of_rows(tmp_path: Path) -> None:
     assert measures[0].value * measures[0].scale == 100.0
 
 
+def test_half_pairs_of_a_sample_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [(k, "Q?", "(a) Yes (b) No", "(a)" if k % 2 else "(b)") for k in range(1, 5)]
+    examples = list(read_mmvp(_mmvp(tmp_path, rows), "all"))[1:]
+    with caplog.at_level(logging.WARNING):
+        measures = ROWS["mmvp"].score(examples, _said(examples, ["Yes", "Yes", "No"]))
+    assert [(one.name, one.value, one.num, one.num_used) for one in measures] == [
+        ("paired_accuracy", 1.0, 3, 2),
+        ("accuracy", 1.0, 3, 2),
+    ]
+    assert "1 questions lack their pair" in caplog.text
+    with pytest.raises(DataError, match="scored by pairs"):
+        ROWS["mmvp"].score(examples[:2], _said(examples[:2], ["Yes", "Yes"]))
+
+
 def test_the_corrected_mmvp_turns_two_pairs_round(tmp_path: Path) -> None:
     options = "(a) Long (b) Short"
     rows = [(99, "Tusks?", options, "(a)"), (100, "Tusks?", options, "(b)")]

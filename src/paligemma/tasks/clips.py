@@ -73,11 +73,9 @@ class ClipFrame:
         """
         clip = self.clip
         if clip.path.is_dir():
-            files = _segment(clip, sorted(_frame_files(clip.path), key=lambda file: file.name))
-            return load_image(
-                sample_frames(files, clip.num_frames, clip.stride)[self.index],
-                max_pixels=max_pixels,
-            )
+            files = _segment(clip, _listing(clip.path))
+            shown = sample_frames(files, clip.num_frames, clip.stride)[self.index]
+            return load_image(shown, max_pixels=max_pixels)
         with _LOCKS[hash(clip) % len(_LOCKS)]:
             decoded = _decode(clip, max_pixels)
         # A copy: whoever draws on a picture must not draw on the kept clip.
@@ -147,7 +145,12 @@ def _frame_files(folder: Path) -> Iterator[Path]:
     return (file for file in folder.iterdir() if file.suffix.lower() in FRAME_SUFFIXES)
 
 
-def _segment(clip: Clip, files: list[Path]) -> list[Path]:
+@lru_cache(maxsize=_CLIPS_KEPT)
+def _listing(folder: Path) -> tuple[Path, ...]:
+    return tuple(sorted(_frame_files(folder), key=lambda file: file.name))
+
+
+def _segment(clip: Clip, files: tuple[Path, ...]) -> tuple[Path, ...]:
     """The frames between `start_s` and `end_s`, at least one, by their share of the duration."""
     if clip.end_s is None:
         return files

@@ -23,6 +23,11 @@ OCRVQA = "ocr-vqa.github.io; images by its loadDataset.py"
 CHARTQA_KINDS = ("human", "augmented")
 _OCRVQA_SPLITS = {"test": 3, "val": 2, "train": 1}
 STVQA_LIST = "stvqa_val_images.txt"
+STVQA_LIST_SOURCE = (
+    "the image paths of val_ids.PSEUDO_VAL_IMAGE_PATHS in big_vision/datasets/stvqa, one a line "
+    "(2,628 questions); its repository refers to them but does not hold them (commit 0127fb6), so "
+    "ask its authors, or hold out pictures of your own and say so"
+)
 
 
 def read_docvqa(data: Path, split: str) -> Iterator[Example]:
@@ -160,12 +165,7 @@ def _kinds(row: Row, name: str, where: str) -> dict[str, str]:
 
 
 def _stvqa_val_images(data: Path) -> frozenset[str]:
-    path = find_file(
-        data,
-        STVQA_LIST,
-        source="the image paths in _VAL_IDS of big_vision/datasets/stvqa/stvqa.py, one a line "
-        "(2,628 training questions are about them): PaliGemma holds these questions out",
-    )
+    path = find_file(data, STVQA_LIST, source=STVQA_LIST_SOURCE)
     lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
     images = frozenset(line for line in lines if line)
     if not images:

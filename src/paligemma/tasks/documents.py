@@ -18,6 +18,7 @@ from paligemma.tasks.document_files import (
     OCRVQA,
     RRC,
     STVQA_LIST,
+    STVQA_LIST_SOURCE,
     read_chartqa,
     read_docvqa,
     read_infovqa,
@@ -180,7 +181,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile(
                 path=STVQA_LIST,
-                source="_VAL_IDS of big_vision/datasets/stvqa/stvqa.py",
+                source=STVQA_LIST_SOURCE,
                 fields="one image path a line",
             ),
         ),
@@ -189,7 +190,8 @@ TASKS: tuple[Task, ...] = (
         published=_anls_keys("ST-VQA", "SceneText VQA"),
         traps=(
             *_ANLS_TRAPS,
-            "There is no official val: PaliGemma holds out 2,628 training questions.",
+            "There is no official val: PaliGemma holds out 2,628 training questions by a list of "
+            "pictures that is not public; with another list the figure is not comparable.",
             "Pictures of coco-text are replaced by COCO's full-size ones.",
             "Answers are lower-cased before training.",
         ),

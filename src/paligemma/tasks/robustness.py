@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure
@@ -156,13 +160,50 @@ def score_pope(examples: Sequence[Example], predictions: Sequence[Prediction]) -
 
 
 def score_mmvp(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Paired accuracy, where an answer is right that is the text of the right option."""
-    return mmvp_measures(
+    """Paired accuracy, where an answer is right that is the text of the right option.
+
+    Pairs of which a sample holds one question only are left out.
+
+    Raises:
+        DataError: no whole pair.
+    """
+    pairs = [one.unit or one.id for one in examples]
+    num = Counter(pairs)
+    whole = [index for index, pair in enumerate(pairs) if num[pair] == 2]
+    if not whole:
+        raise DataError(
+            f"MMVP is scored by pairs of questions, got {len(examples)} questions of as many "
+            "pairs; answer more of them"
+        )
+    measures = mmvp_measures(
         [
-            mmvp_is_right(said.text, asked.references["options"], asked.references["correct"])
-            for asked, said in zip(examples, predictions, strict=True)
+            mmvp_is_right(
+                predictions[index].text,
+                examples[index].references["options"],
+                examples[index].references["correct"],
+            )
+            for index in whole
         ],
-        [one.unit or one.id for one in examples],
+        [pairs[index] for index in whole],
+    )
+    if len(whole) == len(examples):
+        return measures
+    logger.warning("mmvp: %d questions lack their pair, left out", len(examples) - len(whole))
+    return [_placed(one, whole, len(examples)) for one in measures]
+
+
+def _placed(measure: Measure, rows: Sequence[int], num: int) -> Measure:
+    """A figure over some rows as one over all: the others weigh nothing."""
+    index = np.asarray(rows)
+    per_example = np.full(num, np.nan)
+    if measure.per_example is not None:
+        per_example[index] = measure.per_example
+    return replace(
+        measure,
+        statistic=lambda weights: measure.statistic(weights[index]),
+        num=num,
+        num_used=len(rows),
+        per_example=per_example,
     )
 
 
