@@ -21,6 +21,7 @@ from paligemma.metrics.measure import Measure, mean_measure
 
 MAX_POSITIONS = 5000
 MAX_CHARACTERS = 1_000_000
+_JUNK_LENGTH = 200
 
 # Corners (x0, y0, x1, y1) in one unit for both tables.
 CellBox = tuple[float, float, float, float]
@@ -221,19 +222,54 @@ def _text_likeness(true: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
     """float64[len(true), len(predicted)] in [0, 1]."""
     out = np.zeros((len(true), len(predicted)))
     letters = [set(text) for text in true]
-    # The matcher prepares its second text once for all the first ones.
-    matcher = SequenceMatcher(None)
     for q, other in enumerate(predicted):
-        matcher.set_seq2(other)
-        letters_of_other = set(other)
+        places: dict[str, list[int]] = {}
+        for place, letter in enumerate(other):
+            places.setdefault(letter, []).append(place)
         for r, text in enumerate(true):
             if text == other:
                 out[r, q] = 1.0
-            elif not letters[r].isdisjoint(letters_of_other):
-                matcher.set_seq1(text)
-                common = sum(block.size for block in matcher.get_matching_blocks())
+            elif not letters[r].isdisjoint(places):
+                common = _num_in_blocks(text, other, places)
                 out[r, q] = 2 * common / (len(text) + len(other))
     return out
+
+
+def _num_in_blocks(text: str, other: str, places: Mapping[str, Sequence[int]]) -> int:
+    """Characters in the matching blocks of difflib: the longest common run, then left and right.
+
+    Args:
+        text: the true text.
+        other: the predicted one.
+        places: letter of `other` -> where it stands, ascending.
+    """
+    if len(other) >= _JUNK_LENGTH:  # from there on difflib passes over frequent letters
+        matcher = SequenceMatcher(None, text, other)
+        return sum(block.size for block in matcher.get_matching_blocks())
+    total = 0
+    waiting = [(0, len(text), 0, len(other))]
+    while waiting:
+        low, high, other_low, other_high = waiting.pop()
+        size = end = other_end = 0
+        run: dict[int, int] = {}  # end of a common run in `other` -> its length
+        for place in range(low, high):
+            longer: dict[int, int] = {}
+            for other_place in places.get(text[place], ()):
+                if other_place < other_low:
+                    continue
+                if other_place >= other_high:
+                    break
+                length = longer[other_place] = run.get(other_place - 1, 0) + 1
+                if length > size:
+                    size, end, other_end = length, place + 1, other_place + 1
+            run = longer
+        if size:
+            total += size
+            if low < end - size and other_low < other_end - size:
+                waiting.append((low, end - size, other_low, other_end - size))
+            if end < high and other_end < other_high:
+                waiting.append((end, high, other_end, other_high))
+    return total
 
 
 def _grid_score(rewards: np.ndarray) -> GridScore:
