@@ -5,18 +5,19 @@ Source: big_vision configs/proj/paligemma/transfers/rsvqa_{lr,hr}.py, datasets/r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from paligemma.errors import DataError
 from paligemma.metrics.answers import rsvqa_bin_answer, rsvqa_measures
 from paligemma.metrics.measure import Measure
 from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS
-from paligemma.tasks.files import FilePicture, find_file, read_json, value, values
+from paligemma.tasks.coco_json import stream_lists
+from paligemma.tasks.files import FilePicture, find_file, value, values
 from paligemma.tasks.prefixes import answer_prefix
-from paligemma.tasks.rows import Row, list_rows, of_split
+from paligemma.tasks.rows import Row, of_split
 from paligemma.tasks.task import Asking, Example, NeededFile, Prediction, PublishedKey, Task
 
 RSVQA = "rsvqa.sylvainlobry.com (Zenodo {record})"
@@ -44,11 +45,11 @@ def read_rsvqa(data: Path, split: str, *, variant: Literal["lr", "hr"]) -> Itera
     asked = find_file(data, f"{stem}_{part}_questions.json", source=source)
     told = find_file(data, f"{stem}_{part}_answers.json", source=source)
     images = find_file(data, folder, source=source)
-    answers = {
-        value(row, "id", int, f"{told}, answer {number}"): row
-        for number, row in list_rows(read_json(told), told, "answers")
-    }
-    for number, row in list_rows(read_json(asked), asked, "questions"):
+    answers: dict[int, tuple[Any, Any]] = {}
+    for number, (_, row) in enumerate(stream_lists(told, ["answers"])):
+        key = value(row, "id", int, f"{told}, answer {number}")
+        answers[key] = row.get("question_id"), row.get("answer")
+    for number, (_, row) in enumerate(stream_lists(asked, ["questions"])):
         where = f"{asked}, question {number}"
         if not value(row, "active", bool, where):
             continue
@@ -76,16 +77,16 @@ def score_rsvqa(examples: Sequence[Example], predictions: Sequence[Prediction]) 
     )
 
 
-def _answer(row: Row, answers: dict[int, Row], where: str) -> str:
+def _answer(row: Row, answers: Mapping[int, tuple[Any, Any]], where: str) -> str:
     ids = values(row, "answers_ids", int, where)
     if not ids or ids[0] not in answers:
         raise DataError(f"{where}: answers_ids must name a row of the answers, got {ids!r:.80}")
-    answer, key = answers[ids[0]], value(row, "id", int, where)
-    if answer.get("question_id") != key:
-        raise DataError(
-            f"{where}: answer {ids[0]} belongs to question {answer.get('question_id')}, not {key}"
-        )
-    return value(answer, "answer", str, f"answer {ids[0]}")
+    (owner, answer), key = answers[ids[0]], value(row, "id", int, where)
+    if owner != key:
+        raise DataError(f"{where}: answer {ids[0]} belongs to question {owner}, not {key}")
+    if not isinstance(answer, str):
+        raise DataError(f"{where}: answer {ids[0]} must be text, got {answer!r:.80}")
+    return answer
 
 
 # Variant -> stem of the question files, folder and suffix of the pictures.
