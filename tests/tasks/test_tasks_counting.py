@@ -53,6 +53,9 @@ def test_tallyqa_tells_simple_questions_from_complex_ones(tmp_path: Path) -> Non
     assert measures["accuracy/simple"] == 1.0
     assert measures["accuracy/complex"] == 0.0
     assert {key.measure for key in ROWS["tallyqa"].published} <= set(measures)
+    said = [Prediction(id=one.id, text=one.references) for one in examples]
+    perfect = ROWS["tallyqa"].score(examples, said)
+    assert {one.value * one.scale for one in perfect} == {100.0}
 
 
 def test_training_questions_need_no_complexity(tmp_path: Path) -> None:

@@ -34,6 +34,13 @@ def _said(examples: list[Example], texts: list[str]) -> list[Prediction]:
     return [Prediction(id=one.id, text=text) for one, text in zip(examples, texts, strict=True)]
 
 
+def _submitted(name: str, examples: list[Example]) -> Any:
+    task = ROWS[name]
+    assert task.submission is not None
+    assert task.server_splits == ("test",)
+    return task.submission(examples, _said(examples, ["x"] * len(examples)))
+
+
 def _docvqa(data: Path, **row: Any) -> Path:
     base = {
         "questionId": 49153,
@@ -113,9 +120,9 @@ def test_a_test_split_is_read_but_not_scored_and_makes_a_submission(tmp_path: Pa
     assert examples[0].targets == ()
     with pytest.raises(DataError, match="has no answers and cannot be scored"):
         ROWS["docvqa"].score(examples, _said(examples, ["x"]))
-    submission = documents.SUBMISSIONS["docvqa"](examples, _said(examples, ["x"]))
+    submission = _submitted("docvqa", examples)
     assert submission == [{"questionId": 57349, "answer": "x"}]
-    submission = documents.SUBMISSIONS["st-vqa"](examples, _said(examples, ["x"]))
+    submission = _submitted("st-vqa", examples)
     assert submission == [{"question_id": 57349, "answer": "x"}]
 
 
@@ -212,6 +219,8 @@ def test_chartqa_reads_both_kinds_and_averages_them(tmp_path: Path) -> None:
     assert measures["relaxed_accuracy/human"] == 0.5
     assert measures["relaxed_accuracy/augmented"] == 1.0
     assert {key.measure for key in ROWS["chartqa"].published} <= set(measures)
+    perfect = ROWS["chartqa"].score(examples, _said(examples, ["14", "Yes", "5%"]))
+    assert {one.value * one.scale for one in perfect} == {100.0}
 
 
 def test_chartqa_is_found_in_the_folder_of_its_archive(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ def test_pope_averages_the_accuracies_of_its_files(tmp_path: Path) -> None:
     assert measures["accuracy/adversarial"] == 0.0
     assert measures["official_accuracy"] == pytest.approx((1.0 + 0.5 + 0.5) / 3)
     assert {key.measure for key in ROWS["pope"].published} <= set(measures)
+    perfect = ROWS["pope"].score(examples, _said(examples, ["yes", "no"] * 3))
+    assert {one.value for one in perfect if not one.name.endswith("yes_ratio")} == {1.0}
 
 
 def test_missing_pope_files_and_fields_are_named(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ Source: big_vision configs/proj/paligemma/transfers/{docvqa,infovqa,stvqa,chartq
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,13 +85,6 @@ def stvqa_submission(
     return anls_submission(examples, predictions, key="question_id")
 
 
-SUBMISSIONS: Mapping[str, Callable[[Sequence[Example], Sequence[Prediction]], Any]] = {
-    "docvqa": anls_submission,
-    "infovqa": anls_submission,
-    "st-vqa": stvqa_submission,
-}
-
-
 def _asking(text_len: int) -> Asking:
     return Asking(text_len=text_len, max_new_tokens=text_len)
 
@@ -135,6 +128,8 @@ TASKS: tuple[Task, ...] = (
         published=_anls_keys("DocVQA", "DocVQA"),
         traps=(*_ANLS_TRAPS, "The prompt is the bare question, without `answer en`."),
         transfer="docvqa",
+        server_splits=("test",),
+        submission=anls_submission,
     ),
     Task(
         name="infovqa",
@@ -160,6 +155,8 @@ TASKS: tuple[Task, ...] = (
             "Answers are lower-cased before training.",
         ),
         transfer="infovqa",
+        server_splits=("test",),
+        submission=anls_submission,
     ),
     Task(
         name="st-vqa",
@@ -196,6 +193,8 @@ TASKS: tuple[Task, ...] = (
             "Answers are lower-cased before training.",
         ),
         transfer="stvqa",
+        server_splits=("test",),
+        submission=stvqa_submission,
     ),
     Task(
         name="chartqa",
