@@ -36,7 +36,7 @@ def test_ground_truth_is_prepared_by_name() -> None:
     raw = "\n 4·c\t=12\n=3:|!\t4e 5 \n"
     assert prepare_kern(raw, "smt") == "4c\t=\n=:|!\t4e 5"
     assert prepare_kern(raw, "none") == raw
-    with pytest.raises(DataError, match="none or smt"):
+    with pytest.raises(DataError, match="none, smt"):
         prepare_kern(raw, "clean")  # type: ignore[arg-type]
     assert values(omr_measures(["="], ["=12"], preparation="smt"))["cer"] == 0.0
 

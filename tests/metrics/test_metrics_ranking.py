@@ -69,5 +69,5 @@ def test_bounds_of_k_and_of_exponential_gain() -> None:
         ndcg([1], [1], k=0)
     with pytest.raises(DataError, match="smaller scale"):
         ndcg([1], [2000], gain="exponential")
-    with pytest.raises(DataError, match="linear or exponential"):
+    with pytest.raises(DataError, match="linear, exponential"):
         ndcg([1], [1], gain="log")  # type: ignore[arg-type]

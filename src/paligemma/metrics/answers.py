@@ -14,7 +14,7 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure, average_of, mean_measure
-from paligemma.metrics.pairs import require_same_length
+from paligemma.metrics.pairs import require_choice, require_same_length
 from paligemma.metrics.vqa_words import NUMBER_WORDS
 
 _TEENS = ("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen")
@@ -22,6 +22,8 @@ _LATE_TEENS = ("eighteen", "nineteen", "twenty")
 COUNT_WORDS: dict[str, str] = NUMBER_WORDS | {
     word: str(number) for number, word in enumerate(_TEENS + _LATE_TEENS, start=11)
 }
+
+Resolution = Literal["lr", "hr"]
 
 # RSVQA's questions whose answers are no numbers; low resolution adds rural_urban.
 NON_NUMERIC_TYPES = ("comp", "presence", "rural_urban")
@@ -149,9 +151,7 @@ def tallyqa_measures(
     ]
 
 
-def rsvqa_bin_answer(
-    answer: str, question_type: str, *, resolution: Literal["lr", "hr"] = "lr"
-) -> str:
+def rsvqa_bin_answer(answer: str, question_type: str, *, resolution: Resolution = "lr") -> str:
     """RSVQA's numeric answers as the ranges that PaliGemma learns.
 
     Args:
@@ -162,6 +162,7 @@ def rsvqa_bin_answer(
     Raises:
         DataError: the answer is not the number it should be.
     """
+    require_choice("the resolution of RSVQA", resolution, Resolution)
     is_area = resolution == "hr" and question_type == "area"
     if not is_area and not (resolution == "lr" and question_type == "count"):
         return answer

@@ -58,7 +58,7 @@ def anls(
             f"ANLS comes as {', '.join(_VARIANTS)}, and only the first keeps case, got {variant!r}"
         )
     require_answers("ANLS", [references])
-    if lower:
+    if lower and variant == "big_vision":  # the others do so themselves
         prediction, references = prediction.lower(), [one.lower() for one in references]
     return max(score(prediction, one) for one in references)
 
@@ -177,7 +177,7 @@ def _big_vision(prediction: str, reference: str) -> float:
 
 
 def _server_like(prediction: str, reference: str) -> float:
-    # The lengths are of the texts before white space is collapsed.
+    # The lengths are of the texts as they are written.
     length = _length(prediction, reference)
     distance = levenshtein(_collapsed(reference), _collapsed(prediction))
     similarity = 1 - (distance / length if length else 0.0)
@@ -192,7 +192,7 @@ def _pypi(prediction: str, reference: str) -> float:
 
 
 def _collapsed(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(text.lower().split())
 
 
 def _length(a: str, b: str) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure, mean_measure, ratio_measure
-from paligemma.metrics.pairs import require_same_length
+from paligemma.metrics.pairs import require_choice, require_same_length
 
 ENTAILMENT, NEUTRAL, CONTRADICTION = "Entailment", "Neutral", "Contradiction"
 NOTHING = "Nothing to assess"
@@ -44,6 +44,7 @@ def sentence_verdict(labels: Sequence[str], *, ties: TieRule = "non_entailed") -
     Raises:
         DataError: no label, or an unknown one.
     """
+    require_choice("the rule for ties", ties, TieRule)
     if unknown := [label for label in labels if label not in LABELS]:
         raise DataError(f"a judgement must be one of {', '.join(LABELS)}, got {unknown[0]!r}")
     if not labels:
@@ -98,6 +99,7 @@ def nes_measures(
     Raises:
         DataError: as `nes`.
     """
+    require_choice("the rule for nothing to assess", nothing, NothingRule)
     require_same_length("NES", judgements=judgements)
     verdicts = [[sentence_verdict(labels, ties=ties) for labels in image] for image in judgements]
     wrong = np.array([image.count("non_entailed") for image in verdicts])

@@ -9,9 +9,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure, ratio_measure
-from paligemma.metrics.pairs import levenshtein, require_same_length
+from paligemma.metrics.pairs import levenshtein, require_choice, require_same_length
 
 # "current" counts every character; "publication_era" leaves spaces out, as the scorer did when the
 # figures of the paper on GrandStaff were computed.
@@ -30,10 +29,9 @@ def prepare_kern(text: str, preparation: Preparation = "smt") -> str:
     Raises:
         DataError: no such preparation.
     """
+    require_choice("the preparation of kern", preparation, Preparation)
     if preparation == "none":
         return text
-    if preparation != "smt":
-        raise DataError(f"kern is prepared by none or smt, got {preparation!r}")
     return _BAR_NUMBER.sub("", text.strip("\n ")).replace("·", "")
 
 
@@ -77,6 +75,7 @@ def omr_measures(
         DataError: lengths differ, or there is nothing to score.
     """
     require_same_length("music error rates", predictions=predictions, references=references)
+    require_choice("the variant of CER", cer, CerVariant)
     truths = [prepare_kern(one, preparation) for one in references]
     units: dict[str, Callable[[str], list[str]]] = {
         "cer": lambda text: kern_characters(text, cer),

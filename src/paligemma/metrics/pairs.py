@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence, Sized
+from typing import get_args
 
 from paligemma.errors import DataError
 from paligemma.metrics.extras import missing_extra
@@ -24,6 +25,22 @@ def require_same_length(what: str, **lists: Sized) -> None:
         raise DataError(f"{what} needs lists of one length, got {found}; pair them by example")
     if not all(lengths.values()):
         raise DataError(f"{what} is undefined without examples; pass at least one")
+
+
+def require_choice(what: str, value: object, choices: object) -> None:
+    """A named option must be one of its names.
+
+    Args:
+        what: the option, for the message.
+        value: what came.
+        choices: the `Literal` type that lists the names.
+
+    Raises:
+        DataError: it is none of them.
+    """
+    names = get_args(choices)
+    if value not in names:
+        raise DataError(f"{what} must be one of {', '.join(names)}, got {value!r}")
 
 
 def require_answers(what: str, answers: Sequence[Sequence[str]], *, at_least: int = 1) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from paligemma.errors import DataError
 from paligemma.metrics.extras import missing_extra
 from paligemma.metrics.measure import Measure, mean_measure
-from paligemma.metrics.pairs import require_same_length
+from paligemma.metrics.pairs import require_choice, require_same_length
 
 # {"entities": {"1": {"tokens": "effusion", "label": "OBS-DP", "relations": [["modify", "2"]]}}}
 Graph = Mapping[str, Any]
@@ -34,6 +34,7 @@ def graph_facts(graph: Graph, level: Level, *, ignore_case: bool = False) -> set
     Raises:
         DataError: the graph is ill-formed.
     """
+    require_choice("the level of RadGraph F1", level, Level)
     entities = _entities(graph)
     facts: set[tuple[Any, ...]] = set()
     for tokens, label, relations in entities.values():

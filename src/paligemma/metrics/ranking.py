@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure, mean_measure
-from paligemma.metrics.pairs import require_same_length
+from paligemma.metrics.pairs import require_choice, require_same_length
 
 # Relevance itself, or 2 to the relevance minus 1; the same where relevance is 0 or 1.
 Gain = Literal["linear", "exponential"]
@@ -56,6 +56,8 @@ def ndcg(
         )
     if not np.isfinite(ranks_by).all() or not np.isfinite(relevant).all() or (relevant < 0).any():
         raise DataError("nDCG needs finite scores and relevances of 0 or more; correct them")
+    require_choice("nDCG's gain", gain, Gain)
+    require_choice("nDCG's rule for ties", ties, TieRule)
     if k < 1:
         raise DataError(f"nDCG needs k of 1 or more, got {k}")
     if not relevant.any():
@@ -109,8 +111,6 @@ def ndcg_measures(
 def _gains(relevance: np.ndarray, gain: Gain) -> np.ndarray:
     if gain == "linear":
         return relevance
-    if gain != "exponential":
-        raise DataError(f"nDCG's gain is linear or exponential, got {gain!r}")
     if relevance.max() > _MAX_EXPONENT:
         raise DataError(
             f"exponential gain takes relevances up to {_MAX_EXPONENT}, got {relevance.max()}; "

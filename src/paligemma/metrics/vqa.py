@@ -14,7 +14,7 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure, mean_measure
-from paligemma.metrics.pairs import require_answers, require_same_length
+from paligemma.metrics.pairs import require_answers, require_choice, require_same_length
 from paligemma.metrics.vqa_words import ARTICLES, REPLACEMENTS
 
 # "big_vision" is what PaliGemma reports; "official" is the published script as it stands, which
@@ -99,6 +99,7 @@ def vqa_accuracies(
     Raises:
         DataError: lengths differ, nothing to score, or a question with fewer than two answers.
     """
+    require_choice("the variant of VQA accuracy", variant, Variant)
     require_same_length("VQA accuracy", predictions=predictions, answers=answers)
     require_answers("VQA accuracy", answers, at_least=2)
     known: dict[str, str] = {}
@@ -220,6 +221,8 @@ def direct_answer_measures(
     Raises:
         DataError: as `soft_accuracy_measures`.
     """
+    require_choice("the variant of A-OKVQA's direct answers", variant, DirectAnswerVariant)
+    require_same_length("soft accuracy", predictions=predictions, is_difficult=is_difficult)
     drop = is_difficult if variant == "official" else None
     return soft_accuracy_measures(predictions, answers, drop=drop)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure, average_of, mean_measure, ratio_measure
-from paligemma.metrics.pairs import require_same_length
+from paligemma.metrics.pairs import require_choice, require_same_length
 
 # "text": the answer is the right option's text; "letter": its letter, brackets and full stop
 # allowed; "either": one of them. How the reports matched them is not published.
@@ -110,6 +110,7 @@ def mmvp_is_right(
     Raises:
         DataError: the options are ill-formed, or none has that letter.
     """
+    require_choice("the rule for options", rule, OptionRule)
     texts = mmvp_options(options)
     letter = correct.strip().strip("()").casefold()
     if letter not in texts:
