@@ -12,7 +12,7 @@ from typing import Any
 
 from paligemma.errors import DataError
 from paligemma.tasks.clips import Clip, Videos
-from paligemma.tasks.files import find_file, read_json, value, values
+from paligemma.tasks.files import find_file, identifier, read_json, value, values
 from paligemma.tasks.prefixes import CAPTION_PREFIX, answer_prefix
 from paligemma.tasks.rows import keyed_rows, list_rows, of_split
 from paligemma.tasks.task import Example
@@ -125,11 +125,11 @@ def read_activitynet_qa(
     answers = {}
     for number, row in list_rows(read_json(told), told):
         where = f"{told}, row {number}"
-        answers[value(row, "question_id", str, where)] = row
+        answers[identifier(row, "question_id", where)] = row
     videos = Videos(data, VIDEO_FOLDERS)
     for number, row in list_rows(read_json(asked), asked):
         where = f"{asked}, row {number}"
-        key = value(row, "question_id", str, where)
+        key = identifier(row, "question_id", where)
         if key not in answers:
             raise DataError(f"{where}: question_id {key} has no answer in {told}")
         if found := videos.find(*_activitynet_names(value(row, "video_name", str, where))):
