@@ -1,0 +1,84 @@
+"""Languages of the multilingual benchmarks, and figures by language with their averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from paligemma.metrics.measure import Measure, average_of
+
+ENGLISH = "en"
+# Source: big_vision datasets/coco35l and datasets/xm3600; XM3600 adds Cuzco Quechua.
+_COCO35L = (
+    "ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt ro ru sv sw te th "
+    "tr uk vi zh"
+)
+COCO35L_LANGUAGES = tuple(_COCO35L.split())
+XM3600_LANGUAGES = tuple(sorted([*COCO35L_LANGUAGES, "quz"]))
+XGQA_LANGUAGES = ("bn", "de", "en", "id", "ko", "pt", "ru", "zh")
+MARVL_LANGUAGES = ("id", "sw", "ta", "tr", "zh")
+
+# Row numbers of one language -> its figures.
+ByRows = Callable[[list[int]], Sequence[Measure]]
+
+
+def score_by_language(
+    languages: Sequence[str],
+    score: ByRows,
+    *,
+    expected: Sequence[str],
+    averages: Mapping[str, Sequence[str]],
+) -> list[Measure]:
+    """Every language scored by itself, then averaged without weights.
+
+    Args:
+        languages: of each example.
+        score: row numbers of one language -> its figures, over those rows alone.
+        expected: languages of the benchmark, in the order of the result.
+        averages: name -> languages; an average is left out where a language of it has no examples.
+
+    Returns:
+        "NAME", the mean over the languages that occur, then "NAME/AVERAGE" and "NAME/LANGUAGE", for
+        every NAME that `score` gives; all over the whole list of examples.
+    """
+    places: dict[str, list[int]] = {one: [] for one in expected}
+    for row, language in enumerate(languages):
+        places.setdefault(language, []).append(row)
+    by_name: dict[str, dict[str, Measure]] = {}
+    for language, rows in places.items():
+        for one in score(rows) if rows else ():
+            of_language = over_rows(one, rows, len(languages), f"{one.name}/{language}")
+            by_name.setdefault(one.name, {})[language] = of_language
+    measures = []
+    for name, each in by_name.items():
+        measures.append(average_of(name, list(each.values())))
+        measures += [
+            average_of(f"{name}/{average}", [each[language] for language in wanted])
+            for average, wanted in averages.items()
+            if all(language in each for language in wanted)
+        ]
+        measures += each.values()
+    return measures
+
+
+def over_rows(measure: Measure, rows: Sequence[int], num: int, name: str) -> Measure:
+    """A figure over some rows as one over all `num` examples, for joint resampling."""
+    place = np.asarray(rows, np.intp)
+    per_example = None
+    if measure.per_example is not None and len(measure.per_example) == len(place):
+        per_example = np.full(num, np.nan)
+        per_example[place] = measure.per_example
+
+    def statistic(weights: np.ndarray) -> float:
+        return measure.statistic(weights[place])
+
+    return Measure(
+        name=name,
+        statistic=statistic,
+        num=num,
+        num_used=len(place),
+        per_example=per_example,
+        is_error=measure.is_error,
+        scale=measure.scale,
+    )
