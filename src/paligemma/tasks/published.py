@@ -1,0 +1,136 @@
+"""Published figures of a benchmark, brought to one unit, with where each was read.
+
+Figures of a test server are marked, since they are comparable with no split on disk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from paligemma.tasks.task import PublishedKey, Task
+
+# Kinds of records that hold a released or releasable model's figure; the others are studies of
+# training and of number formats, and systems by other people.
+MODEL_KINDS = ("transfer", "zero_shot", "mix")
+# The model card prints BLEU-4 as a fraction, the reports times 100.
+_FRACTIONS = {("readme", "BLEU-4")}
+# Figures with a spread over runs come first; of others the report that measured them.
+_SOURCES = ("pg2_t13", "pg1_t1", "pg1_misc", "readme", "pg2_t15")
+# The notes of these records say that the split they name is not the one that was scored.
+_SERVER_NOTE = "equal to the test-server value"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedScore:
+    """One published figure.
+
+    Attributes:
+        measure: our name of it.
+        value: in the unit of published tables: shares and CIDEr times 100.
+        std: over fine-tuning runs; None where not given.
+        model: as the source names it.
+        family: "PaliGemma" or "PaliGemma 2".
+        size: "3B", "10B", "28B"; None for other systems.
+        resolution: side of the input in pixels; None for other systems.
+        source: where it was read, in words.
+        split: as the source names it.
+        is_test_server: nobody can compute it from files on disk.
+        kind: "transfer", "mix", "zero_shot", or a kind of study.
+        note: of the record, "" where there is none.
+    """
+
+    measure: str
+    value: float
+    std: float | None
+    model: str
+    family: str
+    size: str | None
+    resolution: int | None
+    source: str
+    split: str
+    is_test_server: bool
+    kind: str
+    note: str = ""
+
+
+def published(
+    task: Task, *, our_split: str | None = None, kinds: Collection[str] = MODEL_KINDS
+) -> list[PublishedScore]:
+    """Published figures of a task, those with a spread over runs first.
+
+    Args:
+        task: the benchmark.
+        our_split: only what is comparable with this split on disk; everything by default, with
+            figures of test servers among it.
+        kinds: of the records.
+    """
+    found = []
+    for key in task.published:
+        for record in records_of(key):
+            score = _score(key, record)
+            if record["kind"] not in kinds:
+                continue
+            if our_split is not None and (score.is_test_server or key.our_split != our_split):
+                continue
+            found.append((_rank(record, kinds), score))
+    return [score for _, score in sorted(found, key=lambda one: one[0])]
+
+
+def records_of(key: PublishedKey) -> list[dict[str, Any]]:
+    """The records that a key names, of every kind."""
+    wanted = (key.task, key.split, key.metric)
+    return [one for one in _table()["records"] if wanted == _place(one)]
+
+
+def caveats() -> tuple[str, ...]:
+    """What to know before comparing with published figures."""
+    return tuple(_table()["caveats"])
+
+
+def transfer_recipe(name: str) -> dict[str, Any] | None:
+    """The published fine-tuning recipe of this name, or None."""
+    found = [one for one in _read("transfers.json")["transfers"] if one["id"] == name]
+    return found[0] if found else None
+
+
+def _score(key: PublishedKey, record: dict[str, Any]) -> PublishedScore:
+    scale = 100.0 if (record["source"], record["metric"]) in _FRACTIONS else 1.0
+    std, note = record.get("std"), record.get("note", "")
+    return PublishedScore(
+        measure=key.measure,
+        value=record["value"] * scale,
+        std=None if std is None else std * scale,
+        model=record["model"],
+        family=record["family"],
+        size=record["size"],
+        resolution=record["resolution"],
+        source=_table()["sources"][record["source"]],
+        split=record["split"],
+        is_test_server=key.our_split is None or _SERVER_NOTE in note,
+        kind=record["kind"],
+        note=note,
+    )
+
+
+def _rank(record: dict[str, Any], kinds: Collection[str]) -> tuple[int, bool, int]:
+    source = record["source"]
+    place = _SOURCES.index(source) if source in _SOURCES else len(_SOURCES)
+    return list(kinds).index(record["kind"]), "std" not in record, place
+
+
+def _place(record: dict[str, Any]) -> tuple[str, str, str]:
+    return record["task"], record["split"], record["metric"]
+
+
+def _table() -> dict[str, Any]:
+    return _read("published_scores.json")
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((files("paligemma.tasks") / "data" / name).read_text(encoding="utf-8"))
