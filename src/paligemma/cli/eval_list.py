@@ -1,0 +1,167 @@
+"""`paligemma eval list`: every benchmark, and all there is to know about one."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paligemma.cli.answers import echo_json
+
+if TYPE_CHECKING:
+    from paligemma.tasks.published import PublishedScore
+    from paligemma.tasks.task import Task
+
+_WIDTH = 100
+
+
+@click.command("list")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
+def list_command(name: str | None, as_json: bool) -> None:
+    """List the benchmarks by family; with NAME, what one needs, asks and was published with.
+
+    Published figures are of the split that is reported first, by model and resolution.
+    """
+    from paligemma.tasks.catalog import find_task, tasks
+
+    if name is not None:
+        task = find_task(name)
+        if as_json:
+            echo_json(task_json(task))
+        else:
+            click.echo(describe(task))
+        return
+    known = list(tasks().values())
+    if as_json:
+        echo_json({"tasks": [task_json(task) for task in known]})
+        return
+    click.echo(overview(known))
+
+
+def overview(known: Sequence[Task]) -> str:
+    """Families with a line or two a benchmark."""
+    width = max(len(task.name) for task in known)
+    lines = []
+    for family in dict.fromkeys(task.family for task in known):
+        lines.append(family)
+        for task in known:
+            if task.family != family:
+                continue
+            splits = ", ".join(
+                [*task.splits, *(f"{split} (server)" for split in task.server_splits)]
+            )
+            lines.append(f"  {task.name:{width}}  {task.title}; {splits}; {task.headline}")
+            lines += [f"  {'':{width}}    {line}" for line in _published_lines(task)]
+        lines.append("")
+    return "\n".join([*lines, "files, prompt, decoding and traps of one: paligemma eval list NAME"])
+
+
+def _published_lines(task: Task) -> list[str]:
+    """One line a model: its figures by resolution."""
+    from paligemma.tasks.published import published
+
+    comparable = published(task, our_split=task.splits[0])
+    by_model: dict[str, dict[int, float]] = {}
+    for one in comparable:
+        if one.measure == task.headline and one.resolution is not None:
+            model = by_model.setdefault(f"{one.family} {one.size}", {})
+            model.setdefault(one.resolution, one.value)
+    return [
+        f"{model}: " + ", ".join(f"{value:g} at {px}" for px, value in sorted(figures.items()))
+        for model, figures in by_model.items()
+    ]
+
+
+def task_json(task: Task) -> dict[str, Any]:
+    """Everything about one benchmark as JSON."""
+    from paligemma.eval.report import published_json
+    from paligemma.tasks.published import published
+
+    return {
+        "name": task.name,
+        "title": task.title,
+        "family": task.family,
+        "splits": list(task.splits),
+        "server_splits": list(task.server_splits),
+        "headline": task.headline,
+        "asking": dict(vars(task.asking)),
+        "files": [dict(vars(one)) for one in task.files],
+        "traps": list(task.traps),
+        "transfer": task.transfer,
+        "is_zero_shot": task.is_zero_shot,
+        "has_submission": task.submission is not None,
+        "published": [
+            {
+                **published_json(one),
+                "our_splits": [
+                    split for split in task.splits if one in published(task, our_split=split)
+                ],
+            }
+            for one in published(task)
+        ],
+    }
+
+
+def describe(task: Task) -> str:
+    """One benchmark for people: files, prompt, decoding, traps, published figures."""
+    from paligemma.tasks.published import published
+
+    asking = task.asking
+    beams = "greedy" if asking.num_beams == 1 else f"beam search of {asking.num_beams}"
+    pictures = "" if asking.num_pictures == 1 else f"{asking.num_pictures} pictures a question, "
+    square = "padded to a square, " if asking.pad_to_square else ""
+    lines = [f"{task.title} ({task.name}), family {task.family}", ""]
+    lines.append(f"splits      {', '.join(task.splits)}")
+    if task.server_splits:
+        lines.append(
+            f"            {', '.join(task.server_splits)}: answered here, scored by a server"
+        )
+    lines.append(f"measure     {task.headline}")
+    if task.transfer is not None:
+        how = "zero-shot, asked of the model of" if task.is_zero_shot else "fine-tuned by"
+        lines.append(f"model       {how} the published transfer {task.transfer!r}")
+    lines.append(
+        f"asked with  {pictures}{square}{asking.resize_method}; {beams}, at most "
+        f"{asking.max_new_tokens} tokens"
+    )
+    lines += ["", "files below the data folder" if task.files else "needs no files"]
+    for one in task.files:
+        lines.append(f"  {one.path}")
+        lines += _wrapped(f"from {one.source}", 6)
+        if one.fields:
+            lines += _wrapped(f"read: {one.fields}", 6)
+    if task.traps:
+        lines += ["", "traps"]
+        for trap in task.traps:
+            lines += _wrapped(trap, 4, first="  - ")
+    scores = published(task)
+    if scores:
+        lines += ["", "published"]
+        lines += [line for one in scores for line in _wrapped(_published_line(one), 4, first="  ")]
+    return "\n".join(lines)
+
+
+def _published_line(one: PublishedScore) -> str:
+    spread = "" if one.std is None else f" +- {one.std:g}"
+    size = f" {one.size}" if one.size else ""
+    side = f" at {one.resolution} px" if one.resolution else ""
+    server = ", from the test server" if one.is_test_server else ""
+    return (
+        f"{one.measure} {one.value:g}{spread}  {one.family}{size}{side}, {one.split}{server} "
+        f"({one.source})"
+    )
+
+
+def _wrapped(text: str, indent: int, *, first: str | None = None) -> list[str]:
+    blank = " " * indent
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=blank if first is None else first,
+        subsequent_indent=blank,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

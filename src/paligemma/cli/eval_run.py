@@ -1,0 +1,227 @@
+"""`paligemma eval NAME`: a benchmark as a command, made from its row of the catalogue."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paligemma.cli.answers import echo_json
+from paligemma.cli.options import ModelChoice, model_options
+from paligemma.errors import ConfigError, PaliGemmaError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from paligemma.eval.page import Pictures
+    from paligemma.eval.report import Report
+    from paligemma.eval.run_folder import Run
+    from paligemma.tasks.task import Example, Task
+
+RUNS = Path("runs") / "eval"
+PAGE = "report.html"
+# A picture on a page is small; one larger than this is left out of it.
+_MAX_PIXELS = 2**28
+
+run_folder = click.argument(
+    "run", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="RUN"
+)
+data_option = click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    metavar="DIR",
+    help="Folder of the benchmark's files.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
+html_option = click.option(
+    "--html/--no-html", "with_page", default=True, help=f"Write RUN/{PAGE}; yes by default."
+)
+
+
+def task_command(task: Task) -> click.Command:
+    """The command of one benchmark."""
+    splits = [*task.splits, *task.server_splits]
+
+    @click.command(task.name, help=_help(task), short_help=task.title)
+    @data_option
+    @model_options
+    @click.option(
+        "--split", type=click.Choice(splits), default=splits[0], show_default=True, help="Of it."
+    )
+    @click.option("--limit", type=int, metavar="N", help="Examples, drawn evenly; all by default.")
+    @click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
+    @click.option("--batch-size", type=int, default=16, show_default=True, help="Examples at once.")
+    @click.option(
+        "--workers", type=int, default=2, show_default=True, help="Threads that read pictures."
+    )
+    @click.option("--beams", type=int, metavar="B", help="Instead of the benchmark's.")
+    @click.option("--max-new-tokens", type=int, metavar="N", help="Instead of the benchmark's.")
+    @click.option(
+        "--prompt", metavar="TEXT", help="Other words; {prefix} stands for the benchmark's own."
+    )
+    @click.option(
+        "--output",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="RUN",
+        help=f"Folder of the run; one below {RUNS} by default. A run that is there goes on.",
+    )
+    @json_option
+    @html_option
+    def command(**values: Any) -> None:
+        run_benchmark(task, **values)
+
+    return command
+
+
+def _help(task: Task) -> str:
+    asking = task.asking
+    beams = "greedy" if asking.num_beams == 1 else f"beam {asking.num_beams}"
+    files = [f"  {one.path}  ({one.source})" for one in task.files]
+    traps = [f"  - {trap}" for trap in task.traps]
+    parts = [
+        f"{task.title}: {task.headline}, {beams}, {asking.resize_method}.",
+        "\b\nFiles below DIR:\n" + "\n".join(files) if files else "Needs no files.",
+        "\b\nTraps:\n" + "\n".join(traps) if traps else "",
+        f"The same command goes on with a run that was cut. All else: paligemma eval list "
+        f"{task.name}",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def run_benchmark(
+    task: Task,
+    *,
+    model: ModelChoice,
+    data: Path | None,
+    split: str,
+    limit: int | None,
+    seed: int,
+    batch_size: int,
+    workers: int,
+    beams: int | None,
+    max_new_tokens: int | None,
+    prompt: str | None,
+    output: Path | None,
+    as_json: bool,
+    with_page: bool,
+) -> None:
+    """Answer, score and report; what can be wrong is looked at before a model is loaded."""
+    from paligemma.eval.options import EvalOptions
+    from paligemma.eval.runner import evaluate
+
+    chosen = dict(model.options)
+    options = EvalOptions(
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        num_workers=workers,
+        prompt=prompt,
+        # The benchmark's own filter, not the model's, unless one is asked for.
+        resize_method=chosen.pop("resize_method", None),
+        num_beams=beams,
+        max_new_tokens=max_new_tokens,
+    )
+    _look_at_data(task, data, split)
+    folder = output or default_folder(task, split, model, data, options)
+    click.echo(f"paligemma: the run is kept in {folder}", err=True)
+    bundle = ModelChoice(name=model.name, options=chosen).load()
+    run = evaluate(
+        task,
+        bundle,
+        data,
+        split,
+        options,
+        folder,
+        model=model.name,
+        command=shlex.join(["paligemma", *sys.argv[1:]]),
+        progress=True,
+    )
+    if split in task.server_splits:
+        click.echo(
+            f"paligemma: only a server has the answers of {task.name} {split}; "
+            f"`paligemma eval submission {folder} -o FILE` writes what it takes",
+            err=True,
+        )
+        if as_json:
+            echo_json({"task": task.name, "split": split, "run": str(folder)})
+        return
+    report_run(task, run, as_json=as_json, with_page=with_page)
+
+
+def report_run(task: Task, run: Run, *, as_json: bool, with_page: bool) -> None:
+    """Score a run, write scores.json and the page, and show the figures."""
+    from paligemma.eval.page import report_page
+    from paligemma.eval.report import make_report, to_table
+    from paligemma.eval.run_folder import SCORES, write_whole
+    from paligemma.eval.scored import score_run
+
+    report = make_report(score_run(run, task))
+    body = report.to_json()
+    write_whole(run.path / SCORES, [json.dumps(body, indent=1, allow_nan=False) + "\n"])
+    if with_page:
+        write_whole(run.path / PAGE, [report_page(report, pictures=_shown(task, run, report))])
+        click.echo(f"paligemma: wrote {run.path / PAGE}", err=True)
+    if as_json:
+        echo_json({**body, "folder": str(run.path)})
+    else:
+        click.echo(to_table(report))
+
+
+def _shown(task: Task, run: Run, report: Report) -> Pictures | None:
+    from paligemma.eval.page import NUM_WORST
+    from paligemma.eval.report import worst
+
+    scored = report.scored
+    ids = [scored.examples[k].id for k in worst(scored, NUM_WORST)]
+    return pictures_of(task, run, ids)
+
+
+def pictures_of(task: Task, run: Run, ids: Sequence[str]) -> Pictures | None:
+    """Reads the pictures of some examples; None where the data folder is no longer there."""
+    from paligemma.eval.runner import read_again
+
+    have: Mapping[str, Example] = {one.id: one for one in run.examples if one.pictures}
+    if not set(ids) <= set(have):
+        try:
+            have = read_again(task, run, ids)
+        except (PaliGemmaError, OSError) as error:
+            click.echo(f"paligemma: the page has no pictures: {error}", err=True)
+            return None
+
+    def read(name: str) -> list[np.ndarray]:
+        if name not in have:
+            return []
+        return [picture.read(_MAX_PIXELS) for picture in have[name].pictures]
+
+    return read
+
+
+def default_folder(
+    task: Task, split: str, model: ModelChoice, data: Path | None, options: Any
+) -> Path:
+    """`runs/eval/<task>-<split>-<model>-<hash8>`; the same command finds the same folder."""
+    said = [task.name, split, model.name, model.options, str(data), vars(options)]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+    name = re.sub(r"[^\w.-]+", "-", Path(model.name).name or "model").strip("-.")[:60]
+    return RUNS / f"{task.name}-{split}-{name or 'model'}-{digest[:8]}"
+
+
+def _look_at_data(task: Task, data: Path | None, split: str) -> None:
+    """Read one example, so that a missing file is not found out after minutes of loading."""
+    if not task.files:
+        return
+    if data is None:
+        needed = ", ".join(one.path for one in task.files)
+        raise ConfigError(
+            f"{task.name} reads its files from a folder, got none; download {needed} (see "
+            f"`paligemma eval list {task.name}`) and name the folder with --data"
+        )
+    next(iter(task.read(data, split)), None)

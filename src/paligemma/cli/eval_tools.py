@@ -1,0 +1,317 @@
+"""What can be done with runs and predictions that are there: score, report, compare, calibrate."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paligemma.cli.answers import echo_json
+from paligemma.cli.eval_run import (
+    data_option,
+    html_option,
+    json_option,
+    pictures_of,
+    report_run,
+    run_folder,
+)
+from paligemma.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from paligemma.eval.run_folder import RunConfig
+    from paligemma.eval.vectors import MetricSummary
+    from paligemma.tasks.task import Example, Task
+
+
+@click.command("score")
+@click.argument("predictions", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--task", "name", required=True, metavar="NAME", help="Benchmark they answer.")
+@data_option
+@click.option("--split", default=None, help="The benchmark's first by default.")
+@click.option(
+    "--missing",
+    type=click.Choice(["empty", "refuse"]),
+    default="empty",
+    show_default=True,
+    help="Examples without a prediction: counted as empty answers, or refused.",
+)
+@click.option(
+    "--model", "model_name", default="", metavar="NAME", help="Whose; for published figures."
+)
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the page there.",
+)
+@json_option
+def score_command(
+    predictions: Path,
+    name: str,
+    data: Path | None,
+    split: str | None,
+    missing: str,
+    model_name: str,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """Score PREDICTIONS that any program made: JSON lines of id, text, and objects if any.
+
+    Ids are those of `examples.jsonl` of a run. Without --data, the examples of the run folder that
+    PREDICTIONS lies in are taken.
+    """
+    from paligemma.eval.foreign import match_examples, read_predictions
+    from paligemma.eval.report import make_report, to_table
+    from paligemma.eval.run_folder import write_whole
+    from paligemma.eval.scored import score_matched
+    from paligemma.tasks.catalog import find_task
+
+    task = find_task(name)
+    config, examples = _examples(task, predictions, data, split, model_name)
+    found, notices = match_examples(read_predictions(predictions), examples, missing=missing)
+    report = make_report(score_matched(task, config, examples, found, notices=notices))
+    if page is not None:
+        from paligemma.eval.page import report_page
+
+        write_whole(page, [report_page(report)])
+        click.echo(f"paligemma: wrote {page}", err=True)
+    if as_json:
+        echo_json(report.to_json())
+    else:
+        click.echo(to_table(report))
+
+
+def _examples(
+    task: Task, predictions: Path, data: Path | None, split: str | None, model_name: str
+) -> tuple[RunConfig, list[Example]]:
+    """The split's examples: from the data folder, or from the run that the file lies in."""
+    from paligemma.eval.run_folder import RUN, RunConfig, load_run
+
+    if split is not None and split not in task.splits:
+        raise ConfigError(
+            f"{task.name} can be scored on {', '.join(task.splits)}, got {split!r}; name one"
+        )
+    if data is None and task.files and (predictions.parent / RUN).is_file():
+        run = load_run(predictions.parent)
+        if run.config.task != task.name or split not in (None, run.config.split):
+            raise ConfigError(
+                f"{predictions.parent} is a run of {run.config.task} {run.config.split}, not of "
+                f"{task.name} {split or task.splits[0]}; name the data folder with --data"
+            )
+        return run.config, run.examples
+    if data is None and task.files:
+        raise ConfigError(
+            f"predictions are scored against the files of {task.name}; name their folder with "
+            "--data"
+        )
+    split = split or task.splits[0]
+    config = RunConfig(
+        task=task.name,
+        split=split,
+        model=model_name,
+        data=None if data is None else str(data),
+        settings={"predictions": str(predictions)},
+        command=f"paligemma eval score {predictions} --task {task.name}",
+    )
+    return config, list(task.read(data or Path("."), split))
+
+
+@click.command("report")
+@run_folder
+@html_option
+@json_option
+def report_command(run: Path, with_page: bool, as_json: bool) -> None:
+    """Score RUN again, as far as it has come, and write its scores.json and page."""
+    from paligemma.eval.run_folder import load_run
+    from paligemma.tasks.catalog import find_task
+
+    loaded = load_run(run)
+    report_run(find_task(loaded.config.task), loaded, as_json=as_json, with_page=with_page)
+
+
+@click.command("compare")
+@click.argument("first", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("second", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a page with both answers beside each other.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the resampling.")
+@json_option
+def compare_command(first: Path, second: Path, page: Path | None, seed: int, as_json: bool) -> None:
+    """Say whether the run SECOND is better than FIRST, by the paired bootstrap.
+
+    Examples that only one of them has answered are left out and counted.
+    """
+    from paligemma.eval.compare import compare, to_table
+    from paligemma.eval.run_folder import load_run, write_whole
+    from paligemma.eval.scored import score_run
+
+    runs = [load_run(path) for path in (first, second)]
+    scored = [score_run(run) for run in runs]
+    found = compare(*scored, seed=seed)
+    if page is not None:
+        from paligemma.eval.compare_page import NUM_EXAMPLES, compare_page
+
+        shown = [k for won in (True, False) for k in found.largest(NUM_EXAMPLES, won=won)]
+        ids = [found.first.examples[k].id for k in shown]
+        pictures = pictures_of(scored[0].task, runs[0], ids)
+        write_whole(page, [compare_page(found, pictures=pictures)])
+        click.echo(f"paligemma: wrote {page}", err=True)
+    if as_json:
+        echo_json(found.to_json())
+    else:
+        click.echo(to_table(found))
+
+
+@click.command("calibrate")
+@run_folder
+@click.option(
+    "--model",
+    "model_folder",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="FOLDER",
+    help="Where calibration.json goes: the model's folder; RUN by default.",
+)
+@click.option(
+    "--precision",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="P",
+    help="Thresholds at which this share of the boxes is right; by default the best F1.",
+)
+@json_option
+def calibrate_command(
+    run: Path, model_folder: Path | None, precision: float | None, as_json: bool
+) -> None:
+    """Fit a temperature, and for boxes a threshold a label, on RUN.
+
+    Use a run on a split that you do not report. What the file holds of the other kind of answers
+    stays.
+    """
+    from paligemma.eval.calibration import calibrate
+    from paligemma.eval.run_folder import load_run
+    from paligemma.eval.scored import score_run
+    from paligemma.outputs.calibration import FILE_NAME, load_calibration, save_calibration
+
+    path = (model_folder or run) / FILE_NAME
+    before = load_calibration(path) if path.exists() else None
+    fitted = calibrate(score_run(load_run(run)), precision=precision, before=before)
+    save_calibration(fitted, path)
+    click.echo(f"paligemma: wrote {path}", err=True)
+    if as_json:
+        echo_json(json.loads(path.read_text(encoding="utf-8")))
+        return
+    for part in (fitted.objects, fitted.text):
+        if part is not None and part.fitted_on.get("run"):
+            click.echo(_calibration_lines(part))
+
+
+def _calibration_lines(part: Any) -> str:
+    fit = part.fitted_on
+    lines = [f"temperature {part.temperature:.3f}, fitted on {fit['task']} {fit['split']}"]
+    before, after = fit["before"], fit.get("held_out")
+    lines.append(f"expected calibration error {before['ece']:.4f} before")
+    if after is not None:
+        lines[-1] += f", {after['ece']:.4f} after, on examples the fit had not seen"
+    thresholds = getattr(part, "thresholds", None)
+    if thresholds is not None:
+        lines.append(
+            f"thresholds for {fit['goal']}: {part.default_threshold:.3f} by default, "
+            f"{len(thresholds)} labels with their own"
+        )
+        width = max(map(len, thresholds), default=0)
+        for label, value in sorted(thresholds.items()):
+            shown = f"{value:.3f}" if value <= 1 else "none is shown"
+            lines.append(f"  {label:{width}} {shown}")
+    return "\n".join(lines)
+
+
+@click.command("submission")
+@run_folder
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE",
+    help="Where it goes.",
+)
+@json_option
+def submission_command(run: Path, output: Path, as_json: bool) -> None:
+    """Write the answers of RUN as the benchmark's test server takes them."""
+    from paligemma.eval.run_folder import load_run, write_whole
+    from paligemma.tasks.catalog import find_task, tasks
+
+    loaded = load_run(run)
+    task = find_task(loaded.config.task)
+    if task.submission is None:
+        known = ", ".join(one.name for one in tasks().values() if one.submission is not None)
+        raise ConfigError(f"{task.name} has no test server; {known} have one")
+    if loaded.missing:
+        raise DataError(
+            f"a submission answers every example, {run} misses {len(loaded.missing):,} of "
+            f"{len(loaded.examples):,}; go on with the run first"
+        )
+    body = task.submission(*loaded.answered())
+    write_whole(output, [json.dumps(body, ensure_ascii=False) + "\n"])
+    click.echo(f"paligemma: wrote {output}", err=True)
+    if as_json:
+        echo_json({"task": task.name, "file": str(output), "num": len(loaded.examples)})
+    else:
+        click.echo(f"{len(loaded.examples):,} answers")
+
+
+@click.command("vectors")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@json_option
+def vectors_command(file: Path, as_json: bool) -> None:
+    """Compute every vector of FILE with the metrics here: a line a metric.
+
+    FILE is JSON, {"vectors": [{"id", "metric", "predictions", "references", "params"?, "expected",
+    "tolerance"?}]}. The exit code is 1 if any vector differs.
+    """
+    from paligemma.eval.vectors import check_vectors, summarize
+
+    found = summarize(check_vectors(file))
+    failed = sum(one.num - one.num_passed for one in found)
+    if as_json:
+        rows = [_vector_row(one) for one in found]
+        echo_json({"file": str(file), "num_failed": failed, "metrics": rows})
+    else:
+        click.echo(_vector_lines(found))
+    if failed:
+        click.get_current_context().exit(1)
+
+
+def _vector_row(one: MetricSummary) -> dict[str, Any]:
+    first = one.first_failure
+    largest = one.largest_difference
+    return {
+        "metric": one.metric,
+        "num": one.num,
+        "num_passed": one.num_passed,
+        "largest_difference": None if math.isnan(largest) else largest,
+        "first_failure": None if first is None else {"id": first.id, "message": first.message},
+    }
+
+
+def _vector_lines(found: Sequence[MetricSummary]) -> str:
+    width = max((len(one.metric) for one in found), default=0)
+    lines = []
+    for one in found:
+        largest = one.largest_difference
+        off = "" if math.isnan(largest) else f"  largest difference {largest:.1e}"
+        word = "ok    " if one.num == one.num_passed else "FAILED"
+        lines.append(f"{word}  {one.metric:{width}}  {one.num_passed:4} of {one.num:4}{off}")
+        if one.first_failure is not None:
+            lines.append(f"        {one.first_failure.id}: {one.first_failure.message}")
+    passed, num = sum(one.num_passed for one in found), sum(one.num for one in found)
+    return "\n".join([*lines, f"{passed} of {num} vectors agree"])

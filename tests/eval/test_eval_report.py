@@ -1,0 +1,225 @@
+"""Figures beside published ones: which are comparable, how sure ours are, what the table says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_runs import config, questions, quiz, write_run
+
+from paligemma.errors import DataError
+from paligemma.eval.report import identity_of, ids_hash, make_report, to_table, worst
+from paligemma.eval.resampling import bounds, resampled_values, resamples, unit_of
+from paligemma.eval.scored import reference_words, score_run
+from paligemma.metrics.interval import resampled_weights
+from paligemma.tasks.published import PublishedScore
+from paligemma.tasks.task import Example, Prediction
+
+HUB_ID = "google/paligemma-3b-ft-vqav2-448"
+
+
+def figure(**changes: Any) -> PublishedScore:
+    known: dict[str, Any] = {
+        "measure": "accuracy",
+        "value": 70.0,
+        "std": None,
+        "model": "pt-448 transfer",
+        "family": "PaliGemma",
+        "size": "3B",
+        "resolution": 448,
+        "source": "table 1",
+        "split": "val",
+        "is_test_server": False,
+        "kind": "transfer",
+    }
+    return PublishedScore(**(known | changes))
+
+
+def says(*figures: PublishedScore) -> Any:
+    """Published figures that all belong to our val split, but for test servers."""
+
+    def published(task: Any, *, our_split: str | None = None) -> list[PublishedScore]:
+        if our_split is None:
+            return list(figures)
+        return [one for one in figures if not one.is_test_server and our_split == "val"]
+
+    return published
+
+
+def test_the_published_figure_of_the_same_size_and_resolution_is_compared() -> None:
+    scored = quiz(["yes", "no", "a", "b"], ["yes", "no", "a", "x"], model=HUB_ID)
+    others = [figure(resolution=224), figure(size="10B"), figure(family="PaliGemma 2")]
+    report = make_report(scored, published=says(*others, figure(value=70.0)))
+    assert report.headline.value == 75.0
+    assert [one.resolution for one in report.headline.published] == [448]
+    assert report.headline.difference == 5.0
+    assert report.headline.holds_published is True
+
+
+def test_a_test_server_figure_is_shown_apart_and_never_subtracted() -> None:
+    scored = quiz(["a", "b"], ["a", "x"], model=HUB_ID)
+    server = figure(value=86.2, is_test_server=True, split="test-std")
+    report = make_report(scored, published=says(server))
+    assert report.headline.difference is None
+    assert report.elsewhere == (server,)
+    table = to_table(report)
+    assert "not comparable, from the test server: accuracy 86.2 (test-std, table 1)" in table
+    assert "nothing comparable was published for PaliGemma 3B at 448 px" in table
+
+
+def test_another_split_than_the_published_one_is_not_compared() -> None:
+    scored = quiz(["a", "b"], ["a", "x"], model=HUB_ID, split="test")
+    assert make_report(scored, published=says(figure())).headline.published == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("google/paligemma-3b-ft-docvqa-896", {}, "PaliGemma 3B at 896 px"),
+        ("google/paligemma2-10b-pt-448", {}, "PaliGemma 2 10B at 448 px"),
+        # Another input size than the name's is what was really asked.
+        ("google/paligemma2-3b-pt-224", {"image_size_px": 448}, "PaliGemma 2 3B at 448 px"),
+        (
+            "./my-finetune",
+            {"family": "PaliGemma 2", "size": "3B", "image_size_px": 224},
+            "PaliGemma 2 3B at 224 px",
+        ),
+        ("./my-finetune", {"image_size_px": 224}, "a model of no published size"),
+    ],
+)
+def test_a_model_is_known_by_its_name_or_by_what_the_run_noted(
+    name: str, settings: dict[str, Any], said: str
+) -> None:
+    assert str(identity_of(config(name, settings=settings))) == said
+
+
+def test_slices_have_their_own_figures_and_intervals() -> None:
+    truth = ["yes"] * 10 + ["two"] * 30
+    said = ["yes"] * 5 + ["no"] * 5 + ["two"] * 30
+    scored = quiz(truth, said, slices=["yes/no"] * 10 + ["number"] * 30)
+    report = make_report(scored, published=says())
+    by = {one.group: (one.value, one.num) for one in report.slices}
+    assert by == {"number": (100.0, 30), "yes/no": (50.0, 10)}
+    yesno = next(one for one in report.slices if one.group == "yes/no")
+    assert yesno.low < 50 < yesno.high
+    assert yesno.num_resamples == 200
+    assert report.headline.num_resamples == 1000
+
+
+def test_a_slice_that_the_scorer_reports_itself_is_not_shown_twice() -> None:
+    scored = quiz(["yes", "two"], ["yes", "x"], slices=["yesno", "number"])
+    report = make_report(scored, published=says())
+    assert [one.measure for one in report.rows] == ["accuracy", "accuracy/yesno"]
+    assert [one.group for one in report.slices] == ["number"]
+
+
+def test_the_interval_is_that_of_the_measure_where_examples_stand_alone() -> None:
+    rng = np.random.default_rng(0)
+    truth = [str(k) for k in range(50)]
+    said = [one if rng.random() < 0.6 else "?" for one in truth]
+    scored = quiz(truth, said)
+    row = make_report(scored, published=says()).headline
+    low, high = scored.headline.interval()
+    assert (row.low, row.high) == (100 * low, 100 * high)
+
+
+def test_resamples_are_those_of_the_interval_without_being_held_at_once() -> None:
+    examples = questions(["a"] * 7)
+    found = np.array(list(resamples(unit_of(examples), 1000)))
+    assert (found == resampled_weights(7)).all()
+
+
+def test_examples_of_one_unit_are_drawn_together() -> None:
+    def one(name: str, unit: str | None) -> Example:
+        return Example(id=name, prefix="", pictures=(), references="", unit=unit)
+
+    # A unit may be called like another example.
+    units = unit_of([one("a", "b"), one("b", None), one("c", "b"), one("d", None)])
+    assert units.tolist() == [0, 1, 0, 2]
+    for weights in resamples(units, 50):
+        assert weights[0] == weights[2]
+        assert weights[0] + weights[1] + weights[3] == 3
+
+
+def test_a_statistic_that_some_resamples_leave_undefined_has_an_interval_over_the_others() -> None:
+    def second_only(weights: np.ndarray) -> float:
+        if not weights[1]:
+            raise DataError("no object to find")
+        return float(weights[1])
+
+    (values,) = resampled_values({"x": second_only}, np.arange(2), num_resamples=200).values()
+    assert np.isnan(values).any()
+    assert bounds(values) == (1.0, 2.0)
+    assert all(map(math.isnan, bounds(np.array([math.nan]))))
+
+
+def test_very_slow_statistics_get_no_interval_rather_than_an_hour() -> None:
+    import time
+
+    def slow(weights: np.ndarray) -> float:
+        time.sleep(0.04)
+        return 1.0
+
+    (values,) = resampled_values({"x": slow}, np.arange(2), num_resamples=3).values()
+    assert len(values) == 3
+    (values,) = resampled_values({"x": slow}, np.arange(2), most={"x": 2}).values()
+    assert len(values) == 2
+
+
+def test_json_has_no_nan_and_names_everything(tmp_path: Any) -> None:
+    import json
+
+    scored = quiz(["a", "b"], ["a", "x"], model=HUB_ID)
+    body = make_report(scored, published=says(figure(std=0.3))).to_json()
+    text = json.dumps(body, allow_nan=False)
+    assert json.loads(text) == body
+    assert body["score"] == 50.0
+    assert body["figures"][0]["published"][0] == {
+        "value": 70.0,
+        "std": 0.3,
+        "measure": "accuracy",
+        "family": "PaliGemma",
+        "size": "3B",
+        "resolution": 448,
+        "split": "val",
+        "is_test_server": False,
+        "source": "table 1",
+    }
+    assert body["run"]["command"] == "paligemma eval quiz --data quiz --model some/model"
+    assert body["ids_hash"] == ids_hash(["q0", "q1"]) != ids_hash(["q1", "q0"])
+
+
+def test_the_worst_examples_are_the_surest_of_the_wrong_ones() -> None:
+    scored = quiz(["a"] * 5, ["a", "x", "x", "a", "x"], confidence=[0.9, 0.2, 0.8, 0.1, 0.5])
+    assert worst(scored, 3) == [2, 4, 1]
+    assert worst(scored, 9) == [2, 4, 1, 0, 3]
+
+
+def test_errors_and_missing_answers_are_told(tmp_path: Any) -> None:
+    from fake_runs import QUIZ
+
+    said = [Prediction(id="q0", text="", error="cannot read a.jpg"), Prediction(id="q1", text="b")]
+    scored = score_run(write_run(tmp_path / "run", questions(["a", "b", "c"]), said), QUIZ)
+    assert scored.notices == (
+        "1 of 3 examples have no answer yet and are left out; go on with the run",
+        "1 answers are empty because of an error: cannot read a.jpg",
+    )
+    assert all(
+        notice in to_table(make_report(scored, published=says())) for notice in scored.notices
+    )
+
+
+@pytest.mark.parametrize(
+    ("references", "words"),
+    [
+        ("a cat", "a cat"),
+        (["yes", "no", "yes"], "yes (x2) | no"),
+        ({"answers": ["a"], "any_order": True}, "a"),
+        ({"x": 1}, '{"x": 1}'),
+        ("b" * 500, "b" * 397 + "..."),
+    ],
+)
+def test_references_are_shown_for_people(references: Any, words: str) -> None:
+    assert reference_words(references) == words
