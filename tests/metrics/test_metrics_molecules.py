@@ -66,6 +66,11 @@ def test_similarity_needs_a_true_molecule_and_is_zero_without_ours() -> None:
     assert "tanimoto" not in values(molecule_measures(["C("], ["C("]))
 
 
+def test_a_text_without_atoms_never_matches() -> None:
+    assert canonical_smiles("x/") == ("", False)
+    assert values(molecule_measures(["/", "", "x"], ["/", "", "y"]))["full_match"] == 0.0
+
+
 def test_an_endless_answer_is_no_molecule() -> None:
     endless = "C" * (MAX_SMILES_LENGTH + 1)
     assert canonical_smiles(endless) == (endless, False)

@@ -53,7 +53,7 @@ def canonical_smiles(
         return smiles, False
     with quiet():
         text = "".join(_dummy_atom(token, chem) for token in atom_tokens(smiles))
-        molecule = chem.MolFromSmiles(text)
+        molecule = chem.MolFromSmiles(text) if text else None
         if molecule is None:
             return text, False
         try:
@@ -94,8 +94,8 @@ def tanimoto(prediction: str, reference: str) -> float | None:
 def molecule_measures(predictions: Sequence[str], references: Sequence[str]) -> list[Measure]:
     """Share of molecules that are right.
 
-    Where a text is no molecule the texts themselves are compared; an empty prediction is never
-    right.
+    Where a text is no molecule the texts themselves are compared; a prediction without atoms is
+    never right.
 
     Args:
         predictions: SMILES, one a picture.
@@ -119,7 +119,8 @@ def molecule_measures(predictions: Sequence[str], references: Sequence[str]) -> 
             options = {"keep_cis_trans": keep_cis_trans, "keep_chirality": keep_chirality}
             return canonical_smiles(smiles, **options)[0]
 
-        return np.array([bool(ours) and spelt(ours) == spelt(truth) for ours, truth in pairs])
+        # What holds no atom, such as "/", is as empty as "".
+        return np.array([spelt(ours) == spelt(truth) != "" for ours, truth in pairs])
 
     is_valid = np.array([canonical_smiles(one)[1] for one in predictions])
     similarity = np.array([tanimoto(*pair) for pair in pairs], np.float64)
