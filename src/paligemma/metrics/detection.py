@@ -174,8 +174,10 @@ class CocoMatches:
         rank: int64[D], the detection's place within its image and category.
         is_inside: area range -> bool[D], whether a detection's own area lies inside.
         row: int64[M], the detections with a match.
-        is_hit: area range -> bool[M, T], whether it finds an object that counts.
-        is_counted: area range -> bool[M, T], false where it matches one that does not count.
+        is_hit: area range -> bool[T, M], whether it finds an object that counts.
+        change: area range -> int8[T, M], 1 where a detection counts for its match alone, -1 where
+            it matches an object that does not count.
+        has_changes: area range -> bool[K], whether a category has any.
         num_true: area range -> int64[K, images], objects that count.
         num_detections, num_unknown: int64[images], of all detections, and of unknown categories.
     """
@@ -187,7 +189,8 @@ class CocoMatches:
     is_inside: dict[str, np.ndarray]
     row: np.ndarray
     is_hit: dict[str, np.ndarray]
-    is_counted: dict[str, np.ndarray]
+    change: dict[str, np.ndarray]
+    has_changes: dict[str, np.ndarray]
     num_true: dict[str, np.ndarray]
     num_detections: np.ndarray
     num_unknown: np.ndarray
@@ -224,25 +227,27 @@ class CocoMatches:
             weight = weights[self.image[low:high]]
             # Only matched detections raise recall; of the others it is enough to know how many
             # come before. Where a match changes whether a detection counts, that is corrected.
-            inside = self.is_inside[area][low:high]
-            seen = np.cumsum(weight * inside)
+            seen = np.cumsum(weight * self.is_inside[area][low:high])
             rows = self.row[first:last] - low
-            own = weight[rows][:, None]
-            counted = self.is_counted[area][first:last, thresholds]
-            changed = np.cumsum(own * (counted.astype(np.int64) - inside[rows][:, None]), axis=0)
-            hits = np.cumsum(own * self.is_hit[area][first:last, thresholds], axis=0).astype(float)
-            exact = hits / (seen[rows][:, None] + changed + np.spacing(1))
-            best = np.maximum.accumulate(exact[::-1], axis=0)[::-1]
+            own = weight[rows]
+            num_seen = seen[rows] + np.spacing(1)
+            if self.has_changes[area][k]:
+                changed = np.cumsum(own * self.change[area][thresholds, first:last], axis=1)
+                num_seen = (seen[rows] + changed) + np.spacing(1)
+            hits = np.cumsum(own * self.is_hit[area][thresholds, first:last], axis=1)
+            exact = hits / num_seen
+            best = np.maximum.accumulate(exact[:, ::-1], axis=1)[:, ::-1]
+            reached = hits / total
             for t in range(num_thresholds):
-                place = np.searchsorted(hits[:, t] / total, RECALLS, side="left")
-                reached = place < len(best)
-                out[t, reached, at] = best[place[reached], t]
+                place = np.searchsorted(reached[t], RECALLS, side="left")
+                place = place[place < len(rows)]  # recalls ascend, so only the last are missing
+                out[t, : len(place), at] = best[t, place]
         return out
 
     def recall(self, weights: np.ndarray, area: str, max_detections: int) -> np.ndarray:
         """Share of the objects that are found: float64[T, K], NaN where there are none."""
         total = (self.num_true[area] @ weights).astype(float)
-        rows, thresholds = np.nonzero(self.is_hit[area])
+        thresholds, rows = np.nonzero(self.is_hit[area])
         at = self.row[rows]
         category = np.searchsorted(self.starts, at, side="right") - 1
         weight = weights[self.image[at]] * (self.rank[at] < max_detections)
@@ -321,25 +326,31 @@ def match_images(
     by_rank = np.argsort(place[matched])
     row, matched_to = place[matched][by_rank], matched_to[by_rank]
     is_inside = is_inside[:, order]
-    is_hit, is_counted, num_true = {}, {}, {}
+    starts = np.searchsorted(found.category[order], np.arange(len(ids) + 1))
+    category_of_row = np.searchsorted(starts, row, side="right") - 1
+    is_hit, change, has_changes, num_true = {}, {}, {}, {}
     size = (len(ids), num_images)
     for a, area in enumerate(_AREAS):
-        to = matched_to[:, a]  # [M, T], -1 is none
-        counts_there = np.append(~is_ignored[a], False)[to]
-        is_hit[area] = (to >= 0) & counts_there
-        is_counted[area] = np.where(to >= 0, counts_there, is_inside[a][row][:, None])
+        to = np.ascontiguousarray(matched_to[:, a].T)  # [T, M], -1 is none
+        hit = np.append(~is_ignored[a], False)[to]
+        inside = is_inside[a][row]
+        is_hit[area] = hit
+        change[area] = np.where(to >= 0, hit.astype(np.int8) - inside, 0).astype(np.int8)
+        changing = category_of_row[change[area].any(axis=0)]
+        has_changes[area] = np.bincount(changing, minlength=len(ids)) > 0
         used = ~is_ignored[a]
         pair = true.category[used] * num_images + true.image[used]
         num_true[area] = np.bincount(pair, minlength=size[0] * size[1]).reshape(size)
     return CocoMatches(
         names=[categories[category] for category in ids],
         image=found.image[order],
-        starts=np.searchsorted(found.category[order], np.arange(len(ids) + 1)),
+        starts=starts,
         rank=rank[order],
         is_inside=dict(zip(_AREAS, is_inside, strict=True)),
         row=row,
         is_hit=is_hit,
-        is_counted=is_counted,
+        change=change,
+        has_changes=has_changes,
         num_true=num_true,
         num_detections=num_detections,
         num_unknown=num_unknown,
