@@ -49,7 +49,7 @@ def test_json_goes_to_standard_output_alone_and_files_to_the_folder(
     report = json.loads(result.stdout)
     assert set(report["tasks"]) <= {"answer", "ocr"}
     assert report == json.loads((out / "report.json").read_text())
-    assert "2/2" in result.stderr
+    assert "4/4" in result.stderr
 
 
 def test_the_table_is_shown_by_default(step: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,16 +15,25 @@ import torch
 from PIL import Image
 
 from paligemma.errors import ConfigError
-from paligemma.eval.scene_report import SceneReport, prediction_row, to_table, write_files
-from paligemma.eval.scene_runner import Asked, SceneEvalOptions, evaluate_scenes, run_scenes
+from paligemma.eval.run_folder import load_run
+from paligemma.eval.scene_report import SceneReport, to_table, write_files
+from paligemma.eval.scene_runner import SceneEvalOptions, evaluate_scenes, run_scenes
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.parse import parse_objects
+from paligemma.outputs.rle import encode_rle
 from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
-from paligemma.scenes import Scene
-from paligemma.tasks.scenes import TASKS, SceneAnswer, scene_suffix
+from paligemma.tasks.scenes import (
+    EVAL_SEED,
+    KINDS,
+    benchmark_examples,
+    heldout_scene,
+    scene_suffix,
+    scenes_task,
+)
+from paligemma.tasks.task import Example, FoundObject, Prediction
 from paligemma.train.tiny import tiny_config
 
 SMALL = SceneEvalOptions(limit=30, batch_size=8, size_px=112)
@@ -59,25 +69,54 @@ def _embedded() -> Path:
     return Path(str(resources.files("paligemma"))) / "models" / "tiny"
 
 
-class _Knows:
+class _Silent:
+    """Says nothing."""
+
+    def settings(self) -> dict[str, object]:
+        return {"model": type(self).__name__}
+
+    def read(self, examples: Sequence[Example]) -> None:
+        return None
+
+    def answer(self, examples: Sequence[Example], prepared: None) -> list[Prediction]:
+        return [Prediction(id=one.id, text="") for one in examples]
+
+
+class _Knows(_Silent):
     """Answers with the text that training would teach."""
 
     def __init__(self, codec: MaskCodec) -> None:
         self.codec = codec
 
-    def __call__(self, scenes: Sequence[Scene], asked: Sequence[Asked]) -> list[SceneAnswer]:
-        answers = []
-        for one in asked:
-            scene = scenes[one.picture]
-            text = scene_suffix(scene, one.example, self.codec)
-            height, width = scene.image.shape[:2]
-            found = to_detections(parse_objects(text), (width, height), codec=self.codec)
-            answers.append(SceneAnswer(text=text, detections=found))
-        return answers
+    def answer(self, examples: Sequence[Example], prepared: None) -> list[Prediction]:
+        return list(map(self._know, examples))
+
+    def _know(self, example: Example) -> Prediction:
+        (picture,) = example.pictures
+        scene = heldout_scene(picture.index, size_px=picture.size_px)
+        (asked,) = benchmark_examples(scene, picture.index, (example.references["task"],))
+        text = scene_suffix(scene, asked, self.codec)
+        height, width = scene.image.shape[:2]
+        found = to_detections(parse_objects(text), (width, height), codec=self.codec)
+        objects = tuple(
+            FoundObject(
+                label=one.label or "",
+                box_yxyx=one.box_yxyx,
+                mask=None if one.mask is None else encode_rle(one.mask),
+            )
+            for one in found
+        )
+        return Prediction(id=example.id, text=text, objects=objects)
 
 
-def _silent(scenes: Sequence[Scene], asked: Sequence[Asked]) -> list[SceneAnswer]:
-    return [SceneAnswer(text="") for _ in asked]
+class _Sometimes(_Silent):
+    """Answers two pictures of three."""
+
+    def answer(self, examples: Sequence[Example], prepared: None) -> list[Prediction]:
+        return [
+            Prediction(id=e.id, text=e.references["text"] if int(e.unit or 0) % 3 else "?")
+            for e in examples
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +126,7 @@ def perfect(codec: MaskCodec) -> SceneReport:
 
 @pytest.fixture(scope="module")
 def silent() -> SceneReport:
-    return run_scenes(_silent, SMALL, name="nobody")
+    return run_scenes(_Silent(), SMALL, name="nobody")
 
 
 def test_the_taught_answers_are_worth_everything_but_what_the_mask_codec_loses(
@@ -132,15 +171,8 @@ def test_the_report_names_four_headlines_and_every_slice(perfect: SceneReport) -
 
 
 def test_the_interval_holds_the_figure_and_narrows_with_more_pictures() -> None:
-    def sometimes(scenes: Sequence[Scene], asked: Sequence[Asked]) -> list[SceneAnswer]:
-        right = [scenes[one.picture].seed % 3 > 0 for one in asked]
-        return [
-            SceneAnswer(text=str(one.example.suffix) if ok else "?")
-            for one, ok in zip(asked, right, strict=True)
-        ]
-
     few, many = (
-        run_scenes(sometimes, SceneEvalOptions(limit=n, size_px=64, tasks=("answer",))).figure(
+        run_scenes(_Sometimes(), SceneEvalOptions(limit=n, size_px=64, kinds=("answer",))).figure(
             "answer", "accuracy"
         )
         for n in (15, 90)
@@ -149,24 +181,79 @@ def test_the_interval_holds_the_figure_and_narrows_with_more_pictures() -> None:
     assert few.low < many.low < 2 / 3 < many.high < few.high
 
 
-def test_files_hold_the_report_every_prediction_once_and_twelve_pictures(
-    perfect: SceneReport, tmp_path: Path
+def test_files_hold_the_report_the_run_and_twelve_pictures(
+    codec: MaskCodec, tmp_path: Path
 ) -> None:
-    write_files(perfect, tmp_path / "run")
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+    folder = tmp_path / "run"
+    report = run_scenes(_Knows(codec), replace(SMALL, limit=12), folder=folder)
+    write_files(report, folder)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "examples.jsonl",
         "predictions.jsonl",
         "report.json",
+        "run.json",
         "scenes.png",
     ]
-    lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    assert len({row["id"] for row in rows}) == len(rows) == len(perfect.outcomes)
-    assert rows == [prediction_row(one) for one in perfect.outcomes]
-    assert json.loads((tmp_path / "run" / "report.json").read_text()) == perfect.to_json()
+    assert json.loads((folder / "report.json").read_text()) == report.to_json()
+    run = load_run(folder)
+    assert set(run.predictions) == {one.id for one in report.outcomes}
+    assert len(run.predictions) == len(report.outcomes) > 40
     # Three columns of two 448 px pictures, four rows.
-    with Image.open(tmp_path / "run" / "scenes.png") as sheet:
+    with Image.open(folder / "scenes.png") as sheet:
         assert sheet.width == 3 * 2 * 448 + 4 * 12
         assert sheet.height > 4 * 448
+
+
+def test_a_run_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    options = SceneEvalOptions(limit=20, size_px=64, batch_size=3, kinds=("answer",))
+    report = run_scenes(_Sometimes(), options, folder=tmp_path)
+    path = tmp_path / "predictions.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-300])
+    again = run_scenes(_Sometimes(), options, folder=tmp_path)
+    assert again.figures == report.figures
+    assert path.read_bytes() == whole
+    with pytest.raises(ConfigError, match="num_examples was 20, is 5"):
+        run_scenes(_Sometimes(), replace(options, limit=5), folder=tmp_path)
+
+
+def test_the_task_gives_the_figures_of_the_report(
+    perfect: SceneReport, silent: SceneReport
+) -> None:
+    task = scenes_task(limit=SMALL.limit, size_px=SMALL.size_px)
+    examples = list(task.read(Path(), "heldout"))
+    assert examples[0].id == f"scenes/{EVAL_SEED}/detect"
+    quiet = [Prediction(id=one.id, text="") for one in examples]
+    # Half of the answers in words are right, and every other box is found.
+    half = [
+        Prediction(
+            id=one.id,
+            text=one.references.get("text", "") if k % 2 else "?",
+            objects=tuple(
+                FoundObject(label=o["label"], box_yxyx=tuple(o["box_yxyx"]), score=1 / (k + 2))
+                for k, o in enumerate(one.references.get("objects", [])[k % 2 :])
+            ),
+        )
+        for k, one in enumerate(examples)
+    ]
+
+    class Half(_Silent):
+        def answer(self, examples: Sequence[Example], prepared: None) -> list[Prediction]:
+            by_id = {one.id: one for one in half}
+            return [by_id[one.id] for one in examples]
+
+    for predictions, report in ((quiet, silent), (half, run_scenes(Half(), SMALL))):
+        measures = {one.name: one for one in task.score(examples, predictions)}
+        expected = {
+            f"{f.task}_{f.metric}" + (f"/{f.slice}" if f.slice else ""): f.value
+            for f in report.figures
+        }
+        assert list(measures) == list(expected)
+        for name, value in expected.items():
+            assert measures[name].value == pytest.approx(value, abs=1e-12, nan_ok=True), name
+            assert measures[name].num == len(examples)
+    assert 0.2 < measures["detect_ap50"].value < 0.9
+    assert 0.2 < measures["answer_accuracy"].value < 0.8
 
 
 def test_the_table_shows_value_interval_and_number_of_examples(silent: SceneReport) -> None:
@@ -179,7 +266,7 @@ def test_the_table_shows_value_interval_and_number_of_examples(silent: SceneRepo
 
 
 def test_a_model_sees_each_picture_once_and_answers_alike_in_any_batch(
-    bundle: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    bundle: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     encoded: list[int] = []
     encode = bundle.model.encode_image
@@ -189,26 +276,27 @@ def test_a_model_sees_each_picture_once_and_answers_alike_in_any_batch(
         return encode(images)
 
     monkeypatch.setattr(bundle.model, "encode_image", counting)
-    tasks = ("answer", "ocr")
-    reports = [
-        evaluate_scenes(bundle, SceneEvalOptions(limit=3, batch_size=n, size_px=64, tasks=tasks))
-        for n in (3, 1)
-    ]
+    said = []
+    for n in (3, 1):
+        options = SceneEvalOptions(limit=3, batch_size=n, size_px=64, kinds=("answer", "ocr"))
+        evaluate_scenes(bundle, options, folder=tmp_path / str(n))
+        run = load_run(tmp_path / str(n))
+        said.append({name: one.text for name, one in run.predictions.items()})
+    # Three pictures with two prompts each, together and one by one.
     assert encoded == [3, 1, 1, 1]
-    said = [{one.id: one.prediction for one in report.outcomes} for report in reports]
     assert said[0] == said[1]
     assert len(set(said[0].values())) >= 4
 
 
 def test_measuring_leaves_a_training_model_in_training(bundle: SimpleNamespace) -> None:
     bundle.model.train()
-    evaluate_scenes(bundle, SceneEvalOptions(limit=1, size_px=64, tasks=("answer",)))
+    evaluate_scenes(bundle, SceneEvalOptions(limit=1, size_px=64, kinds=("answer",)))
     assert bundle.model.training
 
 
 def test_without_a_mask_codec_segmentation_scores_nothing(bundle: SimpleNamespace) -> None:
     blind = SimpleNamespace(**{**vars(bundle), "mask_codec": None})
-    options = SceneEvalOptions(limit=1, size_px=64, tasks=("segment",))
+    options = SceneEvalOptions(limit=1, size_px=64, kinds=("segment",))
     assert evaluate_scenes(blind, options).figure("segment", "miou").value == 0.0
 
 
@@ -223,7 +311,7 @@ def test_mixed_precision_is_honoured(
         return encode(images)
 
     monkeypatch.setattr(bundle.model, "encode_image", watching)
-    options = SceneEvalOptions(limit=1, size_px=64, tasks=("answer",))
+    options = SceneEvalOptions(limit=1, size_px=64, kinds=("answer",))
     for mode in ("exact", "mixed"):
         evaluate_scenes(SimpleNamespace(**{**vars(bundle), "mode": mode}), options)
     assert seen == [torch.float32, torch.bfloat16]
@@ -235,8 +323,8 @@ def test_mixed_precision_is_honoured(
         ({"limit": 0}, "limit must lie in 1..1000000"),
         ({"seed": -1}, "seed must lie in 0..999999"),
         ({"batch_size": 2000}, "batch_size must lie in 1..1024"),
-        ({"tasks": ("detect", "sing")}, "got sing"),
-        ({"tasks": ()}, f"some of {', '.join(TASKS)}"),
+        ({"kinds": ("detect", "sing")}, "got sing"),
+        ({"kinds": ()}, f"some of {', '.join(KINDS)}"),
     ],
 )
 def test_options_out_of_bounds_are_refused(change: dict[str, object], rule: str) -> None:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from paligemma.errors import ConfigError
-from paligemma.outputs.assemble import to_detections
-from paligemma.outputs.masks import MaskRegion
-from paligemma.outputs.parse import parse_objects
-from paligemma.outputs.types import Detection, Detections
+from paligemma.outputs.rle import encode_rle
 from paligemma.scenes import Scene, SceneExample, SceneObject
+from paligemma.tasks.scene_scores import KINDS, references_of, score_answer, score_scenes
 from paligemma.tasks.scenes import (
     EVAL_SEED,
     MAX_SCENES,
     TASKS,
-    SceneAnswer,
+    asking_for,
     benchmark_examples,
     heldout_scene,
-    score_answer,
+    scenes_task,
 )
+from paligemma.tasks.task import Example, FoundObject, Prediction
 
 
 def _object(label: str, box: tuple[float, float, float, float]) -> SceneObject:
@@ -45,20 +46,23 @@ def _example(task: str, prefix: str, suffix: str | None = None) -> SceneExample:
     )
 
 
-def _masked(*regions: tuple[slice, slice]) -> SceneAnswer:
-    items = []
+def _posed(task: str, prefix: str, suffix: str | None = None) -> Example:
+    references = references_of(_two_stars(), _example(task, prefix, suffix))
+    assert json.loads(json.dumps(references)) == references
+    return Example(id="x", prefix=prefix, pictures=(), references=references)
+
+
+def _said(text: str, *objects: FoundObject) -> Prediction:
+    return Prediction(id="x", text=text, objects=objects)
+
+
+def _masked(*regions: tuple[slice, slice]) -> Prediction:
+    found = []
     for region in regions:
         mask = np.zeros((40, 40), bool)
         mask[region] = True
-        items.append(
-            Detection(
-                label="star",
-                box_yxyx=(0, 0, 1, 1),
-                image_wh=(40, 40),
-                region=MaskRegion.from_array(mask),
-            )
-        )
-    return SceneAnswer(text="", detections=Detections(items=tuple(items), image_wh=(40, 40)))
+        found.append(FoundObject(label="star", box_yxyx=(0, 0, 1, 1), mask=encode_rle(mask)))
+    return _said("", *found)
 
 
 def test_benchmark_pictures_are_the_same_every_time_and_no_training_picture() -> None:
@@ -109,41 +113,72 @@ def test_a_prompt_does_not_depend_on_the_other_tasks_asked() -> None:
 def test_captions_are_asked_of_every_fourth_picture() -> None:
     scene = heldout_scene(0, size_px=112)
     asked = [[e.task for e in benchmark_examples(scene, k)] for k in range(4)]
-    assert asked[0] == list(TASKS)
+    assert asked[0] == list(KINDS)
     assert asked[1] == asked[2] == asked[3] == ["detect", "segment", "answer", "ocr"]
 
 
 def test_the_masks_of_an_answer_are_joined_before_they_are_compared() -> None:
-    example = _example("segment", "segment star")
+    example = _posed("segment", "segment star")
     both = _masked(np.s_[0:10, 0:10], np.s_[0:10, 20:30])
     one = _masked(np.s_[0:10, 0:10])
     shifted = _masked(np.s_[0:10, 0:10], np.s_[0:10, 25:35])
-    scene = _two_stars()
-    assert score_answer(scene, example, both).part == 1.0
-    assert score_answer(scene, example, one).part == 0.5
-    assert score_answer(scene, example, shifted).part == 150 / 250
-    assert score_answer(scene, example, SceneAnswer(text="no")).part == 0.0
-    assert score_answer(scene, example, both).slice == "star"
+    assert score_answer(example, both).part == 1.0
+    assert score_answer(example, one).part == 0.5
+    assert score_answer(example, shifted).part == 150 / 250
+    assert score_answer(example, _said("no")).part == 0.0
+    assert score_answer(example, both).slice == "star"
 
 
 def test_words_are_compared_exactly_but_for_spaces_around_them() -> None:
-    scene, example = _two_stars(), _example("answer", "answer en how many stars are there?", "2")
-    scores = [score_answer(scene, example, SceneAnswer(text=t)).part for t in (" 2 ", "2.", "")]
+    example = _posed("answer", "answer en how many stars are there?", "2")
+    scores = [score_answer(example, _said(text)).part for text in (" 2 ", "2.", "")]
     assert scores == [1.0, 0.0, 0.0]
 
 
 def test_reading_counts_edited_characters() -> None:
-    scene, example = _two_stars(), _example("ocr", "ocr", "STOP 7")
-    outcome = score_answer(scene, example, SceneAnswer(text="SHOP7"))
+    outcome = score_answer(_posed("ocr", "ocr", "STOP 7"), _said("SHOP7"))
     assert (outcome.part, outcome.total) == (2.0, 6.0)
 
 
-def test_boxes_without_height_are_left_out_and_those_without_confidence_are_certain() -> None:
-    text = "<loc0000><loc0000><loc0256><loc0256> star ; <loc0100><loc0100><loc0100><loc0300> star"
-    answer = SceneAnswer(text=text, detections=to_detections(parse_objects(text), (40, 40)))
-    outcome = score_answer(_two_stars(), _example("detect", "detect star"), answer)
+def test_boxes_without_confidence_are_certain() -> None:
+    answer = _said("", FoundObject(label="star", box_yxyx=(0.0, 0.0, 0.25, 0.25)))
+    outcome = score_answer(_posed("detect", "detect star"), answer)
     assert outcome.boxes is not None
-    assert outcome.boxes.boxes.shape == (1, 4)
+    assert outcome.boxes.boxes.tolist() == [[0.0, 0.0, 0.25, 0.25]]
     assert outcome.boxes.scores.tolist() == [1.0]
     assert outcome.boxes.true_boxes.shape == (2, 4)
-    assert outcome.id == "scenes/7/detect"
+    assert list(outcome.boxes.true_labels) == ["star", "star"]
+
+
+def test_a_row_of_the_benchmark_reads_its_pictures_and_asks_each_kind_its_own_way() -> None:
+    (row,) = TASKS
+    assert (row.name, row.headline, row.splits) == ("scenes", "detect_ap50", ("heldout",))
+    task = scenes_task(limit=4, seed=5, size_px=112, kinds=("answer", "segment", "caption"))
+    assert task.headline == "segment_miou"
+    examples = list(task.read(Path(), "heldout"))
+    scene = heldout_scene(1, seed=5, size_px=112)
+    second = [one for one in examples if one.unit == str(scene.seed)]
+    assert [one.id for one in second] == [
+        f"scenes/{scene.seed}/segment",
+        f"scenes/{scene.seed}/answer",
+    ]
+    np.testing.assert_array_equal(second[0].pictures[0].read(10**6), scene.image)
+    asked = {one.references["task"]: asking_for(one) for one in examples}
+    assert {name: (one.answer, one.max_new_tokens) for name, one in asked.items()} == {
+        "segment": ("mask", 64),
+        "answer": ("text", 12),
+        "caption": ("text", 64),
+    }
+
+
+def test_figures_are_over_all_prompts_and_a_sample_without_objects_leaves_them_undefined() -> None:
+    examples = list(scenes_task(limit=4, size_px=112).read(Path(), "heldout"))
+    silent = [Prediction(id=one.id, text="") for one in examples]
+    measures = {one.name: one for one in score_scenes(examples, silent)}
+    assert {one.num for one in measures.values()} == {len(examples)}
+    assert measures["detect_ap50"].value == 0.0
+    assert measures["ocr_cer"].value == 1.0
+    assert measures["ocr_cer"].is_error
+    weights = np.array([one.references["task"] != "detect" for one in examples], np.int64)
+    assert np.isnan(measures["detect_ap50"].statistic(weights))
+    assert measures["answer_accuracy"].statistic(weights) == 0.0

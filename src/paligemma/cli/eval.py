@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,19 +15,85 @@ from paligemma.cli.options import ModelChoice, model_options
 from paligemma.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from paligemma.eval.answering import AskedModel
     from paligemma.eval.scene_report import SceneReport
-    from paligemma.eval.scene_runner import SceneModel
 
 # A training step's own file beside the model; a model folder has config.json instead.
 STEP_FILES = ("model.safetensors", "state.json")
 
 
-@click.group("eval")
+@dataclass(frozen=True)
+class Tool:
+    """Where a command lives, and its line in the help of the group."""
+
+    module: str
+    function: str
+    summary: str
+
+
+_TOOLS_MODULE = "paligemma.cli.eval_tools"
+TOOLS: dict[str, Tool] = {
+    "list": Tool("paligemma.cli.eval_list", "list_command", "List the benchmarks, or tell of one."),
+    "score": Tool(_TOOLS_MODULE, "score_command", "Score predictions that any program made."),
+    "report": Tool(_TOOLS_MODULE, "report_command", "Score a run again, and write its page."),
+    "compare": Tool(_TOOLS_MODULE, "compare_command", "Say which of two runs is better."),
+    "calibrate": Tool(_TOOLS_MODULE, "calibrate_command", "Make a model's confidences honest."),
+    "submission": Tool(_TOOLS_MODULE, "submission_command", "Write what a test server takes."),
+    "vectors": Tool(_TOOLS_MODULE, "vectors_command", "Check the metrics on expected values."),
+}
+
+
+class EvalGroup(click.Group):
+    """Tools, and every benchmark as a command; nothing is imported before it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*TOOLS, *self.commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
+        if cmd_name in TOOLS:
+            entry = TOOLS[cmd_name]
+            return getattr(importlib.import_module(entry.module), entry.function)
+        return _benchmark(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            from paligemma.tasks.catalog import find_task
+
+            find_task(args[0])  # raises, and offers what is near
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [("NAME", "A benchmark of `paligemma eval list`, on files of --data DIR.")]
+        rows += [(name, command.short_help or "") for name, command in self.commands.items()]
+        rows += [(name, entry.summary) for name, entry in TOOLS.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _benchmark(name: str) -> click.Command | None:
+    from paligemma.cli.eval_run import task_command
+    from paligemma.tasks.catalog import tasks
+
+    task = tasks().get(name)
+    return None if task is None else task_command(task)
+
+
+@click.group("eval", cls=EvalGroup)
 def eval_group() -> None:
-    """Measure a model on a benchmark."""
+    """Measure a model on a benchmark, and read what was measured.
+
+    \b
+    paligemma eval list
+    paligemma eval docvqa --data docvqa/ --model google/paligemma-3b-ft-docvqa-896
+    paligemma eval docvqa --help
+    """
 
 
-@eval_group.command("scenes")
+@eval_group.command("scenes", short_help="Pictures drawn from a seed; needs no download.")
 @model_options
 @click.option("--limit", default=1000, show_default=True, help="Pictures.")
 @click.option("--seed", default=0, show_default=True, help="Which pictures.")
@@ -38,7 +105,7 @@ def eval_group() -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
     metavar="DIR",
-    help="Folder for report.json, predictions.jsonl and scenes.png.",
+    help="Folder for the run, report.json and scenes.png; a run that was cut goes on.",
 )
 def scenes_command(
     model: ModelChoice,
@@ -55,17 +122,17 @@ def scenes_command(
     """
     from paligemma.eval.scene_report import to_table, write_files
     from paligemma.eval.scene_runner import SceneEvalOptions, evaluate_scenes
-    from paligemma.tasks.scenes import SIZE_PX, TASKS
+    from paligemma.tasks.scenes import KINDS, SIZE_PX
 
-    asked = TASKS if tasks is None else tuple(part.strip() for part in tasks.split(","))
+    asked = KINDS if tasks is None else tuple(part.strip() for part in tasks.split(","))
     # All that can be wrong is checked before a model is loaded for minutes.
-    options = SceneEvalOptions(limit=limit, seed=seed, batch_size=batch_size, tasks=asked)
+    options = SceneEvalOptions(limit=limit, seed=seed, batch_size=batch_size, kinds=asked)
     if output is not None:
         _require_folder(output)
     bundle = _load(model)
     size_px = min(SIZE_PX, bundle.processor.image_size_px)
     options = replace(options, size_px=size_px)
-    report = evaluate_scenes(bundle, options, name=model.name, progress=True)
+    report = evaluate_scenes(bundle, options, name=model.name, folder=output, progress=True)
     if output is not None:
         write_files(report, output)
         click.echo(f"wrote {output}", err=True)
@@ -81,7 +148,7 @@ def _require_folder(path: Path) -> None:
         ) from error
 
 
-def _load(choice: ModelChoice) -> SceneModel:
+def _load(choice: ModelChoice) -> AskedModel:
     """A model to publish, or a training checkpoint with the embedded tokenizer and codec."""
     if not is_step_folder(Path(choice.name)):
         return choice.load()
@@ -108,7 +175,7 @@ def load_step(
     codec_path: Path | None,
     *,
     image_size_px: int | None = None,
-) -> SceneModel:
+) -> AskedModel:
     """The model of a training checkpoint `step_NNNNNNN`, ready to be measured.
 
     Args:
@@ -144,7 +211,7 @@ def load_step(
             f"({str(error)[:300]}); name a step_NNNNNNN folder and the tokenizer of that training"
         ) from error
     return cast(
-        "SceneModel",
+        "AskedModel",
         SimpleNamespace(
             model=model.eval(),
             processor=Processor(tokenizer, size_px),

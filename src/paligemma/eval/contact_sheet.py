@@ -46,7 +46,7 @@ def _tile(samples: Sequence[Sample]) -> Image.Image:
     """Everything found on the left, the segmented phrase on the right, words below."""
     scene = samples[0].scene
     height, width = scene.image.shape[:2]
-    by_task = {one.example.task: one.answer.detections for one in samples}
+    by_task = {one.example.task: one.detections for one in samples}
     nothing = Detections(items=(), image_wh=(width, height))
     style = DrawStyle(legend=False, min_side_px=_SIDE_PX)
     left, right = (
@@ -77,9 +77,9 @@ def _with_lines(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
 def _line(one: Sample) -> str:
     """The prompt with the answer, and the truth where the answer in words differs."""
     if one.example.suffix is None:
-        number = len(one.answer.detections or ())
+        number = len(one.detections or ())
         return f"{one.example.prefix}: {number} found, {len(one.example.objects)} there"
-    said, truth = one.answer.text.strip(), one.example.suffix
+    said, truth = one.text.strip(), one.example.suffix
     verdict = "" if said == truth else f"  (true: {truth})"
     place = " of one region" if one.example.prefix_box else ""
     return f"{one.example.prefix.strip()}{place}: {said}{verdict}"

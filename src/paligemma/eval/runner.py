@@ -155,9 +155,10 @@ def prepare(
     command: str = "",
 ) -> Prepared:
     """Read the split, fix the batches, and begin the folder or find what is done in it."""
-    if split not in task.splits:
+    splits = (*task.splits, *task.server_splits)
+    if split not in splits:
         raise ConfigError(
-            f"{task.name} has the splits {', '.join(task.splits)}, got {split!r}; name one of them"
+            f"{task.name} has the splits {', '.join(splits)}, got {split!r}; name one of them"
         )
     if data is None and task.files:
         raise ConfigError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from paligemma.eval.run_folder import write_whole
 from paligemma.metrics.grounding import ImageBoxes, Matches, match_detections
 from paligemma.metrics.interval import bootstrap_interval, ratio
+from paligemma.outputs.types import Detections
 from paligemma.scenes import Scene, SceneExample
-from paligemma.tasks.scenes import TASKS, SceneAnswer, SceneOutcome
+from paligemma.tasks.scene_scores import KINDS, METRICS, SceneOutcome
 
 Statistic = Callable[[np.ndarray], float]
 
@@ -27,13 +28,6 @@ HEADLINES: dict[tuple[str, str], str] = {
     ("answer", "accuracy"): "question answering accuracy",
     ("ocr", "cer"): "reading character error rate",
 }
-_METRICS = {
-    "segment": "miou",
-    "answer": "accuracy",
-    "ocr": "cer",
-    "caption": "exact_match",
-    "caption_region": "exact_match",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +35,7 @@ class Figure:
     """One measured number.
 
     Attributes:
-        task: one of `paligemma.tasks.scenes.TASKS`.
+        task: one of `paligemma.tasks.scene_scores.KINDS`.
         metric: its name within the task.
         slice: the label or kind it is limited to; "" for all.
         value: the figure; error rates are better low, all others high.
@@ -72,11 +66,19 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """One prompt about a picture with the model's answer, to be drawn."""
+    """One prompt about a picture with the model's answer, to be drawn.
+
+    Attributes:
+        scene: the picture.
+        example: the prompt.
+        text: what the model wrote.
+        detections: its objects; None for kinds that answer in words.
+    """
 
     scene: Scene
     example: SceneExample
-    answer: SceneAnswer
+    text: str
+    detections: Detections | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,7 +143,7 @@ def make_report(
 ) -> SceneReport:
     """Figures of all tasks that have outcomes."""
     figures: list[Figure] = []
-    for task in TASKS:
+    for task in KINDS:
         own = [one for one in outcomes if one.task == task]
         if own:
             figures += _detection_figures(own) if task == "detect" else _ratio_figures(task, own)
@@ -166,7 +168,7 @@ def _figure(
 
 def _ratio_figures(task: str, outcomes: Sequence[SceneOutcome]) -> list[Figure]:
     """The task's score and its slices; for "ocr" also the share read without a fault."""
-    metric = _METRICS[task]
+    metric = METRICS[task]
     figures = [_ratio_figure(task, metric, outcomes)]
     if task == "ocr":
         right = np.array([one.part == 0 for one in outcomes], np.float64)
@@ -253,39 +255,11 @@ def _numbers(one: Figure) -> str:
 
 
 def write_files(report: SceneReport, folder: Path) -> None:
-    """Write report.json, predictions.jsonl and scenes.png; each appears whole or not at all."""
+    """Write report.json and scenes.png beside the run; each appears whole or not at all."""
     from paligemma.eval.contact_sheet import contact_sheet
     from paligemma.outputs.export import save_png
 
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
-    rows = (json.dumps(prediction_row(one)) + "\n" for one in report.outcomes)
-    _write(folder / "predictions.jsonl", "".join(rows))
+    write_whole(folder / "report.json", [json.dumps(report.to_json(), indent=1) + "\n"])
     if report.samples:
         save_png(contact_sheet(report.samples), folder / "scenes.png")
-
-
-def prediction_row(one: SceneOutcome) -> dict[str, Any]:
-    """One line of predictions.jsonl."""
-    row: dict[str, Any] = {
-        "id": one.id,
-        "task": one.task,
-        "slice": one.slice,
-        "prompt": one.prompt,
-        "reference": one.reference,
-        "prediction": one.prediction,
-    }
-    if one.boxes is None:
-        return {**row, "part": round(one.part, 5), "total": one.total}
-    found = zip(one.boxes.labels, one.boxes.scores, one.boxes.boxes, strict=True)
-    row["objects"] = [
-        {"label": label, "score": float(score), "box_yxyx": [round(float(c), 5) for c in box]}
-        for label, score, box in found
-    ]
-    return row
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".partial_{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

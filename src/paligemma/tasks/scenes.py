@@ -7,19 +7,15 @@ and for its writing; every fourth one also for captions of the whole and of a re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from paligemma.errors import ConfigError
-from paligemma.metrics.grounding import ImageBoxes
-from paligemma.metrics.text import edit_distance
-from paligemma.outputs.boxes import encode_boxes, format_detections, format_loc
-from paligemma.outputs.masks import mask_iou
-from paligemma.outputs.types import Detections
-from paligemma.outputs.vqvae import MaskCodec, mask_to_codes
+from paligemma.outputs.boxes import Box, encode_boxes, format_detections, format_loc
 from paligemma.scenes import (
     Scene,
     SceneExample,
@@ -28,8 +24,11 @@ from paligemma.scenes import (
     draw_scene,
     scene_examples,
 )
+from paligemma.tasks.scene_scores import KINDS, METRICS, references_of, score_scenes
+from paligemma.tasks.task import MASK, OBJECTS, TEXT, Asking, Example, Task
 
-Box: TypeAlias = tuple[float, float, float, float]
+if TYPE_CHECKING:
+    from paligemma.outputs.vqvae import MaskCodec
 
 # Training draws from 0 up, far below.
 EVAL_SEED = 1_000_000_000
@@ -39,12 +38,15 @@ SIZE_PX = 224
 MAX_SCENES = 1_000_000
 MAX_SEED = 1_000_000
 
-TASKS: tuple[str, ...] = ("detect", "segment", "answer", "ocr", "caption", "caption_region")
-# Tasks beside the four that the benchmark is about; one picture in so many is asked them.
-SECONDARY_TASKS, SECONDARY_EVERY = ("caption", "caption_region"), 4
+# Pictures of the benchmark unless said otherwise.
+NUM_SCENES = 1000
+# Kinds beside the four that the benchmark is about; one picture in so many is asked them.
+SECONDARY_KINDS, SECONDARY_EVERY = ("caption", "caption_region"), 4
 ANSWER_KINDS: tuple[str, ...] = ("color", "count", "presence", "position", "reading", "comparison")
 # Kinds that every picture has; the others stand in for one another where one does not apply.
 _ALWAYS = ("count", "presence")
+# Longer than any prompt with its answer.
+TEXT_LEN = 512
 # With the embedded model's vocabulary six boxes are 47 tokens, and the longest caption about 45.
 MAX_NEW_TOKENS: dict[str, int] = {
     "detect": 64,
@@ -53,6 +55,11 @@ MAX_NEW_TOKENS: dict[str, int] = {
     "ocr": 32,
     "caption": 64,
     "caption_region": 20,
+}
+_ANSWERS = {"detect": OBJECTS, "segment": MASK}
+_ASKING = {
+    kind: Asking(text_len=TEXT_LEN, max_new_tokens=bound, answer=_ANSWERS.get(kind, TEXT))
+    for kind, bound in MAX_NEW_TOKENS.items()
 }
 
 
@@ -87,6 +94,8 @@ def scene_suffix(
     boxes = [scene.objects[k].box_yxyx for k in example.objects]
     codes = None
     if example.task == "segment":
+        from paligemma.outputs.vqvae import mask_to_codes
+
         codes = [
             mask_to_codes(codec, scene.mask(k), np.asarray(box)).tolist()
             for k, box in zip(example.objects, boxes, strict=True)
@@ -110,15 +119,15 @@ def heldout_scene(index: int, *, seed: int = 0, size_px: int = SIZE_PX) -> Scene
 
 
 def benchmark_examples(
-    scene: Scene, index: int, tasks: Collection[str] = TASKS
+    scene: Scene, index: int, kinds: Collection[str] = KINDS
 ) -> list[SceneExample]:
-    """The prompts of one picture, at most one a task; the same whichever tasks are asked.
+    """The prompts of one picture, at most one a kind; the same whichever kinds are asked.
 
     Args:
         scene: the picture.
         index: its place in the benchmark; kinds of question take turns along it, and where one does
             not apply another scarce one is drawn.
-        tasks: of TASKS; a picture without writing has no "ocr", three of four have no captions.
+        kinds: of KINDS; a picture without writing has no "ocr", three of four have no captions.
     """
     rng = np.random.default_rng((scene.seed, 1))
     by_kind = {example.kind: example for example in scene_examples(scene, rng)}
@@ -127,101 +136,69 @@ def benchmark_examples(
     substitute = scarce[int(rng.integers(len(scarce)))]
     by_kind["answer"] = by_kind[turn] if turn in by_kind else by_kind[substitute]
     by_kind["detect"] = detect_all(scene, rng)
-    asked = [task for task in TASKS if task in tasks and task in by_kind]
+    asked = [kind for kind in KINDS if kind in kinds and kind in by_kind]
     if index % SECONDARY_EVERY:
-        asked = [task for task in asked if task not in SECONDARY_TASKS]
-    return [by_kind[task] for task in asked]
+        asked = [kind for kind in asked if kind not in SECONDARY_KINDS]
+    return [by_kind[kind] for kind in asked]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SceneAnswer:
-    """What a model said.
+@dataclass(frozen=True, kw_only=True)
+class ScenePicture:
+    """A picture of the benchmark, drawn when it is read."""
 
-    Attributes:
-        text: the whole answer.
-        detections: its objects; None for tasks that answer in words.
-    """
+    index: int
+    seed: int
+    size_px: int
 
-    text: str
-    detections: Detections | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SceneOutcome:
-    """One answer, scored.
-
-    Attributes:
-        scene_seed: draws the picture again.
-        task: one of TASKS.
-        slice: what the score may be broken down by: the kind of question, or the label of the mask.
-        prompt: as the model read it.
-        reference: the true answer in words; for boxes and masks the true labels.
-        prediction: what the model wrote.
-        part: numerator of the score: IoU, 1 for a right answer, or edited characters.
-        total: denominator: 1, or characters of the reference.
-        boxes: for "detect", which is scored over all pictures together; `part` is then 0.
-    """
-
-    scene_seed: int
-    task: str
-    slice: str
-    prompt: str
-    reference: str
-    prediction: str
-    part: float
-    total: float
-    boxes: ImageBoxes | None = None
-
-    @property
-    def id(self) -> str:
-        """Key of the example among all predictions."""
-        return f"scenes/{self.scene_seed}/{self.task}"
+    def read(self, max_pixels: int) -> np.ndarray:
+        """uint8[size_px, size_px, 3]."""
+        return heldout_scene(self.index, seed=self.seed, size_px=self.size_px).image
 
 
-def score_answer(scene: Scene, example: SceneExample, answer: SceneAnswer) -> SceneOutcome:
-    """Score one answer: IoU of the joined masks, equality of words, or edited characters."""
-    text, boxes, total = answer.text.strip(), None, 1.0
-    reference = " ; ".join(example.labels) if example.suffix is None else example.suffix
-    group = example.kind
-    if example.task == "detect":
-        boxes, part = _boxes(scene, example, answer), 0.0
-    elif example.task == "segment":
-        part, group = _joined_iou(scene, example, answer), scene.objects[example.objects[0]].label
-    elif example.task == "ocr":
-        part, total = float(edit_distance(text, reference)), float(len(reference))
-    else:
-        part = float(text == reference)
-    return SceneOutcome(
-        scene_seed=scene.seed,
-        task=example.task,
-        slice=group,
-        prompt=scene_prefix(example),
-        reference=reference,
-        prediction=answer.text,
-        part=part,
-        total=total,
-        boxes=boxes,
+def asking_for(example: Example) -> Asking:
+    """Boxes, masks or words, each with the bound of its kind."""
+    return _ASKING[example.references["task"]]
+
+
+def scenes_task(
+    *,
+    limit: int = NUM_SCENES,
+    seed: int = 0,
+    size_px: int = SIZE_PX,
+    kinds: Collection[str] = KINDS,
+) -> Task:
+    """The benchmark over pictures 0..limit - 1 of a seed, asked some of `KINDS`."""
+
+    def read(data: Path, split: str) -> Iterator[Example]:
+        for index in range(limit):
+            scene = heldout_scene(index, seed=seed, size_px=size_px)
+            picture = ScenePicture(index=index, seed=seed, size_px=size_px)
+            for one in benchmark_examples(scene, index, kinds):
+                yield Example(
+                    id=f"scenes/{scene.seed}/{one.task}",
+                    prefix=scene_prefix(one),
+                    pictures=(picture,),
+                    references=references_of(scene, one),
+                    unit=str(scene.seed),
+                )
+
+    first = next(kind for kind in KINDS if kind in kinds)
+    return Task(
+        name="scenes",
+        title="Drawn scenes",
+        family="scenes",
+        splits=("heldout",),
+        headline=f"{first}_{METRICS.get(first, 'ap50')}",
+        asking=_ASKING[first],
+        files=(),
+        read=read,
+        score=score_scenes,
+        traps=(
+            "Pictures are drawn at the model's own size up to 224 px, so that models of different "
+            "sizes see different pictures.",
+        ),
+        asking_for=asking_for,
     )
 
 
-def _boxes(scene: Scene, example: SceneExample, answer: SceneAnswer) -> ImageBoxes:
-    """Found and true boxes; empty boxes are dropped, a box without confidence counts as certain."""
-    found = [one for one in answer.detections or () if one.is_valid]
-    truth = [scene.objects[k].box_yxyx for k in example.objects]
-    return ImageBoxes(
-        boxes=np.array([one.box_yxyx for one in found], np.float64).reshape(-1, 4),
-        labels=[one.label or "" for one in found],
-        scores=np.array([1.0 if one.score is None else one.score for one in found], np.float64),
-        true_boxes=np.array(truth, np.float64).reshape(-1, 4),
-        true_labels=example.labels,
-    )
-
-
-def _joined_iou(scene: Scene, example: SceneExample, answer: SceneAnswer) -> float:
-    """Overlap of all masks of the answer with all objects that were meant; 0 without a mask."""
-    truth = np.isin(scene.object_map, [k + 1 for k in example.objects])
-    found = np.zeros_like(truth)
-    for one in answer.detections or ():
-        if one.mask is not None:
-            found |= one.mask
-    return mask_iou(found, truth)
+TASKS: tuple[Task, ...] = (scenes_task(),)
