@@ -54,14 +54,14 @@ def score_captions(
     Raises:
         DataError: a split without captions.
     """
-    from paligemma.metrics.caption import caption_measures
-
     references = [one.references for one in examples]
     if references and not any(references):
         raise DataError(
             "this split has no captions and cannot be scored here; write a submission and send it "
             "to the server"
         )
+    from paligemma.metrics.caption import caption_measures
+
     return caption_measures([one.text for one in predictions], references, bleu=bleu)
 
 
