@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toy_task import TOY
 
 from paligemma.errors import ConfigError, ImageError
 from paligemma.eval.answering import ModelAnswerer, fingerprint
+from paligemma.eval.distributed import LoadedAnswerer
+from paligemma.eval.options import EvalOptions
 from paligemma.eval.pixels import draw_box, pad_to_square, read_pictures
 from paligemma.outputs.rle import decode_rle
 from paligemma.pipeline import PaliGemma
@@ -217,6 +221,17 @@ def test_the_model_is_left_in_training_if_it_was(tiny: PaliGemma) -> None:
     _answer(tiny, QUESTIONS[2:])
     assert tiny.model.training
     tiny.model.eval()
+
+
+def test_another_process_loads_the_model_by_its_name(tiny: PaliGemma) -> None:
+    make = LoadedAnswerer(
+        model="tiny", task=TOY, options=EvalOptions(max_new_tokens=3), loading={"mode": "exact"}
+    )
+    # Ray sends it as bytes.
+    answerer = pickle.loads(pickle.dumps(make))()
+    assert answerer.settings() == ModelAnswerer(tiny, lambda one: ASKING).settings()
+    (found,) = answerer.answer(QUESTIONS[1:2], answerer.read(QUESTIONS[1:2]))
+    assert found.text == _answer(tiny, QUESTIONS[1:2], replace(ASKING, max_new_tokens=3))[0].text
 
 
 # Pictures
