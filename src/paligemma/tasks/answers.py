@@ -227,7 +227,7 @@ TASKS: tuple[Task, ...] = (
         title="xGQA",
         family="answers",
         splits=("testdev", *(f"testdev_{one}" for one in XGQA_LANGUAGES)),
-        headline="accuracy",
+        headline="accuracy/avg7",
         asking=_asking(32, BILINEAR),
         files=(
             NeededFile(

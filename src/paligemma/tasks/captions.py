@@ -90,7 +90,7 @@ def _score_languages(
         [one.slices["language"] for one in examples],
         lambda rows: score_captions([examples[k] for k in rows], [predictions[k] for k in rows]),
         expected=languages,
-        averages={f"avg{len(languages)}": languages, f"avg{len(others)}": others},
+        averages={f"avg{len(others)}": others, f"avg{len(languages)}": languages},
     )
 
 
@@ -136,7 +136,7 @@ _XM3600 = Task(
     title="XM3600",
     family="captions",
     splits=("test", *(f"test_{one}" for one in XM3600_LANGUAGES)),
-    headline="cider",
+    headline="cider/avg35",
     asking=_asking(32),
     files=(
         NeededFile(
@@ -207,7 +207,7 @@ TASKS: tuple[Task, ...] = (
         title="COCO-35L",
         family="captions",
         splits=("dev", "train", *(f"dev_{one}" for one in COCO35L_LANGUAGES)),
-        headline="cider",
+        headline="cider/avg34",
         asking=_asking(32),
         files=(
             NeededFile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -39,8 +40,9 @@ def score_by_language(
         averages: name -> languages; an average is left out where a language of it has no examples.
 
     Returns:
-        "NAME", the mean over the languages that occur, then "NAME/AVERAGE" and "NAME/LANGUAGE", for
-        every NAME that `score` gives; all over the whole list of examples.
+        For every NAME that `score` gives, "NAME/AVERAGE" in the order of `averages`, or "NAME", the
+        mean over the languages that occur, where no average can be given; then "NAME/LANGUAGE".
+        All over the whole list of examples.
     """
     places: dict[str, list[int]] = {one: [] for one in expected}
     for row, language in enumerate(languages):
@@ -52,14 +54,26 @@ def score_by_language(
             by_name.setdefault(one.name, {})[language] = of_language
     measures = []
     for name, each in by_name.items():
-        measures.append(average_of(name, list(each.values())))
-        measures += [
-            average_of(f"{name}/{average}", [each[language] for language in wanted])
+        complete = {
+            f"{name}/{average}": [each[language] for language in wanted]
             for average, wanted in averages.items()
             if all(language in each for language in wanted)
-        ]
+        }
+        for average, parts in (complete or {name: list(each.values())}).items():
+            measures.append(replace(average_of(average, parts), per_example=_joined(parts)))
         measures += each.values()
     return measures
+
+
+def _joined(parts: Sequence[Measure]) -> np.ndarray | None:
+    """What each example adds to the figure of its own language."""
+    known = [one.per_example for one in parts if one.per_example is not None]
+    if len(known) != len(parts):
+        return None
+    joined = np.full(parts[0].num, np.nan)
+    for values in known:
+        joined = np.where(np.isnan(values), joined, values)
+    return joined
 
 
 def over_rows(measure: Measure, rows: Sequence[int], num: int, name: str) -> Measure:

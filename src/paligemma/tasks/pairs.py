@@ -150,7 +150,7 @@ TASKS: tuple[Task, ...] = (
         title="MaRVL",
         family="pairs",
         splits=("test", *(f"test_{one}" for one in MARVL_LANGUAGES)),
-        headline="accuracy",
+        headline="accuracy/avg5",
         asking=_ASKING,
         files=(
             NeededFile(
