@@ -1,0 +1,82 @@
+"""Vectors of prompts: what a benchmark's question looks like to the model, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from paligemma.errors import DataError
+from paligemma.eval.vectors import Check, Vector
+from paligemma.eval.vectors.answers import params
+from paligemma.outputs.boxes import encode_boxes, format_loc, format_seg
+from paligemma.processing.sentencepiece_model import SEPARATOR_PIECE
+from paligemma.tasks.caption_files import caption_prefix
+from paligemma.tasks.prefixes import answer_prefix, bare_prefix
+from paligemma.tasks.question_files import choices_prefix
+from paligemma.tasks.science import scienceqa_prefix, scienceqa_suffix
+
+# A row of a benchmark -> prefix and suffix.
+Row = Mapping[str, Any]
+Wording = Callable[[Row], tuple[str, str]]
+
+
+def _answer(row: Row) -> tuple[str, str]:
+    return answer_prefix(row["question"]), row["answers"][0]
+
+
+def _lower_answer(row: Row) -> tuple[str, str]:
+    return answer_prefix(row["question"]), row["answers"][0].lower()
+
+
+def _bare(row: Row) -> tuple[str, str]:
+    return bare_prefix(row["question"]), row["answers"][0]
+
+
+def _choices(row: Row) -> tuple[str, str]:
+    return choices_prefix(row["question"], row["possible_answers"]), row["answer"]
+
+
+def _science(row: Row) -> tuple[str, str]:
+    prefix = scienceqa_prefix(row["question"], row["hint"], row["choices"])
+    return prefix, scienceqa_suffix(row["answer"])
+
+
+def _caption(row: Row) -> tuple[str, str]:
+    # A row that tells only the language stands for any caption.
+    return caption_prefix(row.get("language", "en")), row.get("caption", "(one caption)")
+
+
+def _expression(row: Row) -> tuple[str, str]:
+    box = format_loc(encode_boxes(row["box_ymin_xmin_ymax_xmax"]))
+    return bare_prefix(row["sentence"]), box + format_seg(row["seg"])
+
+
+def _statement(row: Row) -> tuple[str, str]:
+    return answer_prefix(row["sentence"]), str(row["label"])
+
+
+_BENCHMARKS: dict[Wording, str] = {
+    _answer: "vqav2 okvqa aokvqada gqa xgqa textvqa ocrvqa tallyqa countbenchqa vizwiz"
+    " msrvttqa msvdqa activitynetqa pope mmvp objaverse",
+    _lower_answer: "infovqa stvqa rsvqa rsvqalr rsvqahr",
+    _bare: "docvqa chartqa",
+    _choices: "ai2d aokvqamc",
+    _science: "scienceqa",
+    _caption: "coco cococaptions nocaps coco35l xm3600 textcaps scicap screen2words widgetcap"
+    " msrvttcap activitynetcap vatex docci",
+    _expression: "refcoco refcoco+ refcocog",
+    _statement: "nlvr2 marvl vsr",
+}
+_WORDING = {name: wording for wording, names in _BENCHMARKS.items() for name in names.split()}
+
+
+def _prompt(vector: Vector) -> dict[str, str]:
+    task = params(vector)["task"]
+    wording = _WORDING.get(task.lower().replace("_", "").replace("-", ""))
+    if wording is None:
+        raise DataError(f"no wording of {task!r} is known; one of {', '.join(_WORDING)}")
+    prefix, suffix = wording(vector["predictions"])
+    return {"prefix": prefix, "separator": SEPARATOR_PIECE, "suffix": suffix}
+
+
+CHECKS: dict[str, Check] = {"prompt_format": _prompt}
