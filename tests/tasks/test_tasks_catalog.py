@@ -16,7 +16,7 @@ WITH_RECIPE = [task for task in tasks().values() if task.transfer is not None]
 WITH_FIGURES = [task for task in tasks().values() if task.published]
 FAMILIES = {
     *("captions", "answers", "documents", "remote-sensing", "pairs", "video", "grounding"),
-    *("robustness", "structure"),
+    *("robustness", "structure", "scenes"),
 }
 # Evaluations that are configured by themselves, beside the transfer whose model answers.
 OWN_RECIPES = {"pope": "pope"}

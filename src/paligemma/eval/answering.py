@@ -273,7 +273,9 @@ class ModelAnswerer:
         return Prediction(
             id="",
             text=parsed.text,
-            objects=tuple(_found(one, score, shown) for one, score in kept if one.is_valid),
+            objects=tuple(
+                _found(one, score, shown, codec is not None) for one, score in kept if one.is_valid
+            ),
         )
 
     def _in_evaluation(self) -> AbstractContextManager[object]:
@@ -298,7 +300,9 @@ class _Evaluating:
         self._model.train(self._was_training)
 
 
-def _found(one: Detection, score: float | None, shown: ReadPictures) -> FoundObject:
+def _found(
+    one: Detection, score: float | None, shown: ReadPictures, is_decoded: bool
+) -> FoundObject:
     """Box and mask of the picture itself, without what was padded to it."""
     from paligemma.outputs.rle import encode_rle
 
@@ -308,6 +312,9 @@ def _found(one: Detection, score: float | None, shown: ReadPictures) -> FoundObj
         y0, y1 = y0 * padded_height / height, y1 * padded_height / height
         x0, x1 = x0 * padded_width / width, x1 * padded_width / width
     mask = one.mask
+    if mask is None and is_decoded and one.codes is not None:
+        # Codewords that the codec does not know, or a box without a pixel: a mask of nothing.
+        mask = np.zeros((height, width), bool)
     return FoundObject(
         label=one.label or "",
         box_yxyx=(y0, x0, y1, x1),

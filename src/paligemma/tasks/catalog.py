@@ -22,6 +22,9 @@ FAMILY_MODULES = (
     "grounding",
     "detection",
     "robustness",
+    "structure",
+    "reports",
+    "scenes",
 )
 
 
