@@ -101,6 +101,15 @@ def test_minival_is_the_end_of_val(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [one.id for one in examples] == ["1001", "1002"]
 
 
+def test_shuffled_minival_is_the_end_by_the_hash_of_the_builder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # MD5 of "validation1000" .. "validation1002" begin with b7, 71 and cb.
+    monkeypatch.setattr(question_files, "MINIVAL_QUESTIONS", 2)
+    examples = read(find_task("vqav2"), vqav2_folder(tmp_path), "minival-shuffled")
+    assert [one.id for one in examples] == ["1000", "1002"]
+
+
 @pytest.mark.parametrize("split", ["test", "test-dev"])
 def test_a_test_split_is_answered_but_not_scored(tmp_path: Path, split: str) -> None:
     task = find_task("vqav2")

@@ -41,6 +41,9 @@ def test_a_test_server_is_never_compared_with_a_split_on_disk() -> None:
     assert not any(one.is_test_server for one in local)
     servers = [one for one in published(task) if one.is_test_server]
     assert sorted(one.value for one in servers) == [83.19, 83.2, 85.6, 85.64]
+    # Either end of val is comparable with them, and none is told twice.
+    assert published(task, our_split="minival-shuffled") == local
+    assert len(set(published(task))) == len(published(task))
     # The minival figures are not those of the whole of val.
     assert published(task, our_split="val") == []
 
@@ -80,7 +83,9 @@ def test_studies_of_training_are_left_out_unless_asked_for() -> None:
 
 def test_no_figure_is_read_twice_for_one_measure() -> None:
     for task in tasks().values():
-        keys = [(key.measure, key.task, key.split, key.metric) for key in task.published]
+        keys = [
+            (key.measure, key.task, key.split, key.metric, key.our_split) for key in task.published
+        ]
         assert len(set(keys)) == len(keys), task.name
 
 

@@ -5,6 +5,7 @@ Source: the builders vqa, okvqa, aokvqa, gqa, xgqa, textvqa and vizwizvqa in big
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ NUM_CHOICES = 4
 
 _VQA_SPLITS = {
     "minival": ("val2014", "val2014"),
+    "minival-shuffled": ("val2014", "val2014"),
     "val": ("val2014", "val2014"),
     "train": ("train2014", "train2014"),
     "test": ("test2015", "test2015"),
@@ -61,9 +63,11 @@ def choices_prefix(question: str, options: list[str]) -> str:
 
 
 def read_vqav2(data: Path, split: str) -> Iterator[Example]:
-    """VQAv2; "minival" are the last 10,240 questions of val, "test" and "test-dev" have no answers.
+    """VQAv2, with the ten answers and the answer type as references.
 
-    References are the ten answers and the answer type.
+    "minival" are the last 10,240 questions of val in the order of the file, "minival-shuffled" the
+    last in the order in which big_vision's builder stores them; "test" and "test-dev" have no
+    answers.
     """
     stem, folder = of_split(_VQA_SPLITS, split, "vqav2")
     path = find_file(data, f"v2_OpenEnded_mscoco_{stem}_questions.json", source=VQA)
@@ -71,7 +75,9 @@ def read_vqav2(data: Path, split: str) -> Iterator[Example]:
     answered = split not in ("test", "test-dev")
     annotations = _annotations(data, f"v2_mscoco_{stem}_annotations.json", VQA) if answered else {}
     rows = list(list_rows(read_json(path), path, "questions"))
-    for number, row in rows[-MINIVAL_QUESTIONS:] if split == "minival" else rows:
+    if split == "minival-shuffled":
+        rows.sort(key=lambda one: _builder_order(identifier(one[1], "question_id", f"{path}")))
+    for number, row in rows[-MINIVAL_QUESTIONS:] if split.startswith("minival") else rows:
         where = f"{path}, row {number}"
         question = identifier(row, "question_id", where)
         answers: list[str] = []
@@ -204,6 +210,14 @@ def read_vizwiz(data: Path, split: str) -> Iterator[Example]:
             targets=tuple(answers),
             slices={"answer_type": value(row, "answer_type", str, where)} if answered else {},
         )
+
+
+def _builder_order(question: str) -> bytes:
+    """Where a question of val comes in a built data set: by the MD5 of split name and key.
+
+    Source: tensorflow_datasets core/hashing.py, core/split_builder.py, core/shuffle.py.
+    """
+    return hashlib.md5(f"validation{question}".encode(), usedforsecurity=False).digest()
 
 
 def _annotations(data: Path, name: str, source: str) -> dict[str, tuple[str, dict[str, Any]]]:
