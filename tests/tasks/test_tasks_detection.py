@@ -206,6 +206,7 @@ def test_own_sets_are_read_as_roboflow_writes_them(tmp_path: Path) -> None:
     _write(tmp_path / "valid/_annotations.coco.json", tmp_path / "valid", content)
     example = next(iter(OWN.read(tmp_path, "valid")))
     assert example.prefix == "detect bolt ; nut"
+    assert example.references["classes"] == ["bolt", "nut"]
     assert example.pictures == (FilePicture(path=tmp_path / "valid/000000000007.jpg"),)
 
 

@@ -42,7 +42,6 @@ NOISE = "<noise>"
 SEPARATOR = " ; "
 # COCO's scorer takes the hundred best of a picture; with its label a box has about seven tokens.
 MAX_ANSWER_TOKENS = 704
-_PREFIX = "detect "
 _COCO = "cocodataset.org (COCO 2017)"
 _DOCLAYNET = "github.com/DS4SD/DocLayNet (DocLayNet core dataset)"
 
@@ -122,6 +121,7 @@ def read_detection(
             references={
                 "size_hw": [one.image.height, one.image.width],
                 "objects": list(one.objects),
+                **({"classes": list(found.classes)} if names_classes else {}),
             },
             targets=(_target(one, found),) if names_classes else (),
         )
@@ -147,13 +147,13 @@ def score_detection(
     Args:
         examples: of `read_detection`.
         predictions: their objects, each with a confidence.
-        classes: names that may be found; None takes them from the prompt.
+        classes: names that may be found; None takes those that were asked for.
     """
     from paligemma.metrics.detection import detection_measures
 
     if not examples:
         raise DataError("average precision needs pictures, got none")
-    names = list(classes or _classes_of(examples[0]))
+    names = list(classes or examples[0].references["classes"])
     number = {name: k for k, name in enumerate(names, start=1)}
     references, found = [], []
     for example, prediction in zip(examples, predictions, strict=True):
@@ -183,10 +183,6 @@ def _numbered(example: Example, number: dict[str, int]) -> list[dict[str, Any]]:
             )
         rows.append({**row, "category_id": number[row["label"]]})
     return rows
-
-
-def _classes_of(example: Example) -> list[str]:
-    return example.prefix.removeprefix(_PREFIX).split(SEPARATOR)
 
 
 def _bbox(box_yxyx: Sequence[float], height: int, width: int) -> list[float]:
