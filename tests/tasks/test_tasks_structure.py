@@ -247,6 +247,17 @@ def test_text_without_a_whole_box_is_passed_over() -> None:
     assert parse_words(f"A {box} B <loc0001><loc0002>", style) == [("A", (1, 2, 3, 4))]
     assert parse_words("A <loc1024><loc0002><loc0003><loc0004>", style) == []
     assert parse_words("", style) == []
+    boxes_first = WordFormat(text_first=False)
+    assert parse_words(f"A {box} B {box[:18]}", boxes_first) == [
+        ("B <loc0001><loc0002>", (1, 2, 3, 4))
+    ]
+    assert parse_words("", boxes_first) == []
+
+
+def test_answers_that_never_end_are_read_in_a_moment() -> None:
+    # Both take seconds where a pattern starts anew at each character.
+    assert parse_words("a" * 300_000, WordFormat()) == []
+    assert strip_coords("<td" + " " * 300_000 + ">").startswith("<td ")
 
 
 # Tables

@@ -41,7 +41,7 @@ FINTABNET_PAGES = (
 )
 POINTS_PER_INCH = 72
 
-_COORDS = re.compile(r"""\s+coords\s*=\s*(?:"[^"]*"|'[^']*')""")
+_COORDS = re.compile(r"""\scoords\s*=\s*(?:"[^"]*"|'[^']*')""")
 # In ibm-aur-nlp's own code contents follow these tokens.
 _OPENINGS = ("<td>", ">")
 

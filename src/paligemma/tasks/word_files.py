@@ -29,9 +29,7 @@ MAX_TRUTH_BYTES = 4 << 20
 MAX_WORDS = 20_000
 MAX_VERTICES = 1000
 
-_BOX = r"((?:<loc(?:0\d{3}|10[01]\d|102[0-3])>){4})"
-_TEXT_FIRST = re.compile(r"(.*?)" + _BOX, re.DOTALL)
-_BOX_FIRST = re.compile(_BOX + r"(.*?)(?=(?:<loc\d{4}>){4}|\Z)", re.DOTALL)
+_BOX = re.compile(r"(?:<loc(?:0\d{3}|10[01]\d|102[0-3])>){4}")
 _TEXT = r"""(u?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"))"""
 _RECORD = re.compile(
     r"x:\s*\[\[([^\]]*)\]\]\s*,\s*y:\s*\[\[([^\]]*)\]\]\s*,\s*ornt:\s*\[[^\]]*\]\s*,\s*"
@@ -71,17 +69,20 @@ def format_words(
 
 def parse_words(text: str, style: WordFormat) -> list[tuple[str, tuple[int, ...]]]:
     """What `format_words` wrote: (word, four bins); text without a box is passed over."""
-    pattern = _TEXT_FIRST if style.text_first else _BOX_FIRST
-    found = []
-    for number, match in enumerate(pattern.finditer(text)):
-        word, place = match.groups() if style.text_first else match.groups()[::-1]
-        if style.text_first:
-            word = word.removesuffix(style.between)
-            word = word.removeprefix(style.separator) if number else word
-        else:
-            word = word.removeprefix(style.between).removesuffix(style.separator)
-        found.append((word.strip(), tuple(int(n) for n in re.findall(r"\d{4}", place))))
-    return found
+    places = list(_BOX.finditer(text))
+    if style.text_first:
+        starts = [0, *(place.end() for place in places)]
+        words = [text[start : place.start()] for start, place in zip(starts, places, strict=False)]
+        words = [word.removesuffix(style.between) for word in words]
+        words[1:] = [word.removeprefix(style.separator) for word in words[1:]]
+    else:
+        ends = [*(place.start() for place in places[1:]), len(text)]
+        words = [text[place.end() : end] for place, end in zip(places, ends, strict=False)]
+        words = [word.removeprefix(style.between).removesuffix(style.separator) for word in words]
+    return [
+        (word.strip(), tuple(int(n) for n in re.findall(r"\d{4}", place[0])))
+        for word, place in zip(words, places, strict=True)
+    ]
 
 
 def box_vertices(bins: Sequence[int], size_hw: Sequence[int]) -> list[list[float]]:
