@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paligemma.train.recipes import STAGES, Stage
+from paligemma.train.stages import STAGES, Stage
 
 ROOT = Path(__file__).parents[1]
 CARD = ROOT / "src" / "paligemma" / "models" / "tiny" / "README.md"

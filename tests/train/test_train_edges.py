@@ -10,7 +10,7 @@ import torch
 
 from paligemma.errors import ConfigError
 from paligemma.train.edges import EdgeHead, edge_loss, patch_centres
-from paligemma.train.recipes import STAGES
+from paligemma.train.stages import STAGES
 
 
 def test_a_head_compares_each_edge_with_every_location_embedding() -> None:

@@ -1,14 +1,11 @@
-"""Stages of the embedded model's training, as a table, and the command that runs them.
-
-Other recipes of the family, the published transfers, will be tables here too.
-"""
+"""The command that trains the embedded model: every stage of `stages.py`, and the export."""
 
 from __future__ import annotations
 
 import json
 import platform
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,199 +19,17 @@ from paligemma.model.paligemma import PaliGemmaModel
 from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
-from paligemma.scenes import SceneOptions
 from paligemma.train.checkpoint import checkpoints
 from paligemma.train.data import SceneSource
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
 from paligemma.train.objective import SceneObjective
-from paligemma.train.optim import OptimConfig
-from paligemma.train.schedule import ScheduleConfig
+from paligemma.train.stages import STAGES, Stage
 from paligemma.train.tiny import PATCH_PX, TRAIN_SEED, init_tiny, tiny_config
 from paligemma.weights.save import save_model
 
 _TEXT_LEN = 128
 # Every stage draws its own pictures.
 _SEEDS_A_STAGE = 10_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage of training.
-
-    Attributes:
-        name: also the name of its folder.
-        window_px: side of the part of the field that is shown; 224 is all of it. A window shows
-            fewer objects at the same scale and costs less; its place in the field is drawn anew
-            for every step, and coordinates are those of the field.
-        num_scenes: pictures a step.
-        prompts_per_scene: examples asked of each picture; 0 trains the tower alone.
-        patch_weight: factor of the auxiliary objective.
-        edge_weight: factor of the second one, see `train.edges`.
-        stop_at: step after which the next stage takes over, before the schedule has ended.
-    """
-
-    name: str
-    window_px: int
-    total_steps: int
-    num_scenes: int
-    prompts_per_scene: int
-    lr: float
-    tower_lr_mult: float = 1.0
-    patch_weight: float = 1.0
-    loc_sigma_bins: float = 0.0
-    warmup_steps: int = 200
-    weights: dict[str, float] | None = None
-    squashed_share: float = 0.0
-    boxes_in_field: bool = False
-    edge_weight: float = 0.0
-    stop_at: int | None = None
-    scenes: SceneOptions = field(default_factory=SceneOptions)
-
-    def __post_init__(self) -> None:
-        if self.edge_weight and not self.boxes_in_field:
-            raise ConfigError(
-                f"edges are told in the field, but {self.name} has edge_weight {self.edge_weight} "
-                "and boxes_in_field False; set boxes_in_field"
-            )
-
-    def optim(self) -> OptimConfig:
-        schedule = ScheduleConfig(decay_type="cosine", warmup_steps=self.warmup_steps)
-        frozen: tuple[tuple[str, None], ...] = ()
-        if not self.prompts_per_scene:
-            # The tower alone; the projector too where soft tokens are asked for edges.
-            frozen = (("llm/.*" if self.edge_weight else "(img/head|llm)/.*", None),)
-        return OptimConfig(
-            lr=self.lr,
-            wd=2e-5,
-            b2=0.98,
-            schedule=(*frozen, (".*", schedule)),
-            lr_mults=(("img/(?!head/).*", self.tower_lr_mult),),
-        )
-
-
-# A window does not know its place among the nine of the whole picture, so it is not asked for it.
-_WINDOW_WEIGHTS = {
-    "caption": 2.0,
-    "ocr": 3.0,
-    "color": 0.7,
-    "count": 0.8,
-    "presence": 0.8,
-    "reading": 1.5,
-    "comparison": 0.9,
-    "detect": 4.0,
-    "segment": 3.0,
-    "caption_region": 0.8,
-}
-_WHOLE_WEIGHTS = {
-    **_WINDOW_WEIGHTS,
-    "position": 0.9,
-    "question": 0.3,
-    "detect": 5.0,
-    "segment": 4.0,
-}
-_WHOLE_SCENES = SceneOptions(label_shares=(0.48, 0.25, 0.27), min_objects=2, max_objects=6)
-# Low resolution first, then full, as the original's stages do; before both, the tower alone.
-STAGES: tuple[Stage, ...] = (
-    Stage(
-        name="tower-112",
-        window_px=112,
-        total_steps=1600,
-        num_scenes=32,
-        prompts_per_scene=0,
-        lr=1e-3,
-        warmup_steps=150,
-        scenes=SceneOptions(
-            size_px=112,
-            label_shares=(0.25, 0.33, 0.42),
-            min_objects=3,
-            max_objects=8,
-            max_signs=6,
-        ),
-    ),
-    Stage(
-        name="joint-112",
-        window_px=112,
-        total_steps=2200,
-        num_scenes=12,
-        prompts_per_scene=2,
-        lr=8e-4,
-        warmup_steps=100,
-        patch_weight=0.5,
-        loc_sigma_bins=6.0,
-        weights=_WINDOW_WEIGHTS,
-        scenes=SceneOptions(
-            size_px=112,
-            label_shares=(0.4, 0.28, 0.32),
-            min_objects=2,
-            max_objects=6,
-            max_signs=3,
-        ),
-    ),
-    Stage(
-        name="joint-224",
-        window_px=224,
-        total_steps=2100,
-        num_scenes=8,
-        prompts_per_scene=2,
-        lr=8e-4,
-        warmup_steps=50,
-        patch_weight=0.5,
-        loc_sigma_bins=2.5,
-        weights=_WHOLE_WEIGHTS,
-        squashed_share=0.25,
-        boxes_in_field=True,
-        stop_at=750,
-        scenes=_WHOLE_SCENES,
-    ),
-    Stage(
-        name="edges-224",
-        window_px=224,
-        total_steps=1500,
-        num_scenes=8,
-        prompts_per_scene=2,
-        lr=8e-4,
-        warmup_steps=30,
-        patch_weight=0.3,
-        loc_sigma_bins=3.0,
-        weights=_WHOLE_WEIGHTS,
-        squashed_share=0.25,
-        boxes_in_field=True,
-        edge_weight=0.6,
-        stop_at=399,
-        scenes=_WHOLE_SCENES,
-    ),
-    Stage(
-        name="place-224",
-        window_px=224,
-        total_steps=560,
-        num_scenes=16,
-        prompts_per_scene=0,
-        lr=8e-4,
-        warmup_steps=30,
-        patch_weight=0.4,
-        loc_sigma_bins=6.0,
-        squashed_share=0.25,
-        boxes_in_field=True,
-        edge_weight=1.0,
-        scenes=SceneOptions(label_shares=(0.48, 0.25, 0.27), min_objects=3, max_objects=9),
-    ),
-    Stage(
-        name="last-224",
-        window_px=224,
-        total_steps=1150,
-        num_scenes=8,
-        prompts_per_scene=2,
-        lr=8e-4,
-        warmup_steps=30,
-        patch_weight=0.2,
-        loc_sigma_bins=4.0,
-        weights=_WHOLE_WEIGHTS,
-        squashed_share=0.25,
-        boxes_in_field=True,
-        edge_weight=0.4,
-        scenes=_WHOLE_SCENES,
-    ),
-)
 
 
 def train_tiny(output: Path, *, only: str | None = None, progress: bool = True) -> Path | None:
