@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
 
@@ -46,6 +46,14 @@ html_option = click.option(
 )
 
 
+class Record(TypedDict):
+    """What a run notes of itself."""
+
+    model: str
+    command: str
+    progress: bool
+
+
 def task_command(task: Task) -> click.Command:
     """The command of one benchmark."""
     splits = [*task.splits, *task.server_splits]
@@ -54,7 +62,7 @@ def task_command(task: Task) -> click.Command:
     @data_option
     @model_options
     @click.option(
-        "--split", type=click.Choice(splits), default=splits[0], show_default=True, help="Of it."
+        "--split", type=click.Choice(splits), default=splits[0], show_default=True, help="Which."
     )
     @click.option("--limit", type=int, metavar="N", help="Examples, drawn evenly; all by default.")
     @click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
@@ -62,6 +70,15 @@ def task_command(task: Task) -> click.Command:
     @click.option(
         "--workers", type=int, default=2, show_default=True, help="Threads that read pictures."
     )
+    @click.option(
+        "--processes",
+        type=int,
+        default=1,
+        show_default=True,
+        help="Models that answer at once, through Ray.",
+    )
+    @click.option("--gpus-each", type=float, default=0.0, help="GPUs of each of these; none.")
+    @click.option("--ray-address", metavar="HOST:PORT", help="A Ray cluster; this machine alone.")
     @click.option("--beams", type=int, metavar="B", help="Instead of the benchmark's.")
     @click.option("--max-new-tokens", type=int, metavar="N", help="Instead of the benchmark's.")
     @click.option(
@@ -78,6 +95,11 @@ def task_command(task: Task) -> click.Command:
     def command(**values: Any) -> None:
         run_benchmark(task, **values)
 
+    for parameter in command.params:
+        if parameter.name == "resize_method" and isinstance(parameter, click.Option):
+            parameter.help = f"Instead of the benchmark's {task.asking.resize_method}."
+        if parameter.name == "allow_url" and isinstance(parameter, click.Option):
+            parameter.hidden = True
     return command
 
 
@@ -106,6 +128,9 @@ def run_benchmark(
     seed: int,
     batch_size: int,
     workers: int,
+    processes: int,
+    gpus_each: float,
+    ray_address: str | None,
     beams: int | None,
     max_new_tokens: int | None,
     prompt: str | None,
@@ -132,18 +157,24 @@ def run_benchmark(
     _look_at_data(task, data, split)
     folder = output or default_folder(task, split, model, data, options)
     click.echo(f"paligemma: the run is kept in {folder}", err=True)
-    bundle = ModelChoice(name=model.name, options=chosen).load()
-    run = evaluate(
-        task,
-        bundle,
-        data,
-        split,
-        options,
-        folder,
-        model=model.name,
-        command=shlex.join(["paligemma", *sys.argv[1:]]),
-        progress=True,
-    )
+    record: Record = {
+        "model": model.name,
+        "command": shlex.join(["paligemma", *sys.argv[1:]]),
+        "progress": True,
+    }
+    if processes == 1 and ray_address is None:
+        bundle = ModelChoice(name=model.name, options=chosen).load()
+        run = evaluate(task, bundle, data, split, options, folder, **record)
+    else:
+        from paligemma.eval.distributed import (
+            ClusterOptions,
+            LoadedAnswerer,
+            evaluate_distributed,
+        )
+
+        cluster = ClusterOptions(num_workers=processes, gpus_each=gpus_each, address=ray_address)
+        make = LoadedAnswerer(model=model.name, task=task, options=options, loading=chosen)
+        run = evaluate_distributed(task, make, data, split, options, folder, cluster, **record)
     if split in task.server_splits:
         click.echo(
             f"paligemma: only a server has the answers of {task.name} {split}; "
