@@ -23,7 +23,7 @@ from tqdm import tqdm
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.options import EvalOptions
 from paligemma.eval.plan import open_batches, plan_batches, sample_examples
-from paligemma.eval.run_folder import Run, RunConfig, RunFolder, examples_digest, load_run
+from paligemma.eval.run_folder import Run, RunConfig, RunFolder, examples_digest
 from paligemma.tasks.task import MASK, Example, Prediction, Task
 
 if TYPE_CHECKING:
@@ -251,23 +251,24 @@ def keep(
 
 
 def finished(prepared: Prepared) -> Run:
-    """Read a run back, with its pictures, and say what could not be asked."""
-    run = load_run(prepared.folder.path)
-    failed = [one for one in run.predictions.values() if one.error is not None]
+    """The run with its pictures and all answers on disk; says what could not be asked."""
+    folder = prepared.folder
+    predictions = folder.predictions()
+    failed = [one for one in predictions.values() if one.error is not None]
     if failed:
         logger.warning(
             "%d of %d examples could not be asked and count as empty answers, such as %s: %s",
             len(failed),
-            len(run.examples),
+            len(prepared.examples),
             failed[0].id,
             failed[0].error,
         )
     return Run(
-        path=run.path,
-        config=run.config,
+        path=folder.path,
+        config=folder.config,
         examples=list(prepared.examples),
-        predictions=run.predictions,
-        num_duplicates=run.num_duplicates,
+        predictions=predictions,
+        num_duplicates=folder.num_duplicates,
     )
 
 
