@@ -119,10 +119,11 @@ def test_a_field_has_the_wanted_type() -> None:
 @pytest.mark.parametrize(
     ("field", "kind", "message"),
     [
-        ("gone", str, r"f, row 2 must be an object with the field 'gone', it has 'b, n, s, x, l'"),
+        ("gone", str, r"f, row 2 must be an object with the field 'gone', it has 'b, n, s, x, u'"),
         ("b", int, r"f, row 2: the field 'b' must be a whole number, got True"),
         ("n", bool, r"the field 'n' must be true or false, got 1"),
         ("s", int, r"the field 's' must be a whole number, got 'four'"),
+        ("u", int, r"the field 'u' must be a whole number, got '1_000'"),
         ("x", float, r"the field 'x' must be a number, got nan"),
         ("n", str, r"the field 'n' must be text, got 1"),
         ("s", dict, r"the field 's' must be an object, got 'four'"),
@@ -131,7 +132,7 @@ def test_a_field_has_the_wanted_type() -> None:
 def test_a_wrong_field_is_named_with_file_row_and_value(
     field: str, kind: type, message: str
 ) -> None:
-    row = {"b": True, "n": 1, "s": "four", "x": float("nan"), "l": [1, "a"]}
+    row = {"b": True, "n": 1, "s": "four", "x": float("nan"), "u": "1_000"}
     with pytest.raises(DataError, match=message):
         value(row, field, kind, "f, row 2")
 

@@ -247,7 +247,8 @@ def _parse(data: bytes, where: str) -> Any:
 
 
 def _number(text: str, kind: type[Any]) -> Any:
+    """The number a text holds, or the text: Python's own 1_000 is no number in a data file."""
     try:
-        return kind(text)
+        return text if "_" in text else kind(text)
     except ValueError:
         return text
