@@ -93,7 +93,7 @@ def test_list_of_one_tells_files_decoding_traps_and_sources(paligemma: Any) -> N
         "greedy, at most 8 tokens",
         "  quiz.json\n      from nowhere",
         "  - Case counts.",
-        "accuracy 70.5 +- 0.25  PaliGemma 3B at 448 px, val (a table)",
+        "  accuracy, val\n    PaliGemma 3B     448: 70.5 +- 0.25  [1]\n  [1] a table",
     ):
         assert part in out
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from paligemma.tasks.task import Task
 
 _WIDTH = 100
+_MAX_SPLITS = 6
 
 
 @click.command("list")
@@ -50,9 +51,9 @@ def overview(known: Sequence[Task]) -> str:
         for task in known:
             if task.family != family:
                 continue
-            splits = ", ".join(
-                [*task.splits, *(f"{split} (server)" for split in task.server_splits)]
-            )
+            named = [*task.splits, *(f"{split} (server)" for split in task.server_splits)]
+            more = f" and {len(named) - _MAX_SPLITS} more" if len(named) > _MAX_SPLITS + 1 else ""
+            splits = ", ".join(named[:_MAX_SPLITS] if more else named) + more
             lines.append(f"  {task.name:{width}}  {task.title}; {splits}; {task.headline}")
             lines += [f"  {'':{width}}    {line}" for line in _published_lines(task)]
         lines.append("")
@@ -80,6 +81,7 @@ def task_json(task: Task) -> dict[str, Any]:
     from paligemma.eval.report import published_json
     from paligemma.tasks.published import published
 
+    comparable = {split: published(task, our_split=split) for split in task.splits}
     return {
         "name": task.name,
         "title": task.title,
@@ -96,9 +98,7 @@ def task_json(task: Task) -> dict[str, Any]:
         "published": [
             {
                 **published_json(one),
-                "our_splits": [
-                    split for split in task.splits if one in published(task, our_split=split)
-                ],
+                "our_splits": [split for split, scores in comparable.items() if one in scores],
             }
             for one in published(task)
         ],
@@ -139,20 +139,35 @@ def describe(task: Task) -> str:
             lines += _wrapped(trap, 4, first="  - ")
     scores = published(task)
     if scores:
-        lines += ["", "published"]
-        lines += [line for one in scores for line in _wrapped(_published_line(one), 4, first="  ")]
+        lines += ["", "published, by resolution", *_published_table(scores)]
     return "\n".join(lines)
 
 
-def _published_line(one: PublishedScore) -> str:
+def _published_table(scores: Sequence[PublishedScore]) -> list[str]:
+    """A line a model and place, with its figures by resolution; then the sources by number."""
+    sources = list(dict.fromkeys(one.source for one in scores))
+    places = dict.fromkeys((one.measure, one.split, one.is_test_server) for one in scores)
+    lines = []
+    for place in places:
+        measure, split, is_server = place
+        lines.append(f"  {measure}, {split}{', from the test server' if is_server else ''}")
+        own = [one for one in scores if (one.measure, one.split, one.is_test_server) == place]
+        for row in dict.fromkeys((one.family, one.size, one.source) for one in own):
+            family, size, source = row
+            figures = ", ".join(
+                _figure(one) for one in own if (one.family, one.size, one.source) == row
+            )
+            model = f"{family} {size}" if size else family
+            lines.append(f"    {model:16} {figures}  [{sources.index(source) + 1}]")
+    for number, source in enumerate(sources, start=1):
+        lines += _wrapped(source, 6, first=f"  [{number}] ")
+    return lines
+
+
+def _figure(one: PublishedScore) -> str:
     spread = "" if one.std is None else f" +- {one.std:g}"
-    size = f" {one.size}" if one.size else ""
-    side = f" at {one.resolution} px" if one.resolution else ""
-    server = ", from the test server" if one.is_test_server else ""
-    return (
-        f"{one.measure} {one.value:g}{spread}  {one.family}{size}{side}, {one.split}{server} "
-        f"({one.source})"
-    )
+    side = f"{one.resolution}: " if one.resolution else ""
+    return f"{side}{one.value:g}{spread}"
 
 
 def _wrapped(text: str, indent: int, *, first: str | None = None) -> list[str]:
