@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import pickle
 import sys
@@ -302,9 +301,6 @@ def test_frames_are_resized_as_the_configurations_say() -> None:
     }
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("paligemma.metrics.caption") is None, reason="no caption metric yet"
-)
 def test_a_perfect_caption_beats_another(tmp_path: Path) -> None:
     for name in ("video7010", "video7011"):
         _frames(_msrvtt(tmp_path) / "frames" / name, 1)
