@@ -254,6 +254,22 @@ RELEASES: tuple[Release, ...] = (
 )
 
 
+def release_of(config: PaliGemmaConfig) -> Release | None:
+    """The first release of a model's size, whatever its resolution; None if there is none.
+
+    Conventions (soft-caps, windows) do not count: they are how a model is run.
+    """
+
+    def size(text: TextConfig) -> tuple[int | bool, ...]:
+        return text.width, text.depth, text.mlp_dim, text.num_heads, text.post_norms
+
+    if replace(config.vision, image_size_px=SO400M_14.image_size_px) != SO400M_14:
+        return None
+    return next(
+        (one for one in RELEASES if size(TEXT_CONFIGS[one.text]) == size(config.text)), None
+    )
+
+
 def release_config(text: str, image_size_px: int) -> PaliGemmaConfig:
     """Config of a released size.
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_runs import config, questions, quiz, write_run
+from fake_runs import BOXES, boxes, config, found, questions, quiz, write_run
 
+from paligemma.config import release_config, release_of
 from paligemma.errors import DataError
+from paligemma.eval.example_scores import example_scores
 from paligemma.eval.report import identity_of, ids_hash, make_report, to_table, worst
 from paligemma.eval.resampling import bounds, resampled_values, resamples, unit_of
 from paligemma.eval.scored import reference_words, score_run
 from paligemma.metrics.interval import resampled_weights
+from paligemma.metrics.measure import Measure
 from paligemma.tasks.published import PublishedScore
 from paligemma.tasks.task import Example, Prediction
 
@@ -193,8 +197,9 @@ def test_json_has_no_nan_and_names_everything(tmp_path: Any) -> None:
 
 def test_the_worst_examples_are_the_surest_of_the_wrong_ones() -> None:
     scored = quiz(["a"] * 5, ["a", "x", "x", "a", "x"], confidence=[0.9, 0.2, 0.8, 0.1, 0.5])
-    assert worst(scored, 3) == [2, 4, 1]
-    assert worst(scored, 9) == [2, 4, 1, 0, 3]
+    assert worst(scored, example_scores(scored), 3) == [2, 4, 1]
+    assert worst(scored, example_scores(scored), 9) == [2, 4, 1, 0, 3]
+    assert worst(scored, None, 9) == []
 
 
 def test_errors_and_missing_answers_are_told(tmp_path: Any) -> None:
@@ -204,7 +209,7 @@ def test_errors_and_missing_answers_are_told(tmp_path: Any) -> None:
     scored = score_run(write_run(tmp_path / "run", questions(["a", "b", "c"]), said), QUIZ)
     assert scored.notices == (
         "1 of 3 examples have no answer yet and are left out; go on with the run",
-        "1 answers are empty because of an error: cannot read a.jpg",
+        "1 answers are empty because of an error, such as q0: cannot read a.jpg",
     )
     assert all(
         notice in to_table(make_report(scored, published=says())) for notice in scored.notices
@@ -223,3 +228,57 @@ def test_errors_and_missing_answers_are_told(tmp_path: Any) -> None:
 )
 def test_references_are_shown_for_people(references: Any, words: str) -> None:
     assert reference_words(references) == words
+
+
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+LEFT = (0.0, 0.0, 1.0, 0.5)
+
+
+def test_pictures_with_boxes_are_worth_their_f1_above_the_best_threshold() -> None:
+    task = replace(BOXES, headline="ap", score=without_parts)
+    sure, unsure = 0.9, 0.1
+    truth = [[("cat", WHOLE)], [("cat", WHOLE), ("dog", LEFT)], [], [("cat", WHOLE)]]
+    said = [
+        [found("cat", WHOLE, sure), found("dog", WHOLE, unsure)],
+        [found("cat", WHOLE, sure)],
+        [found("cat", WHOLE, unsure)],
+        [found("dog", WHOLE, sure)],
+    ]
+    known = boxes(truth, said)
+    scored = replace(known, task=task, measures=task.score(known.examples, known.predictions))
+    scores = example_scores(scored)
+    assert scores is not None
+    # The unsure boxes, all wrong, lie below the threshold; of two objects one is found: 2 / 3.
+    assert scores.threshold == sure
+    assert scores.values.tolist() == [1.0, pytest.approx(2 / 3), 1.0, 0.0]
+    assert worst(scored, scores, 2) == [3, 1]
+
+
+def without_parts(examples: Any, predictions: Any) -> list[Measure]:
+    """A figure over all pictures together."""
+    return [Measure(name="ap", statistic=lambda weights: 0.5, num=len(examples))]
+
+
+def test_a_figure_without_parts_over_words_has_no_worst_example() -> None:
+    known = quiz(["a"], ["b"])
+    scored = replace(known, measures=without_parts(known.examples, known.predictions))
+    assert example_scores(scored) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "px", "known"),
+    [
+        ("gemma_2b", 896, ("3b", 1)),
+        ("gemma2_2b", 224, ("3b", 2)),
+        ("gemma2_27b", 448, ("28b", 2)),
+    ],
+)
+def test_a_model_of_a_released_size_is_recognised_by_its_config(
+    text: str, px: int, known: tuple[str, int]
+) -> None:
+    config = release_config(text, px)
+    release = release_of(replace(config, text=replace(config.text, sliding_window=4096)))
+    assert release is not None
+    assert (release.size, config.generation) == known
+    assert release_of(replace(config, text=replace(config.text, depth=3))) is None
+    assert release_of(replace(config, vision=replace(config.vision, depth=3))) is None

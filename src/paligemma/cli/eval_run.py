@@ -198,7 +198,7 @@ def report_run(task: Task, run: Run, *, as_json: bool, with_page: bool) -> None:
     body = report.to_json()
     write_whole(run.path / SCORES, [json.dumps(body, indent=1, allow_nan=False) + "\n"])
     if with_page:
-        write_whole(run.path / PAGE, [report_page(report, pictures=_shown(task, run, report))])
+        write_whole(run.path / PAGE, [report_page(report, pictures=_shown(run, report))])
         click.echo(f"paligemma: wrote {run.path / PAGE}", err=True)
     if as_json:
         echo_json({**body, "folder": str(run.path)})
@@ -206,23 +206,41 @@ def report_run(task: Task, run: Run, *, as_json: bool, with_page: bool) -> None:
         click.echo(to_table(report))
 
 
-def _shown(task: Task, run: Run, report: Report) -> Pictures | None:
+def _shown(run: Run, report: Report) -> Pictures | None:
+    from paligemma.eval.example_scores import example_scores
     from paligemma.eval.page import NUM_WORST
     from paligemma.eval.report import worst
 
     scored = report.scored
-    ids = [scored.examples[k].id for k in worst(scored, NUM_WORST)]
-    return pictures_of(task, run, ids)
+    positions = worst(scored, example_scores(scored), NUM_WORST)
+    ids = [scored.examples[k].id for k in positions]
+    return pictures_of(run, ids)
 
 
-def pictures_of(task: Task, run: Run, ids: Sequence[str]) -> Pictures | None:
+def task_of(run: Run) -> Task:
+    """The benchmark of a run; drawn scenes as many, of the seed and size, as the run drew."""
+    from paligemma.eval.json_lines import read_rows
+    from paligemma.eval.run_folder import EXAMPLES
+    from paligemma.tasks.catalog import find_task
+
+    task = find_task(run.config.task)
+    if task.name != "scenes":
+        return task
+    from paligemma.tasks.scenes import scenes_task
+
+    drawn = [row["pictures"][0] for _, row in read_rows(run.path / EXAMPLES)]
+    last = max(picture["index"] for picture in drawn)
+    return scenes_task(limit=last + 1, seed=drawn[0]["seed"], size_px=drawn[0]["size_px"])
+
+
+def pictures_of(run: Run, ids: Sequence[str]) -> Pictures | None:
     """Reads the pictures of some examples; None where the data folder is no longer there."""
     from paligemma.eval.runner import read_again
 
     have: Mapping[str, Example] = {one.id: one for one in run.examples if one.pictures}
     if not set(ids) <= set(have):
         try:
-            have = read_again(task, run, ids)
+            have = read_again(task_of(run), run, ids)
         except (PaliGemmaError, OSError) as error:
             click.echo(f"paligemma: the page has no pictures: {error}", err=True)
             return None

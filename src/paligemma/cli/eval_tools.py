@@ -163,7 +163,7 @@ def compare_command(first: Path, second: Path, page: Path | None, seed: int, as_
 
         shown = [k for won in (True, False) for k in found.largest(NUM_EXAMPLES, won=won)]
         ids = [found.first.examples[k].id for k in shown]
-        pictures = pictures_of(scored[0].task, runs[0], ids)
+        pictures = pictures_of(runs[0], ids)
         write_whole(page, [compare_page(found, pictures=pictures)])
         click.echo(f"paligemma: wrote {page}", err=True)
     if as_json:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from paligemma.answering import token_record
 from paligemma.batch import Batch
+from paligemma.config import release_of
 from paligemma.errors import ConfigError, ImageError, PromptError
 from paligemma.eval.pixels import ReadPictures, read_pictures
 from paligemma.eval.plan import picture_key
@@ -128,6 +129,7 @@ class ModelAnswerer:
             "weigh_locations": bundle.weigh_locations,
             "image_size_px": self._processor.image_size_px,
             "noise_id": self._noise_id,
+            **_released_as(self._model),
             **self._codec_settings,
         }
 
@@ -298,6 +300,15 @@ class _Evaluating:
 
     def __exit__(self, *raised: object) -> None:
         self._model.train(self._was_training)
+
+
+def _released_as(model: PaliGemmaModel) -> dict[str, str]:
+    """Family and size, which decide what published figures a score is held against."""
+    release = release_of(model.config)
+    if release is None:
+        return {}
+    family = "PaliGemma 2" if model.config.generation == 2 else "PaliGemma"
+    return {"family": family, "size": release.size.upper()}
 
 
 def _found(

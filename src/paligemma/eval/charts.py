@@ -17,18 +17,12 @@ _W, _H = 320.0, 220.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 8.0, 8.0, 34.0
 
 
-def interval_chart(
-    value: float, low: float, high: float, published: float | None, *, top: float | None = None
-) -> Html:
-    """One figure on a line: its interval, its value, and the published figure as a mark.
-
-    Args:
-        top: end of the line; 100, or what is needed, by default.
-    """
+def interval_chart(value: float, low: float, high: float, published: float | None) -> Html:
+    """One figure on a line: its interval, its value, and the published figure as a mark."""
     numbers = [n for n in (value, low, high, published) if n is not None and math.isfinite(n)]
     if not numbers:
         return el("svg", viewBox="0 0 320 4")
-    end = _round_up(max(numbers)) if top is None else top
+    end = scale_end(numbers)
     start = min(0.0, *numbers)
     scale = _W / ((end - start) or 1.0)
 
@@ -152,8 +146,9 @@ def _y(share: float) -> float:
     return _H - _BOTTOM - share * (_H - _TOP - _BOTTOM)
 
 
-def _round_up(number: float) -> float:
+def scale_end(numbers: Sequence[float]) -> float:
     """The end of a scale: 100 for shares, else the next 1, 2 or 5 times a power of ten."""
+    number = max((one for one in numbers if math.isfinite(one)), default=0.0)
     if 1.0 < number <= 100:
         return 100.0
     if number <= 0:

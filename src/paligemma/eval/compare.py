@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from paligemma.errors import DataError
+from paligemma.eval.example_scores import ExampleScores, example_scores
 from paligemma.eval.resampling import bounds, resampled_values, unit_of
 from paligemma.eval.scored import Scored, only
 from paligemma.metrics.interval import NUM_RESAMPLES
@@ -88,7 +89,8 @@ class Comparison:
         first, second: scored on the common examples, in one order.
         differences: of every measure that both have, the headline first.
         gains: float64[N], what the second run gains on each example, positive is better; None
-            where the headline gives single examples no score.
+            where the benchmark gives single examples no score.
+        scores: of both runs' single examples, see `example_scores`.
         num_only_first, num_only_second: examples that one run alone has answered; left out.
         notices: what differs between the runs beside the model.
     """
@@ -97,6 +99,7 @@ class Comparison:
     second: Scored
     differences: tuple[Difference, ...]
     gains: np.ndarray | None = field(repr=False)
+    scores: tuple[ExampleScores, ExampleScores] | None = field(repr=False)
     num_only_first: int
     num_only_second: int
     notices: tuple[str, ...] = ()
@@ -229,15 +232,17 @@ def _compared(
             values |= resampled_values(
                 own, np.arange(one.num), num_resamples=num_resamples, seed=seed
             )
-    ours, theirs = first.per_example, second.per_example
-    gains = None
+    ours, theirs = example_scores(first), example_scores(second)
+    gains = scores = None
     if ours is not None and theirs is not None:
-        gains = (ours - theirs) if first.headline.is_error else (theirs - ours)
+        gains, scores = theirs.values - ours.values, (ours, theirs)
+        gains = -gains if ours.is_error else gains
     return Comparison(
         first=first,
         second=second,
         differences=tuple(_row(one, two, values.get(one.name, np.array([]))) for one, two in pairs),
         gains=gains,
+        scores=scores,
         num_only_first=num_only[0],
         num_only_second=num_only[1],
         notices=tuple(notices),

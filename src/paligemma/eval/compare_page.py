@@ -6,7 +6,14 @@ import math
 
 from paligemma.eval.compare import Comparison, Difference, verdict
 from paligemma.eval.html import Html, el, joined, page
-from paligemma.eval.page import Pictures, answer_words, example_picture, truth_words
+from paligemma.eval.page import (
+    Pictures,
+    answer_words,
+    example_picture,
+    shown_answer,
+    truth_words,
+)
+from paligemma.tasks.task import Prediction
 
 NUM_EXAMPLES = 12
 
@@ -126,7 +133,7 @@ def _tile(found: Comparison, position: int, pictures: Pictures | None) -> Html:
     example = found.first.examples[position]
     assert found.gains is not None
     gain = float(found.gains[position])
-    answers = [answer_words(one.predictions[position]) for one in (found.first, found.second)]
+    answers = [answer_words(_answer(found, position, k)) for k in (0, 1)]
     return el(
         "article",
         *_pictures(found, position, pictures),
@@ -148,8 +155,16 @@ def _tile(found: Comparison, position: int, pictures: Pictures | None) -> Html:
 
 def _pictures(found: Comparison, position: int, pictures: Pictures | None) -> list[Html | None]:
     """Both answers where they hold boxes, else the picture once."""
-    both = [one for one in (found.first, found.second) if one.predictions[position].objects]
-    return [example_picture(one, position, pictures) for one in both or [found.first]]
+    answers = [_answer(found, position, k) for k in (0, 1)]
+    shown = [one for one in answers if one.objects] or answers[:1]
+    example = found.first.examples[position]
+    return [example_picture(example, one, pictures) for one in shown]
+
+
+def _answer(found: Comparison, position: int, run: int) -> Prediction:
+    """The answer of the first run (0) or the second (1)."""
+    scored = (found.first, found.second)[run]
+    return shown_answer(scored, position, found.scores[run] if found.scores else None)
 
 
 def _repeat(found: Comparison) -> Html:

@@ -159,29 +159,41 @@ def matched(
 def true_objects(references: Any) -> list[TrueObject] | None:
     """The objects that references hold, or None where they hold none of that kind.
 
-    Understood: one object with `box_yxyx`, a list of such objects under `objects`, and `boxes`
-    beside `labels`, all normalised.
+    Understood: one object with `box_yxyx`, lists of them under `objects`, `boxes` beside `labels`,
+    all normalised; COCO's `bbox` and the outlines of `words`, in pixels beside `size_hw`.
     """
     if not isinstance(references, Mapping):
         return None
     if "box_yxyx" in references:
-        return [_object(references)]
-    rows = references.get("objects")
+        return [_object(references, (1.0, 1.0))]
+    rows = references.get("objects", references.get("words"))
     if rows is None:
         boxes, labels = references.get("boxes"), references.get("labels")
         if boxes is None or labels is None:
             return None
         pairs = zip(boxes, labels, strict=True)
         rows = [{"box_yxyx": box, "label": label} for box, label in pairs]
-    is_known = all(isinstance(row, Mapping) and "box_yxyx" in row for row in rows)
-    return [_object(row) for row in rows] if is_known else None
+    height, width = references.get("size_hw", (1.0, 1.0))
+    is_known = all(isinstance(row, Mapping) and _PLACES & set(row) for row in rows)
+    return [_object(row, (height, width)) for row in rows] if is_known else None
 
 
-def _object(row: Mapping[str, Any]) -> TrueObject:
-    y0, x0, y1, x1 = map(float, row["box_yxyx"])
+_PLACES = {"box_yxyx", "bbox", "vertices"}
+
+
+def _object(row: Mapping[str, Any], size_hw: tuple[float, float]) -> TrueObject:
+    height, width = size_hw
+    if "box_yxyx" in row:
+        y0, x0, y1, x1 = map(float, row["box_yxyx"])
+    elif "bbox" in row:
+        x, y, w, h = map(float, row["bbox"])
+        y0, x0, y1, x1 = y / height, x / width, (y + h) / height, (x + w) / width
+    else:
+        x0, y0 = np.min(row["vertices"], axis=0) / (width, height)
+        x1, y1 = np.max(row["vertices"], axis=0) / (width, height)
     return TrueObject(
-        label=str(row.get("label", "")),
-        box_yxyx=(y0, x0, y1, x1),
-        is_ignored=bool(row.get("is_crowd", False)),
+        label=str(row.get("label", row.get("text", ""))),
+        box_yxyx=(float(y0), float(x0), float(y1), float(x1)),
+        is_ignored=bool(row.get("is_crowd") or row.get("iscrowd")) or not row.get("legible", True),
         mask=row.get("mask"),
     )

@@ -6,18 +6,28 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from paligemma.errors import DataError, PaliGemmaError
 from paligemma.eval.calibration import Reliability, reliability
-from paligemma.eval.charts import bar, histogram, interval_chart, reliability_diagram
+from paligemma.eval.charts import (
+    bar,
+    histogram,
+    interval_chart,
+    reliability_diagram,
+    scale_end,
+)
+from paligemma.eval.example_scores import ExampleScores, example_scores
 from paligemma.eval.html import Html, el, joined, page
 from paligemma.eval.outcomes import has_objects, object_outcomes, text_outcomes, true_objects
 from paligemma.eval.page_pictures import no_picture, object_tiles, picture_tile
 from paligemma.eval.report import Report, Row, confidence, notes, worst
 from paligemma.eval.scored import Scored, reference_words
-from paligemma.tasks.task import Example, Prediction
+from paligemma.outputs.boxes import decode_boxes
+from paligemma.tasks.task import Example, FoundObject, Prediction
+from paligemma.tasks.word_files import WordFormat, parse_words
 
 NUM_WORST = 12
 _MAX_CARDS = 6
@@ -37,12 +47,13 @@ def report_page(report: Report, *, pictures: Pictures | None = None) -> str:
     scored = report.scored
     config = scored.config
     title = f"{scored.task.title} ({config.split})"
+    whole = [one for one in report.rows if "/" not in one.measure] or list(report.rows)
     return page(
         f"{title}: {config.model}",
         _lead(report, title),
-        el("div", *map(_card, report.rows[:_MAX_CARDS]), class_="cards"),
+        el("div", *map(_card, whole[:_MAX_CARDS]), class_="cards"),
         _notes(report),
-        _figures_table(report.rows) if len(report.rows) > _MAX_CARDS else None,
+        _figures_table(whole) if len(whole) > _MAX_CARDS else None,
         _slices(report),
         _charts(scored),
         _worst_examples(scored, pictures),
@@ -127,34 +138,40 @@ def _figures_table(rows: Sequence[Row]) -> Html:
 
 
 def _slices(report: Report) -> Html | None:
-    if not report.slices:
-        return None
-    finite = [n for one in report.slices for n in (one.value, one.high) if math.isfinite(n)]
-    top = max(finite, default=1.0)
-    body: list[Html] = []
-    by = ""
+    """Slices that the scorer reports, by measure; then the headline by each slice of examples."""
+    sections: dict[str, list[tuple[str, Row]]] = {}
+    for one in report.rows:
+        if "/" in one.measure:
+            measure, _, group = one.measure.partition("/")
+            sections.setdefault(measure, []).append((group, one))
     for one in report.slices:
-        if one.by != by:
-            by = one.by
-            body.append(el("tr", el("td", by, colspan=5.0), class_="by"))
-        body.append(
-            el(
-                "tr",
-                el("td", one.group or "(none)"),
-                el("td", bar(one.value, one.low, one.high, top), class_="bar"),
-                el("td", _figure(one.value)),
-                el("td", _bounds(one), class_="roomy"),
-                el("td", f"{one.num:,}"),
-            )
-        )
+        sections.setdefault(f"{one.measure} by {one.by}", []).append((one.group or "(none)", one))
+    if not sections:
+        return None
+    body = []
+    for title, found in sections.items():
+        top = scale_end([one.value for _, one in found] + [one.high for _, one in found])
+        body.append(el("tr", el("td", title, colspan=5.0), class_="by"))
+        body += [_slice_row(name, one, top) for name, one in found]
     head = el(
         "tr",
-        *(el("th", name) for name in ("", "", report.slices[0].measure)),
+        *(el("th", name) for name in ("", "", "score")),
         el("th", "95 % interval", class_="roomy"),
         el("th", "examples"),
     )
     table = el("table", head, *body)
-    return joined(el("h2", "Where it is good and bad"), el("div", table, class_="card scroll"))
+    return joined(el("h2", "Where it is good and bad"), el("div", table, class_="card scroll tall"))
+
+
+def _slice_row(name: str, one: Row, top: float) -> Html:
+    return el(
+        "tr",
+        el("td", name),
+        el("td", bar(one.value, one.low, one.high, top), class_="bar"),
+        el("td", _figure(one.value)),
+        el("td", _bounds(one), class_="roomy"),
+        el("td", f"{one.num:,}"),
+    )
 
 
 def _charts(scored: Scored) -> Html:
@@ -171,9 +188,11 @@ def _charts(scored: Scored) -> Html:
             el("figure", reliability_diagram(found), el("figcaption", words), class_="card")
         )
     unit = "boxes" if has_objects(scored) else "words"
-    lengths = [
-        len(one.objects) if unit == "boxes" else len(one.text.split()) for one in scored.predictions
-    ]
+    if unit == "words":
+        lengths = [len(one.text.split()) for one in scored.predictions]
+    else:
+        pairs = zip(scored.examples, scored.predictions, strict=True)
+        lengths = [len(a.objects) for e, a in pairs if true_objects(e.references) is not None]
     empty = sum(n == 0 for n in lengths)
     caption = f"How many {unit} answers have; {empty:,} of {len(lengths):,} have none."
     figures.append(el("figure", histogram(lengths, unit), el("figcaption", caption), class_="card"))
@@ -190,26 +209,31 @@ def run_reliability(scored: Scored) -> Reliability | None:
 
 
 def _worst_examples(scored: Scored, pictures: Pictures | None) -> Html | None:
-    positions = worst(scored, NUM_WORST)
-    if not positions:
+    scores = example_scores(scored)
+    positions = worst(scored, scores, NUM_WORST)
+    if scores is None or not positions:
         return None
-    tiles = [_tile(scored, k, pictures) for k in positions]
+    words = "Of equally bad ones, those the model was surest of."
+    if scores.threshold:
+        words += f" Boxes below {scores.threshold:.2f}, where F1 is best, are left out."
     return joined(
         el("h2", "The worst examples"),
-        el("p", "Of equally bad ones, those the model was surest of.", class_="quiet"),
-        el("div", *tiles, class_=f"cards {'two' if has_objects(scored) else 'tiles'}"),
+        el("p", words, class_="quiet"),
+        el(
+            "div",
+            *(_tile(scored, k, scores, pictures) for k in positions),
+            class_=f"cards {'two' if has_objects(scored) else 'tiles'}",
+        ),
     )
 
 
-def _tile(scored: Scored, position: int, pictures: Pictures | None) -> Html:
-    example, answer = scored.examples[position], scored.predictions[position]
-    parts = scored.per_example
-    assert parts is not None
+def _tile(scored: Scored, position: int, scores: ExampleScores, pictures: Pictures | None) -> Html:
+    example, answer = scored.examples[position], shown_answer(scored, position, scores)
     sure = confidence(answer)
-    tag = f"{scored.headline.name} {parts[position]:.3g}"
+    tag = f"{scores.name} {scores.values[position]:.3g}"
     return el(
         "article",
-        example_picture(scored, position, pictures),
+        example_picture(example, answer, pictures),
         el("div", el("span", tag, class_="tag"), example.id, class_="id quiet"),
         el(
             "dl",
@@ -223,11 +247,27 @@ def _tile(scored: Scored, position: int, pictures: Pictures | None) -> Html:
     )
 
 
-def example_picture(scored: Scored, position: int, pictures: Pictures | None) -> Html | None:
+def shown_answer(scored: Scored, position: int, scores: ExampleScores | None) -> Prediction:
+    """The answer as it is shown: boxes that count, and the words that a text says with boxes."""
+    example, answer = scored.examples[position], scored.predictions[position]
+    if answer.objects:
+        least = 0.0 if scores is None else scores.threshold
+        kept = [one for one in answer.objects if one.score is None or one.score >= least]
+        return replace(answer, objects=tuple(kept))
+    known = example.references if isinstance(example.references, dict) else {}
+    if not {"words", "style"} <= set(known):
+        return answer
+    words = parse_words(answer.text, WordFormat(**known["style"]))
+    found = [
+        FoundObject(label=word, box_yxyx=tuple(decode_boxes(bins).tolist())) for word, bins in words
+    ]
+    return replace(answer, objects=tuple(found))
+
+
+def example_picture(example: Example, answer: Prediction, pictures: Pictures | None) -> Html | None:
     """An example's pictures with what was found; None where pictures are not wanted."""
     if pictures is None:
         return None
-    example, answer = scored.examples[position], scored.predictions[position]
     try:
         shown = pictures(example.id)
         if not shown:

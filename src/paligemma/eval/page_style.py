@@ -30,7 +30,7 @@ font-variant-numeric:tabular-nums;margin:.15rem 0 .3rem}
 .head{border-top:3px solid var(--ours)}
 .name{font-weight:600;overflow-wrap:anywhere}
 .up{color:var(--good)}.down{color:var(--bad)}
-.scroll{overflow-x:auto;padding:0}
+.scroll{overflow-x:auto;padding:0}.tall{max-height:46rem;overflow-y:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th{font-weight:500;font-size:.82rem;text-align:right;white-space:nowrap}
 th,td{padding:.42rem .8rem;border-bottom:1px solid var(--line)}

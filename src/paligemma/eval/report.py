@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paligemma.errors import ModelNotFoundError
+from paligemma.eval.example_scores import ExampleScores
 from paligemma.eval.resampling import FEW_RESAMPLES, bounds, resampled_values, unit_of
 from paligemma.eval.run_folder import RunConfig
 from paligemma.eval.scored import Scored
@@ -359,15 +360,14 @@ def _number(value: float) -> float | None:
     return round(float(value), 5) if math.isfinite(value) else None
 
 
-def worst(scored: Scored, num: int) -> list[int]:
-    """Positions of the worst examples: least of the headline, of equals the most confident.
+def worst(scored: Scored, scores: ExampleScores | None, num: int) -> list[int]:
+    """Positions of the worst examples: of equally bad ones, those the model was surest of.
 
     An answer that is wrong and sure says more than one that is wrong and unsure.
     """
-    parts = scored.per_example
-    if parts is None:
+    if scores is None:
         return []
-    badness = parts if scored.headline.is_error else -parts
+    badness = scores.values if scores.is_error else -scores.values
     sure = np.array([confidence(one) for one in scored.predictions])
     usable = np.flatnonzero(np.isfinite(badness))
     order = np.lexsort((usable, -sure[usable], -badness[usable]))
@@ -375,7 +375,10 @@ def worst(scored: Scored, num: int) -> list[int]:
 
 
 def confidence(prediction: Prediction) -> float:
-    """Probability of the answer, or the largest of its objects; 0 where unknown."""
+    """The largest of an answer's boxes, else the probability of its words; 0 where unknown."""
+    scores = [one.score for one in prediction.objects if one.score is not None]
+    if scores:
+        return max(scores)
     if prediction.logprob is not None:
         return float(math.exp(min(prediction.logprob, 0.0)))
-    return max((one.score or 0.0 for one in prediction.objects), default=0.0)
+    return 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -179,7 +180,7 @@ def prepare(
             **answerer_settings,
         },
         sampling={"limit": options.limit, "seed": options.seed},
-        command=command or " ".join(sys.argv),
+        command=command or shlex.join(["paligemma", *sys.argv[1:]]),
         environment=environment(),
     )
     begun = RunFolder.create(folder, config, examples)

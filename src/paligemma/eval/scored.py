@@ -97,12 +97,13 @@ def score_matched(
     notices: Sequence[str] = (),
 ) -> Scored:
     """Score one prediction an example, in one order."""
-    unread = Counter(one.error for one in predictions if one.error is not None)
-    unread.pop("no prediction", None)
-    more = [
-        f"{number:,} answers are empty because of an error: {error}"
-        for error, number in unread.most_common(3)
-    ]
+    more = []
+    unread = [one for one in predictions if one.error not in (None, "no prediction")]
+    if unread:
+        more.append(
+            f"{len(unread):,} answers are empty because of an error, such as {unread[0].id}: "
+            f"{unread[0].error}"
+        )
     return Scored(
         task=task,
         config=config,

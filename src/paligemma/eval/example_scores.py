@@ -1,0 +1,69 @@
+"""How well each single example was answered, to find the worst ones and to compare two runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from paligemma.errors import DataError
+from paligemma.eval.calibration import best_threshold
+from paligemma.eval.outcomes import has_objects, matched, object_outcomes, true_objects
+from paligemma.eval.scored import Scored
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExampleScores:
+    """A number an example.
+
+    Attributes:
+        name: of the figure.
+        values: float64[N]; NaN where it does not apply.
+        is_error: better low.
+        threshold: boxes below this confidence do not count; 0 counts all.
+    """
+
+    name: str
+    values: np.ndarray
+    is_error: bool = False
+    threshold: float = 0.0
+
+
+def example_scores(scored: Scored) -> ExampleScores | None:
+    """What the headline says of single examples; of boxes F1, since average precision says nothing.
+
+    Returns:
+        None where a figure has no parts and answers are no boxes.
+    """
+    parts = scored.per_example
+    if parts is not None:
+        name, is_error = scored.headline.name, scored.headline.is_error
+        return ExampleScores(name=name, values=parts, is_error=is_error)
+    return _box_scores(scored) if has_objects(scored) else None
+
+
+def _box_scores(scored: Scored) -> ExampleScores:
+    """F1 at IoU 0.5 of the boxes above the confidence at which F1 over all pictures is best.
+
+    Answers to "all classes" hold very many boxes, most of them rightly with little confidence.
+    """
+    try:
+        outcomes = object_outcomes(scored)
+        num_true = sum(outcomes.num_true.values())
+        threshold, _ = best_threshold(outcomes.confidence, outcomes.is_hit, num_true)
+    except DataError:  # no box has a confidence
+        threshold = 0.0
+    # Where nothing was hit at all every box counts.
+    threshold = threshold if threshold <= 1 else 0.0
+    values = np.full(len(scored.examples), np.nan)
+    for k, (example, answer) in enumerate(zip(scored.examples, scored.predictions, strict=True)):
+        truth = true_objects(example.references)
+        if truth is None:
+            continue
+        shown = [one for one in answer.objects if one.score is None or one.score >= threshold]
+        outcome = Counter(is_hit for _, is_hit in matched(shown, truth))
+        there = sum(not one.is_ignored for one in truth)
+        total = outcome[True] + outcome[False] + there
+        values[k] = 2 * outcome[True] / total if total else 1.0
+    return ExampleScores(name="F1", values=values, threshold=threshold)

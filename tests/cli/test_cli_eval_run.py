@@ -1,0 +1,178 @@
+"""`paligemma eval docvqa` from files on disk to a page, with a random model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from paligemma.cli.eval_run import default_folder, task_of
+from paligemma.cli.options import ModelChoice
+from paligemma.eval.options import EvalOptions
+from paligemma.eval.run_folder import load_run
+from paligemma.tasks.catalog import find_task
+
+NUM = 6
+
+
+@pytest.fixture
+def docvqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Six questions about two pages, in the layout of the official download."""
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "docvqa"
+    (data / "spdocvqa_images").mkdir(parents=True)
+    for name, grey in (("a", 200), ("b", 90)):
+        picture = Image.new("RGB", (40, 30), (grey, grey, grey))
+        picture.save(data / "spdocvqa_images" / f"{name}.png")
+    rows = [
+        {
+            "questionId": 100 + k,
+            "question": f"what is {k}?",
+            "image": f"documents/{'ab'[k % 2]}.png",
+            "answers": [str(k)],
+            "question_types": ["form"],
+        }
+        for k in range(NUM)
+    ]
+    (data / "val_v1.0_withQT.json").write_text(json.dumps({"data": rows}))
+    asked = [{key: row[key] for key in ("questionId", "question", "image")} for row in rows]
+    (data / "test_v1.0.json").write_text(json.dumps({"data": asked}))
+    return data
+
+
+def test_a_run_writes_every_answer_scores_and_page(paligemma: Any, docvqa: Path) -> None:
+    done = paligemma("eval", "docvqa", "--data", docvqa, "--max-new-tokens", 4, "--json")
+    assert done.status == 0, done.err
+    body = done.json
+    assert (body["task"], body["split"], body["headline"]) == ("docvqa", "val", "anls")
+    assert (body["num_asked"], body["num_scored"]) == (NUM, NUM)
+    folder = Path(body["folder"])
+    assert folder.parent == Path("runs/eval")
+    assert folder.name.startswith("docvqa-val-random-tiny-")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "examples.jsonl",
+        "predictions.jsonl",
+        "report.html",
+        "run.json",
+        "scores.json",
+    ]
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == NUM
+    assert "what is 3?" in page
+    assert body["run"]["settings"]["max_new_tokens"] == 4
+    assert body["run"]["settings"]["resize_method"] == "bilinear-antialias"
+
+
+def test_the_same_command_goes_on_where_it_was_cut(paligemma: Any, docvqa: Path) -> None:
+    words = ("eval", "docvqa", "--data", docvqa, "--batch-size", 2, "--max-new-tokens", 4, "--json")
+    first = paligemma(*words).json
+    path = Path(first["folder"]) / "predictions.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    # As a kill leaves it: half of the answers, the last one torn.
+    path.write_bytes(b"".join(lines[:3]) + lines[3][:20])
+    again = paligemma(*words)
+    assert again.json == first
+    assert "3/6" in again.err
+    assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
+
+
+def test_limit_beams_and_prompt_are_settings_of_a_run_of_their_own(
+    paligemma: Any, docvqa: Path
+) -> None:
+    words = ("eval", "docvqa", "--data", docvqa, "--max-new-tokens", 2, "--json", "--no-html")
+    whole = paligemma(*words).json
+    some = paligemma(*words, "--limit", 2, "--beams", 2, "--prompt", "answer en {prefix}").json
+    assert some["folder"] != whole["folder"]
+    assert some["num_scored"] == 2
+    asked = (Path(some["folder"]) / "examples.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["prefix"].startswith("answer en what is ") for line in asked)
+    assert some["run"]["settings"]["num_beams"] == 2
+    assert not (Path(some["folder"]) / "report.html").exists()
+
+
+def test_another_run_in_the_folder_is_refused_by_what_differs(paligemma: Any, docvqa: Path) -> None:
+    words = ("eval", "docvqa", "--data", docvqa, "--output", "mine", "--no-html")
+    assert paligemma(*words, "--max-new-tokens", 2).status == 0
+    done = paligemma(*words, "--max-new-tokens", 3)
+    assert done.status == 2
+    assert "max_new_tokens was 2, is 3" in done.err
+
+
+def test_answers_to_a_server_split_become_a_submission(paligemma: Any, docvqa: Path) -> None:
+    words = ("eval", "docvqa", "--data", docvqa, "--split", "test", "--output", "mine")
+    done = paligemma(*words, "--max-new-tokens", 2)
+    assert done.status == 0
+    assert "only a server has the answers of docvqa test" in done.err
+    assert paligemma("eval", "submission", "mine", "-o", "out.json").status == 0
+    rows = json.loads(Path("out.json").read_text())
+    assert [row["questionId"] for row in rows] == [100 + k for k in range(NUM)]
+
+
+def test_missing_data_is_named_before_a_model_is_loaded(
+    paligemma: Any, docvqa: Path, tmp_path: Path
+) -> None:
+    none = paligemma("eval", "docvqa", "--model", "no/such")
+    assert none.status == 2
+    assert "docvqa reads its files from a folder, got none" in none.err
+    empty = paligemma("eval", "docvqa", "--model", "no/such", "--data", tmp_path / "nowhere")
+    assert empty.status == 2
+    assert "val_v1.0_withQT.json" in empty.err
+    assert "rrc.cvc.uab.es" in empty.err
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--limit", 0), "limit must be 1 or more, got 0"),
+        (("--batch-size", 0), "batch_size must be 1..4096, got 0"),
+        (("--split", "nowhere"), "'nowhere' is not one of 'val', 'train', 'test'"),
+        (("--prompt", " "), "a prompt must hold some text"),
+    ],
+)
+def test_options_out_of_bounds_are_refused(
+    paligemma: Any, docvqa: Path, option: tuple[str, object], words: str
+) -> None:
+    done = paligemma("eval", "docvqa", "--data", docvqa, *option)
+    assert (done.status, words in done.err) == (2, True), done.err
+
+
+def test_a_picture_that_cannot_be_read_counts_as_an_empty_answer(
+    paligemma: Any, docvqa: Path
+) -> None:
+    (docvqa / "spdocvqa_images" / "b.png").write_bytes(b"no picture")
+    done = paligemma("eval", "docvqa", "--data", docvqa, "--max-new-tokens", 2, "--json")
+    assert done.status == 0
+    (notice,) = done.json["notices"]
+    assert notice.startswith("3 answers are empty because of an error, such as 101: ")
+
+
+def test_a_folder_is_named_after_the_command() -> None:
+    task = find_task("docvqa")
+
+    def name(model: str, **options: Any) -> str:
+        choice = ModelChoice(name=model, options={})
+        return default_folder(task, "val", choice, Path("d"), EvalOptions(**options)).name
+
+    one = name("google/paligemma-3b-ft-docvqa-896")
+    assert one.startswith("docvqa-val-paligemma-3b-ft-docvqa-896-")
+    assert len(one.rpartition("-")[2]) == 8
+    assert one == name("google/paligemma-3b-ft-docvqa-896")
+    assert one != name("google/paligemma-3b-ft-docvqa-896", limit=5)
+    assert name("../we ird/..").startswith("docvqa-val-model-")
+
+
+def test_the_page_of_drawn_scenes_shows_the_pictures_that_were_asked(
+    paligemma: Any, tmp_path: Path
+) -> None:
+    words = ("--limit", 2, "--seed", 3, "--tasks", "answer", "--output", tmp_path / "run")
+    assert paligemma("eval", "scenes", *words).status == 0
+    task = task_of(load_run(tmp_path / "run"))
+    first = next(iter(task.read(tmp_path, "heldout")))
+    assert (first.pictures[0].seed, first.id.split("/")[1]) == (3, "1003000000")
+    done = paligemma("eval", "report", tmp_path / "run")
+    assert done.status == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 2
