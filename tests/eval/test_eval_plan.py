@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -45,6 +45,16 @@ def test_a_sample_is_drawn_evenly_in_the_readers_order_and_again_the_same() -> N
     # 400 draws of 5 in 20: 100 expected of each, deviation 8.7.
     assert len(times) == 20
     assert 65 < min(times.values()) <= max(times.values()) < 135
+
+
+def test_examples_of_one_unit_are_drawn_together() -> None:
+    # Pairs (0, 10), (1, 11), ... apart from one another, as pictures of several languages are.
+    pairs = [replace(one, unit=f"pair {int(one.id) % 10}") for one in _examples([1] * 20)]
+    for seed in range(20):
+        drawn = [int(one.id) for one in sample_examples(pairs, 6, seed)]
+        assert len(drawn) == 6
+        assert {number % 10 for number in drawn[:3]} == {number % 10 for number in drawn[3:]}
+    assert len(sample_examples(pairs, 5, 0)) == 6
 
 
 def test_without_a_limit_or_with_a_large_one_all_are_asked() -> None:

@@ -7,7 +7,7 @@ answered whole, again if a kill cut it, by whichever process takes it. Nothing h
 from __future__ import annotations
 
 import hashlib
-import random
+import heapq
 from collections.abc import Container, Iterable, Iterator, Sequence
 
 from paligemma.errors import ConfigError, DataError
@@ -22,10 +22,12 @@ def sample_examples(
 ) -> list[Example]:
     """All examples, or `limit` of them drawn evenly, in the reader's order.
 
+    Examples of one unit are drawn together, so the last unit may bring some more than `limit`.
+
     Args:
         examples: a stream; never held whole where there is a limit.
         limit: how many; None, or more than there are, takes all.
-        seed: of the draw; the same sample for the same stream and seed.
+        seed: of the draw; the same sample for the same examples and seed.
 
     Raises:
         DataError: no example, or an id that occurs twice.
@@ -44,17 +46,40 @@ def sample_examples(
             seen.add(short)
             yield position, one
 
-    kept: list[tuple[int, Example]] = []
-    rng = random.Random(seed)
-    # Algorithm R of Vitter 1985: example k replaces a kept one with probability limit / (k + 1).
-    for position, one in checked():
-        if limit is None or position < limit:
-            kept.append((position, one))
-        elif (slot := rng.randrange(position + 1)) < limit:
-            kept[slot] = (position, one)
+    if limit is None:
+        kept = list(checked())
+    else:
+        kept = _drawn(checked(), limit, seed)
     if not kept:
         raise DataError("a split must hold at least one example, got none; check its file")
     return [one for _, one in sorted(kept, key=lambda pair: pair[0])]
+
+
+def _drawn(
+    examples: Iterable[tuple[int, Example]], limit: int, seed: int
+) -> list[tuple[int, Example]]:
+    """Examples of the units that draw the lowest numbers, until there are `limit` of them.
+
+    A unit's number depends on its name and the seed alone, so a unit that fell out stays out.
+    """
+    units: dict[int, list[tuple[int, Example]]] = {}
+    highest: list[int] = []  # Negated, as heapq keeps the lowest in front.
+    for position, one in examples:
+        name = f"{seed}/{one.id}" if one.unit is None else f"{seed}//{one.unit}"
+        number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
+        if number in units:
+            units[number].append((position, one))
+        elif len(units) < limit:
+            heapq.heappush(highest, -number)
+            units[number] = [(position, one)]
+        elif number < -highest[0]:
+            del units[-heapq.heapreplace(highest, -number)]
+            units[number] = [(position, one)]
+    drawn: list[tuple[int, Example]] = []
+    for number in sorted(units):
+        if len(drawn) < limit:
+            drawn += units[number]
+    return drawn
 
 
 def plan_batches(examples: Sequence[Example], batch_size: int) -> list[tuple[int, ...]]:
