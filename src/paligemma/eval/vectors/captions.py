@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from paligemma.eval.vectors import Check, Vector
+from paligemma.eval.vectors.answers import by_name, per_example
+from paligemma.metrics.caption import caption_measures
 from paligemma.metrics.measure import mean_measure
+from paligemma.metrics.ptb import ptb_tokenize, ptb_tokenize_batch
 from paligemma.tasks.multilingual import ENGLISH, score_by_language
+
+
+def _tokenize(vector: Vector) -> str:
+    return ptb_tokenize(vector["predictions"])
+
+
+def _tokenize_batch(vector: Vector) -> list[str]:
+    # The vectors show what Java makes of line breaks that are none to us.
+    return ptb_tokenize_batch(vector["predictions"], java_line_breaks=True)
+
+
+def _captioning(vector: Vector) -> dict[str, Any]:
+    found = caption_measures(vector["predictions"], vector["references"], bleu=True, rouge=True)
+    return by_name(found) | {"cider_per_image": per_example(found[0])}
 
 
 def _languages(vector: Vector) -> dict[str, float]:
@@ -20,4 +39,9 @@ def _languages(vector: Vector) -> dict[str, float]:
     return {one.name.removeprefix("score/"): one.value for one in found}
 
 
-CHECKS: dict[str, Check] = {"multilingual_average": _languages}
+CHECKS: dict[str, Check] = {
+    "ptb_tokenize": _tokenize,
+    "ptb_tokenize_batch": _tokenize_batch,
+    "captioning": _captioning,
+    "multilingual_average": _languages,
+}
