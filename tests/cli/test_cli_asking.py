@@ -195,3 +195,32 @@ def test_json_needs_nothing_but_the_standard_library_to_read(paligemma: Run) -> 
     assert list(json.loads(done.out)) == [
         *("model", "image", "width", "height", "prompt", "text", "score")
     ]
+
+
+def test_a_calibration_makes_confidences_honest_and_leaves_the_rest_out(
+    paligemma: Run, tmp_path: Path
+) -> None:
+    words = ("detect", DESK, "cat", *CONSTRAINED, "--json")
+    plain = paligemma(*words).json["detections"]
+    assert plain
+    objects = {"temperature": 2.0, "default_threshold": 0.0, "thresholds": {}}
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({"format": 1, "objects": objects}))
+    # Beside the model or by its own name.
+    for named in (path, tmp_path):
+        honest = paligemma(*words, "--calibration", named).json["detections"]
+        # At temperature 2 odds become their root; those of a random model are below one to 10^6.
+        assert [one["box_yxyx"] for one in honest] == [one["box_yxyx"] for one in plain]
+        for before, after in zip(plain, honest, strict=True):
+            assert before["score"] < 1e-6
+            assert 3e-4 < after["score"] < 1e-3
+    path.write_text(json.dumps({"format": 1, "objects": {**objects, "default_threshold": 1.0}}))
+    kept = paligemma(*words, "--calibration", path).json["detections"]
+    assert [one for one in kept if one.get("valid", True)] == []
+
+
+def test_a_calibration_of_words_alone_is_refused_for_boxes(paligemma: Run, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({"format": 1, "text": {"temperature": 2.0}}))
+    done = paligemma("detect", DESK, "cat", *CONSTRAINED, "--calibration", path)
+    assert (done.status, "holds nothing about boxes" in done.err) == (2, True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,10 @@ from paligemma.cli.options import (
     object_options,
     output_options,
 )
+
+if TYPE_CHECKING:
+    from paligemma.outputs.types import Detections, TextAnswer
+    from paligemma.pipeline import EncodedImage, PaliGemma
 
 images_argument = click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 
@@ -224,10 +228,30 @@ def _ask_objects(
     objects: dict[str, Any],
     output: OutputChoice,
 ) -> None:
+    constrain, threshold, path = (
+        objects[name] for name in ("constrain", "threshold", "calibration")
+    )
+    calibration = None
+    if path is not None:
+        from paligemma.outputs.calibration import load_calibration
+
+        calibration = load_calibration(path)
+
+    def ask(pg: PaliGemma, picture: EncodedImage) -> TextAnswer | Detections:
+        if calibration is None:
+            return pg.ask(picture, prompt, threshold=threshold, constrain=constrain, **decoding)
+        from paligemma.outputs.types import TextAnswer
+
+        found = calibration.apply(pg.ask(picture, prompt, constrain=constrain, **decoding))
+        if threshold is None or isinstance(found, TextAnswer):
+            return found
+        # A threshold is on the confidences that are shown.
+        return found.above(threshold)
+
     answer_each(
         [(image,) for image in images],
         prompt,
-        lambda pg, picture: pg.ask(picture, prompt, **objects, **decoding),
+        ask,
         model=model,
         output=output,
         greedy=is_greedy(decoding),

@@ -175,6 +175,13 @@ object_options = _gathered(
         click.option(
             "--constrain", is_flag=True, help="Allow well-formed objects of these labels only."
         ),
+        click.option(
+            "--calibration",
+            type=click.Path(path_type=Path, exists=True),
+            metavar="PATH",
+            help="calibration.json, or the model's folder with it: honest confidences, and what "
+            "reaches its label's threshold.",
+        ),
     ],
     dict,
 )

@@ -67,6 +67,10 @@ class Calibration:
     objects: ObjectCalibration | None = None
     text: TextCalibration | None = None
 
+    def apply(self, found: TextAnswer | Detections) -> TextAnswer | Detections:
+        """`detections` or `answer`, whichever it is."""
+        return self.answer(found) if isinstance(found, TextAnswer) else self.detections(found)
+
     def detections(self, found: Detections) -> Detections:
         """The objects with calibrated confidences, those below their label's threshold left out.
 
