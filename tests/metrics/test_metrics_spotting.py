@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paligemma.errors import DataError
+from paligemma.errors import DataError, MissingExtraError
 from paligemma.metrics.spotting import count_words, is_same_in_icdar, spotting_measures
 
 VECTORS = [
@@ -182,3 +183,11 @@ def test_spotting_without_legible_words_is_undefined() -> None:
         spotting_measures([[]], [[_word(0, 0, 9, 9, legible=False)]])
     with pytest.raises(DataError, match="empty list"):
         spotting_measures([], [[]])
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shapely", None)
+    with pytest.raises(
+        MissingExtraError, match=r"needs shapely; run pip install 'paligemma\[eval\]'"
+    ):
+        count_words([[]], [[]])

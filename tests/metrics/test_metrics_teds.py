@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paligemma.errors import DataError
+from paligemma.errors import DataError, MissingExtraError
 from paligemma.metrics.teds import read_table, table_similarity, teds_measures, wrap_table
 from paligemma.metrics.tree_distance import Postorder, tree_distance
 
@@ -161,3 +162,12 @@ def test_a_reference_without_a_table_is_refused() -> None:
         teds_measures([TABLE], ["<table><tr><td>a</td></tr></table>"])
     with pytest.raises(DataError, match="one prediction"):
         teds_measures([], [TABLE])
+
+
+@pytest.mark.parametrize("package", ["lxml", "rapidfuzz.distance"])
+def test_a_missing_package_is_named_with_its_extra(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"{package.split('.')[0]}; run .*\[eval\]"):
+        table_similarity(TABLE, TABLE.replace("<td>a", "<td>b"))
