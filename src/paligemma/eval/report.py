@@ -331,7 +331,7 @@ def notes(report: Report) -> list[str]:
             f"published {one.measure} {one.value:g}{spread}: {report.identity}, fine-tuned on this "
             f"task, {one.split}, {one.source}"
         )
-    if not cited:
+    if not cited and (report.elsewhere or report.scored.task.published):
         lines.append(f"nothing comparable was published for {report.identity}")
     for one in report.elsewhere:
         lines.append(

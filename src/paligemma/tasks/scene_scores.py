@@ -110,18 +110,18 @@ def _joined_iou(objects: Sequence[Mapping[str, Any]], answer: Prediction) -> flo
 
 
 def score_scenes(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Figures of every kind that was asked, each followed by its slices."""
+    """The figure of every kind that was asked, then all others, each followed by its slices."""
     outcomes = list(map(score_answer, examples, predictions))
-    measures: list[Measure] = []
+    by_kind: list[list[Measure]] = []
     for task in KINDS:
         where = np.array([one.task == task for one in outcomes], bool)
         if where.any():
-            measures += (
+            by_kind.append(
                 _detection_measures(outcomes, where)
                 if task == "detect"
                 else _ratio_measures(task, outcomes, where)
             )
-    return measures
+    return [first for first, *_ in by_kind] + [one for _, *others in by_kind for one in others]
 
 
 def _ratio_measures(
