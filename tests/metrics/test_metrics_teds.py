@@ -133,6 +133,14 @@ def test_a_header_cell_is_no_cell_and_spaces_are_content() -> None:
     assert table_similarity(spaced, TABLE) == pytest.approx(1 - 0.5 / 6)
 
 
+def test_a_tiny_table_can_score_below_zero_as_in_the_original() -> None:
+    # Below the roots two nodes against two, nested in one and side by side in the other: one is
+    # renamed, one goes and one comes.
+    true = wrap_table("<table><tr><td>a</td></tr></table>")
+    found = wrap_table("<table><th></th><th></th></table>")
+    assert table_similarity(found, true) == pytest.approx(1 - 3 / 2)
+
+
 def test_a_letter_beyond_ascii_is_one_token() -> None:
     greek = TABLE.replace("<td>a</td>", "<td>αβ</td>")
     assert table_similarity(greek.replace("β", "δ"), greek) == pytest.approx(1 - 0.5 / 6)

@@ -2,7 +2,8 @@
 
 Source: ibm-aur-nlp/PubTabNet `src/metric.py` (Zhong et al., arXiv:1911.10683, section 5), whose
 manners are kept: markup must be wrapped in `<html><body>`, `th` is another tag than `td`, spaces
-are content, and inline tags count as nodes even where contents do not.
+are content, inline tags count as nodes even where contents do not, and since the root is no node
+of the count, a tiny table can score below 0.
 """
 
 from __future__ import annotations
