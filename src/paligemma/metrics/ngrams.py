@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -40,11 +42,10 @@ class NGrams:
 
 def count_ngrams(texts: Sequence[str], *, max_order: int = MAX_ORDER) -> list[NGrams]:
     """N-grams of texts whose tokens are separated by white space, of orders 1 to `max_order`."""
-    ids: dict[str, int] = {}
+    ids: defaultdict[str, int] = defaultdict()
+    ids.default_factory = ids.__len__
     split = [text.split() for text in texts]
-    tokens = np.fromiter(
-        (ids.setdefault(token, len(ids)) for of_text in split for token in of_text), np.int64
-    )
+    tokens = np.fromiter(map(ids.__getitem__, chain.from_iterable(split)), np.int64)
     lengths = np.fromiter(map(len, split), np.int64, len(split))
     text_of = np.repeat(np.arange(len(split)), lengths)
     first_of = np.repeat(np.cumsum(lengths) - lengths, lengths)
