@@ -31,7 +31,7 @@ PAGE = "report.html"
 _MAX_PIXELS = 2**28
 
 run_folder = click.argument(
-    "run", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="RUN"
+    "run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN"
 )
 data_option = click.option(
     "--data",

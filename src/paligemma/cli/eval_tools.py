@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command("score")
-@click.argument("predictions", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("predictions", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--task", "name", required=True, metavar="NAME", help="Benchmark they answer.")
 @data_option
 @click.option("--split", default=None, help="The benchmark's first by default.")
@@ -135,8 +135,8 @@ def report_command(run: Path, with_page: bool, as_json: bool) -> None:
 
 
 @click.command("compare")
-@click.argument("first", type=click.Path(path_type=Path, file_okay=False, exists=True))
-@click.argument("second", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("first", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("second", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--html",
     "page",
@@ -177,7 +177,7 @@ def compare_command(first: Path, second: Path, page: Path | None, seed: int, as_
 @click.option(
     "--model",
     "model_folder",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
     help="Where calibration.json goes: the model's folder; RUN by default.",
 )
@@ -270,7 +270,7 @@ def submission_command(run: Path, output: Path, as_json: bool) -> None:
 
 
 @click.command("vectors")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @json_option
 def vectors_command(file: Path, as_json: bool) -> None:
     """Compute every vector of FILE with the metrics here: a line a metric.

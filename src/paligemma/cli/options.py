@@ -177,7 +177,7 @@ object_options = _gathered(
         ),
         click.option(
             "--calibration",
-            type=click.Path(path_type=Path, exists=True),
+            type=click.Path(path_type=Path),
             metavar="PATH",
             help="calibration.json, or the model's folder with it: honest confidences, and what "
             "reaches its label's threshold.",
