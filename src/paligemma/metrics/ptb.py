@@ -28,14 +28,16 @@ _SOFT_BREAKS = "\u000b\u2028\u2029"
 _LINE_BREAK = re.compile(f"\r\n|[\n\r\u000c{_SOFT_BREAKS}]")
 # What is read piece by piece, and where a token, or what has to follow it, may reach over a space.
 _PLAIN = re.compile("[A-Za-z ,']*[.]?")
+# A letter by itself, and what an apostrophe may leave of a word.
+_INITIAL = "(?:(?<![A-Za-z])|['\u0092\u2019;][A-Za-z]*)[A-Za-z]"
 _REACHES_OVER_SPACE = re.compile(
     f"<|[\t\u00a0\u2000-\u200a\u3000{_SOFT_BREAKS}]|[{DIGITS})] +[{DIGITS}]|\\. +[.{DIGITS}]"
-    "|(?<![A-Za-z])[A-Za-z]\\. +[A-Z]"
+    f"|{_INITIAL}\\. +[A-Z<]"
 )
 # An end of a line that depends on how the next one begins: an initial, or an abbreviation that
 # counts before a number.
 _OPEN_END = re.compile(
-    "(?:(?<![A-Za-z])[A-Za-z]|(?:ca|no|op|pp|art|fig|nos|figs|prop))\\.[ \t\u00a0]*$", re.IGNORECASE
+    f"(?:{_INITIAL}|ca|no|op|pp|art|fig|nos|figs|prop)\\.[ \t\u00a0]*$", re.IGNORECASE
 )
 
 
