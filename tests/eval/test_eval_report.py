@@ -12,6 +12,7 @@ from fake_runs import BOXES, boxes, config, found, questions, quiz, write_run
 
 from paligemma.config import release_config, release_of
 from paligemma.errors import DataError
+from paligemma.eval import resampling
 from paligemma.eval.example_scores import example_scores
 from paligemma.eval.report import identity_of, ids_hash, make_report, to_table, worst
 from paligemma.eval.resampling import bounds, resampled_values, resamples, unit_of
@@ -159,16 +160,29 @@ def test_a_statistic_that_some_resamples_leave_undefined_has_an_interval_over_th
     assert all(map(math.isnan, bounds(np.array([math.nan]))))
 
 
-def test_very_slow_statistics_get_no_interval_rather_than_an_hour() -> None:
-    import time
+def test_slow_statistics_get_fewer_resamples_and_a_headline_more_patience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = {"now": 0.0}
 
-    def slow(weights: np.ndarray) -> float:
-        time.sleep(0.04)
-        return 1.0
+    def takes(seconds: float) -> Any:
+        def statistic(weights: np.ndarray) -> float:
+            clock["now"] += seconds
+            return 1.0
 
-    (values,) = resampled_values({"x": slow}, np.arange(2), num_resamples=3).values()
-    assert len(values) == 3
-    (values,) = resampled_values({"x": slow}, np.arange(2), most={"x": 2}).values()
+        return statistic
+
+    monkeypatch.setattr(resampling.time, "perf_counter", lambda: clock["now"])
+    statistics = {"quick": takes(0.005), "slow": takes(0.1), "hour": takes(4.0)}
+    found = resampled_values(statistics, np.arange(2))
+    assert {name: len(values) for name, values in found.items()} == {
+        "quick": 1000,
+        "slow": 200,
+        "hour": 0,
+    }
+    (values,) = resampled_values({"slow": takes(0.1)}, np.arange(2), headline="slow").values()
+    assert len(values) == 1000
+    (values,) = resampled_values({"x": takes(0.1)}, np.arange(2), most={"x": 2}).values()
     assert len(values) == 2
 
 

@@ -30,9 +30,7 @@ PAGE = "report.html"
 # A picture on a page is small; one larger than this is left out of it.
 _MAX_PIXELS = 2**28
 
-run_folder = click.argument(
-    "run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN"
-)
+run_folder = click.argument("run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
 data_option = click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),

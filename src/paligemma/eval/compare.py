@@ -225,12 +225,18 @@ def _compared(
     units, num = unit_of(first.examples), len(first.examples)
     values: dict[str, np.ndarray] = {}
     shared = {one.name: _difference(one, two) for one, two in pairs if one.num == two.num == num}
-    values |= resampled_values(shared, units, num_resamples=num_resamples, seed=seed)
+    values |= resampled_values(
+        shared, units, num_resamples=num_resamples, seed=seed, headline=headline
+    )
     for one, two in pairs:
         if one.name not in shared and one.num == two.num:
             own = {one.name: _difference(one, two)}
             values |= resampled_values(
-                own, np.arange(one.num), num_resamples=num_resamples, seed=seed
+                own,
+                np.arange(one.num),
+                num_resamples=num_resamples,
+                seed=seed,
+                headline=headline,
             )
     ours, theirs = example_scores(first), example_scores(second)
     gains = scores = None

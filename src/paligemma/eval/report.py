@@ -243,11 +243,16 @@ def _rows(
     for (by, group), measure in groups.items():
         name = json.dumps([by, group])
         over_examples[name], few[name] = measure.statistic, FEW_RESAMPLES
-    values = resampled_values(over_examples, units, num_resamples=num_resamples, most=few)
+    name = scored.headline.name
+    values = resampled_values(
+        over_examples, units, num_resamples=num_resamples, most=few, headline=name
+    )
     for one in scored.measures:
         if one.num != num:
             own = {one.name: one.statistic}
-            values |= resampled_values(own, np.arange(one.num), num_resamples=num_resamples)
+            values |= resampled_values(
+                own, np.arange(one.num), num_resamples=num_resamples, headline=name
+            )
     rows = [
         _row(one, values[one.name], published=tuple(p for p in comparable if p.measure == one.name))
         for one in scored.measures
@@ -256,7 +261,6 @@ def _rows(
         _row(measure, values[json.dumps([by, group])], by=by, group=group)
         for (by, group), measure in groups.items()
     ]
-    name = scored.headline.name
     return sorted(rows, key=lambda row: row.measure != name), slices
 
 
