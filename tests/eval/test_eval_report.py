@@ -184,6 +184,9 @@ def test_slow_statistics_get_fewer_resamples_and_a_headline_more_patience(
     assert len(values) == 1000
     (values,) = resampled_values({"x": takes(0.1)}, np.arange(2), most={"x": 2}).values()
     assert len(values) == 2
+    # Twenty million draws at most, and never fewer than 200 resamples for that.
+    (values,) = resampled_values({"x": takes(0.0)}, np.arange(40_000)).values()
+    assert len(values) == 500
 
 
 def test_json_has_no_nan_and_names_everything(tmp_path: Any) -> None:

@@ -17,6 +17,8 @@ FEW_RESAMPLES = 200
 _SLOW_S, _VERY_SLOW_S = 0.01, 1.0
 # So much slower a headline may be.
 _PATIENCE = 20
+# Resamples times examples; many examples have narrow intervals, which fewer resamples show as well.
+_MAX_DRAWN = 20_000_000
 
 
 def unit_of(examples: Sequence[Example]) -> np.ndarray:
@@ -58,12 +60,15 @@ def resampled_values(
         units: see `resamples`.
         most: bounds on the resamples of some statistics.
         headline: the one that is waited for.
-        num_resamples: of a quick statistic; slow ones get `FEW_RESAMPLES`, very slow ones none.
+        num_resamples: of a quick statistic over up to 20,000 examples; slow ones and those over
+            very many get fewer, down to `FEW_RESAMPLES`, very slow ones none.
 
     Returns:
         float64[R] by name, R resamples.
     """
     ones = np.ones(len(units), np.int64)
+    if num_resamples > FEW_RESAMPLES:
+        num_resamples = min(num_resamples, max(FEW_RESAMPLES, _MAX_DRAWN // len(units)))
     counts = {}
     for name, statistic in statistics.items():
         bound = min(num_resamples, (most or {}).get(name, num_resamples))
