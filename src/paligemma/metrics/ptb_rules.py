@@ -39,7 +39,7 @@ _FILE_TYPES = (
     "bat bmp c class cgi cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php "
     "pl png ppt ps py sql tar txt wav x xml zip"
 )
-_ELISIONS = "e'er nor'easter ev'ry li'l nat'l cap'n s'mores c'mon"
+_SPELT = "s&ls s&amp;ls e'er nor'easter ev'ry li'l nat'l cap'n s'mores c'mon"
 
 Rewrite = Callable[[str], str]
 
@@ -221,7 +221,7 @@ KINDS = (
     _kind("[dDjJlLoO]", f"(?:[dDjJlL]|[oO][lL]){_APOSTROPHE}"),
     _kind("[dDsS]", f"{_in_any_case('dunkin somethin')}{_APOSTROPHE}"),
     _kind("[cC]", f"[cC]{_APOSTROPHE}{_in_any_case('est')}"),
-    _kind(_LATIN, _in_any_case(_ELISIONS)),
+    _kind(_LATIN, _in_any_case(_SPELT), rewrite=_ampersand),
     _kind(
         _APOSTROPHE_START,
         f"{_APOSTROPHE}(?:{_in_any_case('em cause til till')}|[nN]{_APOSTROPHE}?|[2-9]0[sS])",
