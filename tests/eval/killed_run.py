@@ -38,10 +38,26 @@ def begin(folder: Path) -> int:
     os._exit(0)
 
 
-def killed(folder: Path, delay_s: float) -> bool:
-    """Begin or go on, kill after a while; whether it was killed before it had ended."""
+def num_lines(folder: Path) -> int:
+    path = folder / "predictions.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def has_ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def killed(folder: Path, rng: random.Random) -> bool:
+    """Begin or go on, kill at some moment; whether it was killed before it had ended.
+
+    The moment is counted in batches first and then in time, so that kills fall everywhere on a slow
+    machine too; every third may come before anything was done.
+    """
+    target = num_lines(folder) + 9 * rng.randrange(3)
     child = begin(folder)
-    time.sleep(delay_s)
+    while num_lines(folder) < target and not has_ended(child):
+        time.sleep(0.0005)
+    time.sleep(rng.uniform(0.0, 2 * BATCH_S))
     os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
@@ -52,14 +68,10 @@ def killed(folder: Path, delay_s: float) -> bool:
 def main(root: Path, num_kills: int, seed: int) -> None:
     rng = random.Random(seed)
     folders = [root / "run0"]
-    kills: list[float] = []
     progress: list[int] = []
-    while len(kills) < num_kills:
-        delay_s = rng.uniform(0.0, 0.05)
-        if killed(folders[-1], delay_s):
-            kills.append(delay_s)
-            path = folders[-1] / "predictions.jsonl"
-            progress.append(path.read_bytes().count(b"\n") if path.exists() else 0)
+    while len(progress) < num_kills:
+        if killed(folders[-1], rng):
+            progress.append(num_lines(folders[-1]))
         else:
             folders.append(root / f"run{len(folders)}")
     for folder in folders:
@@ -74,7 +86,7 @@ def main(root: Path, num_kills: int, seed: int) -> None:
     print(
         json.dumps(
             {
-                "kills": len(kills),
+                "kills": len(progress),
                 "progress": progress,
                 "value": value,
                 "values": [TOY.score(*run.answered())[0].value for run in runs],

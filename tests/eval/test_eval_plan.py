@@ -54,7 +54,7 @@ def test_examples_of_one_unit_are_drawn_together() -> None:
         drawn = [int(one.id) for one in sample_examples(pairs, 6, seed)]
         assert len(drawn) == 6
         assert {number % 10 for number in drawn[:3]} == {number % 10 for number in drawn[3:]}
-    assert len(sample_examples(pairs, 5, 0)) == 6
+    assert len(sample_examples(pairs, 5, 0)) == 5
 
 
 def test_without_a_limit_or_with_a_large_one_all_are_asked() -> None:

@@ -22,7 +22,7 @@ def sample_examples(
 ) -> list[Example]:
     """All examples, or `limit` of them drawn evenly, in the reader's order.
 
-    Examples of one unit are drawn together, so the last unit may bring some more than `limit`.
+    Examples of one unit are drawn together; only the last unit may be cut.
 
     Args:
         examples: a stream; never held whole where there is a limit.
@@ -77,8 +77,7 @@ def _drawn(
             units[number] = [(position, one)]
     drawn: list[tuple[int, Example]] = []
     for number in sorted(units):
-        if len(drawn) < limit:
-            drawn += units[number]
+        drawn += units[number][: limit - len(drawn)]
     return drawn
 
 
