@@ -118,21 +118,18 @@ def _notes(report: Report) -> Html:
 
 
 def _figures_table(rows: Sequence[Row]) -> Html:
-    head = ("", "score", "95 % interval", "published", "difference", "examples")
+    is_compared = any(one.published for one in rows)
+    head = ["", "score", "95 % interval", "examples"]
+    if is_compared:
+        head[3:3] = ["published", "difference"]
     body = []
     for one in rows:
-        difference = one.difference
-        body.append(
-            el(
-                "tr",
-                el("td", one.measure),
-                el("td", _figure(one.value)),
-                el("td", _bounds(one)),
-                el("td", f"{one.published[0].value:g}" if one.published else ""),
-                el("td", "" if difference is None else f"{difference:+.2f}"),
-                el("td", f"{one.num:,}"),
-            )
-        )
+        cells = [one.measure, _figure(one.value), _bounds(one)]
+        if is_compared:
+            difference = one.difference
+            cells.append(f"{one.published[0].value:g}" if one.published else "")
+            cells.append("" if difference is None else f"{difference:+.2f}")
+        body.append(el("tr", *(el("td", cell) for cell in [*cells, f"{one.num:,}"])))
     table = el("table", el("tr", *(el("th", name) for name in head)), *body)
     return joined(el("h2", "All figures"), el("div", table, class_="card scroll"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -100,9 +101,14 @@ def bounds(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
 
 
 def _affordable(statistic: Statistic, ones: np.ndarray, num_resamples: int, patience: int) -> int:
-    started = time.perf_counter()
-    value_of(statistic, ones)
-    seconds = (time.perf_counter() - started) / patience
+    seconds = math.inf
+    # A first call may also import something, or fill a cache.
+    for _ in range(2):
+        started = time.perf_counter()
+        value_of(statistic, ones)
+        seconds = min(seconds, (time.perf_counter() - started) / patience)
+        if seconds <= _SLOW_S or seconds > 10 * _VERY_SLOW_S:
+            break
     if seconds > _VERY_SLOW_S:
         return 0
     return min(FEW_RESAMPLES, num_resamples) if seconds > _SLOW_S else num_resamples
