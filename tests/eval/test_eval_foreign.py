@@ -70,6 +70,13 @@ def test_a_list_and_numbers_as_ids_are_read_too(tmp_path: Path) -> None:
         ("[3]", "row 1 must be a JSON object, got 3"),
         ('{"id": "a", "answer": "x"}', "line 1 must hold an id and a text"),
         ('{"id": true, "text": ""}', "id True"),
+        ("[" * 100_000, "is no JSON"),
+        ('{"id":' * 100_000, "line 1 is no JSON"),
+        (
+            '{"id": "a", "text": "", "logprob": 1%s}' % ("0" * 400),
+            "below 1.8e308, got one of 401 digits",
+        ),
+        ('{"id": "a", "text": "", "error": ["x"]}', "error must be text"),
     ],
 )
 def test_files_that_hold_no_predictions_are_refused(tmp_path: Path, text: str, fault: str) -> None:
@@ -83,3 +90,18 @@ def test_ids_of_another_split_are_refused(tmp_path: Path) -> None:
     read = read_predictions(_file(tmp_path, '{"id": "q1", "text": ""}'))
     with pytest.raises(DataError, match="it has q1, the split a, b, c"):
         match_examples(read, EXAMPLES)
+
+
+def test_a_list_behind_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    read = read_predictions(_file(tmp_path, '\ufeff[{"id": "a", "text": "yes"}]'))
+    assert read.predictions["a"].text == "yes"
+
+
+def test_boxes_beyond_any_picture_go_and_pixels_stay(tmp_path: Path) -> None:
+    boxes = [[0, 0, 1e300, 1e300], [10, 20, 300, 400]]
+    objects = [{"label": "x", "box_yxyx": box, "score": 0.5} for box in boxes]
+    read = read_predictions(
+        _file(tmp_path, json.dumps({"id": "a", "text": "", "objects": objects}))
+    )
+    assert [one.box_yxyx for one in read.predictions["a"].objects] == [(10, 20, 300, 400)]
+    assert read.bad_boxes == ("a",)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paligemma.errors import ConfigError, DataError
-from paligemma.eval.run_folder import RunConfig, RunFolder, load_run
+from paligemma.eval.run_folder import RunConfig, RunFolder, load_run, write_whole
 from paligemma.tasks.task import Example, FoundObject, Prediction
 
 EXAMPLES = [
@@ -156,3 +156,34 @@ def test_infinite_numbers_never_reach_the_file(folder: RunFolder) -> None:
     with folder:
         folder.append([Prediction(id="c", text="", logprob=float("-inf"))])
     assert folder.predictions()["c"].logprob is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("model", 5), ("data", 5), ("command", None), ("sampling", None), ("environment", [1])],
+)
+def test_a_record_of_another_kind_is_refused(folder: RunFolder, field: str, value: object) -> None:
+    path = folder.path / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(DataError, match=rf"run.json: {field} is of the wrong kind"):
+        load_run(folder.path)
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"id": 7, "prefix": "x", "references": 1}', "line 3: id is of the wrong kind, got 7"),
+        ('{"id": "c", "prefix": "x", "references": 1, "slices": [1]}', "line 3: slices"),
+        ('{"id": "a", "prefix": "x", "references": 1}', "line 3 must hold an id of its own"),
+    ],
+)
+def test_a_damaged_example_is_named(folder: RunFolder, line: str, fault: str) -> None:
+    with open(folder.path / "examples.jsonl", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(DataError, match=fault):
+        load_run(folder.path)
+
+
+def test_a_file_for_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none/page.html \(No such file or directory\); make"):
+        write_whole(tmp_path / "none" / "page.html", ["x"])

@@ -6,11 +6,12 @@ What cannot be scored as it stands is named and counted, never dropped in silenc
     id of no example      left out
     second line of an id  left out, the first counts
     confidence not finite counts as 0, so that it ranks last
-    coordinate not finite the object is left out
+    coordinate not finite the object is left out, as where it is beyond any picture
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -25,6 +26,8 @@ from paligemma.tasks.task import Example, FoundObject, Prediction
 
 EMPTY, REFUSE = "empty", "refuse"
 _NAMED = 5
+# Of a picture's sides; more is no place, and would overflow as an area. Pixels stay below.
+_FARTHEST = 1e6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,7 +39,7 @@ class Submission:
         predictions: by example id; every number is finite.
         duplicates: ids of lines that were left out, once a line.
         bad_scores: ids of predictions with a confidence that was not finite, now 0.
-        bad_boxes: ids of predictions with an object whose box was not finite, now left out.
+        bad_boxes: ids of predictions with an object whose box is no place, now left out.
     """
 
     path: Path
@@ -63,7 +66,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Submission:
         if one.id in found:
             duplicates.append(one.id)
             continue
-        kept = [item for item in one.objects if all(map(math.isfinite, item.box_yxyx))]
+        kept = [item for item in one.objects if all(map(_is_place, item.box_yxyx))]
         if len(kept) < len(one.objects):
             bad_boxes.append(one.id)
         if any(not _is_scored(item) for item in kept):
@@ -84,6 +87,10 @@ def read_predictions(path: str | os.PathLike[str]) -> Submission:
     )
 
 
+def _is_place(coordinate: float) -> bool:
+    return math.isfinite(coordinate) and abs(coordinate) <= _FARTHEST
+
+
 def _is_scored(one: FoundObject) -> bool:
     return one.score is None or math.isfinite(one.score)
 
@@ -96,7 +103,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     try:
         rows = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON ({error}); mend it") from error
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
@@ -107,7 +114,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _first_character(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(1024).lstrip()[:1]
+            return file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     except OSError as error:
         raise DataError(f"{path} must be a readable file ({error}); check the path") from error
 

@@ -37,7 +37,7 @@ def read_rows(path: Path, *, drop_torn: bool = False) -> Iterator[tuple[int, dic
 def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:  # also bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
         raise DataError(f"{path}, line {number} is no JSON ({error}); mend the line") from error
     if not isinstance(row, dict):
         raise DataError(
@@ -80,6 +80,10 @@ def example_from_json(row: Mapping[str, Any], where: str) -> Example:
     if missing:
         raise DataError(f"{where} must hold id, prefix and references, misses {missing}")
     mark = row.get("mark_box_yxyx")
+    fields = {"id": str, "prefix": str, "slices": dict, "unit": str | None}
+    for name, kind in fields.items():
+        if name in row and not isinstance(row[name], kind):
+            raise DataError(f"{where}: {name} is of the wrong kind, got {row[name]!r:.80}")
     return Example(
         id=row["id"],
         prefix=row["prefix"],
@@ -132,13 +136,15 @@ def prediction_from_json(row: Mapping[str, Any], where: str) -> Prediction:
     objects = row.get("objects", [])
     if not isinstance(objects, list):
         raise DataError(f"{where}: objects must be a list, got {type(objects).__name__}")
-    logprob = row.get("logprob")
+    logprob, fault = row.get("logprob"), row.get("error")
+    if not isinstance(fault, str | None):
+        raise DataError(f"{where}: error must be text, got {fault!r:.80}; write why, or leave it")
     return Prediction(
         id=str(name),
         text=text,
         logprob=None if logprob is None else number_of(logprob, f"{where}: logprob"),
         objects=tuple(_found_from_json(one, where) for one in objects),
-        error=row.get("error"),
+        error=fault,
     )
 
 
@@ -167,4 +173,9 @@ def box_of(value: Any, where: str) -> Box:
 def number_of(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{where} must be a number, got {value!r:.80}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:  # JSON's whole numbers have no bound
+        raise DataError(
+            f"{where} must be a number below 1.8e308, got one of {len(str(value))} digits"
+        ) from error

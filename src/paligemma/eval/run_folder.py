@@ -86,6 +86,14 @@ class RunConfig:
                 f"{where} must hold {', '.join(names)} and config_hash, misses "
                 f"{', '.join(missing) or 'a table of settings'}; it is no run of this program"
             )
+        kinds: dict[str, Any] = {"model": str, "data": str | None, "command": str}
+        kinds |= {"sampling": dict, "environment": dict}
+        for name, kind in kinds.items():
+            if not isinstance(row[name], kind):
+                raise DataError(
+                    f"{where}: {name} is of the wrong kind, got {row[name]!r:.80}; restore the "
+                    "file or begin a new run"
+                )
         config = cls(**{name: row[name] for name in names})
         if config.key != row["config_hash"]:
             raise DataError(
@@ -204,7 +212,16 @@ class RunFolder:
     def examples(self) -> list[Example]:
         """The questions, in order, without pictures."""
         path = self.path / EXAMPLES
-        return [example_from_json(row, f"{path}, line {at}") for at, row in read_rows(path)]
+        found: dict[str, Example] = {}
+        for at, row in read_rows(path):
+            one = example_from_json(row, f"{path}, line {at}")
+            if one.id in found:
+                raise DataError(
+                    f"{path}, line {at} must hold an id of its own, but {one.id} came before; "
+                    "restore the file or begin a new run"
+                )
+            found[one.id] = one
+        return list(found.values())
 
     def predictions(self) -> dict[str, Prediction]:
         """Answers by example id; a last line cut by a kill is dropped, later duplicates too.
@@ -298,13 +315,23 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def write_whole(path: Path, parts: Iterable[str]) -> None:
-    """Write a file beside its place and move it there."""
+    """Write a file beside its place and move it there.
+
+    Raises:
+        ConfigError: its folder is missing or cannot be written.
+    """
     partial = path.with_name(f".partial_{path.name}")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise ConfigError(
+            f"a file needs a folder that is there and can be written, got {path} "
+            f"({error.strerror or error}); make that folder or name another"
+        ) from error
 
 
 def examples_digest(examples: Iterable[Example]) -> str:
