@@ -13,7 +13,7 @@ import numpy as np
 from paligemma.errors import DataError
 from paligemma.eval.run_folder import Run, RunConfig
 from paligemma.metrics.measure import Measure
-from paligemma.tasks.task import Example, Prediction, Task
+from paligemma.tasks.task import ALL_CLASSES, OBJECTS, Example, Prediction, Task
 
 _TEXT_FIELDS = ("answers", "answer", "references", "captions", "texts", "text", "label")
 
@@ -104,6 +104,13 @@ def score_matched(
             f"{len(unread):,} answers are empty because of an error, such as {unread[0].id}: "
             f"{unread[0].error}"
         )
+    if task.asking.answer in (OBJECTS, ALL_CLASSES) and not any(one.objects for one in predictions):
+        spelt = [one.id for one in predictions if "<loc" in one.text]
+        if spelt:
+            more.append(
+                f"{len(spelt):,} answers spell boxes in their text, such as {spelt[0]}, but none "
+                "holds objects, and only these count; write objects with confidences"
+            )
     return Scored(
         task=task,
         config=config,

@@ -1,0 +1,36 @@
+"""A run with its figures: what is amiss with the answers is said beside them."""
+
+from __future__ import annotations
+
+from paligemma.eval.run_folder import RunConfig
+from paligemma.eval.scored import score_matched
+from paligemma.tasks.detection import TASKS
+from paligemma.tasks.task import Example, FoundObject, Prediction
+
+TASK = TASKS[0]
+EXAMPLE = Example(
+    id="7",
+    prefix="detect cat",
+    pictures=(),
+    references={
+        "size_hw": [40, 60],
+        "classes": ["cat"],
+        "objects": [{"label": "cat", "bbox": [0, 0, 30, 20], "area": 600, "iscrowd": 0}],
+    },
+)
+
+
+def _notices(prediction: Prediction) -> tuple[str, ...]:
+    config = RunConfig(task=TASK.name, split="val", model="m", data=".")
+    return score_matched(TASK, config, [EXAMPLE], [prediction]).notices
+
+
+def test_boxes_that_are_only_spelt_in_the_text_are_told() -> None:
+    text = "<loc0000><loc0000><loc0512><loc0512> cat"
+    assert _notices(Prediction(id="7", text=text)) == (
+        "1 answers spell boxes in their text, such as 7, but none holds objects, and only these "
+        "count; write objects with confidences",
+    )
+    found = FoundObject(label="cat", box_yxyx=(0, 0, 0.5, 0.5), score=0.9)
+    assert _notices(Prediction(id="7", text=text, objects=(found,))) == ()
+    assert _notices(Prediction(id="7", text="")) == ()
