@@ -99,3 +99,8 @@ def test_a_batch_is_open_until_all_its_examples_are_answered() -> None:
 def test_a_batch_holds_at_least_one_example() -> None:
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         plan_batches(_examples([1]), 0)
+
+
+def test_an_id_that_is_no_unicode_is_an_id_like_others() -> None:
+    odd = [Example(id=name, prefix="x", pictures=(), references=0) for name in ("\ud800", "a")]
+    assert sample_examples(odd) == odd

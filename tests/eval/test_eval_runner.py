@@ -187,3 +187,9 @@ def test_the_users_word_goes_before_the_benchmarks() -> None:
     special = replace(TOY, asking_for=lambda one: Asking(text_len=9, max_new_tokens=7))
     asking = EvalOptions(num_beams=2).asking_of(special)(example)
     assert (asking.text_len, asking.max_new_tokens, asking.num_beams) == (9, 7, 2)
+
+
+def test_a_split_without_examples_is_named_with_its_folder(tmp_path: Path) -> None:
+    task = replace(TOY, read=lambda data, split: iter(()))
+    with pytest.raises(DataError, match=r"^toy test in here must hold at least one example"):
+        run_task(task, ToyAnswerer(), "here", "test", EvalOptions(), tmp_path / "run")

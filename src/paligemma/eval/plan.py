@@ -18,7 +18,11 @@ WINDOW_BATCHES = 64
 
 
 def sample_examples(
-    examples: Iterable[Example], limit: int | None = None, seed: int = 0
+    examples: Iterable[Example],
+    limit: int | None = None,
+    seed: int = 0,
+    *,
+    where: str = "a split",
 ) -> list[Example]:
     """All examples, or `limit` of them drawn evenly, in the reader's order.
 
@@ -28,6 +32,7 @@ def sample_examples(
         examples: a stream; never held whole where there is a limit.
         limit: how many; None, or more than there are, takes all.
         seed: of the draw; the same sample for the same examples and seed.
+        where: the examples come from, for the message.
 
     Raises:
         DataError: no example, or an id that occurs twice.
@@ -37,7 +42,7 @@ def sample_examples(
     def checked() -> Iterator[tuple[int, Example]]:
         for position, one in enumerate(examples):
             # Eight bytes an id, so that millions fit.
-            short = hashlib.blake2b(one.id.encode(), digest_size=8).digest()
+            short = hashlib.blake2b(one.id.encode(errors="surrogatepass"), digest_size=8).digest()
             if short in seen:
                 raise DataError(
                     f"ids must be unique within a split, but {one.id!r} occurs twice; "
@@ -51,7 +56,7 @@ def sample_examples(
     else:
         kept = _drawn(checked(), limit, seed)
     if not kept:
-        raise DataError("a split must hold at least one example, got none; check its file")
+        raise DataError(f"{where} must hold at least one example, got none; check its file")
     return [one for _, one in sorted(kept, key=lambda pair: pair[0])]
 
 

@@ -166,7 +166,12 @@ def prepare(
             f"{task.name} reads files from a data folder, got none; name it with --data"
         )
     stream = task.read(Path("." if data is None else data), split)
-    examples = sample_examples(options.prompted(stream), options.limit, options.seed)
+    examples = sample_examples(
+        options.prompted(stream),
+        options.limit,
+        options.seed,
+        where=f"{task.name} {split}" + ("" if data is None else f" in {data}"),
+    )
     config = RunConfig(
         task=task.name,
         split=split,
