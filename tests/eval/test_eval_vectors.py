@@ -134,6 +134,7 @@ def test_one_bad_vector_does_not_hide_the_others(tmp_path: Path) -> None:
         ('{"vectors": [NaN]}', "holds NaN"),
         ("[]", 'a list "vectors"'),
         ('{"vectors": {}}', 'a list "vectors"'),
+        ('{"vectors": []}', "at least one vector, got none"),
         ('{"vectors": [1]}', "vector 0 must be an object"),
         ('{"vectors": [{"id": 1}]}', "needs a string 'id'"),
         ('{"vectors": [{"id": "a", "metric": "m"}]}', "lacks 'predictions'"),

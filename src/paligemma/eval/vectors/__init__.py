@@ -109,6 +109,8 @@ def read_vectors(path: Path | str) -> list[Vector]:
     vectors = data.get("vectors") if isinstance(data, dict) else None
     if not isinstance(vectors, list):
         raise DataError(f'{path} must be an object with a list "vectors"; see the evaluation page')
+    if not vectors:
+        raise DataError(f"{path} must hold at least one vector, got none; name another file")
     for index, vector in enumerate(vectors):
         _require_form(vector, f"{path}, vector {index}")
     return vectors
