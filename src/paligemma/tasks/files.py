@@ -243,7 +243,9 @@ def _parse(data: bytes, where: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} must be JSON: {str(error)[:200]}") from error
+        raise DataError(
+            f"{where} must be JSON: {str(error)[:200]}; take the official file, whole"
+        ) from error
 
 
 def _number(text: str, kind: type[Any]) -> Any:
