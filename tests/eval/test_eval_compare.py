@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fake_runs import QUIZ, answers, config, questions, quiz
 
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
 from paligemma.eval.compare import compare, to_table, verdict
 from paligemma.eval.compare_page import compare_page
 from paligemma.eval.scored import Scored, score_matched
@@ -137,6 +137,11 @@ def test_runs_without_a_common_example_are_refused() -> None:
 def test_one_id_for_two_questions_is_refused() -> None:
     with pytest.raises(DataError, match="1 of 2 have other references, such as 'q1'"):
         compare(quiz(["a", "b"], ["a", "b"]), quiz(["a", "c"], ["a", "b"]))
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(ConfigError, match="seed must be 0 or more, got -1"):
+        compare(quiz(["a"], ["a"]), quiz(["a"], ["a"]), seed=-1)
 
 
 def test_other_prompts_are_told() -> None:

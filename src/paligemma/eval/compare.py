@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
 from paligemma.eval.example_scores import ExampleScores, example_scores
 from paligemma.eval.resampling import bounds, resampled_values, unit_of
 from paligemma.eval.scored import Scored, only
@@ -173,7 +173,10 @@ def compare(
     Raises:
         DataError: runs of different tasks or splits, of different questions under one id, or
             without a common example.
+        ConfigError: a negative seed.
     """
+    if seed < 0:
+        raise ConfigError(f"seed must be 0 or more, got {seed}; choose another")
     ours, theirs = first.config, second.config
     if (ours.task, ours.split) != (theirs.task, theirs.split):
         raise DataError(
