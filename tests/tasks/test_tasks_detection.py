@@ -155,7 +155,7 @@ def test_boxes_that_miss_or_name_another_class_cost(data: Path) -> None:
 
 def test_a_box_without_confidence_is_an_error(data: Path) -> None:
     examples = list(COCO.read(data, "val"))
-    with pytest.raises(DataError, match="score"):
+    with pytest.raises(DataError, match=r"the prediction of \w+ has none for .*write its score"):
         COCO.score(examples, [_perfect(one, score=None) for one in examples])
 
 

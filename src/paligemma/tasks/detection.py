@@ -157,6 +157,13 @@ def score_detection(
     number = {name: k for k, name in enumerate(names, start=1)}
     references, found = [], []
     for example, prediction in zip(examples, predictions, strict=True):
+        if (
+            bare := next((one for one in prediction.objects if one.score is None), None)
+        ) is not None:
+            raise DataError(
+                "average precision ranks boxes, so each needs a confidence; the prediction of "
+                f"{example.id} has none for {bare.label[:80]!r}: write its score, or 1 for all"
+            )
         references.append(_numbered(example, number))
         height, width = example.references["size_hw"]
         found.append(
