@@ -121,6 +121,10 @@ def test_missing_data_is_named_before_a_model_is_loaded(
     assert empty.status == 2
     assert "val_v1.0_withQT.json" in empty.err
     assert "rrc.cvc.uab.es" in empty.err
+    (docvqa / "val_v1.0_withQT.json").write_text('{"data": []}')
+    bare = paligemma("eval", "docvqa", "--model", "no/such", "--data", docvqa)
+    assert bare.status == 2
+    assert f"docvqa val in {docvqa} must hold at least one example, got none" in bare.err
 
 
 @pytest.mark.parametrize(

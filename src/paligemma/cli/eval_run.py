@@ -15,7 +15,7 @@ import click
 
 from paligemma.cli.answers import echo_json
 from paligemma.cli.options import ModelChoice, model_options
-from paligemma.errors import ConfigError, PaliGemmaError
+from paligemma.errors import ConfigError, DataError, PaliGemmaError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -262,7 +262,7 @@ def default_folder(
 
 
 def _look_at_data(task: Task, data: Path | None, split: str) -> None:
-    """Read one example, so that a missing file is not found out after minutes of loading."""
+    """Read one example, so that a missing or empty file is not found out after minutes."""
     if not task.files:
         return
     if data is None:
@@ -271,4 +271,8 @@ def _look_at_data(task: Task, data: Path | None, split: str) -> None:
             f"{task.name} reads its files from a folder, got none; download {needed} (see "
             f"`paligemma eval list {task.name}`) and name the folder with --data"
         )
-    next(iter(task.read(data, split)), None)
+    if next(iter(task.read(data, split)), None) is None:
+        raise DataError(
+            f"{task.name} {split} in {data} must hold at least one example, got none; check its "
+            "file"
+        )
