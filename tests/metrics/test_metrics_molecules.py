@@ -77,6 +77,10 @@ def test_an_endless_answer_is_no_molecule() -> None:
     assert canonical_smiles("(" * MAX_SMILES_LENGTH)[1] is False
 
 
+def test_an_answer_that_is_no_unicode_is_no_molecule() -> None:
+    assert tanimoto("C\ud800", "CC") == 0.0
+
+
 def test_without_rdkit_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

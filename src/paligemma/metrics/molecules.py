@@ -76,7 +76,8 @@ def tanimoto(prediction: str, reference: str) -> float | None:
 
     def molecule(smiles: str) -> Any:
         usable = smiles and len(smiles) <= MAX_SMILES_LENGTH
-        return chem.MolFromSmiles(smiles) if usable else None
+        # RDKit takes UTF-8; half a surrogate pair is none, and "?" is no atom.
+        return chem.MolFromSmiles(smiles.encode(errors="replace").decode()) if usable else None
 
     with quiet():
         truth, ours = molecule(reference), molecule(prediction)
