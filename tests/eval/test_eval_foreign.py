@@ -70,6 +70,7 @@ def test_a_list_and_numbers_as_ids_are_read_too(tmp_path: Path) -> None:
         ("[3]", "row 1 must be a JSON object, got 3"),
         ('{"id": "a", "answer": "x"}', "line 1 must hold an id and a text"),
         ('{"id": true, "text": ""}', "id True"),
+        (r'{"id": "a\ud800", "text": ""}', r"an id must be Unicode .* got 'a\\ud800'"),
         ("[" * 100_000, "is no JSON"),
         ('{"id":' * 100_000, "line 1 is no JSON"),
         (

@@ -101,6 +101,7 @@ def test_a_batch_holds_at_least_one_example() -> None:
         plan_batches(_examples([1]), 0)
 
 
-def test_an_id_that_is_no_unicode_is_an_id_like_others() -> None:
-    odd = [Example(id=name, prefix="x", pictures=(), references=0) for name in ("\ud800", "a")]
-    assert sample_examples(odd) == odd
+def test_an_id_that_is_no_unicode_is_refused() -> None:
+    odd = Example(id="q\ud800", prefix="x", pictures=(), references=0)
+    with pytest.raises(DataError, match=r"ids must be Unicode .* got 'q\\ud800'; mend its file"):
+        sample_examples([odd])

@@ -133,6 +133,8 @@ def prediction_from_json(row: Mapping[str, Any], where: str) -> Prediction:
             f"{where} must hold an id and a text, got id {name!r} and text of type "
             f"{type(text).__name__}; write both as strings"
         )
+    if any("\ud800" <= character <= "\udfff" for character in str(name)):
+        raise DataError(f"{where}: an id must be Unicode that files can hold, got {name!a}")
     objects = row.get("objects", [])
     if not isinstance(objects, list):
         raise DataError(f"{where}: objects must be a list, got {type(objects).__name__}")

@@ -35,14 +35,19 @@ def sample_examples(
         where: the examples come from, for the message.
 
     Raises:
-        DataError: no example, or an id that occurs twice.
+        DataError: no example, or an id that occurs twice or is no Unicode.
     """
     seen: set[bytes] = set()
 
     def checked() -> Iterator[tuple[int, Example]]:
         for position, one in enumerate(examples):
             # Eight bytes an id, so that millions fit.
-            short = hashlib.blake2b(one.id.encode(errors="surrogatepass"), digest_size=8).digest()
+            try:
+                short = hashlib.blake2b(one.id.encode(), digest_size=8).digest()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"ids must be Unicode that files can hold, got {one.id!a}; mend its file"
+                ) from error
             if short in seen:
                 raise DataError(
                     f"ids must be unique within a split, but {one.id!r} occurs twice; "
