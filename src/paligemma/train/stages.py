@@ -126,6 +126,33 @@ _LONG = replace(
         "comparison": 1.2,
     },
 )
+_CROWD = replace(
+    _LONG,
+    name="crowd-224",
+    total_steps=3200,
+    lr=1.8e-4,
+    patch_weight=0.35,
+    weights={
+        **_WHOLE_WEIGHTS,
+        "caption": 0.4,
+        "caption_region": 0.3,
+        "question": 0.1,
+        "segment": 5.0,
+        "ocr": 4.0,
+        "reading": 2.0,
+        "count": 2.0,
+        "position": 1.8,
+        "presence": 1.3,
+        "comparison": 2.0,
+    },
+    scenes=replace(
+        _WHOLE_SCENES,
+        label_shares=(0.38, 0.24, 0.38),
+        min_objects=3,
+        max_objects=7,
+        max_signs=3,
+    ),
+)
 # Low resolution first, then full, as the original's stages do; before both, the tower alone.
 # The record of a run: what a stage repairs, the one before it had left out.
 STAGES: tuple[Stage, ...] = (
@@ -217,31 +244,5 @@ STAGES: tuple[Stage, ...] = (
         scenes=replace(_WHOLE_SCENES, label_shares=(0.33, 0.22, 0.45), max_signs=3),
     ),
     # What was still missed stood in pictures of five and six objects.
-    replace(
-        _LONG,
-        name="crowd-224",
-        total_steps=3200,
-        lr=1.8e-4,
-        patch_weight=0.35,
-        weights={
-            **_WHOLE_WEIGHTS,
-            "caption": 0.4,
-            "caption_region": 0.3,
-            "question": 0.1,
-            "segment": 5.0,
-            "ocr": 4.0,
-            "reading": 2.0,
-            "count": 2.0,
-            "position": 1.8,
-            "presence": 1.3,
-            "comparison": 2.0,
-        },
-        scenes=replace(
-            _WHOLE_SCENES,
-            label_shares=(0.38, 0.24, 0.38),
-            min_objects=3,
-            max_objects=7,
-            max_signs=3,
-        ),
-    ),
+    _CROWD,
 )
