@@ -57,6 +57,13 @@ def test_confidences_that_are_no_numbers_rank_last_and_such_boxes_go(tmp_path: P
     ]
 
 
+def test_boxes_in_pixels_are_noticed(tmp_path: Path) -> None:
+    row = '{"id": "a", "text": "", "objects": [{"label": "x", "box_yxyx": [12, 30, 90, 80]}]}'
+    assert match_examples(read_predictions(_file(tmp_path, row)), EXAMPLES[:1])[1] == [
+        "1 predictions hold a box far outside the picture; box_yxyx is in [0, 1], not pixels: a"
+    ]
+
+
 def test_a_list_and_numbers_as_ids_are_read_too(tmp_path: Path) -> None:
     read = read_predictions(_file(tmp_path, ' [{"id": 7, "text": "yes"}]'))
     assert read.predictions == {"7": Prediction(id="7", text="yes")}

@@ -290,3 +290,10 @@ def test_figures_that_were_not_asked_for_are_not_computed() -> None:
 def test_what_cannot_be_scored_is_an_error(predictions: Any, references: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         caption_measures(predictions, references)
+
+
+def test_an_endless_prediction_does_not_cost_the_others_their_score() -> None:
+    references = [["a dog runs on the beach"], ["two people ride bikes"]]
+    (cider,) = caption_measures(["a dog runs on the beach", "word " * 10_000], references)
+    assert cider.per_example is not None
+    assert cider.per_example.tolist() == pytest.approx([10.0, 0.0])

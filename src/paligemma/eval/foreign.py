@@ -28,6 +28,8 @@ EMPTY, REFUSE = "empty", "refuse"
 _NAMED = 5
 # Of a picture's sides; more is no place, and would overflow as an area. Pixels stay below.
 _FARTHEST = 1e6
+# Farther than any box that a model places beside a picture: such numbers are pixels.
+_PIXELS_FROM = 4.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +42,7 @@ class Submission:
         duplicates: ids of lines that were left out, once a line.
         bad_scores: ids of predictions with a confidence that was not finite, now 0.
         bad_boxes: ids of predictions with an object whose box is no place, now left out.
+        far_boxes: ids of predictions with a box far outside the picture, as pixels would be.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class Submission:
     duplicates: tuple[str, ...] = ()
     bad_scores: tuple[str, ...] = ()
     bad_boxes: tuple[str, ...] = ()
+    far_boxes: tuple[str, ...] = ()
 
 
 def read_predictions(path: str | os.PathLike[str]) -> Submission:
@@ -60,7 +64,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Submission:
     """
     path = Path(path)
     found: dict[str, Prediction] = {}
-    duplicates, bad_scores, bad_boxes = [], [], []
+    duplicates, bad_scores, bad_boxes, far_boxes = [], [], [], []
     for where, row in _rows(path):
         one = prediction_from_json(row, where)
         if one.id in found:
@@ -69,6 +73,8 @@ def read_predictions(path: str | os.PathLike[str]) -> Submission:
         kept = [item for item in one.objects if all(map(_is_place, item.box_yxyx))]
         if len(kept) < len(one.objects):
             bad_boxes.append(one.id)
+        if any(max(map(abs, item.box_yxyx)) > _PIXELS_FROM for item in kept):
+            far_boxes.append(one.id)
         if any(not _is_scored(item) for item in kept):
             bad_scores.append(one.id)
         objects = tuple(item if _is_scored(item) else replace(item, score=0.0) for item in kept)
@@ -84,6 +90,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Submission:
         duplicates=tuple(duplicates),
         bad_scores=tuple(bad_scores),
         bad_boxes=tuple(bad_boxes),
+        far_boxes=tuple(far_boxes),
     )
 
 
@@ -157,6 +164,10 @@ def match_examples(
             (submission.duplicates, "further lines repeat an id and were left out"),
             (submission.bad_scores, "predictions hold a confidence that is no number; it became 0"),
             (submission.bad_boxes, "predictions hold a box that is no number; it was left out"),
+            (
+                submission.far_boxes,
+                "predictions hold a box far outside the picture; box_yxyx is in [0, 1], not pixels",
+            ),
         )
         if names
     ]

@@ -9,7 +9,7 @@ import numpy as np
 from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure, mean_measure
 from paligemma.metrics.ngrams import MAX_ORDER, NGrams, count_ngrams
-from paligemma.metrics.ptb import ptb_tokenize_batch
+from paligemma.metrics.ptb import MAX_CHARACTERS, ptb_tokenize_batch
 
 SIGMA = 6.0
 CIDER_SCALE = 10.0
@@ -29,7 +29,7 @@ def caption_measures(
     """Figures of captions, one prediction and at least one reference an image.
 
     Args:
-        predictions: one an image; "" scores 0.
+        predictions: one an image; "" scores 0, and only the first 20,000 characters count.
         references: any number an image, at least one.
         bleu: BLEU-1 to BLEU-4 too, "bleu_4" first.
         rouge: ROUGE-L too.
@@ -49,7 +49,9 @@ def caption_measures(
     num_references = np.array([len(of_image) for of_image in references])
     said, wanted = list(predictions), [one for of_image in references for one in of_image]
     if tokenize:
-        said, wanted = ptb_tokenize_batch(said), ptb_tokenize_batch(wanted)
+        # One endless answer must not cost the others their score; it has lost long before its cut.
+        said = ptb_tokenize_batch([one and one[:MAX_CHARACTERS] for one in said])
+        wanted = ptb_tokenize_batch(wanted)
     image_of_reference = np.repeat(np.arange(len(said)), num_references)
     image = np.concatenate([np.arange(len(said)), image_of_reference])
     ngrams = count_ngrams([*said, *wanted])
