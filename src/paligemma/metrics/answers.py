@@ -144,9 +144,9 @@ def tallyqa_measures(
             where = np.array([one is not None and int(one) == flag for one in is_simple])
             if where.any():
                 measures.append(mean_measure(f"accuracy/{name}", is_right, where))
-    of = np.array(counts, dtype=object)
+    # NumPy's comparison of strings forgets trailing NULs.
     return measures + [
-        mean_measure(f"accuracy/count_{count}", is_right, of == count)
+        mean_measure(f"accuracy/count_{count}", is_right, [one == count for one in counts])
         for count in sorted(set(counts), key=lambda text: (len(text), text))
     ]
 
