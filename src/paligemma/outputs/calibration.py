@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from paligemma.errors import DataError
 from paligemma.outputs.types import Detections, TextAnswer
+from paligemma.outputs.whole_file import whole_file
 
 FILE_NAME = "calibration.json"
 FORMAT = 1
@@ -137,18 +137,15 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
         }
     if (words := calibration.text) is not None:
         body["text"] = {"temperature": words.temperature, "fitted_on": dict(words.fitted_on)}
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
     try:
-        text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(
             f"a calibration needs a place that can be written, {path} is none "
             f"({error.strerror}); name another"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

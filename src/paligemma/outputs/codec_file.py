@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from paligemma.errors import CheckpointError
+from paligemma.outputs.whole_file import whole_file
 
 _MAX_FILE_BYTES = 256 * 2**20
 
@@ -56,8 +55,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         raise CheckpointError(
             f"A mask codec file must end in .npz or .safetensors, but is {path.name}; rename it."
         )
-    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-    try:
+    with whole_file(path) as partial:
         if path.suffix == ".npz":
             stored: dict[str, Any] = arrays
             np.savez(partial, **stored)
@@ -65,6 +63,3 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
             from safetensors.numpy import save_file
 
             save_file(arrays, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -7,8 +7,6 @@ that, so such boxes are left out there and counted in a log message.
 from __future__ import annotations
 
 import logging
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ import numpy as np
 
 from paligemma.errors import DataError, MissingExtraError
 from paligemma.outputs.types import Detection, Detections
+from paligemma.outputs.whole_file import whole_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -214,17 +213,14 @@ def save_png(picture: Image.Image, path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise DataError(f"A picture is saved as .png, but the path is {path}; rename it.")
-    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.png")
     try:
-        picture.save(partial)
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            picture.save(partial)
     except OSError as error:
         raise DataError(
             f"A picture needs a place that can be written, but {path} is not ({error.strerror}); "
             "choose another path."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _valid(detections: Detections, format_name: str) -> list[Detection]:
