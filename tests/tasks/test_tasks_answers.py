@@ -16,8 +16,7 @@ from paligemma.tasks.answer_scores import joined_aokvqa_submission
 from paligemma.tasks.catalog import find_task
 from paligemma.tasks.diagrams import PaintedLabel, paint_labels
 from paligemma.tasks.multilingual import XGQA_LANGUAGES
-from paligemma.tasks.prefixes import answer_prefix
-from paligemma.tasks.question_files import choices_prefix
+from paligemma.tasks.prefixes import answer_prefix, choices_prefix
 from paligemma.tasks.task import Example, Prediction, Task
 
 VECTORS = Path(__file__).parents[1] / "metrics" / "data" / "metric_vectors.json"

@@ -21,7 +21,7 @@ from paligemma.tasks.files import (
     values,
 )
 from paligemma.tasks.multilingual import COCO35L_LANGUAGES, ENGLISH, XM3600_LANGUAGES
-from paligemma.tasks.prefixes import CAPTION_PREFIX
+from paligemma.tasks.prefixes import CAPTION_PREFIX, caption_prefix
 from paligemma.tasks.rows import list_rows, of_split
 from paligemma.tasks.task import Example
 
@@ -37,11 +37,6 @@ SCICAP = "github.com/tingyaohsu/SciCap (scicap_data.zip)"
 _ENGLISH_LINES = "de"
 _SCICAP_LIST = "List-of-Files-for-Each-Experiments/First-Sentence/No-Subfig/{split}/file_idx.json"
 _SCICAP_TEXT = "1-lowercase-and-token-and-remove-figure-index"
-
-
-def caption_prefix(language: str) -> str:
-    """`caption {language}`."""
-    return f"caption {language}"
 
 
 def read_coco_captions(data: Path, split: str) -> Iterator[Example]:

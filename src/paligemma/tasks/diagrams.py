@@ -16,7 +16,7 @@ import numpy as np
 from paligemma.errors import DataError
 from paligemma.scenes.assets import font
 from paligemma.tasks.files import FilePicture, find_file, read_json, read_lines, value, values
-from paligemma.tasks.question_files import choices_prefix
+from paligemma.tasks.prefixes import choices_prefix
 from paligemma.tasks.rows import keyed_rows, of_split
 from paligemma.tasks.task import Example
 

@@ -16,3 +16,17 @@ def answer_prefix(question: str) -> str:
 def bare_prefix(question: str) -> str:
     """The question alone: DocVQA and ChartQA were trained without task words."""
     return question
+
+
+def choices_prefix(question: str, options: list[str]) -> str:
+    """`answer en  {question} choose from: A \\t B \\t C`, with two spaces after the language.
+
+    The template of the original ends in a space and its format adds one; options are joined by
+    space, tab, space.
+    """
+    return f"answer en  {question} choose from: " + " \t ".join(options)
+
+
+def caption_prefix(language: str) -> str:
+    """`caption {language}`."""
+    return f"caption {language}"

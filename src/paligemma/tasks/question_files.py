@@ -21,7 +21,7 @@ from paligemma.tasks.files import (
     values,
 )
 from paligemma.tasks.multilingual import XGQA_LANGUAGES
-from paligemma.tasks.prefixes import answer_prefix
+from paligemma.tasks.prefixes import answer_prefix, choices_prefix
 from paligemma.tasks.rows import keyed_rows, list_rows, of_split
 from paligemma.tasks.task import Example
 
@@ -51,15 +51,6 @@ _TEXTVQA_ROTATIONS = {
     "train_images": "train-images-boxable-with-rotation.csv",
     "test_images": "test-images-with-rotation.csv",
 }
-
-
-def choices_prefix(question: str, options: list[str]) -> str:
-    """`answer en  {question} choose from: A \\t B \\t C`, with two spaces after the language.
-
-    The template of the original ends in a space and its format adds one; options are joined by
-    space, tab, space.
-    """
-    return f"answer en  {question} choose from: " + " \t ".join(options)
 
 
 def read_vqav2(data: Path, split: str) -> Iterator[Example]:

@@ -10,9 +10,12 @@ from paligemma.eval.vectors import Check, Vector
 from paligemma.eval.vectors.answers import params
 from paligemma.outputs.boxes import encode_boxes, format_loc, format_seg
 from paligemma.processing.sentencepiece_model import SEPARATOR_PIECE
-from paligemma.tasks.caption_files import caption_prefix
-from paligemma.tasks.prefixes import answer_prefix, bare_prefix
-from paligemma.tasks.question_files import choices_prefix
+from paligemma.tasks.prefixes import (
+    answer_prefix,
+    bare_prefix,
+    caption_prefix,
+    choices_prefix,
+)
 from paligemma.tasks.science import scienceqa_prefix, scienceqa_suffix
 
 # A row of a benchmark -> prefix and suffix.
