@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paligemma.errors import DataError
-from paligemma.outputs.boxes import box_iou
+from paligemma.metrics.coco_matching import match_in_groups, place_in_run
 
 COCO_THRESHOLDS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 MAX_DETECTIONS = 100
@@ -151,24 +151,33 @@ def match_detections(
     """
     labels = sorted({name for image in images for name in (*image.labels, *image.true_labels)})
     index = {name: k for k, name in enumerate(labels)}
-    rows: list[tuple[float, int, int]] = []
-    hits: list[np.ndarray] = []
+    score, box, label_of, image_of = _rows(
+        [(one.scores, one.boxes, [index[name] for name in one.labels]) for one in images]
+    )
+    _, true_box, true_label, true_image = _rows(
+        [
+            (np.zeros(len(one.true_labels)), one.true_boxes, [index[n] for n in one.true_labels])
+            for one in images
+        ]
+    )
     num_true = np.zeros((len(labels), len(images)), np.int64)
-    for position, image in enumerate(images):
-        names = np.array([index[name] for name in image.labels], np.int64)
-        true_names = np.array([index[name] for name in image.true_labels], np.int64)
-        for label in np.union1d(names, true_names).tolist():
-            wanted = np.flatnonzero(true_names == label)
-            num_true[label, position] = len(wanted)
-            own = np.flatnonzero(names == label)
-            own = own[np.argsort(-image.scores[own], kind="stable")][:MAX_DETECTIONS]
-            iou = box_iou(image.boxes[own][:, None], image.true_boxes[wanted][None])
-            hits.extend(_match(iou, thresholds))
-            rows += [(float(image.scores[k]), label, position) for k in own]
-    score = np.array([row[0] for row in rows])
-    label_of = np.array([row[1] for row in rows], np.int64)
-    image_of = np.array([row[2] for row in rows], np.int64)
-    is_hit = np.array(hits, bool).reshape(len(rows), len(thresholds))
+    np.add.at(num_true, (true_label, true_image), 1)
+    # One label in one image is a group; within one the most confident come first.
+    group = image_of * len(labels) + label_of
+    first = np.lexsort((-score, group))
+    first = first[place_in_run(group[first]) < MAX_DETECTIONS]
+    score, box, label_of, image_of = score[first], box[first], label_of[first], image_of[first]
+    rows, taken = match_in_groups(
+        _to_xywh(box),
+        group[first],
+        _to_xywh(true_box),
+        true_image * len(labels) + true_label,
+        is_crowd=np.zeros(len(true_box), bool),
+        is_ignored=np.zeros((1, len(true_box)), bool),
+        thresholds=np.asarray(thresholds, np.float64),
+    )
+    is_hit = np.zeros((len(score), len(thresholds)), bool)
+    is_hit[rows] = taken[:, 0] >= 0
     order = np.argsort(-score, kind="stable")
 
     def ranked(keep: np.ndarray, truth: np.ndarray) -> Matches:
@@ -179,17 +188,18 @@ def match_detections(
     return DetectionMatches(by_label=by_label, pooled=pooled, thresholds=tuple(thresholds))
 
 
-def _match(iou: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-    """Whether each detection, most confident first, finds an object: float[N, M] -> bool[N, T]."""
-    is_hit = np.zeros((iou.shape[0], len(thresholds)), bool)
-    for t, threshold in enumerate(thresholds):
-        is_free = np.ones(iou.shape[1], bool)
-        for d in range(iou.shape[0]):
-            best, best_iou = -1, min(threshold, 1 - 1e-10)
-            for g in np.flatnonzero(is_free):
-                if iou[d, g] >= best_iou:  # of two equal ones the last, as the original
-                    best, best_iou = int(g), iou[d, g]
-            if best >= 0:
-                is_hit[d, t] = True
-                is_free[best] = False
-    return is_hit
+def _rows(
+    images: Sequence[tuple[np.ndarray, np.ndarray, Sequence[int]]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, boxes and labels of all images in one row each, and the image of every row."""
+    counts = [len(labels) for _, _, labels in images]
+    return (
+        np.concatenate([np.zeros(0), *(scores for scores, _, _ in images)]),
+        np.concatenate([np.zeros((0, 4)), *(boxes for _, boxes, _ in images)]),
+        np.concatenate([np.zeros(0, np.int64), *(np.array(n, np.int64) for _, _, n in images)]),
+        np.repeat(np.arange(len(images)), counts),
+    )
+
+
+def _to_xywh(corners: np.ndarray) -> np.ndarray:
+    return np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1)
