@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
+from paligemma.errors import DataError
 from paligemma.eval.run_folder import RunConfig
 from paligemma.eval.scored import score_matched
 from paligemma.tasks.detection import TASKS
@@ -34,3 +39,10 @@ def test_boxes_that_are_only_spelt_in_the_text_are_told() -> None:
     found = FoundObject(label="cat", box_yxyx=(0, 0, 0.5, 0.5), score=0.9)
     assert _notices(Prediction(id="7", text=text, objects=(found,))) == ()
     assert _notices(Prediction(id="7", text="")) == ()
+
+
+def test_references_that_somebody_edited_are_a_sentence_and_no_traceback() -> None:
+    config = RunConfig(task=TASK.name, split="val", model="m", data=".")
+    edited = replace(EXAMPLE, references={"size": [40, 60]})
+    with pytest.raises(DataError, match=f"must be as {TASK.name} wrote them.*in a new folder"):
+        score_matched(TASK, config, [edited], [Prediction(id="7", text="")])

@@ -116,10 +116,23 @@ def score_matched(
         config=config,
         examples=examples,
         predictions=predictions,
-        measures=task.score(examples, predictions),
+        measures=_measures(task, examples, predictions),
         num_asked=len(examples) if num_asked is None else num_asked,
         notices=(*notices, *more),
     )
+
+
+def _measures(
+    task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]
+) -> list[Measure]:
+    """The task's figures; references that it cannot read are the file's fault."""
+    try:
+        return task.score(examples, predictions)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise DataError(
+            f"references must be as {task.name} wrote them, but its scorer cannot read them "
+            f"({type(error).__name__}: {error}); run the benchmark again in a new folder"
+        ) from error
 
 
 def only(scored: Scored, ids: Sequence[str]) -> Scored:
@@ -127,7 +140,7 @@ def only(scored: Scored, ids: Sequence[str]) -> Scored:
     place = {one.id: k for k, one in enumerate(scored.examples)}
     examples = [scored.examples[place[name]] for name in ids]
     answers = [scored.predictions[place[name]] for name in ids]
-    measures = scored.task.score(examples, answers)
+    measures = _measures(scored.task, examples, answers)
     return replace(scored, examples=examples, predictions=answers, measures=measures)
 
 
