@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# One commit, one verdict: by default the same draws every time. HYPOTHESIS_PROFILE=explore draws
+# anew, which is how to look for what nobody thought of.
+settings.register_profile("repeat", derandomize=True, database=None)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 _BUNDLED_GOLDEN = Path(__file__).parent / "golden" / "data"
 
