@@ -39,24 +39,24 @@ def mask_codec() -> MaskCodec:
     return load_mask_codec(EMBEDDED / "mask_codec.safetensors")
 
 
-def small_model(seed: int = 0) -> PaliGemmaModel:
+def small_model(seed: int = 0, text_depth: int = 1) -> PaliGemmaModel:
     """The embedded architecture with one layer of width 32 in tower and decoder."""
     config = tiny_config(tokenizer().vocab, FIELD_PX)
     vision = replace(config.vision, width=32, depth=1, mlp_dim=32, num_heads=2)
-    text = replace(config.text, width=32, depth=1, mlp_dim=32, num_heads=2, head_dim=16)
+    text = replace(config.text, width=32, depth=text_depth, mlp_dim=32, num_heads=2, head_dim=16)
     model = PaliGemmaModel(replace(config, vision=vision, text=text))
     init_weights(model, seed)
     return model
 
 
-def small_objective(model: PaliGemmaModel, edge_weight: float = 0.0) -> SceneObjective:
+def small_objective(model: PaliGemmaModel, **weights: float) -> SceneObjective:
     torch.manual_seed(0)
     return SceneObjective(
         model.config.vision.width,
         text_width=model.config.text.width,
         patch_weight=0.5,
-        edge_weight=edge_weight,
         loc_sigma_bins=4.0,
+        **weights,
     )
 
 

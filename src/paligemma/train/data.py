@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from paligemma.batch import Batch
-from paligemma.outputs.vqvae import MaskCodec
+from paligemma.outputs.vqvae import MaskCodec, crop_mask
 from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, resize
-from paligemma.scenes import Scene, SceneOptions, draw_scene, sample_example
+from paligemma.scenes import Scene, SceneExample, SceneOptions, draw_scene, sample_example
 from paligemma.tasks.scenes import Box, scene_prefix, scene_suffix
-from paligemma.train.dense import boxes_in_field, patch_targets
+from paligemma.train.dense import boxes_in_field, patch_owners, patch_targets
+from paligemma.train.mask_tokens import mask_token_targets
+from paligemma.train.naming import named_objects, named_patches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +33,17 @@ class SceneBatch:
 
     Attributes:
         text: B images and B*P rows of text, P consecutive rows an image; tokens may have no rows.
-        patches: fields of `PatchTargets`, each stacked to [B, I, ...].
+        patches: fields of `PatchTargets`, each stacked to [B, I, ...]; `mask_tokens` where the
+            source makes them.
         corner: (row, column) of the first patch shown, where the pictures are a window of the
             field; None where they are all of it.
+        named: float32[B*P, I, 4] of `named_patches`, where the source makes them.
     """
 
     text: Batch
     corner: tuple[int, int] | None = None
     patches: dict[str, Tensor] = field(default_factory=dict)
+    named: Tensor | None = None
 
 
 class BatchSource(Protocol):
@@ -65,6 +70,8 @@ class SceneSource:
             photographs are.
         scenes: which pictures are drawn; their size is the processor's.
         boxes_in_field: see the function of that name in `dense`.
+        mask_tokens: make `mask_token_targets`; needs a codec.
+        naming: make `named_patches`; needs prompts.
     """
 
     processor: Processor
@@ -79,6 +86,8 @@ class SceneSource:
     squashed_share: float = 0.0
     scenes: SceneOptions = field(default_factory=SceneOptions)
     boxes_in_field: bool = False
+    mask_tokens: bool = False
+    naming: bool = False
 
     def batch(self, step: int) -> SceneBatch:
         rng = np.random.default_rng((self.seed, step))
@@ -94,20 +103,45 @@ class SceneSource:
             grid = self.processor.image_size_px // self.patch_px
             boxes = boxes_in_field(patches["box"].numpy(), grid, self.patch_px, corner or (0, 0))
             patches["box"] = torch.from_numpy(boxes)
+        if self.mask_tokens and self.codec is not None:
+            tokens = [self._mask_tokens(scene, self.codec) for scene in scenes]
+            patches["mask_tokens"] = torch.from_numpy(np.stack(tokens))
         pictures = torch.stack([self.processor.pixels(scene.image) for scene in scenes])
         if self.codec is None or not self.prompts_per_scene:
             none = torch.zeros(0, 0, dtype=torch.long)
             text = Batch(images=pictures, tokens=none, mask_ar=none, mask_input=none.bool())
             return SceneBatch(text=text, patches=patches, corner=corner)
-        prefixes, suffixes = [], []
+        prefixes, suffixes, named = [], [], []
         locate = partial(self._locate, corner=corner)
         for scene in scenes:
             for _ in range(self.prompts_per_scene):
                 example = sample_example(scene, rng, self.weights)
                 prefixes.append(scene_prefix(example, locate))
                 suffixes.append(scene_suffix(scene, example, self.codec, locate))
+                if self.naming:
+                    named.append(self._named(scene, example))
         rows = self.processor.training_batch(None, prefixes, suffixes, text_len=self.text_len)
-        return SceneBatch(text=_trimmed(rows, pictures), patches=patches, corner=corner)
+        return SceneBatch(
+            text=_trimmed(rows, pictures),
+            patches=patches,
+            corner=corner,
+            named=torch.from_numpy(np.stack(named)) if named else None,
+        )
+
+    def _mask_tokens(self, scene: Scene, codec: MaskCodec) -> np.ndarray:
+        boxes = np.array([one.box_yxyx for one in scene.objects])
+        crops = [crop_mask(scene.mask(k), box) for k, box in enumerate(boxes)]
+        codes = codec.encode(torch.from_numpy(np.stack(crops))).numpy()
+        owners = patch_owners(scene, self.patch_px)
+        return mask_token_targets(owners, boxes * scene.image.shape[0], codes, self.patch_px)
+
+    def _named(self, scene: Scene, example: SceneExample) -> np.ndarray:
+        grid = scene.image.shape[0] // self.patch_px
+        boxes = np.array([one.box_yxyx for one in scene.objects])
+        cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 * grid).astype(int).clip(max=grid - 1)
+        owners = patch_owners(scene, self.patch_px)
+        centres = cells[:, 0] * grid + cells[:, 1]
+        return named_patches(named_objects(scene, example), owners, centres)
 
     def _corner(self, rng: np.random.Generator) -> tuple[int, int] | None:
         spare = (self.field_px - self.processor.image_size_px) // self.patch_px

@@ -43,13 +43,19 @@ class PatchTargets:
     box: np.ndarray
 
 
-def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
-    """Targets of every patch of a square scene, in raster order."""
+def patch_owners(scene: Scene, patch_px: int) -> np.ndarray:
+    """int64[I], the object that each patch of a square scene shows, in raster order; -1: none."""
     grid = scene.image.shape[0] // patch_px
     cut = scene.object_map.reshape(grid, patch_px, grid, patch_px)
     blocks = cut.transpose(0, 2, 1, 3).reshape(grid * grid, -1)
     counts = np.stack([(blocks == k).sum(1) for k in range(1, len(scene.objects) + 1)], axis=1)
-    owner = np.where(counts.max(1) > _MIN_SHARE * patch_px**2, counts.argmax(1), -1)
+    return np.where(counts.max(1) > _MIN_SHARE * patch_px**2, counts.argmax(1), -1)
+
+
+def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
+    """Targets of every patch of a square scene, in raster order."""
+    grid = scene.image.shape[0] // patch_px
+    owner = patch_owners(scene, patch_px)
 
     names, hues = list(LABELS), list(COLORS)
     # The last row of each table answers for "no object".

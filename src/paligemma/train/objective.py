@@ -1,4 +1,4 @@
-"""What the embedded model is trained on: the original's loss on text, and a loss on patches."""
+"""What the embedded model is trained on: the original's loss on text, and losses on patches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from paligemma.train.data import SceneBatch
 from paligemma.train.dense import BOX_UNIT_PX, PatchHeads, patch_losses
 from paligemma.train.edges import EdgeHead, edge_loss, patch_centres
 from paligemma.train.loss import training_loss
-from paligemma.vocab import NUM_LOC
+from paligemma.train.mask_tokens import MaskTokenHead, mask_token_loss
+from paligemma.train.naming import NamingHead, naming_loss
+from paligemma.vocab import NUM_LOC, NUM_SEG
 
 # Weight of each question of the auxiliary objective.
 PATCH_WEIGHTS = {
@@ -41,6 +43,9 @@ class SceneObjective(nn.Module):
         loc_sigma_bins: spread of the target of a location token; 0 is the original's loss.
         label_smoothing: as in `training_loss`.
         edge_weight: factor on `edge_loss`; needs boxes in the field. 0 has no such head.
+        mask_token_weight: factor on `mask_token_loss`; needs a batch with these targets. 0 has no
+            such head.
+        naming_weight: factor on `naming_loss`, likewise.
         text_width: of the decoder.
     """
 
@@ -51,14 +56,20 @@ class SceneObjective(nn.Module):
         text_width: int,
         patch_weight: float,
         edge_weight: float = 0.0,
+        mask_token_weight: float = 0.0,
+        naming_weight: float = 0.0,
         loc_sigma_bins: float = 0.0,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.heads = PatchHeads(width)
         self.edges = EdgeHead(text_width) if edge_weight else None
+        self.mask_tokens = MaskTokenHead(text_width) if mask_token_weight else None
+        self.naming = NamingHead(text_width) if naming_weight else None
         self.patch_weight = patch_weight
         self.edge_weight = edge_weight
+        self.mask_token_weight = mask_token_weight
+        self.naming_weight = naming_weight
         self.loc_sigma_bins = loc_sigma_bins
         self.label_smoothing = label_smoothing
 
@@ -80,10 +91,17 @@ class SceneObjective(nn.Module):
             located = self._edge_losses(self.edges, model, soft, batch)
             parts |= {name: value.detach() for name, value in located.items()}
             loss = loss + self.edge_weight * sum(located.values(), torch.zeros(()))
+        if self.mask_tokens is not None:
+            masks = self._mask_token_loss(self.mask_tokens, model, soft, batch)
+            parts["mask_tokens"] = masks.detach()
+            loss = loss + self.mask_token_weight * masks
         if batch.text.mask_loss is None:
             return loss, parts
-        text = self._text_loss(model, soft, batch.text)
+        text, naming = self._text_losses(model, soft, batch)
         parts["text"] = text.detach()
+        if naming is not None:
+            parts["naming"] = naming.detach()
+            loss = loss + self.naming_weight * naming
         return loss + text, parts
 
     def _edge_losses(
@@ -104,19 +122,44 @@ class SceneObjective(nn.Module):
             "place": edge_loss(head.places(soft[:, ::5], table), places[:, ::5], _PLACE_SIGMA_BINS),
         }
 
-    def _text_loss(self, model: PaliGemmaModel, soft: Tensor, text: Batch) -> Tensor:
+    def _mask_token_loss(
+        self, head: MaskTokenHead, model: PaliGemmaModel, soft: Tensor, batch: SceneBatch
+    ) -> Tensor:
+        """What lies of its object's mask on each patch that shows one."""
+        start = model.config.vocab.seg0
+        table = model.text.embed.weight[start : start + NUM_SEG]
+        shown = batch.patches["label"] > 0
+        return mask_token_loss(head(soft[shown], table), batch.patches["mask_tokens"][shown])
+
+    def _text_losses(
+        self, model: PaliGemmaModel, soft: Tensor, batch: SceneBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        """The original's loss, and what image tokens half-way say that the prompt names."""
+        text = batch.text
         soft = soft.repeat_interleave(len(text.tokens) // len(soft), dim=0)
-        per_example = [
-            training_loss(
-                model,
-                rows,
-                self.label_smoothing,
-                loc_sigma_bins=self.loc_sigma_bins,
-                soft_tokens=soft[index],
-            ).per_example
-            for index, rows in _by_length(text)
-        ]
-        return torch.cat(per_example).mean()
+        half_way: list[Tensor] = []
+        watch = model.text.blocks[max(0, model.config.text.depth // 2 - 1)].register_forward_hook(
+            lambda _module, _inputs, hidden: half_way.append(hidden[:, : soft.shape[1]])
+        )
+        order, per_example = [], []
+        try:
+            for index, rows in _by_length(text):
+                order.append(index)
+                per_example.append(
+                    training_loss(
+                        model,
+                        rows,
+                        self.label_smoothing,
+                        loc_sigma_bins=self.loc_sigma_bins,
+                        soft_tokens=soft[index],
+                    ).per_example
+                )
+        finally:
+            watch.remove()
+        naming = None
+        if self.naming is not None and batch.named is not None:
+            naming = naming_loss(self.naming(torch.cat(half_way)), batch.named[torch.cat(order)])
+        return torch.cat(per_example).mean(), naming
 
 
 def _window(model: PaliGemmaModel, batch: SceneBatch) -> Tensor | None:

@@ -84,8 +84,9 @@ def _ask_to_weigh_locations(path: Path) -> None:
 
 
 def _load_objective(objective: SceneObjective, tensors: dict[str, Tensor]) -> None:
-    """Take over the heads of the stage before; an edge head that it had not yet begins anew."""
-    new = {name: value for name, value in objective.state_dict().items() if "edges." in name}
+    """Take over the heads of the stage before; one that it had not yet begins anew."""
+    later = ("edges.", "mask_tokens.", "naming.")
+    new = {name: value for name, value in objective.state_dict().items() if name.startswith(later)}
     objective.load_state_dict(new | tensors)
 
 
@@ -147,6 +148,8 @@ def run_stage(
         text_width=model.config.text.width,
         patch_weight=stage.patch_weight,
         edge_weight=stage.edge_weight,
+        mask_token_weight=stage.mask_token_weight,
+        naming_weight=stage.naming_weight,
         loc_sigma_bins=stage.loc_sigma_bins,
     )
     if before is None:
@@ -167,6 +170,8 @@ def run_stage(
         squashed_share=stage.squashed_share,
         scenes=stage.scenes,
         boxes_in_field=stage.boxes_in_field,
+        mask_tokens=stage.mask_token_weight > 0,
+        naming=stage.naming_weight > 0,
     )
     options = LoopOptions(
         total_steps=stage.total_steps,

@@ -23,6 +23,8 @@ class Stage:
         prompts_per_scene: examples asked of each picture; 0 trains the tower alone.
         patch_weight: factor of the auxiliary objective.
         edge_weight: factor of the second one, see `train.edges`.
+        mask_token_weight: factor of the third one, see `train.mask_tokens`.
+        naming_weight: factor of the fourth one, see `train.naming`.
         stop_at: step after which the next stage takes over, before the schedule has ended.
     """
 
@@ -40,6 +42,8 @@ class Stage:
     squashed_share: float = 0.0
     boxes_in_field: bool = False
     edge_weight: float = 0.0
+    mask_token_weight: float = 0.0
+    naming_weight: float = 0.0
     stop_at: int | None = None
     scenes: SceneOptions = field(default_factory=SceneOptions)
 
@@ -153,6 +157,30 @@ _CROWD = replace(
         max_signs=3,
     ),
 )
+_TELL_WEIGHTS = {
+    "caption": 0.4,
+    "ocr": 4.0,
+    "color": 0.5,
+    "count": 3.0,
+    "presence": 2.0,
+    "position": 2.0,
+    "reading": 2.0,
+    "comparison": 3.5,
+    "question": 0.1,
+    "detect": 5.0,
+    "segment": 7.0,
+    "caption_region": 0.3,
+}
+_TELL = replace(
+    _CROWD,
+    name="tell-224",
+    total_steps=6500,
+    stop_at=1105,
+    lr=3e-4,
+    warmup_steps=100,
+    weights=_TELL_WEIGHTS,
+    scenes=replace(_CROWD.scenes, label_shares=(0.42, 0.28, 0.30), min_objects=2),
+)
 # Low resolution first, then full, as the original's stages do; before both, the tower alone.
 # The record of a run: what a stage repairs, the one before it had left out.
 STAGES: tuple[Stage, ...] = (
@@ -245,4 +273,15 @@ STAGES: tuple[Stage, ...] = (
     ),
     # What was still missed stood in pictures of five and six objects.
     _CROWD,
+    # The decoder's turn: masks of digits, counts and comparisons, which it had seen least of.
+    _TELL,
+    # Every patch tells its part of the mask and whether the prompt speaks of it.
+    replace(
+        _TELL,
+        name="name-224",
+        total_steps=7000,
+        stop_at=None,
+        mask_token_weight=0.4,
+        naming_weight=5.0,
+    ),
 )
