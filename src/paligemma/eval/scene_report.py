@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from paligemma.eval.resampling import bounds, resamples, unit_of, value_of
 from paligemma.eval.run_folder import write_whole
-from paligemma.metrics.grounding import ImageBoxes, Matches, match_detections
-from paligemma.metrics.interval import bootstrap_interval, ratio
+from paligemma.metrics.interval import NUM_RESAMPLES
+from paligemma.metrics.measure import Measure
 from paligemma.outputs.types import Detections
 from paligemma.scenes import Scene, SceneExample
-from paligemma.tasks.scene_scores import KINDS, METRICS, SceneOutcome
-
-Statistic = Callable[[np.ndarray], float]
+from paligemma.tasks.scene_scores import KINDS, score_scenes
+from paligemma.tasks.task import Example, Prediction
 
 # What each headline is called in words.
 HEADLINES: dict[tuple[str, str], str] = {
@@ -89,7 +90,6 @@ class SceneReport:
         model: what was measured.
         settings: limit, seed and size of the pictures; draws the same benchmark again.
         figures: all of them, headlines and slices.
-        outcomes: every scored answer.
         samples: the answers about the first pictures.
         seconds: wall time.
     """
@@ -97,7 +97,6 @@ class SceneReport:
     model: str
     settings: dict[str, int]
     figures: tuple[Figure, ...]
-    outcomes: tuple[SceneOutcome, ...]
     samples: tuple[Sample, ...] = field(default=(), repr=False)
     seconds: float
 
@@ -134,102 +133,68 @@ class SceneReport:
 
 
 def make_report(
-    outcomes: Sequence[SceneOutcome],
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
     samples: Sequence[Sample] = (),
     *,
     model: str,
     settings: dict[str, int],
     seconds: float,
 ) -> SceneReport:
-    """Figures of all tasks that have outcomes."""
-    figures: list[Figure] = []
-    for task in KINDS:
-        own = [one for one in outcomes if one.task == task]
-        if own:
-            figures += _detection_figures(own) if task == "detect" else _ratio_figures(task, own)
+    """Figures of all tasks that were asked, task by task."""
+    measures = score_scenes(examples, predictions)
+    intervals = _intervals(measures, unit_of(examples))
+    objects = _true_objects(examples)
+    figures = []
+    for one in sorted(measures, key=lambda one: KINDS.index(_task_of(one))):
+        task = _task_of(one)
+        metric, _, group = one.name.removeprefix(f"{task}_").partition("/")
+        low, high = intervals.get(one.name, (math.nan, math.nan))
+        figures.append(
+            Figure(
+                task=task,
+                metric=metric,
+                slice=group,
+                value=one.value,
+                low=low,
+                high=high,
+                num=objects[group] if task == "detect" else one.num_used or one.num,
+            )
+        )
     return SceneReport(
         model=model,
         settings=settings,
         figures=tuple(figures),
-        outcomes=tuple(outcomes),
         samples=tuple(samples),
         seconds=seconds,
     )
 
 
-def _figure(
-    task: str, metric: str, statistic: Statistic, num: int, size: int, **more: Any
-) -> Figure:
-    """A figure over `num` pictures, resting on `size` examples, with its interval."""
-    low, high = bootstrap_interval(statistic, num)
-    value = statistic(np.ones(num, np.int64))
-    return Figure(task=task, metric=metric, value=value, low=low, high=high, num=size, **more)
+def _task_of(measure: Measure) -> str:
+    """The kind whose figure this is; "caption_region" also begins with "caption"."""
+    return max((kind for kind in KINDS if measure.name.startswith(f"{kind}_")), key=len)
 
 
-def _ratio_figures(task: str, outcomes: Sequence[SceneOutcome]) -> list[Figure]:
-    """The task's score and its slices; for "ocr" also the share read without a fault."""
-    metric = METRICS[task]
-    figures = [_ratio_figure(task, metric, outcomes)]
-    if task == "ocr":
-        right = np.array([one.part == 0 for one in outcomes], np.float64)
-        statistic = ratio(right, np.ones(len(outcomes)))
-        figures.append(_figure(task, "exact_match", statistic, len(outcomes), len(outcomes)))
-    slices = sorted({one.slice for one in outcomes})
-    if len(slices) > 1:
-        for name in slices:
-            own = [one for one in outcomes if one.slice == name]
-            figures.append(_ratio_figure(task, metric, own, name))
-    return figures
-
-
-def _ratio_figure(
-    task: str, metric: str, outcomes: Sequence[SceneOutcome], group: str = ""
-) -> Figure:
-    parts = np.array([one.part for one in outcomes])
-    totals = np.array([one.total for one in outcomes])
-    return _figure(task, metric, ratio(parts, totals), len(parts), len(parts), slice=group)
-
-
-def _detection_figures(outcomes: Sequence[SceneOutcome]) -> list[Figure]:
-    """Average precision: COCO's mean over labels, one ranking of all labels, and each label."""
-    images = [one.boxes for one in outcomes if isinstance(one.boxes, ImageBoxes)]
-    num = len(images)
-    matches = match_detections(images)
-    objects = int(matches.pooled.num_true.sum())
-    half = matches.at(0.5)
-
-    def recall(weights: np.ndarray) -> float:
-        hits = float(weights[half.pooled.image] @ half.pooled.is_hit[:, 0])
-        return hits / float(weights @ half.pooled.num_true)
-
-    def precision(weights: np.ndarray) -> float:
-        found = float(weights[half.pooled.image].sum())
-        hits = float(weights[half.pooled.image] @ half.pooled.is_hit[:, 0])
-        return hits / found if found else float("nan")
-
-    statistics: dict[str, Statistic] = {
-        "ap50": lambda w: float(half.mean_average_precision(w)[0]),
-        "ap50_pooled": lambda w: float(half.pooled.average_precision(w)[0]),
-        "recall50": recall,
-        "precision50": precision,
-    }
-    figures = [_figure("detect", name, one, num, objects) for name, one in statistics.items()]
-    slices = [_label_figure(name, half.by_label[name], num) for name in half.true_labels]
+def _intervals(measures: Sequence[Measure], pictures: np.ndarray) -> dict[str, tuple[float, float]]:
+    """95 % bounds of each figure over resampled pictures: the same on every machine."""
     # The mean over ten thresholds would make the intervals ten times as slow.
-    nan, ap = float("nan"), float(matches.mean_average_precision().mean())
-    strict = Figure(task="detect", metric="ap", value=ap, low=nan, high=nan, num=objects)
-    return [figures[0], *slices, strict, *figures[1:]]
+    statistics = {one.name: one.statistic for one in measures if one.name != "detect_ap"}
+    values: dict[str, list[float]] = {name: [] for name in statistics}
+    for weights in resamples(pictures, NUM_RESAMPLES):
+        for name, statistic in statistics.items():
+            values[name].append(value_of(statistic, weights))
+    return {name: bounds(np.array(found)) for name, found in values.items()}
 
 
-def _label_figure(name: str, matches: Matches, num: int) -> Figure:
-    """AP50 of one label."""
-
-    def statistic(weights: np.ndarray) -> float:
-        if not weights @ matches.num_true:
-            return float("nan")
-        return float(matches.average_precision(weights)[0])
-
-    return _figure("detect", "ap50", statistic, num, int(matches.num_true.sum()), slice=name)
+def _true_objects(examples: Sequence[Example]) -> Counter[str]:
+    """Objects to detect of each label, and of all under ""."""
+    labels = [
+        one["label"]
+        for example in examples
+        if example.references["task"] == "detect"
+        for one in example.references["objects"]
+    ]
+    return Counter(labels) + Counter({"": len(labels)})
 
 
 def to_table(report: SceneReport) -> str:

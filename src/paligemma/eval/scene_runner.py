@@ -18,7 +18,7 @@ from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
 from paligemma.outputs.types import Detection, Detections
 from paligemma.scenes import Scene
-from paligemma.tasks.scene_scores import KINDS, score_answer
+from paligemma.tasks.scene_scores import KINDS
 from paligemma.tasks.scenes import (
     MAX_SCENES,
     MAX_SEED,
@@ -127,7 +127,8 @@ def _run(
         )
     examples, predictions = run.answered()
     return make_report(
-        list(map(score_answer, examples, predictions)),
+        examples,
+        predictions,
         _samples(run, options),
         model=name,
         settings={"limit": options.limit, "seed": options.seed, "size_px": options.size_px},
