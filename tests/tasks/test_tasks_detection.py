@@ -102,12 +102,13 @@ def test_each_picture_is_one_example_in_the_order_of_ids(data: Path) -> None:
     assert [one.id for one in examples] == ["7", "8", "139"]
     assert {one.prefix for one in examples} == {"detect all classes"}
     assert examples[2].pictures == (FilePicture(path=data / "val2017/000000000139.jpg"),)
+    cat, dog = ({"label": n, "category_id": k} for n, k in (("cat", 17), ("dog", 18)))
     assert examples[2].references == {
         "size_hw": [200, 400],
         "objects": [
-            {"label": "dog", "bbox": [100, 50, 200, 100], "area": 20000, "iscrowd": 0},
-            {"label": "cat", "bbox": [0, 0, 40, 40], "area": 1600, "iscrowd": 0},
-            {"label": "cat", "bbox": [300, 100, 100, 100], "area": 10000, "iscrowd": 1},
+            dog | {"bbox": [100, 50, 200, 100], "area": 20000, "iscrowd": 0},
+            cat | {"bbox": [0, 0, 40, 40], "area": 1600, "iscrowd": 0},
+            cat | {"bbox": [300, 100, 100, 100], "area": 10000, "iscrowd": 1},
         ],
     }
     assert examples[1].references["objects"] == []

@@ -62,8 +62,9 @@ def score_command(
 ) -> None:
     """Score PREDICTIONS that any program made: JSON lines of id, text, and objects if any.
 
-    Ids are those of `examples.jsonl` of a run. Without --data, the examples of the run folder that
-    PREDICTIONS lies in are taken.
+    Result files as the servers of VQA and captions take them, and COCO's list of detections, are
+    read as they are. Ids are those of `examples.jsonl` of a run. Without --data, the examples of
+    the run folder that PREDICTIONS lies in are taken.
     """
     from paligemma.eval.foreign import match_examples, read_predictions
     from paligemma.eval.report import make_report, to_table
@@ -73,7 +74,9 @@ def score_command(
 
     task = find_task(name)
     config, examples = _examples(task, predictions, data, split, model_name)
-    found, notices = match_examples(read_predictions(predictions), examples, missing=missing)
+    found, notices = match_examples(
+        read_predictions(predictions, examples), examples, missing=missing
+    )
     report = make_report(score_matched(task, config, examples, found, notices=notices))
     if page is not None:
         from paligemma.eval.page import report_page

@@ -22,6 +22,7 @@ from typing import Any
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.json_lines import prediction_from_json, read_rows
+from paligemma.eval.official_rows import own_rows
 from paligemma.tasks.task import Example, FoundObject, Prediction
 
 EMPTY, REFUSE = "empty", "refuse"
@@ -53,11 +54,13 @@ class Submission:
     far_boxes: tuple[str, ...] = ()
 
 
-def read_predictions(path: str | os.PathLike[str]) -> Submission:
+def read_predictions(path: str | os.PathLike[str], examples: Sequence[Example] = ()) -> Submission:
     """Predictions of a file with `id`, `text`, and where there are any `objects` in each row.
 
     Args:
-        path: JSON lines, or one JSON list of the same rows.
+        path: JSON lines, or one JSON list of the same rows; also the result files of
+            `official_rows`.
+        examples: of the split, for result files whose boxes are in pixels.
 
     Raises:
         DataError: unreadable, or a row that is no prediction; named by line.
@@ -65,7 +68,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Submission:
     path = Path(path)
     found: dict[str, Prediction] = {}
     duplicates, bad_scores, bad_boxes, far_boxes = [], [], [], []
-    for where, row in _rows(path):
+    for where, row in own_rows(_rows(path), examples):
         one = prediction_from_json(row, where)
         if one.id in found:
             duplicates.append(one.id)

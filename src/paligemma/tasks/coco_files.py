@@ -89,7 +89,7 @@ def read_detection_set(path: Path) -> DetectionSet:
                 f"{path}: an annotation names image {image_id} and category {category}, which must "
                 "both be in the file; it is incomplete"
             )
-        objects[image_id].append({"label": kept[category], **one})
+        objects[image_id].append({"label": kept[category], "category_id": category, **one})
     return DetectionSet(
         path=path,
         classes=tuple(kept.values()),
