@@ -12,6 +12,7 @@ from paligemma.model import PaliGemmaModel
 from paligemma.train.data import SceneBatch
 from paligemma.train.dense import patch_losses
 from paligemma.train.edges import edge_loss
+from paligemma.train.gathering import ends_of_prompts, gathering_loss
 from paligemma.train.loss import training_loss
 from paligemma.train.mask_tokens import mask_token_loss
 from paligemma.train.naming import naming_loss
@@ -96,47 +97,58 @@ def test_edges_and_places_are_those_of_each_patch(whole_field: SceneBatch) -> No
     assert parts["place"].item() == pytest.approx(torch.stack(places).mean().item(), rel=1e-5)
 
 
-def test_masks_and_naming_are_asked_of_the_right_tokens() -> None:
+def test_masks_names_and_what_is_gathered_are_asked_of_the_right_tokens() -> None:
     model = small_model(text_depth=4)
     with torch.no_grad():
         model.projector.weight.normal_(std=0.1)
-    weights = {"mask_token_weight": 0.3, "naming_weight": 2.0}
+    weights = {"mask_token_weight": 0.3, "naming_weight": 2.0, "gathering_weight": 0.7}
     objective = small_objective(model, **weights)
     batch = small_source(
         window_px=FIELD_PX, num_scenes=3, prompts_per_scene=2, mask_tokens=True, naming=True
     ).batch(0)
     assert objective.mask_tokens is not None
     assert objective.naming is not None
+    assert objective.gathering is not None
     with torch.no_grad():
         loss, parts = objective(model, batch)
         plain_loss, plain_parts = small_objective(model)(model, batch)
-        extra = 0.3 * parts["mask_tokens"] + 2.0 * parts["naming"]
+        extra = 0.3 * parts["mask_tokens"] + 2.0 * parts["naming"] + 0.7 * parts["gathering"]
         assert loss.item() == pytest.approx((plain_loss + extra).item(), rel=1e-4)
-        assert plain_parts.keys() == parts.keys() - {"mask_tokens", "naming"}
+        assert plain_parts.keys() == parts.keys() - {"mask_tokens", "naming", "gathering"}
 
-        # Row by row, with only the first two blocks of the decoder.
+        # Row by row, with only the first blocks of the decoder.
         assert batch.text.images is not None
         assert batch.named is not None
+        assert batch.gathered is not None
+        assert batch.text.mask_loss is not None
         soft = model.encode_image(batch.text.images)
         seg0 = model.config.vocab.seg0
         shown = batch.patches["label"] > 0
         logits = objective.mask_tokens(soft[shown], model.text.embed.weight[seg0 : seg0 + 128])
         masks = mask_token_loss(logits, batch.patches["mask_tokens"][shown])
         assert parts["mask_tokens"].item() == pytest.approx(masks.item(), rel=1e-5)
-        del model.text.blocks[2:]
         model.text.norm = torch.nn.Identity()
-        each = []
-        for row, named in enumerate(batch.named):
-            if named.isnan().any():
-                continue
+
+        def states(row: int) -> torch.Tensor:
             x, mask, _ = model._join(
                 soft[row // 2][None],
                 batch.text.tokens[row : row + 1, :-1],
                 batch.text.mask_ar[row : row + 1, :-1],
                 None,
             )
-            states = model.text(x, torch.arange(x.shape[1])[None], mask)[:, : soft.shape[1]]
-            each.append(naming_loss(objective.naming(states), named[None]))
+            return model.text(x, torch.arange(x.shape[1])[None], mask)
+
+        del model.text.blocks[3:]
+        ends = ends_of_prompts(batch.text.mask_loss)
+        last = torch.cat([states(row)[:, soft.shape[1] + int(ends[row])] for row in range(6)])
+        known = gathering_loss(objective.gathering(last), batch.gathered)
+        assert parts["gathering"].item() == pytest.approx(known.item(), rel=1e-4)
+        del model.text.blocks[2:]
+        each = [
+            naming_loss(objective.naming(states(row)[:, : soft.shape[1]]), named[None])
+            for row, named in enumerate(batch.named)
+            if not named.isnan().any()
+        ]
     assert parts["naming"].item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-4)
 
 

@@ -20,9 +20,10 @@ from paligemma.batch import Batch
 from paligemma.outputs.vqvae import MaskCodec, crop_mask
 from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, resize
-from paligemma.scenes import Scene, SceneExample, SceneOptions, draw_scene, sample_example
+from paligemma.scenes import Scene, SceneOptions, draw_scene, sample_example
 from paligemma.tasks.scenes import Box, scene_prefix, scene_suffix
 from paligemma.train.dense import boxes_in_field, patch_owners, patch_targets
+from paligemma.train.gathering import gathered
 from paligemma.train.mask_tokens import mask_token_targets
 from paligemma.train.naming import named_objects, named_patches
 
@@ -38,12 +39,14 @@ class SceneBatch:
         corner: (row, column) of the first patch shown, where the pictures are a window of the
             field; None where they are all of it.
         named: float32[B*P, I, 4] of `named_patches`, where the source makes them.
+        gathered: float32[B*P, 2, 4] of `gathered`, likewise.
     """
 
     text: Batch
     corner: tuple[int, int] | None = None
     patches: dict[str, Tensor] = field(default_factory=dict)
     named: Tensor | None = None
+    gathered: Tensor | None = None
 
 
 class BatchSource(Protocol):
@@ -71,7 +74,7 @@ class SceneSource:
         scenes: which pictures are drawn; their size is the processor's.
         boxes_in_field: see the function of that name in `dense`.
         mask_tokens: make `mask_token_targets`; needs a codec.
-        naming: make `named_patches`; needs prompts.
+        naming: make `named_patches` and `gathered`; needs prompts.
     """
 
     processor: Processor
@@ -111,7 +114,7 @@ class SceneSource:
             none = torch.zeros(0, 0, dtype=torch.long)
             text = Batch(images=pictures, tokens=none, mask_ar=none, mask_input=none.bool())
             return SceneBatch(text=text, patches=patches, corner=corner)
-        prefixes, suffixes, named = [], [], []
+        prefixes, suffixes, named, known = [], [], [], []
         locate = partial(self._locate, corner=corner)
         for scene in scenes:
             for _ in range(self.prompts_per_scene):
@@ -119,13 +122,17 @@ class SceneSource:
                 prefixes.append(scene_prefix(example, locate))
                 suffixes.append(scene_suffix(scene, example, self.codec, locate))
                 if self.naming:
-                    named.append(self._named(scene, example))
+                    of_prompt = named_objects(scene, example)
+                    has_two = example.kind == "comparison"
+                    named.append(self._named(scene, of_prompt))
+                    known.append(gathered(of_prompt, scene, has_two=has_two))
         rows = self.processor.training_batch(None, prefixes, suffixes, text_len=self.text_len)
         return SceneBatch(
             text=_trimmed(rows, pictures),
             patches=patches,
             corner=corner,
             named=torch.from_numpy(np.stack(named)) if named else None,
+            gathered=torch.from_numpy(np.stack(known)) if known else None,
         )
 
     def _mask_tokens(self, scene: Scene, codec: MaskCodec) -> np.ndarray:
@@ -135,13 +142,13 @@ class SceneSource:
         owners = patch_owners(scene, self.patch_px)
         return mask_token_targets(owners, boxes * scene.image.shape[0], codes, self.patch_px)
 
-    def _named(self, scene: Scene, example: SceneExample) -> np.ndarray:
+    def _named(self, scene: Scene, named: tuple[set[int], set[int]] | None) -> np.ndarray:
         grid = scene.image.shape[0] // self.patch_px
         boxes = np.array([one.box_yxyx for one in scene.objects])
         cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 * grid).astype(int).clip(max=grid - 1)
         owners = patch_owners(scene, self.patch_px)
         centres = cells[:, 0] * grid + cells[:, 1]
-        return named_patches(named_objects(scene, example), owners, centres)
+        return named_patches(named, owners, centres)
 
     def _corner(self, rng: np.random.Generator) -> tuple[int, int] | None:
         spare = (self.field_px - self.processor.image_size_px) // self.patch_px

@@ -12,6 +12,12 @@ from paligemma.model import PaliGemmaModel
 from paligemma.train.data import SceneBatch
 from paligemma.train.dense import BOX_UNIT_PX, PatchHeads, patch_losses
 from paligemma.train.edges import EdgeHead, edge_loss, patch_centres
+from paligemma.train.gathering import (
+    GatheringHead,
+    ends_of_prompts,
+    gathering_loss,
+    tokens_at,
+)
 from paligemma.train.loss import training_loss
 from paligemma.train.mask_tokens import MaskTokenHead, mask_token_loss
 from paligemma.train.naming import NamingHead, naming_loss
@@ -46,6 +52,7 @@ class SceneObjective(nn.Module):
         mask_token_weight: factor on `mask_token_loss`; needs a batch with these targets. 0 has no
             such head.
         naming_weight: factor on `naming_loss`, likewise.
+        gathering_weight: factor on `gathering_loss`, likewise.
         text_width: of the decoder.
     """
 
@@ -58,6 +65,7 @@ class SceneObjective(nn.Module):
         edge_weight: float = 0.0,
         mask_token_weight: float = 0.0,
         naming_weight: float = 0.0,
+        gathering_weight: float = 0.0,
         loc_sigma_bins: float = 0.0,
         label_smoothing: float = 0.0,
     ) -> None:
@@ -66,10 +74,12 @@ class SceneObjective(nn.Module):
         self.edges = EdgeHead(text_width) if edge_weight else None
         self.mask_tokens = MaskTokenHead(text_width) if mask_token_weight else None
         self.naming = NamingHead(text_width) if naming_weight else None
+        self.gathering = GatheringHead(text_width) if gathering_weight else None
         self.patch_weight = patch_weight
         self.edge_weight = edge_weight
         self.mask_token_weight = mask_token_weight
         self.naming_weight = naming_weight
+        self.gathering_weight = gathering_weight
         self.loc_sigma_bins = loc_sigma_bins
         self.label_smoothing = label_smoothing
 
@@ -97,12 +107,14 @@ class SceneObjective(nn.Module):
             loss = loss + self.mask_token_weight * masks
         if batch.text.mask_loss is None:
             return loss, parts
-        text, naming = self._text_losses(model, soft, batch)
-        parts["text"] = text.detach()
-        if naming is not None:
-            parts["naming"] = naming.detach()
-            loss = loss + self.naming_weight * naming
-        return loss + text, parts
+        prompts = self._text_losses(model, soft, batch)
+        parts |= {name: value.detach() for name, value in prompts.items()}
+        weights = {
+            "text": 1.0,
+            "naming": self.naming_weight,
+            "gathering": self.gathering_weight,
+        }
+        return loss + sum(weights[name] * value for name, value in prompts.items()), parts
 
     def _edge_losses(
         self, head: EdgeHead, model: PaliGemmaModel, soft: Tensor, batch: SceneBatch
@@ -133,33 +145,58 @@ class SceneObjective(nn.Module):
 
     def _text_losses(
         self, model: PaliGemmaModel, soft: Tensor, batch: SceneBatch
-    ) -> tuple[Tensor, Tensor | None]:
-        """The original's loss, and what image tokens half-way say that the prompt names."""
-        text = batch.text
+    ) -> dict[str, Tensor]:
+        """The original's loss, and what the decoder knows on its way to the answer."""
+        text, num_image = batch.text, soft.shape[1]
+        assert text.mask_loss is not None
         soft = soft.repeat_interleave(len(text.tokens) // len(soft), dim=0)
-        half_way: list[Tensor] = []
-        watch = model.text.blocks[max(0, model.config.text.depth // 2 - 1)].register_forward_hook(
-            lambda _module, _inputs, hidden: half_way.append(hidden[:, : soft.shape[1]])
-        )
-        order, per_example = [], []
-        try:
+        half_way, late = _Watched(model, 1 / 2), _Watched(model, 1)
+        order: list[Tensor] = []
+        per_example: list[Tensor] = []
+        named: list[Tensor] = []
+        known: list[Tensor] = []
+        with half_way, late:
             for index, rows in _by_length(text):
-                order.append(index)
-                per_example.append(
-                    training_loss(
-                        model,
-                        rows,
-                        self.label_smoothing,
-                        loc_sigma_bins=self.loc_sigma_bins,
-                        soft_tokens=soft[index],
-                    ).per_example
+                found = training_loss(
+                    model,
+                    rows,
+                    self.label_smoothing,
+                    loc_sigma_bins=self.loc_sigma_bins,
+                    soft_tokens=soft[index],
                 )
-        finally:
-            watch.remove()
-        naming = None
-        if self.naming is not None and batch.named is not None:
-            naming = naming_loss(self.naming(torch.cat(half_way)), batch.named[torch.cat(order)])
-        return torch.cat(per_example).mean(), naming
+                order.append(index)
+                per_example.append(found.per_example)
+                if self.naming is not None:
+                    named.append(self.naming(half_way.hidden[:, :num_image]))
+                if self.gathering is not None:
+                    place = num_image + ends_of_prompts(text.mask_loss[index])
+                    known.append(self.gathering(tokens_at(late.hidden, place)))
+        losses = {"text": torch.cat(per_example).mean()}
+        if named and batch.named is not None:
+            losses["naming"] = naming_loss(torch.cat(named), batch.named[torch.cat(order)])
+        if known and batch.gathered is not None:
+            asked = batch.gathered[torch.cat(order)]
+            losses["gathering"] = gathering_loss(torch.cat(known), asked)
+        return losses
+
+
+class _Watched:
+    """Output of the block that ends a share of the decoder, the last block left out."""
+
+    hidden: Tensor
+
+    def __init__(self, model: PaliGemmaModel, share: float) -> None:
+        depth = model.config.text.depth
+        self.block = model.text.blocks[max(0, min(round(share * depth), depth - 1) - 1)]
+
+    def __enter__(self) -> None:
+        self.hook = self.block.register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: object, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
 
 
 def _window(model: PaliGemmaModel, batch: SceneBatch) -> Tensor | None:

@@ -85,7 +85,7 @@ def _ask_to_weigh_locations(path: Path) -> None:
 
 def _load_objective(objective: SceneObjective, tensors: dict[str, Tensor]) -> None:
     """Take over the heads of the stage before; one that it had not yet begins anew."""
-    later = ("edges.", "mask_tokens.", "naming.")
+    later = ("edges.", "mask_tokens.", "naming.", "gathering.")
     new = {name: value for name, value in objective.state_dict().items() if name.startswith(later)}
     objective.load_state_dict(new | tensors)
 
@@ -150,6 +150,7 @@ def run_stage(
         edge_weight=stage.edge_weight,
         mask_token_weight=stage.mask_token_weight,
         naming_weight=stage.naming_weight,
+        gathering_weight=stage.gathering_weight,
         loc_sigma_bins=stage.loc_sigma_bins,
     )
     if before is None:

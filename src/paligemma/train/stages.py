@@ -25,6 +25,7 @@ class Stage:
         edge_weight: factor of the second one, see `train.edges`.
         mask_token_weight: factor of the third one, see `train.mask_tokens`.
         naming_weight: factor of the fourth one, see `train.naming`.
+        gathering_weight: factor of the fifth one, see `train.gathering`.
         stop_at: step after which the next stage takes over, before the schedule has ended.
     """
 
@@ -44,6 +45,7 @@ class Stage:
     edge_weight: float = 0.0
     mask_token_weight: float = 0.0
     naming_weight: float = 0.0
+    gathering_weight: float = 0.0
     stop_at: int | None = None
     scenes: SceneOptions = field(default_factory=SceneOptions)
 
@@ -181,6 +183,14 @@ _TELL = replace(
     weights=_TELL_WEIGHTS,
     scenes=replace(_CROWD.scenes, label_shares=(0.42, 0.28, 0.30), min_objects=2),
 )
+_NAME = replace(
+    _TELL,
+    name="name-224",
+    total_steps=7000,
+    stop_at=1836,
+    mask_token_weight=0.4,
+    naming_weight=5.0,
+)
 # Low resolution first, then full, as the original's stages do; before both, the tower alone.
 # The record of a run: what a stage repairs, the one before it had left out.
 STAGES: tuple[Stage, ...] = (
@@ -276,12 +286,7 @@ STAGES: tuple[Stage, ...] = (
     # The decoder's turn: masks of digits, counts and comparisons, which it had seen least of.
     _TELL,
     # Every patch tells its part of the mask and whether the prompt speaks of it.
-    replace(
-        _TELL,
-        name="name-224",
-        total_steps=7000,
-        stop_at=None,
-        mask_token_weight=0.4,
-        naming_weight=5.0,
-    ),
+    _NAME,
+    # Comparisons were still guessed: one bit each, and both places have to be known first.
+    replace(_NAME, name="gather-224", total_steps=5600, stop_at=None, gathering_weight=0.3),
 )
