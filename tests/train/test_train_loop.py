@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from scene_training import OPTIM, small_model, small_objective, small_source
+from scene_training import OPTIM, digest, small_model, small_objective, small_source
 
 from paligemma.errors import CheckpointError
 from paligemma.model import PaliGemmaModel
-from paligemma.train.checkpoint import checkpoints, digest
+from paligemma.train.checkpoint import checkpoints
 from paligemma.train.data import SceneBatch, SceneSource
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
 

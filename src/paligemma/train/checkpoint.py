@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -107,9 +106,3 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         module.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"the checkpoint {path} belongs to another model: {error}") from error
-
-
-def digest(module: nn.Module) -> float:
-    """Sum of absolute parameter values; equal runs have equal digests."""
-    with torch.no_grad():
-        return float(sum(p.double().abs().sum() for p in module.parameters()))

@@ -35,7 +35,6 @@ class Stage:
     num_scenes: int
     prompts_per_scene: int
     lr: float
-    tower_lr_mult: float = 1.0
     patch_weight: float = 1.0
     loc_sigma_bins: float = 0.0
     warmup_steps: int = 200
@@ -67,7 +66,6 @@ class Stage:
             wd=2e-5,
             b2=0.98,
             schedule=(*frozen, (".*", schedule)),
-            lr_mults=(("img/(?!head/).*", self.tower_lr_mult),),
         )
 
 
