@@ -269,7 +269,8 @@ def submission_command(run: Path, output: Path, as_json: bool) -> None:
     if as_json:
         echo_json({"task": task.name, "file": str(output), "num": len(loaded.examples)})
     else:
-        click.echo(f"{len(loaded.examples):,} answers")
+        num = len(loaded.examples)
+        click.echo(f"{num:,} answer{'s' if num != 1 else ''}")
 
 
 @click.command("vectors")

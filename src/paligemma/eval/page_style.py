@@ -27,7 +27,7 @@ p{margin:.35rem 0}
 .cards.tiles{grid-template-columns:repeat(auto-fill,minmax(min(19rem,100%),1fr));align-items:start}
 .big{font-size:2.6rem;line-height:1.1;font-weight:650;letter-spacing:-.03em;
 font-variant-numeric:tabular-nums;margin:.15rem 0 .3rem}
-.head{border-top:3px solid var(--ours)}
+.head{border-top:3px solid var(--ours)}.head .quiet{overflow-wrap:anywhere}
 .name{font-weight:600;overflow-wrap:anywhere}
 .up{color:var(--good)}.down{color:var(--bad)}
 .scroll{overflow-x:auto;padding:0}.tall{max-height:46rem;overflow-y:auto}
