@@ -189,6 +189,7 @@ _NAME = replace(
     mask_token_weight=0.4,
     naming_weight=5.0,
 )
+_GATHER = replace(_NAME, name="gather-224", total_steps=5600, stop_at=1293, gathering_weight=0.3)
 # Low resolution first, then full, as the original's stages do; before both, the tower alone.
 # The record of a run: what a stage repairs, the one before it had left out.
 STAGES: tuple[Stage, ...] = (
@@ -286,5 +287,25 @@ STAGES: tuple[Stage, ...] = (
     # Every patch tells its part of the mask and whether the prompt speaks of it.
     _NAME,
     # Comparisons were still guessed: one bit each, and both places have to be known first.
-    replace(_NAME, name="gather-224", total_steps=5600, stop_at=None, gathering_weight=0.3),
+    _GATHER,
+    # Reading lags; the rest stays.
+    replace(
+        _GATHER,
+        name="close-224",
+        total_steps=4300,
+        stop_at=None,
+        weights={
+            **_TELL_WEIGHTS,
+            "caption": 0.2,
+            "caption_region": 0.2,
+            "color": 0.3,
+            "ocr": 8.0,
+            "reading": 2.5,
+            "count": 2.5,
+            "presence": 1.5,
+            "position": 1.5,
+            "comparison": 4.0,
+        },
+        scenes=replace(_GATHER.scenes, label_shares=(0.38, 0.26, 0.36)),
+    ),
 )
