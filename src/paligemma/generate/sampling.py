@@ -86,7 +86,7 @@ class TopK:
         _check_temperature(self.temperature)
         if self.k < 1:
             raise ConfigError(
-                f"top-k must keep at least 1 token, got {self.k}; Greedy() is the case of 1"
+                f"top-k must keep at least 1 token, got {self.k}; greedy decoding is the case of 1"
             )
 
     def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -154,5 +154,5 @@ def _check_temperature(temperature: float) -> None:
     if not 0.0 < temperature <= MAX_TEMPERATURE:
         raise ConfigError(
             f"the temperature must lie in (0, {MAX_TEMPERATURE:g}], got {temperature}; "
-            "use Greedy() for the limit of 0"
+            "greedy decoding is the limit of 0"
         )

@@ -147,7 +147,7 @@ def _from_bytes(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
 def _too_many_pixels(name: str, found: str, max_pixels: int) -> str:
     return (
         f"a picture may have {max_pixels} pixels, {name} has {found}; "
-        "shrink it first or raise max_pixels"
+        "shrink it first (in Python, max_pixels may be raised)"
     )
 
 
