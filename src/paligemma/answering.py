@@ -27,6 +27,7 @@ from paligemma.generate import (
     beam_search,
     best_of_n,
     generate,
+    require_numbers,
 )
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.types import TokenRecord
@@ -171,14 +172,18 @@ def write_answers(
     generation = _decode(model, request, soft_tokens, constraint)
     num_cut = int((~generation.finished).sum())
     if num_cut:
-        logger.warning(
-            "%d of %d answers reached max_new_tokens = %d and were cut there",
-            num_cut,
-            len(generation.finished),
-            request.steps.max_new_tokens,
-        )
+        _warn_cut(num_cut, len(generation.finished), request.steps.max_new_tokens)
     vocab = model.config.vocab
     return [token_record(generation, row, vocab) for row in range(request.batch.num_examples)]
+
+
+def _warn_cut(num_cut: int, num_answers: int, max_new_tokens: int) -> None:
+    logger.warning(
+        "%d of %d answers reached max_new_tokens = %d and were cut there",
+        num_cut,
+        num_answers,
+        max_new_tokens,
+    )
 
 
 def _decode(
@@ -218,6 +223,20 @@ def token_record(generation: Generation, row: int, vocab: Vocab) -> TokenRecord:
         logprobs=generation.logprobs[row, :length].float().cpu().numpy(),
         loc_probs=loc_probs,
     )
+
+
+def reported(steps: Iterable[Step], max_new_tokens: int) -> Iterator[Step]:
+    """The steps of a single row, with the warning and the error that `write_answers` would give.
+
+    Raises:
+        ConfigError: the model produced NaN.
+    """
+    step = None
+    for step in steps:
+        require_numbers(step.logprobs)
+        yield step
+    if step is not None and not bool(step.finished.all()):
+        _warn_cut(1, 1, max_new_tokens)
 
 
 def text_pieces(steps: Iterable[Step], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from paligemma.answering import AnswerOptions, Request, text_pieces, write_answers
+from paligemma.answering import AnswerOptions, Request, reported, text_pieces, write_answers
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ImageError, PromptError
 from paligemma.generate import ObjectGrammar, Step, stream
@@ -125,7 +125,7 @@ class PaliGemma:
             mask_codec=loaded.mask_codec,
             mode=loaded.mode,
             kv_cache_dtype=loaded.kv_cache_dtype,
-            weigh_locations=loaded.weigh_locations,
+            weigh_locations=loaded.model.config.weigh_locations,
         )
 
     @property
@@ -261,12 +261,16 @@ class PaliGemma:
         return [self._text(record) for record in records]
 
     def stream(self, image: Picture | None, prompt: str, **options: Any) -> Iterator[str]:
-        """Pieces of the answer as they are written; joined they are the text of `generate`."""
+        """Pieces of the answer as they are written; joined they are the text of `generate`.
+
+        A warning after the last piece says where the bound cut the answer.
+        """
         request = self._request([prompt], options, MAX_TEXT_TOKENS)
         request.options.require_one_answer("a stream")
         soft_tokens = None if image is None else self.encode_image(image).soft_tokens
         steps = stream(self.model, request.batch, request.steps, soft_tokens=soft_tokens)
-        return text_pieces(self._precisely(steps), self.processor.tokenizer.decode)
+        told = reported(self._precisely(steps), request.steps.max_new_tokens)
+        return text_pieces(told, self.processor.tokenizer.decode)
 
     # Reading pictures
 

@@ -227,6 +227,31 @@ def test_an_answer_cut_by_the_bound_is_reported(
     assert caplog.records == []
 
 
+def test_a_streamed_answer_cut_by_the_bound_is_reported_after_its_last_piece(
+    random_tiny: PaliGemma, scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = random_tiny.stream(DESK, "ocr", max_new_tokens=2)
+    next(stream)
+    assert caplog.records == []
+    list(stream)
+    (record,) = caplog.records
+    assert "1 of 1 answers reached max_new_tokens = 2" in record.getMessage()
+    caplog.clear()
+    assert "".join(scripted("yes").stream(DESK, "ocr")) == "yes"
+    assert caplog.records == []
+
+
+def test_a_model_that_produces_no_numbers_is_reported_while_streaming_too(
+    scripted: Scripted,
+) -> None:
+    pg = scripted("yes")
+    pg.model.rows *= torch.nan  # type: ignore[operator]
+    with pytest.raises(ConfigError, match="produced NaN"):
+        pg.generate(DESK, "ocr", max_new_tokens=1)
+    with pytest.raises(ConfigError, match="produced NaN"):
+        list(pg.stream(DESK, "ocr", max_new_tokens=1))
+
+
 def test_prompts_and_options_are_checked_before_a_picture_is_read(random_tiny: PaliGemma) -> None:
     with pytest.raises(PromptError, match="empty"):
         random_tiny.ask("no-such-picture.png", " ")

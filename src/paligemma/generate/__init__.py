@@ -4,7 +4,7 @@ from paligemma.generate.beam import BeamOptions, LengthPenalty, beam_search
 from paligemma.generate.best_of_n import best_of_n
 from paligemma.generate.constraints import ClosedSet, Constraint, ObjectGrammar
 from paligemma.generate.decode import DecodeOptions, generate, stream
-from paligemma.generate.generation import Generation, Step
+from paligemma.generate.generation import Generation, Step, require_numbers
 from paligemma.generate.sampling import (
     Greedy,
     LocationGreedy,
@@ -34,6 +34,7 @@ __all__ = [
     "best_of_n",
     "generate",
     "plan_batches",
+    "require_numbers",
     "run_in_batches",
     "stream",
 ]
