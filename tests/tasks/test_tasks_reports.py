@@ -14,7 +14,7 @@ from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.files import FilePicture
 from paligemma.tasks.report_files import report_sections
-from paligemma.tasks.reports import TASKS, score_reports
+from paligemma.tasks.reports import TASKS
 from paligemma.tasks.task import Prediction, Task
 
 ROWS: dict[str, Task] = {task.name: task for task in TASKS}
@@ -82,7 +82,11 @@ def test_every_picture_of_a_study_asks_with_its_indication(
     report = (
         "There is no focal consolidation. Note: the cardiac silhouette is normal. No acute process."
     )
-    assert examples[0].references == {"report": report, "study_id": "50414267"}
+    assert examples[0].references == {
+        "report": report,
+        "study_id": "50414267",
+        "graphs": str(mimic / "mimic-cxr-graphs.jsonl"),
+    }
     assert examples[0].targets == (report,)
     assert [one.unit for one in examples] == ["10000032", "10000032", "11000034"]
     path = mimic / f"files/p10/p10000032/s50414267/{DICOMS[0]}.jpg"
@@ -166,25 +170,44 @@ def test_perfect_reports_score_one(mimic: Path) -> None:
     assert scores["rouge_l"] == pytest.approx(1.0)
 
 
-def test_graphs_of_reports_are_compared_where_a_file_gives_them(
-    mimic: Path, tmp_path: Path
+GRAPH = {"entities": {"1": {"tokens": "lungs", "label": "ANAT-DP", "relations": []}}}
+ANSWER = "clear lungs and heart"
+
+
+def write_graphs(mimic: Path, ids: list[str], **changes: Any) -> None:
+    row = {"report": ANSWER, "prediction": GRAPH, "reference": GRAPH, **changes}
+    lines = [json.dumps({"id": name, **row}) + "\n" for name in ids]
+    (mimic / "mimic-cxr-graphs.jsonl").write_text("".join(lines))
+
+
+def test_graphs_of_reports_are_compared_where_the_data_folder_has_them(mimic: Path) -> None:
+    pytest.importorskip("paligemma.metrics.caption")
+    examples = list(MIMIC.read(mimic, "test"))
+    said = [Prediction(id=one.id, text=ANSWER) for one in examples]
+    assert "radgraph_partial" not in _by_name(MIMIC.score(examples, said))
+    write_graphs(mimic, [*DICOMS, "another"])
+    scores = _by_name(MIMIC.score(examples, said))
+    assert scores["radgraph_partial"] == scores["radgraph_simple"] == 1.0
+    assert MIMIC.score(examples[:1], said[:1])[-1].num == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "changes", "message"),
+    [
+        (DICOMS[:1], {}, f"2 are missing, the first of {DICOMS[1]}"),
+        (DICOMS, {"report": "effusion"}, f"row 1 has the graph of another report of {DICOMS[0]}"),
+        (DICOMS, {"reference": []}, "row 1: the field 'reference' must be an object"),
+        (DICOMS, {"prediction": {}}, "row 1, prediction: a RadGraph graph needs 'entities'"),
+    ],
+)
+def test_graphs_that_do_not_belong_to_the_answers_are_refused(
+    mimic: Path, ids: list[str], changes: dict[str, Any], message: str
 ) -> None:
     pytest.importorskip("paligemma.metrics.caption")
     examples = list(MIMIC.read(mimic, "test"))
-    predictions = [Prediction(id=one.id, text="clear lungs and heart") for one in examples]
-    graph = {"entities": {"1": {"tokens": "lungs", "label": "ANAT-DP", "relations": []}}}
-    graphs: dict[str, Any] = {
-        "predictions": {one.id: graph for one in examples},
-        "references": {one.id: graph for one in examples},
-    }
-    path = tmp_path / "graphs.json"
-    path.write_text(json.dumps(graphs))
-    scores = _by_name(score_reports(examples, predictions, graphs=path))
-    assert scores["radgraph_partial"] == 1.0
-    del graphs["references"][DICOMS[1]]
-    path.write_text(json.dumps(graphs))
-    with pytest.raises(DataError, match=f"1 are missing, the first of {DICOMS[1]}"):
-        score_reports(examples, predictions, graphs=path)
+    write_graphs(mimic, ids, **changes)
+    with pytest.raises(DataError, match=message):
+        MIMIC.score(examples, [Prediction(id=one.id, text=ANSWER) for one in examples])
 
 
 # VSR

@@ -24,6 +24,8 @@ MIMIC = "physionet.org/content/mimic-cxr (mimic-cxr-reports.zip, after credentia
 MIMIC_JPG = "physionet.org/content/mimic-cxr-jpg (after credentialing)"
 MIMIC_SPLITS = {"test": "test", "validate": "validate", "train": "train"}
 MAX_REPORT_BYTES = 1 << 20
+# What RadGraph's network finds in the answers of one model and in the true reports.
+GRAPHS_FILE = "mimic-cxr-graphs.jsonl"
 
 _COLUMNS = ("dicom_id", "study_id", "subject_id", "split")
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z ()/,&-]{1,60}):(?=\s|$)", re.MULTILINE)
@@ -64,6 +66,7 @@ class ReportFormat:
 def read_mimic_cxr(data: Path, split: str) -> Iterator[Example]:
     """One example a picture; pictures of one patient are one unit.
 
+    References name the file of graphs, if any comes.
     Studies with neither findings nor an impression are left out and counted in the log.
     """
     theirs = of_split(MIMIC_SPLITS, split, "mimic-cxr")
@@ -91,7 +94,11 @@ def read_mimic_cxr(data: Path, split: str) -> Iterator[Example]:
             id=dicom,
             prefix=style.prompt.replace("{indication}", indication),
             pictures=(FilePicture(path=pictures / folder / f"s{study}" / f"{dicom}.jpg"),),
-            references={"report": report, "study_id": study},
+            references={
+                "report": report,
+                "study_id": study,
+                "graphs": str(data / GRAPHS_FILE),
+            },
             targets=(report,),
             unit=subject,
         )

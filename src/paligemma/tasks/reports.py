@@ -19,13 +19,12 @@ from paligemma.processing.resize import BILINEAR_ANTIALIAS
 from paligemma.tasks.files import (
     FilePicture,
     find_file,
-    read_json,
     read_json_lines,
-    require_object,
     value,
 )
 from paligemma.tasks.formats import format_file, read_format
 from paligemma.tasks.report_files import (
+    GRAPHS_FILE,
     MIMIC,
     MIMIC_JPG,
     MIMIC_SPLITS,
@@ -95,19 +94,14 @@ def score_vsr(examples: Sequence[Example], predictions: Sequence[Prediction]) ->
     )
 
 
-def score_reports(
-    examples: Sequence[Example], predictions: Sequence[Prediction], *, graphs: Path | None = None
-) -> list[Measure]:
-    """CIDEr, BLEU-4 and ROUGE-L; RadGraph F1 at every level where graphs are given.
+def score_reports(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
+    """CIDEr, BLEU-4 and ROUGE-L; RadGraph F1 at every level where a file gives graphs.
 
-    Args:
-        examples: of `read_mimic_cxr`.
-        predictions: reports.
-        graphs: JSON file {"predictions": {id: graph}, "references": {id: graph}}, made by
-            `metrics.radgraph.extract_graphs` or by another reader of reports.
+    The file has one object a line: `id`, the `report` that was answered, and the graphs of
+    `metrics.radgraph`: `prediction` of that answer and `reference` of the true report.
 
     Raises:
-        DataError: the file lacks the graph of a report.
+        DataError: graphs of some reports only, or of other answers than these.
     """
     from paligemma.metrics.caption import caption_measures
 
@@ -115,27 +109,48 @@ def score_reports(
     measures = caption_measures(
         texts, [[one.references["report"]] for one in examples], bleu=True, rouge=True
     )
-    if graphs is None:
+    path = Path(examples[0].references.get("graphs", "")) if examples else Path()
+    if not path.is_file():
         return measures
     from paligemma.metrics.radgraph import radgraph_measures
 
-    ids = [one.id for one in examples]
-    content = require_object(read_json(graphs), f"{graphs}")
-    ours, truth = (_graphs(content, name, ids, graphs) for name in ("predictions", "references"))
+    pairs = _graphs(path, {one.id: one.text for one in predictions})
+    ours, truth = zip(*(pairs[one.id] for one in examples), strict=True)
     return [*measures, *radgraph_measures(ours, truth)]
 
 
-def _graphs(
-    content: Mapping[str, Any], name: str, ids: Sequence[str], path: Path
-) -> list[Mapping[str, Any]]:
-    found = value(content, name, dict, f"{path}")
-    missing = [one for one in ids if one not in found]
-    if missing:
+def _graphs(path: Path, answers: Mapping[str, str]) -> dict[str, tuple[Any, Any]]:
+    """Graphs of the answer and of the true report, by example id."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for number, row in read_json_lines(path):
+        where = f"{path}, row {number}"
+        name = value(row, "id", str, where)
+        if name not in answers:
+            continue
+        report = value(row, "report", str, where)
+        if report.strip() != answers[name].strip():
+            raise DataError(
+                f"{where} has the graph of another report of {name}: {report[:80]!r}, the answer "
+                f"is {answers[name][:80]!r}; make the graphs of these answers or move the file away"
+            )
+        found[name] = _graph(row, "prediction", where), _graph(row, "reference", where)
+    if missing := [name for name in answers if name not in found]:
         raise DataError(
-            f"{path}: {name} must hold a graph of every report, but {len(missing)} are missing, "
-            f"the first of {missing[0]}; extract them all"
+            f"{path} must hold the graphs of every report, but {len(missing)} are missing, the "
+            f"first of {missing[0]}; add them or move the file away"
         )
-    return [require_object(found[one], f"{path}, {name} {one}") for one in ids]
+    return found
+
+
+def _graph(row: Any, name: str, where: str) -> dict[str, Any]:
+    from paligemma.metrics.radgraph import graph_facts
+
+    graph = value(row, name, dict, where)
+    try:
+        graph_facts(graph, "complete")
+    except DataError as error:
+        raise DataError(f"{where}, {name}: {error}") from error
+    return graph
 
 
 _MIMIC_METRICS = {
@@ -211,6 +226,11 @@ TASKS: tuple[Task, ...] = (
                 source="optional, written by you: how your model was taught",
                 fields=", ".join(ReportFormat.__dataclass_fields__),
             ),
+            NeededFile(
+                path=GRAPHS_FILE,
+                source="optional, written by you with RadGraph's network",
+                fields="id, report, prediction, reference",
+            ),
         ),
         read=read_mimic_cxr,
         score=score_reports,
@@ -227,8 +247,9 @@ TASKS: tuple[Task, ...] = (
         traps=(
             "For PaliGemma 2 an LLM took mentions of earlier studies out of the reports; that is "
             "not done here, so figures do not quite compare.",
-            "RadGraph F1 needs graphs of all reports, from a network that is had separately; which "
-            "of its levels was published is not said, the partial one is compared.",
+            "RadGraph F1 needs graphs of all reports, from a network that is had separately and "
+            f"whose graphs go into {GRAPHS_FILE}; which of its levels was published is not said, "
+            "the partial one is compared.",
             "Every picture of a study is an example with the study's report.",
         ),
     ),
