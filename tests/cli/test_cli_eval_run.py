@@ -79,6 +79,33 @@ def test_the_same_command_goes_on_where_it_was_cut(paligemma: Any, docvqa: Path)
     assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
 
 
+def test_the_noise_piece_is_chosen_where_all_classes_are_asked_for(
+    paligemma: Any, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "val2017"
+    pictures.mkdir()
+    Image.new("RGB", (40, 30)).save(pictures / "1.jpg")
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 40, "height": 30}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "area": 81}
+        ],
+    }
+    (tmp_path / "instances_val2017.json").write_text(json.dumps(content))
+    words = ("eval", "coco-detection", "--data", tmp_path, "--max-new-tokens", 4, "--json")
+    notices = {}
+    for piece in ("<noise>", " star"):
+        folder = tmp_path / piece.strip(" <>")
+        done = paligemma(*words, "--noise-piece", piece, "--output", folder)
+        assert done.status == 0, done.err
+        assert done.json["run"]["settings"]["noise_piece"] == piece
+        notices[piece] = done.json["notices"]
+    assert any("'<noise>' is no single token" in one for one in notices["<noise>"])
+    assert not any("single token" in one for one in notices[" star"])
+    assert "--noise-piece" not in paligemma("eval", "docvqa", "--help").out
+
+
 def test_limit_beams_and_prompt_are_settings_of_a_run_of_their_own(
     paligemma: Any, docvqa: Path
 ) -> None:

@@ -10,7 +10,7 @@ from paligemma.errors import DataError
 from paligemma.eval.run_folder import RunConfig
 from paligemma.eval.scored import score_matched
 from paligemma.tasks.detection import TASKS
-from paligemma.tasks.task import Example, FoundObject, Prediction
+from paligemma.tasks.task import ALL_CLASSES, Example, FoundObject, Prediction
 
 TASK = TASKS[0]
 EXAMPLE = Example(
@@ -39,6 +39,21 @@ def test_boxes_that_are_only_spelt_in_the_text_are_told() -> None:
     found = FoundObject(label="cat", box_yxyx=(0, 0, 0.5, 0.5), score=0.9)
     assert _notices(Prediction(id="7", text=text, objects=(found,))) == ()
     assert _notices(Prediction(id="7", text="")) == ()
+
+
+@pytest.mark.parametrize(("noise_id", "is_told"), [(None, True), (257100, False)])
+def test_a_noise_piece_that_is_no_single_token_is_told(noise_id: int | None, is_told: bool) -> None:
+    task = next(one for one in TASKS if one.asking.answer == ALL_CLASSES)
+    settings = {"noise_piece": "<pad me>", "noise_id": noise_id}
+    config = RunConfig(task=task.name, split="val", model="m", data=".", settings=settings)
+    found = FoundObject(label="cat", box_yxyx=(0, 0, 0.5, 0.5), score=0.9)
+    answers = [Prediction(id="7", text="", objects=(found,))]
+    notices = score_matched(task, config, [EXAMPLE], answers).notices
+    said = (
+        "the noise piece '<pad me>' is no single token of this model, so only the end token was "
+        "barred; name the model's own with --noise-piece",
+    )
+    assert notices == (said if is_told else ())
 
 
 def test_references_that_somebody_edited_are_a_sentence_and_no_traceback() -> None:

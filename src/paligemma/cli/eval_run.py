@@ -16,6 +16,7 @@ import click
 from paligemma.cli.answers import echo_json
 from paligemma.cli.options import ModelChoice, model_options
 from paligemma.errors import ConfigError, DataError, PaliGemmaError
+from paligemma.tasks.task import ALL_CLASSES, NOISE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,6 +94,14 @@ def task_command(task: Task) -> click.Command:
     def command(**values: Any) -> None:
         run_benchmark(task, **values)
 
+    if task.asking.answer == ALL_CLASSES:
+        command = click.option(
+            "--noise-piece",
+            metavar="TEXT",
+            default=NOISE,
+            show_default=True,
+            help="Piece that pads answers, barred where it is a single token.",
+        )(command)
     for parameter in command.params:
         if parameter.name == "resize_method" and isinstance(parameter, click.Option):
             parameter.help = f"Instead of the benchmark's {task.asking.resize_method}."
@@ -135,6 +144,7 @@ def run_benchmark(
     output: Path | None,
     as_json: bool,
     with_page: bool,
+    noise_piece: str = NOISE,
 ) -> None:
     """Answer, score and report; what can be wrong is looked at before a model is loaded."""
     from paligemma.eval.options import EvalOptions
@@ -151,6 +161,7 @@ def run_benchmark(
         resize_method=chosen.pop("resize_method", None),
         num_beams=beams,
         max_new_tokens=max_new_tokens,
+        noise_piece=noise_piece,
     )
     _look_at_data(task, data, split)
     folder = output or default_folder(task, split, model, data, options)

@@ -42,6 +42,7 @@ from paligemma.processing.processor import Processor, TokenRow, inference_row
 from paligemma.tasks.task import (
     ALL_CLASSES,
     MASK,
+    NOISE,
     TEXT,
     Asking,
     Example,
@@ -102,7 +103,7 @@ class ModelAnswerer:
         bundle: AskedModel,
         asking_of: Callable[[Example], Asking],
         *,
-        noise_piece: str = "<noise>",
+        noise_piece: str = NOISE,
         needs_masks: bool = False,
     ) -> None:
         self._bundle = bundle

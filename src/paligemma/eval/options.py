@@ -8,7 +8,7 @@ from typing import Any
 
 from paligemma.errors import ConfigError
 from paligemma.processing.resize import require_resize_method
-from paligemma.tasks.task import Asking, Example, Task
+from paligemma.tasks.task import NOISE, Asking, Example, Task
 
 MAX_BATCH_SIZE = 4096
 MAX_WORKERS = 64
@@ -30,7 +30,7 @@ class EvalOptions:
         num_beams: 1 is greedy.
         max_new_tokens: bound of an answer.
         noise_piece: piece that pads answers with all classes; barred from them, if the vocabulary
-            has it, while its probability stays in the confidences.
+            has it as a single token, while its probability stays in the confidences.
     """
 
     limit: int | None = None
@@ -41,7 +41,7 @@ class EvalOptions:
     resize_method: str | None = None
     num_beams: int | None = None
     max_new_tokens: int | None = None
-    noise_piece: str = "<noise>"
+    noise_piece: str = NOISE
 
     def __post_init__(self) -> None:
         for name, value, low, high in (

@@ -104,6 +104,12 @@ def score_matched(
             f"{len(unread):,} answers are empty because of an error, such as {unread[0].id}: "
             f"{unread[0].error}"
         )
+    settings = config.settings
+    if task.asking.answer == ALL_CLASSES and settings.get("noise_id", 0) is None:
+        more.append(
+            f"the noise piece {settings.get('noise_piece')!r} is no single token of this model, so "
+            "only the end token was barred; name the model's own with --noise-piece"
+        )
     if task.asking.answer in (OBJECTS, ALL_CLASSES) and not any(one.objects for one in predictions):
         spelt = [one.id for one in predictions if "<loc" in one.text]
         if spelt:

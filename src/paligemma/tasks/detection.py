@@ -28,6 +28,7 @@ from paligemma.tasks.refer_files import normalised
 from paligemma.tasks.rows import of_split
 from paligemma.tasks.task import (
     ALL_CLASSES,
+    NOISE,
     OBJECTS,
     Asking,
     Example,
@@ -38,7 +39,6 @@ from paligemma.tasks.task import (
 )
 
 ALL_CLASSES_PREFIX = "detect all classes"
-NOISE = "<noise>"
 SEPARATOR = " ; "
 # COCO's scorer takes the hundred best of a picture; with its label a box has about seven tokens.
 MAX_ANSWER_TOKENS = 704

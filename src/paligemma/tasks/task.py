@@ -21,6 +21,8 @@ from paligemma.processing.resize import BILINEAR_ANTIALIAS
 # How answers are understood.
 TEXT, OBJECTS, MASK, ALL_CLASSES = "text", "objects", "mask", "all_classes"
 ANSWERS = (TEXT, OBJECTS, MASK, ALL_CLASSES)
+# Pads answers with all classes; its token is unpublished.
+NOISE = "<noise>"
 
 
 class Picture(Protocol):
