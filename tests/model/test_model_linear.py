@@ -9,7 +9,7 @@ from torch import Tensor
 
 from paligemma.model import linear as linear_module
 from paligemma.model.attention import attend, attend_reference
-from paligemma.model.linear import Linear, linear, widens_bfloat16
+from paligemma.model.linear import Linear, linear, logits_product, widens_bfloat16
 
 # One bfloat16 keeps eight bits: rounding moves a number by at most 2^-9 of it.
 HALF_STEP = 2**-9
@@ -119,3 +119,51 @@ def test_attention_in_bfloat16_is_within_its_roundings_of_float32(
     assert actual.dtype == torch.bfloat16
     # Fused kernels round the weights, too.
     assert (actual.float() - exact).abs().max().item() <= 4 * HALF_STEP * v.abs().max().item()
+
+
+def _head(num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states, a table of 3,000 narrow rows, and their product in float64."""
+    generator = torch.Generator().manual_seed(num)
+    hidden = torch.randn(num, 64, generator=generator).bfloat16()
+    table = torch.randn(3000, 64, generator=generator).bfloat16()
+    return hidden, table, hidden.double() @ table.double().T
+
+
+@pytest.mark.parametrize("num", [1, 5, 40])
+@torch.no_grad()
+def test_the_best_logits_of_narrow_weights_are_those_of_float32(num: int) -> None:
+    hidden, table, expected = _head(num)
+    found = logits_product(hidden, table)
+    assert found.dtype == torch.float32
+    rounded = F.linear(hidden, table).float()
+    # What is cured: rounded logits around 25 lie an eighth apart, and the best ones are equal.
+    assert (rounded.topk(40).values.diff() == 0).any()
+    best = expected.topk(40, dim=1)
+    assert torch.equal(found.argmax(1), best.indices[:, 0])
+    values = found.gather(1, best.indices)
+    torch.testing.assert_close(values.double(), best.values, rtol=1e-5, atol=1e-5)
+    # The others are at most rounded.
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-3)
+    share = found.softmax(1).gather(1, best.indices[:, :1])
+    torch.testing.assert_close(
+        share.double(), expected.softmax(1).gather(1, best.indices[:, :1]), rtol=1e-3, atol=0
+    )
+
+
+@torch.no_grad()
+def test_logits_keep_their_shape_and_are_not_rounded_under_autocast() -> None:
+    hidden, table, _ = _head(6)
+    wide = hidden.float().view(2, 3, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = logits_product(wide, table.float())
+    assert torch.equal(found, F.linear(wide, table.float()))
+    assert logits_product(hidden.view(2, 3, 64), table).shape == (2, 3, 3000)
+    assert logits_product(hidden[:0], table).shape == (0, 3000)
+
+
+def test_logits_of_narrow_weights_can_be_trained() -> None:
+    hidden, table, _ = _head(3)
+    table.requires_grad_()
+    logits_product(hidden, table).square().mean().backward()
+    assert table.grad is not None
+    assert table.grad.any()

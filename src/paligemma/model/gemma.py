@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from paligemma.config import TextConfig
 from paligemma.model.attention import apply_rope, attend, rope_tables, sliding_window_mask
 from paligemma.model.kv_cache import KVCache
-from paligemma.model.linear import Linear, linear
+from paligemma.model.linear import Linear, logits_product
 
 
 class RMSNorm(nn.Module):
@@ -199,4 +199,4 @@ class Gemma(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float[..., D] -> float32[..., V] through the tied table; never capped here."""
-        return linear(hidden, self.embed.weight).float()
+        return logits_product(hidden, self.embed.weight)

@@ -2,7 +2,8 @@
 
 Such a CPU widens each operand before it multiplies. torch's general product does that inside its
 innermost loop, again and again. The two routes here widen every weight once and accumulate in
-float32 likewise, so that they round as often as torch does: once, at the end.
+float32 likewise, so that they round as often as torch does: once, at the end. Logits alone are not
+rounded at all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ _MIN_ROWS = 16
 # Weights widened at once: few enough to stay in the cache, and rows enough for a good product.
 _CHUNK_ELEMENTS = 1 << 20
 _CHUNK_ROWS = 256
+# Of each row of rounded logits so many are computed again.
+_REFINED = 256
 
 
 @cache
@@ -59,16 +62,54 @@ def _is_plain(x: Tensor, weight: Tensor) -> bool:
     return not narrow or torch.is_grad_enabled() or not widens_bfloat16()
 
 
-def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The product in float32, a block of output columns at a time."""
+def _widened(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The product in float32, a block of output columns at a time; rounded to x's dtype."""
     wide = x.float()
-    y = x.new_empty(*x.shape[:-1], weight.shape[0])
+    y = x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
     block = max(_CHUNK_ROWS, _CHUNK_ELEMENTS // weight.shape[1])
     for start in range(0, weight.shape[0], block):
         rows = slice(start, start + block)
         part = None if bias is None else bias[rows].float()
         y[..., rows] = F.linear(wide, weight[rows].float(), part)
     return y
+
+
+def logits_product(hidden: Tensor, table: Tensor) -> Tensor:
+    """Logits in float32 whatever the table's dtype, also under autocast.
+
+    Rounded to bfloat16, logits around 20 lie an eighth apart: the two best are often equal, and the
+    lower id would win. A narrow table is not widened for one position, which would take three times
+    as long; torch's rounded product finds the 256 largest, and these are computed again in float32,
+    so that the winner and its probability are those of the weights.
+
+    Args:
+        hidden: float[..., D].
+        table: float[V, D].
+
+    Returns:
+        float32[..., V].
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        if table.dtype == torch.float32 or torch.is_grad_enabled():
+            return F.linear(hidden.float(), table.float())
+        rows = hidden.reshape(-1, hidden.shape[-1]).to(table.dtype)
+        if table.device.type == "cpu" and len(rows) >= _MIN_ROWS:
+            found = _widened(rows, table, None, torch.float32)
+        else:
+            found = _refined(linear(rows, table).float(), rows, table)
+    return found.view(*hidden.shape[:-1], len(table))
+
+
+def _refined(rounded: Tensor, rows: Tensor, table: Tensor) -> Tensor:
+    """float32[N, V] with the largest of each row computed again in float32."""
+    largest = rounded.topk(min(_REFINED, rounded.shape[1]), dim=1).indices
+    for part in torch.arange(len(rows), device=rows.device).split(_MIN_ROWS):
+        ids = largest[part]
+        exact = table[ids].float() @ rows[part].float()[:, :, None]
+        rounded[part[:, None], ids] = exact[..., 0]
+    return rounded
 
 
 class Linear(nn.Linear):
