@@ -125,7 +125,7 @@ def test_another_run_in_the_folder_is_refused_by_what_differs(paligemma: Any, do
     assert paligemma(*words, "--max-new-tokens", 2).status == 0
     done = paligemma(*words, "--max-new-tokens", 3)
     assert done.status == 2
-    assert "max_new_tokens was 2, is 3" in done.err
+    assert "max-new-tokens was 2, is 3" in done.err.replace("_", "-")
 
 
 def test_answers_to_a_server_split_become_a_submission(paligemma: Any, docvqa: Path) -> None:
@@ -161,6 +161,7 @@ def test_missing_data_is_named_before_a_model_is_loaded(
         (("--batch-size", 0), "batch_size must be 1..4096, got 0"),
         (("--split", "nowhere"), "'nowhere' is not one of 'val', 'train', 'test'"),
         (("--prompt", " "), "a prompt must hold some text"),
+        (("--prompt", "{question}"), "asks 'what is 0?'; write {prefix} for its own words"),
     ],
 )
 def test_options_out_of_bounds_are_refused(

@@ -93,6 +93,30 @@ def test_other_words_are_asked_and_belong_to_the_key(tmp_path: Path) -> None:
         run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "prefix", "asked"),
+    [
+        ("{question}", "answer en {prefix} or {x}?", "{prefix} or {x}?"),
+        (
+            "{question}",
+            "answer en  why choose from: which? choose from: a \t b",
+            "why choose from: which?",
+        ),
+        ("ask {question} / {prefix}", "answer en why?", "ask why? / answer en why?"),
+        ("{prefix}", "caption en", "caption en"),
+    ],
+)
+def test_the_bare_question_can_be_asked(prompt: str, prefix: str, asked: str) -> None:
+    example = Example(id="a", prefix=prefix, pictures=(), references=None)
+    assert [one.prefix for one in EvalOptions(prompt=prompt).prompted([example])] == [asked]
+
+
+def test_a_benchmark_without_question_refuses_its_place() -> None:
+    example = Example(id="a", prefix="caption en", pictures=(), references=None)
+    with pytest.raises(ConfigError, match=r"asks 'caption en'; write \{prefix\}"):
+        list(EvalOptions(prompt="{question}").prompted([example]))
+
+
 def test_changed_files_or_another_split_are_refused_in_the_folder_of_a_run(tmp_path: Path) -> None:
     run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
     shorter = replace(TOY, read=lambda data, split: list(read_toy(data, split))[:50])
@@ -170,6 +194,7 @@ def test_the_bar_tells_examples_done_and_time_left(
         ({"max_new_tokens": 9000}, r"max_new_tokens must be 1..8192"),
         ({"resize_method": "best"}, "got 'best'"),
         ({"prompt": " "}, "a prompt must hold some text"),
+        ({"prompt": "{questoin}"}, r"may hold \{prefix\}.*, got '\{questoin\}'"),
     ],
 )
 def test_options_out_of_bounds_are_refused_before_a_run(

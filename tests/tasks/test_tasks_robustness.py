@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from task_files import write_csv, write_json, write_json_lines, write_picture
 
 from paligemma.errors import DataError
+from paligemma.eval.options import EvalOptions
 from paligemma.tasks import robustness
 from paligemma.tasks.pooled_answers import pool_answers, read_embeddings, texts_to_embed
 from paligemma.tasks.robustness import OBJAVERSE_QUESTIONS, read_mmvp, read_objaverse, read_pope
@@ -47,6 +48,12 @@ def test_pope_asks_the_questions_of_three_files(tmp_path: Path, folder: str) -> 
     assert len({one.id for one in examples}) == 6
     assert examples[0].prefix == "answer en Is there a snowboard in the image?"
     assert examples[0].pictures[0].read(100).shape == (3, 4, 3)
+
+
+def test_pope_asks_the_bare_question_of_the_released_configuration(tmp_path: Path) -> None:
+    read = read_pope(_pope(tmp_path), "test")
+    asked = next(EvalOptions(prompt="{question}").prompted(read))
+    assert asked.prefix == "Is there a snowboard in the image?"
 
 
 def test_pope_averages_the_accuracies_of_its_files(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from paligemma.tasks.task import ALL_CLASSES, NOISE
 if TYPE_CHECKING:
     import numpy as np
 
+    from paligemma.eval.options import EvalOptions
     from paligemma.eval.page import Pictures
     from paligemma.eval.report import Report
     from paligemma.eval.run_folder import Run
@@ -81,7 +82,10 @@ def task_command(task: Task) -> click.Command:
     @click.option("--beams", type=int, metavar="B", help="Instead of the benchmark's.")
     @click.option("--max-new-tokens", type=int, metavar="N", help="Instead of the benchmark's.")
     @click.option(
-        "--prompt", metavar="TEXT", help="Other words; {prefix} stands for the benchmark's own."
+        "--prompt",
+        metavar="TEXT",
+        help="Other words; {prefix} stands for the benchmark's own, {question} for the bare "
+        "question in them.",
     )
     @click.option(
         "--output",
@@ -163,7 +167,7 @@ def run_benchmark(
         max_new_tokens=max_new_tokens,
         noise_piece=noise_piece,
     )
-    _look_at_data(task, data, split)
+    _look_at_data(task, data, split, options)
     folder = output or default_folder(task, split, model, data, options)
     click.echo(f"paligemma: the run is kept in {folder}", err=True)
     record: Record = {
@@ -272,7 +276,7 @@ def default_folder(
     return RUNS / f"{task.name}-{split}-{name or 'model'}-{digest[:8]}"
 
 
-def _look_at_data(task: Task, data: Path | None, split: str) -> None:
+def _look_at_data(task: Task, data: Path | None, split: str, options: EvalOptions) -> None:
     """Read one example, so that a missing or empty file is not found out after minutes."""
     if not task.files:
         return
@@ -282,7 +286,7 @@ def _look_at_data(task: Task, data: Path | None, split: str) -> None:
             f"{task.name} reads its files from a folder, got none; download {needed} (see "
             f"`paligemma eval list {task.name}`) and name the folder with --data"
         )
-    if next(iter(task.read(data, split)), None) is None:
+    if next(options.prompted(task.read(data, split)), None) is None:
         raise DataError(
             f"{task.name} {split} in {data} must hold at least one example, got none; check its "
             "file"

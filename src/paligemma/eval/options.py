@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from paligemma.errors import ConfigError
 from paligemma.processing.resize import require_resize_method
+from paligemma.tasks.prefixes import question_of
 from paligemma.tasks.task import NOISE, Asking, Example, Task
 
 MAX_BATCH_SIZE = 4096
 MAX_WORKERS = 64
-PREFIX = "{prefix}"
+PREFIX, QUESTION = "{prefix}", "{question}"
+_PLACE = re.compile(r"\{[^{}]*\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,8 @@ class EvalOptions:
         batch_size: examples answered together. Part of the run's key, because an answer may depend
             on its batch by rounding.
         num_workers: threads that read pictures while the model answers; 0 reads in turn.
-        prompt: other words than the benchmark's, where "{prefix}" stands for those.
+        prompt: other words than the benchmark's, where "{prefix}" stands for those and "{question}"
+            for the question in them, without `answer en` and choices.
         resize_method: see `processing.resize`.
         num_beams: 1 is greedy.
         max_new_tokens: bound of an answer.
@@ -61,6 +65,12 @@ class EvalOptions:
                 f"a prompt must hold some text, got {self.prompt!r}; write {PREFIX} where the "
                 "benchmark's own words go"
             )
+        for place in _PLACE.findall(self.prompt or ""):
+            if place not in (PREFIX, QUESTION):
+                raise ConfigError(
+                    f"a prompt may hold {PREFIX}, the benchmark's own words, and {QUESTION}, the "
+                    f"question in them, got {place[:80]!r}; write one of these"
+                )
 
     def asking_of(self, task: Task) -> Callable[[Example], Asking]:
         """How each example is asked, with what was changed."""
@@ -76,12 +86,25 @@ class EvalOptions:
         return lambda example: replace(special(example), **changes)
 
     def prompted(self, examples: Iterable[Example]) -> Iterator[Example]:
-        """The examples with the prompt that is really asked."""
+        """The examples with the prompt that is really asked.
+
+        Raises:
+            ConfigError: "{question}" where the benchmark's words hold none.
+        """
         for one in examples:
-            if self.prompt is None:
-                yield one
-            else:
-                yield replace(one, prefix=self.prompt.replace(PREFIX, one.prefix))
+            yield one if self.prompt is None else replace(one, prefix=self._asked(one.prefix))
+
+    def _asked(self, prefix: str) -> str:
+        places = {PREFIX: prefix}
+        if QUESTION in (self.prompt or ""):
+            question = question_of(prefix)
+            if question is None:
+                raise ConfigError(
+                    f"{QUESTION} stands for what follows `answer en`, but this benchmark asks "
+                    f"{prefix[:80]!r}; write {PREFIX} for its own words"
+                )
+            places[QUESTION] = question
+        return _PLACE.sub(lambda place: places[place[0]], self.prompt or "")
 
     def settings(self, task: Task) -> dict[str, Any]:
         """What of this changes an answer, beside the examples themselves."""

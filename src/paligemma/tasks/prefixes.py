@@ -6,11 +6,12 @@ Source: big_vision configs/proj/paligemma/transfers.
 from __future__ import annotations
 
 CAPTION_PREFIX = "caption en"
+_ANSWER, _CHOICES, _OPTIONS = "answer en ", "answer en  ", " choose from: "
 
 
 def answer_prefix(question: str) -> str:
     """`answer en {question}`, of most question answering."""
-    return f"answer en {question}"
+    return _ANSWER + question
 
 
 def bare_prefix(question: str) -> str:
@@ -24,9 +25,16 @@ def choices_prefix(question: str, options: list[str]) -> str:
     The template of the original ends in a space and its format adds one; options are joined by
     space, tab, space.
     """
-    return f"answer en  {question} choose from: " + " \t ".join(options)
+    return _CHOICES + question + _OPTIONS + " \t ".join(options)
 
 
 def caption_prefix(language: str) -> str:
     """`caption {language}`."""
     return f"caption {language}"
+
+
+def question_of(prefix: str) -> str | None:
+    """What `answer_prefix` or `choices_prefix` was given; None for prefixes of another kind."""
+    if prefix.startswith(_CHOICES) and _OPTIONS in prefix:
+        return prefix.removeprefix(_CHOICES).rpartition(_OPTIONS)[0]
+    return prefix.removeprefix(_ANSWER) if prefix.startswith(_ANSWER) else None

@@ -249,7 +249,7 @@ TASKS: tuple[Task, ...] = (
         ),
         traps=(
             "The released configuration asks the bare question; reported figures come from "
-            "`answer en {question}`.",
+            "`answer en {question}`. `--prompt '{question}'` asks the former.",
             "The official script reads free text; the published accuracy wants exactly yes or no.",
         ),
         transfer="vqav2",
