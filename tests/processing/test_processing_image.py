@@ -163,6 +163,7 @@ def test_exif_orientation_is_honoured(orientation: int) -> None:
         8: np.rot90(RGB, 1),
     }[orientation]
     assert np.array_equal(load_image(encoded(stored, exif=exif)), turned)
+    assert np.array_equal(load_image(encoded(stored, exif=exif), upright=False), np.asarray(stored))
 
 
 @pytest.mark.parametrize(

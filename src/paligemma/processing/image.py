@@ -40,7 +40,11 @@ _FORMATS = (
 
 
 def load_image(
-    source: ImageSource, *, allow_url: bool = False, max_pixels: int = MAX_PIXELS
+    source: ImageSource,
+    *,
+    allow_url: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    upright: bool = True,
 ) -> NDArray[np.uint8]:
     """Reads one picture.
 
@@ -51,6 +55,7 @@ def load_image(
         allow_url: whether URLs may be fetched.
         max_pixels: largest width x height, checked before decoding. Pillow itself refuses
             more than 178 million.
+        upright: apply EXIF orientation; big_vision's decoder leaves the pixels as they are stored.
 
     Returns:
         uint8[H, W, 3] RGB.
@@ -64,18 +69,18 @@ def load_image(
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, Image.Image):
-        return _decode(source, "the image", max_pixels)
+        return _decode(source, "the image", max_pixels, upright)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _from_bytes(bytes(source), f"{len(source)} bytes", max_pixels)
+        return _from_bytes(bytes(source), f"{len(source)} bytes", max_pixels, upright)
     if isinstance(source, str) and source.lower().startswith(_URL_SCHEMES):
         if not allow_url:
             raise ImageError(
                 f"a picture is fetched from a URL only when asked, got {source[:200]!r}; "
                 "pass allow_url=True or download it first"
             )
-        return _from_bytes(_fetch(source), source[:200], max_pixels)
+        return _from_bytes(_fetch(source), source[:200], max_pixels, upright)
     if isinstance(source, str | Path):
-        return _from_bytes(_read_file(Path(source)), str(source), max_pixels)
+        return _from_bytes(_read_file(Path(source)), str(source), max_pixels, upright)
     raise ImageError(
         f"a picture must be a path, bytes, a Pillow image or an array, got {type(source).__name__}"
     )
@@ -124,7 +129,7 @@ def _fetch(url: str) -> bytes:
     return bytes(body)
 
 
-def _from_bytes(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
+def _from_bytes(data: bytes, name: str, max_pixels: int, upright: bool) -> NDArray[np.uint8]:
     from PIL import Image
 
     _require_encoded_size(len(data), name)
@@ -141,7 +146,7 @@ def _from_bytes(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
             f"a picture must be JPEG, PNG, WebP, GIF, BMP, TIFF or another raster format, "
             f"{name} cannot be recognised as one; convert it first"
         ) from error
-    return _decode(image, name, max_pixels)
+    return _decode(image, name, max_pixels, upright)
 
 
 def _too_many_pixels(name: str, found: str, max_pixels: int) -> str:
@@ -159,13 +164,13 @@ def _require_pixels(width: int, height: int, name: str, max_pixels: int) -> None
         raise ImageError(_too_many_pixels(name, found, max_pixels))
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
+def _decode(image: Image.Image, name: str, max_pixels: int, upright: bool) -> NDArray[np.uint8]:
     _require_pixels(*image.size, name, max_pixels)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
-            return _to_rgb(_upright(image, name), name)
+            return _to_rgb(_upright(image, name) if upright else image, name)
     except ImageError:
         raise
     except Exception as error:  # truncated and hostile data raise whatever the decoder meets
