@@ -7,19 +7,34 @@ arXiv:2412.03555.
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from dataclasses import dataclass, replace
 
 from paligemma.errors import ConfigError, ModelNotFoundError
 from paligemma.vocab import GEMMA_VOCAB, Vocab
 
+MAX_IMAGE_SIZE_PX = 4096
+# Far above every release; what lies beyond is a damaged or hostile file, and costs time and memory.
+_LARGEST = {
+    "image_size_px": MAX_IMAGE_SIZE_PX,
+    "patch_size_px": MAX_IMAGE_SIZE_PX,
+    "width": 1 << 16,
+    "depth": 256,
+    "mlp_dim": 1 << 20,
+    "num_heads": 1024,
+    "num_kv_heads": 1024,
+    "head_dim": 1 << 14,
+}
 
-def _require_positive(config: object, *names: str) -> None:
+
+def _require_sizes(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value <= 0:
+        if not 0 < value <= _LARGEST[name]:
             raise ConfigError(
-                f"{name} must be positive, got {value}; state the size the checkpoint has"
+                f"{name} must be positive and at most {_LARGEST[name]}, got {value}; state the "
+                "size the checkpoint has"
             )
 
 
@@ -35,13 +50,16 @@ class VisionConfig:
     num_heads: int
 
     def __post_init__(self) -> None:
-        _require_positive(
+        _require_sizes(
             self, "image_size_px", "patch_size_px", "width", "depth", "mlp_dim", "num_heads"
         )
         if self.image_size_px % self.patch_size_px:
+            below = self.grid * self.patch_size_px
+            above = below + self.patch_size_px
             raise ConfigError(
                 f"image_size_px must be a multiple of patch_size_px, got {self.image_size_px} and "
-                f"{self.patch_size_px}; released models use 224, 448 or 896 with patches of 14"
+                f"{self.patch_size_px}; the nearest "
+                + (f"are {below} and {above}" if below else f"is {above}")
             )
         if self.width % self.num_heads:
             raise ConfigError(
@@ -84,9 +102,7 @@ class TextConfig:
     rope_theta: float
 
     def __post_init__(self) -> None:
-        _require_positive(
-            self, "width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim"
-        )
+        _require_sizes(self, "width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and "
@@ -96,17 +112,28 @@ class TextConfig:
             raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         for name in ("attn_softcap", "final_softcap", "sliding_window"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} must be positive or None (off), got {value}")
+        for name, bound in (("query_scale", math.inf), ("rope_theta", math.inf), ("norm_eps", 1)):
+            value = getattr(self, name)
+            if not 0 < value < bound:
+                raise ConfigError(
+                    f"{name} must be positive and less than {bound}, got {value}; state what the "
+                    "checkpoint was trained with"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaliGemmaConfig:
-    """The whole model: tower, linear projector (sized by the two widths) and decoder."""
+    """The whole model: tower, linear projector (sized by the two widths) and decoder.
+
+    `weigh_locations` asks greedy answers to weigh all locations together, see `LocationGreedy`.
+    """
 
     vision: VisionConfig
     text: TextConfig
     vocab: Vocab
+    weigh_locations: bool = False
 
     @property
     def num_image_tokens(self) -> int:

@@ -125,7 +125,7 @@ class PaliGemma:
             mask_codec=loaded.mask_codec,
             mode=loaded.mode,
             kv_cache_dtype=loaded.kv_cache_dtype,
-            weigh_locations=loaded.model.config.weigh_locations,
+            weigh_locations=loaded.weigh_locations,
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,19 @@ def test_a_checkpoint_is_converted_there_and_back_bit_by_bit(
     assert all(torch.equal(first[name], last[name]) for name in first)
     assert (back / "tokenizer.model").is_file()
     assert (back / "mask_codec.safetensors").is_file()
+
+
+def test_a_converted_model_is_described_and_answers_as_before(
+    paligemma: Run, tmp_path: Path
+) -> None:
+    folders = [EMBEDDED, tmp_path / "npz", tmp_path / "back"]
+    assert paligemma("convert", "tiny", folders[1], "--layout", "npz").status == 0
+    assert paligemma("convert", folders[1], folders[2]).status == 0
+    first, *later = (json.loads((folder / "config.json").read_text()) for folder in folders)
+    assert later == [first, first]
+    answers = [paligemma("detect", DESK, "star", "--model", one, "--json").json for one in folders]
+    texts = [(answer["text"], answer["detections"]) for answer in answers]
+    assert texts == texts[:1] * 3
 
 
 def test_a_conversion_replaces_a_checkpoint_only_when_asked(

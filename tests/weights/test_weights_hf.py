@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from paligemma.config import release_config
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
+from paligemma.weights import catalog
 from paligemma.weights.hf import HFReader, bare_name, spell, unspell
 from paligemma.weights.hf_config import config_from_hf, hf_config
 from paligemma.weights.load import load_model
@@ -295,6 +297,33 @@ def test_a_vocabulary_of_our_own_survives_json(make_config) -> None:
     assert config_from_hf(json.loads(json.dumps(hf_config(config)))) == config
 
 
+def test_the_embedded_model_s_config_is_written_as_it_was_read() -> None:
+    raw = json.loads((catalog.embedded_folder() / "config.json").read_text())
+    assert raw["paligemma"]["weigh_locations"] is True
+    assert hf_config(config_from_hf(raw, conventions="transformers"), dtype=torch.float16) == raw
+
+
+def test_the_base_of_positions_is_read_where_version_5_of_transformers_writes_it() -> None:
+    raw = hf_config(release_config("gemma2_2b", 224))
+    del raw["text_config"]["rope_theta"]
+    raw["text_config"]["rope_parameters"] = {"rope_theta": 5e5, "rope_type": "default"}
+    assert config_from_hf(raw).text.rope_theta == 5e5
+
+
+@pytest.mark.parametrize("layout", ["hf", "npz"])
+def test_what_a_model_asks_of_decoding_is_saved_and_converted(
+    make_config, make_model, tmp_path: Path, layout: str
+) -> None:
+    config = replace(make_config(2), weigh_locations=True)
+    save_model(make_model(config), tmp_path / "a", layout=layout, dtype="float16")
+    convert(tmp_path / "a", tmp_path / "b", layout="npz", dtype="float32")
+    convert(tmp_path / "b", tmp_path / "c", dtype="float16")
+    save_model(load_model(tmp_path / "c").model, tmp_path / "d", layout=layout)
+    assert load_model(tmp_path / "d").config == config
+    texts = [(tmp_path / name / "config.json").read_text() for name in "acd"]
+    assert texts == texts[:1] * 3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -304,6 +333,25 @@ def test_a_vocabulary_of_our_own_survives_json(make_config) -> None:
         ({"vision_config": {"hidden_size": "wide"}}, r"vision_config\.hidden_size .* whole number"),
         ({"vision_config": {"hidden_size": -4}}, r"vision_config\.hidden_size .* got -4"),
         ({"vision_config": {"patch_size": 0}}, "patch_size_px must be positive"),
+        ({"text_config": {"num_hidden_layers": 2_000_000}}, "depth must .* at most 256, got 2000"),
+        ({"vision_config": {"num_hidden_layers": 2**31 - 1}}, "depth must .* at most 256"),
+        ({"text_config": {"hidden_size": 2**31 - 1}}, "width must .* at most 65536, got 21474"),
+        ({"text_config": {"intermediate_size": 2**31 - 1}}, "mlp_dim must .* at most 1048576"),
+        (
+            {"text_config": {"rms_norm_eps": 10**400}},
+            r"rms_norm_eps .* positive .* got 1000+\.\.\.0",
+        ),
+        ({"text_config": {"rms_norm_eps": math.inf}}, "rms_norm_eps .* positive .* got inf"),
+        ({"text_config": {"rms_norm_eps": 7.0}}, "norm_eps must be positive and less than 1"),
+        ({"text_config": {"rope_parameters": {"rope_theta": -5}}}, "rope_theta .* got -5"),
+        ({"text_config": {"rope_parameters": {"rope_theta": math.nan}}}, "rope_theta .* got nan"),
+        ({"text_config": {"rope_parameters": [1]}}, r"rope_parameters .* an object, got \[1\]"),
+        ({"text_config": {"vocab_size": 2**62}}, r"vocab_size .* whole number, got 46116860"),
+        ({"paligemma": {"weigh_locations": "yes"}}, "weigh_locations .* true or false, got 'yes'"),
+        (
+            {"paligemma": {"sep": 108, "loc0": 10**400, "seg0": 0, "pad": 0}},
+            r"paligemma\.loc0 .* must be a token id, got 1000",
+        ),
         ({"paligemma": {"sep": "x", "loc0": 0, "seg0": 0, "pad": 0}}, r"paligemma\.sep"),
         ({"paligemma": []}, "paligemma of config.json must be an object"),
         ({"image_token_index": 99}, r"257152 ids or state its own .* got 99 ids; add that object"),

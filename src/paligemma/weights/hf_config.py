@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +90,7 @@ class _Fields:
 
     def __init__(self, where: str, raw: object, defaults: Mapping[str, Any]) -> None:
         if not isinstance(raw, dict):
-            raise ConfigError(f"{where} of config.json must be an object, got {raw!r}")
+            raise ConfigError(f"{where} of config.json must be an object, got {reprlib.repr(raw)}")
         self._where, self._raw, self._defaults = where, raw, defaults
 
     def get(self, name: str) -> Any:
@@ -99,19 +101,29 @@ class _Fields:
         value = self.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
             raise ConfigError(
-                f"{self._where}.{name} of config.json must be a whole number, got {value!r}; "
-                "use the config.json that was published with the weights"
+                f"{self._where}.{name} of config.json must be a whole number, got "
+                f"{reprlib.repr(value)}; use the config.json that was published with the weights"
             )
         return value
 
     def number(self, name: str) -> float:
         value = self.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not 0 < value <= sys.float_info.max:
             raise ConfigError(
-                f"{self._where}.{name} of config.json must be a positive number, got {value!r}; "
-                "use the config.json that was published with the weights"
+                f"{self._where}.{name} of config.json must be a positive number, got "
+                f"{reprlib.repr(value)}; use the config.json that was published with the weights"
             )
         return float(value)
+
+    def flag(self, name: str) -> bool:
+        value = False if self.get(name) is None else self.get(name)
+        if not isinstance(value, bool):
+            raise ConfigError(
+                f"{self._where}.{name} of config.json must be true or false, got "
+                f"{reprlib.repr(value)}"
+            )
+        return value
 
     def optional(self, name: str) -> float | None:
         """Present and null means off; absent means the default."""
@@ -140,7 +152,8 @@ def config_from_hf(
         )
     if raw.get("model_type") != "paligemma":
         raise ConfigError(
-            f'model_type of config.json must be "paligemma", got {raw.get("model_type")!r}; '
+            f'model_type of config.json must be "paligemma", got '
+            f"{reprlib.repr(raw.get('model_type'))}; "
             "other architectures are not read"
         )
     extra = _Fields(EXTRA, raw.get(EXTRA, {}), {})
@@ -150,6 +163,7 @@ def config_from_hf(
         vision=_vision_config(raw.get("vision_config", {})),
         text=text,
         vocab=vocab or _vocab(raw, text_raw),
+        weigh_locations=extra.flag("weigh_locations"),
     )
 
 
@@ -169,18 +183,20 @@ def _text_config(raw: object, extra: _Fields, conventions: Conventions) -> TextC
     kind = raw.get("model_type", "gemma") if isinstance(raw, dict) else None
     if kind not in ("gemma", "gemma2"):
         raise ConfigError(
-            f'text_config.model_type of config.json must be "gemma" or "gemma2", got {kind!r}'
+            f'text_config.model_type of config.json must be "gemma" or "gemma2", got '
+            f"{reprlib.repr(kind)}"
         )
     second = kind == "gemma2"
     fields = _Fields("text_config", raw, _GEMMA2_DEFAULTS if second else _GEMMA_DEFAULTS)
     head_dim = fields.integer("head_dim")
     scale = fields.number("query_pre_attn_scalar") ** -0.5 if second else head_dim**-0.5
     theirs = conventions == "transformers"
-    rope = fields.get("rope_parameters")
-    if isinstance(rope, dict) and isinstance(rope.get("rope_theta"), (int, float)):
-        theta = float(rope["rope_theta"])
-    else:
-        theta = fields.number("rope_theta")
+    # Version 5 of transformers moved it there.
+    rope = _Fields(
+        "text_config.rope_parameters",
+        fields.get("rope_parameters") or {},
+        {"rope_theta": fields.get("rope_theta")},
+    )
     return TextConfig(
         width=fields.integer("hidden_size"),
         depth=fields.integer("num_hidden_layers"),
@@ -194,13 +210,12 @@ def _text_config(raw: object, extra: _Fields, conventions: Conventions) -> TextC
         post_norms=second,
         sliding_window=_window(fields) if second and theirs else None,
         norm_eps=fields.number("rms_norm_eps"),
-        rope_theta=theta,
+        rope_theta=rope.number("rope_theta"),
     )
 
 
 def _window(fields: _Fields) -> int | None:
-    window = fields.optional("sliding_window")
-    return None if window is None else int(window)
+    return None if fields.optional("sliding_window") is None else fields.integer("sliding_window")
 
 
 def _vocab(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> Vocab:
@@ -208,14 +223,17 @@ def _vocab(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> Vocab:
     top = _Fields("config", dict(raw), {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0})
     rows = text_raw.get("vocab_size") or raw.get("vocab_size") or GEMMA_VOCAB.size
     image = raw.get("image_token_index") or raw.get("image_token_id") or rows
-    size = min(rows, image) if isinstance(rows, int) and isinstance(image, int) else 0
+    sizes = _Fields("config", {"vocab_size": rows, "image_token_index": image}, {})
+    size = min(sizes.integer("vocab_size"), sizes.integer("image_token_index"))
     ids = {name: top.integer(f"{name}_token_id") for name in ("bos", "eos", "pad")}
     if EXTRA in raw and "sep" in raw[EXTRA]:
         extra = raw[EXTRA]
         for name in ("pad", "sep", "loc0", "seg0"):
-            if isinstance(extra.get(name), bool) or not isinstance(extra.get(name), int):
+            value = extra.get(name)
+            # -1 stands for a vocabulary without locations and masks.
+            if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < 2**31:
                 raise ConfigError(
-                    f"{EXTRA}.{name} of config.json must be a token id, got {extra.get(name)!r}"
+                    f"{EXTRA}.{name} of config.json must be a token id, got {reprlib.repr(value)}"
                 )
         ids["pad"] = extra["pad"]
         return Vocab(size=size, sep=extra["sep"], loc0=extra["loc0"], seg0=extra["seg0"], **ids)
@@ -230,11 +248,6 @@ def _vocab(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> Vocab:
 def stored_embed_scale(raw: Mapping[str, Any]) -> float | None:
     """The factor on text embeddings if the file states it; else the table's dtype decides."""
     return _Fields(EXTRA, raw.get(EXTRA, {}), {}).optional("embed_scale")
-
-
-def weighs_locations(raw: Mapping[str, Any]) -> bool:
-    """Whether greedy answers of this model weigh all locations together, see `LocationGreedy`."""
-    return raw.get(EXTRA, {}).get("weigh_locations") is True
 
 
 def rounded_embed_scale(config: PaliGemmaConfig, table_dtype: torch.dtype) -> float:
@@ -293,6 +306,8 @@ def hf_config(
         extra["query_scale"] = text.query_scale
     if embed_scale is not None and embed_scale != rounded_embed_scale(config, dtype):
         extra["embed_scale"] = embed_scale
+    if config.weigh_locations:
+        extra["weigh_locations"] = True
     return body | ({EXTRA: extra} if extra else {})
 
 
