@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from paligemma.config import PaliGemmaConfig
+from paligemma.config import MAX_IMAGE_SIZE_PX, PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError, TokenizerError
+from paligemma.generate.prompt import KV_CACHE_DTYPES
 from paligemma.model import PaliGemmaModel
 from paligemma.processing.image import MAX_PIXELS
 from paligemma.processing.processor import Processor
@@ -17,11 +18,10 @@ from paligemma.processing.resize import BICUBIC, require_resize_method
 from paligemma.processing.tokenizer import load_tokenizer
 from paligemma.weights.catalog import Checkpoint, resolve
 from paligemma.weights.dtypes import dtype_name
-from paligemma.weights.hf_config import Conventions, read_json, weighs_locations
+from paligemma.weights.hf_config import Conventions
 from paligemma.weights.load import load_model, open_weights, read_config, require_fit
 
 MODES = ("exact", "mixed", "bf16")
-MAX_IMAGE_SIZE_PX = 4096
 CODEC_VARIABLE = "PALIGEMMA_MASK_CODEC"
 
 
@@ -61,6 +61,11 @@ class LoadOptions:
         require_resize_method(self.resize_method)
         if self.mode is not None:
             require_mode(self.mode)
+        if self.kv_cache_dtype not in (None, *KV_CACHE_DTYPES):
+            raise ConfigError(
+                f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, "
+                f"got {self.kv_cache_dtype!r}"
+            )
         if self.image_size_px is not None and not 1 <= self.image_size_px <= MAX_IMAGE_SIZE_PX:
             raise ConfigError(
                 f"image_size_px must lie in 1..{MAX_IMAGE_SIZE_PX}, got {self.image_size_px}; "
@@ -109,8 +114,7 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
         mask_codec=mask_codec,
         mode=mode,
         kv_cache_dtype=dtype_name(loaded.cache_dtype),
-        weigh_locations=checkpoint.config is not None
-        and weighs_locations(read_json(checkpoint.config)),
+        weigh_locations=loaded.config.weigh_locations,
     )
 
 
@@ -166,7 +170,10 @@ def _device(device: str | torch.device | None) -> torch.device:
             f"the device must be one that torch finds here, such as cpu, got {str(device)!r} "
             f"({str(error).splitlines()[0][:100]})"
         ) from error
-    return torch.device(device)
+    found = torch.device(device)
+    if found.type == "meta":
+        raise ConfigError("the device must be one that computes, such as cpu, got 'meta'")
+    return found
 
 
 def _find_tokenizer(checkpoint: Checkpoint, stated: str | Path | None) -> Path:
