@@ -21,6 +21,7 @@ from paligemma.outputs.types import Detection, Detections, TextAnswer
 
 Run = Callable[..., Any]
 SHORT = ("--max-new-tokens", "6")
+CUT = "paligemma: 1 of 1 answers reached max_new_tokens = 6 and were cut there\n"
 CONSTRAINED = ("--constrain", "--max-new-tokens", "26")
 
 
@@ -119,7 +120,7 @@ def test_options_of_decoding_reach_the_decoder(paligemma: Run) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
     done = paligemma("read", DESK, "--max-new-tokens", "1", "--beams", "2", "--json")
     assert done.json["text"] == ""  # a beam always ends its answer
-    assert done.err == ""
+    assert "cut there" not in done.err
 
 
 def test_generate_streams_what_generate_as_json_returns(paligemma: Run) -> None:
@@ -127,6 +128,7 @@ def test_generate_streams_what_generate_as_json_returns(paligemma: Run) -> None:
     streamed = paligemma("generate", DESK, "caption en", *options)
     whole = paligemma("generate", DESK, "caption en", *options, "--json")
     assert streamed.out == whole.json["text"] + "\n"
+    assert streamed.err == whole.err == CUT
 
 
 def test_frames_are_one_example(paligemma: Run) -> None:
@@ -224,3 +226,76 @@ def test_a_calibration_of_words_alone_is_refused_for_boxes(paligemma: Run, tmp_p
     path.write_text(json.dumps({"format": 1, "text": {"temperature": 2.0}}))
     done = paligemma("detect", DESK, "cat", *CONSTRAINED, "--calibration", path)
     assert (done.status, "holds nothing about boxes" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", DESK, "ocr", "--constrain"), "--constrain had no effect: the prompt asks"),
+        (
+            ("run", DESK, "ocr", "--constrain", "--threshold", "0.5"),
+            "--constrain and --threshold had no effect: the prompt asks for no boxes",
+        ),
+        (("read", DESK, "--seed", "4"), "--seed had no effect: nothing is drawn"),
+        (
+            ("read", DESK, "--top-k", "5", "--temperature", "0", "--seed", "4"),
+            "--top-k and --seed had no effect: at temperature 0 nothing is drawn",
+        ),
+        (("read", DESK, "--beams", "2", "--weigh-locations"), "--weigh-locations had no effect"),
+        (("read", DESK, "--top-p", "1", "--weigh-locations"), "--weigh-locations had no effect"),
+        (("run", DESK, "detect"), "the prompt names nothing to detect; write"),
+        (("run", DESK, "segment ;;;"), "the prompt names nothing to segment; write"),
+        (("generate", DESK, "detect ; "), "the prompt names nothing to detect; write"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(map(str, value[2:])),
+)
+def test_what_had_no_effect_is_said_in_one_line(
+    paligemma: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...], said: str
+) -> None:
+    monkeypatch.setattr(PaliGemma, "ask", lambda *args, **options: TextAnswer(text="a cat"))
+    done = paligemma(*words, "--max-new-tokens", "2")
+    assert done.status == 0
+    (line,) = [line for line in done.err.splitlines() if "max_new_tokens" not in line]
+    assert line.startswith(f"paligemma: {said}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("read", DESK, "--top-k", "2", "--seed", "4"),
+        ("read", DESK, "--best-of", "2", "--temperature", "1", "--seed", "4"),
+        ("read", DESK, "--weigh-locations"),
+        ("read", DESK, "--beams", "2", "--no-weigh-locations"),
+        ("detect", DESK, "cat", "--constrain", "--threshold", "0.5"),
+        ("run", DESK, "<image>detect cat", "--constrain"),
+    ],
+    ids=lambda words: " ".join(map(str, words[2:])),
+)
+def test_options_with_an_effect_are_not_complained_about(
+    paligemma: Run, words: tuple[object, ...]
+) -> None:
+    done = paligemma(*words, "--max-new-tokens", "2")
+    assert (done.status, "no effect" in done.err) == (0, False)
+
+
+def test_a_threshold_takes_effect_on_boxes_that_another_prompt_was_answered_by(
+    paligemma: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PaliGemma, "ask", lambda *args, **options: found())
+    assert paligemma("run", DESK, "where is it?", "--threshold", "0.2").err == ""
+
+
+def test_objects_of_segment_without_a_mask_are_counted(
+    paligemma: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    box = {"box_yxyx": (0, 0, 0.5, 0.5), "image_wh": (640, 480)}
+    masked = Detection(label="star", codes=(0,) * 16, **box)
+    items = (masked, Detection(label="heart", **box))
+    answer = Detections(items=items, image_wh=(640, 480), text="...")
+    monkeypatch.setattr(PaliGemma, "ask", lambda *args, **options: answer)
+    said = "1 of 2 objects came without a mask"
+    assert f"paligemma: {said}" in paligemma("segment", DESK, "star ; heart", "--json").err
+    other = tmp_path / "other.png"
+    other.write_bytes(DESK.read_bytes())
+    assert f"paligemma: {other}: {said}" in paligemma("segment", DESK, other, "star ; heart").err
+    assert paligemma("detect", DESK, "star ; heart").err == ""

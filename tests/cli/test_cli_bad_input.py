@@ -208,3 +208,126 @@ def test_the_program_itself_exits_with_2_and_one_sentence() -> None:
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()[-1:]
     assert line.startswith("paligemma: the label must hold some text")
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        (("detect", "a.png", "b.png", "star", "-o", "."), "a.png"),
+        (("detect", "a.png", "star", "-o", "a.png"), "a.png"),
+        (("caption", "a.png", "-o", "."), "a.png"),
+        (("caption", "a.png", "-o", "link/a.png"), "link/a.png"),
+        (("caption", "c.jpg", "a.png", "-o", "link"), "link/a.png"),
+        (("generate", "b.png", "a.png", "ocr", "--frames", "-o", "a.png"), "a.png"),
+        (("inspect", "attention.png", "ocr", "-o", "."), "attention.png"),
+        (("demo", "detect.png", "--output-dir", "."), "detect.png"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)
+def test_no_picture_asked_about_is_replaced(
+    paligemma: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    written: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png", "c.jpg", "attention.png", "detect.png"):
+        shutil.copy(DESK, tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path)
+    done = paligemma(*words, "--model", "no/such-model")
+    require_refused(done, "pictures asked about are kept", f"'{written}' is one of them")
+    assert {path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == {
+        DESK.read_bytes()
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("read", DESK, "no.png", "none.png"), "no.png and none.png are none"),
+        (("generate", "no.png", "ocr"), "no.png is none"),
+        (("inspect", "no.png", "ocr"), "no.png is none"),
+        (("demo", "no.png", "--output-dir", "made"), "no.png is none"),
+        (("read", "https://example.com/a.png"), "add --allow-url"),
+    ],
+)
+def test_a_missing_picture_is_named_before_the_model_is_loaded(
+    paligemma: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[object, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    require_refused(paligemma(*words, "--model", "no/such-model"), said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_leaves_no_folder_of_a_picture_it_cannot_read(
+    paligemma: Run, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(DESK.read_bytes()[:5000])
+    require_refused(paligemma("demo", broken, "--output-dir", tmp_path / "made"), "undamaged")
+    assert not (tmp_path / "made").exists()
+
+
+def test_one_bad_picture_leaves_the_others_their_answers(paligemma: Run, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(DESK.read_bytes()[:5000])
+    words = ("read", DESK, broken, DESK, "--max-new-tokens", "3")
+    done = paligemma(*words, "--json")
+    assert done.status == 2
+    first, second, third = done.json["results"]
+    assert first == third
+    assert "text" in first
+    assert set(second) == {"image", "prompt", "error"}
+    assert second["image"] == str(broken)
+    assert "complete and undamaged" in second["error"]
+    done = paligemma(*words)
+    assert done.status == 2
+    assert [line.split(": ")[0] for line in done.out.splitlines()] == [str(DESK), str(DESK)]
+    assert f"paligemma: {second['error']}\n" in done.err
+
+
+def test_an_overlay_that_cannot_be_written_leaves_the_answer(
+    paligemma: Run, tmp_path: Path
+) -> None:
+    grey = tmp_path / "grey.png"
+    shutil.copy(DESK, grey)
+    folder = tmp_path / "drawn"
+    (folder / "grey.png").mkdir(parents=True)
+    done = paligemma("read", grey, DESK, "--max-new-tokens", "3", "-o", folder, "--json")
+    assert done.status == 2
+    first, second = done.json["results"]
+    assert first["text"] == second["text"]
+    assert "grey.png" in first["error"]
+    assert "error" not in second
+    assert (folder / "desk.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--temperature", "-1"), "the temperature must lie in (0, 100]"),
+        (("--top-k", "0"), "top-k must keep at least 1 token"),
+        (("--best-of", "3"), "state a temperature, --top-k or --top-p"),
+        (("--length-penalty", "1"), "raise --beams"),
+    ],
+)
+def test_errors_of_options_speak_of_options(
+    paligemma: Run, options: tuple[str, ...], said: str
+) -> None:
+    done = paligemma("read", DESK, *options)
+    require_refused(done, said)
+    for word in ("Greedy()", "top_k", "num_beams", "best_of"):
+        assert word not in done.err
+
+
+def test_too_large_a_picture_names_no_option_that_is_not_there(
+    paligemma: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(png_of_size(10_000, 10_000))
+    require_refused(paligemma("read", path), "shrink it first (in Python, max_pixels")

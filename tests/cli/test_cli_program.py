@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -86,6 +89,7 @@ def test_the_version_is_printed(paligemma: Callable[..., Any]) -> None:
         ("caption",),
         ("caption", "a.png", "--speed", "9"),
         ("run", "a.png", "ocr", "--top-k", "x"),
+        ("detect", "a.png", "cat", "--threshold", "nan"),
     ],
 )
 def test_a_wrong_command_line_exits_with_2_and_says_why(
@@ -96,6 +100,28 @@ def test_a_wrong_command_line_exits_with_2_and_says_why(
     assert done.out == ""
     assert "Error: " in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (("run", DESK), "PROMPT"),
+        (("run", DESK, DESK), "PROMPT"),
+        (("detect", DESK), "LABELS"),
+        (("segment", DESK), "LABELS"),
+        (("answer", DESK), "QUESTION"),
+        (("generate", DESK, "--frames"), "PROMPT"),
+        (("inspect", DESK), "PROMPT"),
+        (("run", "ocr"), "IMAGE..."),
+        (("run",), "IMAGE..."),
+    ],
+)
+def test_what_is_missing_is_named(
+    paligemma: Callable[..., Any], words: tuple[object, ...], missing: str
+) -> None:
+    done = paligemma(*words)
+    assert (done.status, done.out) == (2, "")
+    assert f"Missing argument '{missing}'." in done.err
 
 
 def test_an_unexpected_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,3 +186,70 @@ def test_one_question_imports_no_compiler_and_nothing_else_it_does_not_need(tiny
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "imported: []"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_takes_nothing_is_one_sentence(unbuffered: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*PROGRAM, "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("paligemma: standard output cannot be written (No space left")
+
+
+def test_an_error_of_the_system_elsewhere_is_not_taken_for_one_of_the_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(self: ModelChoice, *, greedy: bool) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ModelChoice, "load", broken)
+    with pytest.raises(OSError, match="No space left"):
+        cli.main(["caption", str(DESK)])
+
+
+def printed_as(encoding: str, monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
+    """Standard output of the program where it has another encoding than UTF-8."""
+    data = io.BytesIO()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", io.TextIOWrapper(data, encoding=encoding))
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(word) for word in words])
+        sys.stdout.flush()
+        assert not ended.value.code
+        return data.getvalue().decode(encoding)
+
+
+def test_output_that_is_not_utf8_loses_nothing(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PALIGEMMA_MODEL", str(tiny_dir))
+    picture = tmp_path / "фото é.png"
+    picture.write_bytes(DESK.read_bytes())
+    shown = printed_as("cp1252", monkeypatch, "inspect", picture, "caption en")
+    assert r"'\u2581en'" in shown
+    record = printed_as("cp1252", monkeypatch, "inspect", picture, "caption en", "--json")
+    assert [token["piece"] for token in json.loads(record)["tokens"]][2] == "▁en"
+    words = ("read", picture, "--max-new-tokens", "2")
+    assert json.loads(printed_as("cp1252", monkeypatch, *words, "--json"))["image"] == str(picture)
+    lines = printed_as("cp1252", monkeypatch, *words, DESK)
+    assert rf"{tmp_path}/\u0444\u043e\u0442\u043e é.png: " in lines
+
+
+def test_warnings_wait_for_the_end_of_a_line_that_is_being_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    record = logging.makeLogRecord({"msg": "the answer was cut"})
+    with cli.stderr_log.held():
+        cli.stderr_log.emit(record)
+        assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "paligemma: the answer was cut\n"
+    cli.stderr_log.emit(record)
+    assert capsys.readouterr().err == "paligemma: the answer was cut\n"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from paligemma.errors import PaliGemmaError
+from paligemma.errors import ConfigError, PaliGemmaError
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -72,10 +76,24 @@ class LazyGroup(click.Group):
         prog_name = prog_name or "paligemma"
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        _write_any_character()
         try:
             status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except ConfigError as error:
+            click.echo(f"paligemma: {_with_option_names(str(error))}", err=True)
+            status = EXIT_BAD_INPUT
         except PaliGemmaError as error:
             click.echo(f"paligemma: {error}", err=True)
+            status = EXIT_BAD_INPUT
+        except OSError as error:
+            if not _was_writing(error):
+                raise
+            _drop_output()
+            click.echo(
+                f"paligemma: standard output cannot be written ({error.strerror}); "
+                "send it where there is room",
+                err=True,
+            )
             status = EXIT_BAD_INPUT
         except click.Abort:
             status = EXIT_INTERRUPTED
@@ -85,11 +103,66 @@ class LazyGroup(click.Group):
         sys.exit(status)
 
 
-class _StderrHandler(logging.Handler):
+def _write_any_character() -> None:
+    """Spell what standard output cannot encode as escapes instead of failing on it."""
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _was_writing(error: BaseException) -> bool:
+    """Whether an error arose where the program writes what it has to say."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code is click.echo.__code__
+
+
+def _drop_output() -> None:
+    """Send what standard output still holds nowhere: Python would try again at its end."""
+    if sys.stdout is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+_KEYWORD = re.compile(r"(?<![\w/.-])(num_beams|best_of|top_k|top_p|max_new_tokens)(?![\w/.-])")
+
+
+def _with_option_names(sentence: str) -> str:
+    """The keywords of Python's `AnswerOptions` as the options they are here."""
+    return _KEYWORD.sub(
+        lambda found: "--" + found[1].removeprefix("num_").replace("_", "-"), sentence
+    )
+
+
+class StderrLog(logging.Handler):
     """Warnings of the package as sentences on standard error."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[logging.LogRecord] | None = None
+
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"paligemma: {record.getMessage()}", err=True)
+        """Write the record, or keep it for later."""
+        if self._held is None:
+            click.echo(f"paligemma: {record.getMessage()}", err=True)
+        else:
+            self._held.append(record)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep warnings until the end, while an answer is being written to the same screen."""
+        self._held = []
+        try:
+            yield
+        finally:
+            records, self._held = self._held, None
+            for record in records:
+                self.emit(record)
+
+
+stderr_log = StderrLog()
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -103,5 +176,5 @@ def main(verbose: bool) -> None:
     paligemma answer photo.jpg "what color is the car?" --json
     """
     log = logging.getLogger("paligemma")
-    log.handlers[:] = [_StderrHandler()]
+    log.handlers[:] = [stderr_log]
     log.setLevel(logging.INFO if verbose else logging.WARNING)

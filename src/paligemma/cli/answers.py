@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from paligemma.cli import EXIT_BAD_INPUT
 from paligemma.cli.options import ModelChoice, OutputChoice
-from paligemma.errors import DataError
+from paligemma.cli.pictures import require_kept, require_pictures
+from paligemma.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
 Ask = Callable[["PaliGemma", "EncodedImage"], "TextAnswer | Detections"]
 Example = tuple[str, ...]  # one picture, or the frames of one example
 
+_TASK = re.compile(r"\s*(detect|segment)(\s.*)?", re.DOTALL)
+
 
 def answer_each(
     examples: Sequence[Example],
@@ -30,36 +37,104 @@ def answer_each(
     model: ModelChoice,
     output: OutputChoice,
     greedy: bool,
-) -> None:
+) -> list[TextAnswer | Detections]:
     """Ask every example the same and show the answers.
+
+    Of several, one that cannot be read or drawn leaves the others as they are; the program then
+    ends with 2 all the same.
 
     Args:
         examples: paths, or addresses where the model was told to allow them.
         prompt: for the record; `ask` holds it already.
         greedy: `ask` draws no random numbers.
-    """
-    from paligemma.processing.prompts import clean_prompt
 
+    Returns:
+        The answers there are.
+
+    Raises:
+        PaliGemmaError: bad input, before any work; later only where there is a single example.
+    """
     # A bad prompt or path is known before a large model is loaded.
-    clean_prompt(prompt)
+    check_prompt(prompt)
+    images = [image for example in examples for image in example]
+    require_pictures(images, model)
     overlays = list(_overlay_paths([example[0] for example in examples], output.overlay))
+    require_kept(images, filter(None, overlays))
     pg = model.load(greedy=greedy)
     records = []
+    answers = []
+    failed = False
     for example, overlay in zip(examples, overlays, strict=True):
-        pictures = [pg.open_picture(image) for image in example]
-        found = ask(pg, pg.encode_image(pictures if len(pictures) > 1 else pictures[0]))
+        name = click.format_filename(example[0]) if len(examples) > 1 else None
+        try:
+            pictures = [pg.open_picture(image) for image in example]
+            found = ask(pg, pg.encode_image(pictures if len(pictures) > 1 else pictures[0]))
+        except ImageError as error:
+            if name is None:
+                raise
+            failed = True
+            click.echo(f"paligemma: {error}", err=True)
+            records.append({"image": name, "prompt": prompt, "error": str(error)})
+            continue
+        answers.append(found)
+        shown = _pictures_json(example, pictures[0].shape[:2])
+        record = {**shown, "prompt": prompt, **answer_json(found)}
+        records.append(record)
+        if not output.as_json:
+            click.echo(answer_text(found) if name is None else f"{name}: {answer_line(found)}")
+        say_maskless(prompt, found, name)
         if overlay is not None:
-            write_overlay(overlay, pictures[0], prompt, found)
-        if output.as_json:
-            shown = _pictures_json(example, pictures[0].shape[:2])
-            records.append({**shown, "prompt": prompt, **answer_json(found)})
-        elif len(examples) == 1:
-            click.echo(answer_text(found))
-        else:
-            click.echo(f"{click.format_filename(example[0])}: {answer_line(found)}")
+            try:
+                write_overlay(overlay, pictures[0], prompt, found)
+            except DataError as error:
+                failed = True
+                click.echo(f"paligemma: {error}", err=True)
+                record["error"] = str(error)
     if output.as_json:
         body = records[0] if len(records) == 1 else {"results": records}
         echo_json({"model": model.name, **body})
+    if failed:
+        raise click.exceptions.Exit(EXIT_BAD_INPUT)
+    return answers
+
+
+def check_prompt(prompt: str) -> None:
+    """Check a typed prompt; say so where it names nothing to look for.
+
+    Raises:
+        PromptError: see `clean_prompt`.
+    """
+    from paligemma.processing.prompts import clean_prompt
+
+    asked = _TASK.fullmatch(clean_prompt(prompt)[0])
+    if asked and not (asked[2] or "").strip(" \t\r\n;"):
+        task = asked[1]
+        click.echo(
+            f"paligemma: the prompt names nothing to {task}; write '{task} cat ; dog'", err=True
+        )
+
+
+def object_task(prompt: str) -> str | None:
+    """ "detect" or "segment" where a prompt asks for objects, else None."""
+    from paligemma.processing.prompts import strip_markers
+
+    asked = _TASK.fullmatch(strip_markers(prompt)[0])
+    return asked[1] if asked and asked[2] else None
+
+
+def say_maskless(prompt: str, found: TextAnswer | Detections, name: str | None = None) -> None:
+    """Say how many objects of a segment prompt came as boxes alone."""
+    from paligemma.outputs.types import TextAnswer
+
+    if isinstance(found, TextAnswer) or object_task(prompt) != "segment":
+        return
+    if num_maskless := sum(item.codes is None for item in found):
+        where = "" if name is None else f"{name}: "
+        click.echo(
+            f"paligemma: {where}{num_maskless} of {len(found)} objects came without a mask; "
+            "ask for one label at a time, or state --constrain",
+            err=True,
+        )
 
 
 def _pictures_json(example: Example, hw: tuple[int, ...]) -> dict[str, Any]:
@@ -69,8 +144,10 @@ def _pictures_json(example: Example, hw: tuple[int, ...]) -> dict[str, Any]:
 
 
 def echo_json(body: dict[str, Any]) -> None:
-    """The one object of a `--json` command, on standard output."""
-    click.echo(json.dumps(body, ensure_ascii=False, allow_nan=False))
+    """The one object of a `--json` command, on standard output; ASCII where that is not UTF-8."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    is_utf8 = codecs.lookup(encoding).name == "utf-8"
+    click.echo(json.dumps(body, ensure_ascii=not is_utf8, allow_nan=False))
 
 
 def make_folder(folder: Path) -> None:

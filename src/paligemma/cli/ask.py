@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.answers import Example, answer_each
+from paligemma.cli import stderr_log
+from paligemma.cli.answers import Example, answer_each, check_prompt, object_task
 from paligemma.cli.options import (
     ModelChoice,
     OutputChoice,
@@ -16,13 +17,17 @@ from paligemma.cli.options import (
     model_options,
     object_options,
     output_options,
+    say_idle,
 )
+from paligemma.cli.pictures import ImagesArgument, require_pictures
 
 if TYPE_CHECKING:
     from paligemma.outputs.types import Detections, TextAnswer
     from paligemma.pipeline import EncodedImage, PaliGemma
 
-images_argument = click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+images_argument = click.argument(
+    "images", cls=ImagesArgument, nargs=-1, required=True, metavar="IMAGE..."
+)
 
 
 @click.command()
@@ -211,13 +216,14 @@ def generate(
     if len(examples) > 1 or not shows_text or {"num_beams", "best_of"} & decoding.keys():
         _ask_text(examples, prompt, model, decoding, output)
         return
-    from paligemma.processing.prompts import clean_prompt
-
-    clean_prompt(prompt)
+    check_prompt(prompt)
+    require_pictures(images, model)
     example = examples[0] if frames else examples[0][0]
-    for piece in model.load(greedy=is_greedy(decoding)).stream(example, prompt, **decoding):
-        click.echo(piece, nl=False)
-    click.echo()
+    pieces = model.load(greedy=is_greedy(decoding)).stream(example, prompt, **decoding)
+    with stderr_log.held():
+        for piece in pieces:
+            click.echo(piece, nl=False)
+        click.echo()
 
 
 def _ask_objects(
@@ -248,7 +254,7 @@ def _ask_objects(
         # A threshold is on the confidences that are shown.
         return found.above(threshold)
 
-    answer_each(
+    answers = answer_each(
         [(image,) for image in images],
         prompt,
         ask,
@@ -256,6 +262,15 @@ def _ask_objects(
         output=output,
         greedy=is_greedy(decoding),
     )
+    if object_task(prompt) is None:
+        from paligemma.outputs.types import TextAnswer
+
+        idle = ["--constrain"] if constrain else []
+        # Any prompt may be answered by boxes.
+        if all(isinstance(found, TextAnswer) for found in answers):
+            stated = {"--threshold": threshold, "--calibration": path}
+            idle += [option for option, value in stated.items() if value is not None]
+        say_idle(idle, "the prompt asks for no boxes, as 'detect cat ; dog' does")
 
 
 def _ask_text(

@@ -15,6 +15,7 @@ from paligemma.cli.answers import (
     write_overlay,
 )
 from paligemma.cli.options import ModelChoice, model_options
+from paligemma.cli.pictures import require_kept, require_pictures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +29,7 @@ PROMPTS = (
     "detect circle ; star ; heart ; digit ; sign",
     "segment star",
 )
+DRAWN = ("detect", "segment")
 # A scene that shows all of these, where the repository's picture is not at hand.
 SCENE_SEED = 25
 SCENE_SIZE_PX = 448
@@ -50,9 +52,17 @@ def demo(image: str | None, folder: Path, as_json: bool, model: ModelChoice) -> 
 
     Without IMAGE it is examples/desk.png of the repository, or else a drawn scene.
     """
-    make_folder(folder)
+    from paligemma.processing.image import load_image
+
+    picture = None
+    if image is not None:
+        require_pictures([image], model)
+        require_kept([image], [folder / f"{task}.png" for task in DRAWN])
+        picture = load_image(image, allow_url=model.options.get("allow_url", False))
     pg = model.load(greedy=True)
-    picture = _picture() if image is None else pg.open_picture(image)
+    make_folder(folder)
+    if picture is None:
+        picture = _picture()
     encoded = pg.encode_image(picture)  # once, for all five
     answers = []
     for prompt in PROMPTS:
@@ -61,7 +71,7 @@ def demo(image: str | None, folder: Path, as_json: bool, model: ModelChoice) -> 
         if not as_json:
             click.echo(f"\n> {prompt}\n{answer_text(found)}")
         task = prompt.split()[0]
-        if task in ("detect", "segment"):
+        if task in DRAWN:
             write_overlay(folder / f"{task}.png", picture, prompt, found)
     if as_json:
         echo_json({"model": model.name, "answers": answers})

@@ -10,15 +10,17 @@ import click
 
 from paligemma.cli.answers import echo_json, make_folder
 from paligemma.cli.options import ModelChoice, model_options
+from paligemma.cli.pictures import ImagesArgument, require_kept, require_pictures
 
 if TYPE_CHECKING:
     from paligemma.processing.inspection import ExampleView
 
 _HEADER = f"{'pos':>4} {'id':>6}  {'piece':<20} {'role':<7} ar in loss label"
+_ATTENTION = "attention.png"
 
 
 @click.command("inspect")
-@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@click.argument("images", cls=ImagesArgument, nargs=-1, metavar="[IMAGE]...")
 @click.argument("prompt")
 @click.option("--suffix", metavar="TEXT", help="The answer to learn; shows a training example.")
 @click.option("--text-len", type=click.IntRange(1, 8192), metavar="N", help="Pad or cut to N.")
@@ -52,6 +54,10 @@ def inspect(
     from paligemma.pretrained import LoadOptions, load_processor
     from paligemma.processing.inspection import inspect_example
 
+    require_pictures(images, model)
+    if folder is not None:
+        numbers = range(1, len(images) + 1)
+        require_kept(images, [folder / name for name in (*map(_picture_name, numbers), _ATTENTION)])
     processor, config = load_processor(model.name, LoadOptions(**model.options))
     view = inspect_example(
         processor,
@@ -103,9 +109,13 @@ def _write_pictures(folder: Path, view: ExampleView) -> None:
     from paligemma.outputs.export import save_png
     from paligemma.processing.attention_picture import attention_picture
 
-    names = [f"picture_{number}.png" for number in range(1, len(view.pictures) + 1)]
+    names = [_picture_name(number) for number in range(1, len(view.pictures) + 1)]
     for name, pixels in zip(names, view.pictures, strict=True):
         save_png(Image.fromarray(pixels), folder / name)
     mask = prefix_lm_mask(*view.masks())[0]
-    save_png(attention_picture(mask, view), folder / "attention.png")
-    click.echo(f"paligemma: wrote {', '.join([*names, 'attention.png'])} in {folder}", err=True)
+    save_png(attention_picture(mask, view), folder / _ATTENTION)
+    click.echo(f"paligemma: wrote {', '.join([*names, _ATTENTION])} in {folder}", err=True)
+
+
+def _picture_name(number: int) -> str:
+    return f"picture_{number}.png"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "tiny"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Probability(click.FloatRange):
+    """A number in [0, 1]; NaN, which no comparison finds outside, is refused too."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number, checked."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{number} is not in the range 0<=x<=1.", param, ctx)
+        return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +158,28 @@ def is_greedy(decoding: dict[str, Any]) -> bool:
     return not any(name in decoding for name in _DRAWING)
 
 
+def say_idle(options: Iterable[str], reason: str) -> None:
+    """One line on standard error that names options without effect; none where there are none."""
+    if names := " and ".join(options):
+        click.echo(f"paligemma: {names} had no effect: {reason}", err=True)
+
+
+def _choose_decoding(values: dict[str, Any]) -> dict[str, Any]:
+    stated = {key: value for key, value in values.items() if value is not None}
+    draws = stated.get("temperature") != 0 and not is_greedy(stated)
+    if not draws:
+        idle = {"top_k": "--top-k", "top_p": "--top-p", "seed": "--seed"}
+        say_idle(
+            [option for key, option in idle.items() if key in stated],
+            "at temperature 0 nothing is drawn"
+            if stated.get("temperature") == 0
+            else "nothing is drawn; state --temperature, --top-k or --top-p",
+        )
+    if stated.get("weigh_locations") and (draws or stated.get("num_beams", 1) != 1):
+        say_idle(["--weigh-locations"], "it is for greedy answers, without beams and draws")
+    return stated
+
+
 decoding_options = _gathered(
     "decoding",
     [
@@ -160,7 +199,7 @@ decoding_options = _gathered(
             help="Weigh all locations together against any other token; as the model asks.",
         ),
     ],
-    lambda values: {key: value for key, value in values.items() if value is not None},
+    _choose_decoding,
 )
 
 object_options = _gathered(
@@ -168,7 +207,7 @@ object_options = _gathered(
     [
         click.option(
             "--threshold",
-            type=click.FloatRange(0, 1),
+            type=Probability(),
             metavar="P",
             help="Leave out objects with a lower confidence.",
         ),
