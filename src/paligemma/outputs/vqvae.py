@@ -10,6 +10,7 @@ Axes: B batch, S = 16 codewords (a 4x4 grid in raster order), D code width, K nu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from paligemma.errors import CheckpointError, DataError
 from paligemma.outputs.codec_file import read_arrays, write_arrays
 from paligemma.outputs.masks import crop_mask
+
+logger = logging.getLogger(__name__)
 
 CODES_PER_MASK = 16
 _GRID = 4
@@ -331,23 +334,27 @@ def mask_codec_from_arrays(arrays: Mapping[str, np.ndarray], *, source: str) -> 
     own = codec.state_dict()
     missing = [n for n in own if n not in arrays and n not in _EMA_NAMES]
     unexpected = [n for n in arrays if n not in own]
-    problems = [f"missing {n}" for n in missing] + [f"unexpected {n}" for n in unexpected]
+    problems = [f"missing {n}" for n in missing]
     for name, value in arrays.items():
         if name not in own:
             continue
         expected = tuple(own[name].shape)
         if value.shape != expected:
             problems.append(f"{name} has shape {value.shape} instead of {expected}")
-        elif value.dtype not in (np.float32, np.float16):
-            problems.append(f"{name} is {value.dtype} instead of float32 or float16")
+        elif value.dtype not in (np.float64, np.float32, np.float16):
+            problems.append(f"{name} is {value.dtype} instead of a float")
         elif not np.isfinite(value).all():
             problems.append(f"{name} holds values that are not finite")
     if problems:
+        problems += [f"unexpected {n}" for n in unexpected]
         raise CheckpointError(
-            f"A mask codec needs exactly the arrays of vae-oid.npz, but {source} differs: "
+            f"A mask codec needs the arrays of vae-oid.npz, but {source} differs: "
             f"{'; '.join(problems)}; use the published file or one written by MaskCodec.save."
         )
-    state = {n: torch.from_numpy(np.array(v, dtype=np.float32)) for n, v in arrays.items()}
+    if unexpected:
+        # Which arrays the published file holds beside these is not documented.
+        logger.warning("%s: arrays that no codec needs were left out: %s", source, unexpected)
+    state = {n: torch.from_numpy(np.array(arrays[n], np.float32)) for n in own if n in arrays}
     embedding = state["_vq_vae._embedding"]
     if not all(n in state for n in _EMA_NAMES):
         state["_vq_vae._ema_cluster_size"] = torch.ones(len(embedding))
