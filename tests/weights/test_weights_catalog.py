@@ -146,6 +146,38 @@ def test_without_a_network_the_remedy_is_named(
         resolve("google/paligemma2-3b-pt-224")
 
 
+def test_a_misspelt_release_is_answered_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    typo = "google/paligemma2-3b-mxi-448"
+    hint = r"; did you mean google/paligemma2-3b-mix-448\?$"
+    use(monkeypatch, Hub(error=errors.OfflineModeIsEnabled("offline")))
+    with pytest.raises(AccessError, match=r"not on this machine.*name that" + hint):
+        resolve(typo)
+    # Of a name that does not exist the hub says so only to those who are logged in.
+    use(monkeypatch, Hub(error=errors.RepositoryNotFoundError("who", response=response(401))))
+    with pytest.raises(AccessError, match=r"HF_TOKEN.*" + hint):
+        resolve(typo)
+    use(monkeypatch, Hub(error=errors.RepositoryNotFoundError("no", response=response(404))))
+    with pytest.raises(ModelNotFoundError, match="check the spelling" + hint):
+        resolve(typo)
+    for other in ("somebody/paligemma2-mine", "google/paligemma2-3b-mix-448"):
+        with pytest.raises((AccessError, ModelNotFoundError), match=other) as caught:
+            resolve(other)
+        assert "did you mean" not in str(caught.value)
+
+
+def test_a_revision_of_what_is_no_hub_s_model_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = use(monkeypatch, Hub(folder))
+    (folder / "m.npz").write_bytes(b"")
+    for name in ("tiny", folder, folder / "m.npz"):
+        with pytest.raises(ConfigError, match=r"is on this machine.*got 'bfloat16'; leave it out"):
+            resolve(name, revision="bfloat16")
+    with pytest.raises(ConfigError, match="one revision, got 'float16' in its name and 'bfloat16'"):
+        resolve("pt_224@float16", revision="bfloat16")
+    assert hub.calls == []
+
+
 def test_a_hub_id_that_does_not_exist_is_not_a_matter_of_licence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

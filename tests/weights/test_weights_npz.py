@@ -16,6 +16,7 @@ from paligemma.config import PaliGemmaConfig, release_config
 from paligemma.errors import CheckpointError
 from paligemma.model import PaliGemmaModel
 from paligemma.weights.big_vision import BigVisionReader, infer_config, rows, write_npz
+from paligemma.weights.catalog import resolve
 from paligemma.weights.load import load_model
 from paligemma.weights.npz import NpzReader, NpzWriter
 
@@ -144,6 +145,40 @@ def test_pieces_are_read_as_one_file(make_config, make_model, tmp_path: Path) ->
         assert torch.equal(loaded.model.text.embed.weight, model.text.embed.weight)
 
 
+@pytest.mark.parametrize(
+    ("tails", "gone", "missing"),
+    [
+        ("0 1 2 3", "1", r"m\.npz\.part1;"),
+        ("1 2 3 4", "2", r"m\.npz\.part2;"),
+        ("00 01 02 03", "01", r"m\.npz\.part01;"),
+        ("aa ab ac ad", "ac", r"m\.npz\.partac;"),
+        ("aa ab ac ad", "aa", r"m\.npz\.partaa;"),
+    ],
+)
+def test_a_piece_that_is_missing_is_named(
+    tmp_path: Path, tails: str, gone: str, missing: str
+) -> None:
+    for tail in tails.split():
+        if tail != gone:
+            (tmp_path / f"m.npz.part{tail}").write_bytes(b"")
+    last = tmp_path / f"m.npz.part{tails.split()[-1]}"
+    for source in (tmp_path, last):
+        with pytest.raises(CheckpointError, match=rf"every piece .* missing: {missing} finish"):
+            resolve(source)
+
+
+def test_a_first_or_last_piece_that_is_missing_is_spoken_of(
+    make_config, make_model, tmp_path: Path
+) -> None:
+    model = make_model(make_config(1))
+    whole = write(tmp_path / "m.npz", model).read_bytes()
+    for kept in (slice(0, -9000), slice(9000, None)):
+        path = tmp_path / "n.npz.part1"
+        path.write_bytes(whole[kept])
+        with pytest.raises(CheckpointError, match=r"\.part pieces"):
+            load_model(path, config=model.config)
+
+
 def test_equal_key_and_query_heads_share_one_array(make_config, make_model, tmp_path: Path) -> None:
     config = make_config(1, num_kv_heads=4)
     model = make_model(config)
@@ -238,6 +273,60 @@ def test_damage_anywhere_is_one_kind_of_error(make_config, make_model, tmp_path:
         except (CheckpointError, AssertionError):
             refused += 1
     assert refused > 70
+
+
+def test_members_without_the_suffix_are_read_as_numpy_does(
+    make_config, make_model, tmp_path: Path
+) -> None:
+    model = make_model(make_config(1))
+    whole = write(tmp_path / "m.npz", model)
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(tmp_path / "bare.npz", "w") as new:
+        for name in old.namelist():
+            new.writestr(name.removesuffix(".npy"), old.read(name))
+    tensors = read(tmp_path / "bare.npz", model.config)
+    assert all(torch.equal(tensors[n], p) for n, p in model.named_parameters())
+
+
+def test_an_array_that_appears_twice_is_refused(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    np.save(content, np.zeros(3, np.float32))
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as file:
+        file.writestr("a", content.getvalue())
+        file.writestr("a.npy", content.getvalue())
+    with pytest.raises(CheckpointError, match=r"once in .*m\.npz, it holds 2 under 1 names"):
+        NpzReader([tmp_path / "m.npz"])
+
+
+def test_damage_within_lzma_is_the_same_error(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    np.save(content, np.random.default_rng(0).normal(size=999).astype(np.float32))
+    path = tmp_path / "m.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("a.npy", content.getvalue())
+    whole = path.read_bytes()
+    for place in range(200, 3000, 100):
+        data = bytearray(whole)
+        data[place] ^= 0xFF
+        path.write_bytes(bytes(data))
+        with pytest.raises(CheckpointError), NpzReader([path]) as reader:
+            reader.read("a")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{1: 2, 'a': 3}",
+        b"{[]: 1}",
+        b"{'descr': ('<f4',), 'fortran_order': False, 'shape': (1,)}",
+        b"-" * 9000,
+    ],
+)
+def test_a_header_that_is_none_is_refused(tmp_path: Path, header: bytes) -> None:
+    length = len(header).to_bytes(2, "little")
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as file:
+        file.writestr("a.npy", np.lib.format.magic(1, 0) + length + header)
+    with pytest.raises(CheckpointError, match=r"must be a \.npy array, 'a\.npy' is not"):
+        NpzReader([tmp_path / "m.npz"])
 
 
 def test_a_header_that_claims_more_than_the_file_holds_is_refused(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ A model is "tiny" (inside the package), a folder, an npz file, or a hub id, also
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
+import string
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -34,11 +36,14 @@ HUB_FILES = (
     "tokenizer.model",
     "tokenizer.json",
 )
-_TOKENIZERS = ("tokenizer.model", "tokenizer.json", "paligemma_tokenizer.model")
-_CODECS = ("mask_codec.safetensors", "vae-oid.npz")
+TOKENIZERS = ("tokenizer.model", "tokenizer.json", "paligemma_tokenizer.model")
+CODECS = ("mask_codec.safetensors", "vae-oid.npz")
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _MAX_SHARDS = 1000
+_MAX_DIGITS = 9
 _MAX_SHOWN = 200
+# A hub id this alike is a misspelt release; a fine-tune's own name rarely is.
+_ALIKE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +82,25 @@ def resolve(
 
     Raises:
         ModelNotFoundError: no model of that name.
-        CheckpointError: a folder without weights.
+        CheckpointError: a folder without weights, or with a part of them.
+        ConfigError: a revision of a model that is not the hub's, or that the release has not.
         AccessError: the hub refuses or cannot be reached.
         MissingExtraError: huggingface_hub is not installed.
     """
     name = os.fspath(source)
-    if name == EMBEDDED:
-        return _in_folder(name, embedded_folder())
     # os.path answers False where pathlib raises: for names too long or with a null byte.
     path = os.path.expanduser(name)
-    if os.path.isdir(path):
+    is_folder, is_file = os.path.isdir(path), os.path.isfile(path)
+    if revision is not None and (name == EMBEDDED or is_folder or is_file):
+        raise ConfigError(
+            f"a revision is a branch of a model on the hub, {name!r} is on this machine and has "
+            f"none, got {revision!r}; leave it out"
+        )
+    if name == EMBEDDED:
+        return _in_folder(name, embedded_folder())
+    if is_folder:
         return _in_folder(name, Path(path))
-    if os.path.isfile(path):
+    if is_file:
         return _in_file(name, Path(path))
     if name.startswith((".", "/", "~")) or ".npz" in name or name.count("/") > 1:
         raise ModelNotFoundError(
@@ -99,6 +111,10 @@ def resolve(
     hub_id = canonical_name(hub_id)
     if not _HUB_ID.match(hub_id):
         raise ModelNotFoundError(_unknown(name))
+    if revision and tail and revision != tail:
+        raise ConfigError(
+            f"a model has one revision, got {tail!r} in its name and {revision!r}; leave one out"
+        )
     revision = revision or tail or None
     _check_revision(hub_id, revision)
     return _in_folder(name, _download(hub_id, revision, download))
@@ -166,7 +182,7 @@ def _in_file(name: str, path: Path) -> Checkpoint:
 
 
 def _pieces(base: Path) -> tuple[Path, ...]:
-    """The `.part*` pieces in the order of their numbers or letters."""
+    """The `.part*` pieces in the order of their numbers or letters; none may be left out."""
 
     def order(path: Path) -> tuple[int, str]:
         # part2 before part10, and partaa before partab
@@ -174,7 +190,33 @@ def _pieces(base: Path) -> tuple[Path, ...]:
         digits = re.sub(r"\D", "", tail)
         return (int(digits[:9]) if digits else 0, tail)
 
-    return tuple(sorted(base.parent.glob(base.name + ".part*"), key=order))
+    pieces = tuple(sorted(base.parent.glob(base.name + ".part*"), key=order))
+    tails = [path.name.rsplit(".part", 1)[1] for path in pieces]
+    missing = _missing(tails)
+    if missing:
+        raise CheckpointError(
+            f"every piece of {base} must be there, missing: "
+            f"{', '.join(f'{base.name}.part{tail}' for tail in missing[:9])}; finish the download"
+        )
+    return pieces
+
+
+def _missing(tails: list[str]) -> list[str]:
+    """Numbers (0, 1, ...) or letters (aa, ab, ...) that a series leaves out before its end."""
+    width = len(tails[0])
+    if all(tail.isascii() and tail.isdigit() for tail in tails):
+        numbers = {int(tail) for tail in tails if len(tail) <= _MAX_DIGITS}
+        padded = tails[0].startswith("0") and width > 1
+        first = min(*numbers, 1) if numbers else 0
+        return [
+            f"{number:0{width if padded else 1}}"
+            for number in itertools.islice(range(first, max(numbers, default=0)), _MAX_SHARDS)
+            if number not in numbers
+        ]
+    if width <= 2 and all(re.fullmatch(f"[a-z]{{{width}}}", tail) for tail in tails):
+        series = map("".join, itertools.product(string.ascii_lowercase, repeat=width))
+        return [tail for tail in series if tail < max(tails) and tail not in tails]
+    return []
 
 
 def _in_folder(name: str, folder: Path) -> Checkpoint:
@@ -184,12 +226,7 @@ def _in_folder(name: str, folder: Path) -> Checkpoint:
     single = folder / "model.safetensors"
     if single.is_file():
         return _checkpoint(name, folder, "hf", (single,))
-    codecs = set(_CODECS)
-    bases = {
-        re.sub(r"\.part[^/]*$", "", path.name)
-        for path in folder.glob("*.npz*")
-        if path.name not in codecs
-    }
+    bases = npz_names(folder)
     if len(bases) == 1:
         base = folder / bases.pop()
         return _checkpoint(name, folder, "npz", (base,) if base.is_file() else _pieces(base))
@@ -205,6 +242,15 @@ def _in_folder(name: str, folder: Path) -> Checkpoint:
         f"a model folder must hold model.safetensors, {INDEX_NAME} or an .npz, {folder} holds "
         "none; is it the right folder, and was the download complete?"
     )
+
+
+def npz_names(folder: Path) -> set[str]:
+    """Names of a folder's npz files that may hold a model; of pieces, the name of the whole."""
+    return {
+        re.sub(r"\.part[^/]*$", "", path.name)
+        for path in folder.glob("*.npz*")
+        if path.name not in CODECS and path.is_file()
+    }
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
@@ -236,8 +282,8 @@ def _checkpoint(name: str, folder: Path, layout: Layout, weights: tuple[Path, ..
         layout=layout,
         weights=weights,
         config=first(("config.json",)),
-        tokenizer=first(_TOKENIZERS),
-        mask_codec=first(_CODECS),
+        tokenizer=first(TOKENIZERS),
+        mask_codec=first(CODECS),
     )
 
 
@@ -269,7 +315,7 @@ def _download(hub_id: str, revision: str | None, download: bool) -> Path:
             raise AccessError(_refused(hub_id)) from error
         raise ModelNotFoundError(
             f"a hub id must exist, https://huggingface.co/{hub_id} does not (or is private: set "
-            "HF_TOKEN); check the spelling"
+            f"HF_TOKEN); check the spelling{_hint(hub_id)}"
         ) from error
     except errors.HfHubHTTPError as error:
         if _status(error) in (401, 403):
@@ -284,7 +330,7 @@ def _download(hub_id: str, revision: str | None, download: bool) -> Path:
         raise AccessError(
             f"{hub_id} is not on this machine and the hub cannot be reached (offline, or "
             "HF_HUB_OFFLINE is set); connect once to download it, or copy its folder here and name "
-            "that"
+            f"that{_hint(hub_id)}"
         ) from error
     return Path(folder)
 
@@ -293,8 +339,17 @@ def _status(error: Any) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
+def _hint(hub_id: str) -> str:
+    """The release that a hub id may have been meant to name; "" if it is one, or is like none."""
+    if release_of(hub_id):
+        return ""
+    close = difflib.get_close_matches(hub_id, published_ids(), n=1, cutoff=_ALIKE)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 def _refused(hub_id: str) -> str:
     return (
         f"the hub gives {hub_id} only to those who accepted its licence; accept it at "
         f"https://huggingface.co/{hub_id} and set HF_TOKEN to a token of that account"
+        + _hint(hub_id)
     )

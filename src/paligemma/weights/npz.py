@@ -8,6 +8,7 @@ two-byte void.
 from __future__ import annotations
 
 import io
+import lzma
 import math
 import struct
 import tokenize
@@ -29,13 +30,18 @@ _CHUNK_BYTES = 16 << 20
 _BOMB_BYTES = 1 << 30
 _BOMB_RATIO = 100
 _MAX_ARRAYS = 100_000
-# What the standard library and NumPy raise on damaged files; RuntimeError is encryption.
+# What the standard library and NumPy raise on damaged files; RuntimeError is encryption, and the
+# parser of headers answers brackets without end with a MemoryError.
 _DAMAGE = (
     OSError,
     EOFError,
     ValueError,
     RuntimeError,
     SyntaxError,
+    TypeError,
+    LookupError,
+    MemoryError,
+    lzma.LZMAError,
     struct.error,
     tokenize.TokenError,
     zipfile.BadZipFile,
@@ -110,18 +116,32 @@ class NpzReader:
         try:
             self._file = io.BufferedReader(PartedFile(paths), _CHUNK_BYTES)
             self._zip = zipfile.ZipFile(self._file)
+            self._file.seek(0)
+            is_first = self._file.read(2) == b"PK"
         except _DAMAGE as error:
             raise CheckpointError(
                 f"an npz must be a complete zip file, {self.name} is not ({error}); "
                 "download it again, with all its .part pieces if it has any"
             ) from error
+        if not is_first:
+            raise CheckpointError(
+                f"an npz must begin as a zip file does, {self.name} does not; fetch it again, or "
+                "the first of its .part pieces, which may be missing"
+            )
         members = [m for m in self._zip.infolist() if not m.is_dir()]
         if len(members) > _MAX_ARRAYS:
             raise CheckpointError(
                 f"{self.name} may hold at most {_MAX_ARRAYS} arrays, it holds {len(members)}; "
                 "this is no checkpoint"
             )
-        self.arrays = {m.filename.removesuffix(".npy"): self._info(m) for m in members}
+        # NumPy reads members without the suffix too.
+        self._members = {m.filename.removesuffix(".npy"): m for m in members}
+        if len(self._members) < len(members):
+            raise CheckpointError(
+                f"each array must appear once in {self.name}, it holds {len(members)} under "
+                f"{len(self._members)} names; write the file again with numpy.savez"
+            )
+        self.arrays = {key: self._info(m) for key, m in self._members.items()}
 
     def __enter__(self) -> NpzReader:
         return self
@@ -185,7 +205,7 @@ class NpzReader:
         info = self.arrays[key]
         shape = info.shape if whole else info.shape[1:]
         try:
-            with self._zip.open(key + ".npy") as file:
+            with self._zip.open(self._members[key]) as file:
                 _read_header(file)
                 for _ in range(1 if whole else info.shape[0]):
                     block = torch.empty(
