@@ -6,22 +6,28 @@ import logging
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toy_task import TOY
 
 from paligemma.errors import ConfigError, ImageError
 from paligemma.eval.answering import ModelAnswerer, fingerprint
 from paligemma.eval.distributed import LoadedAnswerer
+from paligemma.eval.json_lines import prediction_from_json, prediction_to_json
 from paligemma.eval.options import EvalOptions
 from paligemma.eval.pixels import draw_box, pad_to_square, read_pictures
+from paligemma.eval.run_folder import RunConfig
+from paligemma.eval.scored import score_matched
 from paligemma.outputs.rle import decode_rle
 from paligemma.pipeline import PaliGemma
 from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS, resize
+from paligemma.tasks.files import FilePicture
 from paligemma.tasks.scenes import heldout_scene
 from paligemma.tasks.task import ALL_CLASSES, MASK, OBJECTS, Asking, Example, Prediction
 
@@ -252,6 +258,32 @@ def test_pictures_are_resized_by_the_benchmarks_method() -> None:
         expected = resize(image, 30, method).astype(np.float32) / 255 * 2 - 1
         assert np.abs(read.pixels - expected).max() < 1e-6
         assert read.image_wh == read.padded_wh == (224, 224)
+
+
+def test_a_picture_of_another_size_than_its_annotation_states_is_noted(
+    tiny: PaliGemma, tmp_path: Path
+) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    examples = [
+        Example(
+            id=f"{rows}",
+            prefix="ocr",
+            pictures=(FilePicture(path=tmp_path / "a.png", size_hw=(rows, 40)),),
+            references=None,
+        )
+        for rows in (30, 50)
+    ]
+    answers = _answer(tiny, examples, replace(ASKING, max_new_tokens=2))
+    said = "it is 40x30 pixels, its annotation says 40x50"
+    assert [one.note for one in answers] == [None, said]
+    again = [prediction_from_json(prediction_to_json(one), "line 1") for one in answers]
+    assert [one.note for one in again] == [None, said]
+    config = RunConfig(task="toy", split="test", model="m")
+    found = score_matched(TOY, config, [replace(one, references="0") for one in examples], again)
+    assert found.notices == (
+        f"1 pictures are not those that were annotated, such as that of 50: {said}; take the "
+        "official files",
+    )
 
 
 def test_frames_stay_in_order_and_may_keep_fractions() -> None:

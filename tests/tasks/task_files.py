@@ -23,10 +23,12 @@ def write_picture(
     return path
 
 
-def write_pixels(path: Path, pixels: np.ndarray) -> Path:
+def write_pixels(path: Path, pixels: np.ndarray, *, orientation: int = 1) -> Path:
     """uint8[H, W, 3] as a picture; choose PNG where the pixels matter."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
     return path
 
 

@@ -292,7 +292,8 @@ def test_textvqa_pictures_are_turned_upright(tmp_path: Path) -> None:
     write_json(tmp_path / "TextVQA_0.5.1_val.json", {"data": [row, other]})
     pixels = np.zeros((2, 3, 3), np.uint8)
     for name in ("0a1b", "0c2d"):
-        write_pixels(tmp_path / "train_images" / f"{name}.jpg", pixels)
+        # The metadata says the same turn as the id file; it must not come on top of it.
+        write_pixels(tmp_path / "train_images" / f"{name}.jpg", pixels, orientation=6)
     upright = read(task, tmp_path)
     assert [one.pictures[0].read(100).shape for one in upright] == [(2, 3, 3), (2, 3, 3)]
     write_csv(

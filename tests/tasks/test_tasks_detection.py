@@ -101,7 +101,9 @@ def test_each_picture_is_one_example_in_the_order_of_ids(data: Path) -> None:
     examples = list(COCO.read(data, "val"))
     assert [one.id for one in examples] == ["7", "8", "139"]
     assert {one.prefix for one in examples} == {"detect all classes"}
-    assert examples[2].pictures == (FilePicture(path=data / "val2017/000000000139.jpg"),)
+    assert examples[2].pictures == (
+        FilePicture(path=data / "val2017/000000000139.jpg", size_hw=(200, 400)),
+    )
     cat, dog = ({"label": n, "category_id": k} for n, k in (("cat", 17), ("dog", 18)))
     assert examples[2].references == {
         "size_hw": [200, 400],
@@ -194,7 +196,7 @@ def test_doclaynet_is_read_in_its_layout(tmp_path: Path) -> None:
         row |= {"file_name": f"{name}.png", "doc_category": "patents", "precedence": 0}
     _write(tmp_path / "COCO/test.json", tmp_path / "PNG", content)
     examples = list(DOCLAYNET.read(tmp_path, "test"))
-    assert examples[2].pictures == (FilePicture(path=tmp_path / "PNG/aa.png"),)
+    assert examples[2].pictures == (FilePicture(path=tmp_path / "PNG/aa.png", size_hw=(200, 400)),)
     scores = _by_name(DOCLAYNET.score(examples, [_perfect(one) for one in examples]))
     assert scores["ap/Section-header"] == 1.0
 
@@ -208,7 +210,9 @@ def test_own_sets_are_read_as_roboflow_writes_them(tmp_path: Path) -> None:
     example = next(iter(OWN.read(tmp_path, "valid")))
     assert example.prefix == "detect bolt ; nut"
     assert example.references["classes"] == ["bolt", "nut"]
-    assert example.pictures == (FilePicture(path=tmp_path / "valid/000000000007.jpg"),)
+    assert example.pictures == (
+        FilePicture(path=tmp_path / "valid/000000000007.jpg", size_hw=(200, 400)),
+    )
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,26 @@ def test_a_wrong_element_and_a_row_that_is_no_object_are_named() -> None:
         value([1], "a", str, "f")
 
 
+@pytest.mark.parametrize(
+    ("orientation", "size_hw", "shape"),
+    [
+        (6, None, (2, 3)),
+        (6, (2, 3), (2, 3)),
+        (6, (3, 2), (3, 2)),
+        (6, (5, 4), (2, 3)),
+        (3, (3, 2), (2, 3)),
+    ],
+)
+def test_a_picture_is_as_stored_unless_only_its_exif_turn_gives_the_stated_size(
+    tmp_path: Path, orientation: int, size_hw: tuple[int, int] | None, shape: tuple[int, int]
+) -> None:
+    pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    path = write_pixels(tmp_path / "x.png", pixels, orientation=orientation)
+    found = FilePicture(path=path, size_hw=size_hw).read(100)
+    assert found.shape[:2] == shape
+    assert np.array_equal(found, pixels if shape == (2, 3) else np.rot90(pixels, -1))
+
+
 def test_a_picture_is_turned_upright_and_travels(tmp_path: Path) -> None:
     pixels = np.zeros((2, 3, 3), np.uint8)
     pixels[0, 2] = 255

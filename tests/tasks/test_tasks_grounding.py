@@ -124,7 +124,9 @@ def test_each_sentence_is_one_example_and_the_prompt_is_the_sentence_alone(data:
     assert mask.shape == (20, 40)
     assert mask.sum() == 200
     assert mask[5:15, 10:30].all()
-    assert examples[0].pictures == (FilePicture(path=data / "train2017/000000000005.jpg"),)
+    assert examples[0].pictures == (
+        FilePicture(path=data / "train2017/000000000005.jpg", size_hw=(20, 40)),
+    )
     assert examples[0].pictures[0].read(10_000).shape == (20, 40, 3)
     json.dumps(examples[0].references)
 

@@ -209,6 +209,7 @@ class ModelAnswerer:
                             self._understood(asking, record, shown[key]),
                             id=examples[position].id,
                             logprob=score,
+                            note=shown[key].note,
                         )
         return [found[position] for position in range(len(examples))]
 

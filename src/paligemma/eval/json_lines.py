@@ -104,6 +104,8 @@ def prediction_to_json(one: Prediction) -> dict[str, Any]:
         row["objects"] = [_found_to_json(found) for found in one.objects]
     if one.error is not None:
         row["error"] = one.error
+    if one.note is not None:
+        row["note"] = one.note
     return row
 
 
@@ -138,15 +140,19 @@ def prediction_from_json(row: Mapping[str, Any], where: str) -> Prediction:
     objects = row.get("objects", [])
     if not isinstance(objects, list):
         raise DataError(f"{where}: objects must be a list, got {type(objects).__name__}")
-    logprob, fault = row.get("logprob"), row.get("error")
-    if not isinstance(fault, str | None):
-        raise DataError(f"{where}: error must be text, got {fault!r:.80}; write why, or leave it")
+    logprob = row.get("logprob")
+    for field in ("error", "note"):
+        if not isinstance(said := row.get(field), str | None):
+            raise DataError(
+                f"{where}: {field} must be text, got {said!r:.80}; write why, or leave it"
+            )
     return Prediction(
         id=str(name),
         text=text,
         logprob=None if logprob is None else number_of(logprob, f"{where}: logprob"),
         objects=tuple(_found_from_json(one, where) for one in objects),
-        error=fault,
+        error=row.get("error"),
+        note=row.get("note"),
     )
 
 

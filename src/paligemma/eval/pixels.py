@@ -20,6 +20,7 @@ from paligemma.processing.resize import (
     resize_float,
     to_unit_range,
 )
+from paligemma.tasks.files import FilePicture
 from paligemma.tasks.task import Asking, Example
 
 WHITE = 255
@@ -34,11 +35,13 @@ class ReadPictures:
         pixels: float32[R, R, 3], or [F, R, R, 3] for several, in [-1, 1].
         image_wh: width and height of the (first) picture.
         padded_wh: the same with what was padded, which is what boxes are relative to.
+        note: in words, where a picture has another size than its annotation states.
     """
 
     pixels: np.ndarray
     image_wh: tuple[int, int]
     padded_wh: tuple[int, int]
+    note: str | None = None
 
 
 def read_pictures(
@@ -59,15 +62,19 @@ def read_pictures(
         raise ImageError(f"an example needs a picture, {example.id} has none")
     frames: list[np.ndarray] = []
     image_wh = padded_wh = (0, 0)
+    note = None
     for picture in example.pictures:
         image = picture.read(max_pixels)
+        if isinstance(picture, FilePicture) and picture.size_hw not in (None, image.shape[:2]):
+            (rows, columns), found = picture.size_hw, image.shape
+            note = f"it is {found[1]}x{found[0]} pixels, its annotation says {columns}x{rows}"
         padded = pad_to_square(image) if asking.pad_to_square else image
         if not frames:
             image_wh = image.shape[1], image.shape[0]
             padded_wh = padded.shape[1], padded.shape[0]
         frames.append(_prepared(padded, asking, size_px, example.mark_box_yxyx))
     pixels = frames[0] if len(frames) == 1 else np.stack(frames)
-    return ReadPictures(pixels=pixels, image_wh=image_wh, padded_wh=padded_wh)
+    return ReadPictures(pixels=pixels, image_wh=image_wh, padded_wh=padded_wh, note=note)
 
 
 def _prepared(image: np.ndarray, asking: Asking, size_px: int, mark: Box | None) -> np.ndarray:

@@ -104,6 +104,11 @@ def score_matched(
             f"{len(unread):,} answers are empty because of an error, such as {unread[0].id}: "
             f"{unread[0].error}"
         )
+    if noted := [one for one in predictions if one.note is not None]:
+        more.append(
+            f"{len(noted):,} pictures are not those that were annotated, such as that of "
+            f"{noted[0].id}: {noted[0].note}; take the official files"
+        )
     settings = config.settings
     if task.asking.answer == ALL_CLASSES and settings.get("noise_id", 0) is None:
         more.append(

@@ -75,7 +75,7 @@ class ClipFrame:
         if clip.path.is_dir():
             files = _segment(clip, _listing(clip.path))
             shown = sample_frames(files, clip.num_frames, clip.stride)[self.index]
-            return load_image(shown, max_pixels=max_pixels)
+            return load_image(shown, max_pixels=max_pixels, upright=False)
         with _LOCKS[hash(clip) % len(_LOCKS)]:
             decoded = _decode(clip, max_pixels)
         # A copy: whoever draws on a picture must not draw on the kept clip.

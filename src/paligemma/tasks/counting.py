@@ -80,7 +80,7 @@ class ParquetPicture:
         encoded = _encoded_pictures(self.path, self.row_group)[self.row]
         if encoded is None:
             raise ImageError(f"{self.path}: row {self.row} of group {self.row_group} has no image")
-        return load_image(encoded, max_pixels=max_pixels)
+        return load_image(encoded, max_pixels=max_pixels, upright=False)
 
 
 def read_countbenchqa(data: Path, split: str) -> Iterator[Example]:

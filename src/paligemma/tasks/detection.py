@@ -117,7 +117,7 @@ def read_detection(
         yield Example(
             id=str(one.id),
             prefix=prefix,
-            pictures=(FilePicture(path=path),),
+            pictures=(FilePicture(path=path, size_hw=(one.image.height, one.image.width)),),
             references={
                 "size_hw": [one.image.height, one.image.width],
                 "objects": list(one.objects),

@@ -209,25 +209,32 @@ def require_object(row: Any, where: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class FilePicture:
-    """A picture in a file.
+    """A picture in a file, its pixels as they are stored: the original applies no EXIF turn.
 
     Attributes:
         path: of the file.
-        quarter_turns: counter-clockwise, that make it upright where its metadata does not say so.
+        quarter_turns: counter-clockwise, that make the stored pixels upright.
+        size_hw: that its annotation states; where only the EXIF turn gives this size, it is
+            applied.
     """
 
     path: Path
     quarter_turns: int = 0
+    size_hw: tuple[int, int] | None = None
 
     def read(self, max_pixels: int) -> np.ndarray:
-        """uint8[H, W, 3], upright.
+        """uint8[H, W, 3]; of another size than `size_hw` where neither way gives it.
 
         Raises:
             ImageError: unreadable, or larger than the bound.
         """
         from paligemma.processing.image import load_image
 
-        image = load_image(self.path, max_pixels=max_pixels)
+        image = load_image(self.path, max_pixels=max_pixels, upright=False)
+        if self.size_hw not in (None, image.shape[:2]):
+            turned = load_image(self.path, max_pixels=max_pixels)
+            if turned.shape[:2] == self.size_hw:
+                image = turned
         return np.ascontiguousarray(np.rot90(image, self.quarter_turns))
 
 

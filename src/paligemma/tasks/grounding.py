@@ -120,7 +120,10 @@ class _Pictures:
             Path(image.file_name).name,
         )
         paths = [self._folder / name for name in names]
-        return FilePicture(path=next((path for path in paths if path.is_file()), paths[0]))
+        return FilePicture(
+            path=next((path for path in paths if path.is_file()), paths[0]),
+            size_hw=(image.height, image.width),
+        )
 
 
 def referring_target(example: Example, codec: MaskCodec) -> str:

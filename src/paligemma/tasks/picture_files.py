@@ -10,11 +10,9 @@ import numpy as np
 
 from paligemma.errors import DataError, ImageError
 
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
-
 
 def picture_size_hw(path: Path) -> tuple[int, int]:
-    """Height and width of a picture as it is shown, from its heading alone.
+    """Height and width of a picture as it is stored, from its heading alone.
 
     Raises:
         DataError: no picture there.
@@ -24,10 +22,9 @@ def picture_size_hw(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as picture:
             width, height = picture.size
-            is_turned = picture.getexif().get(_ORIENTATION) in _TURNED
     except Exception as error:  # damaged headings raise whatever a plugin stumbles over
         raise DataError(f"{path} must be a picture: {str(error)[:200]}") from error
-    return (width, height) if is_turned else (height, width)
+    return height, width
 
 
 def first_file(folder: Path, names: Iterable[str]) -> Path:
@@ -49,14 +46,14 @@ class CroppedPicture:
     box_xyxy_px: tuple[int, int, int, int]
 
     def read(self, max_pixels: int) -> np.ndarray:
-        """uint8[H, W, 3], upright.
+        """uint8[H, W, 3], as it is stored.
 
         Raises:
             ImageError: unreadable, larger than the bound, or the rectangle leaves the picture.
         """
         from paligemma.processing.image import load_image
 
-        image = load_image(self.path, max_pixels=max_pixels)
+        image = load_image(self.path, max_pixels=max_pixels, upright=False)
         x0, y0, x1, y1 = self.box_xyxy_px
         if not (0 <= x0 < x1 <= image.shape[1] and 0 <= y0 < y1 <= image.shape[0]):
             raise ImageError(

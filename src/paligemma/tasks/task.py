@@ -29,7 +29,7 @@ class Picture(Protocol):
     """A picture that is read when it is needed; small, and travels to other processes."""
 
     def read(self, max_pixels: int) -> np.ndarray:
-        """uint8[H, W, 3], upright.
+        """uint8[H, W, 3], as the benchmark's authors read it.
 
         Raises:
             ImageError: unreadable, or larger than the bound.
@@ -91,6 +91,7 @@ class Prediction:
         logprob: sum over its tokens, end token included; None where unknown.
         objects: what was found, for tasks that ask for objects.
         error: why there is no answer (an unreadable picture); the text is then "".
+        note: what was amiss with the picture, though it was answered.
     """
 
     id: str
@@ -98,6 +99,7 @@ class Prediction:
     logprob: float | None = None
     objects: tuple[FoundObject, ...] = ()
     error: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
