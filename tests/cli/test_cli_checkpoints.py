@@ -67,6 +67,27 @@ def test_a_conversion_replaces_a_checkpoint_only_when_asked(
     assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--max-shard-gb", "nan"), "no finite number"),
+        (("--max-shard-gb", "inf"), "no finite number"),
+        (("--max-shard-gb", "1", "--layout", "npz"), "of the layout hf, got them with npz"),
+        (("--layout", "npz", "--spelling", "current"), "of the layout hf, got them with npz"),
+        (("--layout", "npz", "--pad-rows"), "of the layout hf, got them with npz"),
+        (("--revision", "bfloat16"), "leave it out"),
+    ],
+)
+def test_options_that_a_conversion_cannot_follow_are_refused(
+    paligemma: Run, tiny_dir: Path, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    refused = paligemma("convert", tiny_dir, tmp_path / "out", *options)
+    assert refused.status == 2
+    assert said in refused.err
+    assert "Traceback" not in refused.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_inspect_shows_pieces_masks_and_labels(paligemma: Run) -> None:
     body = paligemma("inspect", DESK, "ocr", "--suffix", "HELLO", "--json").json
     assert body["num_image_tokens"] == 49

@@ -13,6 +13,7 @@ from torch import nn
 
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model.siglip import resize_position_table
+from paligemma.weights import catalog
 from paligemma.weights import load as load_module
 from paligemma.weights import save as save_module
 from paligemma.weights.load import load_model
@@ -233,6 +234,60 @@ def test_an_interrupted_save_leaves_the_old_checkpoint_whole(
     assert os.listdir(tmp_path) == ["m"]
 
 
+def test_what_a_folder_holds_is_replaced_only_when_that_is_asked_for(
+    make_config, make_model, tmp_path: Path
+) -> None:
+    model = make_model(make_config(1))
+    pieces = tmp_path / "tokenizer.model"
+    pieces.write_bytes(b"new pieces")
+    for name in ("config.json", "tokenizer.model", "tokenizer.json", "model.npz.part0"):
+        folder = tmp_path / f"with {name}"
+        folder.mkdir()
+        (folder / name).write_bytes(b"old")
+        (folder / "[n]otes.txt").write_bytes(b"mine")
+        with pytest.raises(CheckpointError, match=rf"holds {name}; .* allow overwriting"):
+            save_model(model, folder, extra_files=[pieces])
+        assert sorted(os.listdir(folder)) == sorted(["[n]otes.txt", name])
+        save_model(model, folder, extra_files=[pieces], overwrite=True)
+        assert (folder / "tokenizer.model").read_bytes() == b"new pieces"
+        assert sorted(os.listdir(folder)) == [
+            "[n]otes.txt",
+            "config.json",
+            "model.safetensors",
+            "tokenizer.model",
+        ]
+
+
+@pytest.mark.parametrize("layout", ["hf", "npz"])
+def test_weights_under_another_name_are_never_replaced(
+    make_config, make_model, tmp_path: Path, layout: str
+) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    for name in ("mix.npz", "pt.npz.part0", "pt.npz.part1", "vae-oid.npz"):
+        (folder / name).write_bytes(b"somebody's")
+    for overwrite in (False, True):
+        with pytest.raises(CheckpointError, match=r"holds mix\.npz, pt\.npz; .* move them away"):
+            save_model(make_model(make_config(1)), folder, layout=layout, overwrite=overwrite)
+    assert len(os.listdir(folder)) == 4
+
+
+def test_a_tokenizer_and_a_codec_that_nothing_replaces_stay(
+    make_config, make_model, tmp_path: Path
+) -> None:
+    model = make_model(make_config(1))
+    save_model(model, tmp_path / "m", layout="npz")
+    for name in ("tokenizer.model", "vae-oid.npz"):
+        (tmp_path / "m" / name).write_bytes(b"mine")
+    save_model(model, tmp_path / "m", overwrite=True)
+    assert sorted(os.listdir(tmp_path / "m")) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.model",
+        "vae-oid.npz",
+    ]
+
+
 def test_overwriting_is_asked_for_and_removes_files_of_the_old_checkpoint(
     make_config, make_model, tmp_path: Path
 ) -> None:
@@ -265,16 +320,18 @@ def test_converting_copies_what_belongs_to_the_model(
     make_config, make_model, tmp_path: Path
 ) -> None:
     save_model(make_model(make_config(1)), tmp_path / "a")
-    (tmp_path / "a" / "tokenizer.model").write_bytes(b"pieces")
-    (tmp_path / "a" / "mask_codec.safetensors").write_bytes(b"codec")
-    (tmp_path / "a" / "optimizer.pt").write_bytes(b"not part of the model")
+    belongs = [*catalog.TOKENIZERS, *catalog.CODECS, "calibration.json"]
+    for name in [*belongs, "optimizer.pt"]:
+        (tmp_path / "a" / name).write_bytes(name.encode())
     convert(tmp_path / "a", tmp_path / "b", layout="npz")
-    assert sorted(os.listdir(tmp_path / "b")) == [
-        "config.json",
-        "mask_codec.safetensors",
-        "model.npz",
-        "tokenizer.model",
-    ]
+    assert sorted(os.listdir(tmp_path / "b")) == sorted([*belongs, "config.json", "model.npz"])
+    assert all((tmp_path / "b" / name).read_bytes() == name.encode() for name in belongs)
+    (tmp_path / "b" / "tokenizer.json").unlink()
+    convert(tmp_path / "b", tmp_path / "b", overwrite=True)
+    belongs.remove("tokenizer.json")
+    assert sorted(os.listdir(tmp_path / "b")) == sorted(
+        [*belongs, "config.json", "model.safetensors"]
+    )
 
 
 def test_converting_keeps_the_caps_and_the_window_that_config_states(
@@ -289,7 +346,17 @@ def test_converting_keeps_the_caps_and_the_window_that_config_states(
 
 def test_unknown_options_of_saving_are_refused(make_config, make_model, tmp_path: Path) -> None:
     model = make_model(make_config(1))
-    for options in ({"layout": "onnx"}, {"spelling": "mine"}, {"max_shard_bytes": 0}):
-        with pytest.raises(ConfigError, match=next(iter(options))):
+    for options in (
+        {"layout": "onnx"},
+        {"spelling": "mine"},
+        {"max_shard_bytes": 0},
+        {"max_shard_bytes": float("nan")},
+        {"spelling": "current", "layout": "npz"},
+        {"pad_rows": True, "layout": "npz"},
+        {"max_shard_bytes": 10**6, "layout": "npz"},
+    ):
+        word = "rows" if "pad_rows" in options else next(iter(options)).split("_bytes")[0]
+        with pytest.raises(ConfigError, match=word.replace("max_", "")):
             save_model(model, tmp_path / "m", **options)
+    assert os.listdir(tmp_path) == []
     assert save_module.MAX_SHARD_BYTES == 5_000_000_000

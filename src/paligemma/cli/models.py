@@ -79,6 +79,12 @@ def _embedded_row() -> dict[str, Any]:
     }
 
 
+def _require_finite(ctx: click.Context, option: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number.", ctx, option)
+    return value
+
+
 @click.command()
 @click.argument("source")
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -102,9 +108,20 @@ def _embedded_row() -> dict[str, Any]:
     help="Key names of safetensors: as published, or as transformers writes since 4.52.",
 )
 @click.option("--pad-rows", is_flag=True, help="Pad the embedding table, as published (257,216).")
-@click.option("--max-shard-gb", type=click.FloatRange(0.01), default=5.0, show_default=True)
+@click.option(
+    "--max-shard-gb",
+    type=click.FloatRange(0.01),
+    callback=_require_finite,
+    default=5.0,
+    show_default=True,
+    help="Size at which another safetensors file begins.",
+)
 @click.option("--revision", metavar="NAME", help="Branch of the hub.")
-@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that FOLDER holds.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace the checkpoint that FOLDER holds; its other files stay.",
+)
 def convert(
     source: str,
     folder: Path,

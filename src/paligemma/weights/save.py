@@ -18,9 +18,10 @@ from torch import Tensor
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
+from paligemma.outputs.calibration import FILE_NAME as CALIBRATION
 from paligemma.weights import hf
 from paligemma.weights.big_vision import BigVisionReader, write_npz
-from paligemma.weights.catalog import Layout, resolve
+from paligemma.weights.catalog import CODECS, TOKENIZERS, Layout, npz_names, resolve
 from paligemma.weights.dtypes import cast, parse_dtype
 from paligemma.weights.hf_config import hf_config, rounded_embed_scale, stored_embed_scale
 from paligemma.weights.load import open_weights, read_config, require_fit
@@ -34,13 +35,12 @@ NPZ_NAME = "model.npz"
 MAX_SHARD_BYTES = 5_000_000_000
 # What belongs to a model beside its weights.
 SIDE_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
+    *TOKENIZERS,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "preprocessor_config.json",
-    "mask_codec.safetensors",
-    "vae-oid.npz",
+    *CODECS,
+    CALIBRATION,
 )
 
 
@@ -62,8 +62,16 @@ class _Plan:
             raise ConfigError(
                 f"the spelling must be one of {', '.join(hf.SPELLINGS)}, got {self.spelling!r}"
             )
-        if self.max_shard_bytes <= 0:
-            raise ConfigError(f"max_shard_bytes must be positive, got {self.max_shard_bytes}")
+        if not isinstance(self.max_shard_bytes, int) or self.max_shard_bytes <= 0:
+            raise ConfigError(
+                f"max_shard_bytes must be a positive whole number, got {self.max_shard_bytes}"
+            )
+        usual = self.spelling == "published" and self.max_shard_bytes == MAX_SHARD_BYTES
+        if self.layout == "npz" and (self.pad_rows or not usual):
+            raise ConfigError(
+                "spelling, padded rows and the size of shards are of the layout hf, got them with "
+                "npz; leave them out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +106,13 @@ def save_model(
         pad_rows: append rows to the embedding table up to the next multiple of 64, as published
             (257,216); each is the mean of all rows, which never wins.
         extra_files: copied beside the weights, e.g. the tokenizer.
-        overwrite: whether the folder may already hold a checkpoint.
+        overwrite: whether a checkpoint in the folder may be replaced: its weights, config.json, and
+            of `extra_files`, tokenizers and mask codecs those that the new ones stand for. All
+            other files stay; weights under other names are never removed, but refused.
 
     Raises:
-        CheckpointError: the model is adapted or quantised, a weight overflows, or the disk refuses.
+        CheckpointError: the model is adapted or quantised, a weight overflows, the folder holds
+            what would be replaced, or the disk refuses.
     """
     plan = _Plan(
         layout=layout,
@@ -119,10 +130,9 @@ def save_model(
             f"for instance {odd[0]}; merge its adapters or save it before quantising"
         )
     source = _Parameters(get=parameters.__getitem__, stream=parameters.items)
-    with _atomic_folder(Path(folder), overwrite) as staging:
+    extra_files = tuple(extra_files)
+    with _atomic_folder(Path(folder), extra_files, overwrite) as staging:
         _write(staging, model.config, source, plan, model.text.embed_scale)
-        for path in extra_files:
-            shutil.copyfile(path, staging / path.name)
     return Path(folder)
 
 
@@ -140,12 +150,12 @@ def convert(
 ) -> Path:
     """Rewrite a checkpoint in another layout or dtype, one tensor in memory at a time.
 
-    A config.json keeps its own soft-caps and window; tokenizer and mask codec are copied. Arguments
-    are those of `save_model`; `source` and `revision` those of `load_model`.
+    A config.json keeps its own soft-caps and window; tokenizer, mask codec and calibration are
+    copied. Arguments are those of `save_model`; `source` and `revision` those of `load_model`.
 
     Raises:
-        CheckpointError: the source does not fit its config, a weight overflows, or the disk
-            refuses.
+        CheckpointError: the source does not fit its config, a weight overflows, the folder holds
+            what would be replaced, or the disk refuses.
     """
     checkpoint = resolve(source, revision=revision)
     with open_weights(checkpoint) as weights:
@@ -169,11 +179,10 @@ def convert(
             fused_qkv=weights.fused if isinstance(weights, BigVisionReader) else None,
         )
         scale = stored_embed_scale(raw) or rounded_embed_scale(config, table_dtype)
-        with _atomic_folder(Path(folder), overwrite) as staging:
+        beside = tuple(checkpoint.folder / name for name in SIDE_FILES)
+        extra_files = tuple(path for path in beside if path.is_file())
+        with _atomic_folder(Path(folder), extra_files, overwrite) as staging:
             _write(staging, config, parameters, plan, scale)
-            for name in SIDE_FILES:
-                if (checkpoint.folder / name).is_file():
-                    shutil.copyfile(checkpoint.folder / name, staging / name)
     return Path(folder)
 
 
@@ -228,21 +237,35 @@ def _write_safetensors(
 
 
 @contextmanager
-def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside the target that takes its place when the block succeeds."""
-    old = _weight_files(folder)
-    if old and not overwrite:
-        raise CheckpointError(
-            f"a checkpoint is written to a folder without one, {folder} holds {old[0].name}; "
-            "choose another folder or allow overwriting"
-        )
+def _atomic_folder(folder: Path, extra_files: tuple[Path, ...], overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside the target that takes its place when the block succeeds.
+
+    Args:
+        folder: the target.
+        extra_files: copied into it too.
+        overwrite: whether `_replaced` files of the target may go.
+    """
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"a checkpoint is written to a folder, {folder} is a file")
+    foreign = sorted(npz_names(folder) - {NPZ_NAME})
+    if foreign:
+        raise CheckpointError(
+            f"a checkpoint is written to a folder without other weights, {folder} holds "
+            f"{_few(foreign)}; choose another folder or move them away"
+        )
+    old = _replaced(folder, extra_files)
+    if old and not overwrite:
+        raise CheckpointError(
+            f"a checkpoint is written to a folder without one, {folder} holds "
+            f"{_few([path.name for path in old])}; choose another folder or allow overwriting"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             yield staging
+            for path in extra_files:
+                shutil.copyfile(path, staging / path.name)
             staging.chmod(0o755)
             if folder.exists():
                 _replace_files(staging, folder, old)
@@ -266,6 +289,16 @@ def _replace_files(staging: Path, folder: Path, old: list[Path]) -> None:
             path.unlink()
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    patterns = ("model.safetensors", "model-*-of-*.safetensors", INDEX_NAME, NPZ_NAME)
-    return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+def _replaced(folder: Path, extra_files: tuple[Path, ...]) -> list[Path]:
+    """Files of a folder that a checkpoint written there, with these files beside it, stands for."""
+    shards = (*folder.glob("model-*-of-*.safetensors"), *folder.glob(NPZ_NAME + ".part*"))
+    names = ["model.safetensors", INDEX_NAME, NPZ_NAME, *sorted(path.name for path in shards)]
+    names += ["config.json", *(path.name for path in extra_files)]
+    for kind in (TOKENIZERS, CODECS):
+        # One that stayed could be taken instead of the new one.
+        names += kind if {*names} & {*kind} else ()
+    return [folder / name for name in dict.fromkeys(names) if (folder / name).exists()]
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
