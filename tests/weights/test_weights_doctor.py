@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from paligemma.errors import ModelNotFoundError
+from paligemma.outputs.vqvae import MaskCodec, MaskCodecConfig
 from paligemma.processing.tokenizer import load_tokenizer
 from paligemma.weights.doctor import Finding, diagnose, worst
 from paligemma.weights.save import save_model
@@ -67,10 +68,33 @@ def test_a_sound_checkpoint_passes_every_check(folder: Path) -> None:
 
 def test_a_sound_npz_passes_too(make_config, make_model, tmp_path: Path) -> None:
     save_model(make_model(make_config(1)), tmp_path / "m", layout="npz")
-    findings = diagnose(tmp_path / "m")
-    assert errors(findings) == []
     # Nothing is wrong with it, but it cannot be asked anything without a tokenizer.
-    assert [check for check, _ in errors(findings, "warning")] == ["files"]
+    ((check, message),) = errors(diagnose(tmp_path / "m"))
+    assert check == "tokenizer"
+    assert "put the published one beside the weights" in message
+
+
+@pytest.mark.parametrize("broken", [b"", b"not a codec", None], ids=["empty", "foreign", "short"])
+def test_a_mask_codec_is_opened(folder: Path, broken: bytes | None) -> None:
+    path = folder / "mask_codec.safetensors"
+    narrow = MaskCodecConfig(channels=(4, 4, 4), hidden=8, code_dim=8, num_codes=16)
+    MaskCodec(narrow).save(path, dtype="float16")
+    findings = diagnose(folder, hash_files=False, read_weights=False)
+    assert errors(findings) == []
+    assert any(f.check == "codec" and "masks of 16 codewords" in f.message for f in findings)
+    path.write_bytes(path.read_bytes()[:-9] if broken is None else broken)
+    findings = diagnose(folder, hash_files=False, read_weights=False)
+    ((check, message),) = errors(findings)
+    assert check == "codec"
+    assert "mask_codec.safetensors" in message
+    assert {f.check for f in findings} >= {"shapes", "tokenizer"}
+
+
+def test_a_file_without_tensors_is_a_finding(folder: Path) -> None:
+    save_file({}, folder / "model.safetensors")
+    findings = errors(diagnose(folder, hash_files=False))
+    assert {check for check, _ in findings} == {"shapes"}
+    assert findings[0][1].startswith("missing: ")
 
 
 def test_reading_headers_only_skips_values_and_forward(folder: Path) -> None:

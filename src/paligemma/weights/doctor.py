@@ -14,6 +14,7 @@ from torch import Tensor
 from paligemma.config import SO400M_14, TEXT_CONFIGS, PaliGemmaConfig, TextConfig
 from paligemma.errors import CheckpointError, PaliGemmaError
 from paligemma.model import PaliGemmaModel
+from paligemma.outputs.vqvae import load_mask_codec
 from paligemma.processing.tokenizer import load_tokenizer
 from paligemma.vocab import NUM_LOC, NUM_SEG
 from paligemma.weights import statistics
@@ -36,7 +37,7 @@ class Finding:
     Attributes:
         level: "error" where the model will not work, "warning" where it may not be what was meant.
         check: "files", "hashes", "config", "shapes", "dtype", "statistics", "tokenizer",
-            "embeddings" or "forward".
+            "embeddings", "codec" or "forward".
         message: a sentence.
     """
 
@@ -73,6 +74,7 @@ def diagnose(
     examination.run("files", _check_files)
     if hash_files:
         examination.run("hashes", _check_hashes)
+    examination.run("codec", _check_codec)
     try:
         with open_weights(checkpoint) as weights:
             examination.weights = weights
@@ -138,12 +140,6 @@ def _check_files(seen: _Examination) -> Iterator[tuple[Level, str]]:
     what = "safetensors" if checkpoint.layout == "hf" else "big_vision npz"
     count = len(checkpoint.weights)
     yield "ok", f"{what}, {count} file{'s' * (count > 1)}, {size / 1e9:.3f} GB, {checkpoint.folder}"
-    if checkpoint.tokenizer is None:
-        yield (
-            "warning",
-            "there is no tokenizer.model or tokenizer.json; put the published one beside the "
-            "weights, or name one when loading",
-        )
     if checkpoint.mask_codec is None:
         yield (
             "ok",
@@ -168,6 +164,13 @@ def _check_hashes(seen: _Examination) -> Iterator[tuple[Level, str]]:
                 f"{path.name} has SHA-256 {digest}, {stated[path][1]} states {stated[path][0]}; "
                 "the file was damaged or changed, fetch it again",
             )
+
+
+def _check_codec(seen: _Examination) -> Iterator[tuple[Level, str]]:
+    path = seen.checkpoint.mask_codec
+    if path is not None:
+        codewords = load_mask_codec(path).config.num_codes
+        yield "ok", f"{path.name} decodes masks of {codewords} codewords"
 
 
 def _check_config(seen: _Examination) -> Iterator[tuple[Level, str]]:
@@ -262,7 +265,7 @@ def _check_dtype(seen: _Examination) -> Iterator[tuple[Level, str]]:
             "PaliGemma 2 was trained and published in bfloat16, this is float16; activations "
             "overflow when it is computed in float16, load it as bfloat16 or float32",
         )
-    else:
+    elif names:
         yield "ok", names[0]
 
 
@@ -286,6 +289,11 @@ def _check_statistics(seen: _Examination) -> Iterator[tuple[Level, str]]:
 def _check_tokenizer(seen: _Examination) -> Iterator[tuple[Level, str]]:
     path = seen.checkpoint.tokenizer
     if path is None:
+        yield (
+            "error",
+            "a model cannot be asked without tokenizer.model or tokenizer.json; put the published "
+            "one beside the weights, or name one when loading",
+        )
         return
     tokenizer = load_tokenizer(path)
     tokenizer.check(seen.config.vocab)
