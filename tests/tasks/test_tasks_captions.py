@@ -208,13 +208,13 @@ def test_xm3600_names_the_language_a_row_lacks(tmp_path: Path) -> None:
 def test_textcaps_joins_captions_and_lowers_targets_alone(tmp_path: Path) -> None:
     rows = [
         {"image_id": "a1", "image_name": "a1", "caption_str": text}
-        for text in ("A Nokia phone", "The word STOP")
+        for text in ("A Nokia phone", "The word STOP, \u00c9 \u0130")
     ]
     write_json(tmp_path / "TextCaps_0.1_val.json", {"data": rows})
     write_picture(tmp_path / "train_images" / "a1.jpg")
     (example,) = read("textcaps", tmp_path)
-    assert example.references == ["A Nokia phone", "The word STOP"]
-    assert example.targets == ("a nokia phone", "the word stop")
+    assert example.references == ["A Nokia phone", "The word STOP, \u00c9 \u0130"]
+    assert example.targets == ("a nokia phone", "the word stop, \u00c9 \u0130"), "A to Z alone"
     assert example.pictures[0].read(1000).shape == SHAPE
     assert find_task("textcaps").asking.num_beams == 3
 

@@ -19,7 +19,7 @@ LR = (
     ("presence", "Is a road present?", "yes"),
     ("comp", "Are there more roads than lakes?", "no"),
     ("count", "What is the number of roads?", "12"),
-    ("rural_urban", "Is it a rural or an urban area", "Rural"),
+    ("rural_urban", "Is it a rural or an urban area", "Rural \u00c9"),
 )
 HR = (
     ("presence", "Is a road present?", "yes"),
@@ -85,8 +85,8 @@ def test_questions_for_numbers_and_inactive_ones_are_left_out(low: Path) -> None
         ("3", "rural_urban"),
     ]
     assert examples[0].prefix == "answer en Is a road present?"
-    assert examples[2].references == "rural", "lower-cased, as in training"
-    assert examples[2].targets == ("rural",)
+    assert examples[2].references == "rural \u00c9", "A to Z alone, as in training"
+    assert examples[2].targets == ("rural \u00c9",)
 
 
 def test_a_three_channel_tiff_is_read_exactly(low: Path) -> None:
@@ -111,10 +111,10 @@ def test_test2_is_the_other_region(high: Path) -> None:
 
 def test_the_score_is_the_mean_over_types(low: Path) -> None:
     examples = _read("rsvqa-lr", low, "test")
-    measures = ROWS["rsvqa-lr"].score(examples, _said(examples, ["YES", "yes", "rural"]))
+    measures = ROWS["rsvqa-lr"].score(examples, _said(examples, ["YES", "yes", "rural \u00e9"]))
     assert measures[0].name == ROWS["rsvqa-lr"].headline == "mean_accuracy"
     assert measures[0].value == pytest.approx(2 / 3)
-    perfect = ROWS["rsvqa-lr"].score(examples, _said(examples, ["yes", "no", "rural"]))
+    perfect = ROWS["rsvqa-lr"].score(examples, _said(examples, ["yes", "no", "rural \u00e9"]))
     assert {one.value * one.scale for one in perfect} == {100.0}
 
 

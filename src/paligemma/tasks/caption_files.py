@@ -21,7 +21,7 @@ from paligemma.tasks.files import (
     values,
 )
 from paligemma.tasks.multilingual import COCO35L_LANGUAGES, ENGLISH, XM3600_LANGUAGES
-from paligemma.tasks.prefixes import CAPTION_PREFIX, caption_prefix
+from paligemma.tasks.prefixes import CAPTION_PREFIX, caption_prefix, lower_ascii
 from paligemma.tasks.rows import list_rows, of_split
 from paligemma.tasks.task import Example
 
@@ -179,7 +179,7 @@ def read_textcaps(data: Path, split: str) -> Iterator[Example]:
             prefix=CAPTION_PREFIX,
             pictures=(FilePicture(path=images / f"{names[image]}.jpg"),),
             references=given,
-            targets=tuple(text.lower() for text in given),
+            targets=tuple(lower_ascii(text) for text in given),
         )
 
 

@@ -267,7 +267,8 @@ TASKS: tuple[Task, ...] = (
         traps=(
             _WHOLE_SPLIT,
             "Pictures of val lie in train_images.",
-            "Training targets are lower-cased; references are not, the tokeniser does it.",
+            "Training targets are lower-cased, A to Z alone; references are not, the tokeniser "
+            "does it.",
         ),
         transfer="textcaps",
         server_splits=("test",),

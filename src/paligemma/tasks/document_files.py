@@ -11,7 +11,7 @@ from pathlib import Path
 from paligemma.errors import DataError
 from paligemma.metrics.documents import comma_orderings
 from paligemma.tasks.files import FilePicture, find_file, read_json, value, values
-from paligemma.tasks.prefixes import answer_prefix, bare_prefix
+from paligemma.tasks.prefixes import answer_prefix, bare_prefix, lower_ascii
 from paligemma.tasks.rows import Row, keyed_rows, list_rows, of_split
 from paligemma.tasks.task import Example
 
@@ -73,7 +73,7 @@ def read_infovqa(data: Path, split: str) -> Iterator[Example]:
             prefix=answer_prefix(value(row, "question", str, where)),
             pictures=(FilePicture(path=images / value(row, "image_local_name", str, where)),),
             references={"answers": answers, "any_order": split == "val"},
-            targets=tuple(answer.lower() for answer in taught),
+            targets=tuple(lower_ascii(answer) for answer in taught),
             slices=_kinds(row, "answer_type", where),
         )
 
@@ -96,7 +96,7 @@ def read_stvqa(data: Path, split: str) -> Iterator[Example]:
             prefix=answer_prefix(value(row, "question", str, where)),
             pictures=(FilePicture(path=_stvqa_image(data, images, file_path)),),
             references={"answers": answers},
-            targets=tuple(answer.lower() for answer in answers),
+            targets=tuple(lower_ascii(answer) for answer in answers),
             slices={"source": file_path.split("/")[0]},
         )
 

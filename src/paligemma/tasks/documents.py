@@ -152,7 +152,7 @@ TASKS: tuple[Task, ...] = (
         traps=(
             *_ANLS_TRAPS,
             "On val every order of an answer's comma-separated parts is right; elsewhere not.",
-            "Answers are lower-cased before training.",
+            "Answers are lower-cased before training, A to Z alone; scoring lowers every letter.",
         ),
         transfer="infovqa",
         server_splits=("test",),
@@ -190,7 +190,7 @@ TASKS: tuple[Task, ...] = (
             "There is no official val: PaliGemma holds out 2,628 training questions by a list of "
             "pictures that is not public; with another list the figure is not comparable.",
             "Pictures of coco-text are replaced by COCO's full-size ones.",
-            "Answers are lower-cased before training.",
+            "Answers are lower-cased before training, A to Z alone; scoring lowers every letter.",
         ),
         transfer="stvqa",
         server_splits=("test",),

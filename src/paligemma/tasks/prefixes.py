@@ -1,11 +1,15 @@
-"""Prefixes that several benchmarks share, exactly as in training: nothing is stripped.
+"""Texts that several benchmarks share, exactly as in training: nothing is stripped.
 
 Source: big_vision configs/proj/paligemma/transfers.
 """
 
 from __future__ import annotations
 
+import string
+
 CAPTION_PREFIX = "caption en"
+# TensorFlow's lower-casing at its default encoding: no other letter changes.
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _ANSWER, _CHOICES, _OPTIONS = "answer en ", "answer en  ", " choose from: "
 
 
@@ -38,3 +42,8 @@ def question_of(prefix: str) -> str | None:
     if prefix.startswith(_CHOICES) and _OPTIONS in prefix:
         return prefix.removeprefix(_CHOICES).rpartition(_OPTIONS)[0]
     return prefix.removeprefix(_ANSWER) if prefix.startswith(_ANSWER) else None
+
+
+def lower_ascii(text: str) -> str:
+    """The text with A to Z in lower case, as the original's op `lower` writes targets."""
+    return text.translate(_LOWER)

@@ -16,7 +16,7 @@ from paligemma.metrics.measure import Measure
 from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS
 from paligemma.tasks.coco_json import stream_lists
 from paligemma.tasks.files import FilePicture, find_file, value, values
-from paligemma.tasks.prefixes import answer_prefix
+from paligemma.tasks.prefixes import answer_prefix, lower_ascii
 from paligemma.tasks.rows import Row, of_split
 from paligemma.tasks.task import Asking, Example, NeededFile, Prediction, PublishedKey, Task
 
@@ -57,7 +57,8 @@ def read_rsvqa(data: Path, split: str, *, variant: Literal["lr", "hr"]) -> Itera
         if kind in NUMERIC[variant] and not split.endswith(_SUFFIX):
             continue
         image = f"{value(row, 'img_id', int, where)}{suffix}"
-        answer = rsvqa_bin_answer(_answer(row, answers, where), kind, resolution=variant).lower()
+        told_answer = _answer(row, answers, where)
+        answer = lower_ascii(rsvqa_bin_answer(told_answer, kind, resolution=variant))
         yield Example(
             id=str(value(row, "id", int, where)),
             prefix=answer_prefix(value(row, "question", str, where)),
@@ -108,6 +109,7 @@ _TRAPS = (
     "Published figures leave out the questions for numbers; splits that end in _all keep them.",
     "Pictures are resized without antialiasing here, though with it in training.",
     "Questions that are not active are skipped.",
+    "Answers are lower-cased before training, A to Z alone; scoring lowers every letter.",
 )
 
 
