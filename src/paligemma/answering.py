@@ -170,19 +170,26 @@ def write_answers(
         ConfigError: a value out of bounds, or a grammar with beams or best_of.
     """
     generation = _decode(model, request, soft_tokens, constraint)
-    num_cut = int((~generation.finished).sum())
+    num_cut = int(generation.cut.sum())
     if num_cut:
-        _warn_cut(num_cut, len(generation.finished), request.steps.max_new_tokens)
+        if request.options.num_beams != 1:
+            what = "are the best that had ended, though longer ones might be better"
+        elif constraint is not None:
+            what = "were cut there, with no room for what was to follow"
+        else:
+            what = "were cut there"
+        _warn_cut(num_cut, len(generation.cut), request.steps.max_new_tokens, what)
     vocab = model.config.vocab
     return [token_record(generation, row, vocab) for row in range(request.batch.num_examples)]
 
 
-def _warn_cut(num_cut: int, num_answers: int, max_new_tokens: int) -> None:
+def _warn_cut(num_cut: int, num_answers: int, max_new_tokens: int, what: str) -> None:
     logger.warning(
-        "%d of %d answers reached max_new_tokens = %d and were cut there",
+        "%d of %d answers reached max_new_tokens = %d and %s",
         num_cut,
         num_answers,
         max_new_tokens,
+        what,
     )
 
 
@@ -236,7 +243,7 @@ def reported(steps: Iterable[Step], max_new_tokens: int) -> Iterator[Step]:
         require_numbers(step.logprobs)
         yield step
     if step is not None and not bool(step.finished.all()):
-        _warn_cut(1, 1, max_new_tokens)
+        _warn_cut(1, 1, max_new_tokens, "were cut there")
 
 
 def text_pieces(steps: Iterable[Step], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:

@@ -124,6 +124,23 @@ def test_a_row_that_only_pads_the_batch_is_empty_and_does_not_keep_the_search_ru
     assert padded.num_steps == alone.num_steps
 
 
+def test_a_bound_that_stops_unfinished_beams_is_told_and_one_that_does_not_is_not() -> None:
+    class Patient(FakeModel):
+        def logits_after(self, seen: tuple[int, ...]) -> torch.Tensor:
+            logits = super().logits_after(seen)
+            logits[EOS] = 15.0 if len(seen) >= 6 else -15.0
+            return logits
+
+    # Prompts of 2, 1 and 3 tokens: answers want 5, 6 and 4, EOS included.
+    model = Patient(small_vocab(5), seed=1, scale=1.0)
+    for bound, cut in ((3, [1, 1, 1]), (4, [1, 1, 0]), (5, [0, 1, 0]), (6, [0, 0, 0])):
+        ours, _ = search(model, 3, bound)
+        assert ours.cut.tolist() == [bool(one) for one in cut]
+        assert ours.finished.all()
+    padded = beam_search(model, text_batch((2, 3), ()), BeamOptions(num_beams=3, max_new_tokens=3))
+    assert padded.cut.tolist() == [True, False]
+
+
 def test_more_beams_than_words_change_nothing_but_the_room() -> None:
     model = FakeModel(small_vocab(3), seed=4)
     assert search(model, 8, 4)[1] == search(model, 64, 4)[1]

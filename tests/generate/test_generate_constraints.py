@@ -19,6 +19,7 @@ from paligemma.generate import (
     Generation,
     ObjectGrammar,
     Temperature,
+    TopK,
     generate,
 )
 
@@ -112,8 +113,22 @@ def test_random_logits_under_a_grammar_always_give_complete_upright_objects(
         assert grammar_pattern(grammar).fullmatch(letters(ids)), letters(ids)
         bins = [token - LOC0 for token in ids if OBJECT_VOCAB.is_loc(token)]
         for ymin, xmin, ymax, xmax in zip(*[iter(bins)] * 4, strict=True):
-            assert 0 <= ymin <= ymax <= 1023
-            assert 0 <= xmin <= xmax <= 1023
+            assert 0 <= ymin < ymax <= 1023
+            assert 0 <= xmin < xmax <= 1023
+
+
+class Cornered(FakeModel):
+    """Wants locations, and the last of them above all."""
+
+    def logits_after(self, seen: tuple[int, ...]) -> Tensor:
+        logits = super().logits_after(seen)
+        logits[LOC0 : LOC0 + 1024] += 100.0 * torch.arange(1024)
+        return logits
+
+
+def test_a_minimum_at_the_border_leaves_room_for_its_maximum() -> None:
+    for ids in answers(constrained(Cornered(OBJECT_VOCAB), objects(max_objects=1), 10)):
+        assert ids[:4] == box(1022, 1022, 1023, 1023)
 
 
 def test_a_full_room_is_used_and_never_overrun() -> None:
@@ -155,7 +170,7 @@ CAT, CAT_FISH, TRAP, DOG = LABELS
     ("wish", "options"),
     [
         ([1], {}),
-        ([*box(10, 20, 10, 20), *CAT, 1], {}),
+        ([*box(10, 20, 11, 21), *CAT, 1], {}),
         ([*box(0, 0, 1023, 1023), *CAT_FISH, *SEPARATOR, *box(5, 1000, 6, 1001), *DOG, 1], {}),
         # A label that ends as the separator begins, with and without a successor.
         ([*box(1, 2, 3, 4), *TRAP, *SEPARATOR, *box(1, 2, 3, 4), *TRAP, 1], {}),
@@ -180,8 +195,10 @@ def test_a_well_formed_answer_passes_unchanged_with_its_log_probabilities(
 @pytest.mark.parametrize(
     ("wish", "labels"),
     [
-        # A third coordinate above the first, a label nobody gave, EOS inside a box.
+        # A third coordinate above the first, an empty box, a label nobody gave, EOS inside a box.
         ([*box(500, 20, 400, 30), *CAT, 1], LABELS),
+        ([*box(10, 20, 10, 20), *CAT, 1], LABELS),
+        ([*box(10, 1023, 20, 1023), *CAT, 1], LABELS),
         ([*box(1, 2, 3, 4), 14, 1], LABELS),
         ([*box(1, 2), 1], LABELS),
         # No label at all, and a separator that nothing follows.
@@ -198,8 +215,54 @@ def test_a_malformed_wish_is_bent_into_the_grammar(
         assert ids != wish
         assert grammar_pattern(grammar).fullmatch(letters(ids)), letters(ids)
         ymin, xmin, ymax, xmax = ids[:4]
-        assert ymin <= ymax
-        assert xmin <= xmax
+        assert ymin < ymax
+        assert xmin < xmax
+
+
+@pytest.mark.parametrize(
+    ("wish", "bound", "written"),
+    [
+        # No room for the first object, for the second, and for what its label goes on with.
+        ([*box(1, 2, 3, 4), *CAT, 1], 5, [1]),
+        (
+            [*box(1, 2, 3, 4), *DOG, *SEPARATOR, *box(5, 6, 7, 8), *CAT, 1],
+            12,
+            [*box(1, 2, 3, 4), *DOG, 1],
+        ),
+        ([*box(1, 2, 3, 4), *CAT_FISH, 1], 6, [*box(1, 2, 3, 4), *CAT, 1]),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"sampler": Temperature(0.5), "seed": 3}])
+def test_what_a_grammar_had_no_room_for_is_told(
+    wish: list[int], bound: int, written: list[int], options: dict[str, object]
+) -> None:
+    short = constrained(Longing(wish), objects(), bound, **options)
+    assert answers(short) == [written, written]
+    assert short.finished.all()
+    assert short.cut.all()
+    enough = constrained(Longing(wish), objects(), len(wish), **options)
+    assert answers(enough) == [wish, wish]
+    assert not enough.cut.any()
+    # An answer that wants nothing more is not cut by a bound just as tight.
+    same = constrained(Longing(written), objects(), bound, **options)
+    assert answers(same) == [written, written]
+    assert not same.cut.any()
+
+
+def test_a_draw_is_the_same_whether_or_not_its_grammar_asks_what_was_wanted() -> None:
+    uncut = 0
+    for seed in range(10):
+        # In the shorter room no second object may follow.
+        short, ample = (
+            constrained(
+                FakeModel(OBJECT_VOCAB, scale=0.5), objects(), bound, sampler=TopK(40), seed=seed
+            )
+            for bound in (12, 60)
+        )
+        for row, cut in enumerate(short.cut.tolist()):
+            assert (answers(short)[row] == answers(ample)[row]) == (not cut)
+            uncut += not cut and letters(answers(short)[row]) != "E"
+    assert 0 < uncut < 20
 
 
 def test_log_probabilities_under_a_grammar_are_those_of_the_free_model() -> None:

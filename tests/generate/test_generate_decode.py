@@ -76,6 +76,7 @@ def test_a_row_that_only_pads_the_batch_does_not_keep_it_running() -> None:
     assert padded.lengths.tolist() == [int(alone.lengths), 0]
     assert padded.scores[1] == 0
     assert padded.finished.tolist() == [True, False]
+    assert padded.cut.tolist() == [False, False]
 
 
 def test_the_length_bound_cuts_and_says_so() -> None:
@@ -85,6 +86,7 @@ def test_the_length_bound_cuts_and_says_so() -> None:
     assert ours.ids.shape[1] == 5
     assert ours.lengths.tolist() == [5, 5, 5, 5]
     assert not ours.finished.any()
+    assert ours.cut.all()
     assert 1 not in ours.ids
 
 
@@ -131,7 +133,7 @@ def test_a_stream_yields_what_the_batch_returns_and_computes_no_further_than_ask
 
 def test_results_are_ordinary_tensors_that_may_be_changed() -> None:
     ours = generate(FakeModel(small_vocab(6)), text_batch((2, 5)), options(3))
-    for tensor in (ours.ids, ours.logprobs, ours.scores, ours.lengths, ours.finished):
+    for tensor in (ours.ids, ours.logprobs, ours.scores, ours.lengths, ours.finished, ours.cut):
         assert not tensor.is_inference()
     ours.ids[0, 0] = 3
     assert torch.is_grad_enabled()

@@ -73,7 +73,7 @@ def test_the_same_seed_draws_the_same_tokens() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Temperature(0.0), r"temperature must lie in \(0, 100\], got 0.0; use Greedy"),
+        (lambda: Temperature(0.0), r"temperature must lie in \(0, 100\], got 0.0; greedy"),
         (lambda: Temperature(float("nan")), "got nan"),
         (lambda: TopK(0), "keep at least 1 token, got 0"),
         (lambda: TopK(5, -1.0), "got -1.0"),

@@ -130,7 +130,7 @@ def test_a_constrained_answer_names_only_what_was_asked_with_upright_boxes(
         for item in found:
             assert item.label in ("digit", "circle")
             y0, x0, y1, x1 = item.box_yxyx
-            assert (y0 <= y1, x0 <= x1) == (True, True)
+            assert (y0 < y1, x0 < x1) == (True, True)
     assert all(item.codes is not None for item in found)
 
 
@@ -225,6 +225,29 @@ def test_an_answer_cut_by_the_bound_is_reported(
     caplog.clear()
     scripted("yes").read(DESK)
     assert caplog.records == []
+
+
+def test_an_object_without_room_under_a_grammar_is_reported(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    pg = scripted(CIRCLE)
+    num_tokens = len(pg.processor.tokenizer.encode(CIRCLE)) + 1
+    assert len(pg.detect(DESK, "circle", constrain=True, max_new_tokens=num_tokens - 1)) == 0
+    (record,) = caplog.records
+    assert f"1 of 1 answers reached max_new_tokens = {num_tokens - 1}" in record.getMessage()
+    assert "no room" in record.getMessage()
+    caplog.clear()
+    assert len(pg.detect(DESK, "circle", constrain=True, max_new_tokens=num_tokens)) == 1
+    assert caplog.records == []
+
+
+def test_beams_that_the_bound_stopped_are_reported(
+    random_tiny: PaliGemma, caplog: pytest.LogCaptureFixture
+) -> None:
+    random_tiny.read(DESK, num_beams=3, max_new_tokens=2)
+    (record,) = caplog.records
+    assert "1 of 1 answers reached max_new_tokens = 2" in record.getMessage()
+    assert "longer ones might be better" in record.getMessage()
 
 
 def test_a_streamed_answer_cut_by_the_bound_is_reported_after_its_last_piece(

@@ -147,12 +147,13 @@ def beam_search(
         soft_tokens: float[B or 1, I, D] from `model.encode_image`, to ask an encoded image again.
 
     Returns:
-        Answers that always contain EOS; `scores` are plain sums, also under a length penalty.
+        Answers that always contain EOS, `cut` where a beam without EOS could still have caught up
+        at the bound; `scores` are plain sums, also under a length penalty.
 
     Raises:
         PromptError: the soft tokens belong to another number of rows.
     """
-    finished, real = _search(model, batch, options, soft_tokens)
+    finished, open_rows, real = _search(model, batch, options, soft_tokens)
     require_numbers(finished.value[real])
     # Copies made outside inference mode are ordinary tensors.
     lengths = torch.where(real, finished.lengths, 0)
@@ -165,13 +166,15 @@ def beam_search(
         scores=logprobs.sum(dim=1),
         lengths=lengths,
         finished=lengths > 0,
+        cut=open_rows & real,
     )
 
 
 @torch.inference_mode()
 def _search(
     model: PaliGemmaModel, batch: Batch, options: BeamOptions, soft_tokens: Tensor | None
-) -> tuple[_Finished, Tensor]:
+) -> tuple[_Finished, Tensor, Tensor]:
+    """What was found, and bool[B] twice: rows in which a beam could still catch up, real rows."""
     num_beams, eos = options.num_beams, model.config.vocab.eos
     prompt = read_prompt(
         model,
@@ -189,19 +192,18 @@ def _search(
         logprobs = logits.log_softmax(dim=-1).unflatten(0, (-1, num_beams))  # [B, K, V]
         divisor = options.divisor(index + 1)
         finished.offer(live, logprobs[..., eos].clone(), index, divisor, eos)
-        if index + 1 == options.max_new_tokens:
-            break
         logprobs[..., eos] = -torch.inf
         parents = live.extend(logprobs, index)
         # Scores only fall and the divisor only grows, so this is the most a live beam can still
         # reach.
         hope = live.scores[:, 0] / options.divisor(options.max_new_tokens)
-        if bool(((hope < finished.value) | ~real).all()):
+        open_rows = ~(hope < finished.value) & real
+        if index + 1 == options.max_new_tokens or not bool(open_rows.any()):
             break
         cache = cache.select((first_rows + parents).flatten())
         logits = model.decode_step(live.ids[:, :, index].flatten(), positions, cache)
         positions = positions + 1
-    return finished, real
+    return finished, open_rows, real
 
 
 def _begin(real: Tensor, options: BeamOptions, device: torch.device) -> tuple[_Live, _Finished]:

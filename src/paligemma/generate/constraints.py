@@ -3,7 +3,8 @@ free model.
 
 A constraint is an automaton on token ids whose states are plain values. It is asked for the tokens
 allowed next, and told what was chosen. It also knows the room that is left and starts nothing that
-the length bound would cut.
+the length bound would cut; whoever would have chosen such a token is told so
+(`Generation.cut`).
 
 Axes: B batch, V vocabulary.
 """
@@ -25,6 +26,8 @@ from paligemma.vocab import NUM_LOC, NUM_SEG, SEG_PER_MASK, Vocab
 
 MAX_OBJECTS = 1024
 MAX_GRAMMAR_TOKENS = 1_000_000
+# More than the longest answer of any grammar.
+_AMPLE_ROOM = 10**12
 
 
 class Constraint(Protocol):
@@ -108,7 +111,7 @@ class ObjectGrammar:
     """Objects as the model was taught to write them: `<loc>*4 [<seg>*16] label ; <loc>*4 ...`, then
     EOS.
 
-    Boxes are upright: ymin <= ymax and xmin <= xmax.
+    Boxes are upright and not empty: ymin < ymax and xmin < xmax.
 
     Attributes:
         vocab: the model's ids.
@@ -170,9 +173,7 @@ class ObjectGrammar:
         vocab = self.vocab
         mask = torch.zeros(vocab.size, dtype=torch.bool)
         if 0 < len(state.bins) < 4:
-            # ymax may not lie above ymin, nor xmax left of xmin.
-            lowest = state.bins[len(state.bins) - 2] if len(state.bins) >= 2 else 0
-            mask[vocab.loc0 + lowest : vocab.loc0 + NUM_LOC] = True
+            self._allow_coordinate(mask, state.bins)
         elif state.bins and self.with_masks and state.num_codes < SEG_PER_MASK:
             mask[vocab.seg0 : vocab.seg0 + NUM_SEG] = True
         else:
@@ -205,7 +206,16 @@ class ObjectGrammar:
             self._text.allow(mask, state.text, room=room, end=end, box=box)
         mask[self.vocab.eos] = ends
         if opens and box <= room:
-            mask[self.vocab.loc0 : self.vocab.loc0 + NUM_LOC] = True
+            self._allow_coordinate(mask, ())
+
+    def _allow_coordinate(self, mask: Tensor, bins: tuple[int, ...]) -> None:
+        """The next of ymin, xmin, ymax, xmax: a maximum lies beyond its minimum, and a minimum
+        leaves room for that."""
+        if len(bins) < 2:
+            lowest, highest = 0, NUM_LOC - 2
+        else:
+            lowest, highest = bins[len(bins) - 2] + 1, NUM_LOC - 1
+        mask[self.vocab.loc0 + lowest : self.vocab.loc0 + highest + 1] = True
 
     def _needed_from_box(self, number: int) -> int:
         """Fewest tokens to a complete answer when object `number` is about to begin."""
@@ -268,18 +278,24 @@ class RowConstraints:
         ]
         return cls(used, banned_ids, vocab.size, max_new_tokens)
 
-    def mask(self, logits: Tensor) -> Tensor:
-        """float32[B, V] with -inf where the grammar of the row forbids.
+    def allowed(self) -> tuple[Tensor, Tensor]:
+        """Tokens that may follow in the room that is left, and those that might with ample room.
+
+        Returns:
+            bool[B, V] twice, on the CPU; all True in rows without a grammar.
 
         Raises:
             ConfigError: the banned ids leave a row nothing to choose.
         """
+        return self._allowed(self._room), self._allowed(_AMPLE_ROOM)
+
+    def _allowed(self, room: int) -> Tensor:
         rows = []
         for one, state in zip(self._by_row, self._states, strict=True):
             if one is None:
                 rows.append(self._free)
                 continue
-            allowed = one.allowed(state, self._room)
+            allowed = one.allowed(state, room)
             if self._banned:
                 allowed[self._banned] = False
                 if not bool(allowed.any()):
@@ -288,7 +304,7 @@ class RowConstraints:
                         "ban fewer"
                     )
             rows.append(allowed)
-        return logits.masked_fill(~torch.stack(rows).to(logits.device), -torch.inf)
+        return torch.stack(rows)
 
     def advance(self, tokens: Sequence[int], eos: int) -> None:
         """Take note of the chosen token of each row; a row that wrote EOS is free from then on."""

@@ -125,12 +125,19 @@ def answer(
     )
     banned = torch.tensor(options.banned_ids, dtype=torch.long, device=logits.device)
     active = prompt.real
-    finished = torch.zeros_like(active)
+    finished, crowded = torch.zeros_like(active), torch.zeros_like(active)
     ends = _LateFlag(options.eos_look_behind)
     for index in range(options.max_new_tokens):
         choosable = logits.index_fill(1, banned, -torch.inf) if options.banned_ids else logits
         if grammar is not None:
-            choosable = grammar.mask(choosable)
+            allowed, with_room = grammar.allowed()
+            has_room = torch.equal(allowed, with_room)
+            allowed = allowed.to(logits.device)
+            if not has_room:
+                free = choosable.masked_fill(~with_room.to(logits.device), -torch.inf)
+                wanted = options.sampler(free, _copy_of(generator))
+                crowded = crowded | (active & ~allowed.gather(1, wanted[:, None])[:, 0])
+            choosable = choosable.masked_fill(~allowed, -torch.inf)
         # Rows that have ended go on with padding, which nothing of theirs is read from.
         tokens = torch.where(active, options.sampler(choosable, generator), vocab.pad)
         if grammar is not None:
@@ -144,6 +151,7 @@ def answer(
             logprobs=torch.where(active, chosen, 0.0),
             active=active,
             finished=finished,
+            crowded=crowded,
             loc_probs=_loc_probs(logits, log_total, tokens, active, vocab)
             if options.record_loc_probs
             else None,
@@ -153,6 +161,15 @@ def answer(
             return
         logits = model.decode_step(tokens, positions, cache)
         positions = positions + 1
+
+
+def _copy_of(generator: torch.Generator | None) -> torch.Generator | None:
+    """One that draws next what the given one draws next."""
+    if generator is None:
+        return None
+    copy = torch.Generator(device=generator.device)
+    copy.set_state(generator.get_state())
+    return copy
 
 
 class _LateFlag:

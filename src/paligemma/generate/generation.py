@@ -25,6 +25,8 @@ class Step:
         logprobs: float32[B], of the unmodified logits; 0 in rows that had ended before.
         active: bool[B], rows that wrote a token in this step, EOS included.
         finished: bool[B], rows that have written EOS, now or before.
+        crowded: bool[B], rows that, now or before, would have chosen a token for which the bound
+            left their grammar no room.
         loc_probs: row -> float32[1024], the probability of every location token, for rows that
             wrote one; None unless recorded.
     """
@@ -34,6 +36,7 @@ class Step:
     logprobs: Tensor
     active: Tensor
     finished: Tensor
+    crowded: Tensor
     loc_probs: Mapping[int, Tensor] | None = None
 
 
@@ -47,7 +50,9 @@ class Generation:
             or grammar); 0 after EOS.
         scores: float32[B], the sum of `logprobs`; no length normalisation.
         lengths: int64[B], tokens written, EOS included; 0 for rows that only pad the batch.
-        finished: bool[B], False where the length bound cut the answer.
+        finished: bool[B], whether the answer ends with EOS.
+        cut: bool[B], True where a larger bound would have given another answer: it has no EOS, its
+            grammar had no room for what was wanted, or a beam without EOS was still ahead.
         loc_probs: per row float32[n, 1024], one line for each of the n location tokens in `ids`, in
             order; None unless recorded.
     """
@@ -57,6 +62,7 @@ class Generation:
     scores: Tensor
     lengths: Tensor
     finished: Tensor
+    cut: Tensor
     loc_probs: tuple[Tensor, ...] | None = None
 
     def select(self, rows: Tensor) -> Generation:
@@ -67,6 +73,7 @@ class Generation:
             scores=self.scores[rows],
             lengths=self.lengths[rows],
             finished=self.finished[rows],
+            cut=self.cut[rows],
             loc_probs=None
             if self.loc_probs is None
             else tuple(self.loc_probs[row] for row in rows.tolist()),
@@ -83,12 +90,15 @@ def collect(steps: Iterable[Step]) -> Generation:
     logprobs = torch.stack([step.logprobs for step in seen], dim=1)
     scores = logprobs.sum(dim=1)
     require_numbers(scores)
+    lengths = torch.stack([step.active for step in seen]).sum(dim=0)
+    last = seen[-1]
     return Generation(
         ids=torch.stack([step.tokens for step in seen], dim=1),
         logprobs=logprobs,
         scores=scores,
-        lengths=torch.stack([step.active for step in seen]).sum(dim=0),
-        finished=seen[-1].finished.clone(),
+        lengths=lengths,
+        finished=last.finished.clone(),
+        cut=(lengths > 0) & (~last.finished | last.crowded),
         loc_probs=_collect_loc_probs(seen, logprobs),
     )
 
