@@ -79,11 +79,10 @@ class LazyGroup(click.Group):
         _write_any_character()
         try:
             status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        except ConfigError as error:
-            click.echo(f"paligemma: {_with_option_names(str(error))}", err=True)
-            status = EXIT_BAD_INPUT
         except PaliGemmaError as error:
-            click.echo(f"paligemma: {error}", err=True)
+            asked_wrongly = isinstance(error, ConfigError)
+            sentence = _with_option_names(str(error)) if asked_wrongly else str(error)
+            click.echo(f"paligemma: {sentence}", err=True)
             status = EXIT_BAD_INPUT
         except OSError as error:
             if not _was_writing(error):

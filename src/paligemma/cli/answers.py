@@ -115,7 +115,7 @@ def check_prompt(prompt: str) -> None:
 
 
 def object_task(prompt: str) -> str | None:
-    """ "detect" or "segment" where a prompt asks for objects, else None."""
+    """The first word of a prompt that asks for objects, detect or segment; else None."""
     from paligemma.processing.prompts import strip_markers
 
     asked = _TASK.fullmatch(strip_markers(prompt)[0])
@@ -132,7 +132,7 @@ def say_maskless(prompt: str, found: TextAnswer | Detections, name: str | None =
         where = "" if name is None else f"{name}: "
         click.echo(
             f"paligemma: {where}{num_maskless} of {len(found)} objects came without a mask; "
-            "ask for one label at a time, or state --constrain",
+            "ask for one label at a time",
             err=True,
         )
 
