@@ -178,6 +178,33 @@ def test_foreign_predictions_are_scored_with_everything_amiss_counted(
     assert "misses 2 of 4: q2, q3" in refused.err
 
 
+def test_a_rule_of_scoring_is_taken_wherever_a_run_is_scored(
+    paligemma: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(examples: Any, said: Any, *, words: str = "as_told") -> Any:
+        swapped = {"as_told": said, "all_right": answers([one.references for one in examples])}
+        return QUIZ.score(examples, swapped[words])
+
+    task = replace(TASK, score=score, rules={"words": ("as_told", "all_right")})
+    monkeypatch.setattr(catalog, "tasks", lambda: {"quiz": task})
+    assert "words=as_told (the default), or all_right" in paligemma("eval", "list", "quiz").out
+    rule = ("--rule", "words=all_right", "--json")
+    report = paligemma("eval", "report", run, *rule).json
+    assert report["score"] == 100.0
+    assert report["run"]["rules"] == {"words": "all_right"}
+    assert paligemma("eval", "report", run, "--json").json["score"] == 75.0
+    scored = paligemma("eval", "score", run / "predictions.jsonl", "--task", "quiz", *rule).json
+    assert (scored["score"], scored["notices"]) == (
+        100.0,
+        ["scored by the rule words=all_right instead of words=as_told"],
+    )
+    (first, *_) = paligemma("eval", "compare", run, run, *rule).json["differences"]
+    assert first["first"] == first["second"] == 100.0
+    refused = paligemma("eval", "report", run, "--rule", "words=none")
+    assert refused.status == 2
+    assert "must be one of words=as_told, words=all_right, got 'words=none'" in refused.err
+
+
 def test_predictions_in_a_run_folder_need_no_data(paligemma: Any, run: Path) -> None:
     done = paligemma("eval", "score", run / "predictions.jsonl", "--task", "quiz", "--json")
     assert done.json["score"] == 75.0

@@ -144,6 +144,13 @@ def test_a_negative_seed_is_refused() -> None:
         compare(quiz(["a"], ["a"]), quiz(["a"], ["a"]), seed=-1)
 
 
+def test_other_rules_of_scoring_are_refused() -> None:
+    first = quiz(["a"], ["a"])
+    second = replace(first, config=replace(first.config, rules={"ties": "entailed"}))
+    with pytest.raises(DataError, match=r"\{\} and \{'ties': 'entailed'\}; name those for both"):
+        compare(first, second)
+
+
 def test_other_prompts_are_told() -> None:
     examples = [replace(one, prefix="say it") for one in questions(["a"])]
     second = score_matched(QUIZ, config(), examples, answers(["a"]))

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
+from paligemma.eval.options import chosen_rules
 from paligemma.eval.run_folder import RunConfig
-from paligemma.eval.scored import score_matched
+from paligemma.eval.scored import only, score_matched
+from paligemma.tasks.catalog import find_task
 from paligemma.tasks.detection import TASKS
 from paligemma.tasks.task import ALL_CLASSES, Example, FoundObject, Prediction
 
@@ -54,6 +56,39 @@ def test_a_noise_piece_that_is_no_single_token_is_told(noise_id: int | None, is_
         "barred; name the model's own with --noise-piece",
     )
     assert notices == (said if is_told else ())
+
+
+MMVP = find_task("mmvp")
+PAIR = [
+    Example(
+        id=f"{k}",
+        prefix="answer en Open?",
+        pictures=(),
+        references={"options": "(a) Open (b) Closed", "correct": "(a)"},
+        unit="pair 1",
+    )
+    for k in (1, 2)
+]
+
+
+def test_a_rule_of_scoring_changes_the_figures_and_is_told() -> None:
+    letters = [Prediction(id=one.id, text="(a)") for one in PAIR]
+    config = RunConfig(task="mmvp", split="all", model="m")
+    assert score_matched(MMVP, config, PAIR, letters).headline.value == 0.0
+    by_letter = replace(config, rules={"options": "letter"})
+    found = score_matched(MMVP, by_letter, PAIR, letters)
+    assert found.headline.value == only(found, ["1", "2"]).headline.value == 1.0
+    assert found.notices == ("scored by the rule options=letter instead of options=text",)
+    assert by_letter.key == config.key
+    assert RunConfig.from_json(by_letter.to_json(), "run.json") == by_letter
+
+
+def test_a_rule_that_the_benchmark_does_not_offer_is_refused() -> None:
+    assert chosen_rules(MMVP, ["options=either", "options=text"]) == {}
+    with pytest.raises(ConfigError, match=r"must be one of options=text, .*, got 'ties=entailed'"):
+        chosen_rules(MMVP, ["ties=entailed"])
+    with pytest.raises(ConfigError, match=f"{TASK.name} offers no rule of scoring, got 'options'"):
+        chosen_rules(TASK, ["options"])
 
 
 def test_references_that_somebody_edited_are_a_sentence_and_no_traceback() -> None:

@@ -358,6 +358,22 @@ def test_docci_reports_lengths_without_judgements_and_nes_with_them(tmp_path: Pa
     assert task.asking.max_new_tokens == 192
 
 
+def test_ties_and_nothing_to_assess_are_counted_by_the_rules(tmp_path: Path) -> None:
+    examples = read("docci", docci_folder(tmp_path))[:1]
+    labels = [["Entailment", "Neutral"], ["Nothing to assess"], YES]
+    row = {"example_id": examples[0].id, "caption": TEXTS[0], "labels": labels}
+    write_json_lines(tmp_path / "docci_judgements.jsonl", [row])
+    task = find_task("docci")
+
+    def nes(**rules: str) -> float:
+        assert all(chosen in task.rules[name] for name, chosen in rules.items())
+        return task.score(examples, say(examples, TEXTS[:1]), **rules)[0].value
+
+    assert nes() == nes(ties="non_entailed", nothing="left_out") == pytest.approx(1 / 2)
+    assert nes(ties="entailed") == nes(ties="left_out") == 0.0
+    assert nes(nothing="counted") == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [

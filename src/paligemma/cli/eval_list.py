@@ -92,6 +92,7 @@ def task_json(task: Task) -> dict[str, Any]:
         "asking": dict(vars(task.asking)),
         "files": [dict(vars(one)) for one in task.files],
         "traps": list(task.traps),
+        "rules": {name: list(choices) for name, choices in task.rules.items()},
         "transfer": task.transfer,
         "is_zero_shot": task.is_zero_shot,
         "has_submission": task.submission is not None,
@@ -127,6 +128,8 @@ def describe(task: Task) -> str:
         f"asked with  {pictures}{square}{asking.resize_method}; {beams}, at most "
         f"{asking.max_new_tokens} tokens"
     )
+    for name, choices in task.rules.items():
+        lines.append(f"rule        {name}={choices[0]} (the default), or {', '.join(choices[1:])}")
     lines += ["", "files below the data folder" if task.files else "needs no files"]
     for one in task.files:
         lines.append(f"  {one.path}")

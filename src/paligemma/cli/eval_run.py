@@ -44,6 +44,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One object o
 html_option = click.option(
     "--html/--no-html", "with_page", default=True, help=f"Write RUN/{PAGE}; yes by default."
 )
+rule_option = click.option(
+    "--rule",
+    "rules",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Of scoring, where no paper says; `paligemma eval list NAME` has them.",
+)
 
 
 class Record(TypedDict):
@@ -106,6 +113,8 @@ def task_command(task: Task) -> click.Command:
             show_default=True,
             help="Piece that pads answers, barred where it is a single token.",
         )(command)
+    if task.rules:
+        command = rule_option(command)
     for parameter in command.params:
         if parameter.name == "resize_method" and isinstance(parameter, click.Option):
             parameter.help = f"Instead of the benchmark's {task.asking.resize_method}."
@@ -149,9 +158,10 @@ def run_benchmark(
     as_json: bool,
     with_page: bool,
     noise_piece: str = NOISE,
+    rules: tuple[str, ...] = (),
 ) -> None:
     """Answer, score and report; what can be wrong is looked at before a model is loaded."""
-    from paligemma.eval.options import EvalOptions
+    from paligemma.eval.options import EvalOptions, chosen_rules
     from paligemma.eval.runner import evaluate
 
     chosen = dict(model.options)
@@ -166,6 +176,7 @@ def run_benchmark(
         num_beams=beams,
         max_new_tokens=max_new_tokens,
         noise_piece=noise_piece,
+        rules=chosen_rules(task, rules),
     )
     _look_at_data(task, data, split, options)
     folder = output or default_folder(task, split, model, data, options)
@@ -197,17 +208,28 @@ def run_benchmark(
         if as_json:
             echo_json({"task": task.name, "split": split, "run": str(folder)})
         return
-    report_run(task, run, as_json=as_json, with_page=with_page)
+    report_run(task, run, as_json=as_json, with_page=with_page, rules=options.rules)
 
 
-def report_run(task: Task, run: Run, *, as_json: bool, with_page: bool) -> None:
-    """Score a run, write scores.json and the page, and show the figures."""
+def report_run(
+    task: Task,
+    run: Run,
+    *,
+    as_json: bool,
+    with_page: bool,
+    rules: Mapping[str, str] | None = None,
+) -> None:
+    """Score a run, write scores.json and the page, and show the figures.
+
+    Args:
+        rules: of scoring; those of the run by default.
+    """
     from paligemma.eval.page import report_page
     from paligemma.eval.report import make_report, to_table
     from paligemma.eval.run_folder import SCORES, write_whole
     from paligemma.eval.scored import score_run
 
-    report = make_report(score_run(run, task))
+    report = make_report(score_run(run, task, rules=rules))
     body = report.to_json()
     write_whole(run.path / SCORES, [json.dumps(body, indent=1, allow_nan=False) + "\n"])
     if with_page:
@@ -270,7 +292,9 @@ def default_folder(
     task: Task, split: str, model: ModelChoice, data: Path | None, options: Any
 ) -> Path:
     """`runs/eval/<task>-<split>-<model>-<hash8>`; the same command finds the same folder."""
-    said = [task.name, split, model.name, model.options, str(data), vars(options)]
+    # Rules change no answer.
+    changing = {name: value for name, value in vars(options).items() if name != "rules"}
+    said = [task.name, split, model.name, model.options, str(data), changing]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
     name = re.sub(r"[^\w.-]+", "-", Path(model.name).name or "model").strip("-.")[:60]
     return RUNS / f"{task.name}-{split}-{name or 'model'}-{digest[:8]}"

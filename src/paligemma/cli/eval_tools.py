@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from paligemma.cli.eval_run import (
     json_option,
     pictures_of,
     report_run,
+    rule_option,
     run_folder,
 )
 from paligemma.errors import ConfigError, DataError
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the page there.",
 )
+@rule_option
 @json_option
 def score_command(
     predictions: Path,
@@ -58,6 +61,7 @@ def score_command(
     missing: str,
     model_name: str,
     page: Path | None,
+    rules: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Score PREDICTIONS that any program made: JSON lines of id, text, and objects if any.
@@ -67,13 +71,17 @@ def score_command(
     the run folder that PREDICTIONS lies in are taken.
     """
     from paligemma.eval.foreign import match_examples, read_predictions
+    from paligemma.eval.options import chosen_rules
     from paligemma.eval.report import make_report, to_table
     from paligemma.eval.run_folder import write_whole
     from paligemma.eval.scored import score_matched
     from paligemma.tasks.catalog import find_task
 
     task = find_task(name)
+    chosen = chosen_rules(task, rules)
     config, examples = _examples(task, predictions, data, split, model_name)
+    if rules:
+        config = replace(config, rules=chosen)
     found, notices = match_examples(
         read_predictions(predictions, examples), examples, missing=missing
     )
@@ -126,15 +134,19 @@ def _examples(
 
 @click.command("report")
 @run_folder
+@rule_option
 @html_option
 @json_option
-def report_command(run: Path, with_page: bool, as_json: bool) -> None:
+def report_command(run: Path, rules: tuple[str, ...], with_page: bool, as_json: bool) -> None:
     """Score RUN again, as far as it has come, and write its scores.json and page."""
+    from paligemma.eval.options import chosen_rules
     from paligemma.eval.run_folder import load_run
     from paligemma.tasks.catalog import find_task
 
     loaded = load_run(run)
-    report_run(find_task(loaded.config.task), loaded, as_json=as_json, with_page=with_page)
+    task = find_task(loaded.config.task)
+    chosen = chosen_rules(task, rules) if rules else None
+    report_run(task, loaded, as_json=as_json, with_page=with_page, rules=chosen)
 
 
 @click.command("compare")
@@ -148,18 +160,31 @@ def report_command(run: Path, with_page: bool, as_json: bool) -> None:
     help="Write a page with both answers beside each other.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the resampling.")
+@rule_option
 @json_option
-def compare_command(first: Path, second: Path, page: Path | None, seed: int, as_json: bool) -> None:
+def compare_command(
+    first: Path,
+    second: Path,
+    page: Path | None,
+    seed: int,
+    rules: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Say whether the run SECOND is better than FIRST, by the paired bootstrap.
 
     Examples that only one of them has answered are left out and counted.
     """
     from paligemma.eval.compare import compare, to_table
+    from paligemma.eval.options import chosen_rules
     from paligemma.eval.run_folder import load_run, write_whole
     from paligemma.eval.scored import score_run
+    from paligemma.tasks.catalog import find_task
 
     runs = [load_run(path) for path in (first, second)]
-    scored = [score_run(run) for run in runs]
+    scored = []
+    for run in runs:
+        chosen = chosen_rules(find_task(run.config.task), rules) if rules else None
+        scored.append(score_run(run, rules=chosen))
     found = compare(*scored, seed=seed)
     if page is not None:
         from paligemma.eval.compare_page import NUM_EXAMPLES, compare_page

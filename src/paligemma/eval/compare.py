@@ -183,6 +183,11 @@ def compare(
             "runs are compared on one task and split, got "
             f"{ours.task} {ours.split} and {theirs.task} {theirs.split}; name two runs of one"
         )
+    if dict(ours.rules) != dict(theirs.rules):
+        raise DataError(
+            f"runs are compared by one way of scoring, got the rules {dict(ours.rules)} and "
+            f"{dict(theirs.rules)}; name those for both with --rule"
+        )
     in_second = {one.id: one for one in second.examples}
     common = [one for one in first.examples if one.id in in_second]
     if not common:

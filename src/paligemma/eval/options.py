@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from paligemma.errors import ConfigError
@@ -33,6 +33,7 @@ class EvalOptions:
         resize_method: see `processing.resize`.
         num_beams: 1 is greedy.
         max_new_tokens: bound of an answer.
+        rules: of scoring, see `chosen_rules`; they change no answer.
         noise_piece: piece that pads answers with all classes; barred from them, if the vocabulary
             has it as a single token, while its probability stays in the confidences.
     """
@@ -46,6 +47,7 @@ class EvalOptions:
     num_beams: int | None = None
     max_new_tokens: int | None = None
     noise_piece: str = NOISE
+    rules: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -122,3 +124,27 @@ class EvalOptions:
             if name not in ("train_resize_method", "num_pictures")
         }
         return {**fields, "noise_piece": self.noise_piece, "batch_size": self.batch_size}
+
+
+def chosen_rules(task: Task, said: Iterable[str]) -> dict[str, str]:
+    """The rules of scoring that differ from the benchmark's defaults.
+
+    Args:
+        task: the benchmark; `Task.rules` names what it offers.
+        said: "name=value" each; of one name the last counts.
+
+    Raises:
+        ConfigError: a rule or value that the benchmark does not offer.
+    """
+    found = {}
+    for one in said:
+        name, _, chosen = one.partition("=")
+        if chosen not in task.rules.get(name, ()):
+            offered = [f"{rule}={choice}" for rule in task.rules for choice in task.rules[rule]]
+            raise ConfigError(
+                f"a rule of {task.name} must be one of {', '.join(offered)}, got {one[:80]!r}"
+                if offered
+                else f"{task.name} offers no rule of scoring, got {one[:80]!r}; leave it out"
+            )
+        found[name] = chosen
+    return {name: chosen for name, chosen in found.items() if chosen != task.rules[name][0]}

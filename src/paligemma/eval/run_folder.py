@@ -52,6 +52,7 @@ class RunConfig:
         sampling: limit and seed, which chose the examples.
         command: to run it again.
         environment: versions and device, for the record.
+        rules: of scoring, where they are not the benchmark's defaults; no part of the key.
     """
 
     task: str
@@ -62,6 +63,7 @@ class RunConfig:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -88,13 +90,14 @@ class RunConfig:
             )
         kinds: dict[str, Any] = {"model": str, "data": str | None, "command": str}
         kinds |= {"sampling": dict, "environment": dict}
+        kinds["rules"] = dict
         for name, kind in kinds.items():
-            if not isinstance(row[name], kind):
+            if not isinstance(row.get(name, {}), kind):
                 raise DataError(
                     f"{where}: {name} is of the wrong kind, got {row[name]!r:.80}; restore the "
                     "file or begin a new run"
                 )
-        config = cls(**{name: row[name] for name in names})
+        config = cls(**{name: row[name] for name in names}, rules=row.get("rules", {}))
         if config.key != row["config_hash"]:
             raise DataError(
                 f"{where} must not be edited: its settings hash to {config.key}, but it says "

@@ -187,6 +187,7 @@ def prepare(
         sampling={"limit": options.limit, "seed": options.seed},
         command=command or shlex.join(["paligemma", *sys.argv[1:]]),
         environment=environment(),
+        rules=options.rules,
     )
     begun = RunFolder.create(folder, config, examples)
     done = begun.predictions()

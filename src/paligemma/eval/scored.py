@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from paligemma.errors import DataError
+from paligemma.eval.options import chosen_rules
 from paligemma.eval.run_folder import Run, RunConfig
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.task import ALL_CLASSES, OBJECTS, Example, Prediction, Task
@@ -54,16 +55,21 @@ class Scored:
         return parts if parts is not None and len(parts) == len(self.examples) else None
 
 
-def score_run(run: Run, task: Task | None = None) -> Scored:
+def score_run(
+    run: Run, task: Task | None = None, *, rules: Mapping[str, str] | None = None
+) -> Scored:
     """Score what a run has answered so far.
 
     Args:
         run: from `run_folder.load_run`.
         task: its benchmark; found by name by default.
+        rules: of scoring, from `options.chosen_rules`; those of the run by default.
 
     Raises:
         DataError: nothing was answered yet.
+        ConfigError: the benchmark does not offer a rule.
     """
+    config = run.config if rules is None else replace(run.config, rules=rules)
     if task is None:
         from paligemma.tasks.catalog import find_task
 
@@ -83,7 +89,7 @@ def score_run(run: Run, task: Task | None = None) -> Scored:
     if run.num_duplicates:
         notices.append(f"{run.num_duplicates:,} answers came twice; the first counts")
     return score_matched(
-        task, run.config, examples, predictions, num_asked=len(run.examples), notices=notices
+        task, config, examples, predictions, num_asked=len(run.examples), notices=notices
     )
 
 
@@ -97,7 +103,11 @@ def score_matched(
     notices: Sequence[str] = (),
 ) -> Scored:
     """Score one prediction an example, in one order."""
-    more = []
+    rules = chosen_rules(task, [f"{name}={chosen}" for name, chosen in config.rules.items()])
+    more = [
+        f"scored by the rule {name}={chosen} instead of {name}={task.rules[name][0]}"
+        for name, chosen in rules.items()
+    ]
     unread = [one for one in predictions if one.error not in (None, "no prediction")]
     if unread:
         more.append(
@@ -127,18 +137,21 @@ def score_matched(
         config=config,
         examples=examples,
         predictions=predictions,
-        measures=_measures(task, examples, predictions),
+        measures=_measures(task, examples, predictions, rules),
         num_asked=len(examples) if num_asked is None else num_asked,
         notices=(*notices, *more),
     )
 
 
 def _measures(
-    task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]
+    task: Task,
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    rules: Mapping[str, str],
 ) -> list[Measure]:
     """The task's figures; references that it cannot read are the file's fault."""
     try:
-        return task.score(examples, predictions)
+        return task.score(examples, predictions, **rules)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise DataError(
             f"references must be as {task.name} wrote them, but its scorer cannot read them "
@@ -151,7 +164,7 @@ def only(scored: Scored, ids: Sequence[str]) -> Scored:
     place = {one.id: k for k, one in enumerate(scored.examples)}
     examples = [scored.examples[place[name]] for name in ids]
     answers = [scored.predictions[place[name]] for name in ids]
-    measures = _measures(scored.task, examples, answers)
+    measures = _measures(scored.task, examples, answers, scored.config.rules)
     return replace(scored, examples=examples, predictions=answers, measures=measures)
 
 

@@ -29,7 +29,7 @@ from paligemma.tasks.caption_files import (
     read_xm3600,
     read_xm3600_tokenized,
 )
-from paligemma.tasks.long_captions import DOCCI, JUDGEMENTS_FILE, read_docci, score_docci
+from paligemma.tasks.long_captions import DOCCI, JUDGEMENTS_FILE, NES_RULES, read_docci, score_docci
 from paligemma.tasks.multilingual import (
     COCO35L_LANGUAGES,
     ENGLISH,
@@ -396,6 +396,11 @@ TASKS: tuple[Task, ...] = (
             "NES rests on people's judgements; no scorer replaces them, and short captions err "
             "less, so read it beside the lengths.",
             "Neither the published prompt nor the training length is known.",
+            "What a tie of entailment with another verdict counts is not said; ours is not "
+            "entailed, `--rule ties=entailed` or `ties=left_out` changes it.",
+            "Sentences with nothing to assess are left out; `--rule nothing=counted` counts them "
+            "as entailed.",
         ),
+        rules=NES_RULES,
     ),
 )

@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from paligemma.errors import DataError
-from paligemma.metrics.judgements import nes_measures
+from paligemma.metrics.judgements import NothingRule, TieRule, nes_measures
 from paligemma.metrics.measure import Measure, mean_measure
 from paligemma.tasks.files import FilePicture, find_file, read_json_lines, value, values
 from paligemma.tasks.prefixes import CAPTION_PREFIX
@@ -45,11 +45,22 @@ def read_docci(data: Path, split: str) -> Iterator[Example]:
         )
 
 
-def score_docci(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
+# What no paper says of NES, the default first.
+NES_RULES = {"ties": get_args(TieRule), "nothing": get_args(NothingRule)}
+
+
+def score_docci(
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    *,
+    ties: TieRule = "non_entailed",
+    nothing: NothingRule = "left_out",
+) -> list[Measure]:
     """Lengths always; the share of sentences that are not entailed where raters judged them.
 
     The file of judgements has one object a line: `example_id`, the `caption` that was judged, and
-    `labels`, a list of raters' labels for each of its sentences.
+    `labels`, a list of raters' labels for each of its sentences. For the rules see
+    `metrics.judgements`.
 
     Raises:
         DataError: judgements of some captions only, or of other captions than these.
@@ -58,7 +69,8 @@ def score_docci(examples: Sequence[Example], predictions: Sequence[Prediction]) 
     path = Path(examples[0].references["judgements"]) if examples else None
     if path is not None and path.exists():
         judged = _judgements(path)
-        return nes_measures([_labels(judged, one, path) for one in predictions], captions)
+        labels = [_labels(judged, one, path) for one in predictions]
+        return nes_measures(labels, captions, ties=ties, nothing=nothing)
     return [
         mean_measure("characters", [len(one) for one in captions], scale=1.0),
         mean_measure("sentences", [num_sentences(one) for one in captions], scale=1.0),

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure
 from paligemma.metrics.yes_no import (
     MMVP_CORRECTED_ROWS,
+    OptionRule,
     mmvp_is_right,
     mmvp_measures,
     mmvp_options,
@@ -159,8 +161,10 @@ def score_pope(examples: Sequence[Example], predictions: Sequence[Prediction]) -
     )
 
 
-def score_mmvp(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Paired accuracy, where an answer is right that is the text of the right option.
+def score_mmvp(
+    examples: Sequence[Example], predictions: Sequence[Prediction], *, options: OptionRule = "text"
+) -> list[Measure]:
+    """Paired accuracy, where an answer is right that names the right option by the rule.
 
     Pairs of which a sample holds one question only are left out.
 
@@ -181,6 +185,7 @@ def score_mmvp(examples: Sequence[Example], predictions: Sequence[Prediction]) -
                 predictions[index].text,
                 examples[index].references["options"],
                 examples[index].references["correct"],
+                rule=options,
             )
             for index in whole
         ],
@@ -275,8 +280,10 @@ TASKS: tuple[Task, ...] = (
             "A pair counts only if both of its questions are right.",
             "Rows 99, 100, 279 and 280 are wrong in the file; say whether you score `corrected`.",
             "How free text was matched with the options is not published; ours wants the text of "
-            "the right option, case and outer spaces aside.",
+            "the right option, case and outer spaces aside. `--rule options=letter` wants its "
+            "letter, `options=either` one of them.",
         ),
+        rules={"options": get_args(OptionRule)},
         transfer="vqav2",
         is_zero_shot=True,
     ),

@@ -168,7 +168,8 @@ class PublishedKey:
 
 
 Reader = Callable[[Path, str], Iterator[Example]]
-Scorer = Callable[[Sequence[Example], Sequence[Prediction]], list[Measure]]
+# Examples, predictions, and by name the rules that the task offers -> figures.
+Scorer = Callable[..., list[Measure]]
 # Answers as a test server takes them, as JSON would hold them.
 Submission = Callable[[Sequence[Example], Sequence[Prediction]], Any]
 
@@ -195,6 +196,8 @@ class Task:
         asking_for: how one example is asked, where a benchmark mixes kinds; None asks all alike.
         server_splits: that can be read and answered, but whose answers only a test server has.
         submission: what that server takes; None where there is none.
+        rules: what no paper says of scoring: name of an argument of `score` -> its choices, the
+            default first.
     """
 
     name: str
@@ -213,3 +216,4 @@ class Task:
     asking_for: Callable[[Example], Asking] | None = None
     server_splits: tuple[str, ...] = ()
     submission: Submission | None = None
+    rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
