@@ -297,6 +297,16 @@ def test_an_array_that_appears_twice_is_refused(tmp_path: Path) -> None:
         NpzReader([tmp_path / "m.npz"])
 
 
+def test_a_member_without_a_name_is_no_array(tmp_path: Path) -> None:
+    path = tmp_path / "m.npz"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a", b"no array")
+    # A name that begins with a null byte is read as an empty one.
+    path.write_bytes(path.read_bytes().replace(b"a", b"\0"))
+    with pytest.raises(CheckpointError, match=r"must be a \.npy array, '' is not"):
+        NpzReader([path])
+
+
 def test_damage_within_lzma_is_the_same_error(tmp_path: Path) -> None:
     content = io.BytesIO()
     np.save(content, np.random.default_rng(0).normal(size=999).astype(np.float32))

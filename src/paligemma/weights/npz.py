@@ -128,7 +128,8 @@ class NpzReader:
                 f"an npz must begin as a zip file does, {self.name} does not; fetch it again, or "
                 "the first of its .part pieces, which may be missing"
             )
-        members = [m for m in self._zip.infolist() if not m.is_dir()]
+        # ZipInfo.is_dir fails on a name of no characters.
+        members = [m for m in self._zip.infolist() if not m.filename.endswith("/")]
         if len(members) > _MAX_ARRAYS:
             raise CheckpointError(
                 f"{self.name} may hold at most {_MAX_ARRAYS} arrays, it holds {len(members)}; "
