@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from paligemma.cli.eval_run import default_folder, task_of
 from paligemma.cli.options import ModelChoice
 from paligemma.eval.options import EvalOptions
-from paligemma.eval.run_folder import load_run
+from paligemma.eval.run_folder import RunConfig, RunFolder, load_run
+from paligemma.outputs.assemble import to_detections
+from paligemma.outputs.parse import parse_objects
+from paligemma.outputs.rle import encode_rle
+from paligemma.outputs.vqvae import load_mask_codec
 from paligemma.tasks.catalog import find_task
+from paligemma.tasks.task import Example
 
 NUM = 6
 
@@ -208,3 +215,45 @@ def test_the_page_of_drawn_scenes_shows_the_pictures_that_were_asked(
     assert done.status == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2
+
+
+# Masks that somebody else's answers only spell
+
+
+def referring_run(folder: Path, codec: Path) -> tuple[np.ndarray, str]:
+    """Begins a run of one RefCOCO sentence; the mask that is true and the text that spells it."""
+    text = "<loc0256><loc0256><loc0767><loc0767>" + "".join(f"<seg{k:03d}>" for k in range(16))
+    spelt = to_detections(parse_objects(text), (40, 20), codec=load_mask_codec(codec))
+    mask = spelt.items[0].mask
+    assert mask is not None
+    box = [0.25, 0.25, 0.75, 0.75]
+    references = {"box_yxyx": box, "mask": encode_rle(mask), "ann_id": 1}
+    example = Example(id="1-1", prefix="the dog", pictures=(), references=references, unit="5")
+    RunFolder.create(folder, RunConfig(task="refcoco", split="val", model="m"), [example])
+    return mask, text
+
+
+def test_masks_that_a_text_spells_are_decoded_with_a_codec(paligemma: Any, tmp_path: Path) -> None:
+    codec = Path(str(resources.files("paligemma"))) / "models/tiny/mask_codec.safetensors"
+    mask, text = referring_run(tmp_path / "run", codec)
+    assert 0 < mask.sum() < mask.size
+    file = tmp_path / "run" / "theirs.jsonl"
+    file.write_text(json.dumps({"id": "1-1", "text": text + " dog"}) + "\n")
+    words = ("eval", "score", file, "--task", "refcoco", "--json")
+    refused = paligemma(*words)
+    assert refused.status == 2
+    assert "name the codec with --mask-codec, or add the run lengths" in refused.err
+    done = paligemma(*words, "--mask-codec", codec)
+    assert done.status == 0, done.err
+    assert (done.json["headline"], done.json["score"]) == ("miou", 100.0)
+    assert len(done.json["run"]["settings"]["mask_codec"]) == 16
+    # Objects that came beside the text count as they came.
+    nothing = {"label": "", "box_yxyx": [0, 0, 1, 1], "mask": encode_rle(np.zeros((20, 40), bool))}
+    file.write_text(json.dumps({"id": "1-1", "text": text, "objects": [nothing]}) + "\n")
+    assert paligemma(*words, "--mask-codec", codec).json["score"] == 0.0
+
+
+def test_a_benchmark_without_masks_takes_no_codec(paligemma: Any, tmp_path: Path) -> None:
+    done = paligemma("eval", "score", "x.jsonl", "--task", "docvqa", "--mask-codec", tmp_path / "c")
+    assert done.status == 2
+    assert "docvqa scores no masks, so it takes no --mask-codec; leave it out" in done.err

@@ -22,6 +22,7 @@ from paligemma.cli.eval_run import (
     run_folder,
 )
 from paligemma.errors import ConfigError, DataError
+from paligemma.tasks.task import MASK
 
 if TYPE_CHECKING:
     from paligemma.eval.run_folder import RunConfig
@@ -51,6 +52,13 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the page there.",
 )
+@click.option(
+    "--mask-codec",
+    "codec_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="vae-oid.npz, for masks that are spelt in the text alone.",
+)
 @rule_option
 @json_option
 def score_command(
@@ -61,6 +69,7 @@ def score_command(
     missing: str,
     model_name: str,
     page: Path | None,
+    codec_path: Path | None,
     rules: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -70,7 +79,7 @@ def score_command(
     read as they are. Ids are those of `examples.jsonl` of a run. Without --data, the examples of
     the run folder that PREDICTIONS lies in are taken.
     """
-    from paligemma.eval.foreign import match_examples, read_predictions
+    from paligemma.eval.foreign import decoded_masks, match_examples, read_predictions
     from paligemma.eval.options import chosen_rules
     from paligemma.eval.report import make_report, to_table
     from paligemma.eval.run_folder import write_whole
@@ -79,12 +88,21 @@ def score_command(
 
     task = find_task(name)
     chosen = chosen_rules(task, rules)
+    if codec_path is not None and task.asking.answer != MASK:
+        raise ConfigError(f"{task.name} scores no masks, so it takes no --mask-codec; leave it out")
     config, examples = _examples(task, predictions, data, split, model_name)
     if rules:
         config = replace(config, rules=chosen)
     found, notices = match_examples(
         read_predictions(predictions, examples), examples, missing=missing
     )
+    if codec_path is not None:
+        from paligemma.eval.answering import fingerprint
+        from paligemma.outputs.vqvae import load_mask_codec
+
+        codec = load_mask_codec(codec_path)
+        found = decoded_masks(found, examples, codec)
+        config = replace(config, settings={**config.settings, "mask_codec": fingerprint(codec)})
     report = make_report(score_matched(task, config, examples, found, notices=notices))
     if page is not None:
         from paligemma.eval.page import report_page

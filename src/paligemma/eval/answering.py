@@ -278,7 +278,15 @@ class ModelAnswerer:
             id="",
             text=parsed.text,
             objects=tuple(
-                _found(one, score, shown, codec is not None) for one, score in kept if one.is_valid
+                found_object(
+                    one,
+                    score,
+                    image_wh=shown.image_wh,
+                    padded_wh=shown.padded_wh,
+                    is_decoded=codec is not None,
+                )
+                for one, score in kept
+                if one.is_valid
             ),
         )
 
@@ -313,15 +321,27 @@ def _released_as(model: PaliGemmaModel) -> dict[str, str]:
     return {"family": family, "size": release.size.upper()}
 
 
-def _found(
-    one: Detection, score: float | None, shown: ReadPictures, is_decoded: bool
+def found_object(
+    one: Detection,
+    score: float | None,
+    *,
+    image_wh: tuple[int, int],
+    padded_wh: tuple[int, int],
+    is_decoded: bool,
 ) -> FoundObject:
-    """Box and mask of the picture itself, without what was padded to it."""
+    """Box and mask of the picture itself, without what was padded to it.
+
+    Args:
+        one: with a box of the padded picture.
+        score: its confidence.
+        image_wh, padded_wh: as in `ReadPictures`.
+        is_decoded: a codec read the codewords; what it does not know is a mask of nothing.
+    """
     from paligemma.outputs.rle import encode_rle
 
-    (width, height), (padded_width, padded_height) = shown.image_wh, shown.padded_wh
+    (width, height), (padded_width, padded_height) = image_wh, padded_wh
     y0, x0, y1, x1 = one.box_yxyx
-    if shown.image_wh != shown.padded_wh:
+    if image_wh != padded_wh:
         y0, y1 = y0 * padded_height / height, y1 * padded_height / height
         x0, x1 = x0 * padded_width / width, x1 * padded_width / width
     mask = one.mask

@@ -18,12 +18,15 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.json_lines import prediction_from_json, read_rows
 from paligemma.eval.official_rows import own_rows
 from paligemma.tasks.task import Example, FoundObject, Prediction
+
+if TYPE_CHECKING:
+    from paligemma.outputs.vqvae import MaskCodec
 
 EMPTY, REFUSE = "empty", "refuse"
 _NAMED = 5
@@ -179,6 +182,36 @@ def match_examples(
         found.get(one.id, Prediction(id=one.id, text="", error="no prediction")) for one in examples
     ]
     return matched, notices
+
+
+def decoded_masks(
+    predictions: Sequence[Prediction], examples: Sequence[Example], codec: MaskCodec
+) -> list[Prediction]:
+    """The predictions, with the objects that a text spells where no objects came beside it.
+
+    Args:
+        predictions: one an example, in order.
+        examples: of a benchmark of masks, whose references hold `mask` with its size.
+        codec: decodes the codewords.
+    """
+    from paligemma.eval.answering import found_object
+    from paligemma.outputs.assemble import to_detections
+    from paligemma.outputs.parse import parse_objects
+
+    decoded = []
+    for one, example in zip(predictions, examples, strict=True):
+        parsed = parse_objects(one.text)
+        if parsed.objects and not one.objects:
+            height, width = example.references["mask"]["size"]
+            size_wh = int(width), int(height)
+            objects = tuple(
+                found_object(item, None, image_wh=size_wh, padded_wh=size_wh, is_decoded=True)
+                for item in to_detections(parsed, size_wh, codec=codec)
+                if item.is_valid
+            )
+            one = replace(one, objects=objects)
+        decoded.append(one)
+    return decoded
 
 
 def _some(names: Sequence[str]) -> str:

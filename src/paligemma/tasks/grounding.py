@@ -180,7 +180,7 @@ def _named_object(prediction: Prediction, size_hw: Sequence[int]) -> ObjectMask 
     if mask is None:
         raise DataError(
             f"prediction {prediction.id} writes a mask as tokens, but its decoded mask is missing; "
-            "run with a model that has a mask codec, or add the run lengths"
+            "name the codec with --mask-codec, or add the run lengths"
         )
     ymin, xmin, ymax, xmax = box.tolist()
     return ObjectMask(box_yxyx=(ymin, xmin, ymax, xmax), mask=mask)
