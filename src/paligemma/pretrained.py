@@ -18,8 +18,14 @@ from paligemma.processing.resize import BICUBIC, require_resize_method
 from paligemma.processing.tokenizer import load_tokenizer
 from paligemma.weights.catalog import Checkpoint, resolve
 from paligemma.weights.dtypes import dtype_name
-from paligemma.weights.hf_config import Conventions
-from paligemma.weights.load import load_model, open_weights, read_config, require_fit
+from paligemma.weights.hf_config import CONVENTIONS, Conventions
+from paligemma.weights.load import (
+    AttentionOptions,
+    load_model,
+    open_weights,
+    read_config,
+    require_fit,
+)
 
 MODES = ("exact", "mixed", "bf16")
 CODEC_VARIABLE = "PALIGEMMA_MASK_CODEC"
@@ -38,6 +44,7 @@ class LoadOptions:
         conventions: "big_vision" or "transformers", where the two differ.
         resize_method: "bicubic", "bilinear" or "bilinear-antialias".
         kv_cache_dtype: "bfloat16" or "float32"; None follows the conventions.
+        attn_softcap, final_softcap, sliding_window: see `AttentionOptions`.
         tokenizer: file or folder; None takes the one beside the weights.
         mask_codec: vae-oid.npz or like; None takes the one beside the weights, or that of
             $PALIGEMMA_MASK_CODEC.
@@ -52,13 +59,34 @@ class LoadOptions:
     conventions: Conventions = "big_vision"
     resize_method: str = BICUBIC
     kv_cache_dtype: str | None = None
+    attn_softcap: float | None = None
+    final_softcap: float | None = None
+    sliding_window: int | None = None
     tokenizer: str | Path | None = None
     mask_codec: str | Path | None = None
     allow_url: bool = False
     max_pixels: int = MAX_PIXELS
 
+    @property
+    def attention(self) -> AttentionOptions:
+        """Caps and window.
+
+        Raises:
+            ConfigError: one is negative or not finite.
+        """
+        return AttentionOptions(
+            attn_softcap=self.attn_softcap,
+            final_softcap=self.final_softcap,
+            sliding_window=self.sliding_window,
+        )
+
     def __post_init__(self) -> None:
         require_resize_method(self.resize_method)
+        _ = self.attention
+        if self.conventions not in CONVENTIONS:
+            raise ConfigError(
+                f"conventions must be one of {', '.join(CONVENTIONS)}, got {self.conventions!r}"
+            )
         if self.mode is not None:
             require_mode(self.mode)
         if self.kv_cache_dtype not in (None, *KV_CACHE_DTYPES):
@@ -107,6 +135,7 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
         image_size_px=options.image_size_px,
         conventions=options.conventions,
         cache_dtype=options.kv_cache_dtype,
+        attention=options.attention,
     )
     return Pretrained(
         model=loaded.model,
@@ -132,7 +161,7 @@ def _read_header(
 ) -> tuple[PaliGemmaConfig, torch.dtype]:
     """Config at the wanted resolution, and the dtype of the embedding table in the file."""
     with open_weights(checkpoint) as weights:
-        config, _ = read_config(checkpoint, weights, options.conventions)
+        config, _ = read_config(checkpoint, weights, options.conventions, options.attention)
         require_fit(weights, config)
         stored = weights.table_dtype()
     if options.image_size_px is not None:

@@ -143,6 +143,13 @@ model_options = _gathered(
             type=click.Choice(["bfloat16", "float32"]),
             help="Precision of keys and values while decoding.",
         ),
+        click.option(
+            "--attn-softcap", type=float, metavar="X", help="Cap of attention scores; 0 is off."
+        ),
+        click.option("--final-softcap", type=float, metavar="X", help="Cap of logits; 0 is off."),
+        click.option(
+            "--sliding-window", type=int, metavar="N", help="Of every other layer; 0 is off."
+        ),
         click.option("--tokenizer", metavar="PATH", help="By default the one beside the weights."),
         click.option("--mask-codec", metavar="PATH", help="vae-oid.npz, for masks."),
         click.option("--allow-url", is_flag=True, help="Let IMAGE be an http(s) address."),

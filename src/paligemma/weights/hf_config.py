@@ -179,6 +179,18 @@ def _vision_config(raw: object) -> VisionConfig:
     )
 
 
+def by_conventions(config: PaliGemmaConfig, conventions: Conventions) -> PaliGemmaConfig:
+    """A config in big_vision's conventions, in those that are asked for."""
+    if conventions == "big_vision" or not config.text.post_norms:
+        return config
+    text = replace(
+        config.text,
+        final_softcap=_GEMMA2_DEFAULTS["final_logit_softcapping"],
+        sliding_window=int(_GEMMA2_DEFAULTS["sliding_window"]),
+    )
+    return replace(config, text=text)
+
+
 def _text_config(raw: object, extra: _Fields, conventions: Conventions) -> TextConfig:
     kind = raw.get("model_type", "gemma") if isinstance(raw, dict) else None
     if kind not in ("gemma", "gemma2"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from paligemma.weights.dtypes import cast, parse_dtype
 from paligemma.weights.hf import HFReader
 from paligemma.weights.hf_config import (
     Conventions,
+    by_conventions,
     config_from_hf,
     read_json,
     stored_embed_scale,
@@ -49,6 +51,35 @@ class LoadedModel:
     cache_dtype: torch.dtype
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """Caps and window by name; None follows the checkpoint and the conventions, 0 is off.
+
+    Attributes:
+        attn_softcap: cap of attention scores. The code of PaliGemma 2 has 50 in every stage; its
+            paper says that the last stage has none.
+        final_softcap: cap of the logits, see `TextConfig`.
+        sliding_window: tokens that every other layer of the decoder sees.
+    """
+
+    attn_softcap: float | None = None
+    final_softcap: float | None = None
+    sliding_window: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self._named().items():
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"{name} must be positive, or 0 for off, got {value}")
+
+    def applied(self, config: PaliGemmaConfig) -> PaliGemmaConfig:
+        """The config with what is named here."""
+        named: dict[str, Any] = {name: value or None for name, value in self._named().items()}
+        return replace(config, text=replace(config.text, **named)) if named else config
+
+    def _named(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
 def open_weights(checkpoint: Checkpoint) -> HFReader | BigVisionReader:
     """The reader of a checkpoint's layout; a context manager."""
     if checkpoint.layout == "hf":
@@ -60,17 +91,21 @@ def read_config(
     checkpoint: Checkpoint,
     weights: HFReader | BigVisionReader,
     conventions: Conventions = "big_vision",
+    attention: AttentionOptions | None = None,
 ) -> tuple[PaliGemmaConfig, dict[str, Any]]:
     """A checkpoint's config, and the raw config.json ({} if an npz is recognised by its shapes)."""
+    raw: dict[str, Any] = {}
     if checkpoint.config is not None:
         raw = read_json(checkpoint.config)
-        return config_from_hf(raw, conventions=conventions), raw
-    if isinstance(weights, BigVisionReader):
-        return weights.infer_config(), {}
-    raise CheckpointError(
-        f"safetensors need the config.json they were published with, {checkpoint.folder} has none; "
-        "fetch it"
-    )
+        config = config_from_hf(raw, conventions=conventions)
+    elif isinstance(weights, BigVisionReader):
+        config = by_conventions(weights.infer_config(), conventions)
+    else:
+        raise CheckpointError(
+            f"safetensors need the config.json they were published with, {checkpoint.folder} has "
+            "none; fetch it"
+        )
+    return (attention or AttentionOptions()).applied(config), raw
 
 
 def require_fit(weights: HFReader | BigVisionReader, config: PaliGemmaConfig) -> None:
@@ -92,6 +127,7 @@ def load_model(
     image_size_px: int | None = None,
     conventions: Conventions = "big_vision",
     cache_dtype: torch.dtype | str | None = None,
+    attention: AttentionOptions | None = None,
     config: PaliGemmaConfig | None = None,
     revision: str | None = None,
 ) -> LoadedModel:
@@ -105,6 +141,7 @@ def load_model(
         conventions: who decides where big_vision and transformers differ: final soft-cap, sliding
             window, rounding of the embedding factor, dtype of the cache.
         cache_dtype: dtype of keys and values, whatever the conventions say.
+        attention: caps and window, whatever the conventions say.
         config: of a model that neither config.json nor shapes describe.
         revision: branch of the hub.
 
@@ -117,7 +154,7 @@ def load_model(
     with open_weights(checkpoint) as weights:
         raw: dict[str, Any] = {}
         if config is None:
-            config, raw = read_config(checkpoint, weights, conventions)
+            config, raw = read_config(checkpoint, weights, conventions, attention)
         require_fit(weights, config)
         target = config.with_resolution(image_size_px) if image_size_px else config
         with torch.device("meta"):
