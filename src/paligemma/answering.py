@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from paligemma.batch import Batch
-from paligemma.errors import ConfigError
+from paligemma.errors import ConfigError, ImageError
 from paligemma.generate import (
     BeamOptions,
     Constraint,
@@ -20,6 +21,7 @@ from paligemma.generate import (
     LengthPenalty,
     LocationGreedy,
     Nucleus,
+    ObjectGrammar,
     Sampler,
     Step,
     Temperature,
@@ -27,10 +29,13 @@ from paligemma.generate import (
     beam_search,
     best_of_n,
     generate,
+    require_number,
     require_numbers,
+    require_whole,
 )
 from paligemma.model import PaliGemmaModel
-from paligemma.outputs.types import TokenRecord
+from paligemma.outputs.boxes import SEPARATOR
+from paligemma.outputs.types import Detections, TokenRecord
 from paligemma.vocab import NUM_LOC, Vocab
 
 logger = logging.getLogger(__name__)
@@ -69,6 +74,14 @@ class AnswerOptions:
     weigh_locations: bool | None = None
 
     def __post_init__(self) -> None:
+        for name in ("num_beams", "best_of", "seed"):
+            require_whole(name, getattr(self, name))
+        for name in ("max_new_tokens", "top_k"):
+            if getattr(self, name) is not None:
+                require_whole(name, getattr(self, name))
+        for name in ("temperature", "top_p", "length_penalty"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name))
         if not 0 <= self.seed < MAX_SEED:
             raise ConfigError(f"the seed must lie in 0..{MAX_SEED - 1}, got {self.seed}")
         if self.top_k is not None and self.top_p is not None:
@@ -181,6 +194,54 @@ def write_answers(
         _warn_cut(num_cut, len(generation.cut), request.steps.max_new_tokens, what)
     vocab = model.config.vocab
     return [token_record(generation, row, vocab) for row in range(request.batch.num_examples)]
+
+
+def joined(soft_tokens: Sequence[Tensor]) -> Tensor:
+    """Soft tokens of a batch: float[1, I, D] of each example -> float[B, I, D].
+
+    Raises:
+        ImageError: the examples have different numbers of soft tokens.
+    """
+    lengths = sorted({example.shape[1] for example in soft_tokens})
+    if len(lengths) > 1:
+        raise ImageError(
+            f"all examples of a batch must have the same number of soft tokens, got {lengths}; "
+            "batch examples of one picture and of several frames apart"
+        )
+    return torch.cat(list(soft_tokens))
+
+
+def object_grammar(
+    vocab: Vocab, encode: Callable[[str], list[int]], task: str, labels: str
+) -> ObjectGrammar:
+    """What `constrain` allows.
+
+    Args:
+        encode: ids of a text.
+        task: "detect" or "segment".
+        labels: as a prompt has them, ";" between them.
+    """
+    return ObjectGrammar(
+        vocab=vocab,
+        labels=[encode(f" {label.strip()}") for label in labels.split(";") if label.strip()],
+        separator=encode(SEPARATOR),
+        with_masks=task == "segment",
+    )
+
+
+def report_maskless(found: Detections, *, has_codec: bool) -> None:
+    """Warn of objects of a segment prompt that came as boxes alone.
+
+    Args:
+        has_codec: whether codewords were decoded; where not, that is known already.
+    """
+    num_maskless = sum((item.region if has_codec else item.codes) is None for item in found)
+    if num_maskless:
+        logger.warning(
+            "%d of %d objects came without a mask; ask for one label at a time",
+            num_maskless,
+            len(found),
+        )
 
 
 def _warn_cut(num_cut: int, num_answers: int, max_new_tokens: int, what: str) -> None:

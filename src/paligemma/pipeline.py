@@ -18,15 +18,30 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from paligemma.answering import AnswerOptions, Request, reported, text_pieces, write_answers
+from paligemma.answering import (
+    AnswerOptions,
+    Request,
+    joined,
+    object_grammar,
+    report_maskless,
+    reported,
+    text_pieces,
+    write_answers,
+)
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ImageError, PromptError
-from paligemma.generate import ObjectGrammar, Step, stream
+from paligemma.generate import Step, stream
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
-from paligemma.outputs.boxes import SEPARATOR, Box, encode_boxes, format_loc
+from paligemma.outputs.boxes import Box, encode_boxes, format_loc, require_box
 from paligemma.outputs.parse import parse_tokens, text_answer
-from paligemma.outputs.types import Detections, ParsedOutput, TextAnswer, TokenRecord
+from paligemma.outputs.types import (
+    Detections,
+    ParsedOutput,
+    TextAnswer,
+    TokenRecord,
+    require_confidence,
+)
 from paligemma.pretrained import CODEC_VARIABLE, LoadOptions, load_pretrained, require_mode
 from paligemma.processing import prompts
 from paligemma.processing.image import ImageSource, load_image
@@ -176,10 +191,19 @@ class PaliGemma:
 
         Raises:
             PromptError, ImageError, ConfigError: bad input; see `Processor` and `AnswerOptions`.
+            CheckpointError: the mask codec that a segment prompt needs cannot be read.
         """
-        asks = _OBJECT_PROMPT.fullmatch(prompts.strip_markers(prompt)[0])
+        if threshold is not None:
+            require_confidence(threshold)
+        asks = _OBJECT_PROMPT.fullmatch(prompts.clean_prompt(prompt)[0])
         request = self._request([prompt], options, MAX_OBJECT_TOKENS if asks else MAX_TEXT_TOKENS)
-        grammar = self._grammar(asks[1], asks[2]) if asks and constrain else None
+        encode = self.processor.tokenizer.encode
+        grammar = (
+            object_grammar(self.vocab, encode, asks[1], asks[2]) if asks and constrain else None
+        )
+        asks_masks = asks is not None and asks[1] == "segment"
+        if asks_masks:
+            _ = self.mask_codec  # What is wrong with it is said before the answer is waited for.
         encoded = None if image is None else self.encode_image(image)
         soft_tokens = None if encoded is None else encoded.soft_tokens
         with self._precision():
@@ -188,14 +212,20 @@ class PaliGemma:
         if encoded is None or not (asks or parsed.objects):
             return self._text(record)
         found = self._detections(parsed, encoded)
-        return found if threshold is None else found.above(threshold)
+        if threshold is not None:
+            found = found.above(threshold)
+        if asks_masks:
+            report_maskless(found, has_codec=self.mask_codec is not None)
+        return found
 
     def detect(self, image: Picture, labels: str | Sequence[str], **options: Any) -> Detections:
         """Boxes of the named things; what is not found is absent. Options as in `ask`."""
+        _require_picture(image, "detect")
         return cast(Detections, self.ask(image, prompts.detect_prompt(labels), **options))
 
     def segment(self, image: Picture, labels: str | Sequence[str], **options: Any) -> Detections:
         """Boxes and masks of the named things. Options as in `ask`."""
+        _require_picture(image, "segment")
         return cast(Detections, self.ask(image, prompts.segment_prompt(labels), **options))
 
     def caption(
@@ -213,10 +243,13 @@ class PaliGemma:
             lang: language code.
             style: "caption", "cap" (short) or "describe" (longer).
             box_yxyx: normalised to [0, 1]; language and style do not apply to it.
+
+        Raises:
+            DataError: the box is empty, swapped or not normalised; other errors as in `ask`.
         """
-        if box_yxyx is None:
-            prompt = prompts.caption_prompt(lang, style)
-        else:
+        prompt = prompts.caption_prompt(lang, style)
+        if box_yxyx is not None:
+            require_box(box_yxyx)
             prompt = prompts.region_caption_prompt(format_loc(encode_boxes(box_yxyx).tolist()))
         return self.generate(image, prompt, **options)
 
@@ -245,17 +278,26 @@ class PaliGemma:
         Args:
             images: a picture (or list of frames) for each prompt, or one encoded image for all.
         """
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise PromptError(
+                f"a batch needs a list of prompts, got {type(prompts).__name__}; "
+                "ask a single prompt with generate"
+            )
+        if not prompts:
+            return []
         request = self._request(prompts, options, MAX_TEXT_TOKENS)
         soft_tokens = None
         if isinstance(images, EncodedImage):
             soft_tokens = self.encode_image(images).soft_tokens
         elif images is not None:
+            if isinstance(images, str | bytes | os.PathLike) or not hasattr(images, "__len__"):
+                images = [cast(Picture, images)]
             if len(images) != len(prompts):
                 raise PromptError(
                     f"a batch needs a picture for each prompt, got {len(images)} and "
                     f"{len(prompts)}; encode a picture first to ask it many prompts"
                 )
-            soft_tokens = _joined(self.encode_images(images))
+            soft_tokens = joined([one.soft_tokens for one in self.encode_images(images)])
         with self._precision():
             records = write_answers(self.model, request, soft_tokens)
         return [self._text(record) for record in records]
@@ -356,15 +398,6 @@ class PaliGemma:
             to_detections(parsed, encoded.image_wh, codec=codec), picture=encoded.picture
         )
 
-    def _grammar(self, task: str, labels: str) -> ObjectGrammar:
-        encode = self.processor.tokenizer.encode
-        return ObjectGrammar(
-            vocab=self.vocab,
-            labels=[encode(f" {label.strip()}") for label in labels.split(";") if label.strip()],
-            separator=encode(SEPARATOR),
-            with_masks=task == "segment",
-        )
-
     def _precision(self) -> AbstractContextManager[object]:
         if self.mode != "mixed":
             return nullcontext()
@@ -380,12 +413,6 @@ class PaliGemma:
             yield step
 
 
-def _joined(encoded: Sequence[EncodedImage]) -> Tensor:
-    """Soft tokens of a batch."""
-    lengths = sorted({image.soft_tokens.shape[1] for image in encoded})
-    if len(lengths) > 1:
-        raise ImageError(
-            f"all examples of a batch must have the same number of soft tokens, got {lengths}; "
-            "batch examples of one picture and of several frames apart"
-        )
-    return torch.cat([image.soft_tokens for image in encoded])
+def _require_picture(image: Picture | None, what: str) -> None:
+    if image is None:
+        raise ImageError(f"{what} needs a picture to find things in, got None; pass one")

@@ -283,19 +283,3 @@ def test_a_threshold_takes_effect_on_boxes_that_another_prompt_was_answered_by(
 ) -> None:
     monkeypatch.setattr(PaliGemma, "ask", lambda *args, **options: found())
     assert paligemma("run", DESK, "where is it?", "--threshold", "0.2").err == ""
-
-
-def test_objects_of_segment_without_a_mask_are_counted(
-    paligemma: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    box = {"box_yxyx": (0, 0, 0.5, 0.5), "image_wh": (640, 480)}
-    masked = Detection(label="star", codes=(0,) * 16, **box)
-    items = (masked, Detection(label="heart", **box))
-    answer = Detections(items=items, image_wh=(640, 480), text="...")
-    monkeypatch.setattr(PaliGemma, "ask", lambda *args, **options: answer)
-    said = "1 of 2 objects came without a mask"
-    assert f"paligemma: {said}" in paligemma("segment", DESK, "star ; heart", "--json").err
-    other = tmp_path / "other.png"
-    other.write_bytes(DESK.read_bytes())
-    assert f"paligemma: {other}: {said}" in paligemma("segment", DESK, other, "star ; heart").err
-    assert paligemma("detect", DESK, "star ; heart").err == ""

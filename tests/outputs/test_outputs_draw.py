@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma.errors import DataError, ImageError
+from paligemma.errors import ConfigError, DataError, ImageError
 from paligemma.outputs import draw
 from paligemma.outputs.draw import DrawStyle, draw_detections, draw_text_answer
 from paligemma.outputs.lettering import Lettering
@@ -155,6 +156,32 @@ def test_more_labels_than_the_legend_has_room_for_do_not_swallow_the_picture() -
 def test_drawing_on_another_image_is_refused() -> None:
     with pytest.raises(ImageError, match="10x10"):
         draw_detections(picture((640, 480)), found((10, 10)))
+
+
+@pytest.mark.parametrize("image", ["desk.png", b"PNG", 3])
+def test_what_is_no_image_cannot_be_drawn_on(image: Any) -> None:
+    with pytest.raises(ImageError, match="a Pillow image or uint8"):
+        found((64, 64)).draw(image)
+    with pytest.raises(ImageError, match="a Pillow image or uint8"):
+        draw_text_answer(image, "yes")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": float("nan")}, r"in \(0, 10\], got nan"),
+        ({"scale": 0}, r"in \(0, 10\], got 0"),
+        ({"scale": 1e9}, r"in \(0, 10\], got 1000000000.0"),
+        ({"scale": "big"}, "got 'big'"),
+        ({"mask_opacity": 1.5}, r"in \[0, 1\], got 1.5"),
+        ({"mask_opacity": -0.1}, r"in \[0, 1\], got -0.1"),
+        ({"min_side_px": -1}, r"in 0\.\.12000, got -1"),
+        ({"min_side_px": float("inf")}, "got inf"),
+    ],
+)
+def test_a_style_out_of_bounds_says_rule_and_value(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DrawStyle(**options)
 
 
 def test_arrays_grey_alpha_and_16_bit_images_are_drawn() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from paligemma.errors import DataError, MissingExtraError
+from paligemma.errors import ConfigError, DataError, MissingExtraError
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.export import coco_dataset, save_png, to_coco
 from paligemma.outputs.masks import MaskRegion
@@ -143,6 +143,9 @@ def test_only_confident_valid_and_unscored_objects_stay_above_a_score() -> None:
     assert [d.label for d in detections.above(0.6)] == ["dog"]
     unscored = Detection(label="new", box_yxyx=(0, 0, 1, 1), image_wh=WH)
     assert len(Detections(items=(unscored,), image_wh=WH).above(0.9)) == 1
+    for score in (float("nan"), 50, -0.1):
+        with pytest.raises(ConfigError, match=r"a confidence in \[0, 1\]"):
+            detections.above(score)
 
 
 def test_codewords_become_masks_of_the_image() -> None:

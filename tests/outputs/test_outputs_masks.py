@@ -143,6 +143,8 @@ def test_uncompressed_runs_are_read_too() -> None:
         {"size": [2, 2], "counts": "é"},
         {"size": [2, 2], "counts": b"\xff"},
         {"size": [-2, -2], "counts": "4"},
+        {"size": [2, 2], "counts": [float("inf")]},
+        {"size": [float("inf"), 2], "counts": "4"},
     ],
 )
 def test_damaged_run_lengths_are_refused(rle: dict[str, Any]) -> None:

@@ -46,6 +46,13 @@ def test_options_name_a_sampler(options: dict[str, Any], sampler: object) -> Non
         ({"top_k": 0}, "top-k"),
         ({"seed": -1}, "seed must lie"),
         ({"seed": 2**70}, "seed must lie"),
+        ({"max_new_tokens": 5.5}, "max_new_tokens must be a whole number, got 5.5"),
+        ({"num_beams": 2.0}, "num_beams must be a whole number, got 2.0"),
+        ({"best_of": None}, "best_of must be a whole number, got None"),
+        ({"top_k": "5"}, "top_k must be a whole number, got '5'"),
+        ({"seed": True}, "seed must be a whole number, got True"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"temperature": float("nan")}, "temperature must lie"),
     ],
 )
 def test_options_that_contradict_are_refused(options: dict[str, Any], rule: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from tiny_folder import DESK
 
 from paligemma import Detections, PaliGemma, TextAnswer
-from paligemma.errors import ConfigError, DataError, ImageError, PromptError
+from paligemma.errors import CheckpointError, ConfigError, DataError, ImageError, PromptError
 
 Scripted = Callable[..., PaliGemma]
 
@@ -82,6 +83,66 @@ def test_a_threshold_leaves_out_weak_and_empty_boxes(scripted: Scripted) -> None
     assert len(pg.detect(DESK, "circle", threshold=0.9)) == 0
 
 
+@pytest.mark.parametrize("threshold", [float("nan"), 50, -1, "0.5"])
+def test_a_threshold_that_is_no_confidence_is_refused(scripted: Scripted, threshold: float) -> None:
+    with pytest.raises(ConfigError, match=r"a confidence in \[0, 1\], got"):
+        scripted(CIRCLE).detect("no-such-picture.png", "circle", threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    "box_yxyx",
+    [
+        (120, 160, 360, 480),
+        (0.5, 0.1, 0.2, 0.4),
+        (-0.1, 0.1, 0.2, 0.4),
+        (0.1, 0.1, 0.1, 0.4),
+        (0.1, 0.1, float("nan"), 0.4),
+        (0.1, 0.2, 0.3),
+        "here",
+        3,
+    ],
+)
+def test_a_region_that_is_no_normalised_box_is_refused(
+    random_tiny: PaliGemma, box_yxyx: Any
+) -> None:
+    with pytest.raises(DataError, match="0 <= ymin < ymax <= 1"):
+        random_tiny.caption(DESK, box_yxyx=box_yxyx)
+
+
+def test_style_and_language_are_checked_beside_a_region_too(random_tiny: PaliGemma) -> None:
+    region = (0.1, 0.1, 0.5, 0.5)
+    with pytest.raises(PromptError, match="the caption style"):
+        random_tiny.caption(DESK, box_yxyx=region, style="nope")
+    with pytest.raises(PromptError, match="the language"):
+        random_tiny.caption(DESK, box_yxyx=region, lang="??")
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda pg: pg.ask(DESK, None), "a prompt must be a text, got None"),
+        (lambda pg: pg.generate(DESK, 3), "a prompt must be a text, got 3"),
+        (lambda pg: pg.detect(DESK, [3]), "a label must be a text, got 3"),
+        (lambda pg: pg.segment(DESK, 3), "labels must be a text or a list, got 3"),
+        (lambda pg: pg.answer(DESK, None), "a question must be a text, got None"),
+        (lambda pg: pg.caption(DESK, lang=None), "the language must be a code"),
+        (lambda pg: pg.generate_batch([DESK], "ocr"), "a list of prompts, got str"),
+        (lambda pg: pg.generate_batch([DESK], None), "a list of prompts, got NoneType"),
+    ],
+)
+def test_what_is_no_text_is_refused_in_a_sentence(
+    random_tiny: PaliGemma, ask: Callable[[PaliGemma], object], message: str
+) -> None:
+    with pytest.raises(PromptError, match=message):
+        ask(random_tiny)
+
+
+@pytest.mark.parametrize("what", ["detect", "segment"])
+def test_nothing_can_be_found_without_a_picture(random_tiny: PaliGemma, what: str) -> None:
+    with pytest.raises(ImageError, match=f"{what} needs a picture to find things in, got None"):
+        getattr(random_tiny, what)(None, "star")
+
+
 def test_the_prompt_decides_what_comes_back(scripted: Scripted) -> None:
     as_text = scripted("yes")
     assert isinstance(as_text.ask(DESK, "answer en is it red?"), TextAnswer)
@@ -116,6 +177,28 @@ def test_without_a_mask_codec_codes_stay_and_one_sentence_says_where_to_get_it(
     (record,) = caplog.records
     assert "vae-oid.npz" in record.getMessage()
     assert "PALIGEMMA_MASK_CODEC" in record.getMessage()
+
+
+def test_objects_of_a_segmentation_without_a_mask_are_counted_in_a_warning(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    masked = f"<loc0100><loc0200><loc0300><loc0400>{CODES} circle"
+    pg = scripted(f"{masked} ; {STAR} ; {CIRCLE}")
+    assert len(pg.segment(DESK, "circle ; star")) == 3
+    (record,) = caplog.records
+    assert "2 of 3 objects came without a mask" in record.getMessage()
+    caplog.clear()
+    pg.detect(DESK, "circle ; star")
+    scripted(masked).segment(DESK, "circle")
+    assert caplog.records == []
+
+
+def test_a_bad_mask_codec_is_refused_before_the_answer_is_written(scripted: Scripted) -> None:
+    pg = scripted(CIRCLE)
+    pg._mask_codec = DESK
+    assert len(pg.detect(DESK, "circle")) == 1
+    with pytest.raises(CheckpointError, match=r"must end in \.npz or \.safetensors"):
+        pg.segment("no-such-picture.png", "circle")
 
 
 def test_a_constrained_answer_names_only_what_was_asked_with_upright_boxes(
@@ -188,6 +271,11 @@ def test_one_encoded_picture_answers_a_batch_of_prompts(random_tiny: PaliGemma) 
 def test_a_batch_needs_a_picture_for_each_prompt(random_tiny: PaliGemma) -> None:
     with pytest.raises(PromptError, match="got 1 and 2"):
         random_tiny.generate_batch([DESK], ["ocr", "caption en"])
+    assert random_tiny.generate_batch([], []) == []
+    with Image.open(DESK) as picture:
+        for one in (picture, DESK, str(DESK), DESK.read_bytes()):
+            with pytest.raises(PromptError, match="got 1 and 2"):
+                random_tiny.generate_batch(one, ["ocr", "caption en"])  # type: ignore[arg-type]
     with pytest.raises(ImageError, match=r"same number of frames, got \[2, 1\]"):
         random_tiny.generate_batch([[DESK, DESK], DESK], ["ocr", "ocr"])
     two, one = random_tiny.encode_image([DESK, DESK]), random_tiny.encode_image(DESK)

@@ -82,7 +82,6 @@ def answer_each(
         records.append(record)
         if not output.as_json:
             click.echo(answer_text(found) if name is None else f"{name}: {answer_line(found)}")
-        say_maskless(prompt, found, name)
         if overlay is not None:
             try:
                 write_overlay(overlay, pictures[0], prompt, found)
@@ -120,21 +119,6 @@ def object_task(prompt: str) -> str | None:
 
     asked = _TASK.fullmatch(strip_markers(prompt)[0])
     return asked[1] if asked and asked[2] else None
-
-
-def say_maskless(prompt: str, found: TextAnswer | Detections, name: str | None = None) -> None:
-    """Say how many objects of a segment prompt came as boxes alone."""
-    from paligemma.outputs.types import TextAnswer
-
-    if isinstance(found, TextAnswer) or object_task(prompt) != "segment":
-        return
-    if num_maskless := sum(item.codes is None for item in found):
-        where = "" if name is None else f"{name}: "
-        click.echo(
-            f"paligemma: {where}{num_maskless} of {len(found)} objects came without a mask; "
-            "ask for one label at a time",
-            err=True,
-        )
 
 
 def _pictures_json(example: Example, hw: tuple[int, ...]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from paligemma.generate.best_of_n import best_of_n
 from paligemma.generate.constraints import ClosedSet, Constraint, ObjectGrammar
 from paligemma.generate.decode import DecodeOptions, generate, stream
 from paligemma.generate.generation import Generation, Step, require_numbers
+from paligemma.generate.prompt import require_number, require_whole
 from paligemma.generate.sampling import (
     Greedy,
     LocationGreedy,
@@ -34,7 +35,9 @@ __all__ = [
     "best_of_n",
     "generate",
     "plan_batches",
+    "require_number",
     "require_numbers",
+    "require_whole",
     "run_in_batches",
     "stream",
 ]

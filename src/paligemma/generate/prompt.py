@@ -6,6 +6,7 @@ Axes: B batch, I image tokens, D decoder width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -86,12 +87,25 @@ def read_prompt(
     return ReadPrompt(logits=logits, positions=positions, cache=cache, real=valid.any(dim=1))
 
 
+def require_whole(name: str, value: object) -> None:
+    """Raise ConfigError unless a count or seed is a whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ConfigError(f"{name} must be a whole number, got {value!r}")
+
+
+def require_number(name: str, value: object) -> None:
+    """Raise ConfigError unless a value is a number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(f"{name} must be a number, got {value!r}")
+
+
 def check_bounds(max_new_tokens: int, kv_cache_dtype: str) -> None:
     """The rules that every decoder's options share.
 
     Raises:
         ConfigError: a length out of bounds or an unknown cache dtype.
     """
+    require_whole("max_new_tokens", max_new_tokens)
     if not 1 <= max_new_tokens <= MAX_NEW_TOKENS:
         raise ConfigError(
             f"max_new_tokens must lie in 1..{MAX_NEW_TOKENS}, got {max_new_tokens}; "

@@ -8,6 +8,7 @@ public demo and transformers' examples divide by 1024 instead, so the divisor go
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -46,6 +47,21 @@ def encode_boxes(boxes_yxyx: ArrayLike, *, divisor: Divisor = 1023) -> np.ndarra
     # float64 would round more than a tenth of the near-ties differently from the original.
     bins = np.round(coordinates * np.float32(divisor))
     return np.clip(bins, 0, NUM_LOC - 1).astype(np.int64)
+
+
+def require_box(box_yxyx: Sequence[float]) -> None:
+    """Raise DataError unless a box is (ymin, xmin, ymax, xmax), normalised and not empty."""
+    try:
+        y0, x0, y1, x1 = (float(edge) for edge in box_yxyx)
+        is_box = 0 <= y0 < y1 <= 1 and 0 <= x0 < x1 <= 1
+    except (TypeError, ValueError):
+        is_box = False
+    if not is_box:
+        raise DataError(
+            "A box must be (ymin, xmin, ymax, xmax) with 0 <= ymin < ymax <= 1 and "
+            f"0 <= xmin < xmax <= 1, but is {reprlib.repr(box_yxyx)}; divide pixels by the "
+            "picture's height and width."
+        )
 
 
 def decode_boxes(bins: ArrayLike, *, divisor: Divisor = 1023) -> np.ndarray:

@@ -8,15 +8,17 @@ by colour-blind readers too; each label keeps its colour, in the order of first 
 from __future__ import annotations
 
 import math
+import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
-from paligemma.errors import ImageError
+from paligemma.errors import ConfigError, ImageError
 from paligemma.outputs.export import NO_LABEL
 from paligemma.outputs.lettering import Lettering, one_line
 from paligemma.outputs.types import Detection, Detections
@@ -40,6 +42,7 @@ _STRIP_TEXT = (236, 238, 242)
 _STRIP_MUTED = (160, 166, 178)
 _MAX_LABEL_CHARS = 64
 _MAX_SIDE_PX = 12_000
+_MAX_SCALE = 10
 _MAX_LEGEND_ROWS = 4
 _MAX_TEXT_LINES = 12
 
@@ -49,7 +52,7 @@ class DrawStyle:
     """How results are drawn.
 
     Args:
-      scale: multiplies letters and lines.
+      scale: multiplies letters and lines; in (0, 10].
       mask_opacity: of a mask's fill, in [0, 1].
       min_side_px: pictures whose longer side is below are enlarged by a whole factor; 0 never does.
       legend: whether a strip below lists labels and counts.
@@ -65,6 +68,22 @@ class DrawStyle:
     scores: bool = True
     font_path: str | None = None
     label_order: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scale, Real) or not 0 < self.scale <= _MAX_SCALE:
+            raise ConfigError(
+                f"the scale of a drawing must lie in (0, {_MAX_SCALE}], got {self.scale!r}; "
+                "1 is usual"
+            )
+        if not isinstance(self.mask_opacity, Real) or not 0 <= self.mask_opacity <= 1:
+            raise ConfigError(
+                f"the opacity of masks must lie in [0, 1], got {self.mask_opacity!r}; 0.4 is usual"
+            )
+        if not isinstance(self.min_side_px, Real) or not 0 <= self.min_side_px <= _MAX_SIDE_PX:
+            raise ConfigError(
+                f"min_side_px must lie in 0..{_MAX_SIDE_PX}, got {self.min_side_px!r}; "
+                "0 enlarges nothing"
+            )
 
 
 def draw_detections(
@@ -170,6 +189,11 @@ def _as_rgb(image: Image.Image | np.ndarray) -> Image.Image:
                 f"{image.dtype}{list(image.shape)}; convert it first."
             )
         image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ImageError(
+            "an image to draw on must be a Pillow image or uint8[H, W, 3], got "
+            f"{reprlib.repr(image)}; open it first, with PIL.Image.open"
+        )
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("I", "F", "I;16", "I;16B"):
         values = np.asarray(upright, np.float64)

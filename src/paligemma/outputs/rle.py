@@ -55,7 +55,7 @@ def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
         if isinstance(counts, bytes):
             counts = counts.decode("ascii")
         runs = _from_text(counts) if isinstance(counts, str) else [int(n) for n in counts]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             'Run lengths must be {"size": [height, width], "counts": text}, but are '
             f"{str(rle)[:80]}; take them from COCO or encode_rle."

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
 from paligemma.outputs.boxes import Box, box_yxyx_to_xyxy_px
 from paligemma.vocab import NUM_LOC
 
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 
     from paligemma.outputs.draw import DrawStyle
     from paligemma.outputs.masks import MaskRegion
+
+
+def require_confidence(threshold: float) -> None:
+    """Raise ConfigError unless a lowest confidence is a number in [0, 1]."""
+    if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+        raise ConfigError(
+            f"a threshold must be a confidence in [0, 1], got {threshold!r}; 0.5 is usual"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -211,7 +220,12 @@ class Detections(Sequence[Detection]):
         return iter(self.items)
 
     def above(self, score: float) -> Detections:
-        """Only the valid objects with at least this confidence; unscored objects stay."""
+        """Only the valid objects with at least this confidence; unscored objects stay.
+
+        Raises:
+          ConfigError: the confidence is not in [0, 1].
+        """
+        require_confidence(score)
         kept = tuple(d for d in self if d.is_valid and (d.score is None or d.score >= score))
         return replace(self, items=kept)
 
@@ -262,7 +276,8 @@ class Detections(Sequence[Detection]):
           image: what to draw on; the picture that was asked about by default.
 
         Raises:
-          DataError: no image is given and none is known, or its size differs.
+          DataError: no image is given and none is known.
+          ImageError: it is no image, or its size differs.
         """
         from paligemma.outputs.draw import DrawStyle, draw_detections
 

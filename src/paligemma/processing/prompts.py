@@ -7,6 +7,7 @@ Sources: arXiv:2407.07726 section 3.2.5; big_vision configs/proj/paligemma/trans
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Sequence
 
 from paligemma.errors import PromptError
@@ -40,7 +41,9 @@ def strip_markers(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def require_bounded(what: str, text: str) -> None:
-    """Raises PromptError if a text has more than 10,000 characters."""
+    """Raises PromptError if a text is none, or has more than 10,000 characters."""
+    if not isinstance(text, str):
+        raise PromptError(f"a {what} must be a text, got {reprlib.repr(text)}")
     if len(text) > MAX_PROMPT_CHARS:
         raise PromptError(
             f"a {what} may have {MAX_PROMPT_CHARS} characters, got {len(text)}; shorten it"
@@ -115,6 +118,8 @@ def segment_prompt(labels: str | Sequence[str]) -> str:
 def _join_labels(labels: str | Sequence[str]) -> str:
     if isinstance(labels, str):
         labels = labels.split(";")
+    if not isinstance(labels, Sequence):
+        raise PromptError(f"labels must be a text or a list, got {reprlib.repr(labels)}")
     if not labels:
         raise PromptError("at least one label is needed, got none; say what to look for")
     cleaned = [_one_line("label", label) for label in labels]
@@ -128,6 +133,7 @@ def _join_labels(labels: str | Sequence[str]) -> str:
 
 
 def _one_line(what: str, text: str) -> str:
+    require_bounded(what, text)
     text = text.strip()
     if not text:
         raise PromptError(f"the {what} must hold some text, got an empty one")
@@ -137,7 +143,7 @@ def _one_line(what: str, text: str) -> str:
 
 
 def _language(lang: str) -> str:
-    if not _LANGUAGE.fullmatch(lang):
+    if not isinstance(lang, str) or not _LANGUAGE.fullmatch(lang):
         raise PromptError(
             f"the language must be a code such as en, de or zh, got {lang!r}; see docs/prompts.md"
         )
