@@ -310,7 +310,7 @@ def test_an_overlay_that_cannot_be_written_leaves_the_answer(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--temperature", "-1"), "the temperature must lie in (0, 100]"),
+        (("--temperature", "-1"), "the temperature must lie in [1e-06, 100]"),
         (("--top-k", "0"), "top-k must keep at least 1 token"),
         (("--best-of", "3"), "state a temperature, --top-k or --top-p"),
         (("--length-penalty", "1"), "raise --beams"),

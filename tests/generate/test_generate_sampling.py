@@ -55,6 +55,12 @@ def test_tokens_at_minus_infinity_are_never_drawn() -> None:
         assert 2 not in sampler(logits, generator).tolist()
 
 
+def test_a_temperature_near_zero_takes_the_most_probable_token_among_those_kept() -> None:
+    logits = torch.tensor([[-40.0, -35.0, -30.0, -60.0]])
+    for sampler in (Temperature(1e-6), TopK(2, 1e-6), Nucleus(0.9, 1e-6)):
+        assert sampler(logits, torch.Generator().manual_seed(0)).tolist() == [2]
+
+
 def test_the_nucleus_keeps_the_token_that_crosses_and_its_ties() -> None:
     logits = torch.tensor([0.4, 0.2, 0.2, 0.2]).log()[None]
     assert nucleus_keep(logits, 0.5).tolist() == [[True, True, True, True]]
@@ -73,8 +79,9 @@ def test_the_same_seed_draws_the_same_tokens() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Temperature(0.0), r"temperature must lie in \(0, 100\], got 0.0; greedy"),
+        (lambda: Temperature(0.0), r"temperature must lie in \[1e-06, 100\], got 0.0; greedy"),
         (lambda: Temperature(float("nan")), "got nan"),
+        (lambda: Temperature(1e-39), "got 1e-39"),
         (lambda: TopK(0), "keep at least 1 token, got 0"),
         (lambda: TopK(5, -1.0), "got -1.0"),
         (lambda: Nucleus(0.0), r"\(0, 1\], got 0.0"),

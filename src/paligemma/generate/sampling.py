@@ -15,8 +15,8 @@ from torch import Tensor
 from paligemma.errors import ConfigError
 from paligemma.vocab import NUM_LOC
 
-# big_vision's constant for tokens that a filter removed; far enough that none is ever drawn.
-FILTERED_LOGIT = -1e7
+# Below it, logits divided by the temperature may be infinite.
+MIN_TEMPERATURE = 1e-6
 MAX_TEMPERATURE = 100.0
 
 
@@ -93,7 +93,7 @@ class TopK:
         """float32[B, V] -> int64[B]."""
         scaled = logits / self.temperature
         smallest = scaled.topk(min(self.k, scaled.shape[-1]), dim=-1).values[:, -1:]
-        return draw(scaled.masked_fill(scaled < smallest, FILTERED_LOGIT), generator)
+        return draw(scaled.masked_fill(scaled < smallest, -torch.inf), generator)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Nucleus:
     def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """float32[B, V] -> int64[B]."""
         scaled = logits / self.temperature
-        return draw(scaled.masked_fill(~nucleus_keep(scaled, self.p), FILTERED_LOGIT), generator)
+        return draw(scaled.masked_fill(~nucleus_keep(scaled, self.p), -torch.inf), generator)
 
 
 def nucleus_keep(logits: Tensor, p: float) -> Tensor:
@@ -151,8 +151,8 @@ def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def _check_temperature(temperature: float) -> None:
-    if not 0.0 < temperature <= MAX_TEMPERATURE:
+    if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
         raise ConfigError(
-            f"the temperature must lie in (0, {MAX_TEMPERATURE:g}], got {temperature}; "
-            "greedy decoding is the limit of 0"
+            f"the temperature must lie in [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}], "
+            f"got {temperature}; greedy decoding is the limit of 0"
         )
