@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -68,19 +68,13 @@ def train_tiny(output: Path, *, only: str | None = None, progress: bool = True) 
             )
         if model is None or only not in (None, names[-1]):
             return None
+        # It knows places to some pixels, not to a bin; see `LocationGreedy`.
+        model.config = replace(model.config, weigh_locations=True)
         folder = save_model(
             model, output / "model", dtype="float16", extra_files=files, overwrite=True
         )
-    _ask_to_weigh_locations(folder / "config.json")
     (folder / "training.json").write_text(json.dumps(training_record(output), indent=1))
     return folder
-
-
-def _ask_to_weigh_locations(path: Path) -> None:
-    """The embedded model knows places to some pixels, not to a bin; see `LocationGreedy`."""
-    body = json.loads(path.read_text())
-    body["paligemma"]["weigh_locations"] = True
-    path.write_text(json.dumps(body, indent=2))
 
 
 def _load_objective(objective: SceneObjective, tensors: dict[str, Tensor]) -> None:
