@@ -41,6 +41,7 @@ from paligemma.outputs.types import (
     TextAnswer,
     TokenRecord,
     require_confidence,
+    require_overlap,
 )
 from paligemma.pretrained import CODEC_VARIABLE, LoadOptions, load_pretrained, require_mode
 from paligemma.processing import prompts
@@ -176,6 +177,7 @@ class PaliGemma:
         prompt: str,
         *,
         threshold: float | None = None,
+        max_overlap: float | None = None,
         constrain: bool = False,
         **options: Any,
     ) -> TextAnswer | Detections:
@@ -186,6 +188,8 @@ class PaliGemma:
             prompt: `detect ...` and `segment ...` give Detections, and so does every answer in
                 which the model wrote boxes; other answers are text.
             threshold: lowest confidence of an object; None keeps all, empty boxes too.
+            max_overlap: of one thing found twice only the likelier, see `Detections.distinct`; None
+                keeps all.
             constrain: allow a detect or segment prompt only well-formed objects of its labels.
             options: fields of `AnswerOptions`.
 
@@ -195,6 +199,8 @@ class PaliGemma:
         """
         if threshold is not None:
             require_confidence(threshold)
+        if max_overlap is not None:
+            require_overlap(max_overlap)
         asks = _OBJECT_PROMPT.fullmatch(prompts.clean_prompt(prompt)[0])
         request = self._request([prompt], options, MAX_OBJECT_TOKENS if asks else MAX_TEXT_TOKENS)
         encode = self.processor.tokenizer.encode
@@ -212,6 +218,8 @@ class PaliGemma:
         if encoded is None or not (asks or parsed.objects):
             return self._text(record)
         found = self._detections(parsed, encoded)
+        if max_overlap is not None:
+            found = found.distinct(max_overlap)
         if threshold is not None:
             found = found.above(threshold)
         if asks_masks:

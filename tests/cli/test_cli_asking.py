@@ -233,6 +233,10 @@ def test_a_calibration_of_words_alone_is_refused_for_boxes(paligemma: Run, tmp_p
     [
         (("run", DESK, "ocr", "--constrain"), "--constrain had no effect: the prompt asks"),
         (
+            ("run", DESK, "ocr", "--max-overlap", "0.5"),
+            "--max-overlap had no effect: the prompt asks for no boxes",
+        ),
+        (
             ("run", DESK, "ocr", "--constrain", "--threshold", "0.5"),
             "--constrain and --threshold had no effect: the prompt asks for no boxes",
         ),
@@ -267,6 +271,7 @@ def test_what_had_no_effect_is_said_in_one_line(
         ("read", DESK, "--weigh-locations"),
         ("read", DESK, "--beams", "2", "--no-weigh-locations"),
         ("detect", DESK, "cat", "--constrain", "--threshold", "0.5"),
+        ("detect", DESK, "cat", "--max-overlap", "0.5"),
         ("run", DESK, "<image>detect cat", "--constrain"),
     ],
     ids=lambda words: " ".join(map(str, words[2:])),

@@ -83,6 +83,14 @@ def test_a_threshold_leaves_out_weak_and_empty_boxes(scripted: Scripted) -> None
     assert len(pg.detect(DESK, "circle", threshold=0.9)) == 0
 
 
+def test_a_thing_found_twice_is_shown_once_if_asked(scripted: Scripted) -> None:
+    pg = scripted(f"{CIRCLE} ; {CIRCLE} ; <loc0900><loc0900><loc1000><loc1000> circle", 0.8)
+    assert len(pg.detect(DESK, "circle")) == 3
+    assert len(pg.detect(DESK, "circle", max_overlap=0.5)) == 2
+    with pytest.raises(ConfigError, match="max_overlap must be"):
+        pg.detect("no-such-picture.png", "circle", max_overlap=2)
+
+
 @pytest.mark.parametrize("threshold", [float("nan"), 50, -1, "0.5"])
 def test_a_threshold_that_is_no_confidence_is_refused(scripted: Scripted, threshold: float) -> None:
     with pytest.raises(ConfigError, match=r"a confidence in \[0, 1\], got"):

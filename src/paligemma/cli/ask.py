@@ -234,8 +234,8 @@ def _ask_objects(
     objects: dict[str, Any],
     output: OutputChoice,
 ) -> None:
-    constrain, threshold, path = (
-        objects[name] for name in ("constrain", "threshold", "calibration")
+    constrain, threshold, overlap, path = (
+        objects[name] for name in ("constrain", "threshold", "max_overlap", "calibration")
     )
     calibration = None
     if path is not None:
@@ -244,11 +244,12 @@ def _ask_objects(
         calibration = load_calibration(path)
 
     def ask(pg: PaliGemma, picture: EncodedImage) -> TextAnswer | Detections:
+        asked = {"max_overlap": overlap, "constrain": constrain, **decoding}
         if calibration is None:
-            return pg.ask(picture, prompt, threshold=threshold, constrain=constrain, **decoding)
+            return pg.ask(picture, prompt, threshold=threshold, **asked)
         from paligemma.outputs.types import TextAnswer
 
-        found = calibration.apply(pg.ask(picture, prompt, constrain=constrain, **decoding))
+        found = calibration.apply(pg.ask(picture, prompt, **asked))
         if threshold is None or isinstance(found, TextAnswer):
             return found
         # A threshold is on the confidences that are shown.
@@ -268,7 +269,11 @@ def _ask_objects(
         idle = ["--constrain"] if constrain else []
         # Any prompt may be answered by boxes.
         if all(isinstance(found, TextAnswer) for found in answers):
-            stated = {"--threshold": threshold, "--calibration": path}
+            stated = {
+                "--threshold": threshold,
+                "--max-overlap": overlap,
+                "--calibration": path,
+            }
             idle += [option for option, value in stated.items() if value is not None]
         say_idle(idle, "the prompt asks for no boxes, as 'detect cat ; dog' does")
 

@@ -219,6 +219,12 @@ object_options = _gathered(
             help="Leave out objects with a lower confidence.",
         ),
         click.option(
+            "--max-overlap",
+            type=Probability(),
+            metavar="IOU",
+            help="Of boxes of one label that overlap more, keep the likeliest.",
+        ),
+        click.option(
             "--constrain", is_flag=True, help="Allow well-formed objects of these labels only."
         ),
         click.option(

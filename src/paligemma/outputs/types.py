@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from paligemma.errors import ConfigError, DataError
-from paligemma.outputs.boxes import Box, box_yxyx_to_xyxy_px
+from paligemma.outputs.boxes import Box, box_iou, box_yxyx_to_xyxy_px
 from paligemma.vocab import NUM_LOC
 
 if TYPE_CHECKING:
@@ -30,6 +30,15 @@ def require_confidence(threshold: float) -> None:
     if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
         raise ConfigError(
             f"a threshold must be a confidence in [0, 1], got {threshold!r}; 0.5 is usual"
+        )
+
+
+def require_overlap(max_overlap: float) -> None:
+    """Raise ConfigError unless a largest overlap is a number in [0, 1]."""
+    if not isinstance(max_overlap, Real) or not 0 <= max_overlap <= 1:
+        raise ConfigError(
+            f"max_overlap must be an intersection over union in [0, 1], got {max_overlap!r}; 0.5 "
+            "is usual"
         )
 
 
@@ -228,6 +237,28 @@ class Detections(Sequence[Detection]):
         require_confidence(score)
         kept = tuple(d for d in self if d.is_valid and (d.score is None or d.score >= score))
         return replace(self, items=kept)
+
+    def distinct(self, max_overlap: float = 0.5) -> Detections:
+        """Only the most confident of the objects of one label that overlap more than that.
+
+        A model may name one thing twice; the second box is then another guess of the first. What
+        is invalid stays, and of equal or missing confidences the first stays.
+
+        Args:
+          max_overlap: intersection over union of boxes, in [0, 1].
+
+        Raises:
+          ConfigError: the overlap is not in [0, 1].
+        """
+        require_overlap(max_overlap)
+        kept: list[Detection] = []
+        for one in sorted(self, key=lambda d: 0.0 if d.score is None else -d.score):
+            rivals = [d.box_yxyx for d in kept if d.is_valid and d.label == one.label]
+            if not (one.is_valid and rivals) or (
+                box_iou(rivals, one.box_yxyx).max() <= max_overlap
+            ):
+                kept.append(one)
+        return replace(self, items=tuple(d for d in self if any(d is k for k in kept)))
 
     def to_json(self) -> list[dict[str, Any]]:
         """See `export.to_json`."""
