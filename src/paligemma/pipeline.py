@@ -40,8 +40,7 @@ from paligemma.outputs.types import (
     ParsedOutput,
     TextAnswer,
     TokenRecord,
-    require_confidence,
-    require_overlap,
+    require_selection,
 )
 from paligemma.pretrained import CODEC_VARIABLE, LoadOptions, load_pretrained, require_mode
 from paligemma.processing import prompts
@@ -197,10 +196,7 @@ class PaliGemma:
             PromptError, ImageError, ConfigError: bad input; see `Processor` and `AnswerOptions`.
             CheckpointError: the mask codec that a segment prompt needs cannot be read.
         """
-        if threshold is not None:
-            require_confidence(threshold)
-        if max_overlap is not None:
-            require_overlap(max_overlap)
+        require_selection(threshold, max_overlap)
         asks = _OBJECT_PROMPT.fullmatch(prompts.clean_prompt(prompt)[0])
         request = self._request([prompt], options, MAX_OBJECT_TOKENS if asks else MAX_TEXT_TOKENS)
         encode = self.processor.tokenizer.encode
@@ -217,11 +213,7 @@ class PaliGemma:
         parsed = parse_tokens(record, self.vocab, self.processor.tokenizer.decode)
         if encoded is None or not (asks or parsed.objects):
             return self._text(record)
-        found = self._detections(parsed, encoded)
-        if max_overlap is not None:
-            found = found.distinct(max_overlap)
-        if threshold is not None:
-            found = found.above(threshold)
+        found = self._detections(parsed, encoded).selected(threshold, max_overlap)
         if asks_masks:
             report_maskless(found, has_codec=self.mask_codec is not None)
         return found

@@ -30,6 +30,8 @@ PROMPTS = (
     "segment star",
 )
 DRAWN = ("detect", "segment")
+# One thing is shown once.
+MAX_OVERLAP = 0.5
 # A scene that shows all of these, where the repository's picture is not at hand.
 SCENE_SEED = 25
 SCENE_SIZE_PX = 448
@@ -66,7 +68,7 @@ def demo(image: str | None, folder: Path, as_json: bool, model: ModelChoice) -> 
     encoded = pg.encode_image(picture)  # once, for all five
     answers = []
     for prompt in PROMPTS:
-        found = encoded.ask(prompt)
+        found = encoded.ask(prompt, max_overlap=MAX_OVERLAP)
         answers.append({"prompt": prompt, **answer_json(found)})
         if not as_json:
             click.echo(f"\n> {prompt}\n{answer_text(found)}")

@@ -42,6 +42,14 @@ def require_overlap(max_overlap: float) -> None:
         )
 
 
+def require_selection(threshold: float | None, max_overlap: float | None) -> None:
+    """Raise ConfigError unless both are in [0, 1] or not given."""
+    if threshold is not None:
+        require_confidence(threshold)
+    if max_overlap is not None:
+        require_overlap(max_overlap)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenRecord:
     """What decoding knows of each emitted token.
@@ -259,6 +267,11 @@ class Detections(Sequence[Detection]):
             ):
                 kept.append(one)
         return replace(self, items=tuple(d for d in self if any(d is k for k in kept)))
+
+    def selected(self, threshold: float | None, max_overlap: float | None) -> Detections:
+        """First `distinct`, then `above`, each where its number is given."""
+        found = self if max_overlap is None else self.distinct(max_overlap)
+        return found if threshold is None else found.above(threshold)
 
     def to_json(self) -> list[dict[str, Any]]:
         """See `export.to_json`."""

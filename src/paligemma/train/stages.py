@@ -190,6 +190,25 @@ _NAME = replace(
     naming_weight=5.0,
 )
 _GATHER = replace(_NAME, name="gather-224", total_steps=5600, stop_at=1293, gathering_weight=0.3)
+_CLOSE = replace(
+    _GATHER,
+    name="close-224",
+    total_steps=4300,
+    stop_at=None,
+    weights={
+        **_TELL_WEIGHTS,
+        "caption": 0.2,
+        "caption_region": 0.2,
+        "color": 0.3,
+        "ocr": 8.0,
+        "reading": 2.5,
+        "count": 2.5,
+        "presence": 1.5,
+        "position": 1.5,
+        "comparison": 4.0,
+    },
+    scenes=replace(_GATHER.scenes, label_shares=(0.38, 0.26, 0.36)),
+)
 # Low resolution first, then full, as the original's stages do; before both, the tower alone.
 # The record of a run: what a stage repairs, the one before it had left out.
 STAGES: tuple[Stage, ...] = (
@@ -289,23 +308,26 @@ STAGES: tuple[Stage, ...] = (
     # Comparisons were still guessed: one bit each, and both places have to be known first.
     _GATHER,
     # Reading lags; the rest stays.
+    _CLOSE,
+    # Captions, hardly asked for since long-224, had begun to repeat themselves.
     replace(
-        _GATHER,
-        name="close-224",
-        total_steps=4300,
-        stop_at=None,
+        _CLOSE,
+        name="words-224",
+        total_steps=900,
+        lr=1.5e-4,
+        warmup_steps=50,
         weights={
             **_TELL_WEIGHTS,
-            "caption": 0.2,
-            "caption_region": 0.2,
-            "color": 0.3,
-            "ocr": 8.0,
-            "reading": 2.5,
-            "count": 2.5,
-            "presence": 1.5,
-            "position": 1.5,
-            "comparison": 4.0,
+            "caption": 7.0,
+            "caption_region": 1.0,
+            "ocr": 6.0,
+            "count": 2.0,
+            "presence": 1.0,
+            "position": 1.0,
+            "comparison": 6.0,
+            "question": 0.3,
+            "detect": 4.5,
+            "segment": 6.0,
         },
-        scenes=replace(_GATHER.scenes, label_shares=(0.38, 0.26, 0.36)),
     ),
 )
