@@ -32,7 +32,7 @@ from random_checkpoint import CONFIGS, choose_config, count_parameters, write_ch
 from tqdm import tqdm
 
 from paligemma.config import PaliGemmaConfig
-from paligemma.pretrained import LoadOptions, load_processor
+from paligemma.pipeline.loading import LoadOptions, load_processor
 
 PEER = "transformers"
 MAX_NEW_TOKENS = 1024

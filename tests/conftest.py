@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def golden_dir(request: pytest.FixtureRequest) -> Path:
     """Directory of golden vectors; the bundled copy unless --golden names another."""
     return request.config.getoption("--golden")
+
+
+@pytest.fixture(autouse=True)
+def _untouched_logger() -> Iterator[None]:
+    """The command line sets up the package's logger; the next test finds it as it was."""
+    logger = logging.getLogger("paligemma")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers

@@ -10,8 +10,9 @@ import numpy as np
 
 from paligemma.eval.run_folder import Run, RunConfig, RunFolder, load_run
 from paligemma.eval.scored import Scored, score_matched
+from paligemma.example import Asking, Example, FoundObject, Prediction
 from paligemma.metrics.measure import Measure, mean_measure
-from paligemma.tasks.task import Asking, Example, FoundObject, NeededFile, Prediction, Task
+from paligemma.tasks.task import NeededFile, Task
 
 COMMAND = "paligemma eval quiz --data quiz --model some/model"
 

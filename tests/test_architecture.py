@@ -20,7 +20,7 @@ PACKAGE = ROOT / "src" / "paligemma"
 # A room that is several modules lists them.
 ROWS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"ground": ("errors", "config", "vocab")},
-    {"batch": ("batch",)},
+    {"batch": ("batch",), "kernels": ("kernels",)},
     {
         "model": ("model",),
         "adapt": ("adapt",),
@@ -28,10 +28,12 @@ ROWS: tuple[dict[str, tuple[str, ...]], ...] = (
         "outputs": ("outputs",),
         "scenes": ("scenes",),
     },
+    {"example": ("example",)},
     {"weights": ("weights",), "generate": ("generate",), "metrics": ("metrics",)},
-    {"pipeline": ("pipeline", "answering", "pretrained"), "tasks": ("tasks",)},
-    {"train": ("train",), "eval": ("eval",), "retrieval": ("retrieval",)},
-    {"serve": ("serve",)},
+    {"pipeline": ("pipeline",), "tasks": ("tasks",)},
+    {"jobs": ("jobs",), "train": ("train",), "retrieval": ("retrieval",)},
+    {"eval": ("eval",), "serve": ("serve",)},
+    {"tiny": ("tiny",)},
     {"cli": ("cli", "__main__")},
 )
 ROOM_OF = {module: room for row in ROWS for room, modules in row.items() for module in modules}
@@ -147,7 +149,7 @@ def test_a_row_imports_only_from_rows_above_it() -> None:
         ("from paligemma import generate", False),
         ("from .. import weights", False),
         ("def f():\n    from paligemma.weights import load", False),
-        ("if TYPE_CHECKING:\n    from paligemma.pipeline import PaliGemma", False),
+        ("if TYPE_CHECKING:\n    from paligemma.pipeline.paligemma import PaliGemma", False),
         ("from paligemma import PaliGemma", False),
     ],
 )

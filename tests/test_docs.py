@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paligemma.train.stages import STAGES, Stage
+from paligemma.tiny.stages import STAGES, Stage
 
 ROOT = Path(__file__).parents[1]
 CARD = ROOT / "src" / "paligemma" / "models" / "tiny" / "README.md"
@@ -85,7 +85,7 @@ def test_links_to_headings_lead_to_headings() -> None:
 def test_the_card_states_the_number_of_parameters_of_each_part() -> None:
     from paligemma.model import PaliGemmaModel
     from paligemma.processing.tokenizer import load_tokenizer
-    from paligemma.train.tiny import tiny_config
+    from paligemma.tiny.start import tiny_config
 
     vocab = load_tokenizer(CARD.parent).vocab
     with torch.device("meta"):

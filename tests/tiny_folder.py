@@ -11,7 +11,7 @@ import torch
 from paligemma.model.paligemma import PaliGemmaModel, init_weights
 from paligemma.outputs.vqvae import MaskCodec, MaskCodecConfig
 from paligemma.processing.tokenizer import load_tokenizer
-from paligemma.train.tiny import tiny_config
+from paligemma.tiny.start import tiny_config
 from paligemma.weights.save import save_model
 
 EMBEDDED = Path(str(resources.files("paligemma"))) / "models" / "tiny"

@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from paligemma.answering import AnswerOptions
     from paligemma.batch import Batch
     from paligemma.config import PaliGemmaConfig
     from paligemma.errors import PaliGemmaError
     from paligemma.model.paligemma import PaliGemmaModel
     from paligemma.outputs.types import Detection, Detections, TextAnswer
-    from paligemma.pipeline import EncodedImage, PaliGemma
+    from paligemma.pipeline.answering import AnswerOptions
+    from paligemma.pipeline.paligemma import EncodedImage, PaliGemma
     from paligemma.processing.processor import Processor
     from paligemma.processing.tokenizer import Tokenizer
     from paligemma.weights.load import load_model
@@ -35,12 +35,12 @@ __all__ = [
 
 # Where each name lives; importing the package alone imports neither torch nor numpy.
 _HOMES = {
-    "AnswerOptions": "paligemma.answering",
+    "AnswerOptions": "paligemma.pipeline.answering",
     "Batch": "paligemma.batch",
     "Detection": "paligemma.outputs.types",
     "Detections": "paligemma.outputs.types",
-    "EncodedImage": "paligemma.pipeline",
-    "PaliGemma": "paligemma.pipeline",
+    "EncodedImage": "paligemma.pipeline.paligemma",
+    "PaliGemma": "paligemma.pipeline.paligemma",
     "PaliGemmaConfig": "paligemma.config",
     "PaliGemmaError": "paligemma.errors",
     "PaliGemmaModel": "paligemma.model.paligemma",

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 from tiny_folder import DESK
 
-from paligemma import PaliGemma, pipeline
+from paligemma import PaliGemma
 from paligemma.cli.answers import answer_line, answer_text
 from paligemma.cli.demo import drawn_scene
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
 from paligemma.outputs.types import Detection, Detections, TextAnswer
+from paligemma.pipeline import paligemma as pipeline
 
 Run = Callable[..., Any]
 SHORT = ("--max-new-tokens", "6")

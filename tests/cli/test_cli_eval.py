@@ -14,7 +14,7 @@ from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
 from paligemma.model.paligemma import init_weights
 from paligemma.processing.tokenizer import Tokenizer
-from paligemma.train.tiny import tiny_config
+from paligemma.tiny.start import tiny_config
 
 TOKENIZER = Path(__file__).parents[2] / "src/paligemma/models/tiny/tokenizer.model"
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from fake_runs import QUIZ, answers, questions, write_run
 
+from paligemma.example import Example, Prediction
 from paligemma.tasks import catalog, published
 from paligemma.tasks.published import PublishedScore
-from paligemma.tasks.task import Example, Prediction, PublishedKey
+from paligemma.tasks.task import PublishedKey
 
 TRUTH = ["yes", "no", "two", "red"]
 PUBLISHED = PublishedScore(

@@ -24,12 +24,12 @@ from paligemma.eval.options import EvalOptions
 from paligemma.eval.pixels import draw_box, pad_to_square, read_pictures
 from paligemma.eval.run_folder import RunConfig
 from paligemma.eval.scored import score_matched
+from paligemma.example import ALL_CLASSES, MASK, OBJECTS, Asking, Example, Prediction
 from paligemma.outputs.rle import decode_rle
-from paligemma.pipeline import PaliGemma
+from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS, resize
 from paligemma.tasks.files import FilePicture
 from paligemma.tasks.scenes import heldout_scene
-from paligemma.tasks.task import ALL_CLASSES, MASK, OBJECTS, Asking, Example, Prediction
 
 ASKING = Asking(text_len=128, max_new_tokens=12)
 

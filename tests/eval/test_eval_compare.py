@@ -12,8 +12,8 @@ from paligemma.errors import ConfigError, DataError
 from paligemma.eval.compare import compare, to_table, verdict
 from paligemma.eval.compare_page import compare_page
 from paligemma.eval.scored import Scored, score_matched
+from paligemma.example import Example
 from paligemma.metrics.measure import mean_measure
-from paligemma.tasks.task import Example
 
 TRUTH = [str(k) for k in range(60)]
 

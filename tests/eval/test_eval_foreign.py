@@ -9,7 +9,7 @@ import pytest
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.foreign import match_examples, read_predictions
-from paligemma.tasks.task import Example, Prediction
+from paligemma.example import Example, Prediction
 
 EXAMPLES = [Example(id=name, prefix="x", pictures=(), references=None) for name in "abc"]
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from paligemma.errors import DataError
 from paligemma.eval.foreign import match_examples, read_predictions
+from paligemma.example import Example, Prediction
 from paligemma.tasks.catalog import find_task, tasks
-from paligemma.tasks.task import Example, Prediction
 
 VECTORS = [
     one

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.plan import open_batches, plan_batches, sample_examples
-from paligemma.tasks.task import Example
+from paligemma.example import Example
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from paligemma.eval.example_scores import example_scores
 from paligemma.eval.report import identity_of, ids_hash, make_report, to_table, worst
 from paligemma.eval.resampling import bounds, resampled_values, resamples, unit_of
 from paligemma.eval.scored import reference_words, score_run
+from paligemma.example import Example, Prediction
 from paligemma.metrics.interval import resampled_weights
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.published import PublishedScore
-from paligemma.tasks.task import Example, Prediction
 
 HUB_ID = "google/paligemma-3b-ft-vqav2-448"
 

@@ -9,7 +9,7 @@ import pytest
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.run_folder import RunConfig, RunFolder, load_run, write_whole
-from paligemma.tasks.task import Example, FoundObject, Prediction
+from paligemma.example import Example, FoundObject, Prediction
 
 EXAMPLES = [
     Example(

@@ -15,7 +15,8 @@ from paligemma.errors import ConfigError, DataError
 from paligemma.eval.options import EvalOptions
 from paligemma.eval.run_folder import load_run
 from paligemma.eval.runner import read_again, run_task
-from paligemma.tasks.task import Asking, Example, NeededFile, Prediction
+from paligemma.example import Asking, Example, Prediction
+from paligemma.tasks.task import NeededFile
 
 OPTIONS = EvalOptions(batch_size=16)
 

@@ -10,9 +10,9 @@ from paligemma.errors import ConfigError, DataError
 from paligemma.eval.options import chosen_rules
 from paligemma.eval.run_folder import RunConfig
 from paligemma.eval.scored import only, score_matched
+from paligemma.example import ALL_CLASSES, Example, FoundObject, Prediction
 from paligemma.tasks.catalog import find_task
 from paligemma.tasks.detection import TASKS
-from paligemma.tasks.task import ALL_CLASSES, Example, FoundObject, Prediction
 
 TASK = TASKS[0]
 EXAMPLE = Example(

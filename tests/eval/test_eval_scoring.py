@@ -8,8 +8,8 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.eval.scoring import limited, slice_members
+from paligemma.example import Example
 from paligemma.metrics.measure import Measure, mean_measure
-from paligemma.tasks.task import Example
 
 
 def _example(name: str, **slices: str) -> Example:

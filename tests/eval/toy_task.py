@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.measure import Measure, mean_measure
-from paligemma.tasks.task import Asking, Example, Prediction, Task
+from paligemma.tasks.task import Task
 
 NUM_EXAMPLES = 200
 

@@ -10,7 +10,7 @@ from test_model_oracle import SMALL, VOCAB, loud_model
 from torch import Tensor
 
 from paligemma.model import KVCache, PaliGemmaModel
-from paligemma.train.tiny import tiny_config
+from paligemma.tiny.start import tiny_config
 
 # Prompts of six and three tokens, padded on the right.
 PROMPT = torch.tensor([[2, 40, 41, 42, 43, 4], [2, 50, 4, 0, 0, 0]])

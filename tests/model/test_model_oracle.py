@@ -11,7 +11,7 @@ from reference import ForwardOracle
 
 from paligemma.config import PaliGemmaConfig
 from paligemma.model import PaliGemmaModel
-from paligemma.train.tiny import tiny_config
+from paligemma.tiny.start import tiny_config
 from paligemma.vocab import Vocab
 
 VOCAB = Vocab(size=1500, pad=0, eos=1, bos=2, sep=4, loc0=300, seg0=1324)

@@ -11,9 +11,9 @@ import torch
 from tiny_folder import DESK
 
 from paligemma import AnswerOptions, PaliGemma
-from paligemma.answering import text_pieces
 from paligemma.errors import ConfigError
 from paligemma.generate import Greedy, Nucleus, Temperature, TopK
+from paligemma.pipeline.answering import text_pieces
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from paligemma.errors import (
     TokenizerError,
 )
 from paligemma.generate import Greedy, LocationGreedy, Temperature
-from paligemma.pretrained import LoadOptions, load_processor
+from paligemma.pipeline.loading import LoadOptions, load_processor
 from paligemma.processing.sentencepiece_model import train_tokenizer
 
 

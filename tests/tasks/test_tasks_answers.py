@@ -11,13 +11,14 @@ import pytest
 from task_files import write_csv, write_json, write_picture, write_pixels, write_text
 
 from paligemma.errors import DataError
+from paligemma.example import Example, Prediction
 from paligemma.tasks import question_files
 from paligemma.tasks.answer_scores import joined_aokvqa_submission
 from paligemma.tasks.catalog import find_task
 from paligemma.tasks.diagrams import PaintedLabel, paint_labels
 from paligemma.tasks.multilingual import XGQA_LANGUAGES
 from paligemma.tasks.prefixes import answer_prefix, choices_prefix
-from paligemma.tasks.task import Example, Prediction, Task
+from paligemma.tasks.task import Task
 
 VECTORS = Path(__file__).parents[1] / "metrics" / "data" / "metric_vectors.json"
 TEN_RED = [{"answer": "red", "answer_id": k + 1, "answer_confidence": "yes"} for k in range(10)]

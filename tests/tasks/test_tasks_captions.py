@@ -10,11 +10,12 @@ import pytest
 from task_files import write_csv, write_json, write_json_lines, write_picture, write_text
 
 from paligemma.errors import DataError
+from paligemma.example import Example, Prediction
 from paligemma.tasks.catalog import find_task
 from paligemma.tasks.long_captions import num_sentences
 from paligemma.tasks.multilingual import COCO35L_LANGUAGES, XM3600_LANGUAGES
 from paligemma.tasks.screens import node_bounds
-from paligemma.tasks.task import Example, Prediction, Task
+from paligemma.tasks.task import Task
 
 SHAPE = (8, 12, 3)
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from paligemma.errors import ConfigError
+from paligemma.example import Asking
 from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS
 from paligemma.tasks.catalog import FAMILY_MODULES, find_task, tasks
 from paligemma.tasks.published import records_of, transfer_recipe
-from paligemma.tasks.task import Asking, Task
+from paligemma.tasks.task import Task
 
 WITH_RECIPE = [task for task in tasks().values() if task.transfer is not None]
 WITH_FIGURES = [task for task in tasks().values() if task.published]

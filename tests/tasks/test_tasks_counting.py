@@ -14,9 +14,10 @@ from PIL import Image
 from task_files import write_json, write_json_lines, write_picture
 
 from paligemma.errors import DataError, ImageError, MissingExtraError
+from paligemma.example import Prediction
 from paligemma.tasks import counting
 from paligemma.tasks.counting import ParquetPicture, read_countbenchqa, read_tallyqa
-from paligemma.tasks.task import Prediction, Task
+from paligemma.tasks.task import Task
 
 ROWS: dict[str, Task] = {task.name: task for task in counting.TASKS}
 

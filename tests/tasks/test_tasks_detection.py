@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from paligemma.errors import DataError
+from paligemma.example import ALL_CLASSES, OBJECTS, Example, FoundObject, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.detection import TASKS, Piece, noisy_target
 from paligemma.tasks.files import FilePicture
-from paligemma.tasks.task import ALL_CLASSES, OBJECTS, Example, FoundObject, Prediction, Task
+from paligemma.tasks.task import Task
 
 ROWS: dict[str, Task] = {task.name: task for task in TASKS}
 COCO, LABELS = ROWS["coco-detection"], ROWS["coco-detection-labels"]

@@ -10,6 +10,7 @@ import pytest
 from task_files import write_json, write_picture, write_text
 
 from paligemma.errors import DataError
+from paligemma.example import Example, Prediction
 from paligemma.tasks import documents
 from paligemma.tasks.document_files import (
     read_chartqa,
@@ -19,7 +20,7 @@ from paligemma.tasks.document_files import (
     read_stvqa,
 )
 from paligemma.tasks.prefixes import answer_prefix, bare_prefix
-from paligemma.tasks.task import Example, Prediction, Task
+from paligemma.tasks.task import Task
 
 VECTORS = Path(__file__).parents[1] / "metrics" / "data" / "metric_vectors.json"
 ROWS: dict[str, Task] = {task.name: task for task in documents.TASKS}

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from paligemma.errors import DataError
+from paligemma.example import MASK, Example, FoundObject, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.outputs.boxes import encode_boxes, format_loc
 from paligemma.outputs.rle import decode_rle, encode_rle
@@ -19,7 +20,7 @@ from paligemma.outputs.vqvae import MaskCodec
 from paligemma.processing.resize import BILINEAR
 from paligemma.tasks.files import FilePicture
 from paligemma.tasks.grounding import TASKS, referring_target
-from paligemma.tasks.task import MASK, Example, FoundObject, Prediction, Task
+from paligemma.tasks.task import Task
 
 REFCOCO, REFCOCO_PLUS, REFCOCOG = TASKS
 CODES = "".join(f"<seg{n:03d}>" for n in range(16))

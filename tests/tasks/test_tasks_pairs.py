@@ -10,9 +10,10 @@ import pytest
 from task_files import write_json_lines, write_picture
 
 from paligemma.errors import DataError
+from paligemma.example import Example, Prediction
 from paligemma.tasks.catalog import find_task
 from paligemma.tasks.multilingual import MARVL_LANGUAGES
-from paligemma.tasks.task import Example, Prediction, Task
+from paligemma.tasks.task import Task
 
 LEFT, RIGHT = (200, 0, 0), (0, 0, 200)
 

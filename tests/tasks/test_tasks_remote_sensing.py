@@ -10,8 +10,9 @@ import pytest
 from task_files import write_json, write_picture, write_pixels
 
 from paligemma.errors import DataError
+from paligemma.example import Example, Prediction
 from paligemma.tasks import remote_sensing
-from paligemma.tasks.task import Example, Prediction, Task
+from paligemma.tasks.task import Task
 
 ROWS: dict[str, Task] = {task.name: task for task in remote_sensing.TASKS}
 # type, question, answer

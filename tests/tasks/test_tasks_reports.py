@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from paligemma.errors import DataError
+from paligemma.example import Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.files import FilePicture
 from paligemma.tasks.report_files import report_sections
 from paligemma.tasks.reports import TASKS
-from paligemma.tasks.task import Prediction, Task
+from paligemma.tasks.task import Task
 
 ROWS: dict[str, Task] = {task.name: task for task in TASKS}
 MIMIC = ROWS["mimic-cxr"]

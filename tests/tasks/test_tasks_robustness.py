@@ -13,10 +13,11 @@ from task_files import write_csv, write_json, write_json_lines, write_picture
 
 from paligemma.errors import DataError
 from paligemma.eval.options import EvalOptions
+from paligemma.example import Example, Prediction
 from paligemma.tasks import robustness
 from paligemma.tasks.pooled_answers import pool_answers, read_embeddings, texts_to_embed
 from paligemma.tasks.robustness import OBJAVERSE_QUESTIONS, read_mmvp, read_objaverse, read_pope
-from paligemma.tasks.task import Example, Prediction, Task
+from paligemma.tasks.task import Task
 
 ROWS: dict[str, Task] = {task.name: task for task in robustness.TASKS}
 

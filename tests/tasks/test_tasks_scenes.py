@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from paligemma.errors import ConfigError
+from paligemma.example import Example, FoundObject, Prediction
 from paligemma.outputs.rle import encode_rle
 from paligemma.scenes import Scene, SceneExample, SceneObject
 from paligemma.tasks.scene_scores import KINDS, references_of, score_answer, score_scenes
@@ -22,7 +23,6 @@ from paligemma.tasks.scenes import (
     heldout_scene,
     scenes_task,
 )
-from paligemma.tasks.task import Example, FoundObject, Prediction
 
 
 def _object(label: str, box: tuple[float, float, float, float]) -> SceneObject:

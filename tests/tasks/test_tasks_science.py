@@ -11,6 +11,7 @@ import pytest
 from task_files import write_json, write_picture
 
 from paligemma.errors import DataError
+from paligemma.example import Prediction
 from paligemma.tasks.science import (
     TASKS,
     read_scienceqa,
@@ -18,7 +19,6 @@ from paligemma.tasks.science import (
     scienceqa_suffix,
     shuffle_options,
 )
-from paligemma.tasks.task import Prediction
 
 VECTORS = Path(__file__).parents[1] / "metrics" / "data" / "metric_vectors.json"
 (TASK,) = TASKS

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from paligemma.errors import DataError, ImageError
+from paligemma.example import Example, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.files import FilePicture
 from paligemma.tasks.picture_files import CroppedPicture, picture_size_hw
 from paligemma.tasks.structure import TASKS
 from paligemma.tasks.table_files import strip_coords
-from paligemma.tasks.task import Example, Prediction, Task
+from paligemma.tasks.task import Task
 from paligemma.tasks.word_files import WordFormat, format_words, parse_words
 
 ROWS: dict[str, Task] = {task.name: task for task in TASKS}

@@ -15,9 +15,10 @@ import pytest
 from task_files import write_json, write_picture, write_pixels, write_text
 
 from paligemma.errors import DataError, ImageError, MissingExtraError
+from paligemma.example import Example, Prediction
 from paligemma.tasks import clips, video
 from paligemma.tasks.clips import Clip
-from paligemma.tasks.task import Example, Prediction, Task
+from paligemma.tasks.task import Task
 
 ROWS: dict[str, Task] = {task.name: task for task in video.TASKS}
 FPS = 10

@@ -15,8 +15,8 @@ from scene_training import OPTIM, digest, small_model, small_objective, small_so
 
 from paligemma.errors import CheckpointError
 from paligemma.model import PaliGemmaModel
+from paligemma.tiny.data import SceneBatch, SceneSource
 from paligemma.train.checkpoint import checkpoints
-from paligemma.train.data import SceneBatch, SceneSource
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
 
 OPTIONS = LoopOptions(total_steps=6, log_every=3, save_every=3, num_workers=0, progress=False)

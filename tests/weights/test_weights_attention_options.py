@@ -12,7 +12,7 @@ from tiny_folder import write_random_tiny
 from paligemma import PaliGemma
 from paligemma.config import PaliGemmaConfig, release_config
 from paligemma.errors import ConfigError
-from paligemma.pretrained import LoadOptions
+from paligemma.pipeline.loading import LoadOptions
 from paligemma.weights.big_vision import BigVisionReader
 from paligemma.weights.catalog import Checkpoint
 from paligemma.weights.load import AttentionOptions, read_config

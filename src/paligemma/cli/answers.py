@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from paligemma.outputs.types import Detections, TextAnswer
-    from paligemma.pipeline import EncodedImage, PaliGemma
+    from paligemma.pipeline.paligemma import EncodedImage, PaliGemma
 
 Ask = Callable[["PaliGemma", "EncodedImage"], "TextAnswer | Detections"]
 Example = tuple[str, ...]  # one picture, or the frames of one example

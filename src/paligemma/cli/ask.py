@@ -23,7 +23,7 @@ from paligemma.cli.pictures import ImagesArgument, require_pictures
 
 if TYPE_CHECKING:
     from paligemma.outputs.types import Detections, TextAnswer
-    from paligemma.pipeline import EncodedImage, PaliGemma
+    from paligemma.pipeline.paligemma import EncodedImage, PaliGemma
 
 images_argument = click.argument(
     "images", cls=ImagesArgument, nargs=-1, required=True, metavar="IMAGE..."

@@ -16,7 +16,7 @@ from paligemma.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from paligemma.eval.answering import AskedModel
-    from paligemma.eval.scene_report import SceneReport
+    from paligemma.tiny.scene_report import SceneReport
 
 # A training step's own file beside the model; a model folder has config.json instead.
 STEP_FILES = ("model.safetensors", "state.json")
@@ -120,9 +120,9 @@ def scenes_command(
 
     MODEL may also be a step_NNNNNNN folder of a training under way.
     """
-    from paligemma.eval.scene_report import to_table, write_files
-    from paligemma.eval.scene_runner import SceneEvalOptions, evaluate_scenes
     from paligemma.tasks.scenes import KINDS, SIZE_PX
+    from paligemma.tiny.scene_report import to_table, write_files
+    from paligemma.tiny.scene_runner import SceneEvalOptions, evaluate_scenes
 
     asked = KINDS if tasks is None else tuple(part.strip() for part in tasks.split(","))
     # All that can be wrong is checked before a model is loaded for minutes.
@@ -195,7 +195,7 @@ def load_step(
     from paligemma.outputs.vqvae import load_mask_codec
     from paligemma.processing.processor import Processor
     from paligemma.processing.tokenizer import Tokenizer
-    from paligemma.train.tiny import PATCH_PX, tiny_config
+    from paligemma.tiny.start import PATCH_PX, tiny_config
 
     tokenizer = Tokenizer.from_file(tokenizer_path)
     path = step_folder / "model.safetensors"
@@ -235,8 +235,8 @@ def evaluate_checkpoint(
     progress: bool = False,
 ) -> SceneReport:
     """Measure a training checkpoint on pictures of its own size; arguments as for `load_step`."""
-    from paligemma.eval.scene_runner import SceneEvalOptions, evaluate_scenes
     from paligemma.tasks.scenes import SIZE_PX
+    from paligemma.tiny.scene_runner import SceneEvalOptions, evaluate_scenes
 
     bundle = load_step(step_folder, tokenizer_path, codec_path, image_size_px=image_size_px)
     options = SceneEvalOptions(

@@ -16,7 +16,7 @@ import click
 from paligemma.cli.answers import echo_json
 from paligemma.cli.options import ModelChoice, model_options
 from paligemma.errors import ConfigError, DataError, PaliGemmaError
-from paligemma.tasks.task import ALL_CLASSES, NOISE
+from paligemma.example import ALL_CLASSES, NOISE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from paligemma.eval.page import Pictures
     from paligemma.eval.report import Report
     from paligemma.eval.run_folder import Run
-    from paligemma.tasks.task import Example, Task
+    from paligemma.example import Example
+    from paligemma.tasks.task import Task
 
 RUNS = Path("runs") / "eval"
 PAGE = "report.html"

@@ -22,12 +22,13 @@ from paligemma.cli.eval_run import (
     run_folder,
 )
 from paligemma.errors import ConfigError, DataError
-from paligemma.tasks.task import MASK
+from paligemma.example import MASK
 
 if TYPE_CHECKING:
     from paligemma.eval.run_folder import RunConfig
     from paligemma.eval.vectors import MetricSummary
-    from paligemma.tasks.task import Example, Task
+    from paligemma.example import Example
+    from paligemma.tasks.task import Task
 
 
 @click.command("score")

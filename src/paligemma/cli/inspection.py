@@ -51,7 +51,7 @@ def inspect(
     \b
     paligemma inspect photo.jpg "answer en what is it?" --suffix "a cat" -o seen
     """
-    from paligemma.pretrained import LoadOptions, load_processor
+    from paligemma.pipeline.loading import LoadOptions, load_processor
     from paligemma.processing.inspection import inspect_example
 
     require_pictures(images, model)

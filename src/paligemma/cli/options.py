@@ -14,7 +14,7 @@ import click
 from paligemma.cli.start import quick_start
 
 if TYPE_CHECKING:
-    from paligemma.pipeline import PaliGemma
+    from paligemma.pipeline.paligemma import PaliGemma
 
 DEFAULT_MODEL = "tiny"
 
@@ -51,7 +51,7 @@ class ModelChoice:
             greedy: answers will not be drawn; see `quick_start`.
         """
         with quick_start(greedy=greedy):
-            from paligemma.pipeline import PaliGemma
+            from paligemma.pipeline.paligemma import PaliGemma
 
             return PaliGemma.from_pretrained(self.name, **self.options)
 

@@ -36,7 +36,7 @@ def tiny_command(output: Path, only: str | None, threads: int | None, quiet: boo
     """
     import torch
 
-    from paligemma.train.recipes import train_tiny
+    from paligemma.tiny.training import train_tiny
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -61,7 +61,7 @@ def codec_command(output: Path, steps: int | None, seed: int) -> None:
 
     from tqdm import tqdm
 
-    from paligemma.train.mask_codec import MaskCodecTraining, train_codec_file
+    from paligemma.tiny.mask_codec import MaskCodecTraining, train_codec_file
 
     options = replace(MaskCodecTraining(), seed=seed)
     if steps is not None:

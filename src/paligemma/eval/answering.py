@@ -18,12 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paligemma.answering import token_record
 from paligemma.batch import Batch
 from paligemma.config import release_of
 from paligemma.errors import ConfigError, ImageError, PromptError
 from paligemma.eval.pixels import ReadPictures, read_pictures
 from paligemma.eval.plan import picture_key
+from paligemma.example import (
+    ALL_CLASSES,
+    MASK,
+    NOISE,
+    TEXT,
+    Asking,
+    Example,
+    FoundObject,
+    Prediction,
+)
 from paligemma.generate import (
     BeamOptions,
     DecodeOptions,
@@ -38,17 +47,8 @@ from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.parse import parse_tokens
 from paligemma.outputs.types import Detection, TokenRecord
 from paligemma.outputs.vqvae import MaskCodec
+from paligemma.pipeline.answering import token_record
 from paligemma.processing.processor import Processor, TokenRow, inference_row
-from paligemma.tasks.task import (
-    ALL_CLASSES,
-    MASK,
-    NOISE,
-    TEXT,
-    Asking,
-    Example,
-    FoundObject,
-    Prediction,
-)
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from paligemma.eval.page import (
     shown_answer,
     truth_words,
 )
-from paligemma.tasks.task import Prediction
+from paligemma.example import Prediction
 
 NUM_EXAMPLES = 12
 

@@ -18,8 +18,9 @@ from paligemma.errors import ConfigError, PaliGemmaError
 from paligemma.eval.options import EvalOptions
 from paligemma.eval.run_folder import Run
 from paligemma.eval.runner import Answerer, Prepared, finished, keep, prepare
+from paligemma.example import MASK, Prediction
 from paligemma.metrics.extras import missing_extra
-from paligemma.tasks.task import MASK, Prediction, Task
+from paligemma.tasks.task import Task
 
 MakeAnswerer = Callable[[], Answerer]
 
@@ -66,7 +67,7 @@ class LoadedAnswerer:
 
     def __call__(self) -> Answerer:
         from paligemma.eval.answering import ModelAnswerer
-        from paligemma.pipeline import PaliGemma
+        from paligemma.pipeline.paligemma import PaliGemma
 
         return ModelAnswerer(
             PaliGemma.from_pretrained(self.model, **self.loading),

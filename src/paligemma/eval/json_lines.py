@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.errors import DataError
+from paligemma.example import Example, FoundObject, Prediction
 from paligemma.outputs.boxes import Box
-from paligemma.tasks.task import Example, FoundObject, Prediction
 
 
 def read_rows(path: Path, *, drop_torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:

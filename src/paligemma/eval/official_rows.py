@@ -12,7 +12,7 @@ from typing import Any
 
 from paligemma.errors import DataError
 from paligemma.eval.json_lines import number_of
-from paligemma.tasks.task import Example
+from paligemma.example import Example
 
 # The first that a row holds is taken: a VQA row may name its image beside its question.
 _IDS = ("question_id", "questionId", "image_id", "image")

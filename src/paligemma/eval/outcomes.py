@@ -12,8 +12,8 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.eval.scored import Scored
+from paligemma.example import FoundObject
 from paligemma.outputs.boxes import Box, box_iou
-from paligemma.tasks.task import FoundObject
 
 # An answer counts as right from this share of the full score on.
 RIGHT = 0.5

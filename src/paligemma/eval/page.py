@@ -25,8 +25,8 @@ from paligemma.eval.outcomes import has_objects, object_outcomes, text_outcomes,
 from paligemma.eval.page_pictures import no_picture, object_tiles, picture_tile
 from paligemma.eval.report import Report, Row, confidence, notes, worst
 from paligemma.eval.scored import Scored, reference_words
+from paligemma.example import Example, FoundObject, Prediction
 from paligemma.outputs.boxes import decode_boxes
-from paligemma.tasks.task import Example, FoundObject, Prediction
 from paligemma.tasks.word_files import WordFormat, parse_words
 
 NUM_WORST = 12

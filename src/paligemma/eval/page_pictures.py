@@ -21,7 +21,7 @@ from paligemma.outputs.types import Detection, Detections
 
 if TYPE_CHECKING:
     from paligemma.eval.outcomes import TrueObject
-    from paligemma.tasks.task import FoundObject
+    from paligemma.example import FoundObject
 
 SIDE_PX = 448
 MAX_FRAMES = 4

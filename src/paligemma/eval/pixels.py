@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paligemma.errors import ImageError
+from paligemma.example import Asking, Example
 from paligemma.outputs.boxes import Box
 from paligemma.processing.resize import (
     BICUBIC,
@@ -21,7 +22,6 @@ from paligemma.processing.resize import (
     to_unit_range,
 )
 from paligemma.tasks.files import FilePicture
-from paligemma.tasks.task import Asking, Example
 
 WHITE = 255
 _RED = (255, 0, 0)

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Container, Iterable, Iterator, Sequence
 
 from paligemma.errors import ConfigError, DataError
-from paligemma.tasks.task import Example
+from paligemma.example import Example
 
 # Batches among which prompts are sorted; the whole of a small run.
 WINDOW_BATCHES = 64

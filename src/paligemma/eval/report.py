@@ -17,8 +17,8 @@ from paligemma.eval.resampling import FEW_RESAMPLES, bounds, resampled_values, u
 from paligemma.eval.run_folder import RunConfig
 from paligemma.eval.scored import Scored
 from paligemma.eval.scoring import limited, slice_members
+from paligemma.example import Prediction
 from paligemma.metrics.measure import Measure
-from paligemma.tasks.task import Prediction
 
 if TYPE_CHECKING:
     from paligemma.tasks.published import PublishedScore

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from paligemma.errors import DataError
+from paligemma.example import Example
 from paligemma.metrics.interval import LEVEL, NUM_RESAMPLES
 from paligemma.metrics.measure import Statistic
-from paligemma.tasks.task import Example
 
 # Slower statistics get fewer resamples, very slow ones no interval at all: seconds of one call.
 FEW_RESAMPLES = 200

@@ -28,7 +28,7 @@ from paligemma.eval.json_lines import (
     prediction_to_json,
     read_rows,
 )
-from paligemma.tasks.task import Example, Prediction
+from paligemma.example import Example, Prediction
 
 RUN, EXAMPLES, PREDICTIONS, SCORES = (
     "run.json",

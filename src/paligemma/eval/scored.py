@@ -13,8 +13,9 @@ import numpy as np
 from paligemma.errors import DataError
 from paligemma.eval.options import chosen_rules
 from paligemma.eval.run_folder import Run, RunConfig
+from paligemma.example import ALL_CLASSES, OBJECTS, Example, Prediction
 from paligemma.metrics.measure import Measure
-from paligemma.tasks.task import ALL_CLASSES, OBJECTS, Example, Prediction, Task
+from paligemma.tasks.task import Task
 
 _TEXT_FIELDS = ("answers", "answer", "references", "captions", "texts", "text", "label")
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from paligemma.errors import DataError
+from paligemma.example import Example
 from paligemma.metrics.measure import Measure
-from paligemma.tasks.task import Example
 
 # More values than this make a slice a list of examples, not a breakdown.
 MAX_SLICE_VALUES = 200

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paligemma.config import TextConfig
+from paligemma.kernels.linear import Linear, logits_product
 from paligemma.model.attention import apply_rope, attend, rope_tables, sliding_window_mask
 from paligemma.model.kv_cache import KVCache
-from paligemma.model.linear import Linear, logits_product
 
 
 class RMSNorm(nn.Module):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from paligemma.config import PaliGemmaConfig
+from paligemma.kernels.linear import Linear
 from paligemma.model.attention import prefix_lm_mask, soft_cap
 from paligemma.model.gemma import Gemma
 from paligemma.model.kv_cache import KVCache
-from paligemma.model.linear import Linear
 from paligemma.model.siglip import SigLIP
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paligemma.config import VisionConfig
-from paligemma.model.linear import Linear
+from paligemma.kernels.linear import Linear
 
 _NORM_EPS = 1e-6
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from paligemma.errors import DataError
+from paligemma.example import Example, Prediction
 from paligemma.metrics.answers import exact_match_measures
 from paligemma.metrics.measure import Measure
 from paligemma.metrics.vqa import direct_answer_measures, soft_accuracy_measures, vqa_measures
 from paligemma.tasks.multilingual import ENGLISH, XGQA_LANGUAGES, score_by_language
-from paligemma.tasks.task import Example, Prediction
 
 
 def score_vqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:

@@ -6,6 +6,7 @@ vizwizvqa,ai2d}.py.
 
 from __future__ import annotations
 
+from paligemma.example import Asking
 from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS
 from paligemma.tasks.answer_scores import (
     aokvqa_choices_submission,
@@ -42,7 +43,7 @@ from paligemma.tasks.question_files import (
     read_vqav2,
     read_xgqa,
 )
-from paligemma.tasks.task import Asking, NeededFile, PublishedKey, Task
+from paligemma.tasks.task import NeededFile, PublishedKey, Task
 
 
 def _asking(

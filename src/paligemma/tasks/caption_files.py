@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.errors import DataError
+from paligemma.example import Example
 from paligemma.tasks.files import (
     FilePicture,
     find_file,
@@ -23,7 +24,6 @@ from paligemma.tasks.files import (
 from paligemma.tasks.multilingual import COCO35L_LANGUAGES, ENGLISH, XM3600_LANGUAGES
 from paligemma.tasks.prefixes import CAPTION_PREFIX, caption_prefix, lower_ascii
 from paligemma.tasks.rows import list_rows, of_split
-from paligemma.tasks.task import Example
 
 KARPATHY = "cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 COCO_IMAGES = "images.cocodataset.org/zips"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from paligemma.errors import DataError
+from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.processing.resize import BILINEAR
 from paligemma.tasks.caption_files import (
@@ -43,7 +44,7 @@ from paligemma.tasks.screens import (
     read_screen2words,
     read_widgetcap,
 )
-from paligemma.tasks.task import Asking, Example, NeededFile, Prediction, PublishedKey, Task
+from paligemma.tasks.task import NeededFile, PublishedKey, Task
 
 
 def score_captions(

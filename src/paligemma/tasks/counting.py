@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from paligemma.errors import DataError, ImageError
+from paligemma.example import Asking, Example, Picture, Prediction
 from paligemma.metrics.answers import tallyqa_measures
 from paligemma.metrics.extras import missing_extra
 from paligemma.metrics.measure import Measure
@@ -23,15 +24,7 @@ from paligemma.processing.image import load_image
 from paligemma.tasks.files import FilePicture, find_file, read_json, read_json_lines, value
 from paligemma.tasks.prefixes import answer_prefix
 from paligemma.tasks.rows import list_rows, of_split
-from paligemma.tasks.task import (
-    Asking,
-    Example,
-    NeededFile,
-    Picture,
-    Prediction,
-    PublishedKey,
-    Task,
-)
+from paligemma.tasks.task import NeededFile, PublishedKey, Task
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from paligemma.errors import DataError
+from paligemma.example import ALL_CLASSES, NOISE, OBJECTS, Asking, Example, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.outputs.boxes import encode_boxes, format_detections, format_loc
 from paligemma.processing.prompts import detect_prompt
@@ -26,17 +27,7 @@ from paligemma.tasks.coco_files import DetectionSet, LabelledImage, pictures_of,
 from paligemma.tasks.files import FilePicture, find_file
 from paligemma.tasks.refer_files import normalised
 from paligemma.tasks.rows import of_split
-from paligemma.tasks.task import (
-    ALL_CLASSES,
-    NOISE,
-    OBJECTS,
-    Asking,
-    Example,
-    NeededFile,
-    Prediction,
-    PublishedKey,
-    Task,
-)
+from paligemma.tasks.task import NeededFile, PublishedKey, Task
 
 ALL_CLASSES_PREFIX = "detect all classes"
 SEPARATOR = " ; "

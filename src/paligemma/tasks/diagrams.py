@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from paligemma.errors import DataError
+from paligemma.example import Example
 from paligemma.scenes.assets import font
 from paligemma.tasks.files import FilePicture, find_file, read_json, read_lines, value, values
 from paligemma.tasks.prefixes import choices_prefix
 from paligemma.tasks.rows import keyed_rows, of_split
-from paligemma.tasks.task import Example
 
 AI2D = "allenai.org/data/diagrams (ai2d-all.zip, ai2d_test_ids.csv)"
 # The released builder takes DM Sans from the user's disk; ours is at hand everywhere.

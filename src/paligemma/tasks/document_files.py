@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paligemma.errors import DataError
+from paligemma.example import Example
 from paligemma.metrics.documents import comma_orderings
 from paligemma.tasks.files import FilePicture, find_file, read_json, value, values
 from paligemma.tasks.prefixes import answer_prefix, bare_prefix, lower_ascii
 from paligemma.tasks.rows import Row, keyed_rows, list_rows, of_split
-from paligemma.tasks.task import Example
 
 RRC = "rrc.cvc.uab.es (Robust Reading Competition, after registering)"
 CHARTQA = "github.com/vis-nlp/ChartQA or the hub dataset of that name, as 'ChartQA Dataset'"

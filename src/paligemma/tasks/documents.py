@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from paligemma.errors import DataError
+from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.answers import exact_match_measures
 from paligemma.metrics.documents import anls_measures, relaxed_accuracy_measures
 from paligemma.metrics.measure import Measure
@@ -25,7 +26,7 @@ from paligemma.tasks.document_files import (
     read_ocrvqa,
     read_stvqa,
 )
-from paligemma.tasks.task import Asking, Example, NeededFile, Prediction, PublishedKey, Task
+from paligemma.tasks.task import NeededFile, PublishedKey, Task
 
 
 def score_anls(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:

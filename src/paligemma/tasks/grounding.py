@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paligemma.errors import DataError
+from paligemma.example import MASK, Asking, Example, Picture, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.metrics.segmentation import ObjectMask, referring_measures
 from paligemma.outputs.boxes import decode_boxes, format_detections
@@ -35,16 +36,7 @@ from paligemma.tasks.refer_files import (
     said_in,
 )
 from paligemma.tasks.rows import of_split
-from paligemma.tasks.task import (
-    MASK,
-    Asking,
-    Example,
-    NeededFile,
-    Picture,
-    Prediction,
-    PublishedKey,
-    Task,
-)
+from paligemma.tasks.task import NeededFile, PublishedKey, Task
 from paligemma.vocab import NUM_LOC, NUM_SEG, SEG_PER_MASK
 
 if TYPE_CHECKING:

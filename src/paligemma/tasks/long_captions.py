@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from paligemma.errors import DataError
+from paligemma.example import Example, Prediction
 from paligemma.metrics.judgements import NothingRule, TieRule, nes_measures
 from paligemma.metrics.measure import Measure, mean_measure
 from paligemma.tasks.files import FilePicture, find_file, read_json_lines, value, values
 from paligemma.tasks.prefixes import CAPTION_PREFIX
 from paligemma.tasks.rows import of_split
-from paligemma.tasks.task import Example, Prediction
 
 DOCCI = "google.github.io/docci (docci_descriptions.jsonlines, docci_images.tar.gz)"
 # What raters said of the captions of one model; written by whoever asked them.

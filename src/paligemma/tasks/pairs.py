@@ -11,6 +11,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from paligemma.errors import DataError
+from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.answers import exact_match_measures, truth_word
 from paligemma.metrics.measure import Measure
 from paligemma.processing.resize import BILINEAR
@@ -18,7 +19,7 @@ from paligemma.tasks.files import FilePicture, find_file, identifier, read_json_
 from paligemma.tasks.multilingual import MARVL_LANGUAGES, score_by_language
 from paligemma.tasks.prefixes import answer_prefix
 from paligemma.tasks.rows import of_split
-from paligemma.tasks.task import Asking, Example, NeededFile, Prediction, PublishedKey, Task
+from paligemma.tasks.task import NeededFile, PublishedKey, Task
 
 NLVR2 = "github.com/lil-lab/nlvr (nlvr2/data); pictures from its authors on request"
 MARVL = "marvl-challenge.github.io/download"

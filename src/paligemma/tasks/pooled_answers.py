@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from paligemma.errors import DataError
+from paligemma.example import Example, Prediction
 from paligemma.metrics.embedding import cosine_similarity, pooled_answer
 from paligemma.metrics.measure import Measure, mean_measure
-from paligemma.tasks.task import Example, Prediction
 
 logger = logging.getLogger(__name__)
 

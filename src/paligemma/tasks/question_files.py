@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.errors import DataError
+from paligemma.example import Example
 from paligemma.tasks.files import (
     FilePicture,
     find_file,
@@ -23,7 +24,6 @@ from paligemma.tasks.files import (
 from paligemma.tasks.multilingual import XGQA_LANGUAGES
 from paligemma.tasks.prefixes import answer_prefix, choices_prefix
 from paligemma.tasks.rows import keyed_rows, list_rows, of_split
-from paligemma.tasks.task import Example
 
 VQA = "visualqa.org/download.html"
 COCO_IMAGES = "images.cocodataset.org/zips"

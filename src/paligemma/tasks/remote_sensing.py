@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paligemma.errors import DataError
+from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.answers import rsvqa_bin_answer, rsvqa_measures
 from paligemma.metrics.measure import Measure
 from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS
@@ -18,7 +19,7 @@ from paligemma.tasks.coco_json import stream_lists
 from paligemma.tasks.files import FilePicture, find_file, value, values
 from paligemma.tasks.prefixes import answer_prefix, lower_ascii
 from paligemma.tasks.rows import Row, of_split
-from paligemma.tasks.task import Asking, Example, NeededFile, Prediction, PublishedKey, Task
+from paligemma.tasks.task import NeededFile, PublishedKey, Task
 
 RSVQA = "rsvqa.sylvainlobry.com (Zenodo {record})"
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paligemma.errors import DataError
+from paligemma.example import Example
 from paligemma.tasks.files import FilePicture, find_file, read_lines
 from paligemma.tasks.formats import read_format
 from paligemma.tasks.rows import of_split
-from paligemma.tasks.task import Example
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.errors import DataError
+from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.processing.resize import BILINEAR_ANTIALIAS
 from paligemma.tasks.files import (
@@ -32,7 +33,7 @@ from paligemma.tasks.report_files import (
     read_mimic_cxr,
 )
 from paligemma.tasks.rows import of_split
-from paligemma.tasks.task import Asking, Example, NeededFile, Prediction, PublishedKey, Task
+from paligemma.tasks.task import NeededFile, PublishedKey, Task
 
 VSR = "github.com/cambridgeltl/visual-spatial-reasoning (data/splits)"
 COCO_2017 = "cocodataset.org (COCO 2017, training and validation set in one folder or two)"

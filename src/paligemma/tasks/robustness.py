@@ -17,6 +17,7 @@ from typing import get_args
 import numpy as np
 
 from paligemma.errors import DataError
+from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.metrics.yes_no import (
     MMVP_CORRECTED_ROWS,
@@ -38,7 +39,7 @@ from paligemma.tasks.files import (
 from paligemma.tasks.pooled_answers import score_objaverse
 from paligemma.tasks.prefixes import answer_prefix
 from paligemma.tasks.rows import of_split
-from paligemma.tasks.task import Asking, Example, NeededFile, Prediction, PublishedKey, Task
+from paligemma.tasks.task import NeededFile, PublishedKey, Task
 
 logger = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from paligemma.example import Example, Prediction
 from paligemma.metrics.grounding import ImageBoxes, Matches, match_detections
 from paligemma.metrics.measure import Measure, Statistic, ratio_measure
 from paligemma.metrics.text import edit_distance
 from paligemma.outputs.masks import mask_iou
 from paligemma.outputs.rle import decode_rle
 from paligemma.scenes import Scene, SceneExample
-from paligemma.tasks.task import Example, Prediction
 
 KINDS: tuple[str, ...] = ("detect", "segment", "answer", "ocr", "caption", "caption_region")
 # The figure of each kind; detection has several.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paligemma.errors import ConfigError
+from paligemma.example import MASK, OBJECTS, TEXT, Asking, Example
 from paligemma.outputs.boxes import Box, encode_boxes, format_detections, format_loc
 from paligemma.scenes import (
     Scene,
@@ -25,7 +26,7 @@ from paligemma.scenes import (
     scene_examples,
 )
 from paligemma.tasks.scene_scores import KINDS, METRICS, references_of, score_scenes
-from paligemma.tasks.task import MASK, OBJECTS, TEXT, Asking, Example, Task
+from paligemma.tasks.task import Task
 
 if TYPE_CHECKING:
     from paligemma.outputs.vqvae import MaskCodec

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from paligemma.errors import DataError
+from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.answers import scienceqa_measures
 from paligemma.metrics.measure import Measure
 from paligemma.processing.resize import BILINEAR
 from paligemma.tasks.files import FilePicture, find_file, read_json, value, values
 from paligemma.tasks.rows import keyed_rows, of_split
-from paligemma.tasks.task import Asking, Example, NeededFile, Prediction, PublishedKey, Task
+from paligemma.tasks.task import NeededFile, PublishedKey, Task
 
 SCIENCEQA = "scienceqa.github.io (problems.json and the image archives)"
 

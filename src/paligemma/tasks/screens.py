@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.errors import DataError
+from paligemma.example import Example
 from paligemma.outputs.boxes import Box
 from paligemma.tasks.files import (
     FilePicture,
@@ -23,7 +24,6 @@ from paligemma.tasks.files import (
 )
 from paligemma.tasks.prefixes import CAPTION_PREFIX
 from paligemma.tasks.rows import of_split
-from paligemma.tasks.task import Example
 
 SCREEN2WORDS = "github.com/google-research-datasets/screen2words"
 WIDGETCAP = "github.com/google-research-datasets/widget-caption"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from paligemma.errors import DataError
+from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.processing.resize import BILINEAR_ANTIALIAS
 from paligemma.tasks.formats import format_file
@@ -23,7 +24,7 @@ from paligemma.tasks.table_files import (
     read_pubtabnet,
     strip_coords,
 )
-from paligemma.tasks.task import Asking, Example, NeededFile, Prediction, PublishedKey, Task
+from paligemma.tasks.task import NeededFile, PublishedKey, Task
 from paligemma.tasks.transcription_files import (
     GRANDSTAFF,
     MOLSCRIBE,

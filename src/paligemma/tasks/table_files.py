@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.errors import DataError
+from paligemma.example import Example, Picture
 from paligemma.outputs.boxes import encode_boxes, format_loc
 from paligemma.tasks.files import (
     FilePicture,
@@ -29,7 +30,6 @@ from paligemma.tasks.files import (
 from paligemma.tasks.formats import read_format
 from paligemma.tasks.picture_files import CroppedPicture, first_file, picture_size_hw
 from paligemma.tasks.rows import of_split
-from paligemma.tasks.task import Example, Picture
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from paligemma.errors import DataError
+from paligemma.example import Example
 from paligemma.metrics.music import prepare_kern
 from paligemma.tasks.files import FilePicture, find_file, read_csv, read_lines
 from paligemma.tasks.formats import read_format
 from paligemma.tasks.rows import of_split
-from paligemma.tasks.task import Example
 
 MOLSCRIBE = "github.com/thomas0809/MolScribe, synthetic benchmarks (synthetic/chemdraw.csv)"
 GRANDSTAFF = (

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.answers import exact_match_measures
 from paligemma.metrics.measure import Measure
 from paligemma.processing.resize import BILINEAR
-from paligemma.tasks.task import Asking, Example, NeededFile, Prediction, PublishedKey, Task
+from paligemma.tasks.task import NeededFile, PublishedKey, Task
 from paligemma.tasks.video_files import (
     ACTIVITYNET,
     ANET_QA,

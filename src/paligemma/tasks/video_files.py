@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.errors import DataError
+from paligemma.example import Example
 from paligemma.tasks.clips import Clip, Videos
 from paligemma.tasks.files import find_file, identifier, read_json, value, values
 from paligemma.tasks.prefixes import CAPTION_PREFIX, answer_prefix
 from paligemma.tasks.rows import keyed_rows, list_rows, of_split
-from paligemma.tasks.task import Example
 
 VIDEO_FOLDERS = ("frames", "videos", "TrainValVideo", "TestVideo", "YouTubeClips", ".")
 

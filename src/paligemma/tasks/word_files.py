@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from paligemma.errors import DataError
+from paligemma.example import Example
 from paligemma.outputs.boxes import encode_boxes, format_loc
 from paligemma.tasks.files import FilePicture, find_file
 from paligemma.tasks.formats import read_format
 from paligemma.tasks.picture_files import first_file, picture_size_hw
 from paligemma.tasks.rows import of_split
-from paligemma.tasks.task import Example
 from paligemma.vocab import NUM_LOC
 
 ICDAR15 = "rrc.cvc.uab.es, Incidental Scene Text (challenge 4), tasks 4.1 or 4.4, after registering"

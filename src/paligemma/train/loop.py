@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,14 +21,13 @@ from tqdm import tqdm
 
 from paligemma.model import PaliGemmaModel
 from paligemma.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
-from paligemma.train.data import BatchSource, SceneBatch, batches
+from paligemma.train.data import BatchSource, batches
 from paligemma.train.optim import OptimConfig, Optimizer
 from paligemma.train.schedule import ScheduleConfig
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-Objective = Callable[[PaliGemmaModel, SceneBatch], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class LoopOptions:
 def train(
     model: PaliGemmaModel,
     objective: nn.Module,
-    source: BatchSource,
+    source: BatchSource[Any],
     optim: OptimConfig,
     options: LoopOptions,
     folder: Path,
@@ -69,7 +68,8 @@ def train(
 
     Args:
         model: changed in place.
-        objective: `Objective` as a module; its parameters are trained beside the model's.
+        objective: called with the model and a batch, returns the loss and the parts worth logging;
+            its parameters are trained beside the model's.
         folder: receives checkpoints and metrics.jsonl.
         settings: whatever else makes the run what it is, such as data and seed; stored as JSON, and
             a run that resumes must have the same.

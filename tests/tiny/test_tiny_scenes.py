@@ -16,8 +16,7 @@ from PIL import Image
 
 from paligemma.errors import ConfigError
 from paligemma.eval.run_folder import load_run
-from paligemma.eval.scene_report import SceneReport, to_table, write_files
-from paligemma.eval.scene_runner import SceneEvalOptions, evaluate_scenes, run_scenes
+from paligemma.example import Example, FoundObject, Prediction
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.parse import parse_objects
@@ -33,8 +32,9 @@ from paligemma.tasks.scenes import (
     scene_suffix,
     scenes_task,
 )
-from paligemma.tasks.task import Example, FoundObject, Prediction
-from paligemma.train.tiny import tiny_config
+from paligemma.tiny.scene_report import SceneReport, to_table, write_files
+from paligemma.tiny.scene_runner import SceneEvalOptions, evaluate_scenes, run_scenes
+from paligemma.tiny.start import tiny_config
 
 HEADLINES = ["detect_ap50", "segment_miou", "answer_accuracy", "ocr_cer"]
 SMALL = SceneEvalOptions(limit=30, batch_size=8, size_px=112)

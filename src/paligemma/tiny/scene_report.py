@@ -15,12 +15,12 @@ import numpy as np
 
 from paligemma.eval.resampling import bounds, resamples, unit_of, value_of
 from paligemma.eval.run_folder import write_whole
+from paligemma.example import Example, Prediction
 from paligemma.metrics.interval import NUM_RESAMPLES
 from paligemma.metrics.measure import Measure
 from paligemma.outputs.types import Detections
 from paligemma.scenes import Scene, SceneExample
 from paligemma.tasks.scene_scores import KINDS, score_scenes
-from paligemma.tasks.task import Example, Prediction
 
 # What each headline is called in words.
 HEADLINES: dict[tuple[str, str], str] = {
@@ -221,8 +221,8 @@ def _numbers(one: Figure) -> str:
 
 def write_files(report: SceneReport, folder: Path) -> None:
     """Write report.json and scenes.png beside the run; each appears whole or not at all."""
-    from paligemma.eval.contact_sheet import contact_sheet
     from paligemma.outputs.export import save_png
+    from paligemma.tiny.contact_sheet import contact_sheet
 
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "report.json", [json.dumps(report.to_json(), indent=1) + "\n"])

@@ -15,11 +15,11 @@ from paligemma.model.paligemma import init_weights
 from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
-from paligemma.train.data import SceneSource
-from paligemma.train.objective import SceneObjective
+from paligemma.tiny.data import SceneSource
+from paligemma.tiny.objective import SceneObjective
+from paligemma.tiny.start import PATCH_PX, tiny_config
 from paligemma.train.optim import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
-from paligemma.train.tiny import PATCH_PX, tiny_config
 
 EMBEDDED = Path(str(resources.files("paligemma"))) / "models" / "tiny"
 FIELD_PX, WINDOW_PX = 96, 64

@@ -9,14 +9,14 @@ import torch
 from scene_training import FIELD_PX, small_model, small_objective, small_source
 
 from paligemma.model import PaliGemmaModel
-from paligemma.train.data import SceneBatch
-from paligemma.train.dense import patch_losses
-from paligemma.train.edges import edge_loss
-from paligemma.train.gathering import ends_of_prompts, gathering_loss
+from paligemma.tiny.data import SceneBatch
+from paligemma.tiny.dense import patch_losses
+from paligemma.tiny.edges import edge_loss
+from paligemma.tiny.gathering import ends_of_prompts, gathering_loss
+from paligemma.tiny.mask_tokens import mask_token_loss
+from paligemma.tiny.naming import naming_loss
+from paligemma.tiny.objective import _PLACE_SIGMA_BINS, PATCH_WEIGHTS, SceneObjective
 from paligemma.train.loss import training_loss
-from paligemma.train.mask_tokens import mask_token_loss
-from paligemma.train.naming import naming_loss
-from paligemma.train.objective import _PLACE_SIGMA_BINS, PATCH_WEIGHTS, SceneObjective
 
 
 def plain(model: PaliGemmaModel, **options: float) -> SceneObjective:

@@ -13,7 +13,7 @@ from paligemma.eval.answering import AskedModel, ModelAnswerer
 from paligemma.eval.options import EvalOptions
 from paligemma.eval.run_folder import Run
 from paligemma.eval.runner import Answerer, run_task
-from paligemma.eval.scene_report import Sample, SceneReport, make_report
+from paligemma.example import Prediction
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
 from paligemma.outputs.types import Detection, Detections
@@ -27,7 +27,7 @@ from paligemma.tasks.scenes import (
     heldout_scene,
     scenes_task,
 )
-from paligemma.tasks.task import Prediction
+from paligemma.tiny.scene_report import Sample, SceneReport, make_report
 
 NUM_SAMPLES = 12
 MAX_BATCH_SIZE = 1024

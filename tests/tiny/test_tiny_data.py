@@ -15,8 +15,9 @@ from paligemma.outputs.boxes import decode_boxes
 from paligemma.outputs.parse import parse_objects
 from paligemma.outputs.vqvae import mask_to_codes
 from paligemma.scenes import Scene, SceneOptions, draw_scene
-from paligemma.train.data import SceneBatch, _squashed, batches
-from paligemma.train.dense import patch_targets
+from paligemma.tiny.data import SceneBatch, _squashed
+from paligemma.tiny.dense import patch_targets
+from paligemma.train.data import batches
 
 SEEDS = range(12)
 

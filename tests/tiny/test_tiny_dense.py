@@ -8,7 +8,7 @@ import torch
 from scene_training import small_model
 
 from paligemma.scenes import COLORS, LABELS, Scene, SceneObject, SceneOptions, draw_scene
-from paligemma.train.dense import CHARS, MAX_CHARS, PatchHeads, patch_losses, patch_targets
+from paligemma.tiny.dense import CHARS, MAX_CHARS, PatchHeads, patch_losses, patch_targets
 
 PATCH_PX = 16
 

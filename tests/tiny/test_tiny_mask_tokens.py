@@ -11,8 +11,8 @@ from scene_training import FIELD_PX, mask_codec, small_source
 
 from paligemma.outputs.vqvae import mask_to_codes
 from paligemma.scenes import SceneOptions, draw_scene
-from paligemma.train.data import SceneSource
-from paligemma.train.mask_tokens import (
+from paligemma.tiny.data import SceneSource
+from paligemma.tiny.mask_tokens import (
     NOT_ASKED,
     MaskTokenHead,
     mask_token_loss,

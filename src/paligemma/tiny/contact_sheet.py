@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from paligemma.eval.scene_report import Sample
 from paligemma.outputs.draw import DrawStyle, draw_detections
 from paligemma.outputs.lettering import Lettering
 from paligemma.outputs.types import Detections
+from paligemma.tiny.scene_report import Sample
 
 NUM_COLUMNS = 3
 _GAP_PX = 12

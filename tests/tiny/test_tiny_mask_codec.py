@@ -8,7 +8,7 @@ import torch
 from paligemma.errors import ConfigError
 from paligemma.outputs.vqvae import load_mask_codec
 from paligemma.scenes import LABELS, SceneOptions, draw_scene
-from paligemma.train.mask_codec import (
+from paligemma.tiny.mask_codec import (
     MaskCodecProgress,
     MaskCodecTraining,
     MaskSet,

@@ -10,7 +10,7 @@ import torch
 from scene_training import FIELD_PX, small_source, tokenizer
 
 from paligemma.scenes import Scene, SceneObject
-from paligemma.train.gathering import (
+from paligemma.tiny.gathering import (
     MAX_COUNT,
     GatheringHead,
     ends_of_prompts,

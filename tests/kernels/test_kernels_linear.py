@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paligemma.model import linear as linear_module
+from paligemma.kernels import linear as linear_module
+from paligemma.kernels.linear import Linear, linear, logits_product, widens_bfloat16
 from paligemma.model.attention import attend, attend_reference
-from paligemma.model.linear import Linear, linear, logits_product, widens_bfloat16
 
 # One bfloat16 keeps eight bits: rounding moves a number by at most 2^-9 of it.
 HALF_STEP = 2**-9

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from paligemma.errors import ConfigError
-from paligemma.train.edges import EdgeHead, edge_loss, patch_centres
-from paligemma.train.stages import STAGES
+from paligemma.tiny.edges import EdgeHead, edge_loss, patch_centres
+from paligemma.tiny.stages import STAGES
 
 
 def test_a_head_compares_each_edge_with_every_location_embedding() -> None:

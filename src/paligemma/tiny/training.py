@@ -19,12 +19,12 @@ from paligemma.model.paligemma import PaliGemmaModel
 from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
+from paligemma.tiny.data import SceneSource
+from paligemma.tiny.objective import SceneObjective
+from paligemma.tiny.stages import STAGES, Stage
+from paligemma.tiny.start import PATCH_PX, TRAIN_SEED, init_tiny, tiny_config
 from paligemma.train.checkpoint import checkpoints
-from paligemma.train.data import SceneSource
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
-from paligemma.train.objective import SceneObjective
-from paligemma.train.stages import STAGES, Stage
-from paligemma.train.tiny import PATCH_PX, TRAIN_SEED, init_tiny, tiny_config
 from paligemma.weights.save import save_model
 
 _TEXT_LEN = 128

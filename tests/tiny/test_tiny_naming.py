@@ -19,7 +19,7 @@ from paligemma.scenes import (
     scene_examples,
 )
 from paligemma.scenes.language import phrase_matches
-from paligemma.train.naming import NamingHead, named_objects, named_patches, naming_loss
+from paligemma.tiny.naming import NamingHead, named_objects, named_patches, naming_loss
 
 
 def _scene(*names: str) -> Scene:

@@ -18,16 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from paligemma.answering import (
-    AnswerOptions,
-    Request,
-    joined,
-    object_grammar,
-    report_maskless,
-    reported,
-    text_pieces,
-    write_answers,
-)
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ImageError, PromptError
 from paligemma.generate import Step, stream
@@ -42,7 +32,17 @@ from paligemma.outputs.types import (
     TokenRecord,
     require_selection,
 )
-from paligemma.pretrained import CODEC_VARIABLE, LoadOptions, load_pretrained, require_mode
+from paligemma.pipeline.answering import (
+    AnswerOptions,
+    Request,
+    joined,
+    object_grammar,
+    report_maskless,
+    reported,
+    text_pieces,
+    write_answers,
+)
+from paligemma.pipeline.loading import CODEC_VARIABLE, LoadOptions, load_pretrained, require_mode
 from paligemma.processing import prompts
 from paligemma.processing.image import ImageSource, load_image
 from paligemma.processing.processor import Processor

@@ -12,8 +12,8 @@ from scene_training import tokenizer
 from paligemma.model import PaliGemmaModel
 from paligemma.processing.resize import to_unit_range
 from paligemma.scenes import SceneOptions, draw_scene
-from paligemma.train import tiny as tiny_start
-from paligemma.train.tiny import PATCH_PX, init_tiny, tiny_config
+from paligemma.tiny import start as tiny_start
+from paligemma.tiny.start import PATCH_PX, init_tiny, tiny_config
 from paligemma.vocab import NUM_LOC
 
 

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from paligemma.batch import Batch
 from paligemma.model import PaliGemmaModel
-from paligemma.train.data import SceneBatch
-from paligemma.train.dense import BOX_UNIT_PX, PatchHeads, patch_losses
-from paligemma.train.edges import EdgeHead, edge_loss, patch_centres
-from paligemma.train.gathering import (
+from paligemma.tiny.data import SceneBatch
+from paligemma.tiny.dense import BOX_UNIT_PX, PatchHeads, patch_losses
+from paligemma.tiny.edges import EdgeHead, edge_loss, patch_centres
+from paligemma.tiny.gathering import (
     GatheringHead,
     ends_of_prompts,
     gathering_loss,
     tokens_at,
 )
+from paligemma.tiny.mask_tokens import MaskTokenHead, mask_token_loss
+from paligemma.tiny.naming import NamingHead, naming_loss
 from paligemma.train.loss import training_loss
-from paligemma.train.mask_tokens import MaskTokenHead, mask_token_loss
-from paligemma.train.naming import NamingHead, naming_loss
 from paligemma.vocab import NUM_LOC, NUM_SEG
 
 # Weight of each question of the auxiliary objective.

@@ -1,0 +1,1 @@
+"""How products and attention are computed: the definition beside its fast routes. Torch only."""

@@ -1,0 +1,1 @@
+"""Load a model by its name and ask it about pictures."""

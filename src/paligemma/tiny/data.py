@@ -1,0 +1,202 @@
+"""Batches of drawn scenes, by step number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paligemma.batch import Batch
+from paligemma.outputs.vqvae import MaskCodec, crop_mask
+from paligemma.processing.processor import Processor
+from paligemma.processing.resize import BICUBIC, resize
+from paligemma.scenes import Scene, SceneOptions, draw_scene, sample_example
+from paligemma.tasks.scenes import Box, scene_prefix, scene_suffix
+from paligemma.tiny.dense import boxes_in_field, patch_owners, patch_targets
+from paligemma.tiny.gathering import gathered
+from paligemma.tiny.mask_tokens import mask_token_targets
+from paligemma.tiny.naming import named_objects, named_patches
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneBatch:
+    """Scenes with prompts and with what every patch shows.
+
+    Attributes:
+        text: B images and B*P rows of text, P consecutive rows an image; tokens may have no rows.
+        patches: fields of `PatchTargets`, each stacked to [B, I, ...]; `mask_tokens` where the
+            source makes them.
+        corner: (row, column) of the first patch shown, where the pictures are a window of the
+            field; None where they are all of it.
+        named: float32[B*P, I, 4] of `named_patches`, where the source makes them.
+        gathered: float32[B*P, 2, 4] of `gathered`, likewise.
+    """
+
+    text: Batch
+    corner: tuple[int, int] | None = None
+    patches: dict[str, Tensor] = field(default_factory=dict)
+    named: Tensor | None = None
+    gathered: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneSource:
+    """Scenes drawn afresh for every step.
+
+    Attributes:
+        processor: token layout; also sets the size of the pictures drawn.
+        field_px: side of the model's input; larger than the pictures where they are windows of it.
+        codec: turns masks into mask tokens; None where nothing is segmented.
+        patch_px: side of a patch of the tower.
+        num_scenes: pictures a batch.
+        prompts_per_scene: examples asked of each picture; the picture is encoded once.
+        text_len: tokens the model reads at most.
+        weights: kind of example to relative frequency.
+        seed: start of the range of scene seeds; evaluation draws from another range.
+        squashed_share: share of pictures drawn wider or higher than square and squashed to it, as
+            photographs are.
+        scenes: which pictures are drawn; their size is the processor's.
+        boxes_in_field: see the function of that name in `dense`.
+        mask_tokens: make `mask_token_targets`; needs a codec.
+        naming: make `named_patches` and `gathered`; needs prompts.
+    """
+
+    processor: Processor
+    field_px: int
+    codec: MaskCodec | None
+    patch_px: int
+    num_scenes: int
+    prompts_per_scene: int
+    text_len: int
+    weights: Mapping[str, float] | None
+    seed: int
+    squashed_share: float = 0.0
+    scenes: SceneOptions = field(default_factory=SceneOptions)
+    boxes_in_field: bool = False
+    mask_tokens: bool = False
+    naming: bool = False
+
+    def batch(self, step: int) -> SceneBatch:
+        rng = np.random.default_rng((self.seed, step))
+        first = self.seed + step * self.num_scenes
+        scenes = [self._draw(first + k, rng) for k in range(self.num_scenes)]
+        corner = self._corner(rng)
+        targets = [patch_targets(scene, self.patch_px) for scene in scenes]
+        patches = {
+            name: torch.from_numpy(np.stack([getattr(one, name) for one in targets]))
+            for name in ("label", "color", "value", "chars", "order", "box")
+        }
+        if self.boxes_in_field:
+            grid = self.processor.image_size_px // self.patch_px
+            boxes = boxes_in_field(patches["box"].numpy(), grid, self.patch_px, corner or (0, 0))
+            patches["box"] = torch.from_numpy(boxes)
+        if self.mask_tokens and self.codec is not None:
+            tokens = [self._mask_tokens(scene, self.codec) for scene in scenes]
+            patches["mask_tokens"] = torch.from_numpy(np.stack(tokens))
+        pictures = torch.stack([self.processor.pixels(scene.image) for scene in scenes])
+        if self.codec is None or not self.prompts_per_scene:
+            none = torch.zeros(0, 0, dtype=torch.long)
+            text = Batch(images=pictures, tokens=none, mask_ar=none, mask_input=none.bool())
+            return SceneBatch(text=text, patches=patches, corner=corner)
+        prefixes, suffixes, named, known = [], [], [], []
+        locate = partial(self._locate, corner=corner)
+        for scene in scenes:
+            for _ in range(self.prompts_per_scene):
+                example = sample_example(scene, rng, self.weights)
+                prefixes.append(scene_prefix(example, locate))
+                suffixes.append(scene_suffix(scene, example, self.codec, locate))
+                if self.naming:
+                    of_prompt = named_objects(scene, example)
+                    has_two = example.kind == "comparison"
+                    named.append(self._named(scene, of_prompt))
+                    known.append(gathered(of_prompt, scene, has_two=has_two))
+        rows = self.processor.training_batch(None, prefixes, suffixes, text_len=self.text_len)
+        return SceneBatch(
+            text=_trimmed(rows, pictures),
+            patches=patches,
+            corner=corner,
+            named=torch.from_numpy(np.stack(named)) if named else None,
+            gathered=torch.from_numpy(np.stack(known)) if known else None,
+        )
+
+    def _mask_tokens(self, scene: Scene, codec: MaskCodec) -> np.ndarray:
+        boxes = np.array([one.box_yxyx for one in scene.objects])
+        crops = [crop_mask(scene.mask(k), box) for k, box in enumerate(boxes)]
+        codes = codec.encode(torch.from_numpy(np.stack(crops))).numpy()
+        owners = patch_owners(scene, self.patch_px)
+        return mask_token_targets(owners, boxes * scene.image.shape[0], codes, self.patch_px)
+
+    def _named(self, scene: Scene, named: tuple[set[int], set[int]] | None) -> np.ndarray:
+        grid = scene.image.shape[0] // self.patch_px
+        boxes = np.array([one.box_yxyx for one in scene.objects])
+        cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 * grid).astype(int).clip(max=grid - 1)
+        owners = patch_owners(scene, self.patch_px)
+        centres = cells[:, 0] * grid + cells[:, 1]
+        return named_patches(named, owners, centres)
+
+    def _corner(self, rng: np.random.Generator) -> tuple[int, int] | None:
+        spare = (self.field_px - self.processor.image_size_px) // self.patch_px
+        if not spare:
+            return None
+        row, column = rng.integers(spare + 1, size=2)
+        return int(row), int(column)
+
+    def _locate(self, box_yxyx: Box, corner: tuple[int, int] | None) -> Box:
+        """Where a box of the picture lies in the field, both normalised."""
+        if corner is None:
+            return box_yxyx
+        share = self.processor.image_size_px / self.field_px
+        top, left = (place * self.patch_px / self.field_px for place in corner)
+        y0, x0, y1, x1 = (edge * share for edge in box_yxyx)
+        return y0 + top, x0 + left, y1 + top, x1 + left
+
+    def _draw(self, seed: int, rng: np.random.Generator) -> Scene:
+        side = self.processor.image_size_px
+        hw = (side, side)
+        if rng.random() < self.squashed_share:
+            long_side = int(side * rng.uniform(1.0, 1.5))
+            hw = (side, long_side) if rng.random() < 0.75 else (long_side, side)
+        return _squashed(draw_scene(seed, replace(self.scenes, size_hw=hw)), side)
+
+
+def _squashed(scene: Scene, side: int) -> Scene:
+    """The scene as the model sees it: resized to a square without regard to its shape."""
+    height, width = scene.image.shape[:2]
+    if height == width == side:
+        return scene
+    rows = (np.arange(side) + 0.5) * height / side
+    columns = (np.arange(side) + 0.5) * width / side
+    down, across = side / height, side / width
+    objects = tuple(
+        replace(
+            one,
+            char_boxes=tuple(
+                (char, top * down, left * across, bottom * down, right * across)
+                for char, top, left, bottom, right in one.char_boxes
+            ),
+        )
+        for one in scene.objects
+    )
+    return Scene(
+        image=resize(scene.image, side, BICUBIC),
+        objects=objects,
+        object_map=scene.object_map[rows.astype(int)[:, None], columns.astype(int)],
+        seed=scene.seed,
+    )
+
+
+def _trimmed(rows: Batch, pictures: Tensor) -> Batch:
+    """Rows without the columns in which all are padding."""
+    assert rows.mask_loss is not None
+    length = int(rows.mask_input.sum(dim=1).max())
+    return Batch(
+        images=pictures,
+        tokens=rows.tokens[:, :length],
+        mask_ar=rows.mask_ar[:, :length],
+        mask_input=rows.mask_input[:, :length],
+        mask_loss=rows.mask_loss[:, :length],
+    )
