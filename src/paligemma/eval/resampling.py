@@ -75,6 +75,16 @@ def resampled_values(
         bound = min(num_resamples, (most or {}).get(name, num_resamples))
         patience = _PATIENCE if name == headline else 1
         counts[name] = min(bound, _affordable(statistic, ones, num_resamples, patience))
+    return drawn_values(statistics, units, counts, seed)
+
+
+def drawn_values(
+    statistics: Mapping[str, Statistic],
+    units: np.ndarray,
+    counts: Mapping[str, int],
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Each statistic's values over the first so many resamples: float64[counts[name]] by name."""
     values: dict[str, list[float]] = {name: [] for name in statistics}
     for number, weights in enumerate(resamples(units, max(counts.values(), default=0), seed)):
         for name, statistic in statistics.items():

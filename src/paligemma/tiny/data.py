@@ -16,7 +16,7 @@ from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, resize
 from paligemma.scenes import Scene, SceneOptions, draw_scene, sample_example
 from paligemma.tasks.scenes import Box, scene_prefix, scene_suffix
-from paligemma.tiny.dense import boxes_in_field, patch_owners, patch_targets
+from paligemma.tiny.dense import boxes_in_field, patch_targets
 from paligemma.tiny.gathering import gathered
 from paligemma.tiny.mask_tokens import mask_token_targets
 from paligemma.tiny.naming import named_objects, named_patches
@@ -95,7 +95,10 @@ class SceneSource:
             boxes = boxes_in_field(patches["box"].numpy(), grid, self.patch_px, corner or (0, 0))
             patches["box"] = torch.from_numpy(boxes)
         if self.mask_tokens and self.codec is not None:
-            tokens = [self._mask_tokens(scene, self.codec) for scene in scenes]
+            tokens = [
+                self._mask_tokens(scene, one.owner, self.codec)
+                for scene, one in zip(scenes, targets, strict=True)
+            ]
             patches["mask_tokens"] = torch.from_numpy(np.stack(tokens))
         pictures = torch.stack([self.processor.pixels(scene.image) for scene in scenes])
         if self.codec is None or not self.prompts_per_scene:
@@ -104,7 +107,7 @@ class SceneSource:
             return SceneBatch(text=text, patches=patches, corner=corner)
         prefixes, suffixes, named, known = [], [], [], []
         locate = partial(self._locate, corner=corner)
-        for scene in scenes:
+        for scene, target in zip(scenes, targets, strict=True):
             for _ in range(self.prompts_per_scene):
                 example = sample_example(scene, rng, self.weights)
                 prefixes.append(scene_prefix(example, locate))
@@ -112,7 +115,7 @@ class SceneSource:
                 if self.naming:
                     of_prompt = named_objects(scene, example)
                     has_two = example.kind == "comparison"
-                    named.append(self._named(scene, of_prompt))
+                    named.append(self._named(scene, target.owner, of_prompt))
                     known.append(gathered(of_prompt, scene, has_two=has_two))
         rows = self.processor.training_batch(None, prefixes, suffixes, text_len=self.text_len)
         return SceneBatch(
@@ -123,18 +126,18 @@ class SceneSource:
             gathered=torch.from_numpy(np.stack(known)) if known else None,
         )
 
-    def _mask_tokens(self, scene: Scene, codec: MaskCodec) -> np.ndarray:
+    def _mask_tokens(self, scene: Scene, owners: np.ndarray, codec: MaskCodec) -> np.ndarray:
         boxes = np.array([one.box_yxyx for one in scene.objects])
         crops = [crop_mask(scene.mask(k), box) for k, box in enumerate(boxes)]
         codes = codec.encode(torch.from_numpy(np.stack(crops))).numpy()
-        owners = patch_owners(scene, self.patch_px)
         return mask_token_targets(owners, boxes * scene.image.shape[0], codes, self.patch_px)
 
-    def _named(self, scene: Scene, named: tuple[set[int], set[int]] | None) -> np.ndarray:
+    def _named(
+        self, scene: Scene, owners: np.ndarray, named: tuple[set[int], set[int]] | None
+    ) -> np.ndarray:
         grid = scene.image.shape[0] // self.patch_px
         boxes = np.array([one.box_yxyx for one in scene.objects])
         cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 * grid).astype(int).clip(max=grid - 1)
-        owners = patch_owners(scene, self.patch_px)
         centres = cells[:, 0] * grid + cells[:, 1]
         return named_patches(named, owners, centres)
 

@@ -27,6 +27,7 @@ class PatchTargets:
     """What each of I patches shows; -1 means "not applicable".
 
     Attributes:
+        owner: int64[I], the object of the scene.
         label: int64[I], 0 background, k = LABELS[k - 1].
         color: int64[I] index into COLORS.
         value: int64[I] value of a handwritten digit.
@@ -35,6 +36,7 @@ class PatchTargets:
         box: float32[I, 4] from patch centre to the object's box: top, left, bottom, right.
     """
 
+    owner: np.ndarray
     label: np.ndarray
     color: np.ndarray
     value: np.ndarray
@@ -43,19 +45,13 @@ class PatchTargets:
     box: np.ndarray
 
 
-def patch_owners(scene: Scene, patch_px: int) -> np.ndarray:
-    """int64[I], the object that each patch of a square scene shows, in raster order; -1: none."""
+def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
+    """Targets of every patch of a square scene, in raster order."""
     grid = scene.image.shape[0] // patch_px
     cut = scene.object_map.reshape(grid, patch_px, grid, patch_px)
     blocks = cut.transpose(0, 2, 1, 3).reshape(grid * grid, -1)
     counts = np.stack([(blocks == k).sum(1) for k in range(1, len(scene.objects) + 1)], axis=1)
-    return np.where(counts.max(1) > _MIN_SHARE * patch_px**2, counts.argmax(1), -1)
-
-
-def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
-    """Targets of every patch of a square scene, in raster order."""
-    grid = scene.image.shape[0] // patch_px
-    owner = patch_owners(scene, patch_px)
+    owner = np.where(counts.max(1) > _MIN_SHARE * patch_px**2, counts.argmax(1), -1)
 
     names, hues = list(LABELS), list(COLORS)
     # The last row of each table answers for "no object".
@@ -74,6 +70,7 @@ def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
     chars, order = _char_targets(scene, centre, patch_px)
     order[label == 0] = -1
     return PatchTargets(
+        owner=owner,
         label=label.astype(np.int64),
         color=color.astype(np.int64),
         value=value.astype(np.int64),
@@ -150,13 +147,13 @@ def patch_losses(answers: dict[str, Tensor], targets: dict[str, Tensor]) -> dict
         targets: fields of `PatchTargets` stacked over the batch.
     """
     losses = {
-        name: _cross_entropy(answers[name], targets[name]) for name in ("label", "color", "value")
+        name: mean_over_asked(answers[name], targets[name]) for name in ("label", "color", "value")
     }
     for side, name in enumerate(("left", "right")):
-        losses[f"char_{name}"] = _cross_entropy(
+        losses[f"char_{name}"] = mean_over_asked(
             answers[f"char_{name}"], targets["chars"][..., side]
         )
-        losses[f"order_{name}"] = _cross_entropy(
+        losses[f"order_{name}"] = mean_over_asked(
             answers[f"order_{name}"], targets["order"][..., side]
         )
     shown = targets["label"] > 0
@@ -166,7 +163,8 @@ def patch_losses(answers: dict[str, Tensor], targets: dict[str, Tensor]) -> dict
     return losses
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def mean_over_asked(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of float[..., K] and int64[...], a mean without the targets of -1."""
     total = F.cross_entropy(
         logits.flatten(0, -2), target.flatten(), ignore_index=-1, reduction="sum"
     )

@@ -8,13 +8,18 @@ spell them. Dropped from the saved model, like the patch heads.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-CODES_PER_SIDE = 4
+from paligemma.outputs.vqvae import CODES_PER_MASK
+from paligemma.tiny.dense import mean_over_asked
+
+_CODES_PER_SIDE = math.isqrt(CODES_PER_MASK)
 # Points of a patch that are asked, from its centre in sides of a patch: (down, right).
 _POINTS = np.array([(-0.25, -0.25), (-0.25, 0.25), (0.25, -0.25), (0.25, 0.25)])
+# What `mean_over_asked` leaves out.
 NOT_ASKED = -1
 
 
@@ -53,8 +58,8 @@ def mask_token_targets(
     for number, (box, of_object) in enumerate(zip(boxes_px, codes, strict=True)):
         place = (points - box[:2]) / (box[2:] - box[:2])
         inside = ((place >= 0) & (place < 1)).all(axis=-1) & (owners == number)[:, None]
-        cells = (place[inside] * CODES_PER_SIDE).astype(int)
-        found[inside] = of_object[cells[:, 0] * CODES_PER_SIDE + cells[:, 1]]
+        cells = (place[inside] * _CODES_PER_SIDE).astype(int)
+        found[inside] = of_object[cells[:, 0] * _CODES_PER_SIDE + cells[:, 1]]
     return found
 
 
@@ -65,7 +70,4 @@ def mask_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
         logits: float[N, 4, K].
         targets: int64[N, 4], NOT_ASKED where there is no answer.
     """
-    total = F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_ASKED, reduction="sum"
-    )
-    return total / (targets != NOT_ASKED).sum().clamp(min=1)
+    return mean_over_asked(logits, targets)

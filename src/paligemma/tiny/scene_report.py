@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from paligemma.eval.resampling import bounds, resamples, unit_of, value_of
+from paligemma.eval.resampling import bounds, drawn_values, unit_of
 from paligemma.eval.run_folder import write_whole
 from paligemma.example import Example, Prediction
 from paligemma.metrics.interval import NUM_RESAMPLES
@@ -179,11 +179,8 @@ def _intervals(measures: Sequence[Measure], pictures: np.ndarray) -> dict[str, t
     """95 % bounds of each figure over resampled pictures: the same on every machine."""
     # The mean over ten thresholds would make the intervals ten times as slow.
     statistics = {one.name: one.statistic for one in measures if one.name != "detect_ap"}
-    values: dict[str, list[float]] = {name: [] for name in statistics}
-    for weights in resamples(pictures, NUM_RESAMPLES):
-        for name, statistic in statistics.items():
-            values[name].append(value_of(statistic, weights))
-    return {name: bounds(np.array(found)) for name, found in values.items()}
+    values = drawn_values(statistics, pictures, dict.fromkeys(statistics, NUM_RESAMPLES))
+    return {name: bounds(found) for name, found in values.items()}
 
 
 def _true_objects(examples: Sequence[Example]) -> Counter[str]:
