@@ -141,7 +141,7 @@ def test_a_row_imports_only_from_rows_above_it() -> None:
     ("text", "is_allowed"),
     [
         ("from paligemma.vocab import Vocab", True),
-        ("from paligemma.model.attention import attend", True),
+        ("from paligemma.kernels.attention import attend", True),
         ("from .kv_cache import KVCache", True),
         ("from ..vocab import Vocab", True),
         ("from paligemma.outputs.boxes import encode_boxes", False),

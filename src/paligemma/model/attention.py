@@ -1,16 +1,12 @@
-"""Masks, rotary positions and attention.
+"""Attention masks and rotary positions.
 
-Axes: B batch, T query tokens, S key tokens, N query heads, K key/value heads, G = N/K, H head dim.
+Axes: B batch, T query tokens, S key tokens, H head dim.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-# big_vision's constant: finite, so that a row with nothing to attend is uniform instead of NaN.
-MASKED_SCORE = -2.3819763e38
 
 
 def prefix_lm_mask(mask_ar: Tensor, mask_input: Tensor | None = None) -> Tensor:
@@ -79,112 +75,3 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-
-
-def soft_cap(x: Tensor, cap: float) -> Tensor:
-    """cap * tanh(x / cap): near-identity for small x, bounded by cap."""
-    return torch.tanh(x / cap) * cap
-
-
-def attend_reference(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None
-) -> Tensor:
-    """Grouped-query attention as the original defines it; every other path must equal this one.
-
-    Scores and softmax are float32; the cap comes before the mask; query head n reads key head
-    n // G.
-
-    Args:
-        q: float[B, T, N, H], already rotated, not scaled.
-        k, v: float[B, S, K, H].
-        mask: bool[B, T, S] or None when everything may be attended.
-        scale: factor on the queries.
-        softcap: bound of the scores, or None.
-
-    Returns:
-        float[B, T, N, H] in v's dtype.
-
-    Source: big_vision models/ppp/gemma.py, Attention.
-    """
-    batch, num_queries, num_heads, head_dim = q.shape
-    num_kv = k.shape[2]
-    # [B, T, N, H] -> [B, K, G*T, H]: one matrix product a key head
-    grouped = (q.float() * scale).view(batch, num_queries, num_kv, num_heads // num_kv, head_dim)
-    grouped = grouped.permute(0, 2, 3, 1, 4).reshape(batch, num_kv, -1, head_dim)
-    scores = grouped @ k.float().permute(0, 2, 3, 1)  # [B, K, G*T, S]
-    scores = scores.view(batch, num_kv, num_heads // num_kv, num_queries, -1)
-    if softcap is not None:
-        scores = soft_cap(scores, softcap)
-    if mask is not None:
-        scores = scores.masked_fill(~mask[:, None, None], MASKED_SCORE)
-    weights = scores.softmax(dim=-1).to(v.dtype)
-    mixed = weights.flatten(2, 3) @ v.permute(0, 2, 1, 3)  # [B, K, G*T, H]
-    mixed = mixed.view(batch, num_heads, num_queries, head_dim)
-    return mixed.transpose(1, 2)
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None
-) -> Tensor:
-    """`attend_reference` by the fastest route that computes the same function.
-
-    Without a soft-cap that is torch's fused kernel; with one, which that kernel does not know, the
-    definition with fewer passes over the scores. On a CPU both are slow in bfloat16, the kernel for
-    a single query and the plain products always; there float32 takes over, which rounds less.
-    """
-    dtype, device = v.dtype, q.device.type
-    if device == "cpu" and (softcap is not None or q.shape[1] == 1):
-        q, k, v = q.float(), k.float(), v.float()
-    if softcap is not None and torch.is_autocast_enabled(device):
-        # Scores and their cap stay in float32; autocast would narrow the product before the cap.
-        with torch.autocast(device, enabled=False):
-            return _attend(q, k, v, mask, scale=scale, softcap=softcap).to(dtype)
-    return _attend(q, k, v, mask, scale=scale, softcap=softcap).to(dtype)
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None
-) -> Tensor:
-    if softcap is not None:
-        return _attend_capped(q, k, v, mask, scale=scale, softcap=softcap)
-    if q.dtype != k.dtype:
-        return attend_reference(q, k, v, mask, scale=scale, softcap=softcap)
-    return _attend_fused(q, k, v, mask, scale=scale)
-
-
-def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
-    if mask is not None:
-        # A row with nothing to attend would give NaN. It belongs to padding; nothing reads it.
-        mask = (mask | ~mask.any(dim=-1, keepdim=True))[:, None]
-    mixed = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=mask,
-        scale=scale,
-        enable_gqa=q.shape[2] != k.shape[2],
-    )
-    return mixed.transpose(1, 2)
-
-
-def _attend_capped(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float
-) -> Tensor:
-    """The definition with 1/cap folded into the queries, and cap and mask into one addition.
-
-    Adding the mask's constant to a capped score gives the constant itself: it absorbs the rest.
-    """
-    num_queries, num_heads = q.shape[1:3]
-    num_kv = k.shape[2]
-    grouped = (q.float() * (scale / softcap)).unflatten(2, (num_kv, -1))
-    grouped = grouped.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, K, G*T, H]
-    scores = torch.tanh(grouped @ k.float().permute(0, 2, 3, 1))
-    scores = scores.unflatten(2, (-1, num_queries))  # [B, K, G, T, S]
-    if mask is None:
-        scores = scores * softcap
-    else:
-        bias = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, MASKED_SCORE)
-        scores = torch.add(bias[:, None, None], scores, alpha=softcap)
-    weights = scores.softmax(dim=-1).to(v.dtype)
-    mixed = weights.flatten(2, 3) @ v.permute(0, 2, 1, 3)
-    return mixed.view(-1, num_heads, num_queries, v.shape[-1]).transpose(1, 2)

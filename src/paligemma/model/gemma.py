@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paligemma.config import TextConfig
+from paligemma.kernels.attention import attend
 from paligemma.kernels.linear import Linear, logits_product
-from paligemma.model.attention import apply_rope, attend, rope_tables, sliding_window_mask
+from paligemma.model.attention import apply_rope, rope_tables, sliding_window_mask
 from paligemma.model.kv_cache import KVCache
 
 

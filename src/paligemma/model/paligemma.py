@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from paligemma.config import PaliGemmaConfig
+from paligemma.kernels.attention import soft_cap
 from paligemma.kernels.linear import Linear
-from paligemma.model.attention import prefix_lm_mask, soft_cap
+from paligemma.model.attention import prefix_lm_mask
 from paligemma.model.gemma import Gemma
 from paligemma.model.kv_cache import KVCache
 from paligemma.model.siglip import SigLIP
