@@ -28,8 +28,8 @@ from paligemma.example import ALL_CLASSES, MASK, OBJECTS, Asking, Example, Predi
 from paligemma.outputs.rle import decode_rle
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS, resize
-from paligemma.tasks.files import FilePicture
-from paligemma.tasks.scenes import heldout_scene
+from paligemma.tasks.reading.files import FilePicture
+from paligemma.tasks.scenes.rows import heldout_scene
 
 ASKING = Asking(text_len=128, max_new_tokens=12)
 

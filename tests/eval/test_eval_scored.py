@@ -12,7 +12,7 @@ from paligemma.eval.run_folder import RunConfig
 from paligemma.eval.scored import only, score_matched
 from paligemma.example import ALL_CLASSES, Example, FoundObject, Prediction
 from paligemma.tasks.catalog import find_task
-from paligemma.tasks.detection import TASKS
+from paligemma.tasks.grounding.detection import TASKS
 
 TASK = TASKS[0]
 EXAMPLE = Example(

@@ -24,7 +24,7 @@ from paligemma.outputs.rle import encode_rle
 from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
-from paligemma.tasks.scenes import (
+from paligemma.tasks.scenes.rows import (
     EVAL_SEED,
     KINDS,
     benchmark_examples,

@@ -120,7 +120,7 @@ def scenes_command(
 
     MODEL may also be a step_NNNNNNN folder of a training under way.
     """
-    from paligemma.tasks.scenes import KINDS, SIZE_PX
+    from paligemma.tasks.scenes.rows import KINDS, SIZE_PX
     from paligemma.tiny.scene_report import to_table, write_files
     from paligemma.tiny.scene_runner import SceneEvalOptions, evaluate_scenes
 
@@ -235,7 +235,7 @@ def evaluate_checkpoint(
     progress: bool = False,
 ) -> SceneReport:
     """Measure a training checkpoint on pictures of its own size; arguments as for `load_step`."""
-    from paligemma.tasks.scenes import SIZE_PX
+    from paligemma.tasks.scenes.rows import SIZE_PX
     from paligemma.tiny.scene_runner import SceneEvalOptions, evaluate_scenes
 
     bundle = load_step(step_folder, tokenizer_path, codec_path, image_size_px=image_size_px)

@@ -262,7 +262,7 @@ def task_of(run: Run) -> Task:
     task = find_task(run.config.task)
     if task.name != "scenes":
         return task
-    from paligemma.tasks.scenes import scenes_task
+    from paligemma.tasks.scenes.rows import scenes_task
 
     drawn = [row["pictures"][0] for _, row in read_rows(run.path / EXAMPLES)]
     last = max(picture["index"] for picture in drawn)

@@ -10,7 +10,7 @@ from typing import Any
 from paligemma.errors import ConfigError
 from paligemma.example import NOISE, Asking, Example
 from paligemma.processing.resize import require_resize_method
-from paligemma.tasks.prefixes import question_of
+from paligemma.tasks.reading.prefixes import question_of
 from paligemma.tasks.task import Task
 
 MAX_BATCH_SIZE = 4096

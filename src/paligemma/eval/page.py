@@ -27,7 +27,7 @@ from paligemma.eval.report import Report, Row, confidence, notes, worst
 from paligemma.eval.scored import Scored, reference_words
 from paligemma.example import Example, FoundObject, Prediction
 from paligemma.outputs.boxes import decode_boxes
-from paligemma.tasks.word_files import WordFormat, parse_words
+from paligemma.tasks.structure.words import WordFormat, parse_words
 
 NUM_WORST = 12
 _MAX_CARDS = 6

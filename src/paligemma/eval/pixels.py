@@ -21,7 +21,7 @@ from paligemma.processing.resize import (
     resize_float,
     to_unit_range,
 )
-from paligemma.tasks.files import FilePicture
+from paligemma.tasks.reading.files import FilePicture
 
 WHITE = 255
 _RED = (255, 0, 0)

@@ -11,20 +11,20 @@ from paligemma.tasks.task import Task
 
 # In the order of the documentation; each module holds `TASKS: tuple[Task, ...]`.
 FAMILY_MODULES = (
-    "captions",
-    "answers",
-    "documents",
-    "counting",
-    "remote_sensing",
-    "science",
-    "pairs",
-    "video",
-    "grounding",
-    "detection",
-    "robustness",
-    "structure",
-    "reports",
-    "scenes",
+    "captions.rows",
+    "answers.rows",
+    "documents.rows",
+    "documents.counting",
+    "answers.rsvqa",
+    "answers.scienceqa",
+    "answers.pairs",
+    "video.rows",
+    "grounding.referring",
+    "grounding.detection",
+    "robustness.rows",
+    "structure.rows",
+    "captions.reports",
+    "scenes.rows",
 )
 
 

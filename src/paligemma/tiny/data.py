@@ -15,7 +15,7 @@ from paligemma.outputs.vqvae import MaskCodec, crop_mask
 from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, resize
 from paligemma.scenes import Scene, SceneOptions, draw_scene, sample_example
-from paligemma.tasks.scenes import Box, scene_prefix, scene_suffix
+from paligemma.tasks.scenes.rows import Box, scene_prefix, scene_suffix
 from paligemma.tiny.dense import boxes_in_field, patch_targets
 from paligemma.tiny.gathering import gathered
 from paligemma.tiny.mask_tokens import mask_token_targets

@@ -20,7 +20,7 @@ from paligemma.metrics.interval import NUM_RESAMPLES
 from paligemma.metrics.measure import Measure
 from paligemma.outputs.types import Detections
 from paligemma.scenes import Scene, SceneExample
-from paligemma.tasks.scene_scores import KINDS, score_scenes
+from paligemma.tasks.scenes.scores import KINDS, score_scenes
 
 # What each headline is called in words.
 HEADLINES: dict[tuple[str, str], str] = {
@@ -36,7 +36,7 @@ class Figure:
     """One measured number.
 
     Attributes:
-        task: one of `paligemma.tasks.scene_scores.KINDS`.
+        task: one of `paligemma.tasks.scenes.scores.KINDS`.
         metric: its name within the task.
         slice: the label or kind it is limited to; "" for all.
         value: the figure; error rates are better low, all others high.

@@ -18,8 +18,7 @@ from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
 from paligemma.outputs.types import Detection, Detections
 from paligemma.scenes import Scene
-from paligemma.tasks.scene_scores import KINDS
-from paligemma.tasks.scenes import (
+from paligemma.tasks.scenes.rows import (
     MAX_SCENES,
     MAX_SEED,
     SIZE_PX,
@@ -27,6 +26,7 @@ from paligemma.tasks.scenes import (
     heldout_scene,
     scenes_task,
 )
+from paligemma.tasks.scenes.scores import KINDS
 from paligemma.tiny.scene_report import Sample, SceneReport, make_report
 
 NUM_SAMPLES = 12
@@ -44,7 +44,7 @@ class SceneEvalOptions:
         seed: which pictures; every seed has its own.
         batch_size: pictures encoded at a time, with all prompts about them; no score depends on it
             beyond rounding.
-        kinds: of `paligemma.tasks.scene_scores.KINDS`.
+        kinds: of `paligemma.tasks.scenes.scores.KINDS`.
         size_px: side of the drawn pictures; the processor resizes them to the model's.
     """
 

@@ -16,7 +16,7 @@ from paligemma.model.siglip import SelfAttention
 from paligemma.processing.resize import to_unit_range
 from paligemma.processing.sentencepiece_model import train_tokenizer
 from paligemma.scenes import SceneOptions, draw_scene, scene_examples
-from paligemma.tasks.scenes import scene_prefix
+from paligemma.tasks.scenes.rows import scene_prefix
 from paligemma.vocab import NUM_LOC, Vocab
 
 PATCH_PX = 16
@@ -24,7 +24,7 @@ PATCH_PX = 16
 # shortest wave spans two patches of a grid of fourteen.
 _POSITION_WIDTH = 64
 _POSITION_OCTAVES = 3.6
-# Seeds of training scenes; `paligemma.tasks.scenes.EVAL_SEED` lies far above.
+# Seeds of training scenes; `paligemma.tasks.scenes.rows.EVAL_SEED` lies far above.
 TRAIN_SEED = 0
 
 

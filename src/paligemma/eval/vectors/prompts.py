@@ -10,13 +10,13 @@ from paligemma.eval.vectors import Check, Vector
 from paligemma.eval.vectors.answers import params
 from paligemma.outputs.boxes import encode_boxes, format_loc, format_seg
 from paligemma.processing.sentencepiece_model import SEPARATOR_PIECE
-from paligemma.tasks.prefixes import (
+from paligemma.tasks.answers.scienceqa import scienceqa_prefix, scienceqa_suffix
+from paligemma.tasks.reading.prefixes import (
     answer_prefix,
     bare_prefix,
     caption_prefix,
     choices_prefix,
 )
-from paligemma.tasks.science import scienceqa_prefix, scienceqa_suffix
 
 # A row of a benchmark -> prefix and suffix.
 Row = Mapping[str, Any]

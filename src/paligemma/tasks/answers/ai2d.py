@@ -1,0 +1,153 @@
+"""AI2D: questions about diagrams, some of which ask for letters painted over their labels.
+
+Source: the builder ai2d in big_vision/datasets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paligemma.errors import DataError
+from paligemma.example import Example
+from paligemma.scenes.assets import font
+from paligemma.tasks.reading.files import (
+    FilePicture,
+    find_file,
+    read_json,
+    read_lines,
+    value,
+    values,
+)
+from paligemma.tasks.reading.prefixes import choices_prefix
+from paligemma.tasks.reading.rows import keyed_rows, of_split
+
+AI2D = "allenai.org/data/diagrams (ai2d-all.zip, ai2d_test_ids.csv)"
+# The released builder takes DM Sans from the user's disk; ours is at hand everywhere.
+FONT_NAME = "DejaVuSans"
+_LARGEST_FONT_PX = 100
+
+Corner = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintedLabel:
+    """A white box with a letter in it.
+
+    Attributes:
+        corners_xy: pixels, left upper and right lower corner.
+        text: what is printed, as large as fits.
+    """
+
+    corners_xy: tuple[Corner, Corner]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelabelledPicture:
+    """A picture whose labels are painted over.
+
+    Attributes:
+        picture: below the paint.
+        labels: painted in order.
+    """
+
+    picture: FilePicture
+    labels: tuple[PaintedLabel, ...]
+
+    def read(self, max_pixels: int) -> np.ndarray:
+        """uint8[H, W, 3], upright.
+
+        Raises:
+            ImageError: unreadable, or larger than the bound.
+        """
+        return paint_labels(self.picture.read(max_pixels), self.labels)
+
+
+def paint_labels(image: np.ndarray, labels: tuple[PaintedLabel, ...]) -> np.ndarray:
+    """White boxes with black text from their upper edge, centred along x: uint8[H, W, 3]."""
+    from PIL import Image, ImageDraw
+
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    for label in labels:
+        (x0, y0), (x1, y1) = label.corners_xy
+        draw.rectangle((x0, y0, x1, y1), fill="white")
+        size_px, width = _fitting(label.text, x1 - x0, y1 - y0)
+        place = (x0 + (x1 - x0 - width) // 2, y0)
+        draw.text(place, label.text, fill="black", font=font(FONT_NAME, size_px))
+    return np.asarray(canvas)
+
+
+def read_ai2d(data: Path, split: str) -> Iterator[Example]:
+    """One question with its options; files and questions in the order of their names."""
+    of_split({"test": "", "train": ""}, split, "ai2d")
+    root = find_file(data, "ai2d", "questions", source=AI2D)
+    root = root if root.name == "ai2d" else data
+    questions = find_file(root, "questions", source=AI2D)
+    annotations = find_file(root, "annotations", source=AI2D)
+    images = find_file(root, "images", source=AI2D)
+    listed = find_file(data, "ai2d_test_ids.csv", "ai2d/ai2d_test_ids.csv", source=AI2D)
+    test_ids = {line.decode("utf-8", "replace") for _, line in read_lines(listed)}
+    for path in sorted(questions.glob("*.json")):
+        if (path.name.split(".")[0] in test_ids) == (split == "test"):
+            yield from _examples(path, annotations / path.name, images)
+
+
+def _examples(path: Path, annotation: Path, images: Path) -> Iterator[Example]:
+    table = read_json(path)
+    picture = FilePicture(path=images / value(table, "imageName", str, f"{path}"))
+    labels: tuple[PaintedLabel, ...] | None = None
+    for question, row in keyed_rows(value(table, "questions", dict, f"{path}"), path):
+        where = f"{path}, {question!r}"
+        options = values(row, "answerTexts", str, where)
+        right = value(row, "correctAnswer", int, where)
+        if not 0 <= right < len(options):
+            raise DataError(f"{where}: correctAnswer must be 0..{len(options) - 1}, got {right}")
+        asks_letters = value(row, "abcLabel", bool, where)
+        if asks_letters and labels is None:
+            labels = _labels(annotation)
+        yield Example(
+            id=value(row, "questionId", str, where),
+            prefix=choices_prefix(question, options),
+            pictures=(
+                RelabelledPicture(picture=picture, labels=labels or ())
+                if asks_letters
+                else picture,
+            ),
+            references=options[right],
+            targets=(options[right],),
+            slices={"labels": "letters" if asks_letters else "as drawn"},
+        )
+
+
+def _labels(path: Path) -> tuple[PaintedLabel, ...]:
+    texts = value(read_json(path), "text", dict, f"{path}")
+    return tuple(_label(row, f"{path}, {name}") for name, row in keyed_rows(texts, path))
+
+
+def _label(row: dict[str, Any], where: str) -> PaintedLabel:
+    rectangle = values(row, "rectangle", list, where)
+    corners = [values({"rectangle": one}, "rectangle", float, where) for one in rectangle]
+    if len(corners) != 2 or any(len(one) != 2 for one in corners):
+        raise DataError(f"{where}: rectangle must be two corners (x, y), got {rectangle}")
+    (x0, y0), (x1, y1) = corners
+    if x1 < x0 or y1 < y0:
+        raise DataError(f"{where}: rectangle must go from left upper to right lower, got {corners}")
+    text = value(row, "replacementText", str, where)
+    return PaintedLabel(corners_xy=((x0, y0), (x1, y1)), text=text)
+
+
+@lru_cache(maxsize=4096)
+def _fitting(text: str, width: float, height: float) -> tuple[int, float]:
+    """Largest size in pixels at which the text fits, at least 1, and its width."""
+    for size_px in range(_LARGEST_FONT_PX, 0, -1):
+        _, _, right, lower = font(FONT_NAME, size_px).getbbox(text)
+        if right <= width and lower <= height:
+            break
+    return size_px, right

@@ -1,0 +1,1 @@
+"""Captions of photographs, figures and screens; long descriptions and radiology reports."""

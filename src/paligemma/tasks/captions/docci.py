@@ -1,0 +1,112 @@
+"""DOCCI: long descriptions, of which only people can say how much is true.
+
+Source: google.github.io/docci; arXiv:2412.03555, section on long captions and table 6.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from paligemma.errors import DataError
+from paligemma.example import Example, Prediction
+from paligemma.metrics.judgements import NothingRule, TieRule, nes_measures
+from paligemma.metrics.measure import Measure, mean_measure
+from paligemma.tasks.reading.files import FilePicture, find_file, read_json_lines, value, values
+from paligemma.tasks.reading.prefixes import CAPTION_PREFIX
+from paligemma.tasks.reading.rows import of_split
+
+DOCCI = "google.github.io/docci (docci_descriptions.jsonlines, docci_images.tar.gz)"
+# What raters said of the captions of one model; written by whoever asked them.
+JUDGEMENTS_FILE = "docci_judgements.jsonl"
+
+_SPLITS = {"qual_dev": "", "test": "", "train": "", "qual_test": ""}
+_SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?:\s+|$)")
+
+
+def read_docci(data: Path, split: str) -> Iterator[Example]:
+    """One picture with its description; references name the file of judgements, if any comes."""
+    of_split(_SPLITS, split, "docci")
+    path = find_file(data, "docci_descriptions.jsonlines", source=DOCCI)
+    images = find_file(data, "images", "docci_images", source=DOCCI)
+    for number, row in read_json_lines(path):
+        where = f"{path}, row {number}"
+        if value(row, "split", str, where) != split:
+            continue
+        description = value(row, "description", str, where)
+        yield Example(
+            id=value(row, "example_id", str, where),
+            prefix=CAPTION_PREFIX,
+            pictures=(FilePicture(path=images / value(row, "image_file", str, where)),),
+            references={"description": description, "judgements": str(data / JUDGEMENTS_FILE)},
+            targets=(description,),
+        )
+
+
+# What no paper says of NES, the default first.
+NES_RULES = {"ties": get_args(TieRule), "nothing": get_args(NothingRule)}
+
+
+def score_docci(
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    *,
+    ties: TieRule = "non_entailed",
+    nothing: NothingRule = "left_out",
+) -> list[Measure]:
+    """Lengths always; the share of sentences that are not entailed where raters judged them.
+
+    The file of judgements has one object a line: `example_id`, the `caption` that was judged, and
+    `labels`, a list of raters' labels for each of its sentences. For the rules see
+    `metrics.judgements`.
+
+    Raises:
+        DataError: judgements of some captions only, or of other captions than these.
+    """
+    captions = [one.text for one in predictions]
+    path = Path(examples[0].references["judgements"]) if examples else None
+    if path is not None and path.exists():
+        judged = _judgements(path)
+        labels = [_labels(judged, one, path) for one in predictions]
+        return nes_measures(labels, captions, ties=ties, nothing=nothing)
+    return [
+        mean_measure("characters", [len(one) for one in captions], scale=1.0),
+        mean_measure("sentences", [num_sentences(one) for one in captions], scale=1.0),
+    ]
+
+
+def num_sentences(text: str) -> int:
+    """Stretches of text that end in a full stop, exclamation or question mark, or at the end."""
+    return sum(bool(part.strip()) for part in _SENTENCE_END.split(text))
+
+
+def _judgements(path: Path) -> dict[str, tuple[str, list[list[str]]]]:
+    found: dict[str, tuple[str, list[list[str]]]] = {}
+    for number, row in read_json_lines(path):
+        where = f"{path}, row {number}"
+        labels: list[list[str]] = [
+            values({"labels": one}, "labels", str, where)
+            for one in values(row, "labels", list, where)
+        ]
+        name = value(row, "example_id", str, where)
+        found[name] = value(row, "caption", str, where), labels
+    return found
+
+
+def _labels(
+    judged: dict[str, tuple[str, list[list[str]]]], prediction: Prediction, path: Path
+) -> Any:
+    if prediction.id not in judged:
+        raise DataError(
+            f"{path} must judge every caption, it lacks {prediction.id}; add it or move the file "
+            "away to report lengths alone"
+        )
+    caption, labels = judged[prediction.id]
+    if caption.strip() != prediction.text.strip():
+        raise DataError(
+            f"{path} judges another caption of {prediction.id}: {caption[:80]!r}, the answer is "
+            f"{prediction.text[:80]!r}; judge these answers or move the file away"
+        )
+    return labels

@@ -1,0 +1,1 @@
+"""Questions about documents, charts and scene text, and counting."""

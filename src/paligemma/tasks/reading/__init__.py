@@ -1,0 +1,1 @@
+"""Reading the files of any benchmark: layouts, pictures, and the texts that many share."""

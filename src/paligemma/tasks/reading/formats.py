@@ -1,0 +1,39 @@
+"""Prompts and layouts that no paper gives: our choice, or what a file in the data folder says."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from paligemma.errors import DataError
+from paligemma.tasks.reading.files import read_json, require_object, value
+
+Format = TypeVar("Format")
+
+
+def format_file(task: str) -> str:
+    """Name of the file that sets the format of a benchmark."""
+    return f"{task}-format.json"
+
+
+def read_format(data: Path, task: str, default: Format) -> Format:
+    """The format of a benchmark: ours, with what the data folder says instead.
+
+    Args:
+        data: folder; `{task}-format.json` in it is an object with some of the format's fields.
+        task: name of the benchmark.
+        default: a frozen dataclass of texts, numbers and truths.
+
+    Raises:
+        DataError: the file is no such object, or a field is unknown or of another type.
+    """
+    path = Path(data) / format_file(task)
+    if not path.exists():
+        return default
+    said = require_object(read_json(path), f"{path}")
+    known = {one.name: type(getattr(default, one.name)) for one in fields(default)}  # type: ignore[arg-type]
+    if unknown := [name for name in said if name not in known]:
+        raise DataError(f"{path} may set {', '.join(known)}, got {', '.join(unknown)[:200]}")
+    changed: dict[str, Any] = {name: value(said, name, known[name], f"{path}") for name in said}
+    return replace(default, **changed)  # type: ignore[type-var]

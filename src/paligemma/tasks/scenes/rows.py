@@ -1,0 +1,205 @@
+"""The bundled task: pictures drawn by `paligemma.scenes`, asked in the words of pre-training.
+
+The benchmark shows handwriting and layouts that training never draws. Each picture is asked for
+all its objects among one or two labels that it does not show, for one mask, for one short answer
+and for its writing; every fourth one also for captions of the whole and of a region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paligemma.errors import ConfigError
+from paligemma.example import MASK, OBJECTS, TEXT, Asking, Example
+from paligemma.outputs.boxes import Box, encode_boxes, format_detections, format_loc
+from paligemma.scenes import (
+    Scene,
+    SceneExample,
+    SceneOptions,
+    detect_all,
+    draw_scene,
+    scene_examples,
+)
+from paligemma.tasks.scenes.scores import KINDS, METRICS, references_of, score_scenes
+from paligemma.tasks.task import Task
+
+if TYPE_CHECKING:
+    from paligemma.outputs.vqvae import MaskCodec
+
+# Training draws from 0 up, far below.
+EVAL_SEED = 1_000_000_000
+# Side of the pictures; a model of a lower resolution gets smaller ones with fewer objects.
+SIZE_PX = 224
+# Every benchmark seed owns this many pictures.
+MAX_SCENES = 1_000_000
+MAX_SEED = 1_000_000
+
+# Pictures of the benchmark unless said otherwise.
+NUM_SCENES = 1000
+# Kinds beside the four that the benchmark is about; one picture in so many is asked them.
+SECONDARY_KINDS, SECONDARY_EVERY = ("caption", "caption_region"), 4
+ANSWER_KINDS: tuple[str, ...] = ("color", "count", "presence", "position", "reading", "comparison")
+# Kinds that every picture has; the others stand in for one another where one does not apply.
+_ALWAYS = ("count", "presence")
+# Longer than any prompt with its answer.
+TEXT_LEN = 512
+# With the embedded model's vocabulary six boxes are 47 tokens, and the longest caption about 45.
+MAX_NEW_TOKENS: dict[str, int] = {
+    "detect": 64,
+    "segment": 64,
+    "answer": 12,
+    "ocr": 32,
+    "caption": 64,
+    "caption_region": 20,
+}
+_ANSWERS = {"detect": OBJECTS, "segment": MASK}
+_ASKING = {
+    kind: Asking(text_len=TEXT_LEN, max_new_tokens=bound, answer=_ANSWERS.get(kind, TEXT))
+    for kind, bound in MAX_NEW_TOKENS.items()
+}
+
+
+def _in_place(box_yxyx: Box) -> Box:
+    return box_yxyx
+
+
+def scene_prefix(example: SceneExample, locate: Callable[[Box], Box] = _in_place) -> str:
+    """The prompt as the model reads it; a region to caption follows as location tokens.
+
+    Args:
+        locate: where a box of the picture lies for the model; where it is unless said otherwise.
+    """
+    if example.prefix_box is None:
+        return example.prefix
+    return example.prefix + format_loc(encode_boxes(locate(example.prefix_box)).tolist())
+
+
+def scene_suffix(
+    scene: Scene,
+    example: SceneExample,
+    codec: MaskCodec,
+    locate: Callable[[Box], Box] = _in_place,
+) -> str:
+    """The true answer: text, or boxes and masks as location and mask tokens.
+
+    Args:
+        locate: see `scene_prefix`.
+    """
+    if example.suffix is not None:
+        return example.suffix
+    boxes = [scene.objects[k].box_yxyx for k in example.objects]
+    codes = None
+    if example.task == "segment":
+        from paligemma.outputs.vqvae import mask_to_codes
+
+        codes = [
+            mask_to_codes(codec, scene.mask(k), np.asarray(box)).tolist()
+            for k, box in zip(example.objects, boxes, strict=True)
+        ]
+    return format_detections([locate(box) for box in boxes], example.labels, codes)
+
+
+def heldout_scene(index: int, *, seed: int = 0, size_px: int = SIZE_PX) -> Scene:
+    """Picture `index` of the benchmark `seed`: held-out handwriting, a layout no training sees.
+
+    Raises:
+        ConfigError: an index or a seed out of bounds.
+    """
+    if not (0 <= index < MAX_SCENES and 0 <= seed < MAX_SEED):
+        raise ConfigError(
+            f"a benchmark has pictures 0..{MAX_SCENES - 1} and seeds 0..{MAX_SEED - 1}, "
+            f"got picture {index} of seed {seed}"
+        )
+    options = SceneOptions(size_px=size_px, split="heldout")
+    return draw_scene(EVAL_SEED + seed * MAX_SCENES + index, options)
+
+
+def benchmark_examples(
+    scene: Scene, index: int, kinds: Collection[str] = KINDS
+) -> list[SceneExample]:
+    """The prompts of one picture, at most one a kind; the same whichever kinds are asked.
+
+    Args:
+        scene: the picture.
+        index: its place in the benchmark; kinds of question take turns along it, and where one does
+            not apply another scarce one is drawn.
+        kinds: of KINDS; a picture without writing has no "ocr", three of four have no captions.
+    """
+    rng = np.random.default_rng((scene.seed, 1))
+    by_kind = {example.kind: example for example in scene_examples(scene, rng)}
+    turn = ANSWER_KINDS[index % len(ANSWER_KINDS)]
+    scarce = [k for k in ANSWER_KINDS if k in by_kind and k not in _ALWAYS] or list(_ALWAYS)
+    substitute = scarce[int(rng.integers(len(scarce)))]
+    by_kind["answer"] = by_kind[turn] if turn in by_kind else by_kind[substitute]
+    by_kind["detect"] = detect_all(scene, rng)
+    asked = [kind for kind in KINDS if kind in kinds and kind in by_kind]
+    if index % SECONDARY_EVERY:
+        asked = [kind for kind in asked if kind not in SECONDARY_KINDS]
+    return [by_kind[kind] for kind in asked]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenePicture:
+    """A picture of the benchmark, drawn when it is read."""
+
+    index: int
+    seed: int
+    size_px: int
+
+    def read(self, max_pixels: int) -> np.ndarray:
+        """uint8[size_px, size_px, 3]."""
+        return heldout_scene(self.index, seed=self.seed, size_px=self.size_px).image
+
+
+def asking_for(example: Example) -> Asking:
+    """Boxes, masks or words, each with the bound of its kind."""
+    return _ASKING[example.references["task"]]
+
+
+def scenes_task(
+    *,
+    limit: int = NUM_SCENES,
+    seed: int = 0,
+    size_px: int = SIZE_PX,
+    kinds: Collection[str] = KINDS,
+) -> Task:
+    """The benchmark over pictures 0..limit - 1 of a seed, asked some of `KINDS`."""
+
+    def read(data: Path, split: str) -> Iterator[Example]:
+        for index in range(limit):
+            scene = heldout_scene(index, seed=seed, size_px=size_px)
+            picture = ScenePicture(index=index, seed=seed, size_px=size_px)
+            for one in benchmark_examples(scene, index, kinds):
+                yield Example(
+                    id=f"scenes/{scene.seed}/{one.task}",
+                    prefix=scene_prefix(one),
+                    pictures=(picture,),
+                    references=references_of(scene, one),
+                    unit=str(scene.seed),
+                )
+
+    first = next(kind for kind in KINDS if kind in kinds)
+    return Task(
+        name="scenes",
+        title="Drawn scenes",
+        family="scenes",
+        splits=("heldout",),
+        headline=f"{first}_{METRICS.get(first, 'ap50')}",
+        asking=_ASKING[first],
+        files=(),
+        read=read,
+        score=score_scenes,
+        traps=(
+            "Pictures are drawn at the model's own size up to 224 px, so that models of different "
+            "sizes see different pictures.",
+        ),
+        asking_for=asking_for,
+    )
+
+
+TASKS: tuple[Task, ...] = (scenes_task(),)

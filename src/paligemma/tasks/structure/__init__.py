@@ -1,0 +1,1 @@
+"""Pictures with structure: words, tables, molecules, music."""

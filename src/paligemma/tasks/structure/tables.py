@@ -1,0 +1,289 @@
+"""Reads PubTabNet and FinTabNet, and writes tables as HTML with the place of every cell.
+
+Source: github.com/ibm-aur-nlp/PubTabNet (`src/utils.py`, format_html);
+developer.ibm.com/data/fintabnet.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paligemma.errors import DataError
+from paligemma.example import Example, Picture
+from paligemma.outputs.boxes import encode_boxes, format_loc
+from paligemma.tasks.reading.files import (
+    FilePicture,
+    find_file,
+    identifier,
+    read_lines,
+    require_object,
+    value,
+    values,
+)
+from paligemma.tasks.reading.formats import read_format
+from paligemma.tasks.reading.pictures import CroppedPicture, first_file, picture_size_hw
+from paligemma.tasks.reading.rows import of_split
+
+logger = logging.getLogger(__name__)
+
+PUBTABNET = "github.com/ibm-aur-nlp/PubTabNet (pubtabnet.tar.gz, version 2.0.0)"
+FINTABNET = "developer.ibm.com/data/fintabnet (fintabnet.tar.gz, version 1.0.0)"
+FINTABNET_PAGES = (
+    "rendered by you from the PDF pages of FinTabNet, 144 pixels an inch, as "
+    "pages/{company}/{year}/page_{n}.png"
+)
+POINTS_PER_INCH = 72
+
+_COORDS = re.compile(r"""\scoords\s*=\s*(?:"[^"]*"|'[^']*')""")
+# In ibm-aur-nlp's own code contents follow these tokens.
+_OPENINGS = ("<td>", ">")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFormat:
+    """How tables are asked for and written; unpublished, so these are ours.
+
+    Attributes:
+        prompt: what the model is asked.
+        coords_order: of the four location tokens of a cell, by edges: x0 y0 x1 y1 in any order.
+        page_dpi: resolution at which FinTabNet's pages were rendered, pixels an inch.
+    """
+
+    prompt: str = "table"
+    coords_order: str = "x0 y0 x1 y1"
+    page_dpi: int = 144
+
+    def __post_init__(self) -> None:
+        if sorted(self.coords_order.split()) != ["x0", "x1", "y0", "y1"]:
+            raise DataError(
+                f"coords_order must name x0 y0 x1 y1 in some order, got {self.coords_order!r}"
+            )
+        if not 18 <= self.page_dpi <= 1200:
+            raise DataError(f"page_dpi must lie in 18..1200 pixels an inch, got {self.page_dpi}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """One table of a file.
+
+    Attributes:
+        structure: HTML tokens without contents.
+        cells: tokens of each cell's contents.
+        boxes: of each cell as in the file, None where it is empty.
+    """
+
+    structure: list[str]
+    cells: list[list[str]]
+    boxes: list[Sequence[float] | None]
+
+
+def strip_coords(markup: str) -> str:
+    """HTML without the places of its cells, as it is scored."""
+    return _COORDS.sub("", markup)
+
+
+def table_html(table: TableRow, coords: Sequence[str | None] | None = None) -> str:
+    """A table with its contents, and with `coords` attributes where they are given.
+
+    Contents go between each `<td...>` and its end in order; single characters are escaped, inline
+    tags are kept.
+    """
+    parts: list[str] = []
+    at = 0
+    for token in table.structure:
+        if token in _OPENINGS and at < len(table.cells):
+            place = coords[at] if coords else None
+            if place:
+                token = f'{token[:-1]} coords="{place}">'
+            parts += [token, *(_escaped(one) for one in table.cells[at])]
+            at += 1
+        else:
+            parts.append(token)
+    return f"<table>{''.join(parts)}</table>"
+
+
+def _escaped(token: str) -> str:
+    return html.escape(token) if len(token) == 1 else token
+
+
+def table_target(
+    table: TableRow, boxes_xyxy_px: Sequence[Sequence[float] | None], side_px: int, order: str
+) -> str:
+    """The answer to train on: HTML with the place of every cell that holds something.
+
+    Args:
+        table: structure and contents.
+        boxes_xyxy_px: of the cells in pixels of the picture, None where there is none.
+        side_px: of the square that the picture is padded to, on the right and below.
+        order: see `TableFormat.coords_order`.
+    """
+    coords: list[str | None] = []
+    for box, tokens in zip(boxes_xyxy_px, table.cells, strict=True):
+        if box is None or not tokens:
+            coords.append(None)
+            continue
+        edges = dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))
+        bins = encode_boxes([edges[name] / side_px for name in order.split()])
+        coords.append(format_loc(bins.tolist()))
+    return table_html(table, coords)
+
+
+def read_pubtabnet(data: Path, split: str) -> Iterator[Example]:
+    """PubTabNet 2.0.0; which of its splits was scored for PaliGemma 2 is not said."""
+    theirs = of_split({"val": "val", "train": "train"}, split, "pubtabnet")
+    path = find_file(
+        data, "PubTabNet_2.0.0.jsonl", "pubtabnet/PubTabNet_2.0.0.jsonl", source=PUBTABNET
+    )
+    style = read_format(data, "pubtabnet", TableFormat())
+    folder = path.parent / theirs
+    if not folder.is_dir():
+        folder = find_file(data, theirs, f"pubtabnet/{theirs}", source=PUBTABNET)
+    for where, row in _rows_of(path, theirs):
+        table = _table(row, where, is_training=split == "train")
+        if table is None:
+            continue
+        picture = folder / _file_name(row, where)
+        targets: tuple[str, ...] = ()
+        if split == "train":
+            side = max(picture_size_hw(picture))
+            targets = (table_target(table, table.boxes, side, style.coords_order),)
+        yield Example(
+            id=identifier(row, "imgid", where),
+            prefix=style.prompt,
+            pictures=(FilePicture(path=picture),),
+            references={"html": table_html(table)},
+            targets=targets,
+        )
+
+
+def read_fintabnet(data: Path, split: str) -> Iterator[Example]:
+    """FinTabNet 1.0.0: boxes in PDF points from the bottom left, tables cut out of pages."""
+    theirs = of_split({"test": "test", "val": "val", "train": "train"}, split, "fintabnet")
+    names = [f"FinTabNet_1.0.0_{kind}_{theirs}.jsonl" for kind in ("cell", "table")]
+    path = find_file(data, *names, *(f"fintabnet/{name}" for name in names), source=FINTABNET)
+    style = read_format(data, "fintabnet", TableFormat())
+    pages = find_file(data, "pages", "fintabnet/pages", source=FINTABNET_PAGES)
+    for where, row in _rows_of(path, theirs):
+        table = _table(row, where, is_training=split == "train")
+        if table is None:
+            continue
+        stem = _file_name(row, where).removesuffix(".pdf")
+        page = first_file(pages, [f"{stem}{end}" for end in (".png", ".jpg")])
+        crop = _crop(page, _box(row, where), style.page_dpi, where)
+        boxes = [crop.to_pixels(box) if box is not None else None for box in table.boxes]
+        targets: tuple[str, ...] = ()
+        if split == "train":
+            targets = (table_target(table, boxes, crop.side_px, style.coords_order),)
+        yield Example(
+            id=identifier(row, "table_id", where),
+            prefix=style.prompt,
+            pictures=(crop.picture,),
+            references={"html": table_html(table)},
+            targets=targets,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageCrop:
+    """A table on a rendered page.
+
+    Attributes:
+        picture: the part of the page.
+        corner_px: (left, top) edge on the page.
+        side_px: longer side of the part.
+        page_height_px: of the page.
+        pixels_a_point: scale.
+    """
+
+    picture: Picture
+    corner_px: tuple[int, int]
+    side_px: int
+    page_height_px: int
+    pixels_a_point: float
+
+    def to_pixels(self, box: Sequence[float]) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) in points from the bottom left -> pixels of the part from the top."""
+        left, top = self.corner_px
+        x0, y0, x1, y1 = (n * self.pixels_a_point for n in box)
+        height = self.page_height_px
+        return x0 - left, height - y1 - top, x1 - left, height - y0 - top
+
+
+def _crop(page: Path, box: Sequence[float], dpi: int, where: str) -> PageCrop:
+    height, width = picture_size_hw(page)
+    scale = dpi / POINTS_PER_INCH
+    x0, y0, x1, y1 = (n * scale for n in box)
+    edges = round(x0), round(height - y1), round(x1), round(height - y0)
+    left, top, right, bottom = edges
+    # A table may touch the edge of the page; more than a point beyond is another resolution.
+    if min(left, top) < -scale or right > width + scale or bottom > height + scale:
+        raise DataError(
+            f"{where}: the table at {list(box)} points must lie on its page, but {page.name} has "
+            f"{width}x{height} pixels at {dpi} an inch; render the pages at that resolution, or "
+            "state theirs as page_dpi in fintabnet-format.json"
+        )
+    left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    if right <= left or bottom <= top:
+        raise DataError(f"{where}: the table at {list(box)} points has no area")
+    return PageCrop(
+        picture=CroppedPicture(path=page, box_xyxy_px=(left, top, right, bottom)),
+        corner_px=(left, top),
+        side_px=max(right - left, bottom - top),
+        page_height_px=height,
+        pixels_a_point=scale,
+    )
+
+
+def _rows_of(path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of one split; others are told by their text, since parsing all of them takes minutes."""
+    marker = re.compile(rf'"split"\s*:\s*"{split}"'.encode())
+    for number, line in read_lines(path):
+        if not marker.search(line):
+            continue
+        where = f"{path}, row {number}"
+        try:
+            row = require_object(json.loads(line), where)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where} must be JSON: {str(error)[:200]}") from error
+        if value(row, "split", str, where) == split:
+            yield where, row
+
+
+def _table(row: dict[str, Any], where: str, *, is_training: bool) -> TableRow | None:
+    """The table of a row; None where training leaves it out."""
+    markup = value(row, "html", dict, where)
+    structure = values(value(markup, "structure", dict, where), "tokens", str, where)
+    cells: list[list[str]] = []
+    boxes: list[Sequence[float] | None] = []
+    for cell in values(markup, "cells", dict, where):
+        cells.append(values(cell, "tokens", str, where))
+        boxes.append(_box(cell, where) if "bbox" in cell else None)
+    table = TableRow(structure=structure, cells=cells, boxes=boxes)
+    places = sum(token in _OPENINGS for token in structure)
+    if places != len(cells):
+        if is_training:
+            logger.info("%s: left out, %d contents for %d cells", where, len(cells), places)
+            return None
+        logger.warning("%s: %d contents for %d cells; kept", where, len(cells), places)
+    return table
+
+
+def _box(row: dict[str, Any], where: str) -> list[float]:
+    box = values(row, "bbox", float, where)
+    if len(box) != 4 or any(abs(n) > 1e6 for n in box):
+        raise DataError(f"{where}: bbox must be [x0, y0, x1, y1], got {str(box)[:80]}")
+    return box
+
+
+def _file_name(row: dict[str, Any], where: str) -> str:
+    name = value(row, "filename", str, where)
+    if name.startswith("/") or ".." in name.split("/") or "\\" in name or not name:
+        raise DataError(f"{where}: filename must name a file of the data set, got {name!r}")
+    return name

@@ -1,0 +1,149 @@
+"""Reads pictures that are written out: molecules as SMILES, piano scores as kern.
+
+Source: github.com/thomas0809/MolScribe (data/real, synthetic/chemdraw.csv);
+sites.google.com/view/multiscore-project/datasets (GrandStaff) and the partitions of
+github.com/antoniorv6/SMT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from paligemma.errors import DataError
+from paligemma.example import Example
+from paligemma.metrics.music import prepare_kern
+from paligemma.tasks.reading.files import FilePicture, find_file, read_csv, read_lines
+from paligemma.tasks.reading.formats import read_format
+from paligemma.tasks.reading.rows import of_split
+
+MOLSCRIBE = "github.com/thomas0809/MolScribe, synthetic benchmarks (synthetic/chemdraw.csv)"
+GRANDSTAFF = (
+    "sites.google.com/view/multiscore-project/datasets (grandstaff.tgz); partitions_grandstaff "
+    "from the experiments of its authors"
+)
+MAX_KERN_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoleculeFormat:
+    """How molecules are asked for; unpublished, so this is ours."""
+
+    prompt: str = "smiles"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MusicFormat:
+    """How scores are asked for and compared; unpublished, so these are ours.
+
+    Attributes:
+        prompt: what the model is asked.
+        ending: of the file that is transcribed, ".krn" or ".bekrn"; separators are taken out.
+        clean: without bar numbers and outer blank space, in the reference and in the answer.
+        distorted: show the distorted pictures; published figures are of the others.
+    """
+
+    prompt: str = "kern"
+    ending: str = ".krn"
+    clean: bool = True
+    distorted: bool = False
+
+
+def read_molecules(data: Path, split: str) -> Iterator[Example]:
+    """The ChemDraw renderings; the id is the name of the picture."""
+    of_split({"test": "test"}, split, "molecules")
+    names = ("synthetic/chemdraw.csv", "data/synthetic/chemdraw.csv", "chemdraw.csv")
+    path = find_file(data, *names, source=MOLSCRIBE)
+    style = read_format(data, "molecules", MoleculeFormat())
+    root: Path | None = None
+    for number, row in read_csv(path, ("file_path", "SMILES")):
+        where = f"{path}, row {number}"
+        name = _relative(row["file_path"], where)
+        if root is None:
+            root = _root_of(name, (Path(data), Path(data) / "data", path.parent), where)
+        if not row["SMILES"].strip():
+            raise DataError(f"{where}: SMILES must name a molecule, got an empty field")
+        yield Example(
+            id=name.stem,
+            prefix=style.prompt,
+            pictures=(FilePicture(path=root / name),),
+            references=row["SMILES"],
+            targets=(row["SMILES"],),
+        )
+
+
+def read_grandstaff(data: Path, split: str) -> Iterator[Example]:
+    """GrandStaff: one score a line of the partition's list."""
+    theirs = of_split({"test": "test", "val": "val", "train": "train"}, split, "grandstaff")
+    path = find_file(
+        data,
+        f"partitions_grandstaff/types/{theirs}.txt",
+        f"Data/GrandStaff/partitions_grandstaff/types/{theirs}.txt",
+        f"{theirs}.txt",
+        source=GRANDSTAFF,
+    )
+    style = read_format(data, "grandstaff", MusicFormat())
+    if style.ending not in (".krn", ".bekrn"):
+        raise DataError(f"grandstaff: ending must be .krn or .bekrn, got {style.ending!r}")
+    found: tuple[Path, int] | None = None
+    for number, line in read_lines(path):
+        where = f"{path}, row {number}"
+        name = _relative(line.decode("utf-8", "replace"), where)
+        if found is None:
+            found = _score_root(Path(data), name.with_suffix(style.ending), where)
+        root, dropped = found
+        name = PurePosixPath(*name.parts[dropped:])
+        text = _read_kern(root / name.with_suffix(style.ending), style)
+        stem = f"{name.stem}_distorted" if style.distorted else name.stem
+        yield Example(
+            id=str(name.with_suffix("")),
+            prefix=style.prompt,
+            pictures=(FilePicture(path=root / name.with_name(f"{stem}.jpg")),),
+            references={"kern": text, "clean": style.clean},
+            targets=(text,),
+            slices={"composer": name.parts[0]} if len(name.parts) > 1 else {},
+        )
+
+
+def _score_root(data: Path, name: PurePosixPath, where: str) -> tuple[Path, int]:
+    """The folder that the first path of a list starts from, and its parts to drop.
+
+    Lists are written from the folder of their authors, such as `Data/GrandStaff/`.
+    """
+    for dropped in range(min(4, len(name.parts))):
+        for folder in (data / "grandstaff", data / "GrandStaff", data):
+            if (folder / PurePosixPath(*name.parts[dropped:])).is_file():
+                return folder, dropped
+    raise DataError(
+        f"{where}: {name} must lie below {data} or {data / 'grandstaff'}; unpack {GRANDSTAFF} there"
+    )
+
+
+def _read_kern(path: Path, style: MusicFormat) -> str:
+    try:
+        if path.stat().st_size > MAX_KERN_BYTES:
+            raise DataError(f"a score may have {MAX_KERN_BYTES} bytes, {path} has more")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the score {path} cannot be read: {error}") from error
+    text = text.replace("·", "").replace("@", "") if style.ending == ".bekrn" else text
+    text = prepare_kern(text) if style.clean else text
+    if not text.strip():
+        raise DataError(f"a score must hold some symbols, {path} is empty")
+    return text
+
+
+def _root_of(name: PurePosixPath, folders: tuple[Path, ...], where: str) -> Path:
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder
+    places = ", ".join(str(folder) for folder in folders)
+    raise DataError(f"{where}: {name} must lie in one of {places}; unpack the pictures there")
+
+
+def _relative(text: str, where: str) -> PurePosixPath:
+    name = PurePosixPath(text.strip())
+    if name.is_absolute() or ".." in name.parts or not name.name or "\\" in text:
+        raise DataError(f"{where} must name a file below the data folder, got {text[:80]!r}")
+    return name

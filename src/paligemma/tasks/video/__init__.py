@@ -1,0 +1,1 @@
+"""Captions and answers over the frames of a clip."""

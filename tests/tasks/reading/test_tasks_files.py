@@ -1,0 +1,179 @@
+"""Reading official dataset files."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from task_files import write_csv, write_json, write_json_lines, write_pixels, write_text
+
+from paligemma.errors import DataError, ImageError
+from paligemma.tasks.reading import files
+from paligemma.tasks.reading.files import (
+    FilePicture,
+    find_file,
+    identifier,
+    read_csv,
+    read_json,
+    read_json_lines,
+    value,
+    values,
+)
+
+
+def test_the_first_place_that_exists_is_taken(tmp_path: Path) -> None:
+    write_text(tmp_path / "b" / "x.json", "{}")
+    assert find_file(tmp_path, "a/x.json", "b/x.json", source="somewhere") == tmp_path / "b/x.json"
+
+
+def test_a_missing_file_is_named_with_all_places_and_its_source(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"a/x.json or b/x.json, which comes from the moon"
+    ) as error:
+        find_file(tmp_path, "a/x.json", "b/x.json", source="the moon")
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".bz2"])
+def test_json_lines_are_numbered_whatever_the_compression(tmp_path: Path, ending: str) -> None:
+    path = write_json_lines(tmp_path / f"x.jsonl{ending}", [{"a": 1}, {"a": "ü"}])
+    assert list(read_json_lines(path)) == [(1, {"a": 1}), (2, {"a": "ü"})]
+
+
+def test_blank_lines_and_a_byte_order_mark_are_skipped(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "x.jsonl", '\ufeff{"a": 1}\n\n{"a": 2}\n')
+    assert [number for number, _ in read_json_lines(path)] == [1, 3]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '"text"', "nul"])
+def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str) -> None:
+    path = write_text(tmp_path / "x.jsonl", '{"a": 1}\n' + line)
+    with pytest.raises(DataError, match=r"x.jsonl, row 2 must be"):
+        list(read_json_lines(path))
+
+
+def test_a_line_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 10)
+    path = write_text(tmp_path / "x.jsonl", '{"a": 1}\n{"a": "long enough"}\n')
+    with pytest.raises(DataError, match="row 2 goes beyond"):
+        list(read_json_lines(path))
+
+
+def test_a_json_file_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_JSON_BYTES", 10)
+    assert read_json(write_json(tmp_path / "short.json", [1, 2])) == [1, 2]
+    with pytest.raises(DataError, match="may have 10 bytes"):
+        read_json(write_json(tmp_path / "long.json", list(range(9))))
+
+
+@pytest.mark.parametrize("name", ["gone.json", "gone.json.gz", "gone.json.bz2"])
+def test_a_json_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"gone\.json"):
+        read_json(tmp_path / name)
+
+
+def test_json_that_is_torn_damaged_or_deep_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"torn.json must be JSON.*take the official file"):
+        read_json(write_text(tmp_path / "torn.json", '{"a": '))
+    with pytest.raises(DataError, match=r"deep.json must be JSON"):
+        read_json(write_text(tmp_path / "deep.json", "[" * 100_000))
+    path = tmp_path / "damaged.json.gz"
+    path.write_bytes(b"not gzip at all")
+    with pytest.raises(DataError, match=r"damaged.json.gz cannot be read"):
+        read_json(path)
+
+
+def test_a_table_is_read_by_its_heading(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "x.csv", ["id", "text"], [[1, "a, b"], [2, 'say "c"']])
+    assert list(read_csv(path, ["id", "text"])) == [
+        (2, {"id": "1", "text": "a, b"}),
+        (3, {"id": "2", "text": 'say "c"'}),
+    ]
+
+
+def test_a_table_without_a_column_or_a_field_is_named(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "x.csv", ["id", "text"], [[1, "a"], [2]])
+    with pytest.raises(DataError, match=r"x.csv must have the columns id, label; label missing"):
+        list(read_csv(path, ["id", "label"]))
+    with pytest.raises(DataError, match=r"x.csv, row 3 must have 2 fields"):
+        list(read_csv(path, ["id"]))
+    with pytest.raises(DataError, match=r"gone.csv cannot be read as a table"):
+        list(read_csv(tmp_path / "gone.csv", ["id"]))
+
+
+def test_a_field_has_the_wanted_type() -> None:
+    row = {"n": 3, "s": "4", "x": 1.5, "b": True, "l": ["a"], "o": {}}
+    assert value(row, "n", int, "f") == 3
+    assert value(row, "s", int, "f") == 4
+    assert value(row, "s", str, "f") == "4"
+    assert value(row, "n", float, "f") == 3.0
+    assert value(row, "b", bool, "f") is True
+    assert value(row, "l", list, "f") == ["a"]
+    assert identifier(row, "n", "f") == "3"
+    assert identifier(row, "s", "f") == "4"
+    assert values(row, "l", str, "f") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("field", "kind", "message"),
+    [
+        ("gone", str, r"f, row 2 must be an object with the field 'gone', it has 'b, n, s, x, u'"),
+        ("b", int, r"f, row 2: the field 'b' must be a whole number, got True"),
+        ("n", bool, r"the field 'n' must be true or false, got 1"),
+        ("s", int, r"the field 's' must be a whole number, got 'four'"),
+        ("u", int, r"the field 'u' must be a whole number, got '1_000'"),
+        ("x", float, r"the field 'x' must be a number, got nan"),
+        ("n", str, r"the field 'n' must be text, got 1"),
+        ("s", dict, r"the field 's' must be an object, got 'four'"),
+    ],
+)
+def test_a_wrong_field_is_named_with_file_row_and_value(
+    field: str, kind: type, message: str
+) -> None:
+    row = {"b": True, "n": 1, "s": "four", "x": float("nan"), "u": "1_000"}
+    with pytest.raises(DataError, match=message):
+        value(row, field, kind, "f, row 2")
+
+
+def test_a_wrong_element_and_a_row_that_is_no_object_are_named() -> None:
+    with pytest.raises(DataError, match=r"the field 'l' must be text, got 1"):
+        values({"l": ["a", 1]}, "l", str, "f")
+    with pytest.raises(DataError, match="must be an object with the field 'a', it is none"):
+        value([1], "a", str, "f")
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size_hw", "shape"),
+    [
+        (6, None, (2, 3)),
+        (6, (2, 3), (2, 3)),
+        (6, (3, 2), (3, 2)),
+        (6, (5, 4), (2, 3)),
+        (3, (3, 2), (2, 3)),
+    ],
+)
+def test_a_picture_is_as_stored_unless_only_its_exif_turn_gives_the_stated_size(
+    tmp_path: Path, orientation: int, size_hw: tuple[int, int] | None, shape: tuple[int, int]
+) -> None:
+    pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    path = write_pixels(tmp_path / "x.png", pixels, orientation=orientation)
+    found = FilePicture(path=path, size_hw=size_hw).read(100)
+    assert found.shape[:2] == shape
+    assert np.array_equal(found, pixels if shape == (2, 3) else np.rot90(pixels, -1))
+
+
+def test_a_picture_is_turned_upright_and_travels(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    pixels[0, 2] = 255
+    path = write_pixels(tmp_path / "x.png", pixels)
+    picture = pickle.loads(pickle.dumps(FilePicture(path=path, quarter_turns=1)))
+    turned = picture.read(100)
+    # Counter-clockwise: the right upper corner becomes the left upper one.
+    assert turned.shape == (3, 2, 3)
+    assert turned[0, 0].tolist() == [255, 255, 255]
+    with pytest.raises(ImageError, match="may have 5 pixels"):
+        picture.read(5)
+    with pytest.raises(ImageError, match="existing file"):
+        FilePicture(path=tmp_path / "gone.png").read(100)
