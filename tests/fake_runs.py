@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from paligemma.eval.run_folder import Run, RunConfig, RunFolder, load_run
 from paligemma.eval.scored import Scored, score_matched
 from paligemma.example import Asking, Example, FoundObject, Prediction
+from paligemma.jobs.run_folder import Run, RunConfig, RunFolder, load_run
 from paligemma.metrics.measure import Measure, mean_measure
 from paligemma.tasks.task import NeededFile, Task
 

@@ -14,8 +14,8 @@ from PIL import Image
 from paligemma.cli.eval_run import default_folder, task_of
 from paligemma.cli.options import ModelChoice
 from paligemma.eval.options import EvalOptions
-from paligemma.eval.run_folder import RunConfig, RunFolder, load_run
 from paligemma.example import Example
+from paligemma.jobs.run_folder import RunConfig, RunFolder, load_run
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.parse import parse_objects
 from paligemma.outputs.rle import encode_rle

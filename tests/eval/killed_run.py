@@ -17,8 +17,8 @@ from pathlib import Path
 from toy_task import TOY, ToyAnswerer
 
 from paligemma.eval.options import EvalOptions
-from paligemma.eval.run_folder import load_run
 from paligemma.eval.runner import run_task
+from paligemma.jobs.run_folder import load_run
 
 OPTIONS = EvalOptions(batch_size=9, num_workers=0, limit=190, seed=3)
 # About 0.15 s a run.

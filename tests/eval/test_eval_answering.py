@@ -19,12 +19,12 @@ from toy_task import TOY
 from paligemma.errors import ConfigError, ImageError
 from paligemma.eval.answering import ModelAnswerer, fingerprint
 from paligemma.eval.distributed import LoadedAnswerer
-from paligemma.eval.json_lines import prediction_from_json, prediction_to_json
 from paligemma.eval.options import EvalOptions
 from paligemma.eval.pixels import draw_box, pad_to_square, read_pictures
-from paligemma.eval.run_folder import RunConfig
 from paligemma.eval.scored import score_matched
 from paligemma.example import ALL_CLASSES, MASK, OBJECTS, Asking, Example, Prediction
+from paligemma.jobs.json_lines import prediction_from_json, prediction_to_json
+from paligemma.jobs.run_folder import RunConfig
 from paligemma.outputs.rle import decode_rle
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS, resize

@@ -13,9 +13,9 @@ from toy_task import TOY, Grey, ToyAnswerer, read_toy
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.options import EvalOptions
-from paligemma.eval.run_folder import load_run
 from paligemma.eval.runner import read_again, run_task
 from paligemma.example import Asking, Example, Prediction
+from paligemma.jobs.run_folder import load_run
 from paligemma.tasks.task import NeededFile
 
 OPTIONS = EvalOptions(batch_size=16)

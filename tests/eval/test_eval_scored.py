@@ -8,9 +8,9 @@ import pytest
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.options import chosen_rules
-from paligemma.eval.run_folder import RunConfig
 from paligemma.eval.scored import only, score_matched
 from paligemma.example import ALL_CLASSES, Example, FoundObject, Prediction
+from paligemma.jobs.run_folder import RunConfig
 from paligemma.tasks.catalog import find_task
 from paligemma.tasks.grounding.detection import TASKS
 

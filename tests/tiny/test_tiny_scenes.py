@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from paligemma.errors import ConfigError
-from paligemma.eval.run_folder import load_run
 from paligemma.example import Example, FoundObject, Prediction
+from paligemma.jobs.run_folder import load_run
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.parse import parse_objects

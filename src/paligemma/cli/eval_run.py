@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from paligemma.eval.options import EvalOptions
     from paligemma.eval.page import Pictures
     from paligemma.eval.report import Report
-    from paligemma.eval.run_folder import Run
     from paligemma.example import Example
+    from paligemma.jobs.run_folder import Run
     from paligemma.tasks.task import Task
 
 RUNS = Path("runs") / "eval"
@@ -227,8 +227,8 @@ def report_run(
     """
     from paligemma.eval.page import report_page
     from paligemma.eval.report import make_report, to_table
-    from paligemma.eval.run_folder import SCORES, write_whole
     from paligemma.eval.scored import score_run
+    from paligemma.jobs.run_folder import SCORES, write_whole
 
     report = make_report(score_run(run, task, rules=rules))
     body = report.to_json()
@@ -255,8 +255,8 @@ def _shown(run: Run, report: Report) -> Pictures | None:
 
 def task_of(run: Run) -> Task:
     """The benchmark of a run; drawn scenes as many, of the seed and size, as the run drew."""
-    from paligemma.eval.json_lines import read_rows
-    from paligemma.eval.run_folder import EXAMPLES
+    from paligemma.jobs.json_lines import read_rows
+    from paligemma.jobs.run_folder import EXAMPLES
     from paligemma.tasks.catalog import find_task
 
     task = find_task(run.config.task)

@@ -25,9 +25,9 @@ from paligemma.errors import ConfigError, DataError
 from paligemma.example import MASK
 
 if TYPE_CHECKING:
-    from paligemma.eval.run_folder import RunConfig
     from paligemma.eval.vectors import MetricSummary
     from paligemma.example import Example
+    from paligemma.jobs.run_folder import RunConfig
     from paligemma.tasks.task import Task
 
 
@@ -83,8 +83,8 @@ def score_command(
     from paligemma.eval.foreign import decoded_masks, match_examples, read_predictions
     from paligemma.eval.options import chosen_rules
     from paligemma.eval.report import make_report, to_table
-    from paligemma.eval.run_folder import write_whole
     from paligemma.eval.scored import score_matched
+    from paligemma.jobs.run_folder import write_whole
     from paligemma.tasks.catalog import find_task
 
     task = find_task(name)
@@ -120,7 +120,7 @@ def _examples(
     task: Task, predictions: Path, data: Path | None, split: str | None, model_name: str
 ) -> tuple[RunConfig, list[Example]]:
     """The split's examples: from the data folder, or from the run that the file lies in."""
-    from paligemma.eval.run_folder import RUN, RunConfig, load_run
+    from paligemma.jobs.run_folder import RUN, RunConfig, load_run
 
     if split is not None and split not in task.splits:
         raise ConfigError(
@@ -159,7 +159,7 @@ def _examples(
 def report_command(run: Path, rules: tuple[str, ...], with_page: bool, as_json: bool) -> None:
     """Score RUN again, as far as it has come, and write its scores.json and page."""
     from paligemma.eval.options import chosen_rules
-    from paligemma.eval.run_folder import load_run
+    from paligemma.jobs.run_folder import load_run
     from paligemma.tasks.catalog import find_task
 
     loaded = load_run(run)
@@ -195,8 +195,8 @@ def compare_command(
     """
     from paligemma.eval.compare import compare, to_table
     from paligemma.eval.options import chosen_rules
-    from paligemma.eval.run_folder import load_run, write_whole
     from paligemma.eval.scored import score_run
+    from paligemma.jobs.run_folder import load_run, write_whole
     from paligemma.tasks.catalog import find_task
 
     runs = [load_run(path) for path in (first, second)]
@@ -244,8 +244,8 @@ def calibrate_command(
     stays.
     """
     from paligemma.eval.calibration import calibrate
-    from paligemma.eval.run_folder import load_run
     from paligemma.eval.scored import score_run
+    from paligemma.jobs.run_folder import load_run
     from paligemma.outputs.calibration import FILE_NAME, load_calibration, save_calibration
 
     path = (model_folder or run) / FILE_NAME
@@ -294,7 +294,7 @@ def _calibration_lines(part: Any) -> str:
 @json_option
 def submission_command(run: Path, output: Path, as_json: bool) -> None:
     """Write the answers of RUN as the benchmark's test server takes them."""
-    from paligemma.eval.run_folder import load_run, write_whole
+    from paligemma.jobs.run_folder import load_run, write_whole
     from paligemma.tasks.catalog import find_task, tasks
 
     loaded = load_run(run)

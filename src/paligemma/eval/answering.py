@@ -22,7 +22,6 @@ from paligemma.batch import Batch
 from paligemma.config import release_of
 from paligemma.errors import ConfigError, ImageError, PromptError
 from paligemma.eval.pixels import ReadPictures, read_pictures
-from paligemma.eval.plan import picture_key
 from paligemma.example import (
     ALL_CLASSES,
     MASK,
@@ -42,6 +41,7 @@ from paligemma.generate import (
     beam_search,
     generate,
 )
+from paligemma.jobs.plan import picture_key
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.parse import parse_tokens

@@ -16,9 +16,9 @@ from typing import Any
 
 from paligemma.errors import ConfigError, PaliGemmaError
 from paligemma.eval.options import EvalOptions
-from paligemma.eval.run_folder import Run
 from paligemma.eval.runner import Answerer, Prepared, finished, keep, prepare
 from paligemma.example import MASK, Prediction
+from paligemma.jobs.run_folder import Run
 from paligemma.metrics.extras import missing_extra
 from paligemma.tasks.task import Task
 

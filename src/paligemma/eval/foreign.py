@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paligemma.errors import ConfigError, DataError
-from paligemma.eval.json_lines import prediction_from_json, read_rows
 from paligemma.eval.official_rows import own_rows
 from paligemma.example import Example, FoundObject, Prediction
+from paligemma.jobs.json_lines import prediction_from_json, read_rows
 
 if TYPE_CHECKING:
     from paligemma.outputs.vqvae import MaskCodec

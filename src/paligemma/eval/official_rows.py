@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from paligemma.errors import DataError
-from paligemma.eval.json_lines import number_of
 from paligemma.example import Example
+from paligemma.jobs.json_lines import number_of
 
 # The first that a row holds is taken: a VQA row may name its image beside its question.
 _IDS = ("question_id", "questionId", "image_id", "image")

@@ -14,10 +14,10 @@ import numpy as np
 from paligemma.errors import ModelNotFoundError
 from paligemma.eval.example_scores import ExampleScores
 from paligemma.eval.resampling import FEW_RESAMPLES, bounds, resampled_values, unit_of
-from paligemma.eval.run_folder import RunConfig
 from paligemma.eval.scored import Scored
 from paligemma.eval.scoring import limited, slice_members
 from paligemma.example import Prediction
+from paligemma.jobs.run_folder import RunConfig
 from paligemma.metrics.measure import Measure
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.options import EvalOptions
-from paligemma.eval.plan import open_batches, plan_batches, sample_examples
-from paligemma.eval.run_folder import Run, RunConfig, RunFolder, examples_digest
 from paligemma.example import MASK, Example, Prediction
+from paligemma.jobs.plan import open_batches, plan_batches, sample_examples
+from paligemma.jobs.run_folder import Run, RunConfig, RunFolder, examples_digest
 from paligemma.tasks.task import Task
 
 if TYPE_CHECKING:

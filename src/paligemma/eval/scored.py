@@ -12,8 +12,8 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.eval.options import chosen_rules
-from paligemma.eval.run_folder import Run, RunConfig
 from paligemma.example import ALL_CLASSES, OBJECTS, Example, Prediction
+from paligemma.jobs.run_folder import Run, RunConfig
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.task import Task
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from paligemma.errors import ConfigError
 from paligemma.eval.answering import AskedModel, ModelAnswerer
 from paligemma.eval.options import EvalOptions
-from paligemma.eval.run_folder import Run
 from paligemma.eval.runner import Answerer, run_task
 from paligemma.example import Prediction
+from paligemma.jobs.run_folder import Run
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
 from paligemma.outputs.types import Detection, Detections

@@ -23,7 +23,7 @@ Vector = Mapping[str, Any]
 # A vector -> a result in the shape of its `expected`.
 Check = Callable[[Vector], Any]
 
-FAMILIES = ("captions", "answers", "structure", "prompts")
+FAMILIES = ("captions", "texts", "structure", "prompts")
 MAX_BYTES = 256 * 2**20
 DEFAULT_TOLERANCE = 1e-6
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paligemma.eval.vectors import Check, Vector
-from paligemma.eval.vectors.answers import by_name, per_example
+from paligemma.eval.vectors.texts import by_name, per_example
 from paligemma.metrics.caption import caption_measures
 from paligemma.metrics.measure import mean_measure
 from paligemma.metrics.ptb import ptb_tokenize, ptb_tokenize_batch

@@ -7,7 +7,7 @@ from typing import Any
 
 from paligemma.errors import DataError
 from paligemma.eval.vectors import Check, Vector
-from paligemma.eval.vectors.answers import params
+from paligemma.eval.vectors.texts import params
 from paligemma.outputs.boxes import encode_boxes, format_loc, format_seg
 from paligemma.processing.sentencepiece_model import SEPARATOR_PIECE
 from paligemma.tasks.answers.scienceqa import scienceqa_prefix, scienceqa_suffix

@@ -9,7 +9,7 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.eval.vectors import Check, Vector
-from paligemma.eval.vectors.answers import by_name, per_example
+from paligemma.eval.vectors.texts import by_name, per_example
 from paligemma.metrics.detection import coco_summary
 from paligemma.metrics.grits import GridScore, grits_con, grits_top, read_cells
 from paligemma.metrics.segmentation import ObjectMask, read_object, referring_measures

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.errors import ConfigError, DataError
-from paligemma.eval.json_lines import (
+from paligemma.example import Example, Prediction
+from paligemma.jobs.json_lines import (
     example_from_json,
     example_to_json,
     prediction_from_json,
     prediction_to_json,
     read_rows,
 )
-from paligemma.example import Example, Prediction
 
 RUN, EXAMPLES, PREDICTIONS, SCORES = (
     "run.json",

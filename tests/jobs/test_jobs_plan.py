@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma.errors import ConfigError, DataError
-from paligemma.eval.plan import open_batches, plan_batches, sample_examples
 from paligemma.example import Example
+from paligemma.jobs.plan import open_batches, plan_batches, sample_examples
 
 
 @dataclass(frozen=True)

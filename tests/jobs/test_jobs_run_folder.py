@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from paligemma.errors import ConfigError, DataError
-from paligemma.eval.run_folder import RunConfig, RunFolder, load_run, write_whole
 from paligemma.example import Example, FoundObject, Prediction
+from paligemma.jobs.run_folder import RunConfig, RunFolder, load_run, write_whole
 
 EXAMPLES = [
     Example(
