@@ -52,6 +52,44 @@ def batch_loss(
     return float(np.mean(per_example)), np.array(per_example)
 
 
+def duration_in_steps(
+    settings: dict[str, Any], name: str, default: float, sizes: tuple[int, int, int]
+) -> float:
+    """A duration of big_vision in steps; sizes are total_steps, batch_size and data_size."""
+    total_steps, batch_size, data_size = sizes
+    if f"{name}_steps" in settings:
+        return settings[f"{name}_steps"]
+    for unit, num_steps in (
+        ("examples", 1 / batch_size),
+        ("epochs", data_size / batch_size),
+        ("percent", total_steps),
+    ):
+        if f"{name}_{unit}" in settings:
+            exact = settings[f"{name}_{unit}"] * num_steps
+            return max(1.0, float(np.round(exact))) if exact else 0.0
+    return default
+
+
+def rsqrt_factors(settings: dict[str, Any], sizes: tuple[int, int, int]) -> np.ndarray:
+    """Factors of steps 0..total_steps of big_vision's rsqrt schedule; sizes as above."""
+    total_steps = sizes[0]
+    step = np.arange(total_steps + 1, dtype=np.float64)
+    warmup = duration_in_steps(settings, "warmup", 0, sizes)
+    cooldown = duration_in_steps(settings, "cooldown", 0, sizes)
+    timescale = duration_in_steps(settings, "timescale", settings.get("timescale", 10_000), sizes)
+    shift = duration_in_steps(settings, "shift", settings.get("shift", 0), sizes)
+    factor = np.where(
+        step >= warmup,
+        1 / np.sqrt(1 + np.maximum(step + shift - warmup, 0) / timescale),
+        1 / np.sqrt(1 + shift / timescale),
+    )
+    if warmup:
+        factor *= np.minimum(1, step / warmup)
+    if cooldown:
+        factor *= np.minimum(1, (total_steps - step) / cooldown)
+    return settings.get("mult", 1.0) * factor
+
+
 @dataclass
 class AdamOracle:
     """The update rule of big_vision, one tensor at a time.

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from typing import Any
 
+import numpy as np
 import pytest
+import reference
 
 from paligemma.errors import ConfigError
 from paligemma.train.schedule import ScheduleConfig, duration_in_steps, learning_rate_schedule
@@ -43,10 +47,60 @@ def test_a_cooldown_ends_one_ramp_step_above_zero() -> None:
     assert factors == pytest.approx([1.0] * 7 + [0.75, 0.5, 0.25])
 
 
-def test_timescale_in_examples_is_divided_by_the_batch_size() -> None:
+def test_timescale_in_examples_is_divided_by_the_batch_size_and_rounded_to_whole_steps() -> None:
     config = ScheduleConfig(decay_type="rsqrt", timescale_examples=40)
     factor = learning_rate_schedule(config, total_steps=100, batch_size=8)
     assert factor(15) == pytest.approx(0.5)
+    # 40/48 is one step, and 40/16 = 2.5 are two.
+    for batch_size, timescale in ((48, 1), (16, 2)):
+        factor = learning_rate_schedule(config, total_steps=100, batch_size=batch_size)
+        assert factor(3 * timescale) == pytest.approx(0.5)
+
+
+# Each duration of a schedule in every unit, beside a plain number and nothing at all.
+DURATIONS: dict[str, list[dict[str, Any]]] = {
+    "timescale": [
+        {},
+        {"timescale": 7.5},
+        {"timescale_steps": 9},
+        {"timescale_examples": 100},
+        {"timescale_epochs": 0.3},
+        {"timescale_percent": 0.12},
+    ],
+    "shift": [
+        {},
+        {"shift": 2.5},
+        {"shift_steps": 0},
+        {"shift_examples": 1},
+        {"shift_epochs": 0.2},
+        {"shift_percent": 0.5},
+    ],
+    "ramps": [{}, {"warmup_examples": 90, "cooldown_epochs": 0.5}, {"warmup_percent": 0.1}],
+}
+
+
+@pytest.mark.parametrize("sizes", [(60, 8, 500), (41, 48, 1000)])
+def test_rsqrt_is_the_original_s_with_durations_in_any_unit(sizes: tuple[int, int, int]) -> None:
+    named = dict(zip(("total_steps", "batch_size", "data_size"), sizes, strict=True))
+    seen = set()
+    for parts in itertools.product(*DURATIONS.values()):
+        settings = {"decay_type": "rsqrt", "mult": 0.5} | parts[0] | parts[1] | parts[2]
+        factor = learning_rate_schedule(ScheduleConfig.from_dict(settings), **named)
+        actual = [factor(step) for step in range(sizes[0] + 1)]
+        np.testing.assert_allclose(
+            actual, reference.rsqrt_factors(settings, sizes), rtol=1e-12, atol=0, err_msg=settings
+        )
+        seen.add(tuple(actual))
+    # Without a shift and with one of no steps the factors are equal.
+    assert len(seen) == 6 * 5 * 3
+
+
+def test_other_decays_need_no_sizes_for_the_durations_of_rsqrt() -> None:
+    config = ScheduleConfig(decay_type="cosine", timescale_epochs=3, shift_examples=5)
+    assert learning_rate_schedule(config, total_steps=4)(0) == 1.0
+    rsqrt = dataclasses.replace(config, decay_type="rsqrt")
+    with pytest.raises(ConfigError, match="timescale_epochs needs batch_size and data_size"):
+        learning_rate_schedule(rsqrt, total_steps=4)
 
 
 def test_linear_decay_is_polynomial_of_power_one() -> None:
@@ -120,7 +174,8 @@ def test_linear_end_is_the_original_s_older_name_of_end() -> None:
     ("config", "message"),
     [
         ({"decay_type": "cosin"}, "decay_type must be one of"),
-        ({"decay_type": "rsqrt", "timescale": 0}, "timescale must be positive"),
+        ({"decay_type": "rsqrt", "timescale": 0}, "timescale must be positive, got 0"),
+        ({"decay_type": "rsqrt", "timescale_epochs": 0}, "timescale_epochs must be positive"),
         ({"decay_type": "rsqrt", "shift": -1}, "shift must not be negative"),
         ({"decay_type": "stair", "steps": (3,)}, "one mult for each"),
         ({"decay_type": "stair", "steps": (3, 2), "mults": (1.0, 2.0)}, "ascending"),
@@ -140,7 +195,7 @@ def test_the_warmup_must_be_shorter_than_the_run() -> None:
 
 
 def test_a_schedule_needs_the_sizes_that_it_uses() -> None:
-    with pytest.raises(ConfigError, match="need batch_size"):
+    with pytest.raises(ConfigError, match="needs batch_size"):
         learning_rate_schedule(ScheduleConfig(scale_with_batchsize=True), total_steps=5)
     with pytest.raises(ConfigError, match="total_steps must be at least 1"):
         learning_rate_schedule(ScheduleConfig(), total_steps=0)

@@ -1,6 +1,6 @@
 """Learning-rate schedules: a factor per step, counted from 0.
 
-Durations are given in steps, examples, epochs or percent of the run, at most one of them a name.
+Durations are given in steps, examples, epochs or as a share of the run.
 Source: big_vision utils.py, create_learning_rate_schedule and steps.
 """
 
@@ -22,17 +22,25 @@ _ALIASES = {"linear_end": "end"}
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Shape of one schedule; field names are big_vision's.
+    """Shape of one schedule, with big_vision's names of the fields.
+
+    Durations whose names end in `_steps`, `_examples`, `_epochs` and `_percent` are alternatives:
+    at most one of the four may be set, and a percentage is a share of the run in [0, 1].
 
     Attributes:
         decay_type: one of `DECAY_TYPES`; "stair" without `steps` is constant.
         mult: factor on the whole schedule.
-        warmup_*, cooldown_*: linear ramps from 0 and to 0; percent lies in [0, 1].
-        power, end: of linear and polynomial decay; `end` is the last factor.
-        timescale, shift: of rsqrt, in steps.
-        timescale_examples: replaces timescale by this over the batch size.
-        steps, mults: of stair: from step `steps[i]` on the factor is `mults[i]`.
-        scale_with_batchsize: multiply by batch_size/256.
+        warmup_*: duration of the linear ramp from 0 at the start of the run.
+        cooldown_*: duration of the linear ramp to 0 at the end of the run.
+        power: exponent of the linear and the polynomial decay.
+        end: factor at the end of the linear and the polynomial decay.
+        timescale: timescale of the rsqrt decay in steps, where no `timescale_*` is set.
+        timescale_*: the same as a duration, rounded to whole steps.
+        shift: steps by which the rsqrt decay is moved, where no `shift_*` is set.
+        shift_*: the same as a duration, rounded to whole steps.
+        steps: steps at which the stair changes, ascending.
+        mults: factor of the stair from each of these steps on.
+        scale_with_batchsize: multiply the schedule by batch_size/256.
     """
 
     decay_type: str = "stair"
@@ -48,8 +56,15 @@ class ScheduleConfig:
     power: float = 1.0
     end: float = 0.0
     timescale: float = 10_000.0
+    timescale_steps: int | None = None
     timescale_examples: float | None = None
+    timescale_epochs: float | None = None
+    timescale_percent: float | None = None
     shift: float = 0.0
+    shift_steps: int | None = None
+    shift_examples: float | None = None
+    shift_epochs: float | None = None
+    shift_percent: float | None = None
     steps: tuple[int, ...] = ()
     mults: tuple[float, ...] = ()
     scale_with_batchsize: bool = False
@@ -59,8 +74,10 @@ class ScheduleConfig:
             raise ConfigError(
                 f"decay_type must be one of {', '.join(DECAY_TYPES)}, got {self.decay_type!r}"
             )
-        if self.timescale <= 0 or (self.timescale_examples or 1) <= 0:
-            raise ConfigError(f"timescale must be positive, got {self.timescale}")
+        for name in ("timescale", *(f"timescale_{unit}" for unit in DURATION_UNITS)):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} must be positive, got {value}")
         if self.shift < 0:
             raise ConfigError(f"shift must not be negative, got {self.shift}")
         if len(self.steps) != len(self.mults) or list(self.steps) != sorted(self.steps):
@@ -71,10 +88,10 @@ class ScheduleConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ScheduleConfig:
-        """Read big_vision's keys.
+        """Read a schedule with big_vision's keys.
 
         Raises:
-            ConfigError: unknown key, or a value that breaks a rule.
+            ConfigError: a key is unknown, or a value breaks a rule.
         """
         known = {field.name for field in fields(cls)}
         renamed = {_ALIASES.get(key, key): value for key, value in values.items()}
@@ -96,21 +113,23 @@ def duration_in_steps(
     batch_size: int | None = None,
     data_size: int | None = None,
 ) -> int | None:
-    """Steps of the duration that is stored as `{name}_steps`, `_examples`, `_epochs` or `_percent`.
+    """Convert the duration `{name}_steps`, `_examples`, `_epochs` or `_percent` to steps.
 
-    Rounds half to even and to at least 1, but an explicit 0 stays 0; `_steps` is taken as it is.
+    The result is rounded half to even and to at least 1, but an explicit 0 stays 0; a value of
+    `{name}_steps` is returned unchanged.
 
     Args:
-        durations: holds the keys, among others; None counts as absent.
-        total_steps: length of the run, for percent.
-        batch_size: examples a step, for examples and epochs.
-        data_size: examples an epoch, for epochs.
+        name: name of the duration, such as "warmup".
+        durations: settings that may hold these keys among others; None counts as absent.
+        total_steps: length of the run, which `_percent` needs.
+        batch_size: examples a step, which `_examples` and `_epochs` need.
+        data_size: examples an epoch, which `_epochs` needs.
 
     Returns:
-        Number of steps, or None when no unit is given.
+        Number of steps, or None where no unit is set.
 
     Raises:
-        ConfigError: two units at once, percent outside [0, 1], or the unit lacks a size it needs.
+        ConfigError: two units are set, a percentage lies outside [0, 1], or a size is missing.
     """
     given = [unit for unit in DURATION_UNITS if durations.get(f"{name}_{unit}") is not None]
     if not given:
@@ -150,61 +169,43 @@ def learning_rate_schedule(
     batch_size: int | None = None,
     data_size: int | None = None,
 ) -> Callable[[int], float]:
-    """The factor as a pure function of the step.
+    """Build the factor as a pure function of the step.
 
     Args:
+        config: shape of the schedule.
         total_steps: length of the run.
-        batch_size: examples a step; needed by durations in examples or epochs.
-        data_size: examples an epoch, summed over the sources of a mixture; needed by epochs.
+        batch_size: examples a step; durations in examples or epochs need it.
+        data_size: examples an epoch, summed over the sources of a mixture; epochs need it.
 
     Returns:
-        step (from 0) -> factor. With a warm-up the factor of step 0 is 0.
+        A function from the step, counted from 0, to the factor. With a warm-up the factor of
+        step 0 is 0.
 
     Raises:
-        ConfigError: total_steps below 1, warm-up not shorter than the run, or a missing size.
+        ConfigError: total_steps is below 1, the warm-up is not shorter than the run, or a size
+            is missing.
     """
     if total_steps < 1:
         raise ConfigError(f"total_steps must be at least 1, got {total_steps}")
-    warmup, cooldown = (
-        duration_in_steps(
+    if batch_size is None and config.scale_with_batchsize:
+        raise ConfigError("scale_with_batchsize needs batch_size; state it")
+
+    def in_steps(name: str, default: float) -> float:
+        steps = duration_in_steps(
             name,
             vars(config),
             total_steps=total_steps,
             batch_size=batch_size,
             data_size=data_size,
         )
-        or 0
-        for name in ("warmup", "cooldown")
-    )
+        return default if steps is None else steps
+
+    warmup, cooldown = in_steps("warmup", 0), in_steps("cooldown", 0)
     if warmup >= total_steps > 1:
         raise ConfigError(
             f"the warm-up must be shorter than the {total_steps} steps of the run, got {warmup}"
         )
-    if batch_size is None and (config.timescale_examples or config.scale_with_batchsize):
-        raise ConfigError("timescale_examples and scale_with_batchsize need batch_size; state it")
-    decay = _decay(config, total_steps, warmup, batch_size or 1)
-
-    def factor(step: int) -> float:
-        value = decay(step)
-        if warmup:
-            value *= min(1.0, step / warmup)
-        if cooldown:
-            value *= min(1.0, (total_steps - step) / cooldown)
-        return value
-
-    return factor
-
-
-def _decay(
-    config: ScheduleConfig, total_steps: int, warmup: int, batch_size: int
-) -> Callable[[int], float]:
-    """The factor without the linear ramps at both ends."""
-    base = config.mult * (batch_size / 256 if config.scale_with_batchsize else 1.0)
-    timescale = (
-        config.timescale
-        if config.timescale_examples is None
-        else config.timescale_examples / batch_size
-    )
+    base = config.mult * (batch_size / 256 if batch_size and config.scale_with_batchsize else 1.0)
 
     def progress(step: int) -> float:
         return min(max((step - warmup) / max(total_steps - warmup, 1), 0.0), 1.0)
@@ -216,15 +217,27 @@ def _decay(
         return config.end + (base - config.end) * (1.0 - progress(step)) ** config.power
 
     def rsqrt(step: int) -> float:
-        return base / math.sqrt(1.0 + (max(step - warmup, 0) + config.shift) / timescale)
+        return base / math.sqrt(1.0 + (max(step - warmup, 0) + shift) / timescale)
 
     def stair(step: int) -> float:
         return base * (1.0, *config.mults)[bisect_left(config.steps, step + 1)]
 
-    return {
+    if config.decay_type == "rsqrt":
+        timescale, shift = in_steps("timescale", config.timescale), in_steps("shift", config.shift)
+    decay = {
         "cosine": cosine,
         "linear": polynomial,
         "polynomial": polynomial,
         "rsqrt": rsqrt,
         "stair": stair,
     }[config.decay_type]
+
+    def factor(step: int) -> float:
+        value = decay(step)
+        if warmup:
+            value *= min(1.0, step / warmup)
+        if cooldown:
+            value *= min(1.0, (total_steps - step) / cooldown)
+        return value
+
+    return factor
