@@ -53,8 +53,8 @@ def tiny_command(output: Path, only: str | None, threads: int | None, quiet: boo
     show_default=True,
     help="File to write; its record goes beside it as .json.",
 )
-@click.option("--steps", type=click.IntRange(1), default=None, help="Updates; 3600 by default.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--steps", type=int, default=None, help="Updates; 3600 by default.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and order.")
 def codec_command(output: Path, steps: int | None, seed: int) -> None:
     """Train the mask codec on masks of drawn pictures; takes about seven minutes."""
     from dataclasses import replace
@@ -65,8 +65,9 @@ def codec_command(output: Path, steps: int | None, seed: int) -> None:
 
     options = replace(MaskCodecTraining(), seed=seed)
     if steps is not None:
-        options = replace(options, steps=steps, warmup_steps=min(options.warmup_steps, steps))
-    output.parent.mkdir(parents=True, exist_ok=True)
+        # A short run, to try the command out, warms up for half of it at most.
+        warmup_steps = min(options.warmup_steps, steps // 2)
+        options = replace(options, steps=steps, warmup_steps=warmup_steps)
     command = f"paligemma train codec --output {output.name} --steps {options.steps} --seed {seed}"
     with tqdm(total=options.steps, unit="step") as bar:
         record = train_codec_file(

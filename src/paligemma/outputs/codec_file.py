@@ -49,12 +49,17 @@ def _check_size(path: Path, num_bytes: int) -> None:
         )
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes beside the target and renames, so that no half-written file takes its name."""
+def require_codec_suffix(path: Path) -> None:
+    """Raise CheckpointError unless the path ends as a file that `write_arrays` writes."""
     if path.suffix not in (".npz", ".safetensors"):
         raise CheckpointError(
             f"A mask codec file must end in .npz or .safetensors, but is {path.name}; rename it."
         )
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes beside the target and renames, so that no half-written file takes its name."""
+    require_codec_suffix(path)
     with whole_file(path) as partial:
         if path.suffix == ".npz":
             stored: dict[str, Any] = arrays

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,13 +21,18 @@ import torch
 import torch.nn.functional as F
 
 from paligemma.errors import ConfigError
+from paligemma.outputs.codec_file import require_codec_suffix
 from paligemma.outputs.masks import MASK_SIZE_PX, crop_mask
-from paligemma.outputs.vqvae import CODES_PER_MASK, MaskCodec, MaskCodecConfig
+from paligemma.outputs.vqvae import CODES_PER_MASK, MaskCodec, MaskCodecConfig, load_mask_codec
 from paligemma.scenes import LABELS, SceneOptions, draw_scene
+from paligemma.train.schedule import ScheduleConfig, learning_rate_schedule
 
-_LOG = logging.getLogger(__name__)
-# Boxes thinner than this tell nothing of a shape (AiT drops them too).
+logger = logging.getLogger(__name__)
+
+# Thinner boxes are left out, as AiT leaves them out: their masks have no shape.
 _MIN_SIDE_PX = 2
+# torch's generators take no larger seed.
+_MAX_SEED = 2**64 - 1
 _CHUNK = 256
 
 
@@ -77,6 +83,7 @@ class MaskCodecTraining:
             "num_masks": (1, self.num_masks, 1_000_000),
             "warmup_steps": (0, self.warmup_steps, self.steps - 1),
             "report_every": (1, self.report_every, 10_000_000),
+            "seed": (0, self.seed, _MAX_SEED),
         }
         for name, (low, value, high) in rules.items():
             if not low <= value <= high:
@@ -187,9 +194,7 @@ def _train(
     masks: torch.Tensor,
     on_step: Callable[[MaskCodecProgress], None] | None,
 ) -> MaskCodec:
-    """The loop; masks uint8[N, 64, 64]."""
-    from paligemma.train.schedule import ScheduleConfig, learning_rate_schedule
-
+    """Run the training loop over masks uint8[N, 64, 64]."""
     codec = MaskCodec(
         MaskCodecConfig(
             channels=options.channels,
@@ -237,7 +242,7 @@ def _train(
                 iou=float(np.mean(ious)),
                 num_live=int(used.sum()),
             )
-            _LOG.info(
+            logger.info(
                 "step %d loss %.4f IoU %.4f codes %d",
                 *(progress.step, progress.loss, progress.iou, progress.num_live),
             )
@@ -319,17 +324,27 @@ def train_codec_file(
     num_heldout: int = 2000,
     on_step: Callable[[MaskCodecProgress], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains, measures on held-out masks and writes a codec with its record.
+    """Train a codec, measure it on held-out masks, and write it with its record.
 
     Args:
-      path: ends in `.safetensors` or `.npz`; stored as float16, the record beside it as `.json`.
-      command: what the user typed, for the record.
-      num_heldout: held-out masks to measure on.
+        path: file of the codec, ending in `.safetensors` or `.npz`; stored as float16, with the
+            record beside it as `.json`.
+        options: how the codec is trained.
+        command: command line that the record states.
+        num_heldout: number of held-out masks to measure on.
+        on_step: called every `report_every` steps and after the last one.
 
     Returns:
-      The record: command, options, wall time in seconds, curve and figures.
+        The record: command, options, wall time in seconds, curve and figures.
+
+    Raises:
+        CheckpointError: the path has another suffix.
+        ConfigError: the folder cannot be made or written.
     """
     path = Path(path)
+    # Drawing and training take minutes; a path that cannot be written is refused before them.
+    require_codec_suffix(path)
+    _require_writable(path.parent)
     curve: list[dict[str, Any]] = []
 
     def record_step(progress: MaskCodecProgress) -> None:
@@ -345,8 +360,6 @@ def train_codec_file(
     codec = train_mask_codec(options, masks=masks, on_step=record_step)
     ended = time.monotonic()
     codec.save(path, dtype="float16")
-
-    from paligemma.outputs.vqvae import load_mask_codec
 
     # Measured as stored: rounding to float16 moves codewords.
     heldout, shifted = (
@@ -365,3 +378,16 @@ def train_codec_file(
     }
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _require_writable(folder: Path) -> None:
+    """Make the folder, and write and remove a file there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"a mask codec needs a folder that can be written, got {folder} ({error}); "
+            "name another place"
+        ) from error

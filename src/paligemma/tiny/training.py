@@ -129,24 +129,32 @@ def run_stage(
     num_workers: int = 1,
     progress: bool = True,
 ) -> PaliGemmaModel:
-    """Run or resume one stage.
+    """Run or resume one stage; equal arguments, machine and thread count give an equal model.
 
     Args:
-        folder: of the whole training; the stage gets `folder/NAME`.
+        stage: the row of `STAGES`.
+        folder: folder of the whole training; the stage writes to `folder/NAME`.
+        tokenizer: tokenizer of the model.
+        codec: mask codec that writes the targets of segmentation; None where nothing is segmented.
         before: checkpoint of the stage before, or None to start from `init_tiny`.
-        seed: start of the scene seeds of this stage.
+        seed: first scene seed of this stage, and seed of the objective's new heads.
+        num_workers: processes that draw the batches.
+        progress: show a bar on standard error.
     """
-    model = PaliGemmaModel(tiny_config(tokenizer.vocab))
-    objective = SceneObjective(
-        model.config.vision.width,
-        text_width=model.config.text.width,
-        patch_weight=stage.patch_weight,
-        edge_weight=stage.edge_weight,
-        mask_token_weight=stage.mask_token_weight,
-        naming_weight=stage.naming_weight,
-        gathering_weight=stage.gathering_weight,
-        loc_sigma_bins=stage.loc_sigma_bins,
-    )
+    with torch.random.fork_rng(devices=[]):
+        # The heads of the objective draw their weights from torch's global generator.
+        torch.manual_seed(seed)
+        model = PaliGemmaModel(tiny_config(tokenizer.vocab))
+        objective = SceneObjective(
+            model.config.vision.width,
+            text_width=model.config.text.width,
+            patch_weight=stage.patch_weight,
+            edge_weight=stage.edge_weight,
+            mask_token_weight=stage.mask_token_weight,
+            naming_weight=stage.naming_weight,
+            gathering_weight=stage.gathering_weight,
+            loc_sigma_bins=stage.loc_sigma_bins,
+        )
     if before is None:
         init_tiny(model)
     else:
