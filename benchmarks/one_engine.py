@@ -117,7 +117,7 @@ def our_engine(task: Task) -> Engine:
 
         return ask, encode
 
-    return Engine(load=lambda: load_model(task.folder).model, prepare=prepare)
+    return Engine(load=lambda: load_model(task.folder), prepare=prepare)
 
 
 def transformers_engine(task: Task) -> Engine:

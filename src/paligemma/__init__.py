@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from paligemma.errors import PaliGemmaError
     from paligemma.model.paligemma import PaliGemmaModel
     from paligemma.outputs.types import Detection, Detections, TextAnswer
-    from paligemma.pipeline.answering import AnswerOptions
+    from paligemma.pipeline.options import AnswerOptions
     from paligemma.pipeline.paligemma import EncodedImage, PaliGemma
     from paligemma.processing.processor import Processor
     from paligemma.processing.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ __all__ = [
 
 # Where each name lives; importing the package alone imports neither torch nor numpy.
 _HOMES = {
-    "AnswerOptions": "paligemma.pipeline.answering",
+    "AnswerOptions": "paligemma.pipeline.options",
     "Batch": "paligemma.batch",
     "Detection": "paligemma.outputs.types",
     "Detections": "paligemma.outputs.types",

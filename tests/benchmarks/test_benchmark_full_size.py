@@ -81,11 +81,9 @@ def test_the_folder_holds_what_a_published_one_does(
     tokenizer = load_tokenizer(folder)
     tokenizer.check(loaded.config.vocab)
     assert tokenizer.decode(tokenizer.encode("a  b<loc0003>\n")) == "a  b<loc0003>\n"
-    deviations = [
-        parameter.std().item() for parameter in loaded.model.parameters() if parameter.ndim > 1
-    ]
+    deviations = [parameter.std().item() for parameter in loaded.parameters() if parameter.ndim > 1]
     assert min(deviations) > 0
-    first, second = (block.mlp.up.weight for block in list(loaded.model.text.blocks)[:2])
+    first, second = (block.mlp.up.weight for block in list(loaded.text.blocks)[:2])
     assert not torch.equal(first, second)
 
 

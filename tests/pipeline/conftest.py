@@ -31,6 +31,7 @@ class ScriptedModel:
     """Writes given ids, each with the same probability; the others share the rest."""
 
     device = torch.device("cpu")
+    training = False
 
     def __init__(self, pg: PaliGemma, ids: list[int], probability: float) -> None:
         self.config = pg.config

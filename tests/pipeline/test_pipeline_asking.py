@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -14,6 +14,8 @@ from tiny_folder import DESK
 
 from paligemma import Detections, PaliGemma, TextAnswer
 from paligemma.errors import CheckpointError, ConfigError, DataError, ImageError, PromptError
+from paligemma.pipeline.loading import LoadKeywords, LoadOptions
+from paligemma.pipeline.options import AnswerKeywords, AnswerOptions, AskKeywords, ObjectOptions
 
 Scripted = Callable[..., PaliGemma]
 
@@ -284,11 +286,24 @@ def test_a_batch_needs_a_picture_for_each_prompt(random_tiny: PaliGemma) -> None
         for one in (picture, DESK, str(DESK), DESK.read_bytes()):
             with pytest.raises(PromptError, match="got 1 and 2"):
                 random_tiny.generate_batch(one, ["ocr", "caption en"])  # type: ignore[arg-type]
-    with pytest.raises(ImageError, match=r"same number of frames, got \[2, 1\]"):
-        random_tiny.generate_batch([[DESK, DESK], DESK], ["ocr", "ocr"])
-    two, one = random_tiny.encode_image([DESK, DESK]), random_tiny.encode_image(DESK)
-    with pytest.raises(ImageError, match="same number of soft tokens"):
-        random_tiny.generate_batch([two, one], ["ocr", "ocr"])
+
+
+def test_examples_of_one_picture_and_of_several_frames_share_a_call(
+    random_tiny: PaliGemma,
+) -> None:
+    examples = [[DESK, DESK], DESK]
+    together = random_tiny.generate_batch(examples, ["ocr", "ocr"], max_new_tokens=4)
+    encoded = random_tiny.encode_images(examples)
+    assert [one.soft_tokens.shape[1] for one in encoded] == [
+        2 * random_tiny.config.num_image_tokens,
+        random_tiny.config.num_image_tokens,
+    ]
+    for example, picture, found in zip(examples, encoded, together, strict=True):
+        for alone in (
+            random_tiny.generate(example, "ocr", max_new_tokens=4),
+            random_tiny.generate(picture, "ocr", max_new_tokens=4),
+        ):
+            np.testing.assert_allclose(found.token_logprobs, alone.token_logprobs, atol=1e-5)
 
 
 def test_frames_of_one_example_are_read_one_after_the_other(random_tiny: PaliGemma) -> None:
@@ -376,5 +391,22 @@ def test_prompts_and_options_are_checked_before_a_picture_is_read(random_tiny: P
         random_tiny.ask("no-such-picture.png", " ")
     with pytest.raises(ConfigError, match="max_new_tokens"):
         random_tiny.read("no-such-picture.png", max_new_tokens=0)
-    with pytest.raises(TypeError, match="max_tokens"):
-        random_tiny.read("no-such-picture.png", max_tokens=3)
+    with pytest.raises(ConfigError, match="no option 'max_tokens' here; did you mean max_new_tok"):
+        random_tiny.read("no-such-picture.png", max_tokens=3)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="no option 'treshold' here; did you mean threshold"):
+        random_tiny.detect("no-such-picture.png", "cat", treshold=0.5)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="no option 'zzz' here; use max_new_tokens, temperature"):
+        random_tiny.caption("no-such-picture.png", zzz=1)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="no option 'image_size' here; did you mean image_size_"):
+        PaliGemma.from_pretrained("no-such-model", image_size=448)  # type: ignore[call-arg]
+
+
+def test_the_typed_keywords_are_the_fields_of_the_options() -> None:
+    pairs = {
+        AnswerKeywords: (AnswerOptions,),
+        AskKeywords: (AnswerOptions, ObjectOptions),
+        LoadKeywords: (LoadOptions,),
+    }
+    for keywords, kinds in pairs.items():
+        stated = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+        assert get_type_hints(keywords) == stated

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_folder import DESK, EMBEDDED, write_random_tiny
 
-from paligemma import PaliGemma
+from paligemma import AnswerOptions, PaliGemma
 from paligemma.errors import (
     CheckpointError,
     ConfigError,
@@ -31,17 +31,17 @@ def test_a_float16_file_runs_in_float32_and_rounds_keys_and_values_as_the_origin
     tiny_dir: Path,
 ) -> None:
     pg = PaliGemma.from_pretrained(tiny_dir)
-    assert pg.mode == "exact"
+    assert pg.settings.mode == "exact"
     assert {p.dtype for p in pg.model.parameters()} == {torch.float32}
-    assert pg.kv_cache_dtype == "bfloat16"
+    assert pg.settings.kv_cache_dtype == "bfloat16"
     theirs = PaliGemma.from_pretrained(tiny_dir, conventions="transformers")
-    assert theirs.kv_cache_dtype == "float32"
+    assert theirs.settings.kv_cache_dtype == "float32"
 
 
 def test_a_bfloat16_file_runs_in_bfloat16_unless_told_otherwise(tmp_path: Path) -> None:
     folder = write_random_tiny(tmp_path / "model", dtype="bfloat16")
     pg = PaliGemma.from_pretrained(folder)
-    assert pg.mode == "bf16"
+    assert pg.settings.mode == "bf16"
     assert {p.dtype for p in pg.model.parameters()} == {torch.bfloat16}
     exact = PaliGemma.from_pretrained(folder, mode="exact")
     assert {p.dtype for p in exact.model.parameters()} == {torch.float32}
@@ -159,15 +159,15 @@ def test_public_names_are_imported_when_used_and_unknown_ones_are_not() -> None:
 
 def test_a_model_may_ask_to_weigh_locations_together(tmp_path: Path) -> None:
     folder = write_random_tiny(tmp_path / "model")
-    assert not PaliGemma.from_pretrained(folder).weigh_locations
+    assert not PaliGemma.from_pretrained(folder).settings.weigh_locations
     path = folder / "config.json"
     body = json.loads(path.read_text())
     body["paligemma"]["weigh_locations"] = True
     path.write_text(json.dumps(body))
     pg = PaliGemma.from_pretrained(folder)
-    assert pg.weigh_locations
+    assert pg.settings.weigh_locations
     chosen = [
-        pg._request(["detect star"], options, 8).steps.sampler
+        AnswerOptions(**options).decoder(pg.settings, pg.vocab, 8).sampler  # type: ignore[union-attr]
         for options in ({}, {"weigh_locations": False}, {"temperature": 0.5})
     ]
     assert chosen == [LocationGreedy(pg.vocab.loc0), Greedy(), Temperature(0.5)]

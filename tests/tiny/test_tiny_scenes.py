@@ -22,6 +22,7 @@ from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.parse import parse_objects
 from paligemma.outputs.rle import encode_rle
 from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
+from paligemma.pipeline.options import RunSettings
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.tasks.scenes.rows import (
@@ -60,9 +61,7 @@ def bundle(codec: MaskCodec) -> SimpleNamespace:
         model=model,
         processor=Processor(tokenizer, 64),
         mask_codec=codec,
-        mode="exact",
-        kv_cache_dtype="float32",
-        weigh_locations=False,
+        settings=RunSettings(kv_cache_dtype="float32"),
     )
 
 
@@ -316,7 +315,8 @@ def test_mixed_precision_is_honoured(
     monkeypatch.setattr(bundle.model, "encode_image", watching)
     options = SceneEvalOptions(limit=1, size_px=64, kinds=("answer",))
     for mode in ("exact", "mixed"):
-        evaluate_scenes(SimpleNamespace(**{**vars(bundle), "mode": mode}), options)
+        settings = RunSettings(mode=mode, kv_cache_dtype="float32")
+        evaluate_scenes(SimpleNamespace(**{**vars(bundle), "settings": settings}), options)
     assert seen == [torch.float32, torch.bfloat16]
 
 

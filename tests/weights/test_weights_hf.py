@@ -46,8 +46,8 @@ def test_a_model_survives_safetensors_bit_by_bit(
     save_model(model, tmp_path / "a", spelling=spelling)
     loaded = load_model(tmp_path / "a")
     assert loaded.config == model.config
-    assert same(loaded.model, model)
-    save_model(loaded.model, tmp_path / "b", spelling=spelling)
+    assert same(loaded, model)
+    save_model(loaded, tmp_path / "b", spelling=spelling)
     first = (tmp_path / "a" / "model.safetensors").read_bytes()
     assert first == (tmp_path / "b" / "model.safetensors").read_bytes()
 
@@ -201,7 +201,7 @@ def test_shards_are_bounded_and_the_safetensors_package_reads_them(
         assert all(index["weight_map"][key] == file for key in part)
         tensors |= part
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors.values())
-    assert same(load_model(tmp_path / "hf").model, model)
+    assert same(load_model(tmp_path / "hf"), model)
 
 
 def test_padding_rows_are_written_on_demand_never_win_and_are_dropped_on_reading(
@@ -217,7 +217,7 @@ def test_padding_rows_are_written_on_demand_never_win_and_are_dropped_on_reading
     assert int(logits.argmax(-1).max()) < 130
     loaded = load_model(tmp_path / "hf")
     assert loaded.config == model.config
-    assert same(loaded.model, model)
+    assert same(loaded, model)
 
 
 def rewrite(folder: Path, change) -> None:
@@ -245,7 +245,7 @@ def test_a_tied_head_may_be_stored_and_must_equal_the_table(
     save_model(model, tmp_path / "hf")
     table = model.text.embed.weight.detach()
     rewrite(tmp_path / "hf", lambda t: t.update({key: table.clone()}))
-    assert same(load_model(tmp_path / "hf").model, model)
+    assert same(load_model(tmp_path / "hf"), model)
     rewrite(tmp_path / "hf", lambda t: t.update({key: table + 1}))
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from .* ties them"):
         load_model(tmp_path / "hf")
@@ -259,7 +259,7 @@ def test_buffers_of_old_files_are_passed_over(make_config, make_model, tmp_path:
         "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6),
     }
     rewrite(tmp_path / "hf", lambda t: t.update(buffers))
-    assert same(load_model(tmp_path / "hf").model, model)
+    assert same(load_model(tmp_path / "hf"), model)
 
 
 def test_one_tensor_in_two_spellings_is_refused(make_config, make_model, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_what_a_model_asks_of_decoding_is_saved_and_converted(
     save_model(make_model(config), tmp_path / "a", layout=layout, dtype="float16")
     convert(tmp_path / "a", tmp_path / "b", layout="npz", dtype="float32")
     convert(tmp_path / "b", tmp_path / "c", dtype="float16")
-    save_model(load_model(tmp_path / "c").model, tmp_path / "d", layout=layout)
+    save_model(load_model(tmp_path / "c"), tmp_path / "d", layout=layout)
     assert load_model(tmp_path / "d").config == config
     texts = [(tmp_path / name / "config.json").read_text() for name in "acd"]
     assert texts == texts[:1] * 3

@@ -16,7 +16,7 @@ from paligemma.model.siglip import resize_position_table
 from paligemma.weights import catalog
 from paligemma.weights import load as load_module
 from paligemma.weights import save as save_module
-from paligemma.weights.load import load_model
+from paligemma.weights.load import OpenCheckpoint, load_model
 from paligemma.weights.npz import NpzWriter
 from paligemma.weights.save import convert, save_model
 
@@ -110,7 +110,7 @@ def test_weights_in_the_file_s_dtype_are_mapped_not_copied(
 ) -> None:
     model = make_model(make_config(2))
     save_model(model, tmp_path / "hf", dtype="bfloat16")
-    mapped = load_model(tmp_path / "hf").model
+    mapped = load_model(tmp_path / "hf")
     weight = mapped.text.blocks[1].mlp.up.weight
     path = str(tmp_path / "hf" / "model.safetensors")
     ranges = [
@@ -134,9 +134,10 @@ def test_the_dtype_is_what_was_asked_for(
     model = make_model(make_config(2))
     save_model(model, tmp_path / "m", layout=layout, dtype="bfloat16")
     loaded = load_model(tmp_path / "m", dtype=dtype)
-    assert {p.dtype for p in loaded.model.parameters()} == {getattr(torch, dtype)}
-    assert loaded.table_dtype == torch.bfloat16
-    assert not loaded.model.training
+    assert {p.dtype for p in loaded.parameters()} == {getattr(torch, dtype)}
+    with OpenCheckpoint(tmp_path / "m") as opened:
+        assert opened.table_dtype == torch.bfloat16
+    assert not loaded.training
     with pytest.raises(ConfigError, match="float32, bfloat16, float16"):
         load_model(tmp_path / "m", dtype="int8")
 
@@ -148,10 +149,10 @@ def test_another_resolution_resizes_the_position_table_only(
     save_model(model, tmp_path / "hf")
     loaded = load_model(tmp_path / "hf", image_size_px=56)
     assert loaded.config == model.config.with_resolution(56)
-    table = loaded.model.vision.pos_embedding
+    table = loaded.vision.pos_embedding
     assert torch.equal(table, resize_position_table(model.vision.pos_embedding, 16))
     assert torch.equal(table[0, 0], model.vision.pos_embedding[0, 0])
-    assert torch.equal(loaded.model.vision.norm.weight, model.vision.norm.weight)
+    assert torch.equal(loaded.vision.norm.weight, model.vision.norm.weight)
     with pytest.raises(ConfigError, match="multiple of patch_size_px"):
         load_model(tmp_path / "hf", image_size_px=57)
 
@@ -163,9 +164,9 @@ def test_the_embedding_factor_is_rounded_to_the_file_s_dtype(
     model = make_model(make_config(1))
     model.text.set_embed_scale(torch.bfloat16)
     save_model(model, tmp_path / "hf", dtype="bfloat16")
-    assert load_model(tmp_path / "hf").model.text.embed_scale == 5.65625
-    assert load_model(tmp_path / "hf", dtype="float32").model.text.embed_scale == 5.65625
-    theirs = load_model(tmp_path / "hf", dtype="float32", conventions="transformers").model
+    assert load_model(tmp_path / "hf").text.embed_scale == 5.65625
+    assert load_model(tmp_path / "hf", dtype="float32").text.embed_scale == 5.65625
+    theirs = load_model(tmp_path / "hf", dtype="float32", conventions="transformers")
     assert abs(theirs.text.embed_scale - 32**0.5) < 1e-6
 
 
@@ -182,17 +183,17 @@ def test_converting_the_dtype_keeps_the_embedding_factor(
     )
     convert(tmp_path / "a", tmp_path / "b", layout="npz", dtype=after)
     convert(tmp_path / "b", tmp_path / "c")
-    assert load_model(tmp_path / "b").model.text.embed_scale == scale
-    assert load_model(tmp_path / "c").model.text.embed_scale == scale
+    assert load_model(tmp_path / "b").text.embed_scale == scale
+    assert load_model(tmp_path / "c").text.embed_scale == scale
 
 
 def test_the_cache_is_bfloat16_by_the_original_s_convention(
     make_config, make_model, tmp_path: Path
 ) -> None:
     save_model(make_model(make_config(1)), tmp_path / "hf")
-    assert load_model(tmp_path / "hf").cache_dtype == torch.bfloat16
-    assert load_model(tmp_path / "hf", conventions="transformers").cache_dtype == torch.float32
-    assert load_model(tmp_path / "hf", cache_dtype="float32").cache_dtype == torch.float32
+    for conventions, dtype in (("big_vision", torch.bfloat16), ("transformers", torch.float32)):
+        with OpenCheckpoint(tmp_path / "hf", conventions=conventions) as opened:
+            assert opened.cache_dtype(opened.load()) == dtype
     with pytest.raises(ConfigError, match="big_vision, transformers, got 'keras'"):
         load_model(tmp_path / "hf", conventions="keras")
 
@@ -298,7 +299,7 @@ def test_overwriting_is_asked_for_and_removes_files_of_the_old_checkpoint(
         save_model(second, tmp_path / "m")
     save_model(second, tmp_path / "m", overwrite=True)
     assert sorted(os.listdir(tmp_path / "m")) == ["config.json", "model.safetensors", "notes.txt"]
-    loaded = load_model(tmp_path / "m").model
+    loaded = load_model(tmp_path / "m")
     assert torch.equal(loaded.projector.weight, second.projector.weight)
 
 
@@ -307,11 +308,11 @@ def test_a_mapped_model_can_be_saved_over_its_own_file(
 ) -> None:
     model = make_model(make_config(1))
     save_model(model, tmp_path / "m")
-    mapped = load_model(tmp_path / "m").model
+    mapped = load_model(tmp_path / "m")
     with torch.no_grad():
         mapped.projector.weight.add_(1)
     save_model(mapped, tmp_path / "m", overwrite=True)
-    again = load_model(tmp_path / "m").model
+    again = load_model(tmp_path / "m")
     assert torch.equal(again.projector.weight, model.projector.weight + 1)
     assert torch.equal(again.text.embed.weight, mapped.text.embed.weight)
 

@@ -142,7 +142,7 @@ def test_pieces_are_read_as_one_file(make_config, make_model, tmp_path: Path) ->
         (tmp_path / f"m.npz.part{number}").write_bytes(piece)
     for source in (tmp_path, tmp_path / "m.npz.part3"):
         loaded = load_model(source, config=model.config)
-        assert torch.equal(loaded.model.text.embed.weight, model.text.embed.weight)
+        assert torch.equal(loaded.text.embed.weight, model.text.embed.weight)
 
 
 @pytest.mark.parametrize(

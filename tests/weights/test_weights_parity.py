@@ -40,13 +40,13 @@ def theirs(folder: Path) -> Any:
 
 def through_hf(model: PaliGemmaModel, tmp_path: Path) -> tuple[PaliGemmaModel, Path]:
     save_model(model, tmp_path / "hf", max_shard_bytes=40_000)
-    return load_model(tmp_path / "hf").model, tmp_path / "hf"
+    return load_model(tmp_path / "hf"), tmp_path / "hf"
 
 
 def through_npz(model: PaliGemmaModel, tmp_path: Path) -> tuple[PaliGemmaModel, Path]:
     save_model(model, tmp_path / "npz", layout="npz")
     convert(tmp_path / "npz", tmp_path / "hf", spelling="current", pad_rows=True)
-    return load_model(tmp_path / "npz").model, tmp_path / "hf"
+    return load_model(tmp_path / "npz"), tmp_path / "hf"
 
 
 layouts = pytest.mark.parametrize("through", [through_hf, through_npz])
@@ -168,13 +168,13 @@ def test_the_final_cap_and_the_window_are_taken_over_by_name(
     save_model(make_model(config), tmp_path / "hf")
     inputs = example()
     expected = their_logits(theirs(tmp_path / "hf"), *inputs)
-    as_theirs = load_model(tmp_path / "hf", conventions="transformers").model
+    as_theirs = load_model(tmp_path / "hf", conventions="transformers")
     assert as_theirs.config == config
     with torch.no_grad():
         soft = as_theirs.encode_image(inputs[0])
         capped = as_theirs(soft, *inputs[1:], final_softcap=True)
     assert (capped - expected).abs().max().item() <= 1e-4
-    as_original = load_model(tmp_path / "hf").model
+    as_original = load_model(tmp_path / "hf")
     assert as_original.config.text.final_softcap is None
     assert as_original.config.text.sliding_window is None
     assert (our_logits(as_original, *inputs) - expected).abs().max().item() > 0.1
@@ -252,7 +252,7 @@ def test_a_folder_that_transformers_saved_is_read(
     loaded = load_model(tmp_path / "theirs")
     assert loaded.config == config
     expected = dict(model.named_parameters())
-    assert all(torch.equal(p, expected[n]) for n, p in loaded.model.named_parameters())
+    assert all(torch.equal(p, expected[n]) for n, p in loaded.named_parameters())
 
 
 def test_a_config_of_transformers_alone_needs_only_the_vocabulary(make_config) -> None:

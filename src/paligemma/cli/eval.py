@@ -193,6 +193,7 @@ def load_step(
 
     from paligemma.model import PaliGemmaModel
     from paligemma.outputs.vqvae import load_mask_codec
+    from paligemma.pipeline.options import RunSettings
     from paligemma.processing.processor import Processor
     from paligemma.processing.tokenizer import Tokenizer
     from paligemma.tiny.start import PATCH_PX, tiny_config
@@ -216,9 +217,7 @@ def load_step(
             model=model.eval(),
             processor=Processor(tokenizer, size_px),
             mask_codec=None if codec_path is None else load_mask_codec(codec_path),
-            mode="exact",
-            kv_cache_dtype="float32",
-            weigh_locations=True,
+            settings=RunSettings(kv_cache_dtype="float32", weigh_locations=True),
         ),
     )
 

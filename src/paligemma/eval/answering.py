@@ -10,15 +10,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paligemma.batch import Batch
 from paligemma.config import release_of
 from paligemma.errors import ConfigError, ImageError, PromptError
 from paligemma.eval.pixels import ReadPictures, read_pictures
@@ -35,11 +33,8 @@ from paligemma.example import (
 from paligemma.generate import (
     BeamOptions,
     DecodeOptions,
-    Generation,
     Greedy,
     LocationGreedy,
-    beam_search,
-    generate,
 )
 from paligemma.jobs.plan import picture_key
 from paligemma.model import PaliGemmaModel
@@ -47,7 +42,8 @@ from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.parse import parse_tokens
 from paligemma.outputs.types import Detection, TokenRecord
 from paligemma.outputs.vqvae import MaskCodec
-from paligemma.pipeline.answering import token_record
+from paligemma.pipeline.engine import Engine, Request
+from paligemma.pipeline.options import RunSettings
 from paligemma.processing.processor import Processor, TokenRow, inference_row
 
 logger = logging.getLogger(__name__)
@@ -65,11 +61,7 @@ class AskedModel(Protocol):
     @property
     def mask_codec(self) -> MaskCodec | None: ...
     @property
-    def mode(self) -> str: ...
-    @property
-    def kv_cache_dtype(self) -> str: ...
-    @property
-    def weigh_locations(self) -> bool: ...
+    def settings(self) -> RunSettings: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,9 +117,7 @@ class ModelAnswerer:
         bundle = self._bundle
         return {
             "model": fingerprint(self._model),
-            "mode": bundle.mode,
-            "kv_cache_dtype": bundle.kv_cache_dtype,
-            "weigh_locations": bundle.weigh_locations,
+            **asdict(bundle.settings),
             "image_size_px": self._processor.image_size_px,
             "noise_id": self._noise_id,
             **_released_as(self._model),
@@ -179,11 +169,10 @@ class ModelAnswerer:
 
     # With the model
 
-    @torch.inference_mode()
     def answer(self, examples: Sequence[Example], prepared: PreparedBatch) -> list[Prediction]:
         """One prediction an example, in order."""
         found: dict[int, Prediction] = {}
-        groups: dict[Asking, list[int]] = {}
+        asked: list[int] = []
         shown: dict[str, ReadPictures] = {}
         for position, one in enumerate(examples):
             key = picture_key(one)
@@ -193,51 +182,40 @@ class ModelAnswerer:
                 found[position] = Prediction(id=one.id, text="", error=error)
                 continue
             shown[key] = picture
-            groups.setdefault(self._asking_of(one), []).append(position)
-        if groups:
-            with self._in_evaluation(), self._precision():
-                soft, place = self._encode(shown), {key: at for at, key in enumerate(shown)}
-                for asking, positions in groups.items():
-                    batch = self._batch([prepared.rows[k] for k in positions])
-                    keys = [picture_key(examples[k]) for k in positions]
-                    rows = torch.tensor([place[key] for key in keys], device=soft.device)
-                    written = self._decode(asking, batch, soft[rows])
-                    for at, (position, key) in enumerate(zip(positions, keys, strict=True)):
-                        record = token_record(written, at, self._model.config.vocab)
-                        score = float(written.scores[at])
-                        found[position] = replace(
-                            self._understood(asking, record, shown[key]),
-                            id=examples[position].id,
-                            logprob=score,
-                            note=shown[key].note,
-                        )
+            asked.append(position)
+        engine = Engine(self._model, self._bundle.settings)
+        pixels = [torch.from_numpy(one.pixels) for one in shown.values()]
+        soft = dict(zip(shown, engine.encode(pixels), strict=True))
+        requests = [
+            self._request(examples[k], prepared.rows[k], soft[picture_key(examples[k])])
+            for k in asked
+        ]
+        for position, written in zip(
+            asked, engine.answer(requests, max_rows=len(requests)), strict=True
+        ):
+            one = examples[position]
+            picture = shown[picture_key(one)]
+            found[position] = replace(
+                self._understood(self._asking_of(one), written.record, picture),
+                id=one.id,
+                logprob=written.logprob,
+                note=picture.note,
+            )
         return [found[position] for position in range(len(examples))]
 
-    def _encode(self, shown: Mapping[str, ReadPictures]) -> Tensor:
-        """float[P, F*I, D]."""
-        pixels = torch.from_numpy(np.stack([one.pixels for one in shown.values()]))
-        return self._model.encode_image(pixels.to(self._model.device, self._model.dtype))
+    def _request(self, one: Example, row: TokenRow | str, soft_tokens: Tensor) -> Request:
+        assert isinstance(row, TokenRow)
+        decoder = self._decoder(self._asking_of(one))
+        return Request(row=row, soft_tokens=soft_tokens, decoder=decoder)
 
-    def _batch(self, rows: Sequence[TokenRow | str]) -> Batch:
-        real = [row for row in rows if isinstance(row, TokenRow)]
-        longest = max(map(len, real))
-        fitted = [row.fit(longest, self._processor.vocab.pad) for row in real]
-        return Batch(
-            images=None,
-            tokens=torch.tensor([row.tokens for row in fitted]),
-            mask_ar=torch.tensor([row.mask_ar for row in fitted]),
-            mask_input=torch.tensor([row.mask_input for row in fitted], dtype=torch.bool),
-        )
-
-    def _decode(self, asking: Asking, batch: Batch, soft: Tensor) -> Generation:
-        model, bundle, vocab = self._model, self._bundle, self._model.config.vocab
+    def _decoder(self, asking: Asking) -> DecodeOptions | BeamOptions:
+        settings, vocab = self._bundle.settings, self._model.config.vocab
         if asking.num_beams > 1:
-            beams = BeamOptions(
+            return BeamOptions(
                 num_beams=asking.num_beams,
                 max_new_tokens=asking.max_new_tokens,
-                kv_cache_dtype=bundle.kv_cache_dtype,
+                kv_cache_dtype=settings.kv_cache_dtype,
             )
-            return beam_search(model, batch, beams, soft_tokens=soft)
         has_objects = asking.answer != TEXT
         if has_objects and not vocab.has_objects:
             raise ConfigError(
@@ -248,15 +226,14 @@ class ModelAnswerer:
         if asking.answer == ALL_CLASSES:
             noise = () if self._noise_id is None else (self._noise_id,)
             banned = (vocab.eos, *noise)
-        weighs = has_objects and bundle.weigh_locations
-        options = DecodeOptions(
+        weighs = has_objects and settings.weigh_locations
+        return DecodeOptions(
             max_new_tokens=asking.max_new_tokens,
             sampler=LocationGreedy(vocab.loc0) if weighs else Greedy(),
             banned_ids=banned,
-            kv_cache_dtype=bundle.kv_cache_dtype,
+            kv_cache_dtype=settings.kv_cache_dtype,
             record_loc_probs=has_objects,
         )
-        return generate(model, batch, options, soft_tokens=soft)
 
     # After the model
 
@@ -289,27 +266,6 @@ class ModelAnswerer:
                 if one.is_valid
             ),
         )
-
-    def _in_evaluation(self) -> AbstractContextManager[object]:
-        return _Evaluating(self._model)
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if self._bundle.mode != "mixed":
-            return nullcontext()
-        return torch.autocast(self._model.device.type, dtype=torch.bfloat16)
-
-
-class _Evaluating:
-    """A model in evaluation mode, and afterwards as it was."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._was_training = model, model.training
-
-    def __enter__(self) -> None:
-        self._model.eval()
-
-    def __exit__(self, *raised: object) -> None:
-        self._model.train(self._was_training)
 
 
 def _released_as(model: PaliGemmaModel) -> dict[str, str]:

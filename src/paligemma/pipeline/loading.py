@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 
@@ -12,23 +13,36 @@ from paligemma.config import MAX_IMAGE_SIZE_PX, PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError, TokenizerError
 from paligemma.generate.prompt import KV_CACHE_DTYPES
 from paligemma.model import PaliGemmaModel
+from paligemma.pipeline.options import RunSettings
 from paligemma.processing.image import MAX_PIXELS
 from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, require_resize_method
 from paligemma.processing.tokenizer import load_tokenizer
-from paligemma.weights.catalog import Checkpoint, resolve
+from paligemma.weights.catalog import Checkpoint
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hf_config import CONVENTIONS, Conventions
-from paligemma.weights.load import (
-    AttentionOptions,
-    load_model,
-    open_weights,
-    read_config,
-    require_fit,
-)
+from paligemma.weights.load import AttentionOptions, OpenCheckpoint
 
-MODES = ("exact", "mixed", "bf16")
 CODEC_VARIABLE = "PALIGEMMA_MASK_CODEC"
+
+
+class LoadKeywords(TypedDict, total=False):
+    """The fields of `LoadOptions` as keywords, for type checkers."""
+
+    mode: str | None
+    device: str | torch.device | None
+    revision: str | None
+    image_size_px: int | None
+    conventions: Conventions
+    resize_method: str
+    kv_cache_dtype: str | None
+    attn_softcap: float | None
+    final_softcap: float | None
+    sliding_window: int | None
+    tokenizer: str | Path | None
+    mask_codec: str | Path | None
+    allow_url: bool
+    max_pixels: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +102,7 @@ class LoadOptions:
                 f"conventions must be one of {', '.join(CONVENTIONS)}, got {self.conventions!r}"
             )
         if self.mode is not None:
-            require_mode(self.mode)
+            RunSettings(mode=self.mode)
         if self.kv_cache_dtype not in (None, *KV_CACHE_DTYPES):
             raise ConfigError(
                 f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, "
@@ -103,14 +117,19 @@ class LoadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A loaded model and what belongs to it; `mask_codec` is a file, read when first needed."""
+    """A loaded model and what belongs to it.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        processor: the model's processor.
+        mask_codec: file of the mask codec, read when first needed; None where there is none.
+        settings: how the model computes.
+    """
 
     model: PaliGemmaModel
     processor: Processor
     mask_codec: Path | None
-    mode: str
-    kv_cache_dtype: str
-    weigh_locations: bool
+    settings: RunSettings
 
 
 def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretrained:
@@ -118,75 +137,58 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
 
     Args:
         name: "tiny", a hub id such as "google/paligemma2-3b-mix-448", a folder, or an .npz.
+        options: how to load it.
 
     Raises:
         PaliGemmaError: unknown name, files that do not fit, or an option out of its range.
     """
     device = _device(options.device)
-    checkpoint = resolve(name, revision=options.revision)
-    mask_codec = _find_codec(checkpoint, options.mask_codec)
-    config, stored = _read_header(checkpoint, options)
-    processor = _make_processor(checkpoint, config, options)
-    mode = options.mode or ("bf16" if stored == torch.bfloat16 else "exact")
-    loaded = load_model(
-        checkpoint,
-        dtype=torch.bfloat16 if mode == "bf16" else torch.float32,
-        device=device,
-        image_size_px=options.image_size_px,
-        conventions=options.conventions,
-        cache_dtype=options.kv_cache_dtype,
-        attention=options.attention,
-    )
-    return Pretrained(
-        model=loaded.model,
-        processor=processor,
-        mask_codec=mask_codec,
-        mode=mode,
-        kv_cache_dtype=dtype_name(loaded.cache_dtype),
-        weigh_locations=loaded.config.weigh_locations,
-    )
+    with _opened(name, options) as opened:
+        mask_codec = _find_codec(opened.checkpoint, options.mask_codec)
+        processor = _make_processor(opened, options)
+        mode = options.mode or ("bf16" if opened.table_dtype == torch.bfloat16 else "exact")
+        dtype = torch.bfloat16 if mode == "bf16" else torch.float32
+        model = opened.load(dtype=dtype, device=device)
+        return Pretrained(
+            model=model,
+            processor=processor,
+            mask_codec=mask_codec,
+            settings=RunSettings(
+                mode=mode,
+                kv_cache_dtype=options.kv_cache_dtype or dtype_name(opened.cache_dtype(model)),
+                weigh_locations=opened.config.weigh_locations,
+            ),
+        )
 
 
 def load_processor(
     name: str | os.PathLike[str], options: LoadOptions
 ) -> tuple[Processor, PaliGemmaConfig]:
     """The processor of a model and its config, without its weights; as `load_pretrained`."""
-    checkpoint = resolve(name, revision=options.revision)
-    config, _ = _read_header(checkpoint, options)
-    return _make_processor(checkpoint, config, options), config
+    with _opened(name, options) as opened:
+        return _make_processor(opened, options), opened.config
 
 
-def _read_header(
-    checkpoint: Checkpoint, options: LoadOptions
-) -> tuple[PaliGemmaConfig, torch.dtype]:
-    """Config at the wanted resolution, and the dtype of the embedding table in the file."""
-    with open_weights(checkpoint) as weights:
-        config, _ = read_config(checkpoint, weights, options.conventions, options.attention)
-        require_fit(weights, config)
-        stored = weights.table_dtype()
-    if options.image_size_px is not None:
-        config = config.with_resolution(options.image_size_px)
-    return config, stored
+def _opened(name: str | os.PathLike[str], options: LoadOptions) -> OpenCheckpoint:
+    return OpenCheckpoint(
+        name,
+        image_size_px=options.image_size_px,
+        conventions=options.conventions,
+        attention=options.attention,
+        revision=options.revision,
+    )
 
 
-def _make_processor(
-    checkpoint: Checkpoint, config: PaliGemmaConfig, options: LoadOptions
-) -> Processor:
-    tokenizer = load_tokenizer(_find_tokenizer(checkpoint, options.tokenizer))
-    tokenizer.check(config.vocab)
+def _make_processor(opened: OpenCheckpoint, options: LoadOptions) -> Processor:
+    tokenizer = load_tokenizer(_find_tokenizer(opened.checkpoint, options.tokenizer))
+    tokenizer.check(opened.config.vocab)
     return Processor(
         tokenizer,
-        config.vision.image_size_px,
+        opened.config.vision.image_size_px,
         resize_method=options.resize_method,
         allow_url=options.allow_url,
         max_pixels=options.max_pixels,
     )
-
-
-def require_mode(mode: str) -> None:
-    """Raise ConfigError unless `mode` is one of `MODES`."""
-    if mode not in MODES:
-        raise ConfigError(f"the mode must be one of {', '.join(MODES)}, got {mode!r}")
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -1,6 +1,6 @@
 """The façade: load a model by its name, then ask it about pictures.
 
-picture + prompt -> Processor -> Batch -> model -> ids -> parser -> text, boxes, masks, scores
+picture + prompt -> Processor -> Engine -> ids -> parser -> text, boxes, masks, scores
 """
 
 from __future__ import annotations
@@ -9,40 +9,33 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, cast
 
-import torch
 from torch import Tensor
 
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ImageError, PromptError
-from paligemma.generate import Step, stream
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.boxes import Box, encode_boxes, format_loc, require_box
 from paligemma.outputs.parse import parse_tokens, text_answer
-from paligemma.outputs.types import (
-    Detections,
-    ParsedOutput,
-    TextAnswer,
-    TokenRecord,
-    require_selection,
-)
-from paligemma.pipeline.answering import (
+from paligemma.outputs.types import Detections, ParsedOutput, TextAnswer
+from paligemma.pipeline.engine import MAX_ROWS, Engine, Request, Written
+from paligemma.pipeline.loading import CODEC_VARIABLE, LoadKeywords, LoadOptions, load_pretrained
+from paligemma.pipeline.notices import warn_of_cuts, warn_of_missing_masks
+from paligemma.pipeline.options import (
+    AnswerKeywords,
     AnswerOptions,
-    Request,
-    joined,
+    AskKeywords,
+    RunSettings,
+    chosen,
+    chosen_for_asking,
     object_grammar,
-    report_maskless,
-    reported,
-    text_pieces,
-    write_answers,
 )
-from paligemma.pipeline.loading import CODEC_VARIABLE, LoadOptions, load_pretrained, require_mode
+from paligemma.pipeline.streaming import checked, text_pieces
 from paligemma.processing import prompts
 from paligemma.processing.image import ImageSource, load_image
 from paligemma.processing.processor import Processor
@@ -82,7 +75,7 @@ class EncodedImage:
     owner: PaliGemma = field(repr=False)
     picture: NDArray[Any] | None = field(default=None, repr=False)
 
-    def ask(self, prompt: str, **options: Any) -> TextAnswer | Detections:
+    def ask(self, prompt: str, **options: Unpack[AskKeywords]) -> TextAnswer | Detections:
         """See `PaliGemma.ask`."""
         return self.owner.ask(self, prompt, **options)
 
@@ -95,12 +88,10 @@ class PaliGemma:
     `AnswerOptions` as keywords.
 
     Args:
-        model: in evaluation mode, on the device to be used.
-        processor: of this model.
+        model: on the device to be used.
+        processor: the model's processor.
         mask_codec: decodes `<seg>` tokens: a codec, its file, or None.
-        mode: "exact", "mixed" or "bf16"; only "mixed" computes otherwise than the weights say.
-        kv_cache_dtype: "bfloat16", as the original, or "float32".
-        weigh_locations: default of the option of that name.
+        settings: how the model computes.
     """
 
     def __init__(
@@ -109,39 +100,40 @@ class PaliGemma:
         processor: Processor,
         *,
         mask_codec: MaskCodec | str | Path | None = None,
-        mode: str = "exact",
-        kv_cache_dtype: str = "bfloat16",
-        weigh_locations: bool = False,
+        settings: RunSettings | None = None,
     ) -> None:
-        require_mode(mode)
         self.model = model
         self.processor = processor
-        self.mode = mode
-        self.kv_cache_dtype = kv_cache_dtype
-        self.weigh_locations = weigh_locations
+        self.settings = settings or RunSettings()
         self._mask_codec = mask_codec
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> PaliGemma:
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], **options: Unpack[LoadKeywords]
+    ) -> PaliGemma:
         """Load a model.
 
         Args:
             name: "tiny", a hub id such as "google/paligemma2-3b-mix-448", a folder, or an .npz.
             options: fields of `LoadOptions`: mode, device, revision, image_size_px, conventions,
-                resize_method, kv_cache_dtype, tokenizer, mask_codec, allow_url, max_pixels.
+                resize_method, kv_cache_dtype, tokenizer, mask_codec, allow_url, max_pixels, ...
 
         Raises:
-            PaliGemmaError: unknown name, files that do not fit, or an option out of its range.
+            PaliGemmaError: unknown name, files that do not fit, or an option that is unknown or out
+                of its range.
         """
-        loaded = load_pretrained(name, LoadOptions(**options))
+        loaded = load_pretrained(name, chosen(LoadOptions, options))
         return cls(
             loaded.model,
             loaded.processor,
             mask_codec=loaded.mask_codec,
-            mode=loaded.mode,
-            kv_cache_dtype=loaded.kv_cache_dtype,
-            weigh_locations=loaded.weigh_locations,
+            settings=loaded.settings,
         )
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the model."""
+        return Engine(self.model, self.settings)
 
     @property
     def config(self) -> PaliGemmaConfig:
@@ -171,14 +163,7 @@ class PaliGemma:
     # Asking
 
     def ask(
-        self,
-        image: Picture | None,
-        prompt: str,
-        *,
-        threshold: float | None = None,
-        max_overlap: float | None = None,
-        constrain: bool = False,
-        **options: Any,
+        self, image: Picture | None, prompt: str, **options: Unpack[AskKeywords]
     ) -> TextAnswer | Detections:
         """Whatever the prompt asks for.
 
@@ -186,44 +171,45 @@ class PaliGemma:
             image: a picture, a list of frames, or None for text alone.
             prompt: `detect ...` and `segment ...` give Detections, and so does every answer in
                 which the model wrote boxes; other answers are text.
-            threshold: lowest confidence of an object; None keeps all, empty boxes too.
-            max_overlap: of one thing found twice only the likelier, see `Detections.distinct`; None
-                keeps all.
-            constrain: allow a detect or segment prompt only well-formed objects of its labels.
-            options: fields of `AnswerOptions`.
+            options: fields of `AnswerOptions` and `ObjectOptions`.
 
         Raises:
             PromptError, ImageError, ConfigError: bad input; see `Processor` and `AnswerOptions`.
             CheckpointError: the mask codec that a segment prompt needs cannot be read.
         """
-        require_selection(threshold, max_overlap)
+        of_answer, of_objects = chosen_for_asking(options)
         asks = _OBJECT_PROMPT.fullmatch(prompts.clean_prompt(prompt)[0])
-        request = self._request([prompt], options, MAX_OBJECT_TOKENS if asks else MAX_TEXT_TOKENS)
-        encode = self.processor.tokenizer.encode
-        grammar = (
-            object_grammar(self.vocab, encode, asks[1], asks[2]) if asks and constrain else None
-        )
+        bound = MAX_OBJECT_TOKENS if asks else MAX_TEXT_TOKENS
+        request = self._request(prompt, of_answer, bound)
+        if asks and of_objects.constrain:
+            of_answer.require_one_answer("a grammar")
+            encode = self.processor.tokenizer.encode
+            grammar = object_grammar(self.vocab, encode, asks[1], asks[2])
+            request = replace(request, constraint=grammar)
         asks_masks = asks is not None and asks[1] == "segment"
         if asks_masks:
-            _ = self.mask_codec  # What is wrong with it is said before the answer is waited for.
+            _ = self.mask_codec  # A codec that cannot be read is reported before the model runs.
         encoded = None if image is None else self.encode_image(image)
-        soft_tokens = None if encoded is None else encoded.soft_tokens
-        with self._precision():
-            record = write_answers(self.model, request, soft_tokens, grammar)[0]
-        parsed = parse_tokens(record, self.vocab, self.processor.tokenizer.decode)
+        written = self._written([_about(request, encoded)])[0]
+        parsed = parse_tokens(written.record, self.vocab, self.processor.tokenizer.decode)
         if encoded is None or not (asks or parsed.objects):
-            return self._text(record)
-        found = self._detections(parsed, encoded).selected(threshold, max_overlap)
+            return self._text(written)
+        found = self._detections(parsed, encoded)
+        found = found.selected(of_objects.threshold, of_objects.max_overlap)
         if asks_masks:
-            report_maskless(found, has_codec=self.mask_codec is not None)
+            warn_of_missing_masks(found, has_codec=self.mask_codec is not None)
         return found
 
-    def detect(self, image: Picture, labels: str | Sequence[str], **options: Any) -> Detections:
+    def detect(
+        self, image: Picture, labels: str | Sequence[str], **options: Unpack[AskKeywords]
+    ) -> Detections:
         """Boxes of the named things; what is not found is absent. Options as in `ask`."""
         _require_picture(image, "detect")
         return cast(Detections, self.ask(image, prompts.detect_prompt(labels), **options))
 
-    def segment(self, image: Picture, labels: str | Sequence[str], **options: Any) -> Detections:
+    def segment(
+        self, image: Picture, labels: str | Sequence[str], **options: Unpack[AskKeywords]
+    ) -> Detections:
         """Boxes and masks of the named things. Options as in `ask`."""
         _require_picture(image, "segment")
         return cast(Detections, self.ask(image, prompts.segment_prompt(labels), **options))
@@ -235,7 +221,7 @@ class PaliGemma:
         lang: str = "en",
         style: str = "caption",
         box_yxyx: Box | None = None,
-        **options: Any,
+        **options: Unpack[AnswerKeywords],
     ) -> TextAnswer:
         """A caption of the picture, or of one box of it.
 
@@ -254,16 +240,18 @@ class PaliGemma:
         return self.generate(image, prompt, **options)
 
     def answer(
-        self, image: Picture, question: str, *, lang: str = "en", **options: Any
+        self, image: Picture, question: str, *, lang: str = "en", **options: Unpack[AnswerKeywords]
     ) -> TextAnswer:
         """A short answer to a question about the picture."""
         return self.generate(image, prompts.answer_prompt(question, lang), **options)
 
-    def read(self, image: Picture, **options: Any) -> TextAnswer:
+    def read(self, image: Picture, **options: Unpack[AnswerKeywords]) -> TextAnswer:
         """All text in the picture."""
         return self.generate(image, prompts.read_prompt(), **options)
 
-    def generate(self, image: Picture | None, prompt: str, **options: Any) -> TextAnswer:
+    def generate(
+        self, image: Picture | None, prompt: str, **options: Unpack[AnswerKeywords]
+    ) -> TextAnswer:
         """The answer as text, location and mask tokens spelt out."""
         return self.generate_batch(None if image is None else [image], [prompt], **options)[0]
 
@@ -271,7 +259,7 @@ class PaliGemma:
         self,
         images: Sequence[Picture] | EncodedImage | None,
         prompts: Sequence[str],
-        **options: Any,
+        **options: Unpack[AnswerKeywords],
     ) -> list[TextAnswer]:
         """Answers to many prompts at once, of whatever length.
 
@@ -283,36 +271,40 @@ class PaliGemma:
                 f"a batch needs a list of prompts, got {type(prompts).__name__}; "
                 "ask a single prompt with generate"
             )
-        if not prompts:
-            return []
-        request = self._request(prompts, options, MAX_TEXT_TOKENS)
-        soft_tokens = None
+        of_answer = chosen(AnswerOptions, options)
+        requests = [self._request(prompt, of_answer, MAX_TEXT_TOKENS) for prompt in prompts]
+        if images is None:
+            return self._texts(requests)
         if isinstance(images, EncodedImage):
-            soft_tokens = self.encode_image(images).soft_tokens
-        elif images is not None:
-            if isinstance(images, str | bytes | os.PathLike) or not hasattr(images, "__len__"):
-                images = [cast(Picture, images)]
-            if len(images) != len(prompts):
-                raise PromptError(
-                    f"a batch needs a picture for each prompt, got {len(images)} and "
-                    f"{len(prompts)}; encode a picture first to ask it many prompts"
-                )
-            soft_tokens = joined([one.soft_tokens for one in self.encode_images(images)])
-        with self._precision():
-            records = write_answers(self.model, request, soft_tokens)
-        return [self._text(record) for record in records]
+            encoded = self.encode_image(images)
+            return self._texts([_about(request, encoded) for request in requests])
+        if isinstance(images, str | bytes | os.PathLike) or not hasattr(images, "__len__"):
+            images = [cast(Picture, images)]
+        if len(images) != len(prompts):
+            raise PromptError(
+                f"a batch needs a picture for each prompt, got {len(images)} and {len(prompts)}; "
+                "encode a picture first to ask it many prompts"
+            )
+        answers: list[TextAnswer] = []
+        for start in range(0, len(requests), MAX_ROWS):  # No more pictures are in memory at a time.
+            some = slice(start, start + MAX_ROWS)
+            pairs = zip(requests[some], self.encode_images(images[some]), strict=True)
+            answers += self._texts([_about(request, encoded) for request, encoded in pairs])
+        return answers
 
-    def stream(self, image: Picture | None, prompt: str, **options: Any) -> Iterator[str]:
+    def stream(
+        self, image: Picture | None, prompt: str, **options: Unpack[AnswerKeywords]
+    ) -> Iterator[str]:
         """Pieces of the answer as they are written; joined they are the text of `generate`.
 
-        A warning after the last piece says where the bound cut the answer.
+        A warning after the last piece reports an answer that the bound cut.
         """
-        request = self._request([prompt], options, MAX_TEXT_TOKENS)
-        request.options.require_one_answer("a stream")
-        soft_tokens = None if image is None else self.encode_image(image).soft_tokens
-        steps = stream(self.model, request.batch, request.steps, soft_tokens=soft_tokens)
-        told = reported(self._precisely(steps), request.steps.max_new_tokens)
-        return text_pieces(told, self.processor.tokenizer.decode)
+        of_answer = chosen(AnswerOptions, options)
+        of_answer.require_one_answer("a stream")
+        request = self._request(prompt, of_answer, MAX_TEXT_TOKENS)
+        request = _about(request, None if image is None else self.encode_image(image))
+        steps = checked(self.engine.stream(request), on_cut=lambda: warn_of_cuts(1, [request]))
+        return text_pieces(steps, self.processor.tokenizer.decode)
 
     # Reading pictures
 
@@ -333,7 +325,7 @@ class PaliGemma:
                     "model; encode the picture again"
                 )
         read = [self._read(image) for image in images if not isinstance(image, EncodedImage)]
-        soft_tokens = self._encode([pixels for pixels, _ in read]) if read else ()
+        soft_tokens = self.engine.encode([pixels for pixels, _ in read]) if read else []
         new = iter(
             EncodedImage(
                 soft_tokens=tokens,
@@ -360,36 +352,30 @@ class PaliGemma:
         allow_url, max_pixels = self.processor.allow_url, self.processor.max_pixels
         return load_image(source, allow_url=allow_url, max_pixels=max_pixels)
 
-    @torch.no_grad()
-    def _encode(self, pixels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        num_frames = [len(example) if example.ndim == 4 else 1 for example in pixels]
-        if len({example.shape for example in pixels}) > 1:
-            raise ImageError(
-                f"all examples of a batch must have the same number of frames, got {num_frames}; "
-                "batch them apart"
-            )
-        with self._precision():
-            soft_tokens = self.model.encode_image(torch.stack(list(pixels)).to(self.model.device))
-        return soft_tokens.split(1)
-
     # Answering
 
-    def _request(
-        self, prompts: Sequence[str], options: dict[str, Any], max_new_tokens: int
-    ) -> Request:
-        chosen = AnswerOptions(**options)
-        weighs = self.weigh_locations if chosen.weigh_locations is None else chosen.weigh_locations
-        steps = chosen.decode_options(
-            max_new_tokens=max_new_tokens,
-            kv_cache_dtype=self.kv_cache_dtype,
-            record_loc_probs=self.vocab.has_objects,
-            weighed_from=self.vocab.loc0 if weighs and self.vocab.has_objects else None,
+    def _request(self, prompt: str, options: AnswerOptions, max_new_tokens: int) -> Request:
+        """A checked request for text alone, made before any picture is read."""
+        return Request(
+            row=self.processor.prompt_row(prompt),
+            soft_tokens=None,
+            decoder=options.decoder(self.settings, self.vocab, max_new_tokens),
+            best_of=options.best_of,
         )
-        batch = self.processor.inference_batch(None, prompts)
-        return Request(batch=batch, options=chosen, steps=steps)
 
-    def _text(self, record: TokenRecord) -> TextAnswer:
-        return text_answer(record, self.vocab, self.processor.tokenizer.decode)
+    def _written(self, requests: Sequence[Request]) -> list[Written]:
+        """The answers, with a warning where bounds cut some."""
+        written = self.engine.answer(requests)
+        num_cut = sum(one.is_cut for one in written)
+        if num_cut:
+            warn_of_cuts(num_cut, requests)
+        return written
+
+    def _texts(self, requests: Sequence[Request]) -> list[TextAnswer]:
+        return [self._text(written) for written in self._written(requests)]
+
+    def _text(self, written: Written) -> TextAnswer:
+        return text_answer(written.record, self.vocab, self.processor.tokenizer.decode)
 
     def _detections(self, parsed: ParsedOutput, encoded: EncodedImage) -> Detections:
         has_masks = any(item.seg is not None for item in parsed.objects)
@@ -398,19 +384,10 @@ class PaliGemma:
             to_detections(parsed, encoded.image_wh, codec=codec), picture=encoded.picture
         )
 
-    def _precision(self) -> AbstractContextManager[object]:
-        if self.mode != "mixed":
-            return nullcontext()
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
 
-    def _precisely(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """The steps, each computed in the model's mode, which the caller's code must not share."""
-        while True:
-            with self._precision():
-                step = next(steps, None)
-            if step is None:
-                return
-            yield step
+def _about(request: Request, encoded: EncodedImage | None) -> Request:
+    """The request with its picture."""
+    return request if encoded is None else replace(request, soft_tokens=encoded.soft_tokens)
 
 
 def _require_picture(image: Picture | None, what: str) -> None:

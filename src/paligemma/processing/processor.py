@@ -137,6 +137,21 @@ class Processor:
     def vocab(self) -> Vocab:
         return self.tokenizer.vocab
 
+    def prompt_row(self, prompt: str, suffix: str = "") -> TokenRow:
+        """The tokens of one prompt to be continued.
+
+        Args:
+            prompt: prefix as typed; see `clean_prompt`.
+            suffix: answer already begun, continued without EOS.
+
+        Raises:
+            PromptError: a bad prompt.
+        """
+        prefix = self._reporting(clean_prompt, prompt)
+        return layout(
+            self.tokenizer.encode(prefix), self.tokenizer.encode(suffix), self.vocab, add_eos=False
+        )
+
     def inference_batch(
         self,
         images: Sequence[ExampleImages] | None,
@@ -168,12 +183,7 @@ class Processor:
         for suffix in suffixes:
             require_bounded("suffix", suffix)
         rows = [
-            layout(
-                self.tokenizer.encode(self._reporting(clean_prompt, prompt)),
-                self.tokenizer.encode(suffix),
-                self.vocab,
-                add_eos=False,
-            )
+            self.prompt_row(prompt, suffix)
             for prompt, suffix in zip(prompts, suffixes, strict=True)
         ]
         longest = max(map(len, rows))

@@ -339,7 +339,7 @@ def _table(seen: _Examination) -> Tensor:
 def _check_forward(seen: _Examination) -> Iterator[tuple[Level, str]]:
     stored = seen.reader.table_dtype()
     dtype = torch.float32 if stored == torch.float16 else stored
-    model = load_model(seen.checkpoint, dtype=dtype).model
+    model = load_model(seen.checkpoint, dtype=dtype)
     generator = torch.Generator().manual_seed(0)
     side = model.config.vision.image_size_px
     images = torch.rand(2, side, side, 3, generator=generator) * 2 - 1

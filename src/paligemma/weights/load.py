@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,26 +30,7 @@ from paligemma.weights.hf_config import (
 )
 from paligemma.weights.npz import NpzReader
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedModel:
-    """A model and where it came from.
-
-    Attributes:
-        model: in evaluation mode.
-        config: the model's.
-        checkpoint: the files, among them tokenizer and mask codec.
-        table_dtype: dtype of the embedding table in the file.
-        cache_dtype: dtype of keys and values while decoding; bfloat16 by big_vision's convention.
-    """
-
-    model: PaliGemmaModel
-    config: PaliGemmaConfig
-    checkpoint: Checkpoint
-    table_dtype: torch.dtype
-    cache_dtype: torch.dtype
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +101,96 @@ def require_fit(weights: HFReader | BigVisionReader, config: PaliGemmaConfig) ->
         )
 
 
+class OpenCheckpoint:
+    """A checkpoint whose header was read and found to fit; its tensors are read by `load`.
+
+    A context manager: the files stay open until it ends.
+
+    Args:
+        source: a name, folder or file as in `catalog.resolve`, or what that returned.
+        image_size_px: another resolution than the file's; the position table is resized.
+        conventions: whose rule holds where big_vision and transformers differ: final soft-cap,
+            sliding window, rounding of the embedding factor, dtype of the cache.
+        attention: caps and window, whatever the conventions say.
+        config: config of a model that neither config.json nor shapes describe.
+        revision: branch of the hub.
+
+    Attributes:
+        checkpoint: the files, among them tokenizer and mask codec.
+        config: the model's config at the wanted resolution.
+        table_dtype: dtype of the embedding table in the file.
+
+    Raises:
+        CheckpointError: unreadable files, or tensors that do not fit the config, all in one error.
+        ModelNotFoundError, AccessError, MissingExtraError, ConfigError: as in `catalog.resolve`.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Checkpoint,
+        *,
+        image_size_px: int | None = None,
+        conventions: Conventions = "big_vision",
+        attention: AttentionOptions | None = None,
+        config: PaliGemmaConfig | None = None,
+        revision: str | None = None,
+    ) -> None:
+        if not isinstance(source, Checkpoint):
+            source = resolve(source, revision=revision)
+        self.checkpoint = source
+        self._conventions = conventions
+        self._raw: dict[str, Any] = {}
+        with ExitStack() as files:
+            self._weights = open_weights(source)
+            files.callback(self._weights.__exit__, None, None, None)
+            if config is None:
+                config, self._raw = read_config(source, self._weights, conventions, attention)
+            require_fit(self._weights, config)
+            self.table_dtype = self._weights.table_dtype()
+            self._files = files.pop_all()
+        self._stored_config = config
+        self.config = config.with_resolution(image_size_px) if image_size_px else config
+
+    def __enter__(self) -> OpenCheckpoint:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._files.close()
+
+    def load(
+        self, *, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu"
+    ) -> PaliGemmaModel:
+        """Build the model on the meta device and assign its tensors one at a time.
+
+        Args:
+            dtype: dtype of the parameters; None keeps the file's, which lets safetensors be
+                memory-mapped.
+            device: where the parameters go.
+
+        Returns:
+            The model in evaluation mode.
+        """
+        start = time.perf_counter()
+        with torch.device("meta"):
+            model = PaliGemmaModel(self.config)
+        wanted = None if dtype is None else parse_dtype(dtype)
+        for name, tensor in self._weights.tensors(self._stored_config):
+            if name == "vision.pos_embedding":
+                tensor = resize_position_table(tensor, self.config.num_image_tokens)
+            if wanted is not None:
+                tensor = cast(tensor, wanted, name)
+            _assign(model, name, tensor.to(device))
+        _require_complete(model)
+        _set_embed_scale(model, self._raw, self.table_dtype, self._conventions)
+        logger.info("%s loaded in %.1f s", self.checkpoint.name, time.perf_counter() - start)
+        return model.eval()
+
+    def cache_dtype(self, model: PaliGemmaModel) -> torch.dtype:
+        """Dtype of keys and values while decoding, by the conventions: bfloat16 by big_vision's,
+        the model's own by transformers'."""
+        return torch.bfloat16 if self._conventions == "big_vision" else model.dtype
+
+
 def load_model(
     source: str | os.PathLike[str] | Checkpoint,
     *,
@@ -126,59 +198,30 @@ def load_model(
     device: torch.device | str = "cpu",
     image_size_px: int | None = None,
     conventions: Conventions = "big_vision",
-    cache_dtype: torch.dtype | str | None = None,
     attention: AttentionOptions | None = None,
     config: PaliGemmaConfig | None = None,
     revision: str | None = None,
-) -> LoadedModel:
-    """Load a model by name, folder or file.
+) -> PaliGemmaModel:
+    """Load a bare model by name, folder or file; arguments and errors as in `OpenCheckpoint`.
 
     Args:
-        source: as in `catalog.resolve`, or what it returned.
-        dtype: of the parameters; None keeps the file's, which lets safetensors be memory-mapped.
+        dtype: dtype of the parameters; None keeps the file's, which lets safetensors be
+            memory-mapped.
         device: where the parameters go, one tensor at a time.
-        image_size_px: another resolution than the file's; the position table is resized.
-        conventions: who decides where big_vision and transformers differ: final soft-cap, sliding
-            window, rounding of the embedding factor, dtype of the cache.
-        cache_dtype: dtype of keys and values, whatever the conventions say.
-        attention: caps and window, whatever the conventions say.
-        config: of a model that neither config.json nor shapes describe.
-        revision: branch of the hub.
 
-    Raises:
-        CheckpointError: unreadable files, or tensors that do not fit the config, all named at once.
-        ModelNotFoundError, AccessError, MissingExtraError, ConfigError: as in `catalog.resolve`.
+    Returns:
+        The model in evaluation mode, with its config as `model.config`.
     """
-    start = time.perf_counter()
-    checkpoint = source if isinstance(source, Checkpoint) else resolve(source, revision=revision)
-    with open_weights(checkpoint) as weights:
-        raw: dict[str, Any] = {}
-        if config is None:
-            config, raw = read_config(checkpoint, weights, conventions, attention)
-        require_fit(weights, config)
-        target = config.with_resolution(image_size_px) if image_size_px else config
-        with torch.device("meta"):
-            model = PaliGemmaModel(target)
-        wanted = None if dtype is None else parse_dtype(dtype)
-        for name, tensor in weights.tensors(config):
-            if name == "vision.pos_embedding":
-                tensor = resize_position_table(tensor, target.num_image_tokens)
-            if wanted is not None:
-                tensor = cast(tensor, wanted, name)
-            _assign(model, name, tensor.to(device))
-        table_dtype = weights.table_dtype()
-    _require_complete(model)
-    _set_embed_scale(model, raw, table_dtype, conventions)
-    _log.info("%s loaded in %.1f s", checkpoint.name, time.perf_counter() - start)
-    if cache_dtype is None:
-        cache_dtype = torch.bfloat16 if conventions == "big_vision" else model.dtype
-    return LoadedModel(
-        model=model.eval(),
-        config=target,
-        checkpoint=checkpoint,
-        table_dtype=table_dtype,
-        cache_dtype=parse_dtype(cache_dtype),
+    opened = OpenCheckpoint(
+        source,
+        image_size_px=image_size_px,
+        conventions=conventions,
+        attention=attention,
+        config=config,
+        revision=revision,
     )
+    with opened:
+        return opened.load(dtype=dtype, device=device)
 
 
 def _assign(model: PaliGemmaModel, name: str, tensor: Tensor) -> None:

@@ -13,7 +13,7 @@ from tiny_folder import DESK
 from paligemma import AnswerOptions, PaliGemma
 from paligemma.errors import ConfigError
 from paligemma.generate import Greedy, Nucleus, Temperature, TopK
-from paligemma.pipeline.answering import text_pieces
+from paligemma.pipeline.streaming import text_pieces
 
 
 @pytest.mark.parametrize(

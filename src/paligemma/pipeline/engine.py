@@ -1,0 +1,271 @@
+"""The engine: the only caller of `generate`. Pixels become soft tokens, requests become answers.
+
+The façade, evaluation, jobs and the server all ask through it.
+
+Axes: B rows, F frames, R input side, I image tokens, D decoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paligemma.batch import Batch
+from paligemma.errors import ConfigError
+from paligemma.generate import (
+    BeamOptions,
+    Constraint,
+    DecodeOptions,
+    Generation,
+    Step,
+    beam_search,
+    best_of_n,
+    generate,
+    stream,
+)
+from paligemma.model import PaliGemmaModel
+from paligemma.outputs.types import TokenRecord
+from paligemma.pipeline.options import RunSettings
+from paligemma.processing.processor import TokenRow
+from paligemma.vocab import NUM_LOC, Vocab
+
+# Rows decoded together unless the caller says otherwise, and the tokens of image and prompt that
+# these may have in all.
+MAX_ROWS = 32
+MAX_PREFIX_TOKENS = 16_384
+# Patches that the tower reads in one pass: 32 pictures of 224 px, 2 of 896.
+MAX_PATCHES = 8192
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """One prompt to be answered.
+
+    Attributes:
+        row: the prompt as tokens.
+        soft_tokens: float[1, F*I, D] from `Engine.encode`, or None for text alone. Requests may
+            share a picture.
+        decoder: how the answer is written.
+        best_of: number of drawn answers from which the most probable is kept.
+        constraint: grammar of the answer, or None.
+    """
+
+    row: TokenRow
+    soft_tokens: Tensor | None
+    decoder: DecodeOptions | BeamOptions
+    best_of: int = 1
+    constraint: Constraint | None = None
+
+    def __post_init__(self) -> None:
+        if self.constraint is not None and (
+            self.best_of != 1 or isinstance(self.decoder, BeamOptions)
+        ):
+            raise ConfigError(
+                "a grammar follows one answer token by token, got beams or best_of; leave these out"
+            )
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens of picture and prompt."""
+        return len(self.row) + (0 if self.soft_tokens is None else self.soft_tokens.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Written:
+    """The answer to one request.
+
+    Attributes:
+        record: ids with their log-probabilities, end token included.
+        logprob: sum of the log-probabilities.
+        is_cut: whether a larger bound would have given another answer, see `Generation.cut`.
+    """
+
+    record: TokenRecord
+    logprob: float
+    is_cut: bool
+
+
+class Engine:
+    """Runs one model in the precision that it was loaded for.
+
+    Args:
+        model: on its device.
+        settings: how it computes.
+    """
+
+    def __init__(self, model: PaliGemmaModel, settings: RunSettings) -> None:
+        self.model = model
+        self.settings = settings
+
+    @torch.inference_mode()
+    def encode(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        """Soft tokens of several examples, as many in one pass of the tower as memory allows.
+
+        Args:
+            pixels: float32[R, R, 3] or [F, R, R, 3] of each example, in [-1, 1].
+
+        Returns:
+            float[1, F*I, D] of each example.
+        """
+        found: dict[int, Tensor] = {}
+        with self._computing():
+            for positions in self._passes(pixels):
+                images = torch.stack([pixels[position] for position in positions])
+                soft_tokens = self.model.encode_image(images.to(self.model.device))
+                found.update(zip(positions, soft_tokens.split(1), strict=True))
+        return [found[position] for position in range(len(pixels))]
+
+    def _passes(self, pixels: Sequence[Tensor]) -> Iterator[list[int]]:
+        """Positions of examples that go through the tower together: of one number of frames."""
+        groups: dict[torch.Size, list[int]] = {}
+        for position, example in enumerate(pixels):
+            groups.setdefault(example.shape, []).append(position)
+        for shape, positions in groups.items():
+            num_frames = shape[0] if len(shape) == 4 else 1
+            size = max(1, MAX_PATCHES // (num_frames * self.model.config.num_image_tokens))
+            for start in range(0, len(positions), size):
+                yield positions[start : start + size]
+
+    def answer(self, requests: Sequence[Request], *, max_rows: int | None = None) -> list[Written]:
+        """Answers to all requests, in order.
+
+        Rows of one batch have the same decoder, pictures of one size and prompts of like length.
+
+        Args:
+            requests: prompts with their pictures.
+            max_rows: most rows that are decoded together; None is `MAX_ROWS`, and fewer where these
+                would have more than `MAX_PREFIX_TOKENS`.
+
+        Raises:
+            ConfigError: an option does not fit the vocabulary, or the model produced NaN.
+        """
+        found: dict[int, Written] = {}
+        for positions in _batches(requests, max_rows):
+            of_batch = [requests[position] for position in positions]
+            with self._computing():
+                generation = self._generated(of_batch)
+            for row, position in enumerate(positions):
+                found[position] = _written(generation, row, self.model.config.vocab)
+        return [found[position] for position in range(len(requests))]
+
+    def stream(self, request: Request) -> Iterator[Step]:
+        """Steps of one answer, each yielded before the next is computed.
+
+        Raises:
+            ConfigError: the request asks for beams or for the best of several draws.
+        """
+        decoder = request.decoder
+        if isinstance(decoder, BeamOptions) or request.best_of != 1:
+            raise ConfigError(
+                "a stream follows one answer token by token, got beams or best_of; leave these out"
+            )
+        steps = stream(
+            self.model,
+            self._batch([request]),
+            decoder,
+            soft_tokens=request.soft_tokens,
+            constraint=request.constraint,
+        )
+        return self._precisely(steps)
+
+    def _generated(self, requests: Sequence[Request]) -> Generation:
+        """What `generate` writes for the rows of one batch."""
+        first = requests[0]
+        batch, soft_tokens = self._batch(requests), _joined(requests)
+        if isinstance(first.decoder, BeamOptions):
+            return beam_search(self.model, batch, first.decoder, soft_tokens=soft_tokens)
+        if first.best_of != 1:
+            return best_of_n(
+                self.model, batch, first.decoder, n=first.best_of, soft_tokens=soft_tokens
+            )
+        constraints = [request.constraint for request in requests]
+        return generate(
+            self.model,
+            batch,
+            first.decoder,
+            soft_tokens=soft_tokens,
+            constraint=None if not any(constraints) else constraints,
+        )
+
+    def _batch(self, requests: Sequence[Request]) -> Batch:
+        longest = max(len(request.row) for request in requests)
+        rows = [request.row.fit(longest, self.model.config.vocab.pad) for request in requests]
+        return Batch(
+            images=None,
+            tokens=torch.tensor([row.tokens for row in rows]),
+            mask_ar=torch.tensor([row.mask_ar for row in rows]),
+            mask_input=torch.tensor([row.mask_input for row in rows], dtype=torch.bool),
+        )
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """The model in evaluation mode and in its precision; afterwards as it was."""
+        was_training = self.model.training
+        with ExitStack() as stack:
+            if was_training:
+                self.model.eval()
+                stack.callback(self.model.train)
+            if self.settings.mode == "mixed":
+                stack.enter_context(torch.autocast(self.model.device.type, dtype=torch.bfloat16))
+            yield
+
+    def _precisely(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The steps, each computed in the model's precision, which the caller's code must not
+        share."""
+        while True:
+            with self._computing():
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
+
+
+def _batches(requests: Sequence[Request], max_rows: int | None) -> Iterator[list[int]]:
+    """Positions of requests that are answered together, long prompts first."""
+    groups: dict[object, list[int]] = {}
+    for position, request in enumerate(requests):
+        soft_tokens = request.soft_tokens
+        shape = None if soft_tokens is None else soft_tokens.shape[1]
+        groups.setdefault((request.decoder, request.best_of, shape), []).append(position)
+    for positions in groups.values():
+        # Python's sort is stable: rows of one length stay in the caller's order.
+        ordered = sorted(positions, key=lambda position: -len(requests[position].row))
+        while ordered:
+            # The first row is the longest, so it says how many fit.
+            fit = MAX_PREFIX_TOKENS // requests[ordered[0]].num_prefix_tokens
+            size = max(1, min(fit, MAX_ROWS)) if max_rows is None else max_rows
+            yield ordered[:size]
+            ordered = ordered[size:]
+
+
+def _joined(requests: Sequence[Request]) -> Tensor | None:
+    """Soft tokens of a batch: float[B or 1, F*I, D], or None for text alone."""
+    each = [request.soft_tokens for request in requests if request.soft_tokens is not None]
+    if not each:
+        return None
+    # One picture for all rows is expanded, not copied.
+    return each[0] if all(one is each[0] for one in each) else torch.cat(each)
+
+
+def _written(generation: Generation, row: int, vocab: Vocab) -> Written:
+    """One row of a generation as the parser reads it."""
+    length = int(generation.lengths[row])
+    ids = generation.ids[row, :length].cpu().numpy()
+    loc_probs = None
+    if generation.loc_probs is not None:
+        loc_probs = np.zeros((length, NUM_LOC), np.float32)
+        is_loc = (ids >= vocab.loc0) & (ids < vocab.loc0 + NUM_LOC)
+        loc_probs[is_loc] = generation.loc_probs[row].float().cpu().numpy()
+    record = TokenRecord(
+        ids=ids,
+        logprobs=generation.logprobs[row, :length].float().cpu().numpy(),
+        loc_probs=loc_probs,
+    )
+    return Written(
+        record=record, logprob=float(generation.scores[row]), is_cut=bool(generation.cut[row])
+    )

@@ -1,0 +1,271 @@
+"""What a user may say of an answer, checked, and the decoder that it names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypedDict, TypeVar
+
+from paligemma.errors import ConfigError
+from paligemma.generate import (
+    BeamOptions,
+    DecodeOptions,
+    Greedy,
+    LengthPenalty,
+    LocationGreedy,
+    Nucleus,
+    ObjectGrammar,
+    Sampler,
+    Temperature,
+    TopK,
+    require_number,
+    require_whole,
+)
+from paligemma.outputs.boxes import SEPARATOR
+from paligemma.outputs.types import require_selection
+from paligemma.vocab import Vocab
+
+MAX_SEED = 2**63
+MODES = ("exact", "mixed", "bf16")
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a loaded model computes; the same for every answer.
+
+    Attributes:
+        mode: "exact" (float32), "mixed" (float32 weights, bfloat16 arithmetic) or "bf16"; only
+            "mixed" computes otherwise than the weights' dtype says.
+        kv_cache_dtype: dtype of keys and values while decoding: "bfloat16", as the original, or
+            "float32".
+        weigh_locations: default of the option of that name in `AnswerOptions`.
+    """
+
+    mode: str = "exact"
+    kv_cache_dtype: str = "bfloat16"
+    weigh_locations: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(f"the mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+
+
+class AnswerKeywords(TypedDict, total=False):
+    """The fields of `AnswerOptions` as keywords, for type checkers."""
+
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    num_beams: int
+    length_penalty: float | None
+    best_of: int
+    seed: int
+    weigh_locations: bool | None
+
+
+class AskKeywords(AnswerKeywords, total=False):
+    """The fields of `AnswerOptions` and `ObjectOptions` as keywords, for type checkers."""
+
+    threshold: float | None
+    max_overlap: float | None
+    constrain: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectOptions:
+    """Which objects of an answer are kept, and whether a grammar guides them.
+
+    Attributes:
+        threshold: lowest confidence of an object; None keeps all, empty boxes too.
+        max_overlap: of one thing found twice keep only the likelier, see `Detections.distinct`;
+            None keeps all.
+        constrain: allow a detect or segment prompt only well-formed objects of its labels.
+    """
+
+    threshold: float | None = None
+    max_overlap: float | None = None
+    constrain: bool = False
+
+    def __post_init__(self) -> None:
+        require_selection(self.threshold, self.max_overlap)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """How to write an answer; greedy by default.
+
+    Attributes:
+        max_new_tokens: bound of the answer, end token included; None is 128, and 512 where boxes
+            are asked for.
+        temperature: draws from softmax(logits / temperature); None or 0 takes the most probable
+            token.
+        top_k: draws among the k most probable tokens.
+        top_p: draws from the smallest set of tokens whose probabilities reach p.
+        num_beams: number of hypotheses of beam search; 1 is no beam search.
+        length_penalty: compares finished beams by score / length^penalty; None compares plain sums,
+            as the original does.
+        best_of: draws this many answers and keeps the most probable.
+        seed: seed of the sampler's generator.
+        weigh_locations: greedy answers weigh all locations together against any other token, see
+            `LocationGreedy`; None follows the model's config.json, where the default is False.
+
+    Raises:
+        ConfigError: a value of another type, out of its range, or at odds with another.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    num_beams: int = 1
+    length_penalty: float | None = None
+    best_of: int = 1
+    seed: int = 0
+    weigh_locations: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_beams", "best_of", "seed"):
+            require_whole(name, getattr(self, name))
+        for name in ("max_new_tokens", "top_k"):
+            if getattr(self, name) is not None:
+                require_whole(name, getattr(self, name))
+        for name in ("temperature", "top_p", "length_penalty"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name))
+        if not 0 <= self.seed < MAX_SEED:
+            raise ConfigError(f"the seed must lie in 0..{MAX_SEED - 1}, got {self.seed}")
+        if self.top_k is not None and self.top_p is not None:
+            raise ConfigError(
+                f"a draw is bounded by top_k or by top_p, got {self.top_k} and {self.top_p}; "
+                "leave one out"
+            )
+        draws = not isinstance(self.sampler, Greedy)
+        if self.num_beams != 1 and (draws or self.best_of != 1):
+            raise ConfigError(
+                f"beam search draws nothing, got num_beams = {self.num_beams} with temperature, "
+                "top_k, top_p or best_of; leave either out"
+            )
+        if self.best_of != 1 and not draws:
+            raise ConfigError(
+                f"best_of = {self.best_of} needs answers that differ, but none are drawn; "
+                "state a temperature, top_k or top_p"
+            )
+        if self.length_penalty is not None and self.num_beams == 1:
+            raise ConfigError(
+                f"a length penalty compares beams, got {self.length_penalty:g} with one beam; "
+                "raise num_beams or leave the penalty out"
+            )
+
+    @property
+    def sampler(self) -> Sampler:
+        """The way of choosing a token that these options name."""
+        if self.temperature == 0:
+            return Greedy()
+        temperature = 1.0 if self.temperature is None else self.temperature
+        if self.top_k is not None:
+            return TopK(self.top_k, temperature)
+        if self.top_p is not None:
+            return Nucleus(self.top_p, temperature)
+        return Greedy() if self.temperature is None else Temperature(temperature)
+
+    def decoder(
+        self, settings: RunSettings, vocab: Vocab, max_new_tokens: int
+    ) -> DecodeOptions | BeamOptions:
+        """The options of the decoder that these options name.
+
+        Args:
+            settings: settings of the model that will answer.
+            vocab: the model's vocabulary.
+            max_new_tokens: bound of the answer where the user gave none.
+
+        Raises:
+            ConfigError: a value out of bounds.
+        """
+        bound = max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+        if self.num_beams != 1:
+            penalty = self.length_penalty
+            return BeamOptions(
+                num_beams=self.num_beams,
+                max_new_tokens=bound,
+                length_penalty=None if penalty is None else LengthPenalty("power", penalty),
+                kv_cache_dtype=settings.kv_cache_dtype,
+            )
+        weighs = settings.weigh_locations if self.weigh_locations is None else self.weigh_locations
+        sampler = self.sampler
+        if weighs and vocab.has_objects and isinstance(sampler, Greedy):
+            sampler = LocationGreedy(vocab.loc0)
+        return DecodeOptions(
+            max_new_tokens=bound,
+            sampler=sampler,
+            kv_cache_dtype=settings.kv_cache_dtype,
+            record_loc_probs=vocab.has_objects,
+            seed=self.seed,
+        )
+
+    def require_one_answer(self, what: str) -> None:
+        """Raise ConfigError where several answers are written to choose from."""
+        if self.num_beams != 1 or self.best_of != 1:
+            raise ConfigError(
+                f"{what} follows one answer token by token, got num_beams = {self.num_beams} and "
+                f"best_of = {self.best_of}; leave these out"
+            )
+
+
+def chosen(kind: type[Options], keywords: Mapping[str, Any]) -> Options:
+    """Options from the keywords of a method.
+
+    Args:
+        kind: a dataclass of options.
+        keywords: what the user passed.
+
+    Raises:
+        ConfigError: an unknown option; the error names the nearest ones. Values are checked by
+            `kind`.
+    """
+    _require_known(keywords, _names(kind))
+    return kind(**keywords)
+
+
+def chosen_for_asking(keywords: Mapping[str, Any]) -> tuple[AnswerOptions, ObjectOptions]:
+    """The two kinds of options of a method that may find objects; errors as in `chosen`."""
+    of_objects = _names(ObjectOptions)
+    _require_known(keywords, _names(AnswerOptions) + of_objects)
+    return (
+        AnswerOptions(**{k: v for k, v in keywords.items() if k not in of_objects}),
+        ObjectOptions(**{k: v for k, v in keywords.items() if k in of_objects}),
+    )
+
+
+def _names(kind: type[Any]) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
+def _require_known(keywords: Mapping[str, Any], known: list[str]) -> None:
+    for name in keywords:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+            remedy = f"did you mean {' or '.join(near)}?" if near else f"use {', '.join(known)}"
+            raise ConfigError(f"there is no option {name!r} here; {remedy}")
+
+
+def object_grammar(
+    vocab: Vocab, encode: Callable[[str], list[int]], task: str, labels: str
+) -> ObjectGrammar:
+    """The grammar of the option `constrain`.
+
+    Args:
+        vocab: the model's vocabulary.
+        encode: tokenizer's function from text to ids.
+        task: "detect" or "segment".
+        labels: labels as a prompt has them, ";" between them.
+    """
+    return ObjectGrammar(
+        vocab=vocab,
+        labels=[encode(f" {label.strip()}") for label in labels.split(";") if label.strip()],
+        separator=encode(SEPARATOR),
+        with_masks=task == "segment",
+    )
