@@ -9,7 +9,7 @@ import pytest
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import Example, FoundObject, Prediction
-from paligemma.jobs.run_folder import RunConfig, RunFolder, load_run, write_whole
+from paligemma.jobs.run_folder import RunConfig, RunFolder, load_run
 
 EXAMPLES = [
     Example(
@@ -182,8 +182,3 @@ def test_a_damaged_example_is_named(folder: RunFolder, line: str, fault: str) ->
         file.write(line + "\n")
     with pytest.raises(DataError, match=fault):
         load_run(folder.path)
-
-
-def test_a_file_for_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none/page.html \(No such file or directory\); make"):
-        write_whole(tmp_path / "none" / "page.html", ["x"])

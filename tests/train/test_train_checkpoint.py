@@ -90,10 +90,11 @@ def test_a_folder_half_written_is_no_checkpoint(
         patch.setattr(checkpoint, "save_file", cut)
         with pytest.raises(OSError, match="no space left"):
             save_checkpoint(tmp_path, trained, META)
-    assert (tmp_path / ".partial_step_0000004" / "model.safetensors").exists()
-    assert checkpoints(tmp_path) == [complete]
-    # The next attempt is not disturbed by what was left.
+    assert list(tmp_path.iterdir()) == checkpoints(tmp_path) == [complete]
+    # A kill leaves its unfinished folder, which the next attempt at this step removes.
+    (tmp_path / ".step_0000004.0123" / "model.safetensors").mkdir(parents=True)
     assert [save_checkpoint(tmp_path, trained, META)] == checkpoints(tmp_path)[1:]
+    assert sorted(tmp_path.iterdir()) == checkpoints(tmp_path)
 
 
 def test_other_files_beside_checkpoints_are_none(tmp_path: Path) -> None:

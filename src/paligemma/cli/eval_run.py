@@ -228,7 +228,8 @@ def report_run(
     from paligemma.eval.page import report_page
     from paligemma.eval.report import make_report, to_table
     from paligemma.eval.scored import score_run
-    from paligemma.jobs.run_folder import SCORES, write_whole
+    from paligemma.jobs.run_folder import SCORES
+    from paligemma.whole_file import write_whole
 
     report = make_report(score_run(run, task, rules=rules))
     body = report.to_json()

@@ -84,8 +84,8 @@ def score_command(
     from paligemma.eval.options import chosen_rules
     from paligemma.eval.report import make_report, to_table
     from paligemma.eval.scored import score_matched
-    from paligemma.jobs.run_folder import write_whole
     from paligemma.tasks.catalog import find_task
+    from paligemma.whole_file import write_whole
 
     task = find_task(name)
     chosen = chosen_rules(task, rules)
@@ -196,8 +196,9 @@ def compare_command(
     from paligemma.eval.compare import compare, to_table
     from paligemma.eval.options import chosen_rules
     from paligemma.eval.scored import score_run
-    from paligemma.jobs.run_folder import load_run, write_whole
+    from paligemma.jobs.run_folder import load_run
     from paligemma.tasks.catalog import find_task
+    from paligemma.whole_file import write_whole
 
     runs = [load_run(path) for path in (first, second)]
     scored = []
@@ -294,8 +295,9 @@ def _calibration_lines(part: Any) -> str:
 @json_option
 def submission_command(run: Path, output: Path, as_json: bool) -> None:
     """Write the answers of RUN as the benchmark's test server takes them."""
-    from paligemma.jobs.run_folder import load_run, write_whole
+    from paligemma.jobs.run_folder import load_run
     from paligemma.tasks.catalog import find_task, tasks
+    from paligemma.whole_file import write_whole
 
     loaded = load_run(run)
     task = find_task(loaded.config.task)

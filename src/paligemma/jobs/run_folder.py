@@ -29,6 +29,7 @@ from paligemma.jobs.json_lines import (
     prediction_to_json,
     read_rows,
 )
+from paligemma.whole_file import write_whole
 
 RUN, EXAMPLES, PREDICTIONS, SCORES = (
     "run.json",
@@ -315,26 +316,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path} must hold one JSON object, got {type(value).__name__}")
     return value
-
-
-def write_whole(path: Path, parts: Iterable[str]) -> None:
-    """Write a file beside its place and move it there.
-
-    Raises:
-        ConfigError: its folder is missing or cannot be written.
-    """
-    partial = path.with_name(f".partial_{path.name}")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise ConfigError(
-            f"a file needs a folder that is there and can be written, got {path} "
-            f"({error.strerror or error}); make that folder or name another"
-        ) from error
 
 
 def examples_digest(examples: Iterable[Example]) -> str:

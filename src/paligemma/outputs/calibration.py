@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from paligemma.errors import DataError
 from paligemma.outputs.types import Detections, TextAnswer
-from paligemma.outputs.whole_file import whole_file
+from paligemma.whole_file import whole_file
 
 FILE_NAME = "calibration.json"
 FORMAT = 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from paligemma.errors import CheckpointError
-from paligemma.outputs.whole_file import whole_file
+from paligemma.whole_file import whole_file
 
 _MAX_FILE_BYTES = 256 * 2**20
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from paligemma.errors import DataError, MissingExtraError
 from paligemma.outputs.types import Detection, Detections
-from paligemma.outputs.whole_file import whole_file
+from paligemma.whole_file import whole_file
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -21,6 +21,7 @@ from paligemma.metrics.measure import Measure
 from paligemma.outputs.types import Detections
 from paligemma.scenes import Scene, SceneExample
 from paligemma.tasks.scenes.scores import KINDS, score_scenes
+from paligemma.whole_file import write_whole
 
 # What each headline is called in words.
 HEADLINES: dict[tuple[str, str], str] = {

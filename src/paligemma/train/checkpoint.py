@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from paligemma.errors import CheckpointError
 from paligemma.train.optim import Optimizer
+from paligemma.whole_file import staging_folder
 
 _NAME = re.compile(r"step_(\d{7})")
 
@@ -55,18 +56,20 @@ def save_checkpoint(
     """
     moments, counters = state.optimizer.export_state()
     target = folder / f"step_{counters['steps_done']:07d}"
-    partial = folder / f".partial_{target.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, tensors in (
-        ("model", state.model.state_dict()),
-        ("objective", state.objective.state_dict()),
-        ("optimizer", moments),
-    ):
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial / f"{name}.safetensors")
-    (partial / "state.json").write_text(json.dumps({"counters": counters, "run": meta}, indent=1))
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
+    for left in folder.glob(f".{target.name}.*"):  # by a kill at this very step
+        shutil.rmtree(left)
+    with staging_folder(target) as staging:
+        for name, tensors in (
+            ("model", state.model.state_dict()),
+            ("objective", state.objective.state_dict()),
+            ("optimizer", moments),
+        ):
+            contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            save_file(contiguous, staging / f"{name}.safetensors")
+        record = {"counters": counters, "run": meta}
+        (staging / "state.json").write_text(json.dumps(record, indent=1))
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(staging, target)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from paligemma.train.checkpoint import TrainState, checkpoints, load_checkpoint,
 from paligemma.train.data import BatchSource, batches
 from paligemma.train.optim import OptimConfig, Optimizer
 from paligemma.train.schedule import ScheduleConfig
+from paligemma.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -193,9 +193,8 @@ def _drop_lines_after(path: Path, step: int) -> None:
             break
         if line["step"] <= step:
             kept.append(text + "\n")
-    partial = path.with_name(f".partial_{path.name}")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text("".join(kept))
 
 
 def _last_line(path: Path) -> dict[str, Any]:

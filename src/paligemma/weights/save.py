@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from paligemma.weights.load import open_weights, read_config, require_fit
 from paligemma.weights.npz import NpzWriter
 from paligemma.weights.safetensors_file import INDEX_NAME, SafetensorsWriter
 from paligemma.weights.shapes import parameter_shapes
+from paligemma.whole_file import staging_folder
 
 _log = logging.getLogger(__name__)
 
@@ -260,19 +260,14 @@ def _atomic_folder(folder: Path, extra_files: tuple[Path, ...], overwrite: bool)
             f"{_few([path.name for path in old])}; choose another folder or allow overwriting"
         )
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
+        with staging_folder(folder) as staging:
             yield staging
             for path in extra_files:
                 shutil.copyfile(path, staging / path.name)
-            staging.chmod(0o755)
             if folder.exists():
                 _replace_files(staging, folder, old)
             else:
                 staging.replace(folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise CheckpointError(
             f"{folder} must be writable with room for the weights, it is not ({error}); "

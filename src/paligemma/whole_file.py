@@ -1,0 +1,70 @@
+"""Files and folders that appear whole or not at all: written beside their place, then renamed.
+
+What a kill interrupts leaves a hidden file or folder beside the target, never a damaged target.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from paligemma.errors import ConfigError
+
+
+@contextmanager
+def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the name of `path` when the block succeeds.
+
+    The path keeps the suffix of `path`, by which writers choose their format. After an error the
+    unfinished file is removed.
+
+    Args:
+        sync: whether the content must reach the disk before the file is renamed, so that it
+            survives a power cut.
+    """
+    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield partial
+        if sync:
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def staging_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target`, made with its parents, to be filled and renamed.
+
+    What is still there at the end of the block is removed.
+    """
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_whole(path: Path, parts: Iterable[str]) -> None:
+    """Write a text file whole or not at all; it survives a power cut once this returns.
+
+    Args:
+        parts: pieces of the text, written one after the other as UTF-8.
+
+    Raises:
+        ConfigError: the folder of the file is missing or cannot be written.
+    """
+    try:
+        with whole_file(path, sync=True) as partial, open(partial, "w", encoding="utf-8") as file:
+            file.writelines(parts)
+    except OSError as error:
+        raise ConfigError(
+            f"a file needs a folder that is there and can be written, got {path} "
+            f"({error.strerror or error}); make that folder or name another"
+        ) from error
