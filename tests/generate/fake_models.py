@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from paligemma.batch import Batch
+from paligemma.batch import Batch, TokenRow
 from paligemma.vocab import Vocab
 
 # Ids 3.. are text, then 1,024 location tokens, then 128 codewords.
@@ -78,10 +78,10 @@ class FakeModel:
 
 def text_batch(*prompts: tuple[int, ...]) -> Batch:
     """Prompts of unequal length, padded on the right; an empty one only pads the batch."""
-    longest = max(len(prompt) for prompt in prompts)
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-    valid = torch.zeros(len(prompts), longest, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
-        valid[row, : len(prompt)] = True
-    return Batch(images=None, tokens=tokens, mask_ar=torch.zeros_like(tokens), mask_input=valid)
+    return Batch.from_rows([prompt_row(prompt) for prompt in prompts], pad=0)
+
+
+def prompt_row(tokens: tuple[int, ...]) -> TokenRow:
+    """A prompt to be continued: one block of valid tokens, none of them a target."""
+    none = (0,) * len(tokens)
+    return TokenRow(tokens=tokens, mask_ar=none, mask_input=(1,) * len(tokens), mask_loss=none)

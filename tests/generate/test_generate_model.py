@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fake_models import text_batch
 from torch import Tensor
 
 from paligemma.batch import Batch
@@ -66,16 +67,7 @@ def images(num: int, *frames: int) -> Tensor:
 
 
 def batch_of(pictures: Tensor | None, *prompts: tuple[int, ...]) -> Batch:
-    longest = max(len(prompt) for prompt in prompts)
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt)
-    return Batch(
-        images=pictures,
-        tokens=tokens,
-        mask_ar=(tokens == 0).long(),
-        mask_input=tokens != 0,
-    )
+    return replace(text_batch(*prompts), images=pictures)
 
 
 def uncached_logits(model: PaliGemmaModel, batch: Batch, row: int, answer: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paligemma.processing.processor import ExampleImages, Processor, TokenRow, layout
+from paligemma.batch import TokenRow
+from paligemma.processing.processor import ExampleImages, Processor, layout
 from paligemma.processing.prompts import clean_prompt, strip_markers
 
 

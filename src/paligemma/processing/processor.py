@@ -13,14 +13,13 @@ Source: big_vision configs/proj/paligemma/transfers/common.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, cast
 
 import numpy as np
 import torch
 
-from paligemma.batch import Batch
+from paligemma.batch import Batch, TokenRow
 from paligemma.errors import ConfigError, ImageError, PromptError
 from paligemma.processing.frames import MAX_FRAMES, sample_frames
 from paligemma.processing.image import MAX_PIXELS, ImageSource, load_image
@@ -38,33 +37,6 @@ from paligemma.vocab import Vocab
 logger = logging.getLogger(__name__)
 
 ExampleImages: TypeAlias = "ImageSource | torch.Tensor | Sequence[ImageSource | torch.Tensor]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenRow:
-    """The text part of one example; four sequences of equal length."""
-
-    tokens: tuple[int, ...]
-    mask_ar: tuple[int, ...]
-    mask_input: tuple[int, ...]
-    mask_loss: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def fit(self, length: int, pad: int) -> TokenRow:
-        """Cut or padded on the right; a cut loses EOS and may leave no suffix at all."""
-        missing = max(length - len(self), 0)
-
-        def fitted(values: tuple[int, ...], filling: int) -> tuple[int, ...]:
-            return values[:length] + (filling,) * missing
-
-        return TokenRow(
-            tokens=fitted(self.tokens, pad),
-            mask_ar=fitted(self.mask_ar, 1),
-            mask_input=fitted(self.mask_input, 0),
-            mask_loss=fitted(self.mask_loss, 0),
-        )
 
 
 def layout(
@@ -312,19 +284,11 @@ class Processor:
         *,
         with_loss: bool,
     ) -> Batch:
-        rows = [row.fit(length, self.vocab.pad) for row in rows]
-
-        def stacked(values: Iterable[tuple[int, ...]], dtype: torch.dtype) -> torch.Tensor:
-            return torch.tensor(list(values), dtype=dtype)
-
-        return Batch(
+        return Batch.from_rows(
+            [row.fit(length, self.vocab.pad) for row in rows],
+            pad=self.vocab.pad,
             images=None if images is None else _stack(list(map(self.pixels, images))),
-            tokens=stacked((row.tokens for row in rows), torch.int64),
-            mask_ar=stacked((row.mask_ar for row in rows), torch.int64),
-            mask_input=stacked((row.mask_input for row in rows), torch.bool),
-            mask_loss=stacked((row.mask_loss for row in rows), torch.float32)
-            if with_loss
-            else None,
+            with_loss=with_loss,
         )
 
 

@@ -102,8 +102,7 @@ class SceneSource:
             patches["mask_tokens"] = torch.from_numpy(np.stack(tokens))
         pictures = torch.stack([self.processor.pixels(scene.image) for scene in scenes])
         if self.codec is None or not self.prompts_per_scene:
-            none = torch.zeros(0, 0, dtype=torch.long)
-            text = Batch(images=pictures, tokens=none, mask_ar=none, mask_input=none.bool())
+            text = Batch.from_rows([], pad=self.processor.vocab.pad, images=pictures)
             return SceneBatch(text=text, patches=patches, corner=corner)
         prefixes, suffixes, named, known = [], [], [], []
         locate = partial(self._locate, corner=corner)
@@ -119,7 +118,7 @@ class SceneSource:
                     known.append(gathered(of_prompt, scene, has_two=has_two))
         rows = self.processor.training_batch(None, prefixes, suffixes, text_len=self.text_len)
         return SceneBatch(
-            text=_trimmed(rows, pictures),
+            text=replace(rows.trim(), images=pictures),
             patches=patches,
             corner=corner,
             named=torch.from_numpy(np.stack(named)) if named else None,
@@ -189,17 +188,4 @@ def _squashed(scene: Scene, side: int) -> Scene:
         objects=objects,
         object_map=scene.object_map[rows.astype(int)[:, None], columns.astype(int)],
         seed=scene.seed,
-    )
-
-
-def _trimmed(rows: Batch, pictures: Tensor) -> Batch:
-    """Rows without the columns in which all are padding."""
-    assert rows.mask_loss is not None
-    length = int(rows.mask_input.sum(dim=1).max())
-    return Batch(
-        images=pictures,
-        tokens=rows.tokens[:, :length],
-        mask_ar=rows.mask_ar[:, :length],
-        mask_input=rows.mask_input[:, :length],
-        mask_loss=rows.mask_loss[:, :length],
     )

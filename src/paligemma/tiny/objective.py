@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from paligemma.batch import Batch
 from paligemma.model import PaliGemmaModel
 from paligemma.tiny.data import SceneBatch
 from paligemma.tiny.dense import BOX_UNIT_PX, PatchHeads, patch_losses
@@ -151,15 +150,17 @@ class SceneObjective(nn.Module):
         assert text.mask_loss is not None
         soft = soft.repeat_interleave(len(text.tokens) // len(soft), dim=0)
         half_way, late = _Watched(model, 1 / 2), _Watched(model, 1)
+        rows = replace(text, images=None)
         order: list[Tensor] = []
         per_example: list[Tensor] = []
         named: list[Tensor] = []
         known: list[Tensor] = []
         with half_way, late:
-            for index, rows in _by_length(text):
+            # Rows of like length together, each part cut to its longest row: less padding.
+            for index in text.mask_input.sum(dim=1).argsort().chunk(2):
                 found = training_loss(
                     model,
-                    rows,
+                    rows.rows(index).trim(),
                     self.label_smoothing,
                     loc_sigma_bins=self.loc_sigma_bins,
                     soft_tokens=soft[index],
@@ -208,21 +209,3 @@ def _window(model: PaliGemmaModel, batch: SceneBatch) -> Tensor | None:
     (row, column), table = batch.corner, model.vision.pos_embedding
     grid = table.unflatten(1, (vision.grid, vision.grid))
     return grid[:, row : row + side, column : column + side].flatten(1, 2)
-
-
-def _by_length(batch: Batch, num_parts: int = 2) -> Iterator[tuple[Tensor, Batch]]:
-    """Row indices and rows, shortest first, each part cut to its longest row: less padding."""
-    lengths = batch.mask_input.sum(dim=1)
-    for index in lengths.argsort().chunk(num_parts):
-        columns = slice(int(lengths[index].max()))
-        assert batch.mask_loss is not None
-        yield (
-            index,
-            Batch(
-                images=None,
-                tokens=batch.tokens[index, columns],
-                mask_ar=batch.mask_ar[index, columns],
-                mask_input=batch.mask_input[index, columns],
-                mask_loss=batch.mask_loss[index, columns],
-            ),
-        )
