@@ -15,7 +15,6 @@ import numpy as np
 
 from paligemma.eval.resampling import bounds, drawn_values, unit_of
 from paligemma.example import Example, Prediction
-from paligemma.jobs.run_folder import write_whole
 from paligemma.metrics.interval import NUM_RESAMPLES
 from paligemma.metrics.measure import Measure
 from paligemma.outputs.types import Detections
