@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from paligemma.generate.beam import BeamOptions
+from paligemma.generate import BeamOptions
 from paligemma.generate.sampling import Nucleus
 
 

@@ -51,12 +51,15 @@ class EvalOptions:
     rules: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # Imported late: the names of benchmarks and rules are asked for without torch.
+        from paligemma.generate import MAX_BEAMS, MAX_NEW_TOKENS
+
         for name, value, low, high in (
             ("limit", self.limit, 1, None),
             ("batch_size", self.batch_size, 1, MAX_BATCH_SIZE),
             ("num_workers", self.num_workers, 0, MAX_WORKERS),
-            ("num_beams", self.num_beams, 1, 64),
-            ("max_new_tokens", self.max_new_tokens, 1, 8192),
+            ("num_beams", self.num_beams, 1, MAX_BEAMS),
+            ("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS),
         ):
             if value is not None and (value < low or (high is not None and value > high)):
                 bounds = f"{low}..{high}" if high is not None else f"{low} or more"

@@ -12,66 +12,10 @@ import torch
 from torch import Tensor
 
 from paligemma.batch import Batch
-from paligemma.errors import ConfigError
 from paligemma.generate.generation import Generation, require_numbers
-from paligemma.generate.prompt import check_bounds, read_prompt
+from paligemma.generate.options import BeamOptions
+from paligemma.generate.prefill import prefill_prompt
 from paligemma.model import PaliGemmaModel
-
-MAX_BEAMS = 64
-MAX_ALPHA = 5.0
-
-
-@dataclass(frozen=True)
-class LengthPenalty:
-    """Divides the score of a finished hypothesis of n tokens (EOS included), so that long answers
-    lose less.
-
-    "gnmt" divides by ((5 + n) / 6)^alpha (arXiv:1609.08144, equation 14); "power" by n^alpha, of
-    which alpha = 1 is the mean log-probability.
-    """
-
-    kind: str
-    alpha: float
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("gnmt", "power"):
-            raise ConfigError(f"the length penalty must be gnmt or power, got {self.kind!r}")
-        if not 0.0 <= self.alpha <= MAX_ALPHA:
-            raise ConfigError(
-                f"alpha must lie in [0, {MAX_ALPHA:g}], got {self.alpha}; 0 is no penalty"
-            )
-
-    def divisor(self, num_tokens: int) -> float:
-        """What the sum of log-probabilities is divided by; grows with the length."""
-        base = (5 + num_tokens) / 6 if self.kind == "gnmt" else num_tokens
-        return base**self.alpha
-
-
-@dataclass(frozen=True, kw_only=True)
-class BeamOptions:
-    """How to search.
-
-    Attributes:
-        num_beams: live hypotheses a prompt; the original uses 2 for COCO captions, 3 for TextCaps.
-        max_new_tokens: bound of the answer, EOS included.
-        length_penalty: None compares plain sums of log-probabilities, as the original.
-        kv_cache_dtype: "bfloat16", as the original, or "float32".
-    """
-
-    num_beams: int
-    max_new_tokens: int = 128
-    length_penalty: LengthPenalty | None = None
-    kv_cache_dtype: str = "bfloat16"
-
-    def __post_init__(self) -> None:
-        check_bounds(self.max_new_tokens, self.kv_cache_dtype)
-        if not 1 <= self.num_beams <= MAX_BEAMS:
-            raise ConfigError(
-                f"num_beams must lie in 1..{MAX_BEAMS}, got {self.num_beams}; 2 or 3 is usual"
-            )
-
-    def divisor(self, num_tokens: int) -> float:
-        return 1.0 if self.length_penalty is None else self.length_penalty.divisor(num_tokens)
 
 
 @dataclass
@@ -176,7 +120,7 @@ def _search(
 ) -> tuple[_Finished, Tensor, Tensor]:
     """What was found, and bool[B] twice: rows in which a beam could still catch up, real rows."""
     num_beams, eos = options.num_beams, model.config.vocab.eos
-    prompt = read_prompt(
+    prompt = prefill_prompt(
         model,
         batch,
         soft_tokens=soft_tokens,

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from paligemma.batch import Batch
 from paligemma.errors import ConfigError
-from paligemma.generate.decode import DecodeOptions, answer, check_vocab
+from paligemma.generate.decode import answer
 from paligemma.generate.generation import Generation, collect
-from paligemma.generate.prompt import read_prompt
+from paligemma.generate.options import MAX_SAMPLES, DecodeOptions
+from paligemma.generate.prefill import prefill_prompt
 from paligemma.generate.sampling import Greedy
 from paligemma.model import PaliGemmaModel
-
-MAX_SAMPLES = 256
 
 
 def best_of_n(
@@ -29,7 +28,7 @@ def best_of_n(
 ) -> Generation:
     """The best of n sampled answers to every prompt, by the plain sum of log-probabilities.
 
-    Image and prompt are read once, whatever n.
+    The model reads image and prompt once, whatever n is.
 
     Raises:
         ConfigError: n out of bounds, or a greedy sampler, which would draw the same answer n times.
@@ -40,9 +39,9 @@ def best_of_n(
         raise ConfigError(
             f"best-of-{n} needs a sampler that varies, got Greedy(); use Temperature or Nucleus"
         )
-    check_vocab(options, model.config.vocab)
+    options.check_vocab(model.config.vocab)
     with torch.inference_mode():
-        prompt = read_prompt(
+        prompt = prefill_prompt(
             model,
             batch,
             soft_tokens=soft_tokens,

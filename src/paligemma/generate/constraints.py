@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from paligemma.errors import ConfigError
-from paligemma.generate.token_trie import FreeText, LabelText, TokenTrie
+from paligemma.generate.label_text import FreeText, LabelText, TokenTrie
 from paligemma.vocab import NUM_LOC, NUM_SEG, SEG_PER_MASK, Vocab
 
 MAX_OBJECTS = 1024

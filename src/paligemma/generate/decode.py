@@ -8,51 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from paligemma.batch import Batch
-from paligemma.errors import ConfigError
 from paligemma.generate.constraints import Constraint, RowConstraints
 from paligemma.generate.generation import Generation, Step, collect
-from paligemma.generate.prompt import ReadPrompt, check_bounds, read_prompt
-from paligemma.generate.sampling import Greedy, LocationGreedy, Sampler
+from paligemma.generate.options import DecodeOptions
+from paligemma.generate.prefill import Prefilled, prefill_prompt
+from paligemma.generate.sampling import Greedy, LocationGreedy
 from paligemma.model import PaliGemmaModel
 from paligemma.vocab import NUM_LOC, Vocab
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeOptions:
-    """How to write an answer.
-
-    Attributes:
-        max_new_tokens: bound of the answer, EOS included.
-        sampler: one of `paligemma.generate.sampling`.
-        banned_ids: never chosen; their probability mass stays in the log-probabilities.
-        kv_cache_dtype: "bfloat16", as the original, or "float32".
-        record_loc_probs: keep the probabilities of all 1,024 location tokens wherever one is
-            written.
-        seed: of the sampler.
-        eos_look_behind: steps by which the check for the end may lag, so that a GPU need not wait
-            for the host; costs that many steps at the end and changes no answer.
-    """
-
-    max_new_tokens: int = 128
-    sampler: Sampler = field(default_factory=Greedy)
-    banned_ids: tuple[int, ...] = ()
-    kv_cache_dtype: str = "bfloat16"
-    record_loc_probs: bool = False
-    seed: int = 0
-    eos_look_behind: int = 0
-
-    def __post_init__(self) -> None:
-        check_bounds(self.max_new_tokens, self.kv_cache_dtype)
-        if self.eos_look_behind < 0:
-            raise ConfigError(
-                f"eos_look_behind must be 0 or more steps, got {self.eos_look_behind}"
-            )
 
 
 def generate(
@@ -96,8 +63,8 @@ def stream(
     constraint: Constraint | Sequence[Constraint | None] | None = None,
 ) -> Iterator[Step]:
     """The steps of `generate`, each yielded before the next is computed; arguments as there."""
-    check_vocab(options, model.config.vocab)
-    prompt = read_prompt(
+    options.check_vocab(model.config.vocab)
+    prompt = prefill_prompt(
         model,
         batch,
         soft_tokens=soft_tokens,
@@ -110,7 +77,7 @@ def stream(
 @torch.inference_mode()
 def answer(
     model: PaliGemmaModel,
-    prompt: ReadPrompt,
+    prompt: Prefilled,
     options: DecodeOptions,
     constraint: Constraint | Sequence[Constraint | None] | None = None,
 ) -> Iterator[Step]:
@@ -203,15 +170,3 @@ def _loc_probs(
     bins = logits[rows, vocab.loc0 : vocab.loc0 + NUM_LOC]
     probs = (bins - log_total[rows, None]).exp()
     return dict(zip(rows.tolist(), probs, strict=True))
-
-
-def check_vocab(options: DecodeOptions, vocab: Vocab) -> None:
-    """Raise ConfigError where an option does not fit the vocabulary."""
-    for token in options.banned_ids:
-        if not 0 <= token < vocab.size:
-            raise ConfigError(f"banned ids must lie in 0..{vocab.size - 1}, got {token}")
-    if options.record_loc_probs and not vocab.has_objects:
-        raise ConfigError(
-            "record_loc_probs needs location tokens, and this model's vocabulary has none; "
-            "leave it off"
-        )

@@ -11,7 +11,7 @@ import torch
 
 from paligemma.config import MAX_IMAGE_SIZE_PX, PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError, TokenizerError
-from paligemma.generate.prompt import KV_CACHE_DTYPES
+from paligemma.generate import check_kv_cache_dtype
 from paligemma.model import PaliGemmaModel
 from paligemma.pipeline.options import RunSettings
 from paligemma.processing.image import MAX_PIXELS
@@ -103,11 +103,8 @@ class LoadOptions:
             )
         if self.mode is not None:
             RunSettings(mode=self.mode)
-        if self.kv_cache_dtype not in (None, *KV_CACHE_DTYPES):
-            raise ConfigError(
-                f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, "
-                f"got {self.kv_cache_dtype!r}"
-            )
+        if self.kv_cache_dtype is not None:
+            check_kv_cache_dtype(self.kv_cache_dtype)
         if self.image_size_px is not None and not 1 <= self.image_size_px <= MAX_IMAGE_SIZE_PX:
             raise ConfigError(
                 f"image_size_px must lie in 1..{MAX_IMAGE_SIZE_PX}, got {self.image_size_px}; "

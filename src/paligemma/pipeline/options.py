@@ -20,13 +20,13 @@ from paligemma.generate import (
     Temperature,
     TopK,
     require_number,
+    require_seed,
     require_whole,
 )
 from paligemma.outputs.boxes import SEPARATOR
 from paligemma.outputs.types import require_selection
 from paligemma.vocab import Vocab
 
-MAX_SEED = 2**63
 MODES = ("exact", "mixed", "bf16")
 
 Options = TypeVar("Options")
@@ -128,16 +128,15 @@ class AnswerOptions:
     weigh_locations: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "best_of", "seed"):
+        for name in ("num_beams", "best_of"):
             require_whole(name, getattr(self, name))
+        require_seed(self.seed)
         for name in ("max_new_tokens", "top_k"):
             if getattr(self, name) is not None:
                 require_whole(name, getattr(self, name))
         for name in ("temperature", "top_p", "length_penalty"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name))
-        if not 0 <= self.seed < MAX_SEED:
-            raise ConfigError(f"the seed must lie in 0..{MAX_SEED - 1}, got {self.seed}")
         if self.top_k is not None and self.top_p is not None:
             raise ConfigError(
                 f"a draw is bounded by top_k or by top_p, got {self.top_k} and {self.top_p}; "
