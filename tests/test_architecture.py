@@ -6,7 +6,7 @@ import ast
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -69,6 +69,9 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+FILES = {module_name(path): path for path in MODULES}
+
+
 def imports_of(tree: ast.Module, name: str, *, is_package: bool) -> Iterator[Import]:
     """Every import statement, those inside functions and for the type checker too."""
     package = name.split(".") if is_package else name.split(".")[:-1]
@@ -84,8 +87,9 @@ def imports_of(tree: ast.Module, name: str, *, is_package: bool) -> Iterator[Imp
                 above = package[: len(package) - child.level + 1] if child.level else []
                 base = ".".join([*above, *([child.module] if child.module else [])])
                 for alias in child.names:
-                    # `from paligemma import model` names a room, not an attribute.
-                    target = f"{base}.{alias.name}" if base == "paligemma" else base
+                    # `from paligemma.outputs import draw` names a file, not an attribute.
+                    name = f"{base}.{alias.name}"
+                    target = name if base == "paligemma" or name in FILES else base
                     yield Import(target=target, line=child.lineno, is_lazy=lazy)
             yield from walk(child, lazy)
 
@@ -156,6 +160,46 @@ def test_a_row_imports_only_from_rows_above_it() -> None:
 def test_the_rule_sees_lazy_and_relative_imports(text: str, is_allowed: bool) -> None:
     (found,) = imports_of_text(text, "paligemma.model.gemma")
     assert (broken_rule("paligemma.model.gemma", found.target) is None) is is_allowed
+
+
+def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
+    """The groups of names that reach each other, each sorted."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [start]
+        while todo:
+            new = edges.get(todo.pop(), set()) - seen
+            seen |= new
+            todo += new
+        return seen
+
+    reach = {name: reached(name) for name in edges}
+    groups = {
+        tuple(sorted(other for other in reach[name] if name in reach.get(other, ())))
+        for name in edges
+    }
+    return sorted(list(group) for group in groups if group)
+
+
+def test_no_two_files_import_each_other_even_by_way_of_others() -> None:
+    # An edge leads from a file to the file whose name its import states. Imports inside functions
+    # and for the type checker count: a reader has to follow them too. That Python runs the
+    # `__init__` of a package on the way to one of its modules is no edge, because the importing
+    # file does not name it; `from paligemma.generate import stream` names it and is one.
+    edges = {
+        name: {one.target for one in imports_of_file(path) if one.target in FILES}
+        for name, path in FILES.items()
+    }
+    assert circles(edges) == []
+
+
+def test_a_circle_is_seen_however_long_it_is() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set(), "d": {"a", "c"}}) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d"}}) == [["b", "c"], ["d"]]
+    late = "def f():\n    from paligemma.outputs import draw"
+    (found,) = imports_of_text(late, "paligemma.outputs.types")
+    assert (found.target, found.is_lazy) == ("paligemma.outputs.draw", True)
 
 
 def test_the_package_never_imports_an_oracle() -> None:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from paligemma.config import PaliGemmaConfig
     from paligemma.errors import PaliGemmaError
     from paligemma.model.paligemma import PaliGemmaModel
-    from paligemma.outputs.types import Detection, Detections, TextAnswer
+    from paligemma.outputs.detections import Detections
+    from paligemma.outputs.types import Detection, TextAnswer
     from paligemma.pipeline.options import AnswerOptions
     from paligemma.pipeline.paligemma import EncodedImage, PaliGemma
     from paligemma.processing.processor import Processor
@@ -38,7 +39,7 @@ _HOMES = {
     "AnswerOptions": "paligemma.pipeline.options",
     "Batch": "paligemma.batch",
     "Detection": "paligemma.outputs.types",
-    "Detections": "paligemma.outputs.types",
+    "Detections": "paligemma.outputs.detections",
     "EncodedImage": "paligemma.pipeline.paligemma",
     "PaliGemma": "paligemma.pipeline.paligemma",
     "PaliGemmaConfig": "paligemma.config",

@@ -15,9 +15,10 @@ from tiny_folder import DESK
 from paligemma import PaliGemma
 from paligemma.cli.answers import answer_line, answer_text
 from paligemma.cli.demo import drawn_scene
+from paligemma.outputs.detections import Detections
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
-from paligemma.outputs.types import Detection, Detections, TextAnswer
+from paligemma.outputs.types import Detection, TextAnswer
 from paligemma.pipeline import paligemma as pipeline
 
 Run = Callable[..., Any]

@@ -30,7 +30,8 @@ from paligemma.outputs.calibration import (
     save_calibration,
     tempered,
 )
-from paligemma.outputs.types import Detection, Detections, TextAnswer
+from paligemma.outputs.detections import Detections
+from paligemma.outputs.types import Detection, TextAnswer
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 LEFT, RIGHT = (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)

@@ -13,9 +13,7 @@ from paligemma.outputs.boxes import (
     decode_boxes,
     encode_boxes,
     format_detections,
-    format_objects,
 )
-from paligemma.outputs.types import ParsedObject
 
 
 @pytest.mark.parametrize("divisor", [1023, 1024])
@@ -69,20 +67,10 @@ def test_a_label_that_could_not_be_read_back_is_refused(label: str) -> None:
         format_detections([[0, 0, 1, 1]], [label])
 
 
-@pytest.mark.parametrize(
-    ("loc", "seg", "message"),
-    [
-        ((0, 0, 0, 1024), None, "four bins"),
-        ((0, 0, -1, 0), None, "four bins"),
-        ((0, 0, 1, 1), (1, 2), "16 codewords"),
-        ((0, 0, 1, 1), (128,) * 16, "16 codewords"),
-    ],
-)
-def test_numbers_without_a_token_are_refused(
-    loc: tuple[int, int, int, int], seg: tuple[int, ...] | None, message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        format_objects([ParsedObject(loc=loc, seg=seg)])
+@pytest.mark.parametrize("seg", [(1, 2), (128,) * 16, (-1,) * 16])
+def test_codewords_without_a_token_are_refused(seg: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="16 codewords"):
+        format_detections([[0, 0, 1, 1]], ["cat"], [seg])
 
 
 def test_unequal_lengths_and_infinite_coordinates_are_refused() -> None:

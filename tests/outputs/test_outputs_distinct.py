@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from paligemma.errors import ConfigError
-from paligemma.outputs.types import Detection, Detections
+from paligemma.outputs.detections import Detections
+from paligemma.outputs.types import Detection
 
 WH = (100, 100)
 

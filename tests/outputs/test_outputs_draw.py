@@ -12,10 +12,11 @@ from PIL import Image
 
 from paligemma.errors import ConfigError, DataError, ImageError
 from paligemma.outputs import draw
+from paligemma.outputs.detections import Detections
 from paligemma.outputs.draw import DrawStyle, draw_detections, draw_text_answer
 from paligemma.outputs.lettering import Lettering
 from paligemma.outputs.masks import MaskRegion
-from paligemma.outputs.types import Box, Detection, Detections
+from paligemma.outputs.types import Box, Detection
 
 GREY = (128, 128, 128)
 
@@ -155,7 +156,9 @@ def test_more_labels_than_the_legend_has_room_for_do_not_swallow_the_picture() -
 
 def test_drawing_on_another_image_is_refused() -> None:
     with pytest.raises(ImageError, match="10x10"):
-        draw_detections(picture((640, 480)), found((10, 10)))
+        draw_detections(picture((640, 480)), found((10, 10), (0.1, 0.1, 0.9, 0.9)))
+    with pytest.raises(ImageError, match="10x10"):
+        found((10, 10)).draw(picture((640, 480)))
 
 
 @pytest.mark.parametrize("image", ["desk.png", b"PNG", 3])

@@ -17,11 +17,12 @@ from pycocotools.coco import COCO
 
 from paligemma.errors import ConfigError, DataError, MissingExtraError
 from paligemma.outputs.assemble import to_detections
-from paligemma.outputs.export import coco_dataset, save_png, to_coco
+from paligemma.outputs.detections import Detections, coco_dataset
+from paligemma.outputs.export import save_png
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.parse import parse_objects
 from paligemma.outputs.rle import decode_rle
-from paligemma.outputs.types import Detection, Detections
+from paligemma.outputs.types import Detection
 from paligemma.outputs.vqvae import MaskCodec, MaskCodecConfig
 
 # pycocotools converts its decoded masks in a way that NumPy 2 warns of.
@@ -84,7 +85,7 @@ def test_coco_polygons_cover_the_mask_and_an_empty_mask_keeps_its_run_lengths() 
     assert abs(int(drawn.sum()) - 196) < 30
     empty = MaskRegion(crop=np.zeros((0, 0), bool), corner_xy=(0, 0), image_wh=WH)
     item = Detection(label="x", box_yxyx=(0, 0, 1, 1), image_wh=WH, region=empty)
-    (record,) = to_coco(Detections(items=(item,), image_wh=WH), polygons=True)
+    (record,) = Detections(items=(item,), image_wh=WH).to_coco(polygons=True)
     assert set(record["segmentation"]) == {"size", "counts"}
     assert "score" not in record
 

@@ -20,7 +20,8 @@ from paligemma.errors import DataError, ImageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from paligemma.outputs.types import Detections, TextAnswer
+    from paligemma.outputs.detections import Detections
+    from paligemma.outputs.types import TextAnswer
     from paligemma.pipeline.paligemma import EncodedImage, PaliGemma
 
 Ask = Callable[["PaliGemma", "EncodedImage"], "TextAnswer | Detections"]

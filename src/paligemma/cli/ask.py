@@ -22,7 +22,8 @@ from paligemma.cli.options import (
 from paligemma.cli.pictures import ImagesArgument, require_pictures
 
 if TYPE_CHECKING:
-    from paligemma.outputs.types import Detections, TextAnswer
+    from paligemma.outputs.detections import Detections
+    from paligemma.outputs.types import TextAnswer
     from paligemma.pipeline.paligemma import EncodedImage, PaliGemma
 
 images_argument = click.argument(

@@ -14,10 +14,9 @@ from PIL import Image, ImageDraw
 from paligemma.eval.html import Html, el
 from paligemma.outputs.boxes import Box
 from paligemma.outputs.draw import DrawStyle, draw_detections
-from paligemma.outputs.export import NO_LABEL
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
-from paligemma.outputs.types import Detection, Detections
+from paligemma.outputs.types import NO_LABEL, Detection
 
 if TYPE_CHECKING:
     from paligemma.eval.outcomes import TrueObject
@@ -76,9 +75,8 @@ def _small(picture: np.ndarray, side_px: int) -> Image.Image:
 def _drawn(image: Image.Image, items: Sequence[Detection], labels: tuple[str, ...]) -> Html:
     # Of very many only the surest are legible.
     kept = sorted(items, key=lambda one: -(one.score or 0.0))[:_MAX_OBJECTS]
-    found = Detections(items=tuple(kept), image_wh=image.size)
     style = DrawStyle(legend=False, min_side_px=SIDE_PX, scale=1.5, label_order=labels)
-    return _image(draw_detections(image, found, style=style))
+    return _image(draw_detections(image, kept, style=style))
 
 
 def _detection(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paligemma.outputs.boxes import Box, Divisor, decode_boxes
+from paligemma.outputs.detections import Detections
 from paligemma.outputs.masks import paste_mask
-from paligemma.outputs.types import Detection, Detections, ParsedObject, ParsedOutput
+from paligemma.outputs.types import Detection, ParsedObject, ParsedOutput
 
 if TYPE_CHECKING:
     from paligemma.outputs.vqvae import MaskCodec

@@ -10,16 +10,13 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from paligemma.errors import DataError
 from paligemma.vocab import NUM_LOC, NUM_SEG, SEG_PER_MASK
-
-if TYPE_CHECKING:
-    from paligemma.outputs.types import ParsedObject
 
 Box = tuple[float, float, float, float]
 Divisor = Literal[1023, 1024]
@@ -114,17 +111,6 @@ def format_seg(codes: Iterable[int]) -> str:
     return "".join(f"<seg{int(c):03d}>" for c in codes)
 
 
-def format_objects(objects: Iterable[ParsedObject]) -> str:
-    """The text of objects: `<loc>`x4 [`<seg>`x16] [label], joined by " ; ".
-
-    `parse_objects(format_objects(x)).objects` equals x.
-
-    Raises:
-      DataError: a number leaves its range, or a label could not be read back.
-    """
-    return SEPARATOR.join(_format_object(o.loc, o.seg, o.label) for o in objects)
-
-
 def format_detections(
     boxes_yxyx: ArrayLike,
     labels: Sequence[str | None],
@@ -144,7 +130,7 @@ def format_detections(
       For example `<loc0010><loc0020><loc0300><loc0400> cat ; <loc0005>... dog`.
 
     Raises:
-      DataError: lengths differ, or see `format_objects`.
+      DataError: lengths differ, a codeword leaves its range, or a label could not be read back.
     """
     bins = encode_boxes(np.asarray(boxes_yxyx, np.float32).reshape(-1, 4), divisor=divisor)
     codes = [None] * len(bins) if codes is None else codes
@@ -161,8 +147,6 @@ def format_detections(
 
 def _format_object(loc: Sequence[int], seg: Sequence[int] | None, label: str | None) -> str:
     seg = () if seg is None else seg
-    if len(loc) != 4 or not all(0 <= b < NUM_LOC for b in loc):
-        raise DataError(f"A box is four bins in 0..{NUM_LOC - 1}, but is {loc}; use encode_boxes.")
     if len(seg) not in (0, SEG_PER_MASK) or not all(0 <= c < NUM_SEG for c in seg):
         raise DataError(
             f"A mask is {SEG_PER_MASK} codewords in 0..{NUM_SEG - 1}, but is {seg}; use "

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from paligemma.errors import DataError
-from paligemma.outputs.types import Detections, TextAnswer
+from paligemma.outputs.detections import Detections
+from paligemma.outputs.types import TextAnswer
 from paligemma.whole_file import whole_file
 
 FILE_NAME = "calibration.json"

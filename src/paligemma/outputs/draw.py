@@ -19,9 +19,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from paligemma.errors import ConfigError, ImageError
-from paligemma.outputs.export import NO_LABEL
 from paligemma.outputs.lettering import Lettering, one_line
-from paligemma.outputs.types import Detection, Detections
+from paligemma.outputs.types import NO_LABEL, Detection
 
 Colour = tuple[int, int, int]
 Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the canvas
@@ -87,31 +86,36 @@ class DrawStyle:
 
 
 def draw_detections(
-    image: Image.Image | np.ndarray, detections: Detections, *, style: DrawStyle | None = None
+    image: Image.Image | np.ndarray,
+    items: Sequence[Detection],
+    *,
+    image_wh: tuple[int, int] | None = None,
+    style: DrawStyle | None = None,
 ) -> Image.Image:
     """The image with masks, boxes, label plates and a legend below.
 
     Args:
       image: the original image, PIL in any mode or uint8[H, W] or [H, W, 3].
-      detections: its objects; boxes without height or width are not drawn.
+      items: its objects; boxes without height or width are not drawn.
+      image_wh: width and height that the image must have, where there may be no object to say so.
       style: see `DrawStyle`.
 
     Returns:
       RGB, at the image's size times a whole factor, plus the legend's height.
 
     Raises:
-      ImageError: the image's size is not the one of the detections.
+      ImageError: the size of the image is not the one of the objects.
     """
     style = style or DrawStyle()
     picture = _as_rgb(image)
-    if picture.size != detections.image_wh:
-        width, height = detections.image_wh
-        raise ImageError(
-            f"Detections of a {width}x{height} image can only be drawn on it, but this image is "
-            f"{picture.width}x{picture.height}; pass the image that was asked about."
-        )
+    for width, height in [*([image_wh] if image_wh else []), *(item.image_wh for item in items)]:
+        if picture.size != (width, height):
+            raise ImageError(
+                f"Detections of a {width}x{height} image can only be drawn on it, but this image "
+                f"is {picture.width}x{picture.height}; pass the image that was asked about."
+            )
     canvas, factor = _enlarged(picture, style)
-    items = [d for d in detections if d.is_valid]
+    items = [item for item in items if item.is_valid]
     names = list(dict.fromkeys([*style.label_order, *(_name(d) for d in items)]))
     sizes = _Sizes.of(canvas.size, style, names)
     colours = {name: _colour(i) for i, name in enumerate(names)}

@@ -7,20 +7,18 @@ that, so such boxes are left out there and counted in a log message.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from paligemma.errors import DataError, MissingExtraError
-from paligemma.outputs.types import Detection, Detections
+from paligemma.outputs.types import NO_LABEL, Detection
 from paligemma.whole_file import whole_file
 
 if TYPE_CHECKING:
     from PIL import Image
-
-NO_LABEL = "object"
 
 # Less than a pixel takes the staircase off a slanted outline and moves nothing visibly.
 _TOLERANCE_PX = 0.75
@@ -28,7 +26,7 @@ _TOLERANCE_PX = 0.75
 _log = logging.getLogger(__name__)
 
 
-def to_json(detections: Detections) -> list[dict[str, Any]]:
+def to_json(items: Sequence[Detection]) -> list[dict[str, Any]]:
     """One plain record an object.
 
     Returns:
@@ -36,7 +34,7 @@ def to_json(detections: Detections) -> list[dict[str, Any]]:
       is one and `"valid": false` where the box is empty or swapped.
     """
     records = []
-    for item in detections:
+    for item in items:
         record: dict[str, Any] = {
             "label": item.label,
             "score": None if item.score is None else round(item.score, 6),
@@ -52,19 +50,19 @@ def to_json(detections: Detections) -> list[dict[str, Any]]:
 
 
 def to_coco(
-    detections: Detections,
+    items: Sequence[Detection],
     *,
     image_id: int = 1,
-    category_ids: Mapping[str, int] | None = None,
+    category_ids: Mapping[str, int],
     polygons: bool = False,
     first_id: int = 1,
 ) -> list[dict[str, Any]]:
     """COCO annotations of one image; with scores they are also COCO results.
 
     Args:
-      detections: the objects.
+      items: the objects.
       image_id: id of the image.
-      category_ids: id of each label; by default labels count from 1 in alphabetical order.
+      category_ids: id of each label.
       polygons: write masks as polygons (holes filled) instead of run lengths.
       first_id: id of the first annotation.
 
@@ -75,9 +73,7 @@ def to_coco(
     Raises:
       DataError: a label is not in `category_ids`.
     """
-    kept = _valid(detections, "COCO")
-    if category_ids is None:
-        category_ids = {label: i for i, label in enumerate(label_names([detections]), start=1)}
+    kept = _valid(items, "COCO")
     records = []
     for number, item in enumerate(kept, start=first_id):
         x0, y0, x1, y1 = item.box_xyxy_px
@@ -100,42 +96,18 @@ def to_coco(
     return records
 
 
-def coco_dataset(images: Iterable[tuple[str, Detections]]) -> dict[str, Any]:
-    """A whole COCO file of many images, with polygons left as run lengths.
-
-    Args:
-      images: file name and objects of each image.
-
-    Returns:
-      `{"images", "annotations", "categories"}`; labels count from 1 in alphabetical order.
-    """
-    pairs = list(images)
-    names = label_names([d for _, d in pairs])
-    category_ids = {name: i for i, name in enumerate(names, start=1)}
-    records: list[dict[str, Any]] = []
-    files = []
-    for image_id, (file_name, item) in enumerate(pairs, start=1):
-        width, height = item.image_wh
-        files.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
-        records += to_coco(
-            item, image_id=image_id, category_ids=category_ids, first_id=len(records) + 1
-        )
-    categories = [{"id": i, "name": name} for name, i in category_ids.items()]
-    return {"images": files, "annotations": records, "categories": categories}
-
-
 def to_yolo(
-    detections: Detections,
+    items: Sequence[Detection],
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str],
     polygons: bool = False,
     with_scores: bool = False,
 ) -> str:
     """The text of a YOLO label file, one line an object.
 
     Args:
-      detections: the objects.
-      class_names: the position of a label is its class; by default labels in alphabetical order.
+      items: the objects.
+      class_names: the position of a label is its class.
       polygons: write `class x y x y ...` of the largest outline (the box's corners without a mask)
         instead of `class cx cy w h`.
       with_scores: append the confidence, as ultralytics does with `save_conf`.
@@ -146,9 +118,8 @@ def to_yolo(
     Raises:
       DataError: a label is not in `class_names`.
     """
-    kept = _valid(detections, "YOLO")
-    names = label_names([detections]) if class_names is None else class_names
-    classes = {name: i for i, name in enumerate(names)}
+    kept = _valid(items, "YOLO")
+    classes = {name: i for i, name in enumerate(class_names)}
     lines = []
     for item in kept:
         y0, x0, y1, x1 = (min(max(v, 0.0), 1.0) for v in item.box_yxyx)
@@ -165,12 +136,12 @@ def to_yolo(
     return "".join(lines)
 
 
-def to_supervision(detections: Detections, *, class_names: Sequence[str] | None = None) -> Any:
+def to_supervision(items: Sequence[Detection], *, class_names: Sequence[str]) -> Any:
     """`supervision.Detections` with masks, confidences and class names.
 
     Args:
-      detections: the objects; where any has a mask, those without get their filled box.
-      class_names: the position of a label is its class id; by default labels in alphabetical order.
+      items: the objects; where any has a mask, those without get their filled box.
+      class_names: the position of a label is its class id.
 
     Raises:
       MissingExtraError: supervision is not installed.
@@ -183,11 +154,10 @@ def to_supervision(detections: Detections, *, class_names: Sequence[str] | None 
             "to_supervision needs the package supervision, which is not installed; run "
             "pip install 'paligemma[supervision]'."
         ) from error
-    kept = _valid(detections, "supervision")
+    kept = _valid(items, "supervision")
     if not kept:
         return supervision.Detections.empty()
-    names = label_names([detections]) if class_names is None else class_names
-    classes = {name: i for i, name in enumerate(names)}
+    classes = {name: i for i, name in enumerate(class_names)}
     scores = [item.score for item in kept]
     known = [s for s in scores if s is not None]
     return supervision.Detections(
@@ -197,11 +167,6 @@ def to_supervision(detections: Detections, *, class_names: Sequence[str] | None 
         class_id=np.array([_look_up(item, classes, "class_names") for item in kept]),
         data={"class_name": np.array([item.label or NO_LABEL for item in kept])},
     )
-
-
-def label_names(many: Iterable[Detections]) -> list[str]:
-    """Every label of the valid objects, alphabetical; objects without one are called "object"."""
-    return sorted({item.label or NO_LABEL for d in many for item in d if item.is_valid})
 
 
 def save_png(picture: Image.Image, path: str | Path) -> None:
@@ -223,13 +188,13 @@ def save_png(picture: Image.Image, path: str | Path) -> None:
         ) from error
 
 
-def _valid(detections: Detections, format_name: str) -> list[Detection]:
-    kept = [item for item in detections if item.is_valid]
-    if len(kept) < len(detections):
+def _valid(items: Sequence[Detection], format_name: str) -> list[Detection]:
+    kept = [item for item in items if item.is_valid]
+    if len(kept) < len(items):
         _log.warning(
             "%d of %d boxes have no height or width and are left out of the %s export",
-            len(detections) - len(kept),
-            len(detections),
+            len(items) - len(kept),
+            len(items),
             format_name,
         )
     return kept

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from paligemma.errors import DataError
+from paligemma.outputs.contours import polygons
+from paligemma.outputs.rle import MAX_MASK_PIXELS, encode_rle
 
 MASK_SIZE_PX = 64
-MAX_MASK_PIXELS = 2**28
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,14 +78,10 @@ class MaskRegion:
 
     def to_rle(self) -> dict[str, Any]:
         """COCO's compressed run lengths; see `rle.encode_rle`."""
-        from paligemma.outputs.rle import encode_rle
-
         return encode_rle(self.to_array())
 
     def to_polygons(self, *, tolerance_px: float = 0.0) -> list[np.ndarray]:
         """Outer rings float64[N, 2] as (x, y) in pixels of the image; see `contours.polygons`."""
-        from paligemma.outputs.contours import polygons
-
         return [ring + self.corner_xy for ring in polygons(self.crop, tolerance_px=tolerance_px)]
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from paligemma.errors import DataError
-from paligemma.outputs.masks import MAX_MASK_PIXELS
+
+MAX_MASK_PIXELS = 2**28
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from paligemma.generate import BeamOptions
-from paligemma.outputs.types import Detections
+from paligemma.outputs.detections import Detections
 from paligemma.pipeline.engine import Request
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from paligemma.generate import (
     require_whole,
 )
 from paligemma.outputs.boxes import SEPARATOR
-from paligemma.outputs.types import require_selection
+from paligemma.outputs.detections import require_selection
 from paligemma.vocab import Vocab
 
 MODES = ("exact", "mixed", "bf16")

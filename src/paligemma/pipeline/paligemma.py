@@ -21,8 +21,9 @@ from paligemma.errors import ImageError, PromptError
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.boxes import Box, encode_boxes, format_loc, require_box
+from paligemma.outputs.detections import Detections
 from paligemma.outputs.parse import parse_tokens, text_answer
-from paligemma.outputs.types import Detections, ParsedOutput, TextAnswer
+from paligemma.outputs.types import ParsedOutput, TextAnswer
 from paligemma.pipeline.engine import MAX_ROWS, Engine, Request, Written
 from paligemma.pipeline.loading import CODEC_VARIABLE, LoadKeywords, LoadOptions, load_pretrained
 from paligemma.pipeline.notices import warn_of_cuts, warn_of_missing_masks

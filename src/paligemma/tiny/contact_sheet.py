@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from paligemma.outputs.detections import Detections
 from paligemma.outputs.draw import DrawStyle, draw_detections
 from paligemma.outputs.lettering import Lettering
-from paligemma.outputs.types import Detections
-from paligemma.tiny.scene_report import Sample
+from paligemma.scenes import Scene, SceneExample
 
 NUM_COLUMNS = 3
 _GAP_PX = 12
 _PAPER, _INK = (250, 250, 248), (32, 34, 40)
 _SIDE_PX, _LETTER_PX = 448, 14
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One prompt about a picture with the model's answer, to be drawn.
+
+    Attributes:
+        scene: the picture.
+        example: the prompt.
+        text: what the model wrote.
+        detections: its objects; None for kinds that answer in words.
+    """
+
+    scene: Scene
+    example: SceneExample
+    text: str
+    detections: Detections | None = None
 
 
 def contact_sheet(samples: Sequence[Sample], *, num_columns: int = NUM_COLUMNS) -> Image.Image:
@@ -45,12 +63,10 @@ def contact_sheet(samples: Sequence[Sample], *, num_columns: int = NUM_COLUMNS) 
 def _tile(samples: Sequence[Sample]) -> Image.Image:
     """Everything found on the left, the segmented phrase on the right, words below."""
     scene = samples[0].scene
-    height, width = scene.image.shape[:2]
     by_task = {one.example.task: one.detections for one in samples}
-    nothing = Detections(items=(), image_wh=(width, height))
     style = DrawStyle(legend=False, min_side_px=_SIDE_PX)
     left, right = (
-        draw_detections(scene.image, by_task.get(task) or nothing, style=style)
+        draw_detections(scene.image, by_task.get(task) or (), style=style)
         for task in ("detect", "segment")
     )
     pair = Image.new("RGB", (left.width + right.width, left.height))

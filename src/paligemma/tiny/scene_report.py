@@ -17,9 +17,9 @@ from paligemma.eval.resampling import bounds, drawn_values, unit_of
 from paligemma.example import Example, Prediction
 from paligemma.metrics.interval import NUM_RESAMPLES
 from paligemma.metrics.measure import Measure
-from paligemma.outputs.types import Detections
-from paligemma.scenes import Scene, SceneExample
+from paligemma.outputs.export import save_png
 from paligemma.tasks.scenes.scores import KINDS, score_scenes
+from paligemma.tiny.contact_sheet import Sample, contact_sheet
 from paligemma.whole_file import write_whole
 
 # What each headline is called in words.
@@ -63,23 +63,6 @@ class Figure:
             for name, number in (("value", self.value), ("low", self.low), ("high", self.high))
         }
         return {**rounded, "num": self.num}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """One prompt about a picture with the model's answer, to be drawn.
-
-    Attributes:
-        scene: the picture.
-        example: the prompt.
-        text: what the model wrote.
-        detections: its objects; None for kinds that answer in words.
-    """
-
-    scene: Scene
-    example: SceneExample
-    text: str
-    detections: Detections | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -218,9 +201,6 @@ def _numbers(one: Figure) -> str:
 
 def write_files(report: SceneReport, folder: Path) -> None:
     """Write report.json and scenes.png beside the run; each appears whole or not at all."""
-    from paligemma.outputs.export import save_png
-    from paligemma.tiny.contact_sheet import contact_sheet
-
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "report.json", [json.dumps(report.to_json(), indent=1) + "\n"])
     if report.samples:

@@ -14,9 +14,10 @@ from paligemma.eval.options import EvalOptions
 from paligemma.eval.runner import Answerer, run_task
 from paligemma.example import Prediction
 from paligemma.jobs.run_folder import Run
+from paligemma.outputs.detections import Detections
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
-from paligemma.outputs.types import Detection, Detections
+from paligemma.outputs.types import Detection
 from paligemma.scenes import Scene
 from paligemma.tasks.scenes.rows import (
     MAX_SCENES,
