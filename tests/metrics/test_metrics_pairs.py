@@ -8,15 +8,15 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import levenshtein as slow_levenshtein
 
 from paligemma.errors import DataError, MissingExtraError
 from paligemma.metrics.answers import rsvqa_bin_answer
 from paligemma.metrics.judgements import nes
 from paligemma.metrics.music import omr_measures
-from paligemma.metrics.pairs import levenshtein, require_same_length
+from paligemma.metrics.pairs import edit_distance, levenshtein, require_same_length
 from paligemma.metrics.radgraph import radgraph_f1
 from paligemma.metrics.ranking import ndcg
-from paligemma.metrics.text import edit_distance
 from paligemma.metrics.vqa import direct_answer_measures, vqa_accuracies
 from paligemma.metrics.yes_no import mmvp_is_right
 
@@ -26,9 +26,10 @@ UNITS = st.lists(st.sampled_from(["", "a", "b", "<t>", "ab"]), max_size=7)
 @settings(max_examples=30, deadline=None)
 @given(UNITS, UNITS)
 def test_edits_are_counted_in_units_or_letters(a: list[str], b: list[str]) -> None:
-    assert levenshtein(a, b) == edit_distance(a, b)
-    assert levenshtein("".join(a), "".join(b)) == edit_distance("".join(a), "".join(b))
-    assert levenshtein(a, b) == levenshtein(b, a)
+    for distance in (levenshtein, edit_distance):
+        assert distance(a, b) == distance(b, a) == slow_levenshtein(a, b)
+        texts = "".join(a), "".join(b)
+        assert distance(*texts) == slow_levenshtein(*texts)
 
 
 def test_lists_of_different_lengths_are_named() -> None:

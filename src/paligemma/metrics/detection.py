@@ -101,7 +101,7 @@ def detection_measures(
     measures = [
         Measure(
             name=figure.name,
-            statistic=_Statistic(matches=matches, figure=figure),
+            statistic=CocoStatistic(matches=matches, figure=figure),
             num=matches.num_images,
         )
         for figure in FIGURES.values()
@@ -111,7 +111,7 @@ def detection_measures(
         measures += [
             Measure(
                 name=f"ap/{name}",
-                statistic=_Statistic(matches=matches, figure=FIGURES["AP"], category=k),
+                statistic=CocoStatistic(matches=matches, figure=FIGURES["AP"], category=k),
                 num=matches.num_images,
                 num_used=int((matches.num_true["all"][k] > 0).sum()),
             )
@@ -205,7 +205,7 @@ class CocoMatches:
         used = np.ones(self.num_images, np.int64) if weights is None else weights
         out = {}
         for name, figure in FIGURES.items():
-            value = _Statistic(matches=self, figure=figure)(used)
+            value = CocoStatistic(matches=self, figure=figure)(used)
             out[name] = UNDEFINED if np.isnan(value) else value
         return out
 
@@ -258,7 +258,7 @@ class CocoMatches:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Statistic:
+class CocoStatistic:
     """One figure as a function of how often each image counts."""
 
     matches: CocoMatches

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,32 +125,149 @@ def test_the_masks_of_an_answer_are_joined_before_they_are_compared() -> None:
     both = _masked(np.s_[0:10, 0:10], np.s_[0:10, 20:30])
     one = _masked(np.s_[0:10, 0:10])
     shifted = _masked(np.s_[0:10, 0:10], np.s_[0:10, 25:35])
-    assert score_answer(example, both).part == 1.0
-    assert score_answer(example, one).part == 0.5
-    assert score_answer(example, shifted).part == 150 / 250
-    assert score_answer(example, _said("no")).part == 0.0
-    assert score_answer(example, both).slice == "star"
+    assert score_answer(example, both) == (1.0, 1.0)
+    assert score_answer(example, one) == (0.5, 1.0)
+    assert score_answer(example, shifted) == (150 / 250, 1.0)
+    assert score_answer(example, _said("no")) == (0.0, 1.0)
+    assert example.references["slice"] == "star"
 
 
 def test_words_are_compared_exactly_but_for_spaces_around_them() -> None:
     example = _posed("answer", "answer en how many stars are there?", "2")
-    scores = [score_answer(example, _said(text)).part for text in (" 2 ", "2.", "")]
+    scores = [score_answer(example, _said(text))[0] for text in (" 2 ", "2.", "")]
     assert scores == [1.0, 0.0, 0.0]
 
 
 def test_reading_counts_edited_characters() -> None:
-    outcome = score_answer(_posed("ocr", "ocr", "STOP 7"), _said("SHOP7"))
-    assert (outcome.part, outcome.total) == (2.0, 6.0)
+    assert score_answer(_posed("ocr", "ocr", "STOP 7"), _said("SHOP7")) == (2.0, 6.0)
 
 
-def test_boxes_without_confidence_are_certain() -> None:
-    answer = _said("", FoundObject(label="star", box_yxyx=(0.0, 0.0, 0.25, 0.25)))
-    outcome = score_answer(_posed("detect", "detect star"), answer)
-    assert outcome.boxes is not None
-    assert outcome.boxes.boxes.tolist() == [[0.0, 0.0, 0.25, 0.25]]
-    assert outcome.boxes.scores.tolist() == [1.0]
-    assert outcome.boxes.true_boxes.shape == (2, 4)
-    assert list(outcome.boxes.true_labels) == ["star", "star"]
+LABELS = ("circle", "sign", "star")
+
+
+def _pictures(rng: np.random.Generator, num: int) -> tuple[list[Example], list[Prediction]]:
+    """A few objects each, some found well, some badly, some twice, some under another name."""
+    examples, answers = [], []
+    for k in range(num):
+        corner = rng.uniform(0, 0.6, (int(rng.integers(0, 6)), 2))
+        boxes = np.concatenate([corner, corner + rng.uniform(0.1, 0.4, corner.shape)], axis=1)
+        names = rng.choice(LABELS, len(boxes)).tolist()
+        objects = [
+            {"label": name, "box_yxyx": box.tolist()}
+            for name, box in zip(names, boxes, strict=True)
+        ]
+        found = [FoundObject(label="cat", box_yxyx=(0.1, 0.1, 0.3, 0.4), score=0.5)]
+        for one in rng.integers(0, len(boxes), size=int(rng.integers(0, 8))) if objects else []:
+            label = names[one] if rng.random() < 0.8 else str(rng.choice(LABELS))
+            box = tuple((boxes[one] + rng.uniform(-0.04, 0.04, 4)).tolist())
+            # With one decimal ties occur, and their order has to be COCO's.
+            found.append(FoundObject(label=label, box_yxyx=box, score=round(rng.random(), 1)))
+        references = {"task": "detect", "slice": "detect", "objects": objects}
+        examples.append(Example(id=str(k), prefix="", pictures=(), references=references))
+        answers.append(Prediction(id=str(k), text="", objects=tuple(found)))
+    return examples, answers
+
+
+def _by_pycocotools(
+    truth: list[list[dict[str, Any]]], found: list[list[dict[str, Any]]], labels: tuple[str, ...]
+) -> np.ndarray:
+    """Average precision float64[T, labels]."""
+    coco_module = pytest.importorskip("pycocotools.coco")
+    eval_module = pytest.importorskip("pycocotools.cocoeval")
+
+    def rows(images: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        every = [
+            {
+                "image_id": number,
+                "category_id": labels.index(row["label"]) + 1,
+                "bbox": row["bbox"],
+                "score": row.get("score", 1.0),
+                "area": row["bbox"][2] * row["bbox"][3],
+                "iscrowd": 0,
+            }
+            for number, image in enumerate(images, start=1)
+            for row in image
+        ]
+        return [{"id": number, **row} for number, row in enumerate(every, start=1)]
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = coco_module.COCO()
+        coco.dataset = {
+            "info": {},
+            "images": [{"id": k + 1, "width": 1, "height": 1} for k in range(len(truth))],
+            "annotations": rows(truth),
+            "categories": [{"id": k + 1, "name": name} for k, name in enumerate(labels)],
+        }
+        coco.createIndex()
+        evaluation = eval_module.COCOeval(coco, coco.loadRes(rows(found)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    # [T, R, K, A, M] at area "all" and 100 detections.
+    return evaluation.eval["precision"][:, :, :, 0, 2].mean(axis=1)
+
+
+def _rows(boxes: list[tuple[str, Any, float]]) -> list[dict[str, Any]]:
+    return [
+        {"label": label, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
+        for label, (y0, x0, y1, x1), score in boxes
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_average_precision_is_that_of_pycocotools(seed: int) -> None:
+    examples, answers = _pictures(np.random.default_rng(seed), 25)
+    truth = [
+        _rows([(o["label"], o["box_yxyx"], 1.0) for o in e.references["objects"]]) for e in examples
+    ]
+    found = [_rows([(o.label, o.box_yxyx, o.score) for o in a.objects]) for a in answers]
+    measures = {one.name: one.value for one in score_scenes(examples, answers)}
+    known = [[row for row in image if row["label"] in LABELS] for image in found]
+    by_label = _by_pycocotools(truth, known, LABELS)
+    assert 0.1 < measures["detect_ap50"] < 0.9
+    assert measures["detect_ap50"] == pytest.approx(by_label[0].mean(), abs=1e-12)
+    assert measures["detect_ap"] == pytest.approx(by_label.mean(), abs=1e-12)
+    for name, expected in zip(LABELS, by_label[0], strict=True):
+        assert measures[f"detect_ap50/{name}"] == pytest.approx(expected, abs=1e-12)
+    # One ranking of all labels: every label of a picture is a picture of its own.
+    parts = [
+        [[{**row, "label": "object"} for row in rows[k] if row["label"] == name] for rows in both]
+        for both in [(truth, found)]
+        for k in range(len(examples))
+        for name in ("cat", *LABELS)
+    ]
+    pooled = _by_pycocotools([one for one, _ in parts], [one for _, one in parts], ("object",))
+    assert measures["detect_ap50_pooled"] == pytest.approx(pooled[0, 0], abs=1e-12)
+    assert pooled[0, 0] < by_label[0].mean()
+
+
+def test_a_box_under_another_name_counts_only_in_the_ranking_of_all_labels() -> None:
+    box = (0.0, 0.0, 0.25, 0.25)
+    objects = [{"label": "star", "box_yxyx": list(box)}]
+    examples, answers = [], []
+    for name, label, score in (("a", "star", 0.5), ("b", "cat", 0.9)):
+        references = {"task": "detect", "slice": "detect", "objects": objects}
+        examples.append(Example(id=name, prefix="", pictures=(), references=references))
+        found = FoundObject(label=label, box_yxyx=box, score=score)
+        answers.append(Prediction(id=name, text="", objects=(found,)))
+    measures = {one.name: one for one in score_scenes(examples, answers)}
+    # Half of the stars are found: 51 of the 101 recalls, at precision 1 and, pooled, at 1 / 2.
+    assert measures["detect_ap50"].value == pytest.approx(51 / 101)
+    assert measures["detect_ap50_pooled"].value == pytest.approx(51 / 202)
+    assert measures["detect_recall50"].value == measures["detect_precision50"].value == 0.5
+    # Each picture counts as often as its weight says.
+    assert measures["detect_precision50"].statistic(np.array([3, 1])) == 0.75
+    assert measures["detect_recall50"].statistic(np.array([0, 2])) == 0.0
+    assert measures["detect_ap50"].statistic(np.array([1, 0])) == pytest.approx(1.0)
+
+
+def test_boxes_without_confidence_are_certain_and_an_object_is_found_once() -> None:
+    box = (0.0, 0.0, 0.25, 0.25)
+    example = _posed("detect", "detect star")
+    sure, unsure = (FoundObject(label="star", box_yxyx=box, score=score) for score in (None, 0.9))
+    measures = {one.name: one.value for one in score_scenes([example], [_said("", unsure, sure)])}
+    # The certain box comes first and takes the star; the other one finds nothing.
+    assert measures["detect_precision50"] == measures["detect_recall50"] == 0.5
+    assert measures["detect_ap50"] == pytest.approx(51 / 101)
 
 
 def test_a_row_of_the_benchmark_reads_its_pictures_and_asks_each_kind_its_own_way() -> None:

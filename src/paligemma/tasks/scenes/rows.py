@@ -189,7 +189,7 @@ def scenes_task(
         title="Drawn scenes",
         family="scenes",
         splits=("heldout",),
-        headline=f"{first}_{METRICS.get(first, 'ap50')}",
+        headline=f"{first}_{METRICS[first]}",
         asking=_ASKING[first],
         files=(),
         read=read,

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from paligemma.example import Example, Prediction
-from paligemma.metrics.grounding import ImageBoxes, Matches, match_detections
+from paligemma.metrics.detection import FIGURES, CocoStatistic, match_images
 from paligemma.metrics.measure import Measure, Statistic, ratio_measure
-from paligemma.metrics.text import edit_distance
+from paligemma.metrics.pairs import edit_distance
 from paligemma.outputs.masks import mask_iou
-from paligemma.outputs.rle import decode_rle
+from paligemma.outputs.rle import decode_rle, encode_rle
 from paligemma.scenes import Scene, SceneExample
 
 KINDS: tuple[str, ...] = ("detect", "segment", "answer", "ocr", "caption", "caption_region")
-# The figure of each kind; detection has several.
+# The headline figure of each kind.
 METRICS: dict[str, str] = {
+    "detect": "ap50",
     "segment": "miou",
     "answer": "accuracy",
     "ocr": "cer",
@@ -27,31 +27,13 @@ METRICS: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SceneOutcome:
-    """One answer, scored.
-
-    Attributes:
-        id: of the example.
-        task: one of KINDS.
-        slice: what the score may be broken down by: the kind of question, or the label of the mask.
-        part: numerator of the score: IoU, 1 for a right answer, or edited characters.
-        total: denominator: 1, or characters of the reference.
-        boxes: for "detect", which is scored over all pictures together; `part` is then 0.
-    """
-
-    id: str
-    task: str
-    slice: str
-    part: float
-    total: float
-    boxes: ImageBoxes | None = None
-
-
 def references_of(scene: Scene, example: SceneExample) -> dict[str, Any]:
-    """What an answer is compared with, as JSON holds it: words, or objects with box and mask."""
-    from paligemma.outputs.rle import encode_rle
+    """Build what an answer is compared with: words, or objects with box and mask.
 
+    Returns:
+        `task`, one of KINDS; `slice`, by which its score is broken down (kind of question, or
+        label of the mask); and `text` or `objects`. JSON can hold all of it.
+    """
     found: dict[str, Any] = {"task": example.task, "slice": example.kind}
     if example.suffix is not None:
         return {**found, "text": example.suffix}
@@ -66,34 +48,20 @@ def references_of(scene: Scene, example: SceneExample) -> dict[str, Any]:
     return {**found, "objects": objects}
 
 
-def score_answer(example: Example, answer: Prediction) -> SceneOutcome:
-    """Score one answer: IoU of the joined masks, equality of words, or edited characters."""
+def score_answer(example: Example, answer: Prediction) -> tuple[float, float]:
+    """Score one answer of any kind but "detect".
+
+    Returns:
+        Numerator and denominator: IoU of the joined masks over 1, edited characters over
+        characters of the reference, or equality of the words over 1.
+    """
     truth: Mapping[str, Any] = example.references
-    task, text = truth["task"], answer.text.strip()
-    boxes, part, total = None, 0.0, 1.0
-    if task == "detect":
-        boxes = _boxes(truth["objects"], answer)
-    elif task == "segment":
-        part = _joined_iou(truth["objects"], answer)
-    elif task == "ocr":
-        part, total = float(edit_distance(text, truth["text"])), float(len(truth["text"]))
-    else:
-        part = float(text == truth["text"])
-    return SceneOutcome(
-        id=example.id, task=task, slice=truth["slice"], part=part, total=total, boxes=boxes
-    )
-
-
-def _boxes(objects: Sequence[Mapping[str, Any]], answer: Prediction) -> ImageBoxes:
-    """Found and true boxes; a box without confidence counts as certain."""
-    found = answer.objects
-    return ImageBoxes(
-        boxes=np.array([one.box_yxyx for one in found], np.float64).reshape(-1, 4),
-        labels=[one.label for one in found],
-        scores=np.array([1.0 if one.score is None else one.score for one in found], np.float64),
-        true_boxes=np.array([one["box_yxyx"] for one in objects], np.float64).reshape(-1, 4),
-        true_labels=[one["label"] for one in objects],
-    )
+    text = answer.text.strip()
+    if truth["task"] == "segment":
+        return _joined_iou(truth["objects"], answer), 1.0
+    if truth["task"] == "ocr":
+        return float(edit_distance(text, truth["text"])), float(len(truth["text"]))
+    return float(text == truth["text"]), 1.0
 
 
 def _joined_iou(objects: Sequence[Mapping[str, Any]], answer: Prediction) -> float:
@@ -106,81 +74,135 @@ def _joined_iou(objects: Sequence[Mapping[str, Any]], answer: Prediction) -> flo
     return mask_iou(found, truth)
 
 
-# Figures over many answers
-
-
 def score_scenes(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """The figure of every kind that was asked, then all others, each followed by its slices."""
-    outcomes = list(map(score_answer, examples, predictions))
+    """Compute the headline of every kind that was asked, then all other figures with slices."""
+    kinds = np.array([one.references["task"] for one in examples])
     by_kind: list[list[Measure]] = []
-    for task in KINDS:
-        where = np.array([one.task == task for one in outcomes], bool)
-        if where.any():
-            by_kind.append(
-                _detection_measures(outcomes, where)
-                if task == "detect"
-                else _ratio_measures(task, outcomes, where)
-            )
+    for kind in KINDS:
+        where = kinds == kind
+        if not where.any():
+            continue
+        measures = _detection_measures if kind == "detect" else _ratio_measures
+        by_kind.append(measures(kind, examples, predictions, where))
     return [first for first, *_ in by_kind] + [one for _, *others in by_kind for one in others]
 
 
 def _ratio_measures(
-    task: str, outcomes: Sequence[SceneOutcome], where: np.ndarray
+    kind: str, examples: Sequence[Example], predictions: Sequence[Prediction], where: np.ndarray
 ) -> list[Measure]:
     """The score of a kind and its slices; for "ocr" also the share read without a fault."""
-    parts = np.array([one.part for one in outcomes])
-    totals = np.array([one.total for one in outcomes])
-    name, is_error = f"{task}_{METRICS[task]}", task == "ocr"
+    scores = np.zeros((len(examples), 2))
+    for k in np.flatnonzero(where).tolist():
+        scores[k] = score_answer(examples[k], predictions[k])
+    parts, totals = scores.T
+    name, is_error = f"{kind}_{METRICS[kind]}", kind == "ocr"
 
     def measure(name: str, members: np.ndarray) -> Measure:
         return ratio_measure(name, parts * members, totals * members, is_error=is_error)
 
     found = [measure(name, where)]
-    if task == "ocr":
-        found.append(ratio_measure(f"{task}_exact_match", (parts == 0) * where, where))
-    groups = np.array([one.slice for one in outcomes])
+    if kind == "ocr":
+        found.append(ratio_measure("ocr_exact_match", (parts == 0) & where, where))
+    groups = np.array([one.references["slice"] for one in examples])
     slices = sorted(set(groups[where].tolist()))
     if len(slices) > 1:
         found += [measure(f"{name}/{group}", where & (groups == group)) for group in slices]
     return found
 
 
-def _detection_measures(outcomes: Sequence[SceneOutcome], where: np.ndarray) -> list[Measure]:
+def _detection_measures(
+    kind: str, examples: Sequence[Example], predictions: Sequence[Prediction], where: np.ndarray
+) -> list[Measure]:
     """Average precision: COCO's mean over labels, each label, and one ranking of all labels."""
-    matches = match_detections([one.boxes for one in outcomes if one.boxes is not None])
-    half, positions = matches.at(0.5), np.flatnonzero(where)
-    hits, image = half.pooled.is_hit[:, 0], half.pooled.image
-
-    def measure(name: str, statistic: Statistic, truth: np.ndarray) -> Measure:
-        def over_all(weights: np.ndarray) -> float:
-            own = weights[positions]
-            # Without an object to find, average precision is undefined.
-            return float(statistic(own)) if own @ truth else float("nan")
-
-        return Measure(
-            name=f"detect_{name}", statistic=over_all, num=len(outcomes), num_used=len(positions)
+    positions = np.flatnonzero(where)
+    found = [_found(predictions[k]) for k in positions.tolist()]
+    true = [_true(examples[k]) for k in positions.tolist()]
+    labels = sorted({row["label"] for rows in true for row in rows})
+    number = {label: k for k, label in enumerate(labels)}
+    numbered = [[{**row, "category_id": number[row["label"]]} for row in rows] for rows in true]
+    matches = match_images(found, numbered, dict(enumerate(labels)))
+    # In one ranking of all labels a box still has to name the right one: each label of a picture
+    # is matched as a picture of its own, with a single category.
+    parts = [
+        (
+            picture,
+            [row for row in found[picture] if row["label"] == label],
+            [row for row in true[picture] if row["label"] == label],
         )
+        for picture in range(len(positions))
+        for label in sorted({row["label"] for row in (*found[picture], *true[picture])})
+    ]
+    picture_of = np.array([picture for picture, _, _ in parts], np.int64)
+    pooled = match_images(
+        [[{**row, "category_id": 0} for row in rows] for _, rows, _ in parts],
+        [[{**row, "category_id": 0} for row in rows] for _, _, rows in parts],
+        {0: "object"},
+    )
+
+    def over_parts(statistic: Statistic) -> Statistic:
+        return lambda weights: statistic(weights[picture_of])
+
+    def hits(weights: np.ndarray) -> float:
+        return float(weights[pooled.image[pooled.row]] @ pooled.is_hit["all"][0])
 
     def recall(weights: np.ndarray) -> float:
-        return float(weights[image] @ hits) / float(weights @ half.pooled.num_true)
+        total = float(weights @ pooled.num_true["all"][0])
+        return hits(weights) / total if total else float("nan")
 
     def precision(weights: np.ndarray) -> float:
-        found = float(weights[image].sum())
-        return float(weights[image] @ hits) / found if found else float("nan")
+        total = float(weights[pooled.image].sum())
+        return hits(weights) / total if total else float("nan")
 
-    def of_label(label: Matches) -> Statistic:
-        return lambda weights: float(label.average_precision(weights)[0])
+    ap50 = FIGURES["AP50"]
+    statistics: dict[str, Statistic] = {
+        "ap50": CocoStatistic(matches=matches, figure=ap50),
+        **{
+            f"ap50/{label}": CocoStatistic(matches=matches, figure=ap50, category=k)
+            for label, k in number.items()
+        },
+        "ap": CocoStatistic(matches=matches, figure=FIGURES["AP"]),
+        "ap50_pooled": over_parts(CocoStatistic(matches=pooled, figure=ap50)),
+        "recall50": over_parts(recall),
+        "precision50": over_parts(precision),
+    }
 
-    truth = half.pooled.num_true
+    def over_all(statistic: Statistic) -> Statistic:
+        return lambda weights: statistic(weights[positions])
+
+    num_used = {
+        f"ap50/{label}": int((matches.num_true["all"][k] > 0).sum()) for label, k in number.items()
+    }
     return [
-        measure("ap50", lambda w: float(half.mean_average_precision(w)[0]), truth),
-        *(
-            measure(f"ap50/{name}", of_label(one), one.num_true)
-            for name, one in half.by_label.items()
-            if one.num_true.any()
-        ),
-        measure("ap", lambda w: float(matches.mean_average_precision(w).mean()), truth),
-        measure("ap50_pooled", lambda w: float(half.pooled.average_precision(w)[0]), truth),
-        measure("recall50", recall, truth),
-        measure("precision50", precision, truth),
+        Measure(
+            name=f"{kind}_{name}",
+            statistic=over_all(statistic),
+            num=len(examples),
+            num_used=num_used.get(name, len(positions)),
+        )
+        for name, statistic in statistics.items()
     ]
+
+
+def _found(answer: Prediction) -> list[dict[str, Any]]:
+    """Boxes of an answer as COCO's results; one without a confidence counts as certain."""
+    return [
+        {
+            "label": one.label,
+            "bbox": _xywh(one.box_yxyx),
+            "score": 1.0 if one.score is None else one.score,
+        }
+        for one in answer.objects
+    ]
+
+
+def _true(example: Example) -> list[dict[str, Any]]:
+    """Objects of a picture as COCO's annotations."""
+    return [
+        {"label": one["label"], "bbox": _xywh(one["box_yxyx"])}
+        for one in example.references["objects"]
+    ]
+
+
+def _xywh(box_yxyx: Sequence[float]) -> list[float]:
+    y0, x0, y1, x1 = box_yxyx
+    return [x0, y0, x1 - x0, y1 - y0]
