@@ -28,7 +28,7 @@ def test_two_workers_answer_as_one_and_go_on_after_a_cut(tmp_path: Path) -> None
         env={
             **os.environ,
             # Workers import the benchmark by its name.
-            "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)]),
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, sys.path)]),
             "RAY_USAGE_STATS_ENABLED": "0",
         },
     )

@@ -10,12 +10,18 @@ from pathlib import Path
 
 import pytest
 
+TESTS = Path(__file__).parents[1]
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_twenty_kills_at_random_moments_change_no_answer_and_no_score(tmp_path: Path) -> None:
     script = Path(__file__).with_name("killed_run.py")
     done = subprocess.run(
-        [sys.executable, script, tmp_path, "20", "1"], capture_output=True, text=True, check=False
+        [sys.executable, script, tmp_path, "20", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])},
     )
     assert done.stderr == ""
     seen = json.loads(done.stdout)

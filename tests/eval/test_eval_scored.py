@@ -43,6 +43,14 @@ def test_boxes_that_are_only_spelt_in_the_text_are_told() -> None:
     assert _notices(Prediction(id="7", text="")) == ()
 
 
+def test_pictures_that_are_not_those_of_the_annotation_are_named() -> None:
+    note = "it is 40x30 pixels, its annotation says 40x50"
+    assert _notices(Prediction(id="7", text="", note=note)) == (
+        f"1 pictures are not those that were annotated, such as that of 7: {note}; take the "
+        "official files",
+    )
+
+
 @pytest.mark.parametrize(("noise_id", "is_told"), [(None, True), (257100, False)])
 def test_a_noise_piece_that_is_no_single_token_is_told(noise_id: int | None, is_told: bool) -> None:
     task = next(one for one in TASKS if one.asking.answer == ALL_CLASSES)

@@ -15,7 +15,7 @@ from paligemma.cli.options import ModelChoice, model_options
 from paligemma.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from paligemma.eval.answering import AskedModel
+    from paligemma.jobs.model_answerer import AskedModel
     from paligemma.tiny.scene_report import SceneReport
 
 # A training step's own file beside the model; a model folder has config.json instead.

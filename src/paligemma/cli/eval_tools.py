@@ -98,7 +98,7 @@ def score_command(
         read_predictions(predictions, examples), examples, missing=missing
     )
     if codec_path is not None:
-        from paligemma.eval.answering import fingerprint
+        from paligemma.jobs.model_answerer import fingerprint
         from paligemma.outputs.vqvae import load_mask_codec
 
         codec = load_mask_codec(codec_path)

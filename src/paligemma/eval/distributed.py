@@ -66,7 +66,7 @@ class LoadedAnswerer:
     loading: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self) -> Answerer:
-        from paligemma.eval.answering import ModelAnswerer
+        from paligemma.jobs.model_answerer import ModelAnswerer
         from paligemma.pipeline.paligemma import PaliGemma
 
         return ModelAnswerer(

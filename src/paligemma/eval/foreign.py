@@ -194,7 +194,7 @@ def decoded_masks(
         examples: of a benchmark of masks, whose references hold `mask` with its size.
         codec: decodes the codewords.
     """
-    from paligemma.eval.answering import found_object
+    from paligemma.jobs.model_answerer import found_object
     from paligemma.outputs.assemble import to_detections
     from paligemma.outputs.parse import parse_objects
 

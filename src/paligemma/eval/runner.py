@@ -29,7 +29,7 @@ from paligemma.jobs.run_folder import Run, RunConfig, RunFolder, examples_digest
 from paligemma.tasks.task import Task
 
 if TYPE_CHECKING:
-    from paligemma.eval.answering import AskedModel
+    from paligemma.jobs.model_answerer import AskedModel
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def evaluate(
         ConfigError: a split, folder or option that does not fit.
         DataError: the benchmark's files are not there, or not as documented.
     """
-    from paligemma.eval.answering import ModelAnswerer
+    from paligemma.jobs.model_answerer import ModelAnswerer
 
     answerer = ModelAnswerer(
         bundle,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paligemma.errors import ConfigError
-from paligemma.eval.answering import AskedModel, ModelAnswerer
 from paligemma.eval.options import EvalOptions
 from paligemma.eval.runner import Answerer, run_task
 from paligemma.example import Prediction
+from paligemma.jobs.model_answerer import AskedModel, ModelAnswerer
 from paligemma.jobs.run_folder import Run
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.masks import MaskRegion

@@ -17,17 +17,16 @@ from PIL import Image
 from toy_task import TOY
 
 from paligemma.errors import ConfigError, ImageError
-from paligemma.eval.answering import ModelAnswerer, fingerprint
 from paligemma.eval.distributed import LoadedAnswerer
 from paligemma.eval.options import EvalOptions
-from paligemma.eval.pixels import draw_box, pad_to_square, read_pictures
-from paligemma.eval.scored import score_matched
 from paligemma.example import ALL_CLASSES, MASK, OBJECTS, Asking, Example, Prediction
 from paligemma.jobs.json_lines import prediction_from_json, prediction_to_json
-from paligemma.jobs.run_folder import RunConfig
+from paligemma.jobs.model_answerer import ModelAnswerer, fingerprint
+from paligemma.jobs.pictures import read_pictures
 from paligemma.outputs.rle import decode_rle
 from paligemma.pipeline.paligemma import PaliGemma
-from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS, resize
+from paligemma.processing.preparation import Preparation, pad_to_square
+from paligemma.processing.resize import BILINEAR
 from paligemma.tasks.reading.files import FilePicture
 from paligemma.tasks.scenes.rows import heldout_scene
 
@@ -244,22 +243,6 @@ def test_another_process_loads_the_model_by_its_name(tiny: PaliGemma) -> None:
     assert found.text == _answer(tiny, QUESTIONS[1:2], replace(ASKING, max_new_tokens=3))[0].text
 
 
-# Pictures
-
-
-def _read(example: Example, **changes: Any) -> Any:
-    return read_pictures(example, replace(ASKING, **changes), size_px=30, max_pixels=10**6)
-
-
-def test_pictures_are_resized_by_the_benchmarks_method() -> None:
-    image = heldout_scene(3).image
-    for method in (BILINEAR, BILINEAR_ANTIALIAS):
-        read = _read(_example("a", "", 3), resize_method=method)
-        expected = resize(image, 30, method).astype(np.float32) / 255 * 2 - 1
-        assert np.abs(read.pixels - expected).max() < 1e-6
-        assert read.image_wh == read.padded_wh == (224, 224)
-
-
 def test_a_picture_of_another_size_than_its_annotation_states_is_noted(
     tiny: PaliGemma, tmp_path: Path
 ) -> None:
@@ -278,29 +261,30 @@ def test_a_picture_of_another_size_than_its_annotation_states_is_noted(
     assert [one.note for one in answers] == [None, said]
     again = [prediction_from_json(prediction_to_json(one), "line 1") for one in answers]
     assert [one.note for one in again] == [None, said]
-    config = RunConfig(task="toy", split="test", model="m")
-    found = score_matched(TOY, config, [replace(one, references="0") for one in examples], again)
-    assert found.notices == (
-        f"1 pictures are not those that were annotated, such as that of 50: {said}; take the "
-        "official files",
+
+
+def test_frames_of_an_example_stay_in_order_and_are_prepared_alike() -> None:
+    preparation = Preparation(size_px=30, resize_method=BILINEAR)
+    pair = read_pictures(_example("a", "", 3, 5), preparation, 10**6)
+    assert pair.pixels.shape == (2, 30, 30, 3)
+    assert pair.image_wh == pair.padded_wh == (224, 224)
+    alone = read_pictures(_example("a", "", 5), preparation, 10**6)
+    assert (pair.pixels[1] == alone.pixels).all()
+
+
+def test_a_picture_is_prepared_as_its_benchmark_asks(tiny: PaliGemma) -> None:
+    asking = replace(ASKING, resize_method=BILINEAR, keep_fractions=True, pad_to_square=True)
+    example = replace(_example("a", "ocr", 3), mark_box_yxyx=(0.1, 0.2, 0.5, 0.6))
+    (found,) = ModelAnswerer(tiny, lambda one: asking).read([example]).pictures.values()
+    preparation = Preparation(
+        size_px=224,
+        resize_method=BILINEAR,
+        keep_fractions=True,
+        pad_to_square=True,
+        mark_box_yxyx=(0.1, 0.2, 0.5, 0.6),
     )
-
-
-def test_frames_stay_in_order_and_may_keep_fractions() -> None:
-    frames = _read(_example("a", "", 3, 5), resize_method=BILINEAR)
-    fine = _read(_example("a", "", 3, 5), resize_method=BILINEAR, keep_fractions=True)
-    assert frames.pixels.shape == fine.pixels.shape == (2, 30, 30, 3)
-    assert (frames.pixels[1] == _read(_example("a", "", 5), resize_method=BILINEAR).pixels).all()
-    levels = (fine.pixels + 1) / 2 * 255 - (frames.pixels + 1) / 2 * 255
-    assert levels.min() > -1e-3
-    assert 0.5 < levels.max() < 1.0
-
-
-def test_padding_is_white_on_the_right_or_below() -> None:
-    wide = np.zeros((2, 4, 3), np.uint8)
-    assert pad_to_square(wide).tolist() == [[[0] * 3] * 4] * 2 + [[[255] * 3] * 4] * 2
-    tall = np.zeros((3, 1, 3), np.uint8)
-    assert pad_to_square(tall).tolist() == [[[0] * 3, [255] * 3, [255] * 3]] * 3
+    assert not isinstance(found, str)
+    assert (found.pixels == preparation.prepare(heldout_scene(3).image)).all()
 
 
 def test_boxes_and_masks_of_padded_pictures_are_those_of_the_picture_itself(
@@ -322,20 +306,3 @@ def test_boxes_and_masks_of_padded_pictures_are_those_of_the_picture_itself(
         assert ours.box_yxyx == pytest.approx((2 * y0, x0, 2 * y1, x1))
         assert ours.mask is not None
         assert (decode_rle(ours.mask) == theirs.mask[:112]).all()
-
-
-def test_a_marked_box_is_a_red_line_one_pixel_wide_on_the_resized_picture() -> None:
-    black = np.zeros((5, 9, 3), np.uint8)
-    marked = draw_box(black, (0.25, 0.0, 1.0, 0.5))
-    red = (marked == (255, 0, 0)).all(axis=-1)
-    assert ["".join(".#"[int(cell)] for cell in row) for row in red] == [
-        ".........",
-        "#####....",
-        "#...#....",
-        "#...#....",
-        "#####....",
-    ]
-    assert not black.any()
-    read = _read(replace(_example("a", "", 3), mark_box_yxyx=(0.0, 0.0, 1.0, 1.0)))
-    assert (read.pixels[0] == (1, -1, -1)).all()
-    assert not (read.pixels[1, 1:-1] == (1, -1, -1)).all()

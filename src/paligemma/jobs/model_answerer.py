@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from paligemma.config import release_of
 from paligemma.errors import ConfigError, ImageError, PromptError
-from paligemma.eval.pixels import ReadPictures, read_pictures
 from paligemma.example import (
     ALL_CLASSES,
     MASK,
@@ -36,6 +35,7 @@ from paligemma.generate import (
     Greedy,
     LocationGreedy,
 )
+from paligemma.jobs.pictures import ReadPictures, read_pictures
 from paligemma.jobs.plan import picture_key
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
@@ -44,6 +44,7 @@ from paligemma.outputs.types import Detection, TokenRecord
 from paligemma.outputs.vqvae import MaskCodec
 from paligemma.pipeline.engine import Engine, Request
 from paligemma.pipeline.options import RunSettings
+from paligemma.processing.preparation import Preparation
 from paligemma.processing.processor import Processor, TokenRow, inference_row
 
 logger = logging.getLogger(__name__)
@@ -136,14 +137,16 @@ class ModelAnswerer:
         return PreparedBatch(pictures=pictures, rows=[self._row(one) for one in examples])
 
     def _read_pictures(self, one: Example) -> ReadPictures | str:
-        processor = self._processor
+        asking = self._asking_of(one)
+        preparation = Preparation(
+            size_px=self._processor.image_size_px,
+            resize_method=asking.resize_method,
+            keep_fractions=asking.keep_fractions,
+            pad_to_square=asking.pad_to_square,
+            mark_box_yxyx=one.mark_box_yxyx,
+        )
         try:
-            return read_pictures(
-                one,
-                self._asking_of(one),
-                size_px=processor.image_size_px,
-                max_pixels=processor.max_pixels,
-            )
+            return read_pictures(one, preparation, self._processor.max_pixels)
         except ImageError as error:
             return str(error)
 
