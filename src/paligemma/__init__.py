@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from paligemma.outputs.detections import Detections
     from paligemma.outputs.types import Detection, TextAnswer
     from paligemma.pipeline.options import AnswerOptions
-    from paligemma.pipeline.paligemma import EncodedImage, PaliGemma
+    from paligemma.pipeline.paligemma import PaliGemma
+    from paligemma.pipeline.pictures import EncodedImage
     from paligemma.processing.processor import Processor
     from paligemma.processing.tokenizer import Tokenizer
     from paligemma.weights.load import load_model
@@ -40,7 +41,7 @@ _HOMES = {
     "Batch": "paligemma.batch",
     "Detection": "paligemma.outputs.types",
     "Detections": "paligemma.outputs.detections",
-    "EncodedImage": "paligemma.pipeline.paligemma",
+    "EncodedImage": "paligemma.pipeline.pictures",
     "PaliGemma": "paligemma.pipeline.paligemma",
     "PaliGemmaConfig": "paligemma.config",
     "PaliGemmaError": "paligemma.errors",

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from paligemma.outputs.detections import Detections
     from paligemma.outputs.types import TextAnswer
-    from paligemma.pipeline.paligemma import EncodedImage, PaliGemma
+    from paligemma.pipeline.paligemma import PaliGemma
+    from paligemma.pipeline.pictures import EncodedImage
 
 Ask = Callable[["PaliGemma", "EncodedImage"], "TextAnswer | Detections"]
 Example = tuple[str, ...]  # one picture, or the frames of one example

@@ -24,7 +24,8 @@ from paligemma.cli.pictures import ImagesArgument, require_pictures
 if TYPE_CHECKING:
     from paligemma.outputs.detections import Detections
     from paligemma.outputs.types import TextAnswer
-    from paligemma.pipeline.paligemma import EncodedImage, PaliGemma
+    from paligemma.pipeline.paligemma import PaliGemma
+    from paligemma.pipeline.pictures import EncodedImage
 
 images_argument = click.argument(
     "images", cls=ImagesArgument, nargs=-1, required=True, metavar="IMAGE..."

@@ -9,12 +9,10 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, cast
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ImageError, PromptError
@@ -36,9 +34,16 @@ from paligemma.pipeline.options import (
     chosen_for_asking,
     object_grammar,
 )
+from paligemma.pipeline.pictures import (
+    EncodedImage,
+    Picture,
+    about,
+    encode_pictures,
+    open_picture,
+)
 from paligemma.pipeline.streaming import checked, text_pieces
 from paligemma.processing import prompts
-from paligemma.processing.image import ImageSource, load_image
+from paligemma.processing.image import ImageSource
 from paligemma.processing.processor import Processor
 from paligemma.vocab import Vocab
 
@@ -52,33 +57,7 @@ logger = logging.getLogger(__name__)
 MAX_TEXT_TOKENS = 128
 MAX_OBJECT_TOKENS = 512
 
-Frames: TypeAlias = "Sequence[ImageSource | Tensor]"
-Picture: TypeAlias = "EncodedImage | ImageSource | Tensor | Frames"
-
 _OBJECT_PROMPT = re.compile(r"\s*(detect|segment)\s+(.*)", re.DOTALL)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EncodedImage:
-    """A picture, or the frames of one example, after the image tower: ask it as often as you like.
-
-    Exact, because only the tower is reused: the decoder reads picture and prompt together.
-
-    Attributes:
-        soft_tokens: float[1, F*I, D].
-        image_wh: width and height of the (first) picture, pixels.
-        owner: the model that encoded it, and that answers.
-        picture: uint8[H, W, 3], the (first) picture itself; None where it came as prepared pixels.
-    """
-
-    soft_tokens: Tensor = field(repr=False)
-    image_wh: tuple[int, int]
-    owner: PaliGemma = field(repr=False)
-    picture: NDArray[Any] | None = field(default=None, repr=False)
-
-    def ask(self, prompt: str, **options: Unpack[AskKeywords]) -> TextAnswer | Detections:
-        """See `PaliGemma.ask`."""
-        return self.owner.ask(self, prompt, **options)
 
 
 class PaliGemma:
@@ -191,7 +170,7 @@ class PaliGemma:
         if asks_masks:
             _ = self.mask_codec  # A codec that cannot be read is reported before the model runs.
         encoded = None if image is None else self.encode_image(image)
-        written = self._written([_about(request, encoded)])[0]
+        written = self._written([about(request, encoded)])[0]
         parsed = parse_tokens(written.record, self.vocab, self.processor.tokenizer.decode)
         if encoded is None or not (asks or parsed.objects):
             return self._text(written)
@@ -278,7 +257,7 @@ class PaliGemma:
             return self._texts(requests)
         if isinstance(images, EncodedImage):
             encoded = self.encode_image(images)
-            return self._texts([_about(request, encoded) for request in requests])
+            return self._texts([about(request, encoded) for request in requests])
         if isinstance(images, str | bytes | os.PathLike) or not hasattr(images, "__len__"):
             images = [cast(Picture, images)]
         if len(images) != len(prompts):
@@ -290,7 +269,7 @@ class PaliGemma:
         for start in range(0, len(requests), MAX_ROWS):  # No more pictures are in memory at a time.
             some = slice(start, start + MAX_ROWS)
             pairs = zip(requests[some], self.encode_images(images[some]), strict=True)
-            answers += self._texts([_about(request, encoded) for request, encoded in pairs])
+            answers += self._texts([about(request, encoded) for request, encoded in pairs])
         return answers
 
     def stream(
@@ -303,7 +282,7 @@ class PaliGemma:
         of_answer = chosen(AnswerOptions, options)
         of_answer.require_one_answer("a stream")
         request = self._request(prompt, of_answer, MAX_TEXT_TOKENS)
-        request = _about(request, None if image is None else self.encode_image(image))
+        request = about(request, None if image is None else self.encode_image(image))
         steps = checked(self.engine.stream(request), on_cut=lambda: warn_of_cuts(1, [request]))
         return text_pieces(steps, self.processor.tokenizer.decode)
 
@@ -318,40 +297,12 @@ class PaliGemma:
         return self.encode_images([image])[0]
 
     def encode_images(self, images: Sequence[Picture]) -> list[EncodedImage]:
-        """Several examples in one pass; all must have the same number of frames."""
-        for image in images:
-            if isinstance(image, EncodedImage) and image.owner is not self:
-                raise ImageError(
-                    "an encoded image belongs to the model that encoded it, got one of another "
-                    "model; encode the picture again"
-                )
-        read = [self._read(image) for image in images if not isinstance(image, EncodedImage)]
-        soft_tokens = self.engine.encode([pixels for pixels, _ in read]) if read else []
-        new = iter(
-            EncodedImage(
-                soft_tokens=tokens,
-                image_wh=(first.shape[-2], first.shape[-3]),
-                owner=self,
-                picture=None if isinstance(first, Tensor) else first,
-            )
-            for tokens, (_, first) in zip(soft_tokens, read, strict=True)
-        )
-        return [image if isinstance(image, EncodedImage) else next(new) for image in images]
+        """Several examples, in few passes of the image tower; see `encode_image`."""
+        return encode_pictures(images, self.engine, self.processor, owner=self)
 
-    def _read(self, image: ImageSource | Tensor | Frames) -> tuple[Tensor, Tensor | NDArray[Any]]:
-        """Pixels as the model reads them, and the (first) picture itself."""
-        many = isinstance(image, list | tuple)
-        frames = [
-            frame if isinstance(frame, Tensor) else self.open_picture(frame)
-            for frame in (cast(Frames, image) if many else [cast(ImageSource, image)])
-        ]
-        pixels = self.processor.pixels(frames if many else frames[0])
-        return pixels, frames[0]
-
-    def open_picture(self, source: ImageSource) -> Any:
+    def open_picture(self, source: ImageSource) -> NDArray[Any]:
         """uint8[H, W, 3] of a picture, upright, within the bounds this model was loaded with."""
-        allow_url, max_pixels = self.processor.allow_url, self.processor.max_pixels
-        return load_image(source, allow_url=allow_url, max_pixels=max_pixels)
+        return open_picture(source, self.processor)
 
     # Answering
 
@@ -384,11 +335,6 @@ class PaliGemma:
         return replace(
             to_detections(parsed, encoded.image_wh, codec=codec), picture=encoded.picture
         )
-
-
-def _about(request: Request, encoded: EncodedImage | None) -> Request:
-    """The request with its picture."""
-    return request if encoded is None else replace(request, soft_tokens=encoded.soft_tokens)
 
 
 def _require_picture(image: Picture | None, what: str) -> None:

@@ -1,0 +1,111 @@
+"""From what a caller has, a picture or several frames, to the image tower's soft tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Unpack, cast
+
+from torch import Tensor
+
+from paligemma.errors import ImageError
+from paligemma.pipeline.engine import Engine, Request
+from paligemma.pipeline.options import AskKeywords
+from paligemma.processing.image import ImageSource, load_image
+from paligemma.processing.processor import Processor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from paligemma.outputs.detections import Detections
+    from paligemma.outputs.types import TextAnswer
+
+Frames: TypeAlias = "Sequence[ImageSource | Tensor]"
+Picture: TypeAlias = "EncodedImage | ImageSource | Tensor | Frames"
+
+
+class Asked(Protocol):
+    """A model that answers prompts about pictures, as `PaliGemma` does."""
+
+    def ask(
+        self, image: EncodedImage, prompt: str, **options: Unpack[AskKeywords]
+    ) -> TextAnswer | Detections: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedImage:
+    """A picture, or the frames of one example, after the image tower: ask it as often as you like.
+
+    Exact, because only the tower is reused: the decoder reads picture and prompt together.
+
+    Attributes:
+        soft_tokens: float[1, F*I, D].
+        image_wh: width and height of the (first) picture, pixels.
+        owner: the model that encoded it, and that answers.
+        picture: uint8[H, W, 3], the (first) picture itself; None where it came as prepared pixels.
+    """
+
+    soft_tokens: Tensor = field(repr=False)
+    image_wh: tuple[int, int]
+    owner: Asked = field(repr=False)
+    picture: NDArray[Any] | None = field(default=None, repr=False)
+
+    def ask(self, prompt: str, **options: Unpack[AskKeywords]) -> TextAnswer | Detections:
+        """See `PaliGemma.ask`."""
+        return self.owner.ask(self, prompt, **options)
+
+
+def about(request: Request, encoded: EncodedImage | None) -> Request:
+    """The request with its picture, if there is one."""
+    return request if encoded is None else replace(request, soft_tokens=encoded.soft_tokens)
+
+
+def encode_pictures(
+    images: Sequence[Picture], engine: Engine, processor: Processor, *, owner: Asked
+) -> list[EncodedImage]:
+    """Encode what is not encoded yet.
+
+    Args:
+        images: pictures, lists of frames, prepared pixels or encoded images.
+        engine: runs the model.
+        processor: the model's processor.
+        owner: the model that the results belong to.
+
+    Raises:
+        ImageError: a bad picture, or an image that another model encoded.
+    """
+    for image in images:
+        if isinstance(image, EncodedImage) and image.owner is not owner:
+            raise ImageError(
+                "an encoded image belongs to the model that encoded it, got one of another model; "
+                "encode the picture again"
+            )
+    read = [_read(one, processor) for one in images if not isinstance(one, EncodedImage)]
+    soft_tokens = engine.encode([pixels for pixels, _ in read])
+    new = iter(
+        EncodedImage(
+            soft_tokens=tokens,
+            image_wh=(first.shape[-2], first.shape[-3]),
+            owner=owner,
+            picture=None if isinstance(first, Tensor) else first,
+        )
+        for tokens, (_, first) in zip(soft_tokens, read, strict=True)
+    )
+    return [image if isinstance(image, EncodedImage) else next(new) for image in images]
+
+
+def _read(
+    image: ImageSource | Tensor | Frames, processor: Processor
+) -> tuple[Tensor, Tensor | NDArray[Any]]:
+    """Pixels as the model reads them, and the (first) picture itself."""
+    many = isinstance(image, list | tuple)
+    frames = [
+        frame if isinstance(frame, Tensor) else open_picture(frame, processor)
+        for frame in (cast(Frames, image) if many else [cast(ImageSource, image)])
+    ]
+    return processor.pixels(frames if many else frames[0]), frames[0]
+
+
+def open_picture(source: ImageSource, processor: Processor) -> NDArray[Any]:
+    """uint8[H, W, 3] of a picture, upright, within the processor's bounds."""
+    return load_image(source, allow_url=processor.allow_url, max_pixels=processor.max_pixels)
