@@ -193,14 +193,8 @@ class Engine:
         )
 
     def _batch(self, requests: Sequence[Request]) -> Batch:
-        longest = max(len(request.row) for request in requests)
-        rows = [request.row.fit(longest, self.model.config.vocab.pad) for request in requests]
-        return Batch(
-            images=None,
-            tokens=torch.tensor([row.tokens for row in rows]),
-            mask_ar=torch.tensor([row.mask_ar for row in rows]),
-            mask_input=torch.tensor([row.mask_input for row in rows], dtype=torch.bool),
-        )
+        rows = [request.row for request in requests]
+        return Batch.from_rows(rows, pad=self.model.config.vocab.pad)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
