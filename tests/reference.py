@@ -177,7 +177,18 @@ class ForwardOracle:
         mask_ar: np.ndarray,
         mask_input: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Logits [T, V] before any final cap; positions count valid tokens if masked."""
+        """Logits [T, V] of the text before any final cap; arguments as in `hidden`."""
+        hidden = self.hidden(soft_tokens, tokens, mask_ar, mask_input)
+        return hidden[-len(tokens) :] @ self.weights["text.embed.weight"].T
+
+    def hidden(
+        self,
+        soft_tokens: np.ndarray | None,
+        tokens: np.ndarray,
+        mask_ar: np.ndarray,
+        mask_input: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Final hidden states [I+T, D]; positions count valid tokens if masked."""
         table = self.weights["text.embed.weight"]
         x = table[tokens] * np.sqrt(self.config.text.width)
         num_image = 0
@@ -193,8 +204,7 @@ class ForwardOracle:
         mask = prefix_lm_mask(mask_ar, valid)
         for layer in range(self.config.text.depth):
             x = self._text_block(f"text.blocks.{layer}", x, positions, mask)
-        x = self._rms_norm("text.norm", x)
-        return x[num_image:] @ table.T
+        return self._rms_norm("text.norm", x)
 
     def _affine(self, name: str, x: np.ndarray) -> np.ndarray:
         bias = self.weights.get(f"{name}.bias", 0.0)

@@ -77,19 +77,49 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("options", SMALL.values(), ids=SMALL.keys())
+def small_config(generation: str) -> PaliGemmaConfig:
+    base = tiny_config(VOCAB, 32)
+    text = replace(TEXT, width=48, depth=2, mlp_dim=64, head_dim=16, query_scale=1 / 12)
+    vision = replace(base.vision, width=24, depth=2, mlp_dim=40, num_heads=2)
+    return replace(base, text=replace(text, **SMALL[generation]), vision=vision)
+
+
+@pytest.mark.parametrize("generation", SMALL)
 @pytest.mark.parametrize("with_image", [True, False], ids=["image", "text alone"])
 @pytest.mark.parametrize("mask_input", [None, MASK_INPUT], ids=["training", "inference"])
 def test_both_generations_agree_with_and_without_image_and_validity(
-    options: dict, with_image: bool, mask_input: np.ndarray | None
+    generation: str, with_image: bool, mask_input: np.ndarray | None
 ) -> None:
-    base = tiny_config(VOCAB, 32)
-    text = replace(TEXT, width=48, depth=2, mlp_dim=64, head_dim=16, query_scale=1 / 12, **options)
-    vision = replace(base.vision, width=24, depth=2, mlp_dim=40, num_heads=2)
-    model = loud_model(replace(base, text=text, vision=vision))
+    model = loud_model(small_config(generation))
     oracle = oracle_of(model)
     soft = oracle.soft_tokens(image(32)) if with_image else None
     expected = oracle.text_logits(soft, TOKENS, MASK_AR, mask_input)
     actual = fast_logits(model, image(32) if with_image else None, mask_input)
     real = MASK_INPUT if mask_input is not None else slice(None)
     assert np.abs(actual[real] - expected[real]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("generation", SMALL)
+@pytest.mark.parametrize("mask_input", [None, MASK_INPUT], ids=["training", "inference"])
+@torch.no_grad()
+def test_hidden_states_of_the_image_stand_in_front_of_those_of_the_text(
+    generation: str, mask_input: np.ndarray | None
+) -> None:
+    model = loud_model(small_config(generation))
+    oracle = oracle_of(model)
+    expected = oracle.hidden(oracle.soft_tokens(image(32)), TOKENS, MASK_AR, mask_input)
+    picture, tokens, mask_ar = (torch.from_numpy(x)[None] for x in (image(32), TOKENS, MASK_AR))
+    valid = None if mask_input is None else torch.from_numpy(mask_input)[None]
+    soft = model.encode_image(picture)
+    whole = model.hidden(soft, tokens, mask_ar, valid, with_image=True)
+    assert whole.shape == (1, soft.shape[1] + len(TOKENS), 48)
+    real = slice(None) if mask_input is None else np.append([True] * soft.shape[1], mask_input)
+    assert np.abs(whole[0].double().numpy() - expected)[real].max() <= 1e-4
+    # The text positions are those of the plain call, and give the logits of the whole forward.
+    text = model.hidden(soft, tokens, mask_ar, valid)
+    assert (whole[:, soft.shape[1] :] - text).abs().max().item() <= 1e-5
+    logits = model.text.logits(whole[:, soft.shape[1] :])
+    assert (logits - model(soft, tokens, mask_ar, valid)).abs().max().item() <= 1e-4
+    # Without an image both calls are one.
+    plain = model.hidden(None, tokens, mask_ar, valid, with_image=True)
+    assert torch.equal(plain, model.hidden(None, tokens, mask_ar, valid))

@@ -58,24 +58,28 @@ class PaliGemmaModel(nn.Module):
         tokens: Tensor,
         mask_ar: Tensor,
         mask_input: Tensor | None = None,
+        *,
+        with_image: bool = False,
     ) -> Tensor:
-        """Final hidden states of the text positions, without a cache.
+        """Final hidden states of the text positions, or of image and text, without a cache.
 
         Args:
             soft_tokens: float[B, I, D] from `encode_image`, or None for text only.
             tokens: int64[B, T].
             mask_ar: int[B, T].
             mask_input: bool[B, T], or None when padding is marked by mask_ar alone, as in training.
+            with_image: return the image positions too, in front of the text.
 
         Returns:
-            float[B, T, D].
+            float[B, T, D], or float[B, I+T, D] with the image.
         """
         x, mask, valid = self._join(soft_tokens, tokens, mask_ar, mask_input)
         if mask_input is None:
             positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         else:
             positions = valid.cumsum(dim=1) - 1
-        return self.text(x, positions, mask, num_outputs=tokens.shape[1])
+        num_outputs = x.shape[1] if with_image else tokens.shape[1]
+        return self.text(x, positions, mask, num_outputs=num_outputs)
 
     def forward(
         self,
