@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 
+# Added to the variance in every norm of tower and decoder: flax's LayerNorm, which big_vision's
+# models/vit.py leaves at its default, and RMSNorm in models/ppp/gemma.py.
+NORM_EPS = 1e-6
+
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last axis."""
@@ -212,11 +216,11 @@ class ForwardOracle:
 
     def _layer_norm(self, name: str, x: np.ndarray) -> np.ndarray:
         centred = x - x.mean(axis=-1, keepdims=True)
-        normed = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+        normed = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + NORM_EPS)
         return normed * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
     def _rms_norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        normed = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + self.config.text.norm_eps)
+        normed = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + NORM_EPS)
         return normed * (1 + self.weights[f"{name}.scale"])
 
     def _tower_attention(self, name: str, x: np.ndarray) -> np.ndarray:
