@@ -49,8 +49,8 @@ def object_tiles(
 ) -> Html:
     """What is there and what was found, side by side."""
     image = _small(picture, SIDE_PX)
-    there = [_detection(one, image.size, None) for one in truth]
-    said = [_detection(one, image.size, one.score) for one in found]
+    there = [detection_of(one, image.size, None) for one in truth]
+    said = [detection_of(one, image.size, one.score) for one in found]
     # One colour a label in both pictures.
     labels = tuple(sorted({one.label or NO_LABEL for one in (*there, *said)}))
     return el(
@@ -79,9 +79,10 @@ def _drawn(image: Image.Image, items: Sequence[Detection], labels: tuple[str, ..
     return _image(draw_detections(image, kept, style=style))
 
 
-def _detection(
+def detection_of(
     one: TrueObject | FoundObject, image_wh: tuple[int, int], score: float | None
 ) -> Detection:
+    """An object as it is drawn on a picture of that size, its edges moved into the picture."""
     y0, x0, y1, x1 = (min(max(c, 0.0), 1.0) if math.isfinite(c) else 0.0 for c in one.box_yxyx)
     return Detection(
         label=one.label,

@@ -1,52 +1,39 @@
-"""The first pictures of a run with what the model said of them, on one sheet."""
+"""The first pictures of a run over drawn scenes with the model's answers, on one sheet."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import islice
 
 from PIL import Image, ImageDraw
 
+from paligemma.eval.page_pictures import detection_of
+from paligemma.example import Example, Prediction
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.draw import DrawStyle, draw_detections
 from paligemma.outputs.lettering import Lettering
-from paligemma.scenes import Scene, SceneExample
 
-NUM_COLUMNS = 3
+NUM_PICTURES, NUM_COLUMNS = 12, 3
 _GAP_PX = 12
 _PAPER, _INK = (250, 250, 248), (32, 34, 40)
 _SIDE_PX, _LETTER_PX = 448, 14
+_MAX_PIXELS = 2**24
+
+Answered = tuple[Example, Prediction]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """One prompt about a picture with the model's answer, to be drawn.
-
-    Attributes:
-        scene: the picture.
-        example: the prompt.
-        text: what the model wrote.
-        detections: its objects; None for kinds that answer in words.
-    """
-
-    scene: Scene
-    example: SceneExample
-    text: str
-    detections: Detections | None = None
-
-
-def contact_sheet(samples: Sequence[Sample], *, num_columns: int = NUM_COLUMNS) -> Image.Image:
-    """One tile a picture: found boxes, the mask asked for, and every answer in words.
+def contact_sheet(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Image.Image:
+    """Draw one tile a picture: the boxes, the segmented mask, and every answer in words.
 
     Args:
-        samples: prompts and answers; those of one picture stand together.
-        num_columns: tiles side by side.
+        examples: examples of `tasks.scenes`, in order and with their pictures.
+        predictions: their answers, in the same order.
     """
-    by_picture: dict[int, list[Sample]] = {}
-    for one in samples:
-        by_picture.setdefault(one.scene.seed, []).append(one)
-    tiles = [_tile(group) for group in by_picture.values()]
-    rows = [tiles[k : k + num_columns] for k in range(0, len(tiles), num_columns)]
+    by_picture: dict[str | None, list[Answered]] = {}
+    for example, answer in zip(examples, predictions, strict=True):
+        by_picture.setdefault(example.unit, []).append((example, answer))
+    tiles = [_tile(group) for group in islice(by_picture.values(), NUM_PICTURES)]
+    rows = [tiles[k : k + NUM_COLUMNS] for k in range(0, len(tiles), NUM_COLUMNS)]
     width = max(sum(tile.width + _GAP_PX for tile in row) for row in rows) + _GAP_PX
     heights = [max(tile.height for tile in row) + _GAP_PX for row in rows]
     sheet = Image.new("RGB", (width, sum(heights) + _GAP_PX), _PAPER)
@@ -60,19 +47,28 @@ def contact_sheet(samples: Sequence[Sample], *, num_columns: int = NUM_COLUMNS) 
     return sheet
 
 
-def _tile(samples: Sequence[Sample]) -> Image.Image:
-    """Everything found on the left, the segmented phrase on the right, words below."""
-    scene = samples[0].scene
-    by_task = {one.example.task: one.detections for one in samples}
+def _tile(group: Sequence[Answered]) -> Image.Image:
+    """All detected boxes on the left, the segmented phrase on the right, words below."""
+    picture = Image.fromarray(group[0][0].pictures[0].read(_MAX_PIXELS))
+    by_task = {example.references["task"]: answer.objects for example, answer in group}
     style = DrawStyle(legend=False, min_side_px=_SIDE_PX)
     left, right = (
-        draw_detections(scene.image, by_task.get(task) or (), style=style)
+        draw_detections(
+            picture,
+            Detections(
+                items=tuple(
+                    detection_of(one, picture.size, one.score) for one in by_task.get(task, ())
+                ),
+                image_wh=picture.size,
+            ),
+            style=style,
+        )
         for task in ("detect", "segment")
     )
     pair = Image.new("RGB", (left.width + right.width, left.height))
     pair.paste(left, (0, 0))
     pair.paste(right, (left.width, 0))
-    return _with_lines(pair, [_line(one) for one in samples])
+    return _with_lines(pair, [_line(example, answer) for example, answer in group])
 
 
 def _with_lines(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
@@ -90,12 +86,14 @@ def _with_lines(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
     return tile
 
 
-def _line(one: Sample) -> str:
+def _line(example: Example, answer: Prediction) -> str:
     """The prompt with the answer, and the truth where the answer in words differs."""
-    if one.example.suffix is None:
-        number = len(one.detections or ())
-        return f"{one.example.prefix}: {number} found, {len(one.example.objects)} there"
-    said, truth = one.text.strip(), one.example.suffix
-    verdict = "" if said == truth else f"  (true: {truth})"
-    place = " of one region" if one.example.prefix_box else ""
-    return f"{one.example.prefix.strip()}{place}: {said}{verdict}"
+    references = example.references
+    if "objects" in references:
+        number, true_number = len(answer.objects), len(references["objects"])
+        return f"{example.prefix}: {number} found, {true_number} there"
+    # The location tokens of a region say nothing to people.
+    words, is_region, _ = example.prefix.partition("<loc")
+    place = " of one region" if is_region else ""
+    text, truth = answer.text.strip(), references["text"]
+    return f"{words.strip()}{place}: {text}" + ("" if text == truth else f"  (true: {truth})")

@@ -168,7 +168,26 @@ def scenes_task(
     size_px: int = SIZE_PX,
     kinds: Collection[str] = KINDS,
 ) -> Task:
-    """The benchmark over pictures 0..limit - 1 of a seed, asked some of `KINDS`."""
+    """Build the benchmark over the pictures 0..limit - 1 of a seed.
+
+    Args:
+        limit: number of pictures.
+        seed: seed of the benchmark; every seed has its own pictures.
+        size_px: side of the drawn pictures.
+        kinds: kinds of prompts, some of `KINDS`.
+
+    Raises:
+        ConfigError: a number is out of bounds, or a kind is unknown.
+    """
+    if not 1 <= limit <= MAX_SCENES:
+        raise ConfigError(f"limit must lie in 1..{MAX_SCENES} pictures, got {limit}")
+    if not 0 <= seed < MAX_SEED:
+        raise ConfigError(f"seed must lie in 0..{MAX_SEED - 1}, got {seed}")
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise ConfigError(
+            f"tasks must be some of {', '.join(KINDS)}, got {', '.join(unknown) or 'none'}"
+        )
 
     def read(data: Path, split: str) -> Iterator[Example]:
         for index in range(limit):

@@ -1,0 +1,113 @@
+"""`paligemma eval scenes` on a training checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import save_file
+
+from paligemma.cli.eval import eval_group
+from paligemma.errors import CheckpointError, ConfigError
+from paligemma.model import PaliGemmaModel
+from paligemma.model.paligemma import init_weights
+from paligemma.processing.tokenizer import Tokenizer
+from paligemma.tiny.start import tiny_config
+from paligemma.tiny.step_folder import load_step
+
+TOKENIZER = Path(__file__).parents[2] / "src/paligemma/models/tiny/tokenizer.model"
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as the training loop leaves it, at 64 px with random weights."""
+    folder = tmp_path_factory.mktemp("run") / "step_0000003"
+    folder.mkdir()
+    model = PaliGemmaModel(tiny_config(Tokenizer.from_file(TOKENIZER).vocab, 64))
+    init_weights(model)
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors"
+    )
+    (folder / "state.json").write_text("{}")
+    return folder
+
+
+def scenes(step: Path, output: Path, *arguments: str) -> Result:
+    words = ["scenes", "--model", str(step), "--output", str(output), *arguments]
+    return CliRunner().invoke(eval_group, words)
+
+
+def test_a_checkpoint_is_measured_at_the_size_of_its_position_table(
+    step: Path, tmp_path: Path
+) -> None:
+    result = scenes(step, tmp_path, "--limit", "1", "--tasks", "segment")
+    assert result.exit_code == 0, result.output
+    (example,) = map(json.loads, (tmp_path / "examples.jsonl").read_text().splitlines())
+    assert example["pictures"][0]["size_px"] == 64
+    assert load_step(step).processor.image_size_px == 64
+
+
+def test_json_goes_to_standard_output_alone_and_files_to_the_folder(
+    step: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    result = scenes(step, out, "--limit", "2", "--tasks", "answer, ocr", "--json")
+    assert result.exit_code == 0, result.output
+    body = json.loads(result.stdout)
+    assert body.pop("folder") == str(out)
+    assert body == json.loads((out / "scores.json").read_text())
+    assert {one["measure"].partition("_")[0] for one in body["figures"]} == {"answer", "ocr"}
+    assert sorted(path.name for path in out.iterdir()) == [
+        "examples.jsonl",
+        "predictions.jsonl",
+        "report.html",
+        "run.json",
+        "scenes.png",
+        "scores.json",
+    ]
+    assert "4/4" in result.stderr
+    with Image.open(out / "scenes.png") as sheet:
+        assert sheet.width == 2 * 2 * 448 + 3 * 12
+
+
+def test_the_table_is_shown_by_default_and_names_the_seed(step: Path, tmp_path: Path) -> None:
+    arguments = ("--limit", "1", "--seed", "7", "--tasks", "answer", "--no-html")
+    result = scenes(step, tmp_path, *arguments)
+    assert "1 of 1 examples (seed 7)" in result.stdout
+    assert "answer_accuracy" in result.stdout
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_same_command_goes_on_and_another_is_refused_in_its_folder(
+    step: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["scenes", "--model", str(step), "--tasks", "ocr", "--no-html", "--limit"]
+    for limit in ("3", "3", "4"):
+        assert CliRunner().invoke(eval_group, [*words, limit]).exit_code == 0
+    folders = sorted(Path("runs/eval").iterdir())
+    assert len(folders) == 2
+    refused = scenes(step, folders[0], "--tasks", "ocr", "--limit", "5")
+    assert "num_examples was" in str(refused.exception)
+
+
+def test_a_checkpoint_of_another_model_is_named(step: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"none")
+    with pytest.raises(CheckpointError, match="name a step_NNNNNNN folder"):
+        load_step(tmp_path)
+
+
+def test_an_output_that_is_no_folder_is_refused_before_anything_runs(
+    step: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    result = scenes(step, tmp_path / "file" / "run")
+    assert isinstance(result.exception, ConfigError)
+
+
+def test_an_option_that_a_checkpoint_cannot_honour_is_refused(step: Path, tmp_path: Path) -> None:
+    result = scenes(step, tmp_path, "--mode", "bf16")
+    assert "got mode; leave these options out" in str(result.exception)
