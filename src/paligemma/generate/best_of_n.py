@@ -5,6 +5,9 @@ Source: big_vision trainers/proj/paligemma/predict_fns.py, best_of_n.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -12,44 +15,65 @@ from paligemma.batch import Batch
 from paligemma.errors import ConfigError
 from paligemma.generate.decode import answer
 from paligemma.generate.generation import Generation, collect
-from paligemma.generate.options import MAX_SAMPLES, DecodeOptions
+from paligemma.generate.options import MAX_SAMPLES, MAX_SEED, DecodeOptions, per_row
 from paligemma.generate.prefill import prefill_prompt
-from paligemma.generate.sampling import Greedy
+from paligemma.generate.rows import begin_rows
+from paligemma.generate.sampling import Greedy, LocationGreedy
 from paligemma.model import PaliGemmaModel
+
+# 2^64 divided by the golden ratio. Its lower half is odd, so the samples of one seed differ on
+# generators that read 32 bits of it, as torch's on a CPU does.
+_SEED_STEP = 0x9E3779B97F4A7C15
 
 
 def best_of_n(
     model: PaliGemmaModel,
     batch: Batch,
-    options: DecodeOptions,
+    options: DecodeOptions | Sequence[DecodeOptions],
     *,
     n: int,
     soft_tokens: Tensor | None = None,
 ) -> Generation:
     """The best of n sampled answers to every prompt, by the plain sum of log-probabilities.
 
-    The model reads image and prompt once, whatever n is.
+    The model reads image and prompt once, whatever n is. The first of the n answers is the one that
+    `generate` draws with the same options; the others have seeds derived from theirs.
+
+    Args:
+        batch: as in `generate`.
+        options: options of every row, or one for each row.
+        n: number of answers drawn to each prompt.
+        soft_tokens: as in `generate`.
 
     Raises:
         ConfigError: n out of bounds, or a greedy sampler, which would draw the same answer n times.
     """
     if not 1 <= n <= MAX_SAMPLES:
         raise ConfigError(f"best-of-n needs n in 1..{MAX_SAMPLES}, got {n}")
-    if n > 1 and isinstance(options.sampler, Greedy):
-        raise ConfigError(
-            f"best-of-{n} needs a sampler that varies, got Greedy(); use Temperature or Nucleus"
-        )
-    options.check_vocab(model.config.vocab)
+    own = per_row(options, batch.num_examples)
+    for one in own:
+        if n > 1 and isinstance(one.sampler, Greedy | LocationGreedy):
+            raise ConfigError(
+                f"best-of-{n} needs a sampler that varies, got {one.sampler}; "
+                "use Temperature or Nucleus"
+            )
+    vocab, device = model.config.vocab, model.device
     with torch.inference_mode():
+        drawn = [
+            replace(one, seed=(one.seed + _SEED_STEP * sample) % MAX_SEED)
+            for one in own
+            for sample in range(n)
+        ]
+        rows = begin_rows(drawn, None, None, vocab, device)
         prompt = prefill_prompt(
             model,
             batch,
             soft_tokens=soft_tokens,
-            max_new_tokens=options.max_new_tokens,
-            kv_cache_dtype=options.kv_cache_dtype,
+            max_new_tokens=max(one.max_new_tokens for one in own),
+            kv_cache_dtype=own[0].kv_cache_dtype,
         ).repeat(n)
-    drawn = collect(answer(model, prompt, options))
-    return drawn.select(best_rows(drawn.scores, n))
+    generation = collect(answer(model, prompt, rows))
+    return generation.select(best_rows(generation.scores, n))
 
 
 def best_rows(scores: Tensor, n: int) -> Tensor:

@@ -1,12 +1,11 @@
-"""Grammars that bound what may be chosen next; the reported log-probabilities stay those of the
-free model.
+"""Grammars: automata that restrict the next token.
 
-A constraint is an automaton on token ids whose states are plain values. It is asked for the tokens
-allowed next, and told what was chosen. It also knows the room that is left and starts nothing that
-the length bound would cut; whoever would have chosen such a token is told so
-(`Generation.cut`).
+A constraint is an automaton on token ids whose states are plain values. It gives the tokens that
+may follow a state, and the state after a token. It starts nothing that the length bound would cut;
+`Generation.cut` marks the answers in which that changed a choice. The reported log-probabilities
+remain those of the model without a grammar.
 
-Axes: B batch, V vocabulary.
+Axes: V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ from torch import Tensor
 
 from paligemma.errors import ConfigError
 from paligemma.generate.label_text import FreeText, LabelText, TokenTrie
+from paligemma.generate.options import DecodeOptions
 from paligemma.vocab import NUM_LOC, NUM_SEG, SEG_PER_MASK, Vocab
 
 MAX_OBJECTS = 1024
 MAX_GRAMMAR_TOKENS = 1_000_000
-# More than the longest answer of any grammar.
-_AMPLE_ROOM = 10**12
 
 
 class Constraint(Protocol):
@@ -35,23 +33,28 @@ class Constraint(Protocol):
 
     @property
     def min_tokens(self) -> int:
-        """Tokens of the shortest answer, EOS included."""
+        """Number of tokens of the shortest answer, EOS included."""
         ...
 
     def start(self) -> Hashable:
-        """State before the first token."""
+        """The state before the first token."""
         ...
 
     def allowed(self, state: Any, room: int) -> Tensor:
-        """Tokens that may follow: bool[V] on the CPU, never empty.
+        """Tokens that may follow: bool[V] on the CPU, never empty, which the caller may change.
 
         Args:
-            room: tokens that may still be written, the next one included.
+            room: number of tokens that may still be written, the next one included.
         """
         ...
 
+    def ample_room(self, state: Any) -> int:
+        """A room in which nothing is forbidden for lack of room: with any larger one, `allowed`
+        gives the same tokens."""
+        ...
+
     def advance(self, state: Any, token: int) -> Hashable:
-        """State after an allowed token other than EOS."""
+        """The state after an allowed token other than EOS."""
         ...
 
 
@@ -91,6 +94,9 @@ class ClosedSet:
         self._trie.allow(mask, state, room=room, end=1, box=math.inf)
         mask[self.vocab.eos] = self._trie.ends(state)
         return mask
+
+    def ample_room(self, state: int) -> int:
+        return self._trie.longest + 1
 
     def advance(self, state: int, token: int) -> int:
         return self._trie.advance(state, token)
@@ -180,6 +186,12 @@ class ObjectGrammar:
             self._allow_between_boxes(mask, state, room)
         return mask
 
+    def ample_room(self, state: _ObjectState) -> int:
+        # The longest way from here: a whole label, a separator, and another box or the end.
+        more = state.num_objects < self.max_objects
+        box = self._needed_from_box(state.num_objects + 1) if more else 1
+        return self._text.longest + len(self.separator) + box
+
     def advance(self, state: _ObjectState, token: int) -> _ObjectState:
         if self.vocab.is_seg(token):
             return replace(state, num_codes=state.num_codes + 1)
@@ -224,99 +236,82 @@ class ObjectGrammar:
         return one + further * (len(self.separator) + one) + 1
 
 
-class RowConstraints:
-    """The constraints of a batch at work: one automaton and one state a row."""
+@dataclass(frozen=True, kw_only=True)
+class RowGrammar:
+    """A constraint at work on one answer.
 
-    def __init__(
-        self, by_row: list[Constraint | None], banned_ids: Sequence[int], vocab_size: int, room: int
-    ) -> None:
-        self._by_row = by_row
-        self._states = [None if c is None else c.start() for c in by_row]
-        self._banned = list(banned_ids)
-        self._free = torch.ones(vocab_size, dtype=torch.bool)
-        self._room = room
+    Attributes:
+        constraint: the automaton.
+        state: its state after the tokens written so far.
+        banned_ids: ids that are never chosen, whatever the automaton allows.
+        eos: id that ends the answer.
+    """
+
+    constraint: Constraint
+    state: Any
+    banned_ids: list[int]
+    eos: int
 
     @classmethod
-    def begin(
-        cls,
-        constraint: Constraint | Sequence[Constraint | None] | None,
-        real: Tensor,
-        banned_ids: Sequence[int],
-        vocab: Vocab,
-        max_new_tokens: int,
-    ) -> RowConstraints | None:
-        """Give each row its automaton; None where no row has one.
-
-        Args:
-            real: bool[B], False for rows that only pad the batch.
+    def begin(cls, constraint: Constraint, options: DecodeOptions, vocab: Vocab) -> RowGrammar:
+        """The grammar before the first token.
 
         Raises:
-            ConfigError: the number of constraints differs from that of rows, EOS is banned, or the
-                shortest answer is longer than the bound.
+            ConfigError: EOS is banned, or the shortest answer is longer than the bound.
         """
-        if constraint is None:
-            return None
-        num_rows = real.shape[0]
-        by_row = list(constraint) if isinstance(constraint, Sequence) else [constraint] * num_rows
-        if len(by_row) != num_rows:
-            raise ConfigError(
-                f"pass one constraint, or one for each of the {num_rows} rows, got {len(by_row)}"
-            )
-        if vocab.eos in banned_ids:
+        if vocab.eos in options.banned_ids:
             raise ConfigError(
                 f"a grammar ends with EOS, so id {vocab.eos} must not be banned; "
                 "drop the ban or the grammar"
             )
-        for one in by_row:
-            if one is not None and one.min_tokens > max_new_tokens:
-                raise ConfigError(
-                    f"max_new_tokens must be at least {one.min_tokens} for this grammar, "
-                    f"got {max_new_tokens}"
-                )
-        used = [
-            one if is_real else None for one, is_real in zip(by_row, real.tolist(), strict=True)
-        ]
-        return cls(used, banned_ids, vocab.size, max_new_tokens)
+        if constraint.min_tokens > options.max_new_tokens:
+            raise ConfigError(
+                f"max_new_tokens must be at least {constraint.min_tokens} for this grammar, "
+                f"got {options.max_new_tokens}"
+            )
+        return cls(
+            constraint=constraint,
+            state=constraint.start(),
+            banned_ids=list(options.banned_ids),
+            eos=vocab.eos,
+        )
 
-    def allowed(self) -> tuple[Tensor, Tensor]:
-        """Tokens that may follow in the room that is left, and those that might with ample room.
+    def allowed(self, room: int) -> tuple[Tensor, Tensor | None]:
+        """Tokens that may follow in the room that is left.
+
+        Args:
+            room: number of tokens that may still be written, the next one included.
 
         Returns:
-            bool[B, V] twice, on the CPU; all True in rows without a grammar.
+            bool[V] on the CPU, never empty; and the tokens that might follow with ample room, None
+            where these are the same.
 
         Raises:
-            ConfigError: the banned ids leave a row nothing to choose.
+            ConfigError: the banned ids leave nothing to choose.
         """
-        return self._allowed(self._room), self._allowed(_AMPLE_ROOM)
+        allowed = self._allowed(room)
+        ample_room = self.constraint.ample_room(self.state)
+        if room >= ample_room:
+            return allowed, None
+        with_ample_room = self._allowed(ample_room)
+        return allowed, None if torch.equal(allowed, with_ample_room) else with_ample_room
 
     def _allowed(self, room: int) -> Tensor:
-        rows = []
-        for one, state in zip(self._by_row, self._states, strict=True):
-            if one is None:
-                rows.append(self._free)
-                continue
-            allowed = one.allowed(state, room)
-            if self._banned:
-                allowed[self._banned] = False
-                if not bool(allowed.any()):
-                    raise ConfigError(
-                        f"banned ids {self._banned} forbid every token that the grammar allows; "
-                        "ban fewer"
-                    )
-            rows.append(allowed)
-        return torch.stack(rows)
+        allowed = self.constraint.allowed(self.state, room)
+        if self.banned_ids:
+            allowed[self.banned_ids] = False
+            if not bool(allowed.any()):
+                raise ConfigError(
+                    f"banned ids {self.banned_ids} forbid every token that the grammar allows; "
+                    "ban fewer"
+                )
+        return allowed
 
-    def advance(self, tokens: Sequence[int], eos: int) -> None:
-        """Take note of the chosen token of each row; a row that wrote EOS is free from then on."""
-        self._room -= 1
-        for row, token in enumerate(tokens):
-            one = self._by_row[row]
-            if one is None:
-                continue
-            if token == eos:
-                self._by_row[row] = None
-            else:
-                self._states[row] = one.advance(self._states[row], token)
+    def after(self, token: int) -> RowGrammar | None:
+        """The grammar after the chosen token; None after EOS, when the answer is complete."""
+        if token == self.eos:
+            return None
+        return replace(self, state=self.constraint.advance(self.state, token))
 
 
 def _check_sequences(

@@ -1,4 +1,4 @@
-"""What decoding returns: one step, and the whole answer.
+"""Results of decoding: one step of a batch, and whole answers.
 
 Axes: B batch, T answer tokens.
 """
@@ -22,13 +22,13 @@ class Step:
     Attributes:
         index: 0 for the first token of the answer.
         tokens: int64[B], 0 in rows that had ended before.
-        logprobs: float32[B], of the unmodified logits; 0 in rows that had ended before.
+        logprobs: float32[B], log-softmax of the unmodified logits; 0 in rows that had ended before.
         active: bool[B], rows that wrote a token in this step, EOS included.
         finished: bool[B], rows that have written EOS, now or before.
         crowded: bool[B], rows that, now or before, would have chosen a token for which the bound
             left their grammar no room.
-        loc_probs: row -> float32[1024], the probability of every location token, for rows that
-            wrote one; None unless recorded.
+        loc_probs: row -> float32[1024], the probability of every location token, for the rows that
+            record them and wrote one; None where no row records them.
     """
 
     index: int
@@ -49,12 +49,13 @@ class Generation:
         logprobs: float32[B, T], log-softmax of the unmodified logits (no temperature, filter, ban
             or grammar); 0 after EOS.
         scores: float32[B], the sum of `logprobs`; no length normalisation.
-        lengths: int64[B], tokens written, EOS included; 0 for rows that only pad the batch.
+        lengths: int64[B], number of tokens, EOS included; 0 for rows that only pad the batch.
         finished: bool[B], whether the answer ends with EOS.
         cut: bool[B], True where a larger bound would have given another answer: it has no EOS, its
-            grammar had no room for what was wanted, or a beam without EOS was still ahead.
-        loc_probs: per row float32[n, 1024], one line for each of the n location tokens in `ids`, in
-            order; None unless recorded.
+            grammar had no room for the token that the sampler chose, or a beam without EOS was
+            still ahead.
+        loc_probs: for each row float32[n, 1024], a line for each of the n location tokens in `ids`,
+            in order; n is 0 in rows that do not record them. None where no row records them.
     """
 
     ids: Tensor
@@ -104,7 +105,7 @@ def collect(steps: Iterable[Step]) -> Generation:
 
 
 def require_numbers(scores: Tensor) -> None:
-    """Raise ConfigError where a score is NaN, as a model whose activations overflow makes them."""
+    """Raise ConfigError where a score is NaN, as happens when activations overflow."""
     if bool(scores.isnan().any()):
         raise ConfigError(
             "logits must be numbers, but the model produced NaN; "

@@ -1,8 +1,8 @@
-"""What may stand between two boxes, or be the whole answer, as small automata over token ids.
+"""The text between two boxes, or a whole answer, as small automata over token ids.
 
-A state is a plain hashable value. Each automaton also knows how many tokens it still needs, so that
-a grammar never starts what the length bound would cut. Two marks matter: `ends` (EOS may follow)
-and `opens` (a box may follow).
+A state is a plain hashable value. Each automaton counts the tokens that it still needs, so that a
+grammar never starts what the length bound would cut. A state may have two marks: `ends` (EOS may
+follow) and `opens` (a box must follow).
 """
 
 from __future__ import annotations
@@ -18,16 +18,22 @@ from paligemma.vocab import NUM_LOC, NUM_SEG, Vocab
 
 
 class LabelText(Protocol):
-    """The tokens after a box, up to EOS or to the next box."""
+    """The tokens after a box, up to EOS or to the next box.
+
+    Attributes:
+        shortest: number of tokens of the shortest label.
+        longest: number of tokens of the longest label that a token can make unavoidable.
+    """
 
     shortest: int
+    longest: int
 
     def start(self) -> int:
-        """State before the first token."""
+        """The state before the first token."""
         ...
 
     def advance(self, state: int, token: int) -> int:
-        """State after an allowed token."""
+        """The state after an allowed token."""
         ...
 
     def ends(self, state: int) -> bool:
@@ -42,9 +48,11 @@ class LabelText(Protocol):
         """Mark in bool[V] the text tokens that may follow.
 
         Args:
-            room: tokens that may still be written, the next one included.
-            end: tokens needed once `ends` holds (1, or infinite where the answer may not end yet).
-            box: tokens needed once `opens` holds (infinite where no further box may come).
+            room: number of tokens that may still be written, the next one included.
+            end: number of tokens needed once `ends` holds: 1, or infinity where the answer may not
+                end yet.
+            box: number of tokens needed once `opens` holds; infinity where no further box may
+                follow.
         """
         ...
 
@@ -61,6 +69,7 @@ class TokenTrie:
             if separator:
                 self._opens.add(self._insert([*sequence, *separator]))
         self.shortest = min(len(sequence) for sequence in sequences)
+        self.longest = max(len(sequence) for sequence in sequences)
         self._to_end = self._distances(self._ends)
         self._to_open = self._distances(self._opens)
 
@@ -103,11 +112,13 @@ class TokenTrie:
 class FreeText:
     """Any label of one or more text tokens; the separator ends it.
 
+    The label may end after any token, so no token makes more than one unavoidable (`longest`).
+
     A state is `written * (len(separator) + 1) + matched`: label tokens so far, and how many of the
     last ones are the beginning of the separator.
     """
 
-    shortest = 1
+    shortest = longest = 1
 
     def __init__(self, vocab: Vocab, separator: Sequence[int], max_tokens: int) -> None:
         self._separator = tuple(separator)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import TypeVar
 
 import torch
 
@@ -124,6 +126,32 @@ class BeamOptions:
     def divisor(self, num_tokens: int) -> float:
         """The divisor of the score of a hypothesis of so many tokens."""
         return 1.0 if self.length_penalty is None else self.length_penalty.divisor(num_tokens)
+
+
+Options = TypeVar("Options", DecodeOptions, BeamOptions)
+
+
+def per_row(options: Options | Sequence[Options], num_rows: int) -> list[Options]:
+    """The options of each row of a batch: the given ones, or the same for every row.
+
+    Raises:
+        ConfigError: another number of options than of rows, or rows with caches of different
+            dtypes, which cannot share one.
+    """
+    if not isinstance(options, Sequence):
+        return [options] * num_rows
+    if len(options) != num_rows:
+        raise ConfigError(
+            f"pass the options of all rows, or one for each of the {num_rows} rows, "
+            f"got {len(options)}"
+        )
+    dtypes = sorted({own.kv_cache_dtype for own in options})
+    if len(dtypes) > 1:
+        raise ConfigError(
+            f"the rows of a batch share one cache, so their kv_cache_dtype must be the same, "
+            f"got {' and '.join(dtypes)}"
+        )
+    return list(options)
 
 
 def require_whole(name: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Samplers: logits to one token a row. Each is a frozen dataclass with one method.
+"""Samplers: logits to one token in each row. Each is a frozen dataclass with one method.
 
 Axes: B batch, V vocabulary.
 Source: big_vision trainers/proj/paligemma/predict_fns.py.
@@ -6,6 +6,7 @@ Source: big_vision trainers/proj/paligemma/predict_fns.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,16 +16,19 @@ from torch import Tensor
 from paligemma.errors import ConfigError
 from paligemma.vocab import NUM_LOC
 
-# Below it, logits divided by the temperature may be infinite.
+# Below this, logits divided by the temperature may be infinite.
 MIN_TEMPERATURE = 1e-6
 MAX_TEMPERATURE = 100.0
 
+# On the device of the logits: one for each row, one for all rows together, or torch's own.
+Generators = Sequence[torch.Generator] | torch.Generator | None
+
 
 class Sampler(Protocol):
-    """Chooses one token a row."""
+    """Chooses one token in each row."""
 
-    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """float32[B, V] -> int64[B]; the generator lives on the device of the logits."""
+    def __call__(self, logits: Tensor, generator: Generators = None) -> Tensor:
+        """float32[B, V] -> int64[B]."""
         ...
 
 
@@ -32,17 +36,17 @@ class Sampler(Protocol):
 class Greedy:
     """The most probable token."""
 
-    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, logits: Tensor, generator: Generators = None) -> Tensor:
         """float32[B, V] -> int64[B]; no randomness."""
         return logits.argmax(dim=-1)
 
 
 @dataclass(frozen=True)
 class LocationGreedy:
-    """The most probable token, the 1,024 locations weighed together against each other token.
+    """The most probable token, where the 1,024 locations compete together against any other token.
 
-    A model that is sure of an object but not of its place to a thousandth spreads the object over
-    many locations, each less probable than the end of the answer. Not in the original.
+    A model that is sure of an object but not of its exact place spreads the probability over many
+    locations, each less probable than the end of the answer. The original has no such sampler.
 
     Attributes:
         loc0: id of the first location.
@@ -50,7 +54,7 @@ class LocationGreedy:
 
     loc0: int
 
-    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, logits: Tensor, generator: Generators = None) -> Tensor:
         """float32[B, V] -> int64[B]; no randomness."""
         span = slice(self.loc0, self.loc0 + NUM_LOC)
         places = logits[:, span]
@@ -70,7 +74,7 @@ class Temperature:
     def __post_init__(self) -> None:
         _check_temperature(self.temperature)
 
-    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, logits: Tensor, generator: Generators = None) -> Tensor:
         """float32[B, V] -> int64[B]."""
         return draw(logits / self.temperature, generator)
 
@@ -89,7 +93,7 @@ class TopK:
                 f"top-k must keep at least 1 token, got {self.k}; greedy decoding is the case of 1"
             )
 
-    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, logits: Tensor, generator: Generators = None) -> Tensor:
         """float32[B, V] -> int64[B]."""
         scaled = logits / self.temperature
         smallest = scaled.topk(min(self.k, scaled.shape[-1]), dim=-1).values[:, -1:]
@@ -110,14 +114,14 @@ class Nucleus:
                 f"the nucleus must hold a probability in (0, 1], got {self.p}; 0.9 is usual"
             )
 
-    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, logits: Tensor, generator: Generators = None) -> Tensor:
         """float32[B, V] -> int64[B]."""
         scaled = logits / self.temperature
         return draw(scaled.masked_fill(~nucleus_keep(scaled, self.p), -torch.inf), generator)
 
 
 def nucleus_keep(logits: Tensor, p: float) -> Tensor:
-    """The tokens of the nucleus: the one whose mass crosses p is kept, and so is every tie with it.
+    """The tokens of the nucleus, with the token that crosses p and every tie with it.
 
     Args:
         logits: float32[B, V], temperature already applied.
@@ -135,16 +139,22 @@ def nucleus_keep(logits: Tensor, p: float) -> Tensor:
     return logits >= descending.gather(-1, cut)
 
 
-def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One draw a row from softmax(logits), by the Gumbel-max rule: no host synchronisation.
+def draw(logits: Tensor, generator: Generators = None) -> Tensor:
+    """One draw in each row from softmax(logits), by the Gumbel-max rule: no host synchronisation.
 
     Args:
-        logits: float32[B, V]; -inf is never drawn.
+        logits: float32[B, V]; a token at -inf is never drawn.
+        generator: with a generator of its own, a row draws the same whatever its neighbours.
 
     Returns:
         int64[B].
     """
-    exponential = torch.empty_like(logits).exponential_(generator=generator)
+    exponential = torch.empty_like(logits)
+    if isinstance(generator, Sequence):
+        for row, own in zip(exponential, generator, strict=True):
+            row.exponential_(generator=own)
+    else:
+        exponential.exponential_(generator=generator)
     # An exponential of exactly 0 would give every token, filtered ones too, a chance of +inf.
     gumbel = -exponential.clamp_(min=torch.finfo(logits.dtype).tiny).log_()
     return (logits + gumbel).argmax(dim=-1)

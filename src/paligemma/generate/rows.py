@@ -1,0 +1,224 @@
+"""The rows of a batch while their answers are written.
+
+Sampler, seed, bans, room and grammar belong to the row, so a row gets the answer that it would get
+alone. `Rows.choose` is the one place where logits become tokens; a stream and the queue both decode
+through it.
+
+Axes: B batch, V vocabulary.
+Source: big_vision trainers/proj/paligemma/predict_fns.py, decode_with_logp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from paligemma.errors import ConfigError
+from paligemma.generate.constraints import Constraint, RowGrammar
+from paligemma.generate.options import DecodeOptions
+from paligemma.vocab import NUM_LOC, Vocab
+
+Key = TypeVar("Key")
+
+
+@dataclass(kw_only=True, eq=False)
+class Row:
+    """One answer while it is written.
+
+    Attributes:
+        options: sampler, banned ids, and what is recorded.
+        generator: source of the row's draws.
+        room: number of tokens that may still be written.
+        grammar: what may follow the tokens written so far; None where anything may.
+    """
+
+    options: DecodeOptions
+    generator: torch.Generator
+    room: int
+    grammar: RowGrammar | None
+
+    @classmethod
+    def begin(
+        cls,
+        options: DecodeOptions,
+        constraint: Constraint | None,
+        vocab: Vocab,
+        device: torch.device,
+    ) -> Row:
+        """A row before its first token.
+
+        Args:
+            device: device of the logits.
+
+        Raises:
+            ConfigError: the options do not fit the vocabulary, or the grammar does not fit the
+                options.
+        """
+        options.check_vocab(vocab)
+        grammar = None
+        if constraint is not None:
+            grammar = RowGrammar.begin(constraint, options, vocab)
+        return cls(
+            options=options,
+            generator=torch.Generator(device=device).manual_seed(options.seed),
+            room=options.max_new_tokens,
+            grammar=grammar,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The next token of every row.
+
+    Attributes:
+        tokens: int64[B], the padding id in rows that are not active.
+        logprobs: float32[B], log-softmax of the unmodified logits; 0 in rows that are not active.
+        crowded: bool[B], rows that would have chosen a token for which their grammar had no room.
+        loc_probs: row -> float32[1024], the probability of every location token, for the rows that
+            record them and chose one; None where no row records them.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+    crowded: Tensor
+    loc_probs: Mapping[int, Tensor] | None
+
+
+class Rows:
+    """Rows that are decoded side by side."""
+
+    def __init__(self, rows: Sequence[Row], vocab: Vocab, device: torch.device) -> None:
+        self._rows, self._vocab = rows, vocab
+        self._by_sampler = [
+            (sampler, torch.tensor(places, device=device), [rows[k].generator for k in places])
+            for sampler, places in _grouped([row.options.sampler for row in rows])
+        ]
+        self._by_ban = [
+            (torch.tensor(places, device=device)[:, None], torch.tensor(ids, device=device))
+            for ids, places in _grouped([row.options.banned_ids for row in rows])
+            if ids
+        ]
+        recording = [row.options.record_loc_probs for row in rows]
+        self._recording = torch.tensor(recording, device=device) if any(recording) else None
+
+    def choose(self, logits: Tensor, active: Tensor) -> Choice:
+        """Choose one more token in every row.
+
+        Args:
+            logits: float32[B, V].
+            active: bool[B], rows whose answers go on. The others choose padding.
+
+        Raises:
+            ConfigError: the banned ids leave a grammar nothing to choose.
+        """
+        has_grammar = any(row.grammar is not None for row in self._rows)
+        choosable = logits.clone() if has_grammar or self._by_ban else logits
+        for places, ids in self._by_ban:
+            choosable[places, ids] = -torch.inf
+        crowded = torch.zeros_like(active)
+        if has_grammar:
+            for place, row in enumerate(self._rows):
+                crowded[place] = _apply_grammar(row, choosable[place])
+        tokens = torch.where(active, self._sample(choosable), self._vocab.pad)
+        if has_grammar:
+            for row, token in zip(self._rows, tokens.tolist(), strict=True):
+                row.grammar = row.grammar and row.grammar.after(token)
+        for row in self._rows:
+            row.room -= 1
+        log_total = logits.logsumexp(dim=-1)
+        chosen = logits.gather(1, tokens[:, None])[:, 0] - log_total
+        return Choice(
+            tokens=tokens,
+            logprobs=torch.where(active, chosen, 0.0),
+            crowded=crowded & active,
+            loc_probs=self._loc_probs(logits, log_total, tokens, active),
+        )
+
+    def _sample(self, choosable: Tensor) -> Tensor:
+        """float32[B, V] -> int64[B]; rows with equal samplers share one call."""
+        if len(self._by_sampler) == 1:
+            sampler, _, generators = self._by_sampler[0]
+            return sampler(choosable, generators)
+        tokens = torch.empty(len(self._rows), dtype=torch.long, device=choosable.device)
+        for sampler, places, generators in self._by_sampler:
+            tokens[places] = sampler(choosable[places], generators)
+        return tokens
+
+    def _loc_probs(
+        self, logits: Tensor, log_total: Tensor, tokens: Tensor, active: Tensor
+    ) -> dict[int, Tensor] | None:
+        if self._recording is None:
+            return None
+        loc0 = self._vocab.loc0
+        is_loc = active & self._recording & (tokens >= loc0) & (tokens < loc0 + NUM_LOC)
+        places = is_loc.nonzero()[:, 0]
+        probs = (logits[places, loc0 : loc0 + NUM_LOC] - log_total[places, None]).exp()
+        return dict(zip(places.tolist(), probs, strict=True))
+
+
+def begin_rows(
+    options: Sequence[DecodeOptions],
+    constraint: Constraint | Sequence[Constraint | None] | None,
+    real: Tensor | None,
+    vocab: Vocab,
+    device: torch.device,
+) -> list[Row]:
+    """The rows of a batch before their first tokens.
+
+    Args:
+        options: options of each row.
+        constraint: a grammar for every row, or one for each row; None leaves the model free.
+        real: bool[B], False for rows that only pad the batch; these need no grammar. None where no
+            row has one.
+
+    Raises:
+        ConfigError: the number of grammars differs from that of the rows, or as in `Row.begin`.
+    """
+    per_row = list(constraint) if isinstance(constraint, Sequence) else [constraint] * len(options)
+    if len(per_row) != len(options):
+        raise ConfigError(
+            f"pass one constraint, or one for each of the {len(options)} rows, got {len(per_row)}"
+        )
+    is_real = [True] * len(options) if real is None else real.tolist()
+    return [
+        Row.begin(own, grammar if real else None, vocab, device)
+        for own, grammar, real in zip(options, per_row, is_real, strict=True)
+    ]
+
+
+def _apply_grammar(row: Row, logits: Tensor) -> Tensor | bool:
+    """Forbid in float32[V], in place, what the grammar of a row does not allow.
+
+    Returns:
+        Whether the row would have chosen a token for which there is no room.
+    """
+    if row.grammar is None:
+        return False
+    allowed, with_ample_room = row.grammar.allowed(row.room)
+    allowed = allowed.to(logits.device)
+    crowded: Tensor | bool = False
+    if with_ample_room is not None:
+        wished = logits.masked_fill(~with_ample_room.to(logits.device), -torch.inf)
+        # A copy of the generator draws what the generator itself would draw next.
+        copy = torch.Generator(device=logits.device)
+        copy.set_state(row.generator.get_state())
+        crowded = ~allowed[row.options.sampler(wished[None], [copy])[0]]
+    logits.masked_fill_(~allowed, -torch.inf)
+    return crowded
+
+
+def _grouped(keys: Sequence[Key]) -> list[tuple[Key, list[int]]]:
+    """The places of each distinct key. A sampler of the user's need not be hashable."""
+    groups: list[tuple[Key, list[int]]] = []
+    for place, key in enumerate(keys):
+        for seen, places in groups:
+            if seen == key:
+                places.append(place)
+                break
+        else:
+            groups.append((key, [place]))
+    return groups
