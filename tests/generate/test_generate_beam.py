@@ -141,6 +141,27 @@ def test_a_bound_that_stops_unfinished_beams_is_told_and_one_that_does_not_is_no
     assert padded.cut.tolist() == [True, False]
 
 
+def test_rows_with_bounds_and_penalties_of_their_own_are_searched_as_alone() -> None:
+    model = FakeModel(small_vocab(6), seed=2)
+    own = [
+        BeamOptions(num_beams=3, max_new_tokens=2),
+        BeamOptions(num_beams=3, max_new_tokens=9, length_penalty=LengthPenalty("power", 2.0)),
+        BeamOptions(num_beams=3, max_new_tokens=4, length_penalty=LengthPenalty("gnmt", 1.0)),
+    ]
+    together = beam_search(model, text_batch(*PROMPTS), own)
+    for row, prompt in enumerate(PROMPTS):
+        alone = beam_search(model, text_batch(prompt), own[row])
+        length = int(alone.lengths)
+        assert int(together.lengths[row]) == length
+        assert together.ids[row, :length].tolist() == alone.ids[0].tolist()
+        assert torch.equal(together.logprobs[row, :length], alone.logprobs[0])
+        assert together.cut[row] == alone.cut[0]
+    assert together.cut.tolist() == [True, True, True]
+    assert len(set(together.lengths.tolist())) == 3
+    with pytest.raises(ConfigError, match=r"same number of beams, got \[2, 3\]"):
+        beam_search(model, text_batch(*PROMPTS), [BeamOptions(num_beams=2), *own[1:]])
+
+
 def test_more_beams_than_words_change_nothing_but_the_room() -> None:
     model = FakeModel(small_vocab(3), seed=4)
     assert search(model, 8, 4)[1] == search(model, 64, 4)[1]

@@ -1,4 +1,4 @@
-"""Beam search as the original does it, and a length-penalised variant by name.
+"""Beam search as in the original, and a variant with a length penalty.
 
 Axes: B batch, K beams, T answer tokens, V vocabulary.
 Source: big_vision trainers/proj/paligemma/predict_fns.py, beam_decode.
@@ -6,21 +6,23 @@ Source: big_vision trainers/proj/paligemma/predict_fns.py, beam_decode.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from paligemma.batch import Batch
+from paligemma.errors import ConfigError
 from paligemma.generate.generation import Generation, require_numbers
-from paligemma.generate.options import BeamOptions
+from paligemma.generate.options import BeamOptions, per_row
 from paligemma.generate.prefill import prefill_prompt
 from paligemma.model import PaliGemmaModel
 
 
 @dataclass
 class _Live:
-    """Hypotheses without EOS: scores [B, K], ids and logprobs [B, K, T]."""
+    """The hypotheses without EOS: their scores, [B, K], ids and logprobs, [B, K, T]."""
 
     scores: Tensor
     ids: Tensor
@@ -46,8 +48,8 @@ class _Live:
 
 @dataclass
 class _Finished:
-    """The best hypothesis with EOS of each example: value [B] by which it is compared, ids and
-    logprobs [B, T]."""
+    """The best hypothesis with EOS of each example: the value by which it is compared, [B], its ids
+    and logprobs, [B, T], and its length, [B]."""
 
     value: Tensor
     ids: Tensor
@@ -55,15 +57,16 @@ class _Finished:
     lengths: Tensor
 
     def offer(
-        self, live: _Live, eos_logprobs: Tensor, index: int, divisor: float, eos: int
+        self, live: _Live, eos_logprobs: Tensor, index: int, divisors: Tensor, eos: int
     ) -> None:
-        """End each live hypothesis now and keep the best if it beats what is held.
+        """End each live hypothesis now, and keep the best of them where it beats the best so far.
 
         Args:
-            eos_logprobs: float32[B, K].
+            eos_logprobs: float32[B, K], -inf where the bound forbids another token.
+            divisors: float32[B, 1], length penalty of hypotheses of this length.
         """
-        value, beam = ((live.scores + eos_logprobs) / divisor).max(dim=1, keepdim=True)
-        # NaN wins too, so that it is reported instead of passed over.
+        value, beam = ((live.scores + eos_logprobs) / divisors).max(dim=1, keepdim=True)
+        # NaN wins too, so that it is reported and not passed over.
         better = ~(value <= self.value[:, None])
         ids, logprobs = _take(live.ids, beam)[:, 0], _take(live.logprobs, beam)[:, 0]
         ids[:, index] = eos
@@ -77,24 +80,28 @@ class _Finished:
 def beam_search(
     model: PaliGemmaModel,
     batch: Batch,
-    options: BeamOptions,
+    options: BeamOptions | Sequence[BeamOptions],
     *,
     soft_tokens: Tensor | None = None,
 ) -> Generation:
     """The best finished hypothesis of each prompt.
 
-    A hypothesis that ends never occupies a beam: at each step every live beam offers to end, the
-        best offer so far is
-    remembered, and the beams go on without EOS until none can catch up.
+    A hypothesis that ends never occupies a beam. At each step every live beam offers to end, and
+    the search remembers the best offer of all steps; the beams go on without EOS until none of them
+    can catch up with it.
 
     Args:
+        batch: as in `generate`.
+        options: options of every row, or one for each row; all with the same number of beams.
         soft_tokens: float[B or 1, I, D] from `model.encode_image`, to ask an encoded image again.
 
     Returns:
-        Answers that always contain EOS, `cut` where a beam without EOS could still have caught up
-        at the bound; `scores` are plain sums, also under a length penalty.
+        Answers that always contain EOS, with `cut` where a beam without EOS could still have caught
+        up at the bound. `scores` are plain sums, under a length penalty too.
 
     Raises:
+        ConfigError: the rows have different numbers of beams or caches of different dtypes, or the
+            logits are NaN.
         PromptError: the soft tokens belong to another number of rows.
     """
     finished, open_rows, real = _search(model, batch, options, soft_tokens)
@@ -116,33 +123,48 @@ def beam_search(
 
 @torch.inference_mode()
 def _search(
-    model: PaliGemmaModel, batch: Batch, options: BeamOptions, soft_tokens: Tensor | None
+    model: PaliGemmaModel,
+    batch: Batch,
+    options: BeamOptions | Sequence[BeamOptions],
+    soft_tokens: Tensor | None,
 ) -> tuple[_Finished, Tensor, Tensor]:
-    """What was found, and bool[B] twice: rows in which a beam could still catch up, real rows."""
-    num_beams, eos = options.num_beams, model.config.vocab.eos
+    """The best hypotheses, and bool[B] twice: rows in which a beam could still catch up, and rows
+    that do not only pad the batch."""
+    own = per_row(options, batch.num_examples)
+    num_beams, eos = own[0].num_beams, model.config.vocab.eos
+    if any(one.num_beams != num_beams for one in own):
+        counts = sorted({one.num_beams for one in own})
+        raise ConfigError(f"the rows of a batch must have the same number of beams, got {counts}")
+    num_steps = max(one.max_new_tokens for one in own)
     prompt = prefill_prompt(
         model,
         batch,
         soft_tokens=soft_tokens,
-        max_new_tokens=options.max_new_tokens,
-        kv_cache_dtype=options.kv_cache_dtype,
+        max_new_tokens=num_steps,
+        kv_cache_dtype=own[0].kv_cache_dtype,
     )
-    real = prompt.real
+    real, device = prompt.real, prompt.logits.device
     prompt = prompt.repeat(num_beams)
     logits, positions, cache = prompt.logits, prompt.positions, prompt.cache
-    live, finished = _begin(real, options, logits.device)
-    first_rows = torch.arange(real.shape[0], device=logits.device)[:, None] * num_beams
-    for index in range(options.max_new_tokens):
+    live, finished = _begin(len(own), num_beams, num_steps, device)
+    bounds = torch.tensor([one.max_new_tokens for one in own], device=device)
+    divisors = torch.tensor(
+        [[one.divisor(length) for length in range(1, num_steps + 1)] for one in own], device=device
+    )
+    last_divisors = divisors.gather(1, bounds[:, None] - 1)[:, 0]
+    first_rows = torch.arange(len(own), device=device)[:, None] * num_beams
+    open_rows = real
+    for index in range(num_steps):
+        has_room = bounds > index
         logprobs = logits.log_softmax(dim=-1).unflatten(0, (-1, num_beams))  # [B, K, V]
-        divisor = options.divisor(index + 1)
-        finished.offer(live, logprobs[..., eos].clone(), index, divisor, eos)
+        eos_logprobs = logprobs[..., eos].masked_fill(~has_room[:, None], -torch.inf)
+        finished.offer(live, eos_logprobs, index, divisors[:, index, None], eos)
         logprobs[..., eos] = -torch.inf
         parents = live.extend(logprobs, index)
-        # Scores only fall and the divisor only grows, so this is the most a live beam can still
-        # reach.
-        hope = live.scores[:, 0] / options.divisor(options.max_new_tokens)
-        open_rows = ~(hope < finished.value) & real
-        if index + 1 == options.max_new_tokens or not bool(open_rows.any()):
+        # Scores only fall and the divisor only grows, so a live beam can reach this at the most.
+        hope = live.scores[:, 0] / last_divisors
+        open_rows = torch.where(has_room, real & ~(hope < finished.value), open_rows)
+        if not bool((open_rows & (bounds > index + 1)).any()):
             break
         cache = cache.select((first_rows + parents).flatten())
         logits = model.decode_step(live.ids[:, :, index].flatten(), positions, cache)
@@ -150,9 +172,10 @@ def _search(
     return finished, open_rows, real
 
 
-def _begin(real: Tensor, options: BeamOptions, device: torch.device) -> tuple[_Live, _Finished]:
-    num_rows, num_tokens = real.shape[0], options.max_new_tokens
-    live_shape = (num_rows, options.num_beams, num_tokens)
+def _begin(
+    num_rows: int, num_beams: int, num_tokens: int, device: torch.device
+) -> tuple[_Live, _Finished]:
+    live_shape = (num_rows, num_beams, num_tokens)
     # All beams start as the same prompt; only the first may be continued, or they would stay the
     # same.
     scores = torch.full(live_shape[:2], -torch.inf, device=device)
@@ -172,5 +195,5 @@ def _begin(real: Tensor, options: BeamOptions, device: torch.device) -> tuple[_L
 
 
 def _take(x: Tensor, beams: Tensor) -> Tensor:
-    """Rows of [B, K, T] by int64[B, K'] -> [B, K', T]."""
+    """The chosen beams, int64[B, K'], of [B, K, T]: [B, K', T]."""
     return x.gather(1, beams[..., None].expand(-1, -1, x.shape[-1]))
