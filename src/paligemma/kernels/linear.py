@@ -113,7 +113,59 @@ def _refined(rounded: Tensor, rows: Tensor, table: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by way of `linear`."""
+    """`nn.Linear` by way of `linear`.
+
+    Nothing outside this class reads its weight, so a layer of another type can take its place if it
+    has the same `forward`, `dtype` and `device`.
+    """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of inputs and outputs."""
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
 
     def forward(self, x: Tensor) -> Tensor:
+        """float[..., D] -> float[..., E]."""
         return linear(x, self.weight, self.bias)
+
+
+class TiedEmbedding(nn.Module):
+    """Token embeddings and output head: one table serves both.
+
+    As with `Linear`, a layer of another type can take its place if it has the same methods.
+
+    Args:
+        num_tokens: size of the vocabulary, V.
+        width: size of an embedding, D.
+    """
+
+    def __init__(self, num_tokens: int, width: int) -> None:
+        super().__init__()
+        # The table is left as it is in memory: drawing it on the meta device would import torch's
+        # compiler, two seconds of processor time at every start.
+        self.weight = nn.Parameter(torch.empty(num_tokens, width))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the embeddings."""
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int64[...] -> float[..., D]."""
+        return F.embedding(tokens, self.weight)
+
+    def rows(self, start: int, count: int) -> Tensor:
+        """float[count, D]: the embeddings of `count` neighbouring ids from `start` on."""
+        return self.weight[start : start + count]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float[..., D] -> float32[..., V]; see `logits_product`."""
+        return logits_product(hidden, self.weight)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from paligemma.config import TextConfig
 from paligemma.kernels.attention import attend
-from paligemma.kernels.linear import Linear, logits_product
+from paligemma.kernels.linear import Linear, TiedEmbedding
 from paligemma.model.attention import apply_rope, rope_tables, sliding_window_mask
 from paligemma.model.kv_cache import KVCache
 
@@ -124,10 +124,7 @@ class Gemma(nn.Module):
     def __init__(self, config: TextConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
-        # Left as it is in memory, like a position table: drawing it on the meta device would import
-        # torch's compiler, two seconds of processor time at every start.
-        table = torch.empty(vocab_size, config.width)
-        self.embed = nn.Embedding.from_pretrained(table, freeze=False)
+        self.embed = TiedEmbedding(vocab_size, config.width)
         # The factor on text embeddings takes the dtype that the checkpoint's table had; see
         # `set_embed_scale`.
         self.embed_scale = config.width**0.5
@@ -143,6 +140,19 @@ class Gemma(nn.Module):
         self.embed_scale = (
             torch.tensor(self.config.width**0.5, dtype=torch.float64).to(table_dtype).item()
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of embeddings and hidden states."""
+        return self.embed.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.device
+
+    def embedding_rows(self, start: int, count: int) -> Tensor:
+        """float[count, D]: the embeddings of `count` neighbouring ids from `start` on, unscaled."""
+        return self.embed.rows(start, count)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """int64[B, T] -> float[B, T, D], scaled; the product is not rounded below float32."""
@@ -199,5 +209,5 @@ class Gemma(nn.Module):
         return mask & window
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """float[..., D] -> float32[..., V] through the tied table; never capped here."""
-        return logits_product(hidden, self.embed.weight)
+        """float[..., D] -> float32[..., V] by the output head; never capped here."""
+        return self.embed.logits(hidden)

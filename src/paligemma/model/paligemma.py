@@ -33,11 +33,12 @@ class PaliGemmaModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.text.embed.weight.dtype
+        """The dtype of soft tokens and hidden states."""
+        return self.text.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.text.embed.weight.device
+        return self.text.device
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Soft tokens of one image or of several frames, concatenated in time order.

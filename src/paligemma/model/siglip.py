@@ -29,7 +29,7 @@ class PatchEmbed(nn.Module):
         rows, columns = height // self.patch, width // self.patch
         patches = images.view(batch, rows, self.patch, columns, self.patch, 3)
         patches = patches.permute(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
-        return self.proj(patches.to(self.proj.weight.dtype))
+        return self.proj(patches.to(self.proj.dtype))
 
 
 class SelfAttention(nn.Module):

@@ -120,7 +120,7 @@ class SceneObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """Where in the field each object's edges are, and where each patch itself is."""
         vision, start = model.config.vision, model.config.vocab.loc0
-        table = model.text.embed.weight[start : start + NUM_LOC]
+        table = model.text.embedding_rows(start, NUM_LOC)
         sigma = max(1.0, self.loc_sigma_bins)
         shown = batch.patches["label"] > 0
         edges = batch.patches["box"][shown] / (vision.image_size_px / BOX_UNIT_PX)
@@ -138,7 +138,7 @@ class SceneObjective(nn.Module):
     ) -> Tensor:
         """What lies of its object's mask on each patch that shows one."""
         start = model.config.vocab.seg0
-        table = model.text.embed.weight[start : start + NUM_SEG]
+        table = model.text.embedding_rows(start, NUM_SEG)
         shown = batch.patches["label"] > 0
         return mask_token_loss(head(soft[shown], table), batch.patches["mask_tokens"][shown])
 
