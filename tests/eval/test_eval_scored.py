@@ -12,9 +12,8 @@ from paligemma.eval.scored import only, score_matched
 from paligemma.example import ALL_CLASSES, Example, FoundObject, Prediction
 from paligemma.jobs.run_folder import RunConfig
 from paligemma.tasks.catalog import find_task
-from paligemma.tasks.grounding.detection import TASKS
 
-TASK = TASKS[0]
+TASK = find_task("coco-detection")
 EXAMPLE = Example(
     id="7",
     prefix="detect cat",
@@ -53,12 +52,12 @@ def test_pictures_that_are_not_those_of_the_annotation_are_named() -> None:
 
 @pytest.mark.parametrize(("noise_id", "is_told"), [(None, True), (257100, False)])
 def test_a_noise_piece_that_is_no_single_token_is_told(noise_id: int | None, is_told: bool) -> None:
-    task = next(one for one in TASKS if one.asking.answer == ALL_CLASSES)
+    assert TASK.asking.answer == ALL_CLASSES
     settings = {"noise_piece": "<pad me>", "noise_id": noise_id}
-    config = RunConfig(task=task.name, split="val", model="m", data=".", settings=settings)
+    config = RunConfig(task=TASK.name, split="val", model="m", data=".", settings=settings)
     found = FoundObject(label="cat", box_yxyx=(0, 0, 0.5, 0.5), score=0.9)
     answers = [Prediction(id="7", text="", objects=(found,))]
-    notices = score_matched(task, config, [EXAMPLE], answers).notices
+    notices = score_matched(TASK, config, [EXAMPLE], answers).notices
     said = (
         "the noise piece '<pad me>' is no single token of this model, so only the end token was "
         "barred; name the model's own with --noise-piece",

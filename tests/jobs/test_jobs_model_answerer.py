@@ -27,7 +27,7 @@ from paligemma.outputs.rle import decode_rle
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.processing.preparation import Preparation, pad_to_square
 from paligemma.processing.resize import BILINEAR
-from paligemma.tasks.reading.files import FilePicture
+from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.scenes.rows import heldout_scene
 
 ASKING = Asking(text_len=128, max_new_tokens=12)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from paligemma.errors import ConfigError
 from paligemma.tasks.catalog import find_task, tasks
 from paligemma.tasks.published import caveats, published, records_of, transfer_recipe
 from paligemma.tasks.task import PublishedKey
@@ -93,7 +94,8 @@ def test_an_unknown_place_has_no_records() -> None:
     key = PublishedKey(measure="x", task="VQAv2", split="nowhere", metric="x", our_split=None)
     assert records_of(key) == []
     assert published(replace(find_task("vqav2"), published=(key,))) == []
-    assert transfer_recipe("nothing") is None
+    with pytest.raises(ConfigError, match=r"is one of cococap, .*, got 'nothing'"):
+        transfer_recipe("nothing")
 
 
 def test_the_caveats_of_the_collection_are_told() -> None:

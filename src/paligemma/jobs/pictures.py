@@ -12,7 +12,7 @@ import numpy as np
 from paligemma.errors import ImageError
 from paligemma.example import Example
 from paligemma.processing.preparation import Preparation
-from paligemma.tasks.reading.files import FilePicture
+from paligemma.tasks.reading.pictures import FilePicture
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,6 +12,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from paligemma.errors import ConfigError
+from paligemma.example import Asking
+from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS
 from paligemma.tasks.task import PublishedKey, Task
 
 # Kinds of records that hold a released or releasable model's figure; the others are studies of
@@ -93,10 +96,39 @@ def caveats() -> tuple[str, ...]:
     return tuple(_table()["caveats"])
 
 
-def transfer_recipe(name: str) -> dict[str, Any] | None:
-    """The published fine-tuning recipe of this name, or None."""
-    found = [one for one in _read("transfers.json")["transfers"] if one["id"] == name]
-    return found[0] if found else None
+def transfer_recipe(name: str) -> dict[str, Any]:
+    """A published fine-tuning recipe.
+
+    Args:
+        name: id of the recipe in `transfers.json`.
+
+    Raises:
+        ConfigError: no recipe has this id.
+    """
+    recipes = {one["id"]: one for one in _read("transfers.json")["transfers"]}
+    if name not in recipes:
+        raise ConfigError(f"a published transfer is one of {', '.join(recipes)}, got {name!r}")
+    return recipes[name]
+
+
+def asking_of(transfer: str) -> Asking:
+    """How a published transfer asks its model in evaluation; see `transfer_recipe`."""
+    recipe = transfer_recipe(transfer)
+    image = recipe["image"]
+    # Frames of a clip are resized without antialiasing and without rounding.
+    resize = image.get("resize", {"antialias_eval": False, "antialias_train": False})
+    evaluated, trained = (
+        BILINEAR_ANTIALIAS if resize[f"antialias_{use}"] else BILINEAR for use in ("eval", "train")
+    )
+    return Asking(
+        text_len=recipe["text_len"],
+        max_new_tokens=recipe["max_decode_len"],
+        num_beams=recipe["decode"].get("beam_size", 1),
+        resize_method=evaluated,
+        train_resize_method=None if trained == evaluated else trained,
+        num_pictures=image.get("num_frames", image.get("num_images", 1)),
+        keep_fractions=image["kind"] == "video",
+    )
 
 
 def _score(key: PublishedKey, record: dict[str, Any]) -> PublishedScore:

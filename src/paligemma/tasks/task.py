@@ -15,19 +15,19 @@ from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.measure import Measure
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class NeededFile:
     """One file or folder below the data folder.
 
     Attributes:
-        path: relative, with {split} where it varies.
+        path: relative path, with {split} where it varies.
         source: where it comes from, in words.
-        fields: what is read of it.
+        fields: fields that are read from it.
     """
 
     path: str
     source: str
-    fields: str = ""
+    fields: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,27 @@ class PublishedKey:
     our_split: str | None
 
 
+def published_keys(
+    measure: str, metric: str, *places: tuple[str, str, str | None]
+) -> tuple[PublishedKey, ...]:
+    """Where the records hold the figures of one measure.
+
+    Args:
+        measure: our name of the figure.
+        metric: theirs.
+        places: task and split as the records name them, and our split; see `PublishedKey`.
+    """
+    return tuple(
+        PublishedKey(measure=measure, task=task, split=split, metric=metric, our_split=our_split)
+        for task, split, our_split in places
+    )
+
+
 Reader = Callable[[Path, str], Iterator[Example]]
 # Examples, predictions, and by name the rules that the task offers -> figures.
 Scorer = Callable[..., list[Measure]]
-# Answers as a test server takes them, as JSON would hold them.
-Submission = Callable[[Sequence[Example], Sequence[Prediction]], Any]
+# Examples, predictions -> the answers as a test server takes them, as JSON would hold them.
+Submitter = Callable[[Sequence[Example], Sequence[Prediction]], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,5 +111,5 @@ class Task:
     is_zero_shot: bool = False
     asking_for: Callable[[Example], Asking] | None = None
     server_splits: tuple[str, ...] = ()
-    submission: Submission | None = None
+    submission: Submitter | None = None
     rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

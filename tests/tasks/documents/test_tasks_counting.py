@@ -15,11 +15,11 @@ from task_files import write_json, write_json_lines, write_picture
 
 from paligemma.errors import DataError, ImageError, MissingExtraError
 from paligemma.example import Prediction
-from paligemma.tasks.documents import counting
 from paligemma.tasks.documents.counting import ParquetPicture, read_countbenchqa, read_tallyqa
+from paligemma.tasks.documents.rows import TASKS
 from paligemma.tasks.task import Task
 
-ROWS: dict[str, Task] = {task.name: task for task in counting.TASKS}
+ROWS: dict[str, Task] = {task.name: task for task in TASKS}
 
 
 def _tallyqa(data: Path, **row: Any) -> Path:

@@ -79,7 +79,7 @@ def test_docvqa_pictures_of_the_later_release_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["questionId", "question", "image", "answers"])
 def test_a_missing_docvqa_field_is_named(tmp_path: Path, field: str) -> None:
-    with pytest.raises(DataError, match=rf"val_v1.0_withQT.json, data row 0 .*'{field}'"):
+    with pytest.raises(DataError, match=rf"val_v1.0_withQT.json, data, row 0 .*'{field}'"):
         list(read_docvqa(_docvqa(tmp_path, **{field: None}), "val"))
 
 
@@ -99,7 +99,7 @@ def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"must hold an object with the list 'data'"):
         list(read_docvqa(tmp_path, "val"))
     write_json(tmp_path / "val_v1.0_withQT.json", {"data": ["text"]})
-    with pytest.raises(DataError, match="row 0 must be an object"):
+    with pytest.raises(DataError, match="row 0 must be a JSON object"):
         list(read_docvqa(tmp_path, "val"))
 
 
@@ -273,5 +273,13 @@ def test_prefixes_are_those_of_training(number: str, prefix: Any) -> None:
 
 def test_text_lengths_are_those_of_the_configurations() -> None:
     lengths = {name: task.asking.max_new_tokens for name, task in ROWS.items()}
-    assert lengths == {"docvqa": 32, "infovqa": 48, "st-vqa": 48, "chartqa": 48, "ocr-vqa": 32}
+    assert lengths == {
+        "docvqa": 32,
+        "infovqa": 48,
+        "st-vqa": 48,
+        "chartqa": 48,
+        "ocr-vqa": 32,
+        "tallyqa": 32,
+        "countbenchqa": 32,
+    }
     assert {task.asking.resize_method for task in ROWS.values()} == {"bilinear-antialias"}

@@ -13,8 +13,9 @@ from PIL import Image
 from paligemma.errors import DataError
 from paligemma.example import ALL_CLASSES, OBJECTS, Example, FoundObject, Prediction
 from paligemma.metrics.measure import Measure
-from paligemma.tasks.grounding.detection import TASKS, Piece, noisy_target
-from paligemma.tasks.reading.files import FilePicture
+from paligemma.tasks.grounding.rows import TASKS
+from paligemma.tasks.grounding.targets import Piece, noisy_target
+from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.task import Task
 
 ROWS: dict[str, Task] = {task.name: task for task in TASKS}

@@ -18,11 +18,12 @@ from paligemma.outputs.boxes import encode_boxes, format_loc
 from paligemma.outputs.rle import decode_rle, encode_rle
 from paligemma.outputs.vqvae import MaskCodec
 from paligemma.processing.resize import BILINEAR
-from paligemma.tasks.grounding.referring import TASKS, referring_target
-from paligemma.tasks.reading.files import FilePicture
+from paligemma.tasks.grounding.rows import TASKS
+from paligemma.tasks.grounding.targets import referring_target
+from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.task import Task
 
-REFCOCO, REFCOCO_PLUS, REFCOCOG = TASKS
+REFCOCO, REFCOCO_PLUS, REFCOCOG = TASKS[:3]
 CODES = "".join(f"<seg{n:03d}>" for n in range(16))
 SIZE_WH = (40, 20)
 # x, y, width, height of each annotation; the last one is a crowd in run lengths.
@@ -104,10 +105,10 @@ def _perfect(example: Example) -> Prediction:
 
 
 def test_the_rows_ask_as_the_recipe_does() -> None:
-    assert [task.name for task in TASKS] == ["refcoco", "refcoco+", "refcocog"]
+    assert [task.name for task in TASKS[:3]] == ["refcoco", "refcoco+", "refcocog"]
     assert REFCOCO.splits[:3] == ("val", "testA", "testB")
     assert REFCOCOG.splits[:2] == ("val", "test")
-    for task in TASKS:
+    for task in TASKS[:3]:
         assert (task.asking.text_len, task.asking.max_new_tokens) == (48, 48)
         assert (task.asking.resize_method, task.asking.answer) == (BILINEAR, MASK)
         assert (task.headline, task.transfer, task.family) == ("miou", "refcoco_seg", "grounding")
@@ -250,9 +251,9 @@ def _edit_refs(data: Path, **changed: Any) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"sentences": None}, r"refs\(unc\)\.p, entry 0 .*'sentences'"),
+        ({"sentences": None}, r"refs\(unc\)\.p, row 0 .*'sentences'"),
         ({"sentences": [{"sent": "x"}]}, "'sent_id'"),
-        ({"sentences": ["x"]}, "sentences must be objects"),
+        ({"sentences": ["x"]}, "'sentences' must be an object"),
         ({"ann_id": 999}, "lacks annotation 999 on image 5, which ref 1 describes"),
         ({"image_id": 7}, "lacks annotation 101 on image 7"),
     ],

@@ -11,16 +11,9 @@ from task_files import write_csv, write_json, write_json_lines, write_pixels, wr
 
 from paligemma.errors import DataError, ImageError
 from paligemma.tasks.reading import files
-from paligemma.tasks.reading.files import (
-    FilePicture,
-    find_file,
-    identifier,
-    read_csv,
-    read_json,
-    read_json_lines,
-    value,
-    values,
-)
+from paligemma.tasks.reading.files import find_file, read_json
+from paligemma.tasks.reading.pictures import FilePicture
+from paligemma.tasks.reading.records import Record, read_csv, read_json_lines, read_list
 
 
 def test_the_first_place_that_exists_is_taken(tmp_path: Path) -> None:
@@ -39,12 +32,15 @@ def test_a_missing_file_is_named_with_all_places_and_its_source(tmp_path: Path) 
 @pytest.mark.parametrize("ending", ["", ".gz", ".bz2"])
 def test_json_lines_are_numbered_whatever_the_compression(tmp_path: Path, ending: str) -> None:
     path = write_json_lines(tmp_path / f"x.jsonl{ending}", [{"a": 1}, {"a": "ü"}])
-    assert list(read_json_lines(path)) == [(1, {"a": 1}), (2, {"a": "ü"})]
+    assert [(one.number, one.fields) for one in read_json_lines(path)] == [
+        (1, {"a": 1}),
+        (2, {"a": "ü"}),
+    ]
 
 
 def test_blank_lines_and_a_byte_order_mark_are_skipped(tmp_path: Path) -> None:
     path = write_text(tmp_path / "x.jsonl", '\ufeff{"a": 1}\n\n{"a": 2}\n')
-    assert [number for number, _ in read_json_lines(path)] == [1, 3]
+    assert [one.number for one in read_json_lines(path)] == [1, 3]
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '"text"', "nul"])
@@ -87,7 +83,7 @@ def test_json_that_is_torn_damaged_or_deep_is_named(tmp_path: Path) -> None:
 
 def test_a_table_is_read_by_its_heading(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "x.csv", ["id", "text"], [[1, "a, b"], [2, 'say "c"']])
-    assert list(read_csv(path, ["id", "text"])) == [
+    assert [(one.number, one.fields) for one in read_csv(path, ["id", "text"])] == [
         (2, {"id": "1", "text": "a, b"}),
         (3, {"id": "2", "text": 'say "c"'}),
     ]
@@ -104,16 +100,17 @@ def test_a_table_without_a_column_or_a_field_is_named(tmp_path: Path) -> None:
 
 
 def test_a_field_has_the_wanted_type() -> None:
-    row = {"n": 3, "s": "4", "x": 1.5, "b": True, "l": ["a"], "o": {}}
-    assert value(row, "n", int, "f") == 3
-    assert value(row, "s", int, "f") == 4
-    assert value(row, "s", str, "f") == "4"
-    assert value(row, "n", float, "f") == 3.0
-    assert value(row, "b", bool, "f") is True
-    assert value(row, "l", list, "f") == ["a"]
-    assert identifier(row, "n", "f") == "3"
-    assert identifier(row, "s", "f") == "4"
-    assert values(row, "l", str, "f") == ["a"]
+    row = Record({"n": 3, "s": "4", "x": 1.5, "b": True, "l": ["a"], "o": {"n": 5}}, "f")
+    assert row.integer("n") == 3
+    assert row.integer("s") == 4
+    assert row.text("s") == "4"
+    assert row.value("n", float) == 3.0
+    assert row.value("b", bool) is True
+    assert row.value("l", list) == ["a"]
+    assert row.identifier("n") == "3"
+    assert row.identifier("s") == "4"
+    assert row.texts("l") == ["a"]
+    assert row.record("o").integer("n") == 5
 
 
 @pytest.mark.parametrize(
@@ -134,14 +131,16 @@ def test_a_wrong_field_is_named_with_file_row_and_value(
 ) -> None:
     row = {"b": True, "n": 1, "s": "four", "x": float("nan"), "u": "1_000"}
     with pytest.raises(DataError, match=message):
-        value(row, field, kind, "f, row 2")
+        Record(row, "f, row 2").value(field, kind)
 
 
-def test_a_wrong_element_and_a_row_that_is_no_object_are_named() -> None:
+def test_a_wrong_element_and_a_row_that_is_no_object_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the field 'l' must be text, got 1"):
-        values({"l": ["a", 1]}, "l", str, "f")
-    with pytest.raises(DataError, match="must be an object with the field 'a', it is none"):
-        value([1], "a", str, "f")
+        Record({"l": ["a", 1]}, "f").texts("l")
+    with pytest.raises(DataError, match="the field 'l' must be an object, got 1"):
+        Record({"l": [1]}, "f").records("l")
+    with pytest.raises(DataError, match=r"x\.json, row 1 must be a JSON object, got \[1\]"):
+        list(read_list(write_json(tmp_path / "x.json", [{}, [1]])))
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ from task_files import write_csv, write_json, write_json_lines, write_picture
 from paligemma.errors import DataError
 from paligemma.eval.options import EvalOptions
 from paligemma.example import Example, Prediction
-from paligemma.tasks.robustness.objaverse import pool_answers, read_embeddings, texts_to_embed
-from paligemma.tasks.robustness.rows import (
+from paligemma.tasks.robustness.files import (
     OBJAVERSE_QUESTIONS,
-    TASKS,
     read_mmvp,
     read_objaverse,
     read_pope,
 )
+from paligemma.tasks.robustness.objaverse import pool_answers, read_embeddings, texts_to_embed
+from paligemma.tasks.robustness.rows import TASKS
 from paligemma.tasks.task import Task
 
 ROWS: dict[str, Task] = {task.name: task for task in TASKS}

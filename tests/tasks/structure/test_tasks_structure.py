@@ -15,8 +15,7 @@ from PIL import Image
 from paligemma.errors import DataError, ImageError
 from paligemma.example import Example, Prediction
 from paligemma.metrics.measure import Measure
-from paligemma.tasks.reading.files import FilePicture
-from paligemma.tasks.reading.pictures import CroppedPicture, picture_size_hw
+from paligemma.tasks.reading.pictures import CroppedPicture, FilePicture, picture_size_hw
 from paligemma.tasks.structure.rows import TASKS
 from paligemma.tasks.structure.tables import strip_coords
 from paligemma.tasks.structure.words import WordFormat, format_words, parse_words

@@ -9,7 +9,8 @@ from paligemma.eval.vectors.texts import by_name, per_example
 from paligemma.metrics.caption import caption_measures
 from paligemma.metrics.measure import mean_measure
 from paligemma.metrics.ptb import ptb_tokenize, ptb_tokenize_batch
-from paligemma.tasks.reading.languages import ENGLISH, score_by_language
+from paligemma.metrics.subsets import score_by_language
+from paligemma.tasks.reading.languages import ENGLISH
 
 
 def _tokenize(vector: Vector) -> str:

@@ -9,23 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.scenes.assets import font
-from paligemma.tasks.reading.files import (
-    FilePicture,
-    find_file,
-    read_json,
-    read_lines,
-    value,
-    values,
-)
+from paligemma.tasks.answers.files import option_of
+from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.files import find_file, read_lines
+from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.reading.prefixes import choices_prefix
-from paligemma.tasks.reading.rows import keyed_rows, of_split
+from paligemma.tasks.reading.records import Record, object_records, read_record, require_split
 
 AI2D = "allenai.org/data/diagrams (ai2d-all.zip, ai2d_test_ids.csv)"
 # The released builder takes DM Sans from the user's disk; ours is at hand everywhere.
@@ -86,7 +80,7 @@ def paint_labels(image: np.ndarray, labels: tuple[PaintedLabel, ...]) -> np.ndar
 
 def read_ai2d(data: Path, split: str) -> Iterator[Example]:
     """One question with its options; files and questions in the order of their names."""
-    of_split({"test": "", "train": ""}, split, "ai2d")
+    require_split(split, ("test", "train"), "ai2d")
     root = find_file(data, "ai2d", "questions", source=AI2D)
     root = root if root.name == "ai2d" else data
     questions = find_file(root, "questions", source=AI2D)
@@ -100,47 +94,40 @@ def read_ai2d(data: Path, split: str) -> Iterator[Example]:
 
 
 def _examples(path: Path, annotation: Path, images: Path) -> Iterator[Example]:
-    table = read_json(path)
-    picture = FilePicture(path=images / value(table, "imageName", str, f"{path}"))
+    table = read_record(path)
+    picture = FilePicture(path=images / table.text("imageName"))
     labels: tuple[PaintedLabel, ...] | None = None
-    for question, row in keyed_rows(value(table, "questions", dict, f"{path}"), path):
-        where = f"{path}, {question!r}"
-        options = values(row, "answerTexts", str, where)
-        right = value(row, "correctAnswer", int, where)
-        if not 0 <= right < len(options):
-            raise DataError(f"{where}: correctAnswer must be 0..{len(options) - 1}, got {right}")
-        asks_letters = value(row, "abcLabel", bool, where)
+    for question, row in object_records(table.value("questions", dict), path):
+        options = row.texts("answerTexts")
+        asks_letters = row.value("abcLabel", bool)
         if asks_letters and labels is None:
             labels = _labels(annotation)
-        yield Example(
-            id=value(row, "questionId", str, where),
-            prefix=choices_prefix(question, options),
-            pictures=(
-                RelabelledPicture(picture=picture, labels=labels or ())
-                if asks_letters
-                else picture,
-            ),
-            references=options[right],
-            targets=(options[right],),
+        relabelled = RelabelledPicture(picture=picture, labels=labels or ())
+        yield answered(
+            row.text("questionId"),
+            choices_prefix(question, options),
+            picture=relabelled if asks_letters else picture,
+            answers=option_of(row, "correctAnswer", options),
             slices={"labels": "letters" if asks_letters else "as drawn"},
         )
 
 
 def _labels(path: Path) -> tuple[PaintedLabel, ...]:
-    texts = value(read_json(path), "text", dict, f"{path}")
-    return tuple(_label(row, f"{path}, {name}") for name, row in keyed_rows(texts, path))
+    texts = read_record(path).value("text", dict)
+    return tuple(_label(row) for _, row in object_records(texts, path))
 
 
-def _label(row: dict[str, Any], where: str) -> PaintedLabel:
-    rectangle = values(row, "rectangle", list, where)
-    corners = [values({"rectangle": one}, "rectangle", float, where) for one in rectangle]
+def _label(row: Record) -> PaintedLabel:
+    rectangle = row.values("rectangle", list)
+    corners = [
+        Record({"rectangle": one}, row.where).values("rectangle", float) for one in rectangle
+    ]
     if len(corners) != 2 or any(len(one) != 2 for one in corners):
-        raise DataError(f"{where}: rectangle must be two corners (x, y), got {rectangle}")
+        raise row.error(f"rectangle must be two corners (x, y), got {rectangle}")
     (x0, y0), (x1, y1) = corners
     if x1 < x0 or y1 < y0:
-        raise DataError(f"{where}: rectangle must go from left upper to right lower, got {corners}")
-    text = value(row, "replacementText", str, where)
-    return PaintedLabel(corners_xy=((x0, y0), (x1, y1)), text=text)
+        raise row.error(f"rectangle must go from left upper to right lower, got {corners}")
+    return PaintedLabel(corners_xy=((x0, y0), (x1, y1)), text=row.text("replacementText"))
 
 
 @lru_cache(maxsize=4096)

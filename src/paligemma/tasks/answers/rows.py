@@ -6,80 +6,25 @@ vizwizvqa,ai2d}.py.
 
 from __future__ import annotations
 
-from paligemma.example import Asking
-from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS
-from paligemma.tasks.answers.ai2d import AI2D, FONT_NAME, read_ai2d
-from paligemma.tasks.answers.files import (
-    AOKVQA,
-    COCO_IMAGES,
-    GQA,
-    OKVQA,
-    OPEN_IMAGES_IDS,
-    TEXTVQA,
-    VIZWIZ,
-    VQA,
-    XGQA,
-    read_aokvqa_choices,
-    read_aokvqa_direct,
-    read_gqa,
-    read_okvqa,
-    read_textvqa,
-    read_vizwiz,
-    read_vqav2,
-    read_xgqa,
-)
-from paligemma.tasks.answers.scores import (
-    aokvqa_choices_submission,
-    aokvqa_direct_submission,
-    question_submission,
-    score_aokvqa_choices,
-    score_aokvqa_direct,
-    score_exact,
-    score_okvqa,
-    score_textvqa,
-    score_vizwiz,
-    score_vqa,
-    score_xgqa,
-    vizwiz_submission,
-)
+from functools import partial
+
+from paligemma.tasks.answers import ai2d, files, pairs, rsvqa, scienceqa, scores, vsr
+from paligemma.tasks.published import asking_of
 from paligemma.tasks.reading.languages import XGQA_LANGUAGES
-from paligemma.tasks.task import NeededFile, PublishedKey, Task
+from paligemma.tasks.scoring import score_exact, score_languages, submit_rows
+from paligemma.tasks.task import NeededFile, Task, published_keys
 
-
-def _asking(
-    text_len: int, resize_method: str = BILINEAR_ANTIALIAS, train_resize_method: str | None = None
-) -> Asking:
-    return Asking(
-        text_len=text_len,
-        max_new_tokens=text_len,
-        resize_method=resize_method,
-        train_resize_method=train_resize_method,
-    )
-
-
-def _key(
-    task: str,
-    split: str,
-    our_split: str | None,
-    *,
-    measure: str = "accuracy",
-    metric: str = "accuracy",
-) -> PublishedKey:
-    return PublishedKey(measure=measure, task=task, split=split, metric=metric, our_split=our_split)
-
-
-_COCO_2014 = NeededFile(path="train2014/, val2014/ (test2015/)", source=COCO_IMAGES)
-_COCO_2017 = NeededFile(path="{split}2017/", source=COCO_IMAGES)
-_GQA_IMAGES = NeededFile(path="images/{imageId}.jpg", source=GQA)
+_COCO_2014 = NeededFile("train2014/, val2014/ (test2015/)", files.COCO_IMAGES)
+_GQA_IMAGES = NeededFile("images/{imageId}.jpg", files.GQA)
 _SERVER_TRAP = "Figures of the test server and of splits on disk are not comparable."
 _AOKVQA_FILES = (
     NeededFile(
-        path="aokvqa_v1p0_{split}.json",
-        source=AOKVQA,
+        "aokvqa_v1p0_{split}.json",
+        files.AOKVQA,
         fields="question_id, image_id, question, choices, correct_choice_idx, direct_answers, "
         "difficult_direct_answer",
     ),
-    _COCO_2017,
+    NeededFile("{split}2017/", files.COCO_IMAGES),
 )
 
 TASKS: tuple[Task, ...] = (
@@ -89,27 +34,29 @@ TASKS: tuple[Task, ...] = (
         family="answers",
         splits=("minival", "minival-shuffled", "val", "train"),
         headline="accuracy",
-        asking=_asking(32),
+        asking=asking_of("vqav2"),
         files=(
             NeededFile(
-                path="v2_OpenEnded_mscoco_{train2014|val2014|test2015|test-dev2015}_questions.json",
-                source=VQA,
+                "v2_OpenEnded_mscoco_{train2014|val2014|test2015|test-dev2015}_questions.json",
+                files.VQA,
                 fields="questions[]: question_id, image_id, question",
             ),
             NeededFile(
-                path="v2_mscoco_{train2014|val2014}_annotations.json",
-                source=VQA,
+                "v2_mscoco_{train2014|val2014}_annotations.json",
+                files.VQA,
                 fields="annotations[]: question_id, answers[].answer, answer_type",
             ),
             _COCO_2014,
         ),
-        read=read_vqav2,
-        score=score_vqa,
-        published=(
-            _key("VQAv2", "minival", "minival"),
-            _key("VQAv2", "minival", "minival-shuffled"),
-            _key("VQAv2", "test server - std", None),
-            _key("VQAv2", "test-std", None),
+        read=files.read_vqav2,
+        score=scores.score_vqa,
+        published=published_keys(
+            "accuracy",
+            "accuracy",
+            ("VQAv2", "minival", "minival"),
+            ("VQAv2", "minival", "minival-shuffled"),
+            ("VQAv2", "test server - std", None),
+            ("VQAv2", "test-std", None),
         ),
         traps=(
             _SERVER_TRAP,
@@ -120,7 +67,7 @@ TASKS: tuple[Task, ...] = (
         ),
         transfer="vqav2",
         server_splits=("test", "test-dev"),
-        submission=question_submission,
+        submission=partial(submit_rows, key="question_id"),
     ),
     Task(
         name="okvqa",
@@ -128,23 +75,23 @@ TASKS: tuple[Task, ...] = (
         family="answers",
         splits=("val", "train"),
         headline="accuracy",
-        asking=_asking(32),
+        asking=asking_of("okvqa"),
         files=(
             NeededFile(
-                path="OpenEnded_mscoco_{train2014|val2014}_questions.json",
-                source=OKVQA,
+                "OpenEnded_mscoco_{train2014|val2014}_questions.json",
+                files.OKVQA,
                 fields="questions[]: question_id, image_id, question",
             ),
             NeededFile(
-                path="mscoco_{train2014|val2014}_annotations.json",
-                source=OKVQA,
+                "mscoco_{train2014|val2014}_annotations.json",
+                files.OKVQA,
                 fields="annotations[]: question_id, answers[].answer, question_type",
             ),
             _COCO_2014,
         ),
-        read=read_okvqa,
-        score=score_okvqa,
-        published=(_key("OKVQA", "val", "val"),),
+        read=files.read_okvqa,
+        score=scores.score_soft,
+        published=published_keys("accuracy", "accuracy", ("OKVQA", "val", "val")),
         traps=(
             "A third of a point for every annotator who agrees, up to one; nothing is cleaned up, "
             "and no annotator is left out as in VQAv2.",
@@ -158,14 +105,16 @@ TASKS: tuple[Task, ...] = (
         family="answers",
         splits=("val", "train"),
         headline="accuracy",
-        asking=_asking(32),
+        asking=asking_of("aokvqa_da"),
         files=_AOKVQA_FILES,
-        read=read_aokvqa_direct,
-        score=score_aokvqa_direct,
-        published=(
-            _key("AOKVQA-DA", "val", "val"),
-            _key("AOKVQA-DA", "test", None),
-            _key("A-OKVQA (DA)", "test server", None),
+        read=files.read_aokvqa_direct,
+        score=scores.score_aokvqa_direct,
+        published=published_keys(
+            "accuracy",
+            "accuracy",
+            ("AOKVQA-DA", "val", "val"),
+            ("AOKVQA-DA", "test", None),
+            ("A-OKVQA (DA)", "test server", None),
         ),
         traps=(
             _SERVER_TRAP,
@@ -174,7 +123,7 @@ TASKS: tuple[Task, ...] = (
         ),
         transfer="aokvqa_da",
         server_splits=("test",),
-        submission=aokvqa_direct_submission,
+        submission=partial(scores.submit_aokvqa, kind="direct_answer"),
     ),
     Task(
         name="aokvqa-mc",
@@ -182,14 +131,16 @@ TASKS: tuple[Task, ...] = (
         family="answers",
         splits=("val", "train"),
         headline="accuracy",
-        asking=_asking(128),
+        asking=asking_of("aokvqa_mc"),
         files=_AOKVQA_FILES,
-        read=read_aokvqa_choices,
-        score=score_aokvqa_choices,
-        published=(
-            _key("AOKVQA-MC", "val", "val"),
-            _key("AOKVQA-MC", "test", None),
-            _key("A-OKVQA (MC)", "test server", None),
+        read=files.read_aokvqa_choices,
+        score=scores.score_aokvqa_choices,
+        published=published_keys(
+            "accuracy",
+            "accuracy",
+            ("AOKVQA-MC", "val", "val"),
+            ("AOKVQA-MC", "test", None),
+            ("A-OKVQA (MC)", "test server", None),
         ),
         traps=(
             _SERVER_TRAP,
@@ -198,7 +149,7 @@ TASKS: tuple[Task, ...] = (
         ),
         transfer="aokvqa_mc",
         server_splits=("test",),
-        submission=aokvqa_choices_submission,
+        submission=partial(scores.submit_aokvqa, kind="multiple_choice"),
     ),
     Task(
         name="gqa",
@@ -206,20 +157,22 @@ TASKS: tuple[Task, ...] = (
         family="answers",
         splits=("testdev", "val", "train"),
         headline="accuracy",
-        asking=_asking(32, BILINEAR),
+        asking=asking_of("gqa"),
         files=(
             NeededFile(
-                path="{split}_balanced_questions.json",
-                source=GQA,
+                "{split}_balanced_questions.json",
+                files.GQA,
                 fields="id -> imageId, question, answer",
             ),
             _GQA_IMAGES,
         ),
-        read=read_gqa,
+        read=files.read_gqa,
         score=score_exact,
-        published=(
-            _key("GQA", "testdev balanced", "testdev"),
-            _key("GQA", "testdev", "testdev"),
+        published=published_keys(
+            "accuracy",
+            "accuracy",
+            ("GQA", "testdev balanced", "testdev"),
+            ("GQA", "testdev", "testdev"),
         ),
         traps=("The balanced questions: 12,578 of testdev, not all 172,174.",),
         transfer="gqa",
@@ -230,25 +183,23 @@ TASKS: tuple[Task, ...] = (
         family="answers",
         splits=("testdev", *(f"testdev_{one}" for one in XGQA_LANGUAGES)),
         headline="accuracy/avg7",
-        asking=_asking(32, BILINEAR),
+        asking=asking_of("gqa"),
         files=(
             NeededFile(
-                path="annotations/zero_shot/testdev_balanced_questions_{language}.json",
-                source=XGQA,
+                "annotations/zero_shot/testdev_balanced_questions_{language}.json",
+                files.XGQA,
                 fields="id -> imageId, question, answer",
             ),
             _GQA_IMAGES,
         ),
-        read=read_xgqa,
-        score=score_xgqa,
+        read=files.read_xgqa,
+        score=partial(score_languages, score=score_exact, languages=XGQA_LANGUAGES),
         published=(
-            _key("xGQA", "avg7", "testdev", measure="accuracy/avg7"),
-            _key(
-                "xGQA",
-                "mean (bn,de,en,id,ko,pt,ru,zh)",
-                "testdev",
-                measure="accuracy/avg8",
-                metric="mean accuracy",
+            *published_keys("accuracy/avg7", "accuracy", ("xGQA", "avg7", "testdev")),
+            *published_keys(
+                "accuracy/avg8",
+                "mean accuracy",
+                ("xGQA", "mean (bn,de,en,id,ko,pt,ru,zh)", "testdev"),
             ),
         ),
         traps=(
@@ -264,27 +215,28 @@ TASKS: tuple[Task, ...] = (
         family="answers",
         splits=("val", "train"),
         headline="accuracy",
-        asking=_asking(32),
+        asking=asking_of("textvqa"),
         files=(
             NeededFile(
-                path="TextVQA_0.5.1_{split}.json",
-                source=TEXTVQA,
+                "TextVQA_0.5.1_{split}.json",
+                files.TEXTVQA,
                 fields="data[]: question_id, image_id, question, answers",
             ),
-            NeededFile(path="train_images/ (test_images/)", source=TEXTVQA),
+            NeededFile("train_images/ (test_images/)", files.TEXTVQA),
             NeededFile(
-                path="train-images-boxable-with-rotation.csv (test-images-with-rotation.csv), "
-                "optional",
-                source=OPEN_IMAGES_IDS,
+                "train-images-boxable-with-rotation.csv (test-images-with-rotation.csv), optional",
+                files.OPEN_IMAGES_IDS,
                 fields="ImageID, Rotation",
             ),
         ),
-        read=read_textvqa,
-        score=score_textvqa,
-        published=(
-            _key("TextVQA", "val", "val"),
-            _key("TextVQA", "test server - std", None),
-            _key("TextVQA", "test-std", None),
+        read=files.read_textvqa,
+        score=partial(scores.score_vqa, by_type=False),
+        published=published_keys(
+            "accuracy",
+            "accuracy",
+            ("TextVQA", "val", "val"),
+            ("TextVQA", "test server - std", None),
+            ("TextVQA", "test-std", None),
         ),
         traps=(
             _SERVER_TRAP,
@@ -293,7 +245,7 @@ TASKS: tuple[Task, ...] = (
         ),
         transfer="textvqa",
         server_splits=("test",),
-        submission=question_submission,
+        submission=partial(submit_rows, key="question_id"),
     ),
     Task(
         name="vizwiz",
@@ -301,21 +253,23 @@ TASKS: tuple[Task, ...] = (
         family="answers",
         splits=("val", "train"),
         headline="accuracy",
-        asking=_asking(48, BILINEAR, BILINEAR_ANTIALIAS),
+        asking=asking_of("vizwizvqa"),
         files=(
             NeededFile(
-                path="annotations/{split}.json",
-                source=VIZWIZ,
+                "annotations/{split}.json",
+                files.VIZWIZ,
                 fields="image, question, answers[].answer, answer_type",
             ),
-            NeededFile(path="{split}/", source=VIZWIZ),
+            NeededFile("{split}/", files.VIZWIZ),
         ),
-        read=read_vizwiz,
-        score=score_vizwiz,
-        published=(
-            _key("VizWizVQA", "val", "val"),
-            _key("VizWizVQA", "test", None),
-            _key("VizWiz VQA", "test server - std", None),
+        read=files.read_vizwiz,
+        score=scores.score_soft,
+        published=published_keys(
+            "accuracy",
+            "accuracy",
+            ("VizWizVQA", "val", "val"),
+            ("VizWizVQA", "test", None),
+            ("VizWiz VQA", "test server - std", None),
         ),
         traps=(
             _SERVER_TRAP,
@@ -324,7 +278,7 @@ TASKS: tuple[Task, ...] = (
         ),
         transfer="vizwizvqa",
         server_splits=("test",),
-        submission=vizwiz_submission,
+        submission=partial(submit_rows, key="image"),
     ),
     Task(
         name="ai2d",
@@ -332,31 +286,35 @@ TASKS: tuple[Task, ...] = (
         family="answers",
         splits=("test", "train"),
         headline="accuracy",
-        asking=_asking(128, BILINEAR, BILINEAR_ANTIALIAS),
+        asking=asking_of("ai2d"),
         files=(
             NeededFile(
-                path="ai2d/questions/{image}.json",
-                source=AI2D,
+                "ai2d/questions/{image}.json",
+                ai2d.AI2D,
                 fields="imageName; questions: text -> answerTexts, correctAnswer, abcLabel, "
                 "questionId",
             ),
             NeededFile(
-                path="ai2d/annotations/{image}.json",
-                source=AI2D,
+                "ai2d/annotations/{image}.json",
+                ai2d.AI2D,
                 fields="text: id -> rectangle, replacementText",
             ),
-            NeededFile(path="ai2d/images/", source=AI2D),
-            NeededFile(path="ai2d_test_ids.csv", source=AI2D, fields="one image a line"),
+            NeededFile("ai2d/images/", ai2d.AI2D),
+            NeededFile("ai2d_test_ids.csv", ai2d.AI2D, fields="one image a line"),
         ),
-        read=read_ai2d,
+        read=ai2d.read_ai2d,
         score=score_exact,
-        published=(_key("AI2D", "test", "test"),),
+        published=published_keys("accuracy", "accuracy", ("AI2D", "test", "test")),
         traps=(
             "Case counts.",
             "Where a question asks for letters they are painted over the labels, here in "
-            f"{FONT_NAME}, in the original in DM Sans.",
+            f"{ai2d.FONT_NAME}, in the original in DM Sans.",
             "Two spaces follow `answer en`, and options stand between space, tab, space.",
         ),
         transfer="ai2d",
     ),
+    *scienceqa.TASKS,
+    *pairs.TASKS,
+    *vsr.TASKS,
+    *rsvqa.TASKS,
 )

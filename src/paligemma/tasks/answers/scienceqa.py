@@ -12,16 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from paligemma.errors import DataError
-from paligemma.example import Asking, Example, Prediction
+from paligemma.example import Example, Prediction
 from paligemma.metrics.answers import scienceqa_measures
 from paligemma.metrics.measure import Measure
-from paligemma.processing.resize import BILINEAR
-from paligemma.tasks.reading.files import FilePicture, find_file, read_json, value, values
-from paligemma.tasks.reading.rows import keyed_rows, of_split
-from paligemma.tasks.task import NeededFile, PublishedKey, Task
+from paligemma.tasks.published import asking_of
+from paligemma.tasks.reading.files import find_file
+from paligemma.tasks.reading.pictures import FilePicture
+from paligemma.tasks.reading.records import read_objects, require_split
+from paligemma.tasks.scoring import texts_of
+from paligemma.tasks.task import NeededFile, Task, published_keys
 
 SCIENCEQA = "scienceqa.github.io (problems.json and the image archives)"
+_SPLITS = ("test", "val", "train")
 
 
 def scienceqa_prefix(question: str, hint: str, choices: Sequence[str]) -> str:
@@ -37,28 +39,26 @@ def scienceqa_suffix(index: int) -> str:
 
 def read_scienceqa(data: Path, split: str) -> Iterator[Example]:
     """ScienceQA; options stay in the order of the file, see `shuffle_options` for training."""
-    of_split({"test": "", "val": "", "train": ""}, split, "scienceqa")
+    require_split(split, _SPLITS, "scienceqa")
     path = find_file(data, "problems.json", "scienceqa/problems.json", source=SCIENCEQA)
     near = path.parent.relative_to(data)
     folders = (str(near / split), str(near / "images" / split))
     images: Path | None = None
-    for key, row in keyed_rows(read_json(path), path):
-        where = f"{path}, {key}"
-        if value(row, "split", str, where) != split or not row.get("image"):
+    for key, row in read_objects(path):
+        if row.text("split") != split or not row.fields.get("image"):
             continue
         images = images or find_file(data, *folders, source=SCIENCEQA)
-        choices = values(row, "choices", str, where)
-        index = value(row, "answer", int, where)
+        choices, index = row.texts("choices"), row.integer("answer")
         if not (0 <= index < len(choices) <= len(string.ascii_uppercase)):
-            raise DataError(
-                f"{where}: answer must be the index of one of at most 26 choices, got {index} of "
+            raise row.error(
+                f"answer must be the index of one of at most 26 choices, got {index} of "
                 f"{len(choices)}"
             )
-        question, hint = value(row, "question", str, where), value(row, "hint", str, where)
+        question, hint = row.text("question"), row.text("hint")
         yield Example(
             id=key,
             prefix=scienceqa_prefix(question, hint, choices),
-            pictures=(FilePicture(path=images / key / value(row, "image", str, where)),),
+            pictures=(FilePicture(path=images / key / row.text("image")),),
             references={
                 "answer": scienceqa_suffix(index),
                 "question": question,
@@ -68,7 +68,9 @@ def read_scienceqa(data: Path, split: str) -> Iterator[Example]:
             },
             targets=(scienceqa_suffix(index),),
             slices={
-                name: str(row[name]) for name in ("subject", "topic", "grade") if row.get(name)
+                name: str(row.fields[name])
+                for name in ("subject", "topic", "grade")
+                if row.fields.get(name)
             },
         )
 
@@ -93,7 +95,7 @@ def score_scienceqa(
 ) -> list[Measure]:
     """Share of right letters; an answer that is not `The answer is X.` is wrong."""
     references = [one.references["answer"] for one in examples]
-    return scienceqa_measures([one.text for one in predictions], references)
+    return scienceqa_measures(texts_of(predictions), references)
 
 
 def _letter(index: int) -> str:
@@ -105,24 +107,24 @@ TASKS: tuple[Task, ...] = (
         name="scienceqa",
         title="ScienceQA (questions with a picture)",
         family="answers",
-        splits=("test", "val", "train"),
+        splits=_SPLITS,
         headline="accuracy",
-        asking=Asking(text_len=512, max_new_tokens=512, resize_method=BILINEAR),
+        asking=asking_of("science_qa"),
         files=(
             NeededFile(
-                path="problems.json",
-                source=SCIENCEQA,
+                "problems.json",
+                SCIENCEQA,
                 fields="id -> split, image, question, hint, choices, answer",
             ),
-            NeededFile(path="{split}/{id}/image.png or images/{split}/{id}/", source=SCIENCEQA),
+            NeededFile("{split}/{id}/image.png or images/{split}/{id}/", SCIENCEQA),
         ),
         read=read_scienceqa,
         score=score_scienceqa,
-        published=tuple(
-            PublishedKey(
-                measure="accuracy", task=task, split="test", metric="accuracy", our_split="test"
-            )
-            for task in ("ScienceQA", "ScienceQA (img subset, no CoT)")
+        published=published_keys(
+            "accuracy",
+            "accuracy",
+            ("ScienceQA", "test", "test"),
+            ("ScienceQA (img subset, no CoT)", "test", "test"),
         ),
         traps=(
             "Only questions with a picture count.",

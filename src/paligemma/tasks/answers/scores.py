@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from paligemma.errors import DataError
 from paligemma.example import Example, Prediction
 from paligemma.metrics.answers import exact_match_measures
 from paligemma.metrics.measure import Measure
 from paligemma.metrics.vqa import direct_answer_measures, soft_accuracy_measures, vqa_measures
-from paligemma.tasks.reading.languages import ENGLISH, XGQA_LANGUAGES, score_by_language
+from paligemma.tasks.scoring import require_references, texts_of
 
 
-def score_vqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
+def score_vqa(
+    examples: Sequence[Example], predictions: Sequence[Prediction], *, by_type: bool = True
+) -> list[Measure]:
     """VQA accuracy, and by answer type."""
-    references = [one.references for one in examples]
-    answers = [one["answers"] for one in references]
-    _require_answers(answers)
-    types = [one["answer_type"] for one in references]
-    return vqa_measures(_texts(predictions), answers, types)
-
-
-def score_textvqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """VQA accuracy."""
     answers = [one.references["answers"] for one in examples]
-    _require_answers(answers)
-    return vqa_measures(_texts(predictions), answers)
+    require_references(answers)
+    types = [one.references["answer_type"] for one in examples] if by_type else None
+    return vqa_measures(texts_of(predictions), answers, types)
 
 
-def score_okvqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Soft accuracy over ten answers."""
-    return soft_accuracy_measures(_texts(predictions), [one.references for one in examples])
-
-
-def score_vizwiz(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Soft accuracy, as reported on val; the server cleans answers up as for VQAv2."""
+def score_soft(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
+    """Soft accuracy over all annotators, without clean-up."""
     answers = [one.references for one in examples]
-    _require_answers(answers)
-    return soft_accuracy_measures(_texts(predictions), answers)
+    require_references(answers)
+    return soft_accuracy_measures(texts_of(predictions), answers)
 
 
 def score_aokvqa_direct(
@@ -47,13 +34,13 @@ def score_aokvqa_direct(
 ) -> list[Measure]:
     """Soft accuracy of all questions; "accuracy_official" leaves out those flagged difficult."""
     answers = [one.references["answers"] for one in examples]
-    _require_answers(answers)
+    require_references(answers)
     difficult = [one.references["is_difficult"] for one in examples]
-    said = _texts(predictions)
-    measures = direct_answer_measures(said, answers, difficult)
+    texts = texts_of(predictions)
+    measures = direct_answer_measures(texts, answers, difficult)
     if not all(difficult):
-        official = direct_answer_measures(said, answers, difficult, variant="official")
-        measures += [replace(one, name=f"{one.name}_official") for one in official[:1]]
+        official = direct_answer_measures(texts, answers, difficult, variant="official")
+        measures.append(replace(official[0], name=f"{official[0].name}_official"))
     return measures
 
 
@@ -62,92 +49,18 @@ def score_aokvqa_choices(
 ) -> list[Measure]:
     """Share of answers that are the text of the right option."""
     right = [one.references["answer"] for one in examples]
-    _require_answers(right)
-    return exact_match_measures(_texts(predictions), right)
+    require_references(right)
+    return exact_match_measures(texts_of(predictions), right)
 
 
-def score_exact(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Share of answers equal to the reference, case and all."""
-    return exact_match_measures(_texts(predictions), [one.references for one in examples])
-
-
-def score_xgqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Exact match of every language by itself; "avg7" leaves English out, "avg8" has all."""
-    others = tuple(one for one in XGQA_LANGUAGES if one != ENGLISH)
-    return score_by_language(
-        [one.slices["language"] for one in examples],
-        lambda rows: score_exact([examples[k] for k in rows], [predictions[k] for k in rows]),
-        expected=XGQA_LANGUAGES,
-        averages={"avg7": others, "avg8": XGQA_LANGUAGES},
-    )
-
-
-def question_submission(
-    examples: Sequence[Example], predictions: Sequence[Prediction]
-) -> list[dict[str, Any]]:
-    """`question_id` and `answer`, as the servers of VQAv2 and TextVQA take them.
-
-    VQAv2's wants test and test-dev in one file.
-    """
-    return [
-        {"question_id": int(one.id), "answer": answer.text}
-        for one, answer in zip(examples, predictions, strict=True)
-    ]
-
-
-def vizwiz_submission(
-    examples: Sequence[Example], predictions: Sequence[Prediction]
-) -> list[dict[str, Any]]:
-    """`image` and `answer`."""
-    return [
-        {"image": one.id, "answer": answer.text}
-        for one, answer in zip(examples, predictions, strict=True)
-    ]
-
-
-def aokvqa_direct_submission(
-    examples: Sequence[Example], predictions: Sequence[Prediction]
-) -> dict[str, Any]:
-    """Question -> direct answer; the server takes it with the options of the other task."""
-    return {
-        one.id: {"direct_answer": answer.text}
-        for one, answer in zip(examples, predictions, strict=True)
-    }
-
-
-def aokvqa_choices_submission(
-    examples: Sequence[Example], predictions: Sequence[Prediction]
-) -> dict[str, Any]:
-    """Question -> option; the server takes it with the direct answers of the other task."""
-    return {
-        one.id: {"multiple_choice": answer.text}
-        for one, answer in zip(examples, predictions, strict=True)
-    }
-
-
-def joined_aokvqa_submission(
-    direct: Mapping[str, Mapping[str, str]], choices: Mapping[str, Mapping[str, str]]
+def submit_aokvqa(
+    examples: Sequence[Example], predictions: Sequence[Prediction], *, kind: str
 ) -> dict[str, dict[str, str]]:
-    """Both kinds of answers of every question, as the server takes them in one file.
+    """Question -> answer of one kind; the server takes both kinds of every question in one file.
 
-    Raises:
-        DataError: the two do not answer the same questions.
+    Args:
+        examples: of one split.
+        predictions: in the same order.
+        kind: "direct_answer" or "multiple_choice".
     """
-    if direct.keys() != choices.keys():
-        raise DataError(
-            f"both files must answer the same questions, {len(direct.keys() ^ choices.keys())} "
-            "stand in one alone"
-        )
-    return {question: {**choices[question], **direct[question]} for question in direct}
-
-
-def _texts(predictions: Sequence[Prediction]) -> list[str]:
-    return [one.text for one in predictions]
-
-
-def _require_answers(answers: Sequence[Any]) -> None:
-    if answers and not any(answers):
-        raise DataError(
-            "a test split has no answers and cannot be scored here; write a submission and send "
-            "it to the server"
-        )
+    return {one.id: {kind: said.text} for one, said in zip(examples, predictions, strict=True)}

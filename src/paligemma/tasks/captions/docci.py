@@ -14,32 +14,33 @@ from paligemma.errors import DataError
 from paligemma.example import Example, Prediction
 from paligemma.metrics.judgements import NothingRule, TieRule, nes_measures
 from paligemma.metrics.measure import Measure, mean_measure
-from paligemma.tasks.reading.files import FilePicture, find_file, read_json_lines, value, values
+from paligemma.tasks.reading.files import find_file
+from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.reading.prefixes import CAPTION_PREFIX
-from paligemma.tasks.reading.rows import of_split
+from paligemma.tasks.reading.records import Record, read_json_lines, require_split
+from paligemma.tasks.scoring import texts_of
 
 DOCCI = "google.github.io/docci (docci_descriptions.jsonlines, docci_images.tar.gz)"
 # What raters said of the captions of one model; written by whoever asked them.
 JUDGEMENTS_FILE = "docci_judgements.jsonl"
 
-_SPLITS = {"qual_dev": "", "test": "", "train": "", "qual_test": ""}
+SPLITS = ("qual_dev", "test", "train", "qual_test")
 _SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?:\s+|$)")
 
 
 def read_docci(data: Path, split: str) -> Iterator[Example]:
     """One picture with its description; references name the file of judgements, if any comes."""
-    of_split(_SPLITS, split, "docci")
+    require_split(split, SPLITS, "docci")
     path = find_file(data, "docci_descriptions.jsonlines", source=DOCCI)
     images = find_file(data, "images", "docci_images", source=DOCCI)
-    for number, row in read_json_lines(path):
-        where = f"{path}, row {number}"
-        if value(row, "split", str, where) != split:
+    for row in read_json_lines(path):
+        if row.text("split") != split:
             continue
-        description = value(row, "description", str, where)
+        description = row.text("description")
         yield Example(
-            id=value(row, "example_id", str, where),
+            id=row.text("example_id"),
             prefix=CAPTION_PREFIX,
-            pictures=(FilePicture(path=images / value(row, "image_file", str, where)),),
+            pictures=(FilePicture(path=images / row.text("image_file")),),
             references={"description": description, "judgements": str(data / JUDGEMENTS_FILE)},
             targets=(description,),
         )
@@ -65,7 +66,7 @@ def score_docci(
     Raises:
         DataError: judgements of some captions only, or of other captions than these.
     """
-    captions = [one.text for one in predictions]
+    captions = texts_of(predictions)
     path = Path(examples[0].references["judgements"]) if examples else None
     if path is not None and path.exists():
         judged = _judgements(path)
@@ -83,16 +84,17 @@ def num_sentences(text: str) -> int:
 
 
 def _judgements(path: Path) -> dict[str, tuple[str, list[list[str]]]]:
-    found: dict[str, tuple[str, list[list[str]]]] = {}
-    for number, row in read_json_lines(path):
-        where = f"{path}, row {number}"
-        labels: list[list[str]] = [
-            values({"labels": one}, "labels", str, where)
-            for one in values(row, "labels", list, where)
-        ]
-        name = value(row, "example_id", str, where)
-        found[name] = value(row, "caption", str, where), labels
-    return found
+    """Caption and labels by example id."""
+    return {
+        row.text("example_id"): (
+            row.text("caption"),
+            [
+                Record({"labels": one}, row.where).texts("labels")
+                for one in row.values("labels", list)
+            ],
+        )
+        for row in read_json_lines(path)
+    }
 
 
 def _labels(

@@ -1,33 +1,38 @@
-"""Reads MIMIC-CXR as PhysioNet publishes it: a list of pictures, and reports with sections.
+"""MIMIC-CXR as PhysioNet publishes it: a list of pictures, and reports with sections.
 
+The prompt is unpublished in its details; ours stands in `ReportFormat`, and `mimic-cxr-format.json`
+in the data folder changes it.
 Source: physionet.org/content/mimic-cxr/2.0.0 and mimic-cxr-jpg/2.0.0; section names as in
-MIT-LCP/mimic-cxr `txt/section_parser.py`.
+MIT-LCP/mimic-cxr `txt/section_parser.py`; arXiv:2412.03555 section 4.7.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from paligemma.errors import DataError
-from paligemma.example import Example
-from paligemma.tasks.reading.files import FilePicture, find_file, read_lines
+from paligemma.example import Example, Prediction
+from paligemma.metrics.measure import Measure
+from paligemma.tasks.reading.files import find_file, read_text
 from paligemma.tasks.reading.formats import read_format
-from paligemma.tasks.reading.rows import of_split
+from paligemma.tasks.reading.pictures import FilePicture
+from paligemma.tasks.reading.records import Record, read_csv, read_json_lines, require_split
+from paligemma.tasks.scoring import texts_of
 
 logger = logging.getLogger(__name__)
 
 MIMIC = "physionet.org/content/mimic-cxr (mimic-cxr-reports.zip, after credentialing)"
 MIMIC_JPG = "physionet.org/content/mimic-cxr-jpg (after credentialing)"
-MIMIC_SPLITS = {"test": "test", "validate": "validate", "train": "train"}
+MIMIC_SPLITS = ("test", "validate", "train")
 MAX_REPORT_BYTES = 1 << 20
 # What RadGraph's network finds in the answers of one model and in the true reports.
 GRAPHS_FILE = "mimic-cxr-graphs.jsonl"
 
-_COLUMNS = ("dicom_id", "study_id", "subject_id", "split")
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z ()/,&-]{1,60}):(?=\s|$)", re.MULTILINE)
 _NAMES = {
     "indication": (
@@ -66,40 +71,40 @@ class ReportFormat:
 def read_mimic_cxr(data: Path, split: str) -> Iterator[Example]:
     """One example a picture; pictures of one patient are one unit.
 
-    References name the file of graphs, if any comes.
-    Studies with neither findings nor an impression are left out and counted in the log.
+    References name the file of graphs, which may be absent. Studies with neither findings nor an
+    impression are left out and counted in the log.
     """
-    theirs = of_split(MIMIC_SPLITS, split, "mimic-cxr")
+    require_split(split, MIMIC_SPLITS, "mimic-cxr")
     names = [f"mimic-cxr-2.{minor}.0-split.csv{end}" for minor in (0, 1) for end in (".gz", "")]
     path = find_file(data, *names, source=MIMIC_JPG)
     reports = find_file(data, "mimic-cxr-reports/files", "files", source=MIMIC)
     pictures = find_file(data, "files", source=MIMIC_JPG)
     style = read_format(data, "mimic-cxr", ReportFormat())
     num_left_out = 0
-    read: tuple[str, dict[str, str]] | None = None  # pictures of a study follow one another
-    for where, row in _rows(path):
-        if row["split"] != theirs:
+    sections: dict[str, str] = {}
+    previous = ""  # pictures of a study follow one another
+    for row in read_csv(path, ("dicom_id", "study_id", "subject_id", "split")):
+        if row.text("split") != split:
             continue
-        subject, study, dicom = row["subject_id"], row["study_id"], row["dicom_id"]
+        subject, study, dicom = _identifiers(row)
         folder = f"p{subject[:2]}/p{subject}"
-        if read is None or read[0] != study:
-            read = study, report_sections(_read_report(reports / folder / f"s{study}.txt", where))
-        sections = {name: _spaced(text, style) for name, text in read[1].items()}
+        if study != previous:
+            report = reports / folder / f"s{study}.txt"
+            text = read_text(report, max_bytes=MAX_REPORT_BYTES, source=MIMIC)
+            sections, previous = report_sections(text), study
+            if style.one_line:
+                sections = {name: " ".join(one.split()) for name, one in sections.items()}
         if not sections["findings"] and not sections["impression"]:
             num_left_out += 1
             continue
-        report = _filled(style.target, sections)
+        answer = _filled(style.target, sections)
         indication = sections["indication"] or style.no_indication
         yield Example(
             id=dicom,
             prefix=style.prompt.replace("{indication}", indication),
             pictures=(FilePicture(path=pictures / folder / f"s{study}" / f"{dicom}.jpg"),),
-            references={
-                "report": report,
-                "study_id": study,
-                "graphs": str(data / GRAPHS_FILE),
-            },
-            targets=(report,),
+            references={"report": answer, "study_id": study, "graphs": str(data / GRAPHS_FILE)},
+            targets=(answer,),
             unit=subject,
         )
     if num_left_out:
@@ -130,42 +135,69 @@ def _filled(target: str, sections: Mapping[str, str]) -> str:
     return _PLACE.sub(lambda place: sections[place[1]], target).strip()
 
 
-def _spaced(text: str, style: ReportFormat) -> str:
-    return " ".join(text.split()) if style.one_line else text
+def _identifiers(row: Record) -> list[str]:
+    """Subject, study and picture; they are checked, since they name files."""
+    subject, study, dicom = (row.text(name) for name in ("subject_id", "study_id", "dicom_id"))
+    if not (_NUMBER.fullmatch(subject) and _NUMBER.fullmatch(study) and _DICOM.fullmatch(dicom)):
+        raise row.error(
+            "subject_id and study_id must be numbers and dicom_id five groups of eight "
+            f"hexadecimal digits, got {subject!r:.40}, {study!r:.40} and {dicom!r:.60}"
+        )
+    return [subject, study, dicom]
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """The list of pictures, packed or not; identifiers are checked, since they name files."""
-    header: list[str] | None = None
-    for number, line in read_lines(path):
-        fields = [one.strip().strip('"') for one in line.decode("utf-8", "replace").split(",")]
-        where = f"{path}, row {number}"
-        if header is None:
-            header = fields
-            if missing := [name for name in _COLUMNS if name not in header]:
-                raise DataError(
-                    f"{path} must have the columns {', '.join(_COLUMNS)}; {', '.join(missing)} "
-                    "missing"
-                )
+def score_reports(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
+    """CIDEr, BLEU-4 and ROUGE-L; RadGraph F1 at every level where a file gives graphs.
+
+    The file has one object a line: `id`, the `report` that was answered, and the graphs of
+    `metrics.radgraph`: `prediction` of that answer and `reference` of the true report.
+
+    Raises:
+        DataError: graphs of some reports only, or of other answers than these.
+    """
+    from paligemma.metrics.caption import caption_measures
+
+    references = [[one.references["report"]] for one in examples]
+    measures = caption_measures(texts_of(predictions), references, bleu=True, rouge=True)
+    path = Path(examples[0].references.get("graphs", "")) if examples else Path()
+    if not path.is_file():
+        return measures
+    from paligemma.metrics.radgraph import radgraph_measures
+
+    pairs = _graphs(path, {one.id: one.text for one in predictions})
+    ours, truth = zip(*(pairs[one.id] for one in examples), strict=True)
+    return [*measures, *radgraph_measures(ours, truth)]
+
+
+def _graphs(path: Path, answers: Mapping[str, str]) -> dict[str, tuple[Any, Any]]:
+    """Graphs of the answer and of the true report, by example id."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for row in read_json_lines(path):
+        name = row.text("id")
+        if name not in answers:
             continue
-        if len(fields) != len(header):
-            raise DataError(f"{where} must have {len(header)} fields, got {len(fields)}")
-        row = dict(zip(header, fields, strict=True))
-        numbers = _NUMBER.fullmatch(row["study_id"]) and _NUMBER.fullmatch(row["subject_id"])
-        if not numbers or not _DICOM.fullmatch(row["dicom_id"]):
+        report = row.text("report")
+        if report.strip() != answers[name].strip():
             raise DataError(
-                f"{where}: subject_id and study_id must be numbers and dicom_id five groups of "
-                f"eight hexadecimal digits, got {str(row)[:160]}"
+                f"{row.where} has the graph of another report of {name}: {report[:80]!r}, the "
+                f"answer is {answers[name][:80]!r}; make the graphs of these answers or move the "
+                "file away"
             )
-        yield where, row
-
-
-def _read_report(path: Path, where: str) -> str:
-    try:
-        if path.stat().st_size > MAX_REPORT_BYTES:
-            raise DataError(f"a report may have {MAX_REPORT_BYTES} bytes, {path} has more")
-        return path.read_text(encoding="utf-8", errors="strict")
-    except (OSError, UnicodeDecodeError) as error:
+        found[name] = _graph(row, "prediction"), _graph(row, "reference")
+    if missing := [name for name in answers if name not in found]:
         raise DataError(
-            f"{where}: the report {path} cannot be read ({error}); unpack {MIMIC}"
-        ) from error
+            f"{path} must hold the graphs of every report, but {len(missing)} are missing, the "
+            f"first of {missing[0]}; add them or move the file away"
+        )
+    return found
+
+
+def _graph(row: Record, name: str) -> dict[str, Any]:
+    from paligemma.metrics.radgraph import graph_facts
+
+    graph = row.value(name, dict)
+    try:
+        graph_facts(graph, "complete")
+    except DataError as error:
+        raise DataError(f"{row.where}, {name}: {error}") from error
+    return graph

@@ -1,142 +1,36 @@
-"""Captions of photographs, figures and screens, in English and in 35 other languages.
+"""Captions of photographs, figures and screens, long descriptions, and radiology reports.
 
 Source: big_vision configs/proj/paligemma/transfers/{cococap,coco35l,textcaps,scicap,screen2words,
-widgetcap}.py.
+widgetcap}.py; arXiv:2412.03555 sections 4.6 and 4.7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
-from paligemma.errors import DataError
-from paligemma.example import Asking, Example, Prediction
-from paligemma.metrics.measure import Measure
-from paligemma.processing.resize import BILINEAR
-from paligemma.tasks.captions.docci import (
-    DOCCI,
-    JUDGEMENTS_FILE,
-    NES_RULES,
-    read_docci,
-    score_docci,
-)
-from paligemma.tasks.captions.files import (
-    COCO_IMAGES,
-    CROSSMODAL,
-    KARPATHY,
-    NOCAPS,
-    OPEN_IMAGES,
-    SCICAP,
-    TEXTCAPS,
-    read_coco35l,
-    read_coco_captions,
-    read_nocaps,
-    read_scicap,
-    read_textcaps,
-    read_xm3600,
-    read_xm3600_tokenized,
-)
-from paligemma.tasks.captions.screens import (
-    RICO,
-    SCREEN2WORDS,
-    WIDGETCAP,
-    read_screen2words,
-    read_widgetcap,
-)
-from paligemma.tasks.reading.languages import (
-    COCO35L_LANGUAGES,
-    ENGLISH,
-    XM3600_LANGUAGES,
-    score_by_language,
-)
-from paligemma.tasks.task import NeededFile, PublishedKey, Task
-
-
-def score_captions(
-    examples: Sequence[Example], predictions: Sequence[Prediction], *, bleu: bool = False
-) -> list[Measure]:
-    """CIDEr of the whole split, and BLEU-4 where asked.
-
-    Raises:
-        DataError: a split without captions.
-    """
-    references = [one.references for one in examples]
-    if references and not any(references):
-        raise DataError(
-            "this split has no captions and cannot be scored here; write a submission and send it "
-            "to the server"
-        )
-    from paligemma.metrics.caption import caption_measures
-
-    return caption_measures([one.text for one in predictions], references, bleu=bleu)
-
-
-def score_figure_captions(
-    examples: Sequence[Example], predictions: Sequence[Prediction]
-) -> list[Measure]:
-    """CIDEr and BLEU-4."""
-    return score_captions(examples, predictions, bleu=True)
-
-
-def score_coco35l(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """CIDEr of every language by itself; "avg34" leaves English out."""
-    return _score_languages(examples, predictions, COCO35L_LANGUAGES)
-
-
-def score_xm3600(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """CIDEr of every language by itself; "avg35" leaves English out."""
-    return _score_languages(examples, predictions, XM3600_LANGUAGES)
-
-
-def _score_languages(
-    examples: Sequence[Example], predictions: Sequence[Prediction], languages: tuple[str, ...]
-) -> list[Measure]:
-    others = tuple(one for one in languages if one != ENGLISH)
-    return score_by_language(
-        [one.slices["language"] for one in examples],
-        lambda rows: score_captions([examples[k] for k in rows], [predictions[k] for k in rows]),
-        expected=languages,
-        averages={f"avg{len(others)}": others, f"avg{len(languages)}": languages},
-    )
-
-
-def caption_submission(
-    examples: Sequence[Example], predictions: Sequence[Prediction]
-) -> list[dict[str, Any]]:
-    """One caption an image, as caption servers and COCO's scorer take them."""
-    return [
-        {"image_id": int(one.id) if one.id.isdecimal() else one.id, "caption": answer.text}
-        for one, answer in zip(examples, predictions, strict=True)
-    ]
-
-
-def _asking(text_len: int, *, num_beams: int = 1) -> Asking:
-    return Asking(
-        text_len=text_len, max_new_tokens=text_len, num_beams=num_beams, resize_method=BILINEAR
-    )
-
-
-def _keys(
-    our_split: str, *places: tuple[str, str], measure: str = "cider", metric: str = "CIDEr"
-) -> tuple[PublishedKey, ...]:
-    return tuple(
-        PublishedKey(measure=measure, task=task, split=split, metric=metric, our_split=our_split)
-        for task, split in places
-    )
-
+from paligemma.example import Asking
+from paligemma.tasks.captions import docci, files, mimic, screens
+from paligemma.tasks.published import asking_of
+from paligemma.tasks.reading.formats import own_format
+from paligemma.tasks.reading.languages import COCO35L_LANGUAGES, XM3600_LANGUAGES
+from paligemma.tasks.scoring import score_captions, score_languages, submit_rows
+from paligemma.tasks.task import NeededFile, Task, published_keys
 
 _WHOLE_SPLIT = "CIDEr weighs words by the whole split: scores of parts cannot be averaged."
 _COCO_FILES = (
     NeededFile(
-        path="dataset_coco.json",
-        source=KARPATHY,
+        "dataset_coco.json",
+        files.KARPATHY,
         fields="images[]: filepath, filename, cocoid, split, sentences[].raw",
     ),
-    NeededFile(path="train2014/, val2014/ (or below images/)", source=COCO_IMAGES),
+    NeededFile("train2014/, val2014/ (or below images/)", files.COCO_IMAGES),
 )
-_RICO_FILE = NeededFile(path="combined/{screenId}.jpg, .json", source=RICO)
-_DOCCI = ("DOCCI long captions", "qual_dev (100 images)")
+_RICO_FILE = NeededFile("combined/{screenId}.jpg, .json", screens.RICO)
+_DOCCI = ("DOCCI long captions", "qual_dev (100 images)", "qual_dev")
+_MIMIC = ("MIMIC-CXR report generation", "test", "test")
+# The caption servers and COCO's scorer take one caption an image.
+_submit = partial(submit_rows, key="image_id", answer="caption")
 
 _XM3600 = Task(
     name="xm3600",
@@ -144,21 +38,25 @@ _XM3600 = Task(
     family="captions",
     splits=("test", *(f"test_{one}" for one in XM3600_LANGUAGES)),
     headline="cider/avg35",
-    asking=_asking(32),
+    asking=asking_of("coco35l"),
     files=(
         NeededFile(
-            path="captions.jsonl",
-            source=CROSSMODAL,
+            "captions.jsonl",
+            files.CROSSMODAL,
             fields="image/key, and for every language caption, caption/tokenized",
         ),
-        NeededFile(path="images/{key}.jpg", source=CROSSMODAL),
+        NeededFile("images/{key}.jpg", files.CROSSMODAL),
     ),
-    read=read_xm3600,
-    score=score_xm3600,
+    read=files.read_xm3600,
+    score=partial(score_languages, score=score_captions, languages=XM3600_LANGUAGES),
     published=(
-        *_keys("test", ("XM3600", "test (avg)"), measure="cider/avg36"),
-        *_keys("test", ("XM3600", "test (avg-35)"), ("XM3600", "avg35"), measure="cider/avg35"),
-        *_keys("test", ("XM3600", "test (en)"), ("XM3600", "en"), measure="cider/en"),
+        *published_keys("cider/avg36", "CIDEr", ("XM3600", "test (avg)", "test")),
+        *published_keys(
+            "cider/avg35", "CIDEr", ("XM3600", "test (avg-35)", "test"), ("XM3600", "avg35", "test")
+        ),
+        *published_keys(
+            "cider/en", "CIDEr", ("XM3600", "test (en)", "test"), ("XM3600", "en", "test")
+        ),
     ),
     traps=(
         "These are the raw captions, as the released configuration scores them; without spaces a "
@@ -176,14 +74,16 @@ TASKS: tuple[Task, ...] = (
         family="captions",
         splits=("val", "test", "train"),
         headline="cider",
-        asking=_asking(32, num_beams=2),
+        asking=asking_of("cococap"),
         files=_COCO_FILES,
-        read=read_coco_captions,
+        read=files.read_coco_captions,
         score=score_captions,
-        published=_keys("val", ("COCO captions", "val"), ("COCOcap", "val")),
+        published=published_keys(
+            "cider", "CIDEr", ("COCO captions", "val", "val"), ("COCOcap", "val", "val")
+        ),
         traps=(_WHOLE_SPLIT, "The split is Karpathy's val of 5,000, not COCO's own of 40,504."),
         transfer="cococap",
-        submission=caption_submission,
+        submission=_submit,
     ),
     Task(
         name="nocaps",
@@ -191,23 +91,23 @@ TASKS: tuple[Task, ...] = (
         family="captions",
         splits=("val",),
         headline="cider",
-        asking=_asking(32, num_beams=2),
+        asking=asking_of("cococap"),
         files=(
             NeededFile(
-                path="nocaps_val_4500_captions.json (nocaps_test_image_info.json)",
-                source=NOCAPS,
+                "nocaps_val_4500_captions.json (nocaps_test_image_info.json)",
+                files.NOCAPS,
                 fields="images[]: id, file_name, domain; annotations[]: image_id, caption",
             ),
-            NeededFile(path="validation/ (test/), or below Images/", source=OPEN_IMAGES),
+            NeededFile("validation/ (test/), or below Images/", files.OPEN_IMAGES),
         ),
-        read=read_nocaps,
+        read=files.read_nocaps,
         score=score_captions,
-        published=_keys("val", ("NoCaps", "val")),
+        published=published_keys("cider", "CIDEr", ("NoCaps", "val", "val")),
         traps=(_WHOLE_SPLIT, "Answered by the COCO captions model, without training."),
         transfer="cococap",
         is_zero_shot=True,
         server_splits=("test",),
-        submission=caption_submission,
+        submission=_submit,
     ),
     Task(
         name="coco-35l",
@@ -215,23 +115,28 @@ TASKS: tuple[Task, ...] = (
         family="captions",
         splits=("dev", "train", *(f"dev_{one}" for one in COCO35L_LANGUAGES)),
         headline="cider/avg34",
-        asking=_asking(32),
+        asking=asking_of("coco35l"),
         files=(
             NeededFile(
-                path="coco_mt_{split}.jsonl (or .bz2)",
-                source=CROSSMODAL,
+                "coco_mt_{split}.jsonl (or .bz2)",
+                files.CROSSMODAL,
                 fields="image_id, trg_lang, caption_tokenized, translation_tokenized",
             ),
             *_COCO_FILES,
         ),
-        read=read_coco35l,
-        score=score_coco35l,
+        read=files.read_coco35l,
+        score=partial(score_languages, score=score_captions, languages=COCO35L_LANGUAGES),
         published=(
-            *_keys("dev", ("COCO-35L", "dev (avg)"), measure="cider/avg35"),
-            *_keys(
-                "dev", ("COCO-35L", "dev (avg-34)"), ("COCO-35L", "avg34"), measure="cider/avg34"
+            *published_keys("cider/avg35", "CIDEr", ("COCO-35L", "dev (avg)", "dev")),
+            *published_keys(
+                "cider/avg34",
+                "CIDEr",
+                ("COCO-35L", "dev (avg-34)", "dev"),
+                ("COCO-35L", "avg34", "dev"),
             ),
-            *_keys("dev", ("COCO-35L", "dev (en)"), ("COCO-35L", "en"), measure="cider/en"),
+            *published_keys(
+                "cider/en", "CIDEr", ("COCO-35L", "dev (en)", "dev"), ("COCO-35L", "en", "dev")
+            ),
         ),
         traps=(
             "avg34 leaves English out; avg35 has all languages.",
@@ -245,7 +150,7 @@ TASKS: tuple[Task, ...] = (
         _XM3600,
         name="xm3600-tokenized",
         title="XM3600, tokenised captions",
-        read=read_xm3600_tokenized,
+        read=partial(files.read_xm3600, tokenized=True),
         published=(),
         traps=(
             "References are caption/tokenized; predictions are not segmented, so that th, zh and "
@@ -259,18 +164,18 @@ TASKS: tuple[Task, ...] = (
         family="captions",
         splits=("val", "train"),
         headline="cider",
-        asking=_asking(32, num_beams=3),
+        asking=asking_of("textcaps"),
         files=(
             NeededFile(
-                path="TextCaps_0.1_{split}.json",
-                source=TEXTCAPS,
+                "TextCaps_0.1_{split}.json",
+                files.TEXTCAPS,
                 fields="data[]: image_id, image_name, caption_str",
             ),
-            NeededFile(path="train_images/ (test_images/)", source=TEXTCAPS),
+            NeededFile("train_images/ (test_images/)", files.TEXTCAPS),
         ),
-        read=read_textcaps,
+        read=files.read_textcaps,
         score=score_captions,
-        published=_keys("val", ("TextCaps", "val")),
+        published=published_keys("cider", "CIDEr", ("TextCaps", "val", "val")),
         traps=(
             _WHOLE_SPLIT,
             "Pictures of val lie in train_images.",
@@ -279,7 +184,7 @@ TASKS: tuple[Task, ...] = (
         ),
         transfer="textcaps",
         server_splits=("test",),
-        submission=caption_submission,
+        submission=_submit,
     ),
     Task(
         name="scicap",
@@ -287,30 +192,31 @@ TASKS: tuple[Task, ...] = (
         family="captions",
         splits=("test", "val", "train"),
         headline="cider",
-        asking=_asking(96),
+        asking=asking_of("scicap"),
         files=(
             NeededFile(
-                path="List-of-Files-for-Each-Experiments/First-Sentence/No-Subfig/{split}/"
-                "file_idx.json",
-                source=SCICAP,
+                "List-of-Files-for-Each-Experiments/First-Sentence/No-Subfig/{split}/file_idx.json",
+                files.SCICAP,
                 fields="names of pictures",
             ),
             NeededFile(
-                path="SciCap-Caption-All/{split}/{id}.json",
-                source=SCICAP,
+                "SciCap-Caption-All/{split}/{id}.json",
+                files.SCICAP,
                 fields="1-lowercase-and-token-and-remove-figure-index.caption",
             ),
-            NeededFile(path="SciCap-No-Subfig-Img/{split}/", source=SCICAP),
+            NeededFile("SciCap-No-Subfig-Img/{split}/", files.SCICAP),
         ),
-        read=read_scicap,
-        score=score_figure_captions,
+        read=files.read_scicap,
+        score=partial(score_captions, bleu=True),
         published=(
-            *_keys("test", ("SciCap (first sentence, no subfigure)", "test"), ("SciCap", "test")),
-            *_keys(
-                "test",
-                ("SciCap (first sentence, no subfigure)", "test"),
-                measure="bleu_4",
-                metric="BLEU-4",
+            *published_keys(
+                "cider",
+                "CIDEr",
+                ("SciCap (first sentence, no subfigure)", "test", "test"),
+                ("SciCap", "test", "test"),
+            ),
+            *published_keys(
+                "bleu_4", "BLEU-4", ("SciCap (first sentence, no subfigure)", "test", "test")
             ),
         ),
         traps=(
@@ -318,50 +224,53 @@ TASKS: tuple[Task, ...] = (
             "The model card prints BLEU-4 as a fraction; here it is times 100.",
         ),
         transfer="scicap",
-        submission=caption_submission,
+        submission=_submit,
     ),
     Task(
         name="screen2words",
         title="Screen2Words",
         family="captions",
-        splits=("test", "dev", "train"),
+        splits=screens.SPLITS,
         headline="cider",
-        asking=_asking(24),
+        asking=asking_of("screen2words"),
         files=(
-            NeededFile(
-                path="screen_summaries.csv", source=SCREEN2WORDS, fields="screenId, summary"
-            ),
-            NeededFile(path="split/{split}_screens.txt", source=SCREEN2WORDS, fields="screenId"),
+            NeededFile("screen_summaries.csv", screens.SCREEN2WORDS, fields="screenId, summary"),
+            NeededFile("split/{split}_screens.txt", screens.SCREEN2WORDS, fields="screenId"),
             _RICO_FILE,
         ),
-        read=read_screen2words,
+        read=screens.read_screen2words,
         score=score_captions,
-        published=_keys("test", ("Screen2words", "test"), ("Screen2Words", "test")),
+        published=published_keys(
+            "cider", "CIDEr", ("Screen2words", "test", "test"), ("Screen2Words", "test", "test")
+        ),
         traps=(_WHOLE_SPLIT, "Answers are cut at 24 tokens."),
         transfer="screen2words",
-        submission=caption_submission,
+        submission=_submit,
     ),
     Task(
         name="widgetcap",
         title="WidgetCap",
         family="captions",
-        splits=("test", "dev", "train"),
+        splits=screens.SPLITS,
         headline="cider",
-        asking=Asking(text_len=32, max_new_tokens=32),
+        asking=asking_of("widgetcap"),
         files=(
             NeededFile(
-                path="widget_captions.csv",
-                source=WIDGETCAP,
+                "widget_captions.csv",
+                screens.WIDGETCAP,
                 fields="screenId, nodeId, captions with | between them",
             ),
-            NeededFile(path="{split}.txt (or split/{split}.txt)", source=WIDGETCAP),
+            NeededFile("{split}.txt (or split/{split}.txt)", screens.WIDGETCAP),
             _RICO_FILE,
         ),
-        read=read_widgetcap,
+        read=screens.read_widgetcap,
         score=score_captions,
-        published=(
-            *_keys("test", ("Widget Captioning", "test"), ("WidgetCap", "test")),
-            *_keys("dev", ("WidgetCap", "dev")),
+        published=published_keys(
+            "cider",
+            "CIDEr",
+            ("Widget Captioning", "test", "test"),
+            ("WidgetCap", "test", "test"),
+            ("WidgetCap", "dev", "dev"),
         ),
         traps=(
             "Scored with all captions of a widget; two earlier papers took one.",
@@ -370,34 +279,34 @@ TASKS: tuple[Task, ...] = (
             "Figures on dev are of models trained on train alone.",
         ),
         transfer="widgetcap",
-        submission=caption_submission,
+        submission=_submit,
     ),
     Task(
         name="docci",
         title="DOCCI",
         family="captions",
-        splits=("qual_dev", "test", "train", "qual_test"),
+        splits=docci.SPLITS,
         headline="nes",
         asking=Asking(text_len=256, max_new_tokens=192),
         files=(
             NeededFile(
-                path="docci_descriptions.jsonlines",
-                source=DOCCI,
+                "docci_descriptions.jsonlines",
+                docci.DOCCI,
                 fields="example_id, split, image_file, description",
             ),
-            NeededFile(path="images/", source=DOCCI),
+            NeededFile("images/", docci.DOCCI),
             NeededFile(
-                path=f"{JUDGEMENTS_FILE} (only for NES)",
-                source="your raters, who judge every sentence of these very captions",
+                f"{docci.JUDGEMENTS_FILE} (only for NES)",
+                "your raters, who judge every sentence of these very captions",
                 fields="example_id, caption, labels[][]",
             ),
         ),
-        read=read_docci,
-        score=score_docci,
+        read=docci.read_docci,
+        score=docci.score_docci,
         published=(
-            *_keys("qual_dev", _DOCCI, measure="nes", metric="non-entailment sentences %"),
-            *_keys("qual_dev", _DOCCI, measure="sentences", metric="mean sentences"),
-            *_keys("qual_dev", _DOCCI, measure="characters", metric="mean characters"),
+            *published_keys("nes", "non-entailment sentences %", _DOCCI),
+            *published_keys("sentences", "mean sentences", _DOCCI),
+            *published_keys("characters", "mean characters", _DOCCI),
         ),
         traps=(
             "NES rests on people's judgements; no scorer replaces them, and short captions err "
@@ -408,6 +317,50 @@ TASKS: tuple[Task, ...] = (
             "Sentences with nothing to assess are left out; `--rule nothing=counted` counts them "
             "as entailed.",
         ),
-        rules=NES_RULES,
+        rules=docci.NES_RULES,
+    ),
+    Task(
+        name="mimic-cxr",
+        title="MIMIC-CXR reports",
+        family="captions",
+        splits=mimic.MIMIC_SPLITS,
+        headline="cider",
+        # Length in tokens is unpublished; the longest reports of the test have about 400.
+        asking=Asking(text_len=768, max_new_tokens=512),
+        files=(
+            NeededFile(
+                "mimic-cxr-2.0.0-split.csv.gz",
+                mimic.MIMIC_JPG,
+                fields="dicom_id, study_id, subject_id, split",
+            ),
+            NeededFile(
+                "files/p1X/p{subject}/s{study}.txt",
+                mimic.MIMIC,
+                fields="INDICATION, FINDINGS, IMPRESSION",
+            ),
+            NeededFile("files/p1X/p{subject}/s{study}/{dicom}.jpg", mimic.MIMIC_JPG),
+            own_format("mimic-cxr", "prompt, no_indication, target, one_line"),
+            NeededFile(
+                mimic.GRAPHS_FILE,
+                "optional, written by you with RadGraph's network",
+                fields="id, report, prediction, reference",
+            ),
+        ),
+        read=mimic.read_mimic_cxr,
+        score=mimic.score_reports,
+        published=(
+            *published_keys("cider", "CIDEr", _MIMIC),
+            *published_keys("bleu_4", "BLEU-4", _MIMIC),
+            *published_keys("rouge_l", "ROUGE-L", _MIMIC),
+            *published_keys("radgraph_partial", "RadGraph F1", _MIMIC),
+        ),
+        traps=(
+            "For PaliGemma 2 an LLM took mentions of earlier studies out of the reports; that is "
+            "not done here, so figures do not quite compare.",
+            "RadGraph F1 needs graphs of all reports, from a network that is had separately and "
+            f"whose graphs go into {mimic.GRAPHS_FILE}; which of its levels was published is not "
+            "said, the partial one is compared.",
+            "Every picture of a study is an example with the study's report.",
+        ),
     ),
 )

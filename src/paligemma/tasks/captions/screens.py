@@ -6,30 +6,30 @@ Source: the builders screen2words and widgetcap in big_vision/datasets; RICO (De
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.outputs.boxes import Box
-from paligemma.tasks.reading.files import (
-    FilePicture,
-    find_file,
-    read_csv,
-    read_json,
-    read_lines,
-    value,
-    values,
-)
+from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.files import find_file, read_text_lines
+from paligemma.tasks.reading.pictures import picture_size_hw
 from paligemma.tasks.reading.prefixes import CAPTION_PREFIX
-from paligemma.tasks.reading.rows import of_split
+from paligemma.tasks.reading.records import (
+    Record,
+    read_csv,
+    read_record,
+    require_object,
+    require_split,
+)
 
 SCREEN2WORDS = "github.com/google-research-datasets/screen2words"
 WIDGETCAP = "github.com/google-research-datasets/widget-caption"
 RICO = "interactionmining.org/rico (unique_uis.tar.gz)"
 
-_SPLITS = {"test": "", "dev": "", "train": ""}
+SPLITS = ("test", "dev", "train")
 # View hierarchies are written for screens of this height, whatever the size of the picture.
 _CANVAS_HEIGHT = 2560
 # Bounds may leave the screen by rounding; more is damage.
@@ -40,55 +40,52 @@ _BETWEEN_CAPTIONS = "|"
 
 def read_screen2words(data: Path, split: str) -> Iterator[Example]:
     """One screen with the summaries that people wrote of it."""
-    of_split(_SPLITS, split, "screen2words")
+    require_split(split, SPLITS, "screen2words")
     table = find_file(
         data, "screen_summaries.csv", "screen2words/screen_summaries.csv", source=SCREEN2WORDS
     )
     screens = find_file(table.parent, f"split/{split}_screens.txt", source=SCREEN2WORDS)
     images = find_file(data, "combined", source=RICO)
     summaries: dict[str, list[str]] = {}
-    for _, row in read_csv(table, ("screenId", "summary")):
-        summaries.setdefault(row["screenId"].strip(), []).append(row["summary"])
-    for number, screen in _listed(screens):
+    for row in read_csv(table, ("screenId", "summary")):
+        summaries.setdefault(row.text("screenId").strip(), []).append(row.text("summary"))
+    for number, screen in read_text_lines(screens):
         if screen not in summaries:
             raise DataError(f"{screens}, row {number}: {table} has no summary of screen {screen}")
-        yield Example(
-            id=screen,
-            prefix=CAPTION_PREFIX,
-            pictures=(FilePicture(path=images / f"{screen}.jpg"),),
-            references=summaries[screen],
-            targets=tuple(summaries[screen]),
+        yield answered(
+            screen,
+            CAPTION_PREFIX,
+            picture=images / f"{screen}.jpg",
+            answers=summaries[screen],
         )
 
 
 def read_widgetcap(data: Path, split: str) -> Iterator[Example]:
     """One widget with all its captions, marked on its screen by a red box."""
-    of_split(_SPLITS, split, "widgetcap")
+    require_split(split, SPLITS, "widgetcap")
     table = find_file(
         data, "widget_captions.csv", "widget-caption/widget_captions.csv", source=WIDGETCAP
     )
     listed = find_file(table.parent, f"{split}.txt", f"split/{split}.txt", source=WIDGETCAP)
     images = find_file(data, "combined", source=RICO)
-    screens = {screen for _, screen in _listed(listed)}
-    for number, row in read_csv(table, ("screenId", "nodeId", "captions")):
-        screen, node = row["screenId"].strip(), row["nodeId"].strip()
+    screens = {screen for _, screen in read_text_lines(listed)}
+    for row in read_csv(table, ("screenId", "nodeId", "captions")):
+        screen, node = row.text("screenId").strip(), row.text("nodeId").strip()
         if screen not in screens:
             continue
-        where = f"{table}, row {number}"
-        captions = row["captions"].split(_BETWEEN_CAPTIONS)
+        captions = row.text("captions").split(_BETWEEN_CAPTIONS)
         if not any(captions):
-            raise DataError(f"{where} must have at least one caption, it has none")
-        yield Example(
-            id=f"{screen}_{node}",
-            prefix=CAPTION_PREFIX,
-            pictures=(FilePicture(path=images / f"{screen}.jpg"),),
-            references=captions,
-            targets=tuple(captions),
-            mark_box_yxyx=_widget_box(images, screen, node, where),
+            raise DataError(f"{row.where} must have at least one caption, it has none")
+        example = answered(
+            f"{screen}_{node}",
+            CAPTION_PREFIX,
+            picture=images / f"{screen}.jpg",
+            answers=captions,
         )
+        yield replace(example, mark_box_yxyx=_widget_box(images, screen, node, row.where))
 
 
-def node_bounds(root: Any, node: str, where: str) -> tuple[float, float, float, float]:
+def node_bounds(root: Record, node: str) -> tuple[float, float, float, float]:
     """(x0, y0, x1, y1) on the canvas of the node that a dotted path such as "0.1.2" leads to.
 
     The first number names the root.
@@ -98,21 +95,22 @@ def node_bounds(root: Any, node: str, where: str) -> tuple[float, float, float, 
     """
     found = root
     for step in node.split(".")[1:]:
-        children = value(found, "children", list, where)
+        children = found.value("children", list)
         if not step.isdecimal() or int(step) >= len(children):
-            raise DataError(f"{where} must lead to a node by {node!r}, but {step!r} is none")
-        found = children[int(step)]
-    bounds = values(found, "bounds", float, f"{where}, node {node}")
+            raise DataError(f"{root.where} must lead to a node by {node!r}, but {step!r} is none")
+        found = Record(require_object(children[int(step)], root.where), root.where)
+    found = Record(found.fields, f"{root.where}, node {node}")
+    bounds = found.values("bounds", float)
     if len(bounds) != 4:
-        raise DataError(f"{where}, node {node}: bounds must be four numbers, got {bounds}")
+        raise found.error(f"bounds must be four numbers, got {bounds}")
     return bounds[0], bounds[1], bounds[2], bounds[3]
 
 
 def _widget_box(images: Path, screen: str, node: str, where: str) -> Box:
     """Of a node, normalised: the canvas is as wide as its height and the picture's shape say."""
-    path = images / f"{screen}.json"
-    x0, y0, x1, y1 = node_bounds(_root(path), node, f"{path}")
-    canvas_width = _CANVAS_HEIGHT * _aspect(images / f"{screen}.jpg")
+    x0, y0, x1, y1 = node_bounds(_root(images / f"{screen}.json"), node)
+    height, width = picture_size_hw(images / f"{screen}.jpg")
+    canvas_width = _CANVAS_HEIGHT * (width / height)
     box = (y0 / _CANVAS_HEIGHT, x0 / canvas_width, y1 / _CANVAS_HEIGHT, x1 / canvas_width)
     inside = tuple(min(max(one, 0.0), 1.0) for one in box)
     is_near = all(abs(a - b) <= _ROUNDING for a, b in zip(box, inside, strict=True))
@@ -125,28 +123,6 @@ def _widget_box(images: Path, screen: str, node: str, where: str) -> Box:
 
 
 @lru_cache(maxsize=8)
-def _root(path: Path) -> Any:
+def _root(path: Path) -> Record:
     """Widgets of one screen follow one another."""
-    activity = value(read_json(path), "activity", dict, f"{path}")
-    return value(activity, "root", dict, f"{path}")
-
-
-@lru_cache(maxsize=8)
-def _aspect(path: Path) -> float:
-    """Width over height, from the header alone."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.width / image.height
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"the screen {path} cannot be read: {error}") from error
-
-
-def _listed(path: Path) -> Iterator[tuple[int, str]]:
-    """Names, one a line."""
-    for number, line in read_lines(path):
-        try:
-            yield number, line.decode()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}, row {number} must be text: {error}") from error
+    return read_record(path).record("activity").record("root")

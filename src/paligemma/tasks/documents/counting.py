@@ -1,4 +1,4 @@
-"""Counting: TallyQA, and CountBenchQA for the same model without training.
+"""Reads counting questions: TallyQA, and CountBenchQA for the same model without training.
 
 Source: big_vision configs/proj/paligemma/transfers/tallyqa.py, datasets/{tallyqa,countbenchqa}.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 
 from paligemma.errors import DataError, ImageError
-from paligemma.example import Asking, Example, Picture, Prediction
-from paligemma.metrics.answers import tallyqa_measures
+from paligemma.example import Example, Picture
 from paligemma.metrics.extras import missing_extra
-from paligemma.metrics.measure import Measure
 from paligemma.processing.image import load_image
-from paligemma.tasks.reading.files import FilePicture, find_file, read_json, read_json_lines, value
+from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.files import find_file
+from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.reading.prefixes import answer_prefix
-from paligemma.tasks.reading.rows import list_rows, of_split
-from paligemma.tasks.task import NeededFile, PublishedKey, Task
+from paligemma.tasks.reading.records import read_json_lines, read_list, require_split
 
 logger = logging.getLogger(__name__)
 
@@ -36,26 +35,21 @@ QUESTIONS_FILE = "countbench_paired_questions.json"
 QUESTIONS = f"big_vision/datasets/countbenchqa/data/{QUESTIONS_FILE}"
 
 _BATCH_ROWS = 32
-_PUBLISHED = ("accuracy/simple", "accuracy/complex")
 
 
 def read_tallyqa(data: Path, split: str) -> Iterator[Example]:
     """TallyQA; only "test" tells simple questions from complex ones."""
-    of_split({"test": "", "train": ""}, split, "tallyqa")
-    path = find_file(data, f"{split}.json", source=TALLYQA)
-    for number, row in list_rows(read_json(path), path):
-        where = f"{path}, row {number}"
-        answer = str(_count(row.get("answer"), where, "answer"))
-        slices = {"source": str(row.get("data_source", "unknown"))}
+    require_split(split, ("test", "train"), "tallyqa")
+    for row in read_list(find_file(data, f"{split}.json", source=TALLYQA)):
+        slices = {"source": str(row.fields.get("data_source", "unknown"))}
         if split == "test":
-            is_simple = bool(_count(row.get("issimple"), where, "issimple"))
+            is_simple = _count(row.fields.get("issimple"), row.where, "issimple")
             slices["complexity"] = "simple" if is_simple else "complex"
-        yield Example(
-            id=f"{value(row, 'image_id', int, where)}/{value(row, 'question_id', int, where)}",
-            prefix=answer_prefix(value(row, "question", str, where)),
-            pictures=(FilePicture(path=data / value(row, "image", str, where)),),
-            references=answer,
-            targets=(answer,),
+        yield answered(
+            f"{row.integer('image_id')}/{row.integer('question_id')}",
+            answer_prefix(row.text("question")),
+            picture=data / row.text("image"),
+            answers=str(_count(row.fields.get("answer"), row.where, "answer")),
             slices=slices,
         )
 
@@ -82,11 +76,10 @@ def read_countbenchqa(data: Path, split: str) -> Iterator[Example]:
     Rows without a picture are left out, and of the parquet file also those whose picture has no
     colours, as the published converter does; how many remain is logged.
     """
-    of_split({"all": ""}, split, "countbenchqa")
+    require_split(split, ("all",), "countbenchqa")
     tables = sorted([*data.glob("*.parquet"), *data.glob("data/*.parquet")])
-    questions = _questions(
-        find_file(data, QUESTIONS_FILE, f"data/{QUESTIONS_FILE}", source=QUESTIONS)
-    )
+    asked = find_file(data, QUESTIONS_FILE, f"data/{QUESTIONS_FILE}", source=QUESTIONS)
+    questions = [row.text("question") for row in read_list(asked)]
     if tables:
         if len(tables) > 1:
             raise DataError(f"CountBench is one parquet file, {data} has {len(tables)}; keep one")
@@ -101,12 +94,11 @@ def read_countbenchqa(data: Path, split: str) -> Iterator[Example]:
             break
         if picture is not None:
             num_used += 1
-            yield Example(
-                id=str(number),
-                prefix=answer_prefix(questions[number]),
-                pictures=(picture,),
-                references=str(count),
-                targets=(str(count),),
+            yield answered(
+                str(number),
+                answer_prefix(questions[number]),
+                picture=picture,
+                answers=str(count),
                 slices={"count": str(count)},
             )
     if num_rows != len(questions):
@@ -120,24 +112,6 @@ def read_countbenchqa(data: Path, split: str) -> Iterator[Example]:
         num_used,
         num_rows,
     )
-
-
-def score_tallyqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Accuracy after number words became digits; those of simple and complex questions first."""
-    kinds = [one.slices.get("complexity") for one in examples]
-    measures = tallyqa_measures(
-        [one.text for one in predictions],
-        [one.references for one in examples],
-        None if None in kinds else [kind == "simple" for kind in kinds],
-    )
-    return sorted(measures, key=lambda one: one.name not in _PUBLISHED)
-
-
-def _questions(path: Path) -> list[str]:
-    return [
-        value(row, "question", str, f"{path}, row {number}")
-        for number, row in list_rows(read_json(path), path)
-    ]
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[Picture | None, int]]:
@@ -162,11 +136,11 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Picture | None, int]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[Picture | None, int]]:
     """`image` is a file beside the list, or null."""
-    for number, row in read_json_lines(path):
-        where = f"{path}, row {number}"
-        image = None if row.get("image") is None else value(row, "image", str, where)
-        count = _count(row.get("number"), where, "number")
-        yield (None if image is None else FilePicture(path=path.parent / image)), count
+    for row in read_json_lines(path):
+        picture = None
+        if row.fields.get("image") is not None:
+            picture = FilePicture(path=path.parent / row.text("image"))
+        yield picture, _count(row.fields.get("number"), row.where, "number")
 
 
 def _parquet(path: Path) -> Any:
@@ -209,80 +183,3 @@ def _count(number: Any, where: str, name: str) -> int:
     if not isinstance(number, int) or number < 0:  # True and False are 1 and 0
         raise DataError(f"{where}: {name} must be a whole number, got {number!r:.80}")
     return int(number)
-
-
-_ASKING = Asking(text_len=32, max_new_tokens=32)
-
-TASKS: tuple[Task, ...] = (
-    Task(
-        name="tallyqa",
-        title="TallyQA",
-        family="documents",
-        splits=("test", "train"),
-        headline="accuracy/simple",
-        asking=_ASKING,
-        files=(
-            NeededFile(
-                path="{split}.json",
-                source=TALLYQA,
-                fields="image, image_id, question, question_id, answer, data_source, issimple",
-            ),
-            NeededFile(
-                path="VG_100K/, VG_100K_2/",
-                source="Visual Genome; with COCO's train2014/ and val2014/ for the train split",
-            ),
-        ),
-        read=read_tallyqa,
-        score=score_tallyqa,
-        published=tuple(
-            PublishedKey(
-                measure=f"accuracy/{kind}",
-                task="TallyQA",
-                split=split,
-                metric="accuracy",
-                our_split="test",
-            )
-            for kind in ("simple", "complex")
-            for split in (kind, f"test_{kind}")
-        ),
-        traps=(
-            "Simple and complex questions are two figures; their mixture is not published.",
-            "Number words up to twenty count as digits, on both sides.",
-        ),
-        transfer="tallyqa",
-    ),
-    Task(
-        name="countbenchqa",
-        title="CountBenchQA",
-        family="documents",
-        splits=("all",),
-        headline="accuracy",
-        asking=_ASKING,
-        files=(
-            NeededFile(
-                path="train-*.parquet or countbench.jsonl",
-                source=COUNTBENCH,
-                fields="image, number",
-            ),
-            NeededFile(path=QUESTIONS_FILE, source=QUESTIONS, fields="question, one a row"),
-        ),
-        read=read_countbenchqa,
-        score=score_tallyqa,
-        published=(
-            PublishedKey(
-                measure="accuracy",
-                task="CountBenchQA",
-                split="all",
-                metric="accuracy",
-                our_split="all",
-            ),
-        ),
-        traps=(
-            "Published figures rest on 540 pictures, of which the hub still has 491 and 490 are "
-            "usable: say how many you had.",
-            "The questions belong to the rows of the parquet file by their order.",
-        ),
-        transfer="tallyqa",
-        is_zero_shot=True,
-    ),
-)

@@ -11,9 +11,16 @@ from pathlib import Path
 from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.metrics.documents import comma_orderings
-from paligemma.tasks.reading.files import FilePicture, find_file, read_json, value, values
+from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.files import find_file, read_text_lines
 from paligemma.tasks.reading.prefixes import answer_prefix, bare_prefix, lower_ascii
-from paligemma.tasks.reading.rows import Row, keyed_rows, list_rows, of_split
+from paligemma.tasks.reading.records import (
+    Record,
+    of_split,
+    read_list,
+    read_objects,
+    require_split,
+)
 
 RRC = "rrc.cvc.uab.es (Robust Reading Competition, after registering)"
 CHARTQA = "github.com/vis-nlp/ChartQA or the hub dataset of that name, as 'ChartQA Dataset'"
@@ -40,17 +47,16 @@ def read_docvqa(data: Path, split: str) -> Iterator[Example]:
     path = find_file(data, *of_split(names, split, "docvqa"), source=RRC)
     images = find_file(data, split, f"spdocvqa_images/{split}", "spdocvqa_images", source=RRC)
     has_folder = (images / "documents").is_dir()  # the later release keeps pictures beside it
-    for where, row in _questions(path):
-        image = value(row, "image", str, where)
-        image = image if has_folder else Path(image).name
-        answers = _answers(row, where, split)
-        yield Example(
-            id=str(value(row, "questionId", int, where)),
-            prefix=bare_prefix(value(row, "question", str, where)),
-            pictures=(FilePicture(path=images / image),),
+    for row in read_list(path, "data"):
+        image = row.text("image")
+        answers = _answers(row, split)
+        yield answered(
+            str(row.integer("questionId")),
+            bare_prefix(row.text("question")),
+            picture=images / (image if has_folder else Path(image).name),
+            answers=answers,
             references={"answers": answers},
-            targets=tuple(answers),
-            slices=_kinds(row, "question_types", where),
+            slices=_kinds(row, "question_types"),
         )
 
 
@@ -63,60 +69,57 @@ def read_infovqa(data: Path, split: str) -> Iterator[Example]:
     }
     path = find_file(data, *of_split(names, split, "infovqa"), source=RRC)
     images = find_file(data, "images", "infographicsvqa_images", source=RRC)
-    for where, row in _questions(path):
-        answers = _answers(row, where, split)
+    for row in read_list(path, "data"):
+        answers = _answers(row, split)
         taught = answers
         if split == "val":
             taught = [ordering for answer in answers for ordering in comma_orderings(answer)]
-        yield Example(
-            id=str(value(row, "questionId", int, where)),
-            prefix=answer_prefix(value(row, "question", str, where)),
-            pictures=(FilePicture(path=images / value(row, "image_local_name", str, where)),),
+        yield answered(
+            str(row.integer("questionId")),
+            answer_prefix(row.text("question")),
+            picture=images / row.text("image_local_name"),
+            answers=answers,
             references={"answers": answers, "any_order": split == "val"},
-            targets=tuple(lower_ascii(answer) for answer in taught),
-            slices=_kinds(row, "answer_type", where),
+            targets=map(lower_ascii, taught),
+            slices=_kinds(row, "answer_type"),
         )
 
 
 def read_stvqa(data: Path, split: str) -> Iterator[Example]:
     """ST-VQA, task 3; "val" are the training questions about the pictures of a released list."""
-    of_split({"val": "", "train": "", "test": ""}, split, "st-vqa")
-    stem = "test" if split == "test" else "train"
-    path = find_file(data, f"{stem}_task_3.json", source=RRC)
-    folders = ("test_task3_images",) if split == "test" else ("train_images",)
-    images = find_file(data, *folders, source=RRC)
-    val_images = frozenset() if split == "test" else _stvqa_val_images(data)
-    for where, row in _questions(path):
-        file_path = value(row, "file_path", str, where)
-        if split != "test" and (file_path in val_images) != (split == "val"):
+    require_split(split, ("val", "train", "test"), "st-vqa")
+    is_test = split == "test"
+    path = find_file(data, f"{'test' if is_test else 'train'}_task_3.json", source=RRC)
+    images = find_file(data, "test_task3_images" if is_test else "train_images", source=RRC)
+    val_images = frozenset() if is_test else _stvqa_val_images(data)
+    for row in read_list(path, "data"):
+        file_path = row.text("file_path")
+        if not is_test and (file_path in val_images) != (split == "val"):
             continue
-        answers = _answers(row, where, split)
-        yield Example(
-            id=str(value(row, "question_id", int, where)),
-            prefix=answer_prefix(value(row, "question", str, where)),
-            pictures=(FilePicture(path=_stvqa_image(data, images, file_path)),),
+        answers = _answers(row, split)
+        yield answered(
+            str(row.integer("question_id")),
+            answer_prefix(row.text("question")),
+            picture=_stvqa_image(data, images, file_path),
+            answers=answers,
             references={"answers": answers},
-            targets=tuple(lower_ascii(answer) for answer in answers),
+            targets=map(lower_ascii, answers),
             slices={"source": file_path.split("/")[0]},
         )
 
 
 def read_chartqa(data: Path, split: str) -> Iterator[Example]:
     """ChartQA, the questions by people and the augmented ones."""
-    of_split({"test": "", "val": "", "train": ""}, split, "chartqa")
+    require_split(split, ("test", "val", "train"), "chartqa")
     for kind in CHARTQA_KINDS:
         name = f"{split}/{split}_{kind}.json"
         path = find_file(data, name, f"ChartQA Dataset/{name}", source=CHARTQA)
-        for number, row in list_rows(read_json(path), path):
-            where = f"{path}, row {number}"
-            image = path.parent / "png" / value(row, "imgname", str, where)
-            label = value(row, "label", str, where)
-            yield Example(
-                id=f"{kind}/{number}",
-                prefix=bare_prefix(value(row, "query", str, where)),
-                pictures=(FilePicture(path=image),),
-                references=label,
-                targets=(label,),
+        for row in read_list(path):
+            yield answered(
+                f"{kind}/{row.number}",
+                bare_prefix(row.text("query")),
+                picture=path.parent / "png" / row.text("imgname"),
+                answers=row.text("label"),
                 slices={"kind": kind},
             )
 
@@ -126,48 +129,37 @@ def read_ocrvqa(data: Path, split: str) -> Iterator[Example]:
     number_of_split = of_split(_OCRVQA_SPLITS, split, "ocr-vqa")
     path = find_file(data, "dataset.json", source=OCRVQA)
     images = find_file(data, "images", source=OCRVQA)
-    for key, row in keyed_rows(read_json(path), path):
-        where = f"{path}, {key}"
-        if value(row, "split", int, where) != number_of_split:
+    for key, row in read_objects(path):
+        if row.integer("split") != number_of_split:
             continue
-        questions, answers = (
-            values(row, "questions", str, where),
-            values(row, "answers", str, where),
-        )
+        questions, answers = row.texts("questions"), row.texts("answers")
         if len(questions) != len(answers):
-            raise DataError(
-                f"{where}: every question needs an answer, got {len(questions)} questions and "
+            raise row.error(
+                f"every question needs an answer, got {len(questions)} questions and "
                 f"{len(answers)} answers"
             )
-        suffix = Path(value(row, "imageURL", str, where)).suffix
+        suffix = Path(row.text("imageURL")).suffix
         for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            yield Example(
-                id=f"{key}/{number}",
-                prefix=answer_prefix(question),
-                pictures=(FilePicture(path=images / f"{key}{suffix}"),),
-                references=answer,
-                targets=(answer,),
+            yield answered(
+                f"{key}/{number}",
+                answer_prefix(question),
+                picture=images / f"{key}{suffix}",
+                answers=answer,
             )
 
 
-def _questions(path: Path) -> Iterator[tuple[str, Row]]:
-    for number, row in list_rows(read_json(path), path, "data"):
-        yield f"{path}, data row {number}", row
+def _answers(row: Record, split: str) -> list[str]:
+    return [] if split == "test" and "answers" not in row else row.texts("answers")
 
 
-def _answers(row: Row, where: str, split: str) -> list[str]:
-    return [] if split == "test" and "answers" not in row else values(row, "answers", str, where)
-
-
-def _kinds(row: Row, name: str, where: str) -> dict[str, str]:
-    """Types of a question, which may be several, where the file tells them."""
-    return {name: ", ".join(values(row, name, str, where))} if row.get(name) else {}
+def _kinds(row: Record, name: str) -> dict[str, str]:
+    """Types of a question, which may be several, where the file gives them."""
+    return {name: ", ".join(row.texts(name))} if row.fields.get(name) else {}
 
 
 def _stvqa_val_images(data: Path) -> frozenset[str]:
     path = find_file(data, STVQA_LIST, source=STVQA_LIST_SOURCE)
-    lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    images = frozenset(line for line in lines if line)
+    images = frozenset(line for _, line in read_text_lines(path))
     if not images:
         raise DataError(f"{path} must name one image a line, such as coco-text/x.jpg; it is empty")
     return images

@@ -1,106 +1,23 @@
-"""Questions about documents, infographics, scene text, charts and book covers.
+"""Questions about documents, infographics, scene text, charts and book covers, and counting.
 
-Source: big_vision configs/proj/paligemma/transfers/{docvqa,infovqa,stvqa,chartqa,ocrvqa}.py.
+Source: big_vision configs/proj/paligemma/transfers/{docvqa,infovqa,stvqa,chartqa,ocrvqa,
+tallyqa}.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from functools import partial
 
-from paligemma.errors import DataError
-from paligemma.example import Asking, Example, Prediction
-from paligemma.metrics.answers import exact_match_measures
-from paligemma.metrics.documents import anls_measures, relaxed_accuracy_measures
-from paligemma.metrics.measure import Measure
-from paligemma.tasks.documents.files import (
-    CHARTQA,
-    OCRVQA,
-    RRC,
-    STVQA_LIST,
-    STVQA_LIST_SOURCE,
-    read_chartqa,
-    read_docvqa,
-    read_infovqa,
-    read_ocrvqa,
-    read_stvqa,
-)
-from paligemma.tasks.task import NeededFile, PublishedKey, Task
-
-
-def score_anls(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """ANLS as the evaluator of PaliGemma computes it, and as the test server is said to.
-
-    Raises:
-        DataError: a split without answers.
-    """
-    answers = [one.references["answers"] for one in examples]
-    if not any(answers):
-        raise DataError(
-            "a test split has no answers and cannot be scored here; write a submission and send "
-            "it to the server"
-        )
-    said = [one.text for one in predictions]
-    any_order = any(one.references.get("any_order") for one in examples)
-    server = anls_measures(said, answers, variant="server_like", any_order=any_order)
-    return [
-        *anls_measures(said, answers, any_order=any_order),
-        *(replace(one, name=f"{one.name}_server_like") for one in server),
-    ]
-
-
-def score_chartqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Relaxed accuracy: the mean of the two kinds of questions first, then each kind."""
-    return relaxed_accuracy_measures(
-        [one.text for one in predictions],
-        [one.references for one in examples],
-        groups=[one.slices["kind"] for one in examples],
-    )
-
-
-def score_ocrvqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Exact match after lower-casing both sides."""
-    said, references = [one.text for one in predictions], [one.references for one in examples]
-    return exact_match_measures(said, references, lower=True)
-
-
-def anls_submission(
-    examples: Sequence[Example], predictions: Sequence[Prediction], *, key: str = "questionId"
-) -> list[dict[str, Any]]:
-    """What the test server takes, to be written as one JSON list.
-
-    Args:
-        key: "questionId" for DocVQA and InfographicVQA, "question_id" for ST-VQA.
-    """
-    return [
-        {key: int(example.id), "answer": prediction.text}
-        for example, prediction in zip(examples, predictions, strict=True)
-    ]
-
-
-def stvqa_submission(
-    examples: Sequence[Example], predictions: Sequence[Prediction]
-) -> list[dict[str, Any]]:
-    """What the test server of ST-VQA takes."""
-    return anls_submission(examples, predictions, key="question_id")
-
-
-def _asking(text_len: int) -> Asking:
-    return Asking(text_len=text_len, max_new_tokens=text_len)
+from paligemma.tasks.documents import counting, files, scores
+from paligemma.tasks.published import asking_of
+from paligemma.tasks.scoring import score_exact, submit_rows
+from paligemma.tasks.task import NeededFile, PublishedKey, Task, published_keys
 
 
 def _anls_keys(task: str, *readme: str) -> tuple[PublishedKey, ...]:
     """Figures on "val" compare with ours; those of a test server compare with no split on disk."""
-    keys = [
-        (task, "val", "val"),
-        (task, "test", None),
-        *((name, "test server", None) for name in readme),
-    ]
-    return tuple(
-        PublishedKey(measure="anls", task=name, split=split, metric="ANLS", our_split=ours)
-        for name, split, ours in keys
-    )
+    servers = [(name, "test server", None) for name in readme]
+    return published_keys("anls", "ANLS", (task, "val", "val"), (task, "test", None), *servers)
 
 
 _ANLS_TRAPS = (
@@ -115,22 +32,22 @@ TASKS: tuple[Task, ...] = (
         family="documents",
         splits=("val", "train"),
         headline="anls",
-        asking=_asking(32),
+        asking=asking_of("docvqa"),
         files=(
             NeededFile(
-                path="{split}_v1.0_withQT.json (test_v1.0.json)",
-                source=RRC,
+                "{split}_v1.0_withQT.json (test_v1.0.json)",
+                files.RRC,
                 fields="data[]: questionId, question, image, answers, question_types",
             ),
-            NeededFile(path="{split}/documents/*.png or spdocvqa_images/*.png", source=RRC),
+            NeededFile("{split}/documents/*.png or spdocvqa_images/*.png", files.RRC),
         ),
-        read=read_docvqa,
-        score=score_anls,
+        read=files.read_docvqa,
+        score=scores.score_anls,
         published=_anls_keys("DocVQA", "DocVQA"),
         traps=(*_ANLS_TRAPS, "The prompt is the bare question, without `answer en`."),
         transfer="docvqa",
         server_splits=("test",),
-        submission=anls_submission,
+        submission=partial(submit_rows, key="questionId"),
     ),
     Task(
         name="infovqa",
@@ -138,17 +55,17 @@ TASKS: tuple[Task, ...] = (
         family="documents",
         splits=("val", "train"),
         headline="anls",
-        asking=_asking(48),
+        asking=asking_of("infovqa"),
         files=(
             NeededFile(
-                path="infographicsVQA_{train_v1.0|val_v1.0_withQT|test_v1.0}.json",
-                source=RRC,
+                "infographicsVQA_{train_v1.0|val_v1.0_withQT|test_v1.0}.json",
+                files.RRC,
                 fields="data[]: questionId, question, image_local_name, answers",
             ),
-            NeededFile(path="images/*.jpeg", source=RRC),
+            NeededFile("images/*.jpeg", files.RRC),
         ),
-        read=read_infovqa,
-        score=score_anls,
+        read=files.read_infovqa,
+        score=scores.score_anls,
         published=_anls_keys("InfoVQA", "Infographic VQA"),
         traps=(
             *_ANLS_TRAPS,
@@ -157,7 +74,7 @@ TASKS: tuple[Task, ...] = (
         ),
         transfer="infovqa",
         server_splits=("test",),
-        submission=anls_submission,
+        submission=partial(submit_rows, key="questionId"),
     ),
     Task(
         name="st-vqa",
@@ -165,26 +82,19 @@ TASKS: tuple[Task, ...] = (
         family="documents",
         splits=("val", "train"),
         headline="anls",
-        asking=_asking(48),
+        asking=asking_of("stvqa"),
         files=(
             NeededFile(
-                path="{train|test}_task_3.json",
-                source=RRC,
+                "{train|test}_task_3.json",
+                files.RRC,
                 fields="data[]: question_id, file_path, question, answers",
             ),
-            NeededFile(path="train_images/, test_task3_images/", source=RRC),
-            NeededFile(
-                path="train2014/",
-                source="COCO 2014, for the pictures under coco-text/",
-            ),
-            NeededFile(
-                path=STVQA_LIST,
-                source=STVQA_LIST_SOURCE,
-                fields="one image path a line",
-            ),
+            NeededFile("train_images/, test_task3_images/", files.RRC),
+            NeededFile("train2014/", "COCO 2014, for the pictures under coco-text/"),
+            NeededFile(files.STVQA_LIST, files.STVQA_LIST_SOURCE, fields="one image path a line"),
         ),
-        read=read_stvqa,
-        score=score_anls,
+        read=files.read_stvqa,
+        score=scores.score_anls,
         published=_anls_keys("ST-VQA", "SceneText VQA"),
         traps=(
             *_ANLS_TRAPS,
@@ -195,7 +105,7 @@ TASKS: tuple[Task, ...] = (
         ),
         transfer="stvqa",
         server_splits=("test",),
-        submission=stvqa_submission,
+        submission=partial(submit_rows, key="question_id"),
     ),
     Task(
         name="chartqa",
@@ -203,34 +113,28 @@ TASKS: tuple[Task, ...] = (
         family="documents",
         splits=("test", "val", "train"),
         headline="relaxed_accuracy",
-        asking=_asking(48),
+        asking=asking_of("chartqa"),
         files=(
             NeededFile(
-                path="{split}/{split}_{human|augmented}.json",
-                source=CHARTQA,
+                "{split}/{split}_{human|augmented}.json",
+                files.CHARTQA,
                 fields="imgname, query, label",
             ),
-            NeededFile(path="{split}/png/*.png", source=CHARTQA),
+            NeededFile("{split}/png/*.png", files.CHARTQA),
         ),
-        read=read_chartqa,
-        score=score_chartqa,
+        read=files.read_chartqa,
+        score=scores.score_chartqa,
         published=(
-            PublishedKey(
-                measure="relaxed_accuracy",
-                task="ChartQA",
-                split="mean of test_human and test_aug",
-                metric="mean relaxed accuracy",
-                our_split="test",
+            *published_keys(
+                "relaxed_accuracy",
+                "mean relaxed accuracy",
+                ("ChartQA", "mean of test_human and test_aug", "test"),
             ),
-            *(
-                PublishedKey(
-                    measure=f"relaxed_accuracy/{kind}",
-                    task="ChartQA",
-                    split=split,
-                    metric="relaxed accuracy",
-                    our_split="test",
-                )
-                for kind, split in (("human", "human"), ("augmented", "aug"))
+            *published_keys(
+                "relaxed_accuracy/human", "relaxed accuracy", ("ChartQA", "human", "test")
+            ),
+            *published_keys(
+                "relaxed_accuracy/augmented", "relaxed accuracy", ("ChartQA", "aug", "test")
             ),
         ),
         traps=(
@@ -246,30 +150,82 @@ TASKS: tuple[Task, ...] = (
         family="documents",
         splits=("test", "val", "train"),
         headline="accuracy",
-        asking=_asking(32),
+        asking=asking_of("ocrvqa"),
         files=(
             NeededFile(
-                path="dataset.json",
-                source=OCRVQA,
+                "dataset.json",
+                files.OCRVQA,
                 fields="id -> questions[], answers[], imageURL, split (1 train, 2 val, 3 test)",
             ),
-            NeededFile(path="images/{id}.jpg", source=OCRVQA),
+            NeededFile("images/{id}.jpg", files.OCRVQA),
         ),
-        read=read_ocrvqa,
-        score=score_ocrvqa,
-        published=(
-            PublishedKey(
-                measure="accuracy",
-                task="OCR-VQA",
-                split="test",
-                metric="accuracy",
-                our_split="test",
-            ),
-        ),
+        read=files.read_ocrvqa,
+        score=partial(score_exact, lower=True),
+        published=published_keys("accuracy", "accuracy", ("OCR-VQA", "test", "test")),
         traps=(
             "Both sides are lower-cased when scoring; training keeps the case.",
             "The model card and the first report print different figures for the same models.",
         ),
         transfer="ocrvqa",
+    ),
+    Task(
+        name="tallyqa",
+        title="TallyQA",
+        family="documents",
+        splits=("test", "train"),
+        headline="accuracy/simple",
+        asking=asking_of("tallyqa"),
+        files=(
+            NeededFile(
+                "{split}.json",
+                counting.TALLYQA,
+                fields="image, image_id, question, question_id, answer, data_source, issimple",
+            ),
+            NeededFile(
+                "VG_100K/, VG_100K_2/",
+                "Visual Genome; with COCO's train2014/ and val2014/ for the train split",
+            ),
+        ),
+        read=counting.read_tallyqa,
+        score=scores.score_counts,
+        published=tuple(
+            key
+            for kind in scores.TALLYQA_KINDS
+            for key in published_keys(
+                f"accuracy/{kind}",
+                "accuracy",
+                ("TallyQA", kind, "test"),
+                ("TallyQA", f"test_{kind}", "test"),
+            )
+        ),
+        traps=(
+            "Simple and complex questions are two figures; their mixture is not published.",
+            "Number words up to twenty count as digits, on both sides.",
+        ),
+        transfer="tallyqa",
+    ),
+    Task(
+        name="countbenchqa",
+        title="CountBenchQA",
+        family="documents",
+        splits=("all",),
+        headline="accuracy",
+        asking=asking_of("tallyqa"),
+        files=(
+            NeededFile(
+                "train-*.parquet or countbench.jsonl", counting.COUNTBENCH, fields="image, number"
+            ),
+            NeededFile(counting.QUESTIONS_FILE, counting.QUESTIONS, fields="question, one a row"),
+        ),
+        read=counting.read_countbenchqa,
+        score=scores.score_counts,
+        published=published_keys("accuracy", "accuracy", ("CountBenchQA", "all", "all")),
+        traps=(
+            "Published figures rest on 540 pictures, of which the hub still has 491 and 490 are "
+            "usable: say how many you had.",
+            "The questions belong to the rows of the parquet file by their order.",
+        ),
+        transfer="tallyqa",
+        is_zero_shot=True,
     ),
 )

@@ -1,52 +1,85 @@
-"""Referring segmentation: RefCOCO, RefCOCO+ and RefCOCOg, one question a sentence.
+"""Reads RefCOCO, RefCOCO+ and RefCOCOg: sentences of one file, outlines of another.
 
-Source: big_vision `configs/proj/paligemma/transfers/refcoco_seg.py` and
-`evaluators/proj/paligemma/transfers/segmentation.py`.
+Source: github.com/lichengunc/refer; the split names follow big_vision's
+`configs/proj/paligemma/transfers/refcoco_seg.py`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import Any
 
 from paligemma.errors import DataError
-from paligemma.example import MASK, Asking, Example, Picture, Prediction
-from paligemma.metrics.measure import Measure
-from paligemma.metrics.segmentation import ObjectMask, referring_measures
-from paligemma.outputs.boxes import decode_boxes, format_detections
-from paligemma.outputs.rle import decode_rle
-from paligemma.processing.resize import BILINEAR
-from paligemma.tasks.grounding.refer_files import (
-    COCO,
-    REFER,
-    SPLIT_BY,
-    SPLITS,
+from paligemma.example import Example
+from paligemma.tasks.reading.coco import (
+    BoxXYWH,
     CocoImage,
-    Outlines,
-    Ref,
+    coco_box,
+    coco_image,
     normalised,
-    read_refs,
     run_lengths,
-    said_in,
 )
-from paligemma.tasks.reading.files import FilePicture, find_file
-from paligemma.tasks.reading.rows import of_split
-from paligemma.tasks.task import NeededFile, PublishedKey, Task
-from paligemma.vocab import NUM_LOC, NUM_SEG, SEG_PER_MASK
+from paligemma.tasks.reading.coco_stream import stream_lists
+from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.files import find_file, read_json
+from paligemma.tasks.reading.pictures import FilePicture, first_file
+from paligemma.tasks.reading.plain_pickle import read_plain_pickle
+from paligemma.tasks.reading.records import Record, list_records, require_split
 
-if TYPE_CHECKING:
-    from paligemma.outputs.vqvae import MaskCodec
-
+REFER = (
+    "github.com/lichengunc/refer (refcoco.zip, refcoco+.zip, refcocog.zip); a JSON copy of the "
+    "pickle, same name with .json, is read as well"
+)
+COCO_TRAIN = "cocodataset.org (COCO 2017 or 2014, training set)"
 # The three training splits together, without any picture that a val or test split shows.
 COMBINED = "train-combined"
-_TITLES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "RefCOCOg"}
-_ANSWER = re.compile(rf"((?:<loc\d{{4}}>){{4}})((?:<seg\d{{3}}>){{{SEG_PER_MASK}}})")
+# Folder -> author of the split that is reported.
+SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
+SPLITS = {
+    "refcoco": ("val", "testA", "testB", "train"),
+    "refcoco+": ("val", "testA", "testB", "train"),
+    "refcocog": ("val", "test", "train"),
+}
 _FOLDERS = ("train2017", "images/train2017", "train2014", "images/train2014", "images")
+_INSTANCES = (
+    "instances_train2017.json",
+    "annotations/instances_train2017.json",
+    "instances_train2014.json",
+    "annotations/instances_train2014.json",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ref:
+    """One object that people described.
+
+    Attributes:
+        ref_id, ann_id, image_id: as in the files.
+        split: "train", "val", "test", "testA" or "testB".
+        sentences: (sent_id, sentence).
+    """
+
+    ref_id: int
+    ann_id: int
+    image_id: int
+    split: str
+    sentences: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoObject:
+    """An outlined object.
+
+    Attributes:
+        bbox: (x, y, width, height) in pixels.
+        segmentation: polygons, or run lengths.
+    """
+
+    image_id: int
+    bbox: BoxXYWH
+    segmentation: Any
 
 
 def read_refer(data: Path, split: str, *, dataset: str) -> Iterator[Example]:
@@ -54,15 +87,15 @@ def read_refer(data: Path, split: str, *, dataset: str) -> Iterator[Example]:
 
     Args:
         data: folder with `refcoco/refs(unc).p` and so on, COCO's instances and its pictures.
-        split: of SPLITS, or "train-combined".
+        split: one of SPLITS, or "train-combined".
         dataset: "refcoco", "refcoco+" or "refcocog".
     """
+    require_split(split, (*SPLITS[dataset], COMBINED), dataset)
     if split == COMBINED:
         yield from _read_combined(data)
         return
-    of_split(dict.fromkeys((*SPLITS[dataset], COMBINED)), split, dataset)
     refs = [ref for ref in read_refs(data, dataset) if ref.split == split]
-    yield from _examples(data, dataset, refs, id_prefix="")
+    yield from _examples(data, dataset, refs)
 
 
 def _read_combined(data: Path) -> Iterator[Example]:
@@ -71,163 +104,106 @@ def _read_combined(data: Path) -> Iterator[Example]:
     held_out = {ref.image_id for refs in every.values() for ref in refs if ref.split != "train"}
     for dataset, refs in every.items():
         kept = [ref for ref in refs if ref.split == "train" and ref.image_id not in held_out]
-        yield from _examples(data, dataset, kept, id_prefix=f"{dataset}/")
+        yield from _examples(data, dataset, kept, is_combined=True)
 
 
-def _examples(data: Path, dataset: str, refs: list[Ref], *, id_prefix: str) -> Iterator[Example]:
+def _examples(
+    data: Path, dataset: str, refs: list[Ref], *, is_combined: bool = False
+) -> Iterator[Example]:
     if not refs:
         raise DataError(f"{dataset} has no described object in this split; check its refs file")
     outlines = Outlines(data, dataset, refs)
-    pictures = _Pictures(data)
+    folder = find_file(data, *_FOLDERS, source=COCO_TRAIN)
     for ref in refs:
         image, found = outlines.of(ref)
         where = f"{outlines.path}, annotation {ref.ann_id}"
+        # Pictures carry the names of 2017 or of 2014.
+        number = f"{ref.image_id:012d}.jpg"
+        names = (number, f"COCO_train2014_{number}", Path(image.file_name).name)
+        picture = FilePicture(path=first_file(folder, names), size_hw=image.size_hw)
         references = {
             "box_yxyx": list(normalised(found.bbox, image)),
             "mask": run_lengths(found.segmentation, image, where),
             "ann_id": ref.ann_id,
         }
-        picture = pictures.of(ref.image_id, image)
-        for _, sent_id, sentence in said_in([ref], ref.split):
-            yield Example(
-                id=f"{id_prefix}{ref.ref_id}-{sent_id}",
-                prefix=sentence,
-                pictures=(picture,),
+        for sent_id, sentence in ref.sentences:
+            name = f"{ref.ref_id}-{sent_id}"
+            yield answered(
+                f"{dataset}/{name}" if is_combined else name,
+                sentence,
+                picture=picture,
+                answers=[],
                 references=references,
-                slices={"dataset": dataset} if id_prefix else {},
+                slices={"dataset": dataset} if is_combined else {},
                 unit=str(ref.image_id),
             )
 
 
-class _Pictures:
-    """Where COCO's training pictures lie, under the names of 2017 or of 2014."""
-
-    def __init__(self, data: Path) -> None:
-        self._folder = find_file(data, *_FOLDERS, source=COCO)
-
-    def of(self, image_id: int, image: CocoImage) -> Picture:
-        names = (
-            f"{image_id:012d}.jpg",
-            f"COCO_train2014_{image_id:012d}.jpg",
-            Path(image.file_name).name,
-        )
-        paths = [self._folder / name for name in names]
-        return FilePicture(
-            path=next((path for path in paths if path.is_file()), paths[0]),
-            size_hw=(image.height, image.width),
-        )
-
-
-def referring_target(example: Example, codec: MaskCodec) -> str:
-    """The answer to train on: four location tokens, sixteen codewords, no label.
-
-    Args:
-        example: of `read_refer`.
-        codec: writes masks as codewords.
-    """
-    from paligemma.outputs.vqvae import mask_to_codes
-
-    box = np.asarray(example.references["box_yxyx"])
-    mask = decode_rle(example.references["mask"])
-    return format_detections([box], [None], [mask_to_codes(codec, mask, box).tolist()])
-
-
-def score_referring(
-    examples: Sequence[Example], predictions: Sequence[Prediction]
-) -> list[Measure]:
-    """MIoU, cIoU and box accuracies; an answer counts if it begins with a box and a mask.
+def read_refs(data: Path, dataset: str) -> list[Ref]:
+    """The described objects of a data set, in the order of its file.
 
     Raises:
-        DataError: an answer holds mask tokens but its prediction no decoded mask.
+        DataError: the file is missing, no plain data, or a field is.
     """
-    truths = [
-        ObjectMask(
-            box_yxyx=tuple(one.references["box_yxyx"]),
-            mask=one.references["mask"],
-        )
-        for one in examples
-    ]
-    found = [
-        _named_object(prediction, example.references["mask"]["size"])
-        for example, prediction in zip(examples, predictions, strict=True)
-    ]
-    return referring_measures(found, truths)
-
-
-def _named_object(prediction: Prediction, size_hw: Sequence[int]) -> ObjectMask | None:
-    """The object of an answer; None where the reference evaluator counts it as invalid."""
-    match = _ANSWER.match(prediction.text)
-    if match is None:
-        return None
-    bins = [int(n) for n in re.findall(r"\d{4}", match[1])]
-    codes = [int(n) for n in re.findall(r"\d{3}", match[2])]
-    if max(bins) >= NUM_LOC or max(codes) >= NUM_SEG:
-        return None
-    box = decode_boxes(bins)
-    # Edges are truncated to whole pixels; a box without any is invalid.
-    y0, x0, y1, x1 = (box * np.array([*size_hw] * 2, np.float32)).astype(int).tolist()
-    if y1 <= y0 or x1 <= x0:
-        return None
-    mask = prediction.objects[0].mask if prediction.objects else None
-    if mask is None:
-        raise DataError(
-            f"prediction {prediction.id} writes a mask as tokens, but its decoded mask is missing; "
-            "name the codec with --mask-codec, or add the run lengths"
-        )
-    ymin, xmin, ymax, xmax = box.tolist()
-    return ObjectMask(box_yxyx=(ymin, xmin, ymax, xmax), mask=mask)
-
-
-def _published(dataset: str) -> tuple[PublishedKey, ...]:
-    names = {"val": ("val", "validation")}
-    return tuple(
-        PublishedKey(
-            measure="miou", task=_TITLES[dataset], split=theirs, metric="mIoU", our_split=ours
-        )
-        for ours in SPLITS[dataset]
-        if ours != "train"
-        for theirs in names.get(ours, (ours,))
-    )
-
-
-def _task(dataset: str) -> Task:
-    stem = f"{dataset}/refs({SPLIT_BY[dataset]})"
-    return Task(
-        name=dataset,
-        title=_TITLES[dataset],
-        family="grounding",
-        splits=(*SPLITS[dataset], COMBINED),
-        headline="miou",
-        asking=Asking(text_len=48, max_new_tokens=48, resize_method=BILINEAR, answer=MASK),
-        files=(
-            NeededFile(
-                path=f"{stem}.p",
-                source=REFER,
-                fields="ref_id, ann_id, image_id, split, sentences[]: sent, sent_id",
+    stem = refs_file(dataset)
+    path = find_file(data, f"{stem}.p", f"{stem}.json", source=REFER)
+    rows = read_json(path) if path.suffix == ".json" else read_plain_pickle(path)
+    return [
+        Ref(
+            ref_id=row.integer("ref_id"),
+            ann_id=row.integer("ann_id"),
+            image_id=row.integer("image_id"),
+            split=row.text("split"),
+            sentences=tuple(
+                (one.integer("sent_id"), one.text("sent")) for one in row.records("sentences")
             ),
-            NeededFile(
-                path="instances_train2017.json",
-                source=COCO,
-                fields="images[]: id, file_name, height, width; "
-                "annotations[]: id, image_id, bbox, segmentation",
-            ),
-            NeededFile(path="train2017/*.jpg", source=COCO),
-        ),
-        read=partial(read_refer, dataset=dataset),
-        score=score_referring,
-        published=_published(dataset),
-        traps=(
-            "The prompt is the sentence alone: no `segment` before it.",
-            "The refs files are pickles: only their plain data is read, nothing in them is run.",
-            "A perfect box still loses pixels: edges are truncated, so a perfect answer can have "
-            "an IoU of 0.9.",
-            "Published figures are MIoU, the mean over sentences; much of the literature prints "
-            "cIoU.",
-            "Train on train-combined: the three sets share pictures, and a training picture of one "
-            "is a test picture of another.",
-        ),
-        transfer="refcoco_seg",
-    )
+        )
+        for row in list_records(rows, path)
+    ]
 
 
-TASKS: tuple[Task, ...] = tuple(_task(dataset) for dataset in SPLITS)
+def refs_file(dataset: str) -> str:
+    """Path of the file of sentences below the data folder, without its ending."""
+    return f"{dataset}/refs({SPLIT_BY[dataset]})"
+
+
+class Outlines:
+    """Pictures and objects of the annotation file, those that are asked for.
+
+    Args:
+        data: folder.
+        dataset: its own `instances.json` is read where COCO's file is missing.
+        refs: the objects to keep.
+
+    Raises:
+        DataError: no annotation file, or an object is not in it.
+    """
+
+    def __init__(self, data: Path, dataset: str, refs: list[Ref]) -> None:
+        self.path = find_file(data, *_INSTANCES, f"{dataset}/instances.json", source=COCO_TRAIN)
+        wanted, pictures = {ref.ann_id for ref in refs}, {ref.image_id for ref in refs}
+        self._images: dict[int, CocoImage] = {}
+        self._objects: dict[int, CocoObject] = {}
+        for name, fields in stream_lists(self.path, ("images", "annotations")):
+            key = Record(fields, f"{self.path}, {name}").integer("id")
+            row = Record(fields, f"{self.path}, {name}, id {key}")
+            if name == "images" and key in pictures:
+                self._images[key] = coco_image(row)
+            elif name == "annotations" and key in wanted:
+                self._objects[key] = CocoObject(
+                    image_id=row.integer("image_id"),
+                    bbox=coco_box(row),
+                    segmentation=fields.get("segmentation"),
+                )
+
+    def of(self, ref: Ref) -> tuple[CocoImage, CocoObject]:
+        """The picture and the object that a ref describes."""
+        found = self._objects.get(ref.ann_id)
+        image = self._images.get(ref.image_id)
+        if found is None or image is None or found.image_id != ref.image_id:
+            missing = f"annotation {ref.ann_id} on image {ref.image_id}"
+            raise DataError(
+                f"{self.path} lacks {missing}, which ref {ref.ref_id} describes; take the "
+                "instances of COCO's training set"
+            )
+        return image, found

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from paligemma.errors import DataError
-from paligemma.tasks.reading.files import read_json, require_object, value
+from paligemma.tasks.reading.records import read_record
+from paligemma.tasks.task import NeededFile
 
 Format = TypeVar("Format")
 
@@ -15,6 +16,17 @@ Format = TypeVar("Format")
 def format_file(task: str) -> str:
     """Name of the file that sets the format of a benchmark."""
     return f"{task}-format.json"
+
+
+def own_format(task: str, fields: str) -> NeededFile:
+    """The row of that file in a benchmark's list of files.
+
+    Args:
+        task: name of the benchmark.
+        fields: names of the fields that the file may set.
+    """
+    source = "optional, written by you: how your model was taught"
+    return NeededFile(format_file(task), source, fields=fields)
 
 
 def read_format(data: Path, task: str, default: Format) -> Format:
@@ -31,9 +43,9 @@ def read_format(data: Path, task: str, default: Format) -> Format:
     path = Path(data) / format_file(task)
     if not path.exists():
         return default
-    said = require_object(read_json(path), f"{path}")
+    own = read_record(path)
     known = {one.name: type(getattr(default, one.name)) for one in fields(default)}  # type: ignore[arg-type]
-    if unknown := [name for name in said if name not in known]:
+    if unknown := [name for name in own.fields if name not in known]:
         raise DataError(f"{path} may set {', '.join(known)}, got {', '.join(unknown)[:200]}")
-    changed: dict[str, Any] = {name: value(said, name, known[name], f"{path}") for name in said}
+    changed: dict[str, Any] = {name: own.value(name, known[name]) for name in own.fields}
     return replace(default, **changed)  # type: ignore[type-var]

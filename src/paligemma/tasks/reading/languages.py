@@ -1,13 +1,11 @@
-"""Languages of the multilingual benchmarks, and figures by language with their averages."""
+"""Languages of the multilingual benchmarks, and the splits that hold one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
-import numpy as np
-
-from paligemma.metrics.measure import Measure, average_of
+from paligemma.errors import DataError
+from paligemma.tasks.reading.records import require_split
 
 ENGLISH = "en"
 # Source: big_vision datasets/coco35l and datasets/xm3600; XM3600 adds Cuzco Quechua.
@@ -20,79 +18,23 @@ XM3600_LANGUAGES = tuple(sorted([*COCO35L_LANGUAGES, "quz"]))
 XGQA_LANGUAGES = ("bn", "de", "en", "id", "ko", "pt", "ru", "zh")
 MARVL_LANGUAGES = ("id", "sw", "ta", "tr", "zh")
 
-# Row numbers of one language -> its figures.
-ByRows = Callable[[list[int]], Sequence[Measure]]
 
-
-def score_by_language(
-    languages: Sequence[str],
-    score: ByRows,
-    *,
-    expected: Sequence[str],
-    averages: Mapping[str, Sequence[str]],
-) -> list[Measure]:
-    """Every language scored by itself, then averaged without weights.
+def languages_of(
+    split: str, stems: Sequence[str], languages: Sequence[str], task: str
+) -> tuple[str, Sequence[str]]:
+    """The stem of a split and its languages: "dev" has all of them, "dev_de" one.
 
     Args:
-        languages: of each example.
-        score: row numbers of one language -> its figures, over those rows alone.
-        expected: languages of the benchmark, in the order of the result.
-        averages: name -> languages; an average is left out where a language of it has no examples.
+        split: "STEM" or "STEM_LANGUAGE".
+        stems: stems that the task has.
+        languages: languages that the task has.
+        task: name of the task, for errors.
 
-    Returns:
-        For every NAME that `score` gives, "NAME/AVERAGE" in the order of `averages`, or "NAME", the
-        mean over the languages that occur, where no average can be given; then "NAME/LANGUAGE".
-        All over the whole list of examples.
+    Raises:
+        DataError: another stem, or another language.
     """
-    places: dict[str, list[int]] = {one: [] for one in expected}
-    for row, language in enumerate(languages):
-        places.setdefault(language, []).append(row)
-    by_name: dict[str, dict[str, Measure]] = {}
-    for language, rows in places.items():
-        for one in score(rows) if rows else ():
-            of_language = over_rows(one, rows, len(languages), f"{one.name}/{language}")
-            by_name.setdefault(one.name, {})[language] = of_language
-    measures = []
-    for name, each in by_name.items():
-        complete = {
-            f"{name}/{average}": [each[language] for language in wanted]
-            for average, wanted in averages.items()
-            if all(language in each for language in wanted)
-        }
-        for average, parts in (complete or {name: list(each.values())}).items():
-            measures.append(replace(average_of(average, parts), per_example=_joined(parts)))
-        measures += each.values()
-    return measures
-
-
-def _joined(parts: Sequence[Measure]) -> np.ndarray | None:
-    """What each example adds to the figure of its own language."""
-    known = [one.per_example for one in parts if one.per_example is not None]
-    if len(known) != len(parts):
-        return None
-    joined = np.full(parts[0].num, np.nan)
-    for values in known:
-        joined = np.where(np.isnan(values), joined, values)
-    return joined
-
-
-def over_rows(measure: Measure, rows: Sequence[int], num: int, name: str) -> Measure:
-    """A figure over some rows as one over all `num` examples, for joint resampling."""
-    place = np.asarray(rows, np.intp)
-    per_example = None
-    if measure.per_example is not None and len(measure.per_example) == len(place):
-        per_example = np.full(num, np.nan)
-        per_example[place] = measure.per_example
-
-    def statistic(weights: np.ndarray) -> float:
-        return measure.statistic(weights[place])
-
-    return Measure(
-        name=name,
-        statistic=statistic,
-        num=num,
-        num_used=len(place),
-        per_example=per_example,
-        is_error=measure.is_error,
-        scale=measure.scale,
-    )
+    stem, _, only = split.partition("_")
+    require_split(stem, stems, task)
+    if only and only not in languages:
+        raise DataError(f"{task} has the languages {', '.join(languages)}, got {only!r}")
+    return stem, [only] if only else languages

@@ -1,14 +1,73 @@
-"""Sizes of pictures without decoding them, and pictures that are a part of a larger one."""
+"""Pictures in files: whole, a part of one, and their sizes without decoding them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from paligemma.errors import DataError, ImageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePicture:
+    """A picture in a file, its pixels as they are stored: the original applies no EXIF turn.
+
+    Attributes:
+        path: path of the file.
+        quarter_turns: counter-clockwise turns that make the stored pixels upright.
+        size_hw: height and width that its annotation states; where only the EXIF turn gives this
+            size, it is applied.
+    """
+
+    path: Path
+    quarter_turns: int = 0
+    size_hw: tuple[int, int] | None = None
+
+    def read(self, max_pixels: int) -> np.ndarray:
+        """uint8[H, W, 3]; of another size than `size_hw` where neither way gives it.
+
+        Raises:
+            ImageError: unreadable, or larger than the bound.
+        """
+        from paligemma.processing.image import load_image
+
+        image = load_image(self.path, max_pixels=max_pixels, upright=False)
+        if self.size_hw not in (None, image.shape[:2]):
+            turned = load_image(self.path, max_pixels=max_pixels)
+            if turned.shape[:2] == self.size_hw:
+                image = turned
+        return np.ascontiguousarray(np.rot90(image, self.quarter_turns))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CroppedPicture:
+    """A rectangle of a picture in a file.
+
+    Attributes:
+        path: path of the file.
+        box_xyxy_px: edges in whole pixels of the picture.
+    """
+
+    path: Path
+    box_xyxy_px: tuple[int, int, int, int]
+
+    def read(self, max_pixels: int) -> np.ndarray:
+        """uint8[H, W, 3], as it is stored.
+
+        Raises:
+            ImageError: unreadable, larger than the bound, or the rectangle leaves the picture.
+        """
+        image = FilePicture(path=self.path).read(max_pixels)
+        x0, y0, x1, y1 = self.box_xyxy_px
+        if not (0 <= x0 < x1 <= image.shape[1] and 0 <= y0 < y1 <= image.shape[0]):
+            raise ImageError(
+                f"{self.box_xyxy_px} must lie on {self.path}, which has {image.shape[1]}x"
+                f"{image.shape[0]} pixels; render it at the stated resolution"
+            )
+        return np.ascontiguousarray(image[y0:y1, x0:x1])
 
 
 def picture_size_hw(path: Path) -> tuple[int, int]:
@@ -33,31 +92,19 @@ def first_file(folder: Path, names: Iterable[str]) -> Path:
     return next((path for path in paths if path.is_file()), paths[0])
 
 
-@dataclass(frozen=True, kw_only=True)
-class CroppedPicture:
-    """A rectangle of a picture in a file.
+def folder_of(name: PurePath, folders: Sequence[Path], where: str) -> Path:
+    """The first of several folders that holds a picture.
 
-    Attributes:
-        path: of the file.
-        box_xyxy_px: edges in whole pixels of the picture.
+    Args:
+        name: path of the picture below its folder.
+        folders: places to look.
+        where: what names the picture, for the error.
+
+    Raises:
+        DataError: none holds it.
     """
-
-    path: Path
-    box_xyxy_px: tuple[int, int, int, int]
-
-    def read(self, max_pixels: int) -> np.ndarray:
-        """uint8[H, W, 3], as it is stored.
-
-        Raises:
-            ImageError: unreadable, larger than the bound, or the rectangle leaves the picture.
-        """
-        from paligemma.processing.image import load_image
-
-        image = load_image(self.path, max_pixels=max_pixels, upright=False)
-        x0, y0, x1, y1 = self.box_xyxy_px
-        if not (0 <= x0 < x1 <= image.shape[1] and 0 <= y0 < y1 <= image.shape[0]):
-            raise ImageError(
-                f"{self.box_xyxy_px} must lie on {self.path}, which has {image.shape[1]}x"
-                f"{image.shape[0]} pixels; render it at the stated resolution"
-            )
-        return np.ascontiguousarray(image[y0:y1, x0:x1])
+    folder = next((one for one in folders if (one / name).is_file()), None)
+    if folder is None:
+        places = ", ".join(map(str, folders))
+        raise DataError(f"{where}: {name} must lie in one of {places}; unpack the pictures there")
+    return folder

@@ -7,29 +7,20 @@ developer.ibm.com/data/fintabnet.
 from __future__ import annotations
 
 import html
-import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from paligemma.errors import DataError
 from paligemma.example import Example, Picture
 from paligemma.outputs.boxes import encode_boxes, format_loc
-from paligemma.tasks.reading.files import (
-    FilePicture,
-    find_file,
-    identifier,
-    read_lines,
-    require_object,
-    value,
-    values,
-)
+from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.files import find_file, parse_json, read_lines, relative_name
 from paligemma.tasks.reading.formats import read_format
 from paligemma.tasks.reading.pictures import CroppedPicture, first_file, picture_size_hw
-from paligemma.tasks.reading.rows import of_split
+from paligemma.tasks.reading.records import Record, require_object, require_split
 
 logger = logging.getLogger(__name__)
 
@@ -137,56 +128,49 @@ def table_target(
 
 def read_pubtabnet(data: Path, split: str) -> Iterator[Example]:
     """PubTabNet 2.0.0; which of its splits was scored for PaliGemma 2 is not said."""
-    theirs = of_split({"val": "val", "train": "train"}, split, "pubtabnet")
-    path = find_file(
-        data, "PubTabNet_2.0.0.jsonl", "pubtabnet/PubTabNet_2.0.0.jsonl", source=PUBTABNET
-    )
+    require_split(split, ("val", "train"), "pubtabnet")
+    name = "PubTabNet_2.0.0.jsonl"
+    path = find_file(data, name, f"pubtabnet/{name}", source=PUBTABNET)
     style = read_format(data, "pubtabnet", TableFormat())
-    folder = path.parent / theirs
+    folder = path.parent / split
     if not folder.is_dir():
-        folder = find_file(data, theirs, f"pubtabnet/{theirs}", source=PUBTABNET)
-    for where, row in _rows_of(path, theirs):
-        table = _table(row, where, is_training=split == "train")
-        if table is None:
-            continue
-        picture = folder / _file_name(row, where)
-        targets: tuple[str, ...] = ()
+        folder = find_file(data, split, f"pubtabnet/{split}", source=PUBTABNET)
+    for row, table in _tables(path, split):
+        picture = folder / _file_name(row)
+        targets = []
         if split == "train":
-            side = max(picture_size_hw(picture))
-            targets = (table_target(table, table.boxes, side, style.coords_order),)
-        yield Example(
-            id=identifier(row, "imgid", where),
-            prefix=style.prompt,
-            pictures=(FilePicture(path=picture),),
+            side_px = max(picture_size_hw(picture))
+            targets = [table_target(table, table.boxes, side_px, style.coords_order)]
+        yield answered(
+            row.identifier("imgid"),
+            style.prompt,
+            picture=picture,
+            answers=targets,
             references={"html": table_html(table)},
-            targets=targets,
         )
 
 
 def read_fintabnet(data: Path, split: str) -> Iterator[Example]:
     """FinTabNet 1.0.0: boxes in PDF points from the bottom left, tables cut out of pages."""
-    theirs = of_split({"test": "test", "val": "val", "train": "train"}, split, "fintabnet")
-    names = [f"FinTabNet_1.0.0_{kind}_{theirs}.jsonl" for kind in ("cell", "table")]
+    require_split(split, ("test", "val", "train"), "fintabnet")
+    names = [f"FinTabNet_1.0.0_{kind}_{split}.jsonl" for kind in ("cell", "table")]
     path = find_file(data, *names, *(f"fintabnet/{name}" for name in names), source=FINTABNET)
     style = read_format(data, "fintabnet", TableFormat())
     pages = find_file(data, "pages", "fintabnet/pages", source=FINTABNET_PAGES)
-    for where, row in _rows_of(path, theirs):
-        table = _table(row, where, is_training=split == "train")
-        if table is None:
-            continue
-        stem = _file_name(row, where).removesuffix(".pdf")
+    for row, table in _tables(path, split):
+        stem = _file_name(row).removesuffix(".pdf")
         page = first_file(pages, [f"{stem}{end}" for end in (".png", ".jpg")])
-        crop = _crop(page, _box(row, where), style.page_dpi, where)
-        boxes = [crop.to_pixels(box) if box is not None else None for box in table.boxes]
-        targets: tuple[str, ...] = ()
+        crop = _crop(page, row, style.page_dpi)
+        targets = []
         if split == "train":
-            targets = (table_target(table, boxes, crop.side_px, style.coords_order),)
-        yield Example(
-            id=identifier(row, "table_id", where),
-            prefix=style.prompt,
-            pictures=(crop.picture,),
+            boxes = [crop.to_pixels(box) if box is not None else None for box in table.boxes]
+            targets = [table_target(table, boxes, crop.side_px, style.coords_order)]
+        yield answered(
+            row.identifier("table_id"),
+            style.prompt,
+            picture=crop.picture,
+            answers=targets,
             references={"html": table_html(table)},
-            targets=targets,
         )
 
 
@@ -216,7 +200,8 @@ class PageCrop:
         return x0 - left, height - y1 - top, x1 - left, height - y0 - top
 
 
-def _crop(page: Path, box: Sequence[float], dpi: int, where: str) -> PageCrop:
+def _crop(page: Path, row: Record, dpi: int) -> PageCrop:
+    box = _box(row)
     height, width = picture_size_hw(page)
     scale = dpi / POINTS_PER_INCH
     x0, y0, x1, y1 = (n * scale for n in box)
@@ -224,14 +209,14 @@ def _crop(page: Path, box: Sequence[float], dpi: int, where: str) -> PageCrop:
     left, top, right, bottom = edges
     # A table may touch the edge of the page; more than a point beyond is another resolution.
     if min(left, top) < -scale or right > width + scale or bottom > height + scale:
-        raise DataError(
-            f"{where}: the table at {list(box)} points must lie on its page, but {page.name} has "
+        raise row.error(
+            f"the table at {box} points must lie on its page, but {page.name} has "
             f"{width}x{height} pixels at {dpi} an inch; render the pages at that resolution, or "
             "state theirs as page_dpi in fintabnet-format.json"
         )
     left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
     if right <= left or bottom <= top:
-        raise DataError(f"{where}: the table at {list(box)} points has no area")
+        raise row.error(f"the table at {box} points has no area")
     return PageCrop(
         picture=CroppedPicture(path=page, box_xyxy_px=(left, top, right, bottom)),
         corner_px=(left, top),
@@ -241,49 +226,46 @@ def _crop(page: Path, box: Sequence[float], dpi: int, where: str) -> PageCrop:
     )
 
 
-def _rows_of(path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of one split; others are told by their text, since parsing all of them takes minutes."""
+def _tables(path: Path, split: str) -> Iterator[tuple[Record, TableRow]]:
+    """Rows of one split with their tables; training leaves out those that do not fit together.
+
+    Rows of other splits are recognised by their text, since parsing all of them takes minutes.
+    """
     marker = re.compile(rf'"split"\s*:\s*"{split}"'.encode())
     for number, line in read_lines(path):
         if not marker.search(line):
             continue
         where = f"{path}, row {number}"
-        try:
-            row = require_object(json.loads(line), where)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} must be JSON: {str(error)[:200]}") from error
-        if value(row, "split", str, where) == split:
-            yield where, row
+        row = Record(require_object(parse_json(line, where), where), where, number)
+        if row.text("split") != split:
+            continue
+        table = _table(row)
+        places = sum(token in _OPENINGS for token in table.structure)
+        if places == len(table.cells):
+            yield row, table
+        elif split == "train":
+            logger.info("%s: left out, %d contents for %d cells", where, len(table.cells), places)
+        else:
+            logger.warning("%s: %d contents for %d cells; kept", where, len(table.cells), places)
+            yield row, table
 
 
-def _table(row: dict[str, Any], where: str, *, is_training: bool) -> TableRow | None:
-    """The table of a row; None where training leaves it out."""
-    markup = value(row, "html", dict, where)
-    structure = values(value(markup, "structure", dict, where), "tokens", str, where)
-    cells: list[list[str]] = []
-    boxes: list[Sequence[float] | None] = []
-    for cell in values(markup, "cells", dict, where):
-        cells.append(values(cell, "tokens", str, where))
-        boxes.append(_box(cell, where) if "bbox" in cell else None)
-    table = TableRow(structure=structure, cells=cells, boxes=boxes)
-    places = sum(token in _OPENINGS for token in structure)
-    if places != len(cells):
-        if is_training:
-            logger.info("%s: left out, %d contents for %d cells", where, len(cells), places)
-            return None
-        logger.warning("%s: %d contents for %d cells; kept", where, len(cells), places)
-    return table
+def _table(row: Record) -> TableRow:
+    markup = row.record("html")
+    cells = markup.records("cells")
+    return TableRow(
+        structure=markup.record("structure").texts("tokens"),
+        cells=[cell.texts("tokens") for cell in cells],
+        boxes=[_box(cell) if "bbox" in cell else None for cell in cells],
+    )
 
 
-def _box(row: dict[str, Any], where: str) -> list[float]:
-    box = values(row, "bbox", float, where)
+def _box(row: Record) -> list[float]:
+    box = row.values("bbox", float)
     if len(box) != 4 or any(abs(n) > 1e6 for n in box):
-        raise DataError(f"{where}: bbox must be [x0, y0, x1, y1], got {str(box)[:80]}")
+        raise row.error(f"bbox must be [x0, y0, x1, y1], got {str(box)[:80]}")
     return box
 
 
-def _file_name(row: dict[str, Any], where: str) -> str:
-    name = value(row, "filename", str, where)
-    if name.startswith("/") or ".." in name.split("/") or "\\" in name or not name:
-        raise DataError(f"{where}: filename must name a file of the data set, got {name!r}")
-    return name
+def _file_name(row: Record) -> str:
+    return str(relative_name(row.text("filename"), f"{row.where}: filename"))

@@ -14,9 +14,11 @@ from pathlib import Path, PurePosixPath
 from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.metrics.music import prepare_kern
-from paligemma.tasks.reading.files import FilePicture, find_file, read_csv, read_lines
+from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.files import find_file, read_lines, read_text, relative_name
 from paligemma.tasks.reading.formats import read_format
-from paligemma.tasks.reading.rows import of_split
+from paligemma.tasks.reading.pictures import folder_of
+from paligemma.tasks.reading.records import read_csv, require_split
 
 MOLSCRIBE = "github.com/thomas0809/MolScribe, synthetic benchmarks (synthetic/chemdraw.csv)"
 GRANDSTAFF = (
@@ -52,56 +54,45 @@ class MusicFormat:
 
 def read_molecules(data: Path, split: str) -> Iterator[Example]:
     """The ChemDraw renderings; the id is the name of the picture."""
-    of_split({"test": "test"}, split, "molecules")
+    require_split(split, ("test",), "molecules")
     names = ("synthetic/chemdraw.csv", "data/synthetic/chemdraw.csv", "chemdraw.csv")
     path = find_file(data, *names, source=MOLSCRIBE)
     style = read_format(data, "molecules", MoleculeFormat())
     root: Path | None = None
-    for number, row in read_csv(path, ("file_path", "SMILES")):
-        where = f"{path}, row {number}"
-        name = _relative(row["file_path"], where)
+    for row in read_csv(path, ("file_path", "SMILES")):
+        name = relative_name(row.text("file_path").strip(), row.where)
         if root is None:
-            root = _root_of(name, (Path(data), Path(data) / "data", path.parent), where)
-        if not row["SMILES"].strip():
-            raise DataError(f"{where}: SMILES must name a molecule, got an empty field")
-        yield Example(
-            id=name.stem,
-            prefix=style.prompt,
-            pictures=(FilePicture(path=root / name),),
-            references=row["SMILES"],
-            targets=(row["SMILES"],),
-        )
+            root = folder_of(name, (Path(data), Path(data) / "data", path.parent), row.where)
+        if not row.text("SMILES").strip():
+            raise row.error("SMILES must name a molecule, got an empty field")
+        yield answered(name.stem, style.prompt, picture=root / name, answers=row.text("SMILES"))
 
 
 def read_grandstaff(data: Path, split: str) -> Iterator[Example]:
     """GrandStaff: one score a line of the partition's list."""
-    theirs = of_split({"test": "test", "val": "val", "train": "train"}, split, "grandstaff")
-    path = find_file(
-        data,
-        f"partitions_grandstaff/types/{theirs}.txt",
-        f"Data/GrandStaff/partitions_grandstaff/types/{theirs}.txt",
-        f"{theirs}.txt",
-        source=GRANDSTAFF,
-    )
+    require_split(split, ("test", "val", "train"), "grandstaff")
+    listed = f"partitions_grandstaff/types/{split}.txt"
+    names = (listed, f"Data/GrandStaff/{listed}", f"{split}.txt")
+    path = find_file(data, *names, source=GRANDSTAFF)
     style = read_format(data, "grandstaff", MusicFormat())
     if style.ending not in (".krn", ".bekrn"):
         raise DataError(f"grandstaff: ending must be .krn or .bekrn, got {style.ending!r}")
     found: tuple[Path, int] | None = None
     for number, line in read_lines(path):
         where = f"{path}, row {number}"
-        name = _relative(line.decode("utf-8", "replace"), where)
+        name = relative_name(line.decode("utf-8", "replace"), where)
         if found is None:
             found = _score_root(Path(data), name.with_suffix(style.ending), where)
         root, dropped = found
         name = PurePosixPath(*name.parts[dropped:])
         text = _read_kern(root / name.with_suffix(style.ending), style)
         stem = f"{name.stem}_distorted" if style.distorted else name.stem
-        yield Example(
-            id=str(name.with_suffix("")),
-            prefix=style.prompt,
-            pictures=(FilePicture(path=root / name.with_name(f"{stem}.jpg")),),
+        yield answered(
+            str(name.with_suffix("")),
+            style.prompt,
+            picture=root / name.with_name(f"{stem}.jpg"),
+            answers=text,
             references={"kern": text, "clean": style.clean},
-            targets=(text,),
             slices={"composer": name.parts[0]} if len(name.parts) > 1 else {},
         )
 
@@ -121,29 +112,9 @@ def _score_root(data: Path, name: PurePosixPath, where: str) -> tuple[Path, int]
 
 
 def _read_kern(path: Path, style: MusicFormat) -> str:
-    try:
-        if path.stat().st_size > MAX_KERN_BYTES:
-            raise DataError(f"a score may have {MAX_KERN_BYTES} bytes, {path} has more")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the score {path} cannot be read: {error}") from error
+    text = read_text(path, max_bytes=MAX_KERN_BYTES, source=GRANDSTAFF)
     text = text.replace("·", "").replace("@", "") if style.ending == ".bekrn" else text
     text = prepare_kern(text) if style.clean else text
     if not text.strip():
         raise DataError(f"a score must hold some symbols, {path} is empty")
     return text
-
-
-def _root_of(name: PurePosixPath, folders: tuple[Path, ...], where: str) -> Path:
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder
-    places = ", ".join(str(folder) for folder in folders)
-    raise DataError(f"{where}: {name} must lie in one of {places}; unpack the pictures there")
-
-
-def _relative(text: str, where: str) -> PurePosixPath:
-    name = PurePosixPath(text.strip())
-    if name.is_absolute() or ".." in name.parts or not name.name or "\\" in text:
-        raise DataError(f"{where} must name a file below the data folder, got {text[:80]!r}")
-    return name

@@ -16,18 +16,19 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.example import Example
+from paligemma.metrics.spotting import MAX_VERTICES
 from paligemma.outputs.boxes import encode_boxes, format_loc
-from paligemma.tasks.reading.files import FilePicture, find_file
+from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.files import find_file, read_text
 from paligemma.tasks.reading.formats import read_format
 from paligemma.tasks.reading.pictures import first_file, picture_size_hw
-from paligemma.tasks.reading.rows import of_split
+from paligemma.tasks.reading.records import of_split
 from paligemma.vocab import NUM_LOC
 
 ICDAR15 = "rrc.cvc.uab.es, Incidental Scene Text (challenge 4), tasks 4.1 or 4.4, after registering"
 TOTAL_TEXT = "github.com/cs-chan/Total-Text-Dataset (images, and the ground truth as txt)"
 MAX_TRUTH_BYTES = 4 << 20
 MAX_WORDS = 20_000
-MAX_VERTICES = 1000
 
 _BOX = re.compile(r"(?:<loc(?:0\d{3}|10[01]\d|102[0-3])>){4}")
 _TEXT = r"""(u?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"))"""
@@ -98,14 +99,14 @@ def read_icdar15(data: Path, split: str) -> Iterator[Example]:
     folders = {
         "test": (
             ("Challenge4_Test_Task4_GT", "Challenge4_Test_Task1_GT"),
-            ("ch4_test_images",),
+            "ch4_test_images",
         ),
-        "train": (("ch4_training_localization_transcription_gt",), ("ch4_training_images",)),
+        "train": (("ch4_training_localization_transcription_gt",), "ch4_training_images"),
     }
     truth, pictures = of_split(folders, split, "icdar15")
     return _examples(
         find_file(data, *truth, source=ICDAR15),
-        find_file(data, *pictures, source=ICDAR15),
+        find_file(data, pictures, source=ICDAR15),
         _Files(truth="gt_img_{n}.txt", picture="img_{n}", source=ICDAR15, parse=_icdar_words),
         style=read_format(data, "icdar15", WordFormat()),
         split=split,
@@ -172,15 +173,16 @@ def _examples(
         stem = files.picture.format(n=n)
         picture = first_file(pictures, [f"{stem}{end}" for end in (".jpg", ".JPG", ".png")])
         size_hw = picture_size_hw(picture)
-        words = list(files.parse(_read_text(path), path))
+        text = read_text(path, max_bytes=MAX_TRUTH_BYTES, source=files.source)
+        words = list(files.parse(text, path))
         if len(words) > MAX_WORDS:
             raise DataError(f"a picture may have {MAX_WORDS} words, {path} has {len(words)}")
-        yield Example(
-            id=stem,
-            prefix=style.prompt,
-            pictures=(FilePicture(path=picture),),
+        yield answered(
+            stem,
+            style.prompt,
+            picture=picture,
+            answers=[_target(words, size_hw, style)] if split == "train" else [],
             references={"size_hw": list(size_hw), "words": words, "style": asdict(style)},
-            targets=(_target(words, size_hw, style),) if split == "train" else (),
         )
 
 
@@ -192,15 +194,6 @@ def _target(words: Sequence[dict[str, Any]], size_hw: Sequence[int], style: Word
         corners = np.array([low[1], low[0], high[1], high[0]]) / np.array([*size_hw] * 2)
         boxes.append(np.clip(corners, 0, 1).tolist())
     return format_words([word["text"] for word in legible], boxes, style)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_TRUTH_BYTES:
-            raise DataError(f"ground truth may have {MAX_TRUTH_BYTES} bytes, {path} has more")
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
 def _icdar_words(text: str, path: Path) -> Iterator[dict[str, Any]]:

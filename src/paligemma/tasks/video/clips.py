@@ -87,20 +87,28 @@ class Videos:
 
     Many videos of these benchmarks are no longer to be had. Published scores rest on those that
     were, so a missing one is left out, named in the log, and not fatal; none at all is.
+
+    Args:
+        data: the data folder.
+        folders: folders below it where videos may lie.
+        num_frames: frames that a clip shows.
+        stride: distance between them, in stored frames.
     """
 
-    def __init__(self, data: Path, folders: Sequence[str]) -> None:
+    def __init__(self, data: Path, folders: Sequence[str], *, num_frames: int, stride: int) -> None:
         self._data = data
         self._roots = [data / name for name in folders if (data / name).is_dir()]
         self._folders = tuple(folders)
+        self._shown = {"num_frames": num_frames, "stride": stride}
         self._found: dict[str, Path | None] = {}
 
-    def find(self, *names: str) -> Path | None:
+    def find(self, *names: str) -> Clip | None:
         """The video of the first name that exists: a folder of frames, else a video file."""
         key = names[0]
         if key not in self._found:
             self._found[key] = next(self._candidates(names), None)
-        return self._found[key]
+        path = self._found[key]
+        return None if path is None else Clip(path=path, **self._shown)
 
     def missing(self) -> list[str]:
         """Names that were looked up in vain, in order."""

@@ -7,14 +7,24 @@ Source: big_vision configs/proj/paligemma/transfers/{msrvtt,msvd,activitynet,vat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from paligemma.errors import DataError
 from paligemma.example import Example
-from paligemma.tasks.reading.files import find_file, identifier, read_json, value, values
+from paligemma.tasks.published import transfer_recipe
+from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.files import find_file, read_json, read_text_lines
 from paligemma.tasks.reading.prefixes import CAPTION_PREFIX, answer_prefix
-from paligemma.tasks.reading.rows import keyed_rows, list_rows, of_split
+from paligemma.tasks.reading.records import (
+    Record,
+    list_records,
+    of_split,
+    read_list,
+    read_objects,
+    require_split,
+)
 from paligemma.tasks.video.clips import Clip, Videos
 
 VIDEO_FOLDERS = ("frames", "videos", "TrainValVideo", "TestVideo", "YouTubeClips", ".")
@@ -26,12 +36,10 @@ ACTIVITYNET = "ActivityNet Captions, cs.stanford.edu/people/ranjaykrishna/densev
 ANET_QA = "ActivityNet-QA, github.com/MILVLAB/activitynet-qa (dataset/); videos of ActivityNet"
 VATEX = "VATEX, eric-xw.github.io/vatex-website; clips of YouTube"
 
-_SAME = {"test": "", "val": "", "train": ""}
+SPLITS = ("test", "val", "train")
 
 
-def read_msrvtt_cap(
-    data: Path, split: str, *, num_frames: int = 16, stride: int = 9
-) -> Iterator[Example]:
+def read_msrvtt_cap(data: Path, split: str) -> Iterator[Example]:
     """MSR-VTT captions: one example a video with all its captions."""
     names = {"test": "test", "val": "validate", "train": "train"}
     own = of_split(names, split, "msrvtt-cap")
@@ -39,35 +47,30 @@ def read_msrvtt_cap(
     path = find_file(data, f"{stem}_videodatainfo.json", source=MSRVTT)
     table = read_json(path)
     captions: dict[str, list[str]] = {}
-    for number, row in list_rows(table, path, "sentences"):
-        where = f"{path}, sentence {number}"
-        video = value(row, "video_id", str, where)
-        captions.setdefault(video, []).append(value(row, "caption", str, where))
-    videos = Videos(data, VIDEO_FOLDERS)
-    for number, row in list_rows(table, path, "videos"):
-        where = f"{path}, video {number}"
-        if value(row, "split", str, where) != own:
+    for row in list_records(table, path, "sentences"):
+        captions.setdefault(row.text("video_id"), []).append(row.text("caption"))
+    videos = _videos(data, "msrvtt_cap")
+    for row in list_records(table, path, "videos"):
+        if row.text("split") != own:
             continue
-        name = value(row, "video_id", str, where)
+        name = row.text("video_id")
         if name not in captions:
-            raise DataError(f"{where}: {name} has no caption in 'sentences'")
-        if found := videos.find(name):
-            clip = Clip(path=found, num_frames=num_frames, stride=stride)
-            yield _caption_example(name, clip, captions[name])
+            raise row.error(f"{name} has no caption in 'sentences'")
+        if clip := videos.find(name):
+            yield _captioned(name, clip, captions[name])
     videos.report("msrvtt-cap", MSRVTT)
 
 
-def read_msrvtt_qa(
-    data: Path, split: str, *, num_frames: int = 16, stride: int = 9
-) -> Iterator[Example]:
+def read_msrvtt_qa(data: Path, split: str) -> Iterator[Example]:
     """MSR-VTT questions; the videos are called video7010 and so on."""
-    names = _msrvtt_names
-    return _read_qa(data, split, "msrvtt-qa", names, MSRVTT_QA, num_frames, stride)
+
+    def names(number: int) -> tuple[str, ...]:
+        return f"video{number}", str(number)
+
+    return _read_qa(data, split, "msrvtt_qa", names, MSRVTT_QA)
 
 
-def read_msvd_qa(
-    data: Path, split: str, *, num_frames: int = 8, stride: int = 26
-) -> Iterator[Example]:
+def read_msvd_qa(data: Path, split: str) -> Iterator[Example]:
     """MSVD questions; the videos are called vid1 and so on, or as on YouTube."""
     aliases = _youtube_names(data / "youtube_mapping.txt")
 
@@ -75,79 +78,60 @@ def read_msvd_qa(
         own = f"vid{number}"
         return (own, f"video{number}", str(number), *aliases.get(own, ()))
 
-    return _read_qa(data, split, "msvd-qa", names, MSVD, num_frames, stride)
+    return _read_qa(data, split, "msvd_qa", names, MSVD)
 
 
-def read_activitynet_cap(
-    data: Path, split: str, *, num_frames: int = 16, stride: int = 30
-) -> Iterator[Example]:
+def read_activitynet_cap(data: Path, split: str) -> Iterator[Example]:
     """ActivityNet captions: one example a segment, with one caption."""
-    files = {"test": "val_2", "val": "val_1", "train": "train"}
-    stem = of_split(files, split, "activitynet-cap")
+    names = {"test": "val_2", "val": "val_1", "train": "train"}
+    stem = of_split(names, split, "activitynet-cap")
     path = find_file(data, f"{stem}.json", f"captions/{stem}.json", source=ACTIVITYNET)
-    videos = Videos(data, VIDEO_FOLDERS)
-    for name, row in keyed_rows(read_json(path), path):
-        where = f"{path}, {name}"
-        segments = value(row, "timestamps", list, where)
-        sentences = values(row, "sentences", str, where)
+    videos = _videos(data, "activitynet_cap")
+    for name, row in read_objects(path):
+        segments, sentences = row.value("timestamps", list), row.texts("sentences")
         if len(segments) != len(sentences):
-            raise DataError(
-                f"{where}: every segment needs a sentence, got {len(segments)} timestamps and "
+            raise row.error(
+                f"every segment needs a sentence, got {len(segments)} timestamps and "
                 f"{len(sentences)} sentences"
             )
-        found = videos.find(*_activitynet_names(name))
-        if found is None:
+        clip = videos.find(*_activitynet_names(name))
+        if clip is None:
             continue
-        duration_s = value(row, "duration", float, where)
+        clip = replace(clip, duration_s=row.value("duration", float))
         for index, (segment, sentence) in enumerate(zip(segments, sentences, strict=True)):
-            start_s, end_s = _bounds(segment, where, index)
-            clip = Clip(
-                path=found,
-                num_frames=num_frames,
-                stride=stride,
-                start_s=start_s,
-                end_s=end_s,
-                duration_s=duration_s,
-            )
-            yield _caption_example(f"{name}/{index}", clip, [sentence])
+            start_s, end_s = _bounds(row, segment, index)
+            part = replace(clip, start_s=start_s, end_s=end_s)
+            yield _captioned(f"{name}/{index}", part, [sentence])
     videos.report("activitynet-cap", ACTIVITYNET)
 
 
-def read_activitynet_qa(
-    data: Path, split: str, *, num_frames: int = 16, stride: int = 70
-) -> Iterator[Example]:
+def read_activitynet_qa(data: Path, split: str) -> Iterator[Example]:
     """ActivityNet questions, broken down by the nine types of question."""
-    of_split(_SAME, split, "activitynet-qa")
+    require_split(split, SPLITS, "activitynet-qa")
     asked, told = (
         find_file(data, f"{split}_{kind}.json", f"dataset/{split}_{kind}.json", source=ANET_QA)
         for kind in ("q", "a")
     )
-    answers = {}
-    for number, row in list_rows(read_json(told), told):
-        where = f"{told}, row {number}"
-        answers[identifier(row, "question_id", where)] = row
-    videos = Videos(data, VIDEO_FOLDERS)
-    for number, row in list_rows(read_json(asked), asked):
-        where = f"{asked}, row {number}"
-        key = identifier(row, "question_id", where)
+    answers = {row.identifier("question_id"): row for row in read_list(told)}
+    videos = _videos(data, "activitynet_qa")
+    for row in read_list(asked):
+        key = row.identifier("question_id")
         if key not in answers:
-            raise DataError(f"{where}: question_id {key} has no answer in {told}")
-        if found := videos.find(*_activitynet_names(value(row, "video_name", str, where))):
-            yield _qa_example(
+            raise row.error(f"question_id {key} has no answer in {told}")
+        if clip := videos.find(*_activitynet_names(row.text("video_name"))):
+            yield answered(
                 key,
-                Clip(path=found, num_frames=num_frames, stride=stride),
-                value(row, "question", str, where),
-                value(answers[key], "answer", str, f"{told}: question_id {key}"),
-                {"type": str(answers[key].get("type", "unknown"))},
+                answer_prefix(row.text("question")),
+                picture=clip.frames(),
+                answers=answers[key].text("answer"),
+                slices={"type": str(answers[key].fields.get("type", "unknown"))},
             )
     videos.report("activitynet-qa", ANET_QA)
 
 
-def read_vatex(
-    data: Path, split: str, *, num_frames: int = 16, stride: int = 7
-) -> Iterator[Example]:
+def read_vatex(data: Path, split: str) -> Iterator[Example]:
     """VATEX: ten English captions a clip; clips are called {YouTube id}_{start}_{end}."""
-    files = {
+    names = {
         "test": (
             "vatex_public_test_english_v1.1.json",
             "vatex_public_test_english.json",
@@ -156,84 +140,53 @@ def read_vatex(
         "val": ("vatex_validation_v1.0.json",),
         "train": ("vatex_training_v1.0.json",),
     }
-    path = find_file(data, *of_split(files, split, "vatex"), source=VATEX)
-    videos = Videos(data, VIDEO_FOLDERS)
-    for number, row in list_rows(read_json(path), path):
-        where = f"{path}, row {number}"
-        name = value(row, "videoID", str, where)
-        captions = values(row, "enCap", str, where)
-        if found := videos.find(name):
-            clip = Clip(path=found, num_frames=num_frames, stride=stride)
-            yield _caption_example(name, clip, captions)
+    path = find_file(data, *of_split(names, split, "vatex"), source=VATEX)
+    videos = _videos(data, "vatex_cap")
+    for row in read_list(path):
+        name, captions = row.text("videoID"), row.texts("enCap")
+        if clip := videos.find(name):
+            yield _captioned(name, clip, captions)
     videos.report("vatex", VATEX)
 
 
 def _read_qa(
-    data: Path,
-    split: str,
-    task: str,
-    names: Callable[[int], tuple[str, ...]],
-    source: str,
-    num_frames: int,
-    stride: int,
+    data: Path, split: str, transfer: str, names: Callable[[int], tuple[str, ...]], source: str
 ) -> Iterator[Example]:
     """The layout that MSR-VTT QA and MSVD QA share: a list of rows with a numbered video."""
-    of_split(_SAME, split, task)
+    task = transfer.replace("_", "-")
+    require_split(split, SPLITS, task)
     path = find_file(data, f"{split}_qa.json", source=source)
-    videos = Videos(data, VIDEO_FOLDERS)
-    for number, row in list_rows(read_json(path), path):
-        where = f"{path}, row {number}"
-        slices = {"category": str(row["category_id"])} if "category_id" in row else {}
-        if found := videos.find(*names(value(row, "video_id", int, where))):
-            yield _qa_example(
-                str(value(row, "id", int, where)),
-                Clip(path=found, num_frames=num_frames, stride=stride),
-                value(row, "question", str, where),
-                value(row, "answer", str, where),
-                slices,
+    videos = _videos(data, transfer)
+    for row in read_list(path):
+        if clip := videos.find(*names(row.integer("video_id"))):
+            yield answered(
+                str(row.integer("id")),
+                answer_prefix(row.text("question")),
+                picture=clip.frames(),
+                answers=row.text("answer"),
+                slices={"category": str(row.fields["category_id"])} if "category_id" in row else {},
             )
     videos.report(task, source)
 
 
-def _caption_example(example_id: str, clip: Clip, captions: list[str]) -> Example:
-    return Example(
-        id=example_id,
-        prefix=CAPTION_PREFIX,
-        pictures=clip.frames(),
-        references=list(captions),
-        targets=tuple(captions),
-    )
+def _videos(data: Path, transfer: str) -> Videos:
+    """Videos below the data folder, shown as a recipe shows them."""
+    image = transfer_recipe(transfer)["image"]
+    return Videos(data, VIDEO_FOLDERS, num_frames=image["num_frames"], stride=image["frame_stride"])
 
 
-def _qa_example(
-    example_id: str, clip: Clip, question: str, answer: str, slices: dict[str, str]
-) -> Example:
-    return Example(
-        id=example_id,
-        prefix=answer_prefix(question),
-        pictures=clip.frames(),
-        references=answer,
-        targets=(answer,),
-        slices=slices,
-    )
+def _captioned(name: str, clip: Clip, captions: list[str]) -> Example:
+    return answered(name, CAPTION_PREFIX, picture=clip.frames(), answers=captions)
 
 
-def _bounds(segment: Any, where: str, index: int) -> tuple[float, float]:
+def _bounds(row: Record, segment: Any, index: int) -> tuple[float, float]:
     """Start and end in seconds; a few of the released segments have them the wrong way round."""
     if not isinstance(segment, list) or len(segment) != 2:
-        raise DataError(f"{where}: timestamps {index} must be [start, end], got {segment!r:.80}")
-    one, other = (_seconds(part, where, f"timestamps {index}") for part in segment)
-    return min(one, other), max(one, other)
-
-
-def _seconds(number: Any, where: str, name: str) -> float:
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1e9:
-        raise DataError(f"{where}: {name} must be seconds, got {number!r:.80}")
-    return float(number)
-
-
-def _msrvtt_names(number: int) -> tuple[str, ...]:
-    return (f"video{number}", str(number))
+        raise row.error(f"timestamps {index} must be [start, end], got {segment!r:.80}")
+    for one in segment:
+        if isinstance(one, bool) or not isinstance(one, int | float) or not 0 <= one < 1e9:
+            raise row.error(f"timestamps {index} must be seconds, got {one!r:.80}")
+    return float(min(segment)), float(max(segment))
 
 
 def _activitynet_names(name: str) -> tuple[str, ...]:
@@ -244,9 +197,7 @@ def _activitynet_names(name: str) -> tuple[str, ...]:
 
 def _youtube_names(path: Path) -> dict[str, tuple[str, ...]]:
     """vid1 -> its YouTube clip, where the mapping of the release is on disk."""
-    if not path.is_file():
-        return {}
-    pairs = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    pairs = [line.split() for _, line in read_text_lines(path)] if path.is_file() else []
     if any(len(pair) != 2 for pair in pairs):
         raise DataError(f"{path} must hold a YouTube clip and a name a line, separated by a space")
     return {own: (clip,) for clip, own in pairs}

@@ -1,4 +1,4 @@
-"""Figures by language and their averages."""
+"""Figures over some rows, and by language with their averages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paligemma.metrics.measure import Measure, mean_measure
-from paligemma.tasks.reading.languages import over_rows, score_by_language
+from paligemma.metrics.subsets import over_rows, score_by_language
 
 LANGUAGES = ["de", "en", "de", "en", "de"]
 RIGHT = np.array([1.0, 0.0, 1.0, 1.0, 0.0])

@@ -1,0 +1,231 @@
+"""Reads annotations in COCO's format: pictures, boxes, outlines, and whole detection sets.
+
+Source: cocodataset.org, "Data format".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paligemma.errors import DataError
+from paligemma.metrics.extras import missing_extra
+from paligemma.outputs.boxes import Box
+from paligemma.outputs.rle import decode_rle, encode_rle
+from paligemma.tasks.reading.coco_stream import stream_lists
+from paligemma.tasks.reading.files import relative_name
+from paligemma.tasks.reading.pictures import folder_of
+from paligemma.tasks.reading.records import Record
+
+MAX_CLASSES = 10_000
+# (x, y, width, height) in pixels.
+BoxXYWH = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoImage:
+    """A picture of an annotation file, and its size in pixels."""
+
+    file_name: str
+    width: int
+    height: int
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImage:
+    """A picture and what is in it.
+
+    Attributes:
+        id: id of the picture in the file.
+        image: name and size.
+        objects: {"label", "bbox": [x, y, width, height] in pixels, "area", "iscrowd"}, in the
+            order of the file.
+    """
+
+    id: int
+    image: CocoImage
+    objects: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionSet:
+    """One annotation file.
+
+    Attributes:
+        path: path of the file.
+        classes: names in the order of their ids.
+        images: in the order of their ids, which decides between equal confidences in COCO's scorer.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    images: tuple[LabelledImage, ...]
+
+
+def coco_image(row: Record) -> CocoImage:
+    """A row of "images".
+
+    Raises:
+        DataError: a field is missing, or the size is not positive.
+    """
+    image = CocoImage(
+        file_name=row.text("file_name"), width=row.integer("width"), height=row.integer("height")
+    )
+    if image.width < 1 or image.height < 1:
+        raise row.error(f"a picture has pixels, got {image.width}x{image.height}")
+    return image
+
+
+def coco_box(row: Record) -> BoxXYWH:
+    """The field "bbox": (x, y, width, height) in pixels.
+
+    Raises:
+        DataError: missing, or not four finite numbers.
+    """
+    found = row.fields.get("bbox")
+    numbers = found if isinstance(found, list) and len(found) == 4 else []
+    is_plain = [isinstance(n, int | float) and abs(n) < 1e9 for n in numbers]
+    if len(is_plain) != 4 or not all(is_plain):
+        raise row.error(f"bbox must be [x, y, width, height] in pixels, got {found!r:.80}")
+    x, y, width, height = (float(n) for n in numbers)
+    return x, y, width, height
+
+
+def normalised(bbox: BoxXYWH, image: CocoImage) -> Box:
+    """(x, y, width, height) in pixels -> (ymin, xmin, ymax, xmax) in [0, 1]."""
+    x, y, width, height = bbox
+    return (
+        y / image.height,
+        x / image.width,
+        (y + height) / image.height,
+        (x + width) / image.width,
+    )
+
+
+def run_lengths(segmentation: Any, image: CocoImage, where: str) -> dict[str, Any]:
+    """COCO's compressed run lengths of an outline, drawn as COCO draws it.
+
+    Args:
+        segmentation: list of polygons [x, y, x, y, ...], or run lengths, compressed or not.
+        image: picture that the outline lies on.
+        where: place of the outline, for errors.
+
+    Raises:
+        DataError: neither, or of another size than the picture.
+        MissingExtraError: polygons, without pycocotools.
+    """
+    size = [image.height, image.width]
+    if isinstance(segmentation, Mapping):
+        found = encode_rle(decode_rle(segmentation))
+        if found["size"] != size:
+            raise DataError(f"{where}: a mask of {found['size']} lies on a picture of {size}")
+        return found
+    try:
+        rings = _polygons(segmentation)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}: segmentation must be polygons or run lengths, got {segmentation!r:.80}"
+        ) from error
+    try:
+        from pycocotools import mask as coco_mask
+    except ImportError as error:
+        raise missing_extra("pycocotools", "eval", "drawing COCO's outlines") from error
+    merged = coco_mask.merge(coco_mask.frPyObjects(rings, *size))
+    return {"size": size, "counts": merged["counts"].decode("ascii")}
+
+
+def read_detection_set(path: Path) -> DetectionSet:
+    """All pictures of an annotation file; outlines are passed over.
+
+    A class without objects whose name is the group of other classes, as Roboflow writes one in
+    front, is left out.
+
+    Raises:
+        DataError: a field is missing or wrong, or refers to what is not there.
+    """
+    images: dict[int, CocoImage] = {}
+    rows: list[tuple[int, int, dict[str, Any]]] = []
+    classes: dict[int, dict[str, Any]] = {}
+    for name, fields in stream_lists(path, ("images", "annotations", "categories")):
+        key = Record(fields, f"{path}, {name}").integer("id")
+        row = Record(fields, f"{path}, {name}, id {key}")
+        if name == "images":
+            images[key] = coco_image(row)
+        elif name == "categories":
+            row.text("name")
+            classes[key] = fields
+        else:
+            rows.append(_object(row))
+    used = {category for _, category, _ in rows}
+    groups = {row.get("supercategory") for row in classes.values()}
+    kept = {
+        key: row["name"]
+        for key, row in sorted(classes.items())
+        if key in used or row["name"] not in groups or row["name"] == row.get("supercategory")
+    }
+    if len(kept) > MAX_CLASSES or len(set(kept.values())) != len(kept):
+        raise DataError(
+            f"{path} must have at most {MAX_CLASSES} categories of different names, got {len(kept)}"
+        )
+    objects: dict[int, list[dict[str, Any]]] = {key: [] for key in images}
+    for image_id, category, one in rows:
+        if image_id not in objects or category not in kept:
+            raise DataError(
+                f"{path}: an annotation names image {image_id} and category {category}, which must "
+                "both be in the file; it is incomplete"
+            )
+        objects[image_id].append({"label": kept[category], "category_id": category, **one})
+    return DetectionSet(
+        path=path,
+        classes=tuple(kept.values()),
+        images=tuple(
+            LabelledImage(id=key, image=images[key], objects=tuple(objects[key]))
+            for key in sorted(images)
+        ),
+    )
+
+
+def picture_paths(
+    found: DetectionSet, folders: Sequence[Path]
+) -> Iterator[tuple[LabelledImage, Path]]:
+    """Every picture with its file, in the first folder that holds the first of them.
+
+    Raises:
+        DataError: a file name leaves the folder, or there is no picture.
+    """
+    if not found.images:
+        raise DataError(f"{found.path} must hold at least one image, got none")
+    where = f"{found.path}: file_name"
+    names = [relative_name(one.image.file_name, where) for one in found.images]
+    folder = folder_of(names[0], folders, f"{found.path}")
+    for one, name in zip(found.images, names, strict=True):
+        yield one, folder / name
+
+
+def _object(row: Record) -> tuple[int, int, dict[str, Any]]:
+    """(image, category, box with area and crowd mark)."""
+    x, y, width, height = coco_box(row)
+    if width < 0 or height < 0:
+        raise row.error(f"a box has a width and a height, got {width:g} and {height:g}")
+    found = {
+        "bbox": [x, y, width, height],
+        "area": row.value("area", float) if "area" in row else width * height,
+        "iscrowd": row.integer("iscrowd") if "iscrowd" in row else 0,
+    }
+    return row.integer("image_id"), row.integer("category_id"), found
+
+
+def _polygons(rings: Any) -> list[list[float]]:
+    numbers = [[float(n) for n in ring] for ring in rings]
+    if not numbers or any(len(ring) < 6 or len(ring) % 2 for ring in numbers):
+        raise ValueError("a polygon has at least three corners")
+    if any(not abs(n) < 1e9 for ring in numbers for n in ring):
+        raise ValueError("a corner is no place in a picture")
+    return numbers

@@ -1,0 +1,238 @@
+"""Annotation files as records: objects that know where they stand, so that errors can name it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from paligemma.errors import DataError
+from paligemma.tasks.reading.files import open_file, parse_json, read_json, read_lines
+
+_Value = TypeVar("_Value")
+# How an error names a type.
+_KIND_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One object of an annotation file.
+
+    Attributes:
+        fields: what the object holds.
+        where: file and row, for errors.
+        number: number of the row in its file or list, where it has one.
+    """
+
+    fields: Mapping[str, Any]
+    where: str
+    number: int = -1
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.fields
+
+    def value(self, name: str, kind: type[_Value]) -> _Value:
+        """One field, of the wanted type.
+
+        A number may be written as text, as tables and some identifiers have it; `float` takes
+        whole numbers; NaN and infinity are refused.
+
+        Args:
+            name: name of the field.
+            kind: str, int, float, bool, list or dict.
+
+        Raises:
+            DataError: the field is missing or of another type.
+        """
+        if name not in self.fields:
+            raise DataError(
+                f"{self.where} must be an object with the field {name!r}, it has "
+                f"{', '.join(map(str, self.fields))[:200]!r}"
+            )
+        return _checked(self.fields[name], name, kind, self.where)
+
+    def text(self, name: str) -> str:
+        """A field that is text."""
+        return self.value(name, str)
+
+    def integer(self, name: str) -> int:
+        """A field that is a whole number."""
+        return self.value(name, int)
+
+    def identifier(self, name: str) -> str:
+        """A field that is a whole number or text, as text."""
+        return str(self.fields[name]) if type(self.fields.get(name)) is int else self.text(name)
+
+    def values(self, name: str, kind: type[_Value]) -> list[_Value]:
+        """A field that is a list whose elements are all of one type."""
+        return [_checked(one, name, kind, self.where) for one in self.value(name, list)]
+
+    def texts(self, name: str) -> list[str]:
+        """A field that is a list of texts."""
+        return self.values(name, str)
+
+    def record(self, name: str) -> Record:
+        """A field that is an object."""
+        return Record(self.value(name, dict), self.where)
+
+    def records(self, name: str) -> list[Record]:
+        """A field that is a list of objects."""
+        return [Record(one, f"{self.where}, {name}") for one in self.values(name, dict)]
+
+    def error(self, rule: str) -> DataError:
+        """The error of a rule that this record breaks."""
+        return DataError(f"{self.where}: {rule}")
+
+
+def read_record(path: Path) -> Record:
+    """The object that a JSON file holds.
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+    return Record(require_object(read_json(path), f"{path}"), f"{path}")
+
+
+def read_list(path: Path, name: str | None = None) -> Iterator[Record]:
+    """The objects of a list in a JSON file, numbered from 0.
+
+    Args:
+        path: path of the file.
+        name: key of the list in the file; None where the file is the list.
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+    return list_records(read_json(path), path, name)
+
+
+def list_records(table: Any, path: Path, name: str | None = None) -> Iterator[Record]:
+    """The objects of a list in a JSON file that was read already; see `read_list`."""
+    if name is not None:
+        if not isinstance(table, dict) or name not in table:
+            found = sorted(table)[:5] if isinstance(table, dict) else type(table).__name__
+            raise DataError(f"{path} must hold an object with the list {name!r}, got {found}")
+        table = table[name]
+    if not isinstance(table, list):
+        raise DataError(f"{path} must hold a list of rows, got {type(table).__name__}")
+    place = f"{path}" if name is None else f"{path}, {name}"
+    for number, row in enumerate(table):
+        where = f"{place}, row {number}"
+        yield Record(require_object(row, where), where, number)
+
+
+def read_objects(path: Path) -> Iterator[tuple[str, Record]]:
+    """The objects of an object in a JSON file, with their keys.
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+    return object_records(read_json(path), path)
+
+
+def object_records(table: Any, path: Path) -> Iterator[tuple[str, Record]]:
+    """The objects of an object that was read already; see `read_objects`."""
+    if not isinstance(table, dict):
+        raise DataError(f"{path} must hold one object a key, got {type(table).__name__}")
+    for key, row in table.items():
+        where = f"{path}, {key}"
+        yield key, Record(require_object(row, where), where)
+
+
+def read_json_lines(path: Path) -> Iterator[Record]:
+    """The objects of a file of JSON lines, numbered from 1; .gz and .bz2 too.
+
+    Blank lines are skipped.
+
+    Raises:
+        DataError: the file cannot be read, a line is longer than 16 MiB, or is no JSON object.
+    """
+    for number, line in read_lines(path):
+        where = f"{path}, row {number}"
+        yield Record(require_object(parse_json(line, where), where), where, number)
+
+
+def read_csv(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> Iterator[Record]:
+    """Rows of a table with a heading, numbered by the lines they end on; all fields are text.
+
+    Args:
+        path: UTF-8 file, with or without a byte-order mark; .gz and .bz2 too.
+        columns: names of the columns that must be there; others are returned too.
+        delimiter: what stands between two fields.
+
+    Raises:
+        DataError: the file cannot be read, a column is missing, or a row has another number of
+            fields than the heading.
+    """
+    try:
+        with TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter=delimiter)
+            header = reader.fieldnames or []
+            if missing := [column for column in columns if column not in header]:
+                raise DataError(
+                    f"{path} must have the columns {', '.join(columns)}; {', '.join(missing)} "
+                    f"missing among {', '.join(header)[:200]!r}"
+                )
+            for row in reader:
+                where = f"{path}, row {reader.line_num}"
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"{where} must have {len(header)} fields as its heading has; check that "
+                        "the file is complete"
+                    )
+                yield Record(row, where, reader.line_num)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+
+
+def require_object(row: Any, where: str) -> dict[str, Any]:
+    """The row itself; raises DataError unless it is a JSON object."""
+    if not isinstance(row, dict):
+        raise DataError(f"{where} must be a JSON object, got {repr(row)[:80]}")
+    return row
+
+
+def require_split(split: str, splits: Collection[str], task: str) -> None:
+    """Raises DataError where a task has no such split."""
+    if split not in splits:
+        raise DataError(f"{task} has the splits {', '.join(splits)}, got {split!r}")
+
+
+def of_split(names: Mapping[str, _Value], split: str, task: str) -> _Value:
+    """What belongs to a split; raises DataError where the task has no such split."""
+    require_split(split, names, task)
+    return names[split]
+
+
+def _checked(found: Any, name: str, kind: type[_Value], where: str) -> _Value:
+    value = found
+    if kind in (int, float) and isinstance(value, str):
+        value = _number(value, kind)
+    if kind is float and type(value) is int:
+        value = float(value)
+    is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if not is_right or (isinstance(value, float) and not math.isfinite(value)):
+        raise DataError(
+            f"{where}: the field {name!r} must be {_KIND_WORDS.get(kind, kind.__name__)}, "
+            f"got {repr(found)[:80]}"
+        )
+    return cast(_Value, value)
+
+
+def _number(text: str, kind: type[Any]) -> Any:
+    """The number a text holds, or the text: Python's own 1_000 is no number in a data file."""
+    try:
+        return text if "_" in text else kind(text)
+    except ValueError:
+        return text

@@ -1,0 +1,137 @@
+"""Reads what a model trained on VQAv2 is asked without further training: POPE, MMVP, Objaverse.
+
+Source: arXiv:2407.07726 table 1 and appendix G; tsb0601/MMVP;
+big_vision configs/proj/paligemma/transfers/pope.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from paligemma.errors import DataError
+from paligemma.example import Example
+from paligemma.metrics.yes_no import MMVP_CORRECTED_ROWS, mmvp_options
+from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.files import find_file
+from paligemma.tasks.reading.prefixes import answer_prefix
+from paligemma.tasks.reading.records import (
+    read_csv,
+    read_json_lines,
+    read_record,
+    require_split,
+)
+
+logger = logging.getLogger(__name__)
+
+POPE = "github.com/AoiDragon/POPE (output/coco)"
+COCO_VAL = "COCO val2014 images"
+MMVP = "hub dataset MMVP/MMVP"
+OBJAVERSE = "Objaverse-LVIS"
+
+POPE_FILES = ("random", "popular", "adversarial")
+
+# Right options of the rows that corrected copies change, each pair the other way round.
+_CORRECTED = dict(zip(MMVP_CORRECTED_ROWS, ("(b)", "(a)", "(b)", "(a)"), strict=True))
+
+NUM_VIEWS = 8
+OBJAVERSE_QUESTIONS = (
+    "What is this?",
+    "What type of object is this?",
+    "What is in the image?",
+    "Describe the object in the image",
+)
+_VIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def read_pope(data: Path, split: str) -> Iterator[Example]:
+    """POPE on COCO: its three files, one after the other."""
+    require_split(split, ("test",), "pope")
+    images = find_file(data, "val2014", "images/val2014", source=COCO_VAL)
+    for kind in POPE_FILES:
+        name = f"coco_pope_{kind}.json"
+        names = (name, f"output/coco/{name}", f"pope/coco_{kind}.json", f"coco_{kind}.json")
+        for row in read_json_lines(find_file(data, *names, source=POPE)):
+            label = row.text("label")
+            yield answered(
+                f"{kind}/{row.integer('question_id')}",
+                answer_prefix(row.text("text")),
+                picture=images / row.text("image"),
+                answers=label,
+                slices={"file": kind},
+            )
+
+
+def read_mmvp(data: Path, split: str) -> Iterator[Example]:
+    """MMVP: questions 1 and 2 are about a pair of look-alike pictures, 3 and 4, and so on.
+
+    Args:
+        data: the data folder.
+        split: "all" takes the answers of the file, "corrected" swaps those of two pairs that
+            are the wrong way round in it.
+    """
+    require_split(split, ("all", "corrected"), "mmvp")
+    path = find_file(data, "Questions.csv", "Questions/Questions.csv", source=MMVP)
+    images = find_file(data, "MMVP Images", source=MMVP)
+    for row in read_csv(path, ("Index", "Question", "Options", "Correct Answer")):
+        if not (text := row.text("Index").strip()).isdecimal() or int(text) < 1:
+            raise row.error(f"Index must count from 1, got {text!r:.80}")
+        index, options = int(text), row.text("Options")
+        correct = _CORRECTED.get(index) if split == "corrected" else None
+        correct = correct or row.text("Correct Answer").strip()
+        option = mmvp_options(options).get(correct.strip("()").lower())
+        if option is None:
+            raise row.error(f"Correct Answer must be an option, got {correct!r:.80}")
+        yield answered(
+            str(index),
+            answer_prefix(row.text("Question").strip()),
+            picture=images / f"{index}.jpg",
+            answers=option,
+            references={"options": options, "correct": correct},
+            unit=f"pair {(index + 1) // 2}",
+        )
+
+
+def read_objaverse(data: Path, split: str) -> Iterator[Example]:
+    """Objaverse-LVIS: eight views of an object, each asked four questions.
+
+    Objects without views are left out, and counted in the log.
+    """
+    require_split(split, ("all",), "objaverse")
+    categories = read_record(find_file(data, "lvis-annotations.json", source=OBJAVERSE))
+    folder = find_file(data, "views", source="renderings of the objects, views/{uid}/*.png")
+    num_objects = num_used = 0
+    for category in categories.fields:
+        for uid in categories.value(category, list):
+            num_objects += 1
+            views = _views(folder / str(uid))
+            num_used += bool(views)
+            asked = itertools.product(enumerate(views), enumerate(OBJAVERSE_QUESTIONS))
+            for (view, file), (number, question) in asked:
+                name = category.replace("_", " ")
+                yield answered(
+                    f"{uid}/{view}/{number}",
+                    answer_prefix(question),
+                    picture=file,
+                    answers=name,
+                    references={"category": name, "embeddings": str(data / "embeddings.npz")},
+                    targets=(),
+                    slices={"question": question},
+                    unit=str(uid),
+                )
+    if not num_used:
+        raise DataError(
+            f"objaverse needs renderings of its objects, {folder} has none of {num_objects}; "
+            "render each object into views/{uid}/0.png to 7.png"
+        )
+    log = logger.warning if num_used < num_objects else logger.info
+    log("objaverse: %d of %d objects have views", num_used, num_objects)
+
+
+def _views(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    files = (file for file in folder.iterdir() if file.suffix.lower() in _VIEW_SUFFIXES)
+    return sorted(files, key=lambda file: file.name)[:NUM_VIEWS]

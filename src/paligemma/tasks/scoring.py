@@ -1,0 +1,97 @@
+"""Scorers and submissions that several families share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from paligemma.errors import DataError
+from paligemma.example import Example, Prediction
+from paligemma.metrics.answers import exact_match_measures
+from paligemma.metrics.measure import Measure
+from paligemma.metrics.subsets import score_by_language
+from paligemma.tasks.reading.languages import ENGLISH
+from paligemma.tasks.task import Scorer
+
+
+def texts_of(predictions: Sequence[Prediction]) -> list[str]:
+    """The whole text of each answer."""
+    return [one.text for one in predictions]
+
+
+def require_references(references: Sequence[Any], what: str = "answers") -> None:
+    """Some example must have a reference; raises DataError for the split of a test server."""
+    if references and not any(references):
+        raise DataError(
+            f"a test split has no {what} and cannot be scored here; write a submission and send it "
+            "to the server"
+        )
+
+
+def score_exact(
+    examples: Sequence[Example], predictions: Sequence[Prediction], *, lower: bool = False
+) -> list[Measure]:
+    """Share of answers equal to the reference, case and all unless both sides are lower-cased."""
+    references = [one.references for one in examples]
+    return exact_match_measures(texts_of(predictions), references, lower=lower)
+
+
+def score_captions(
+    examples: Sequence[Example], predictions: Sequence[Prediction], *, bleu: bool = False
+) -> list[Measure]:
+    """CIDEr of the whole split, and BLEU-4 where it is wanted.
+
+    Raises:
+        DataError: a split without captions.
+    """
+    from paligemma.metrics.caption import caption_measures
+
+    references = [one.references for one in examples]
+    require_references(references, "captions")
+    return caption_measures(texts_of(predictions), references, bleu=bleu)
+
+
+def score_languages(
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    *,
+    score: Scorer,
+    languages: Sequence[str],
+) -> list[Measure]:
+    """Figures of every language by itself, and their unweighted means.
+
+    Args:
+        examples: their slice "language" names the language.
+        predictions: in the same order.
+        score: scorer of one language.
+        languages: languages of the benchmark. "avgN" averages all N of them; where English is
+            one of them, the average over the others comes first.
+    """
+    others = tuple(one for one in languages if one != ENGLISH)
+    return score_by_language(
+        [one.slices["language"] for one in examples],
+        lambda rows: score([examples[k] for k in rows], [predictions[k] for k in rows]),
+        expected=languages,
+        averages={f"avg{len(some)}": some for some in (others, languages)},
+    )
+
+
+def submit_rows(
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    *,
+    key: str,
+    answer: str = "answer",
+) -> list[dict[str, Any]]:
+    """One row an example, as most test servers take them.
+
+    Args:
+        examples: of one split.
+        predictions: in the same order.
+        key: field of the example's id, which is a whole number where it has digits alone.
+        answer: field of the answer.
+    """
+    return [
+        {key: int(one.id) if one.id.isdecimal() else one.id, answer: said.text}
+        for one, said in zip(examples, predictions, strict=True)
+    ]
