@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from paligemma.tiny.data import SceneBatch
 from paligemma.tiny.dense import patch_losses
 from paligemma.tiny.edges import edge_loss
 from paligemma.tiny.gathering import ends_of_prompts, gathering_loss
+from paligemma.tiny.locations import spread_losses
 from paligemma.tiny.mask_tokens import mask_token_loss
 from paligemma.tiny.naming import naming_loss
 from paligemma.tiny.objective import _PLACE_SIGMA_BINS, PATCH_WEIGHTS, SceneObjective
-from paligemma.train.loss import training_loss
+from paligemma.train.loss import token_losses, training_loss
 
 
 def plain(model: PaliGemmaModel, **options: float) -> SceneObjective:
@@ -30,13 +32,9 @@ def whole_field() -> SceneBatch:
     return small_source(window_px=FIELD_PX, num_scenes=3, prompts_per_scene=3).batch(0)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"loc_sigma_bins": 4.0}, {"label_smoothing": 0.1}],
-    ids=["plain", "loc", "smooth"],
-)
+@pytest.mark.parametrize("sigma_bins", [0.0, 4.0])
 def test_without_patches_it_is_the_training_loss_of_the_same_rows(
-    whole_field: SceneBatch, options: dict[str, float]
+    whole_field: SceneBatch, sigma_bins: float
 ) -> None:
     model = small_model()
     with torch.no_grad():
@@ -45,11 +43,10 @@ def test_without_patches_it_is_the_training_loss_of_the_same_rows(
         text = whole_field.text
         assert text.images is not None
         repeated = replace(text, images=text.images.repeat_interleave(3, dim=0))
-        smoothing = options.get("label_smoothing", 0.0)
-        expected = training_loss(
-            model, repeated, smoothing, loc_sigma_bins=options.get("loc_sigma_bins", 0.0)
-        ).loss
-        loss, parts = plain(model, **options)(model, whole_field)
+        spread = partial(spread_losses, loc0=model.config.vocab.loc0, sigma_bins=4.0)
+        token_loss = spread if sigma_bins else token_losses
+        expected = training_loss(model, repeated, token_loss=token_loss).loss
+        loss, parts = plain(model, loc_sigma_bins=sigma_bins)(model, whole_field)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert parts.keys() == {"text"}
 

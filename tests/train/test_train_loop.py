@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from scene_training import OPTIM, digest, small_model, small_objective, small_source
+from toy_training import OPTIM, RandomBatches, TextObjective, digest, small_model
 
+from paligemma.batch import Batch
 from paligemma.errors import CheckpointError
 from paligemma.model import PaliGemmaModel
-from paligemma.tiny.data import SceneBatch, SceneSource
 from paligemma.train.checkpoint import checkpoints
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
 
@@ -28,13 +28,13 @@ class PowerCutError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class FailingSource:
-    """Scenes until one step, at which something happens instead."""
+    """Batches until one step, at which something happens instead."""
 
-    source: SceneSource
+    source: RandomBatches
     step: int
     signal: int | None = None
 
-    def batch(self, step: int) -> SceneBatch:
+    def batch(self, step: int) -> Batch:
         if step == self.step:
             if self.signal is None:
                 raise PowerCutError
@@ -46,7 +46,7 @@ def run(folder: Path, source: Any = None, **changes: Any) -> tuple[PaliGemmaMode
     """Train a fresh small model into `folder`, from its newest checkpoint if it has one."""
     options = replace(OPTIONS, **changes)
     model = small_model()
-    last = train(model, small_objective(model), source or small_source(), OPTIM, options, folder)
+    last = train(model, TextObjective(), source or RandomBatches(), OPTIM, options, folder)
     return model, last
 
 
@@ -75,7 +75,7 @@ def test_the_model_learns_and_says_so_every_three_steps(whole) -> None:
     assert (first["step"], last["step"]) == (3, 6)
     assert last["loss"] < first["loss"]
     assert last["text"] < first["text"]
-    assert {"patch_label", "patch_box", "grad_norm", "param_norm", "schedule"} <= last.keys()
+    assert {"head", "grad_norm", "param_norm", "schedule"} <= last.keys()
     assert digest(small_model()) != whole[0]
     assert names(whole[2]) == ["step_0000003", "step_0000006"]
 
@@ -84,7 +84,7 @@ def test_a_run_killed_between_checkpoints_ends_as_if_nothing_had_happened(
     whole, tmp_path: Path
 ) -> None:
     with pytest.raises(PowerCutError):
-        run(tmp_path, FailingSource(source=small_source(), step=5))
+        run(tmp_path, FailingSource(source=RandomBatches(), step=5))
     assert names(tmp_path) == ["step_0000003"]
     model, _ = run(tmp_path)
     assert digest(model) == whole[0]
@@ -96,7 +96,7 @@ def test_metrics_of_repeated_steps_and_a_line_cut_in_half_are_dropped(
 ) -> None:
     with pytest.raises(PowerCutError):
         # Lines at 1..5, the newest checkpoint at 3.
-        run(tmp_path, FailingSource(source=small_source(), step=5), log_every=1)
+        run(tmp_path, FailingSource(source=RandomBatches(), step=5), log_every=1)
     with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"step": 6, "lo')
     run(tmp_path, log_every=1)
@@ -112,7 +112,7 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_gives_the_handlers_back(
 ) -> None:
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, FailingSource(source=small_source(), step=3, signal=number))
+        run(tmp_path, FailingSource(source=RandomBatches(), step=3, signal=number))
     assert names(tmp_path) == ["step_0000003", "step_0000004"]
     assert signal.getsignal(number) is before
     model, _ = run(tmp_path)
@@ -122,7 +122,7 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_gives_the_handlers_back(
 def test_handlers_are_given_back_when_the_data_fails(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(PowerCutError):
-        run(tmp_path, FailingSource(source=small_source(), step=0))
+        run(tmp_path, FailingSource(source=RandomBatches(), step=0))
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -157,14 +157,14 @@ def test_a_run_with_another_configuration_is_refused(
     model = small_model()
     options = replace(OPTIONS, total_steps=total_steps)
     with pytest.raises(CheckpointError, match=f"but {changed} changed; use another output folder"):
-        train(model, small_objective(model), small_source(), optim, options, whole[2])
+        train(model, TextObjective(), RandomBatches(), optim, options, whole[2])
     assert digest(model) == digest(small_model())
 
 
 def test_a_run_with_other_data_is_refused(tmp_path: Path) -> None:
     model = small_model()
     options = replace(OPTIONS, total_steps=1)
-    arguments = (model, small_objective(model), small_source(), OPTIM, options, tmp_path)
+    arguments = (model, TextObjective(), RandomBatches(), OPTIM, options, tmp_path)
     train(*arguments, settings={"seed": 1, "stage": {"scenes": (1, 2)}})
     train(*arguments, settings={"seed": 1, "stage": {"scenes": (1, 2)}})
     with pytest.raises(CheckpointError, match="but seed changed"):
@@ -173,12 +173,12 @@ def test_a_run_with_other_data_is_refused(tmp_path: Path) -> None:
 
 def test_training_leaves_torch_s_random_numbers_to_the_caller(tmp_path: Path) -> None:
     model = small_model()
-    objective = small_objective(model)
+    objective = TextObjective()
     torch.manual_seed(7)
     options = replace(OPTIONS, total_steps=1)
-    train(model, objective, small_source(), OPTIM, options, tmp_path)
+    train(model, objective, RandomBatches(), OPTIM, options, tmp_path)
     first = digest(model)
-    model, objective = small_model(), small_objective(small_model())
+    model, objective = small_model(), TextObjective()
     torch.manual_seed(8)
-    train(model, objective, small_source(), OPTIM, options, tmp_path / "again")
+    train(model, objective, RandomBatches(), OPTIM, options, tmp_path / "again")
     assert digest(model) == first

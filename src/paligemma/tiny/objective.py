@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,10 @@ from paligemma.tiny.gathering import (
     gathering_loss,
     tokens_at,
 )
+from paligemma.tiny.locations import spread_losses
 from paligemma.tiny.mask_tokens import MaskTokenHead, mask_token_loss
 from paligemma.tiny.naming import NamingHead, naming_loss
-from paligemma.train.loss import training_loss
+from paligemma.train.loss import TokenLoss, token_losses, training_loss
 from paligemma.vocab import NUM_LOC, NUM_SEG
 
 # Weight of each question of the auxiliary objective.
@@ -46,7 +48,6 @@ class SceneObjective(nn.Module):
         width: of the tower.
         patch_weight: factor on the auxiliary loss; 0 leaves the original's loss alone.
         loc_sigma_bins: spread of the target of a location token; 0 is the original's loss.
-        label_smoothing: as in `training_loss`.
         edge_weight: factor on `edge_loss`; needs boxes in the field. 0 has no such head.
         mask_token_weight: factor on `mask_token_loss`; needs a batch with these targets. 0 has no
             such head.
@@ -66,7 +67,6 @@ class SceneObjective(nn.Module):
         naming_weight: float = 0.0,
         gathering_weight: float = 0.0,
         loc_sigma_bins: float = 0.0,
-        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.heads = PatchHeads(width)
@@ -80,7 +80,6 @@ class SceneObjective(nn.Module):
         self.naming_weight = naming_weight
         self.gathering_weight = gathering_weight
         self.loc_sigma_bins = loc_sigma_bins
-        self.label_smoothing = label_smoothing
 
     def forward(self, model: PaliGemmaModel, batch: SceneBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss float32[] and the parts worth logging."""
@@ -151,6 +150,11 @@ class SceneObjective(nn.Module):
         soft = soft.repeat_interleave(len(text.tokens) // len(soft), dim=0)
         half_way, late = _Watched(model, 1 / 2), _Watched(model, 1)
         rows = replace(text, images=None)
+        token_loss: TokenLoss = token_losses
+        if self.loc_sigma_bins:
+            token_loss = partial(
+                spread_losses, loc0=model.config.vocab.loc0, sigma_bins=self.loc_sigma_bins
+            )
         order: list[Tensor] = []
         per_example: list[Tensor] = []
         named: list[Tensor] = []
@@ -161,9 +165,8 @@ class SceneObjective(nn.Module):
                 found = training_loss(
                     model,
                     rows.rows(index).trim(),
-                    self.label_smoothing,
-                    loc_sigma_bins=self.loc_sigma_bins,
                     soft_tokens=soft[index],
+                    token_loss=token_loss,
                 )
                 order.append(index)
                 per_example.append(found.per_example)

@@ -18,7 +18,6 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from paligemma.model import PaliGemmaModel
 from paligemma.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
 from paligemma.train.data import BatchSource, batches
 from paligemma.train.optim import OptimConfig, Optimizer
@@ -52,7 +51,7 @@ class LoopOptions:
 
 
 def train(
-    model: PaliGemmaModel,
+    model: nn.Module,
     objective: nn.Module,
     source: BatchSource[Any],
     optim: OptimConfig,

@@ -7,6 +7,7 @@ Source: big_vision trainers/proj/paligemma/train.py and evaluators/proj/paligemm
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,20 +17,19 @@ from torch import Tensor
 from paligemma.batch import Batch
 from paligemma.errors import ConfigError, DataError
 from paligemma.model.paligemma import PaliGemmaModel
-from paligemma.vocab import NUM_LOC
 
-# The Gaussian over neighbouring location bins ends here, in standard deviations.
-_LOC_REACH = 4.0
+# Logits float[N, V], targets int64[N] and label smoothing -> losses float32[N].
+TokenLoss = Callable[[Tensor, Tensor, float], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLoss:
-    """What one batch says.
+    """Loss of one batch.
 
     Attributes:
-        loss: float32[], mean over examples; call backward on it.
+        loss: float32[], mean over the examples; call backward on it.
         per_example: float32[B], nats a supervised token.
-        num_targets: int64[B], supervised tokens of each example.
+        num_targets: int64[B], number of supervised tokens of each example.
     """
 
     loss: Tensor
@@ -38,18 +38,18 @@ class TrainingLoss:
 
 
 def token_losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy in nats of every token.
+    """Compute the cross-entropy of every token in nats.
 
     Args:
         logits: float[..., V].
-        targets: int64[...].
+        targets: int64[...], token ids.
         label_smoothing: eps; the target keeps 1 - eps and each other class gets eps / (V - 1).
 
     Returns:
         float32[...].
 
     Raises:
-        ConfigError: eps outside [0, 1 - 1/V].
+        ConfigError: eps lies outside [0, 1 - 1/V].
     """
     num_classes = logits.shape[-1]
     if not 0.0 <= label_smoothing <= 1.0 - 1.0 / num_classes:
@@ -67,47 +67,17 @@ def token_losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) 
     return flat.view(targets.shape)
 
 
-def location_correction(
-    logits: Tensor, targets: Tensor, loc0: int, sigma_bins: float, label_smoothing: float = 0.0
-) -> Tensor:
-    """What to add to `token_losses` so that location targets spread over neighbouring bins.
-
-    The one-hot part of the target distribution of a location token becomes a Gaussian over the
-    1,024 location ids, cut at 4 standard deviations and at both ends of the range, then normalised.
-    Not in the original, whose targets are one-hot.
+def per_example_loss(token_losses: Tensor, weights: Tensor) -> Tensor:
+    """Average the losses of each example over its tokens.
 
     Args:
-        logits: float[N, V].
-        targets: int64[N].
-        loc0: first location id.
-        sigma_bins: standard deviation in bins, above 0.
-        label_smoothing: as in `token_losses`.
+        token_losses: float32[B, T].
+        weights: float[B, T], weight of each token as a target.
 
     Returns:
-        float32[N]; 0 where the target is no location.
+        float32[B]: the weighted sum over max(sum of weights, 1).
     """
-    bins = targets - loc0
-    (rows,) = torch.where((bins >= 0) & (bins < NUM_LOC))
-    bins = bins[rows, None]
-    locations = logits[rows, loc0 : loc0 + NUM_LOC].float()
-    distance = (torch.arange(NUM_LOC, device=logits.device) - bins).float() / sigma_bins
-    weights = torch.where(distance.abs() <= _LOC_REACH, torch.exp(-0.5 * distance**2), 0.0)
-    weights = weights / weights.sum(dim=-1, keepdim=True)
-    # The loss is log Z minus a mean of logits; only the share of the one-hot part moves.
-    share = 1.0 - label_smoothing - label_smoothing / (logits.shape[-1] - 1)
-    moved = locations.gather(1, bins).squeeze(1) - (weights * locations).sum(dim=-1)
-    return torch.zeros(targets.shape, device=logits.device).index_add(0, rows, share * moved)
-
-
-def per_example_loss(token_losses: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of float32[B, T] losses over max(sum of weights, 1): float32[B]."""
-    weights = weights.float()
     return (token_losses * weights).sum(dim=-1) / weights.sum(dim=-1).clamp(min=1.0)
-
-
-def batch_loss(per_example: Tensor) -> Tensor:
-    """Mean over examples, not over tokens: float32[]."""
-    return per_example.mean()
 
 
 def training_loss(
@@ -115,82 +85,72 @@ def training_loss(
     batch: Batch,
     label_smoothing: float = 0.0,
     *,
-    loc_sigma_bins: float = 0.0,
     soft_tokens: Tensor | None = None,
+    token_loss: TokenLoss = token_losses,
 ) -> TrainingLoss:
-    """Loss of a training batch; logits are computed at supervised positions only.
+    """Compute the loss of a training batch: a mean over tokens, then over examples.
 
     Args:
-        batch: rows of text_len + 1 tokens with mask_loss; mask_input is not used, as padding opens
-            autoregressive steps of its own.
+        model: the model in training.
+        batch: rows of text_len + 1 tokens with mask_loss. mask_input is not used, because padding
+            opens autoregressive steps of its own.
         label_smoothing: as in `token_losses`.
-        loc_sigma_bins: as in `location_correction`; 0 is the original's loss.
-        soft_tokens: float[B, I, D] if the images are already encoded.
+        soft_tokens: float[B, I, D], the encoded images; `batch.images` are encoded by default.
+        token_loss: loss of every supervised token, for targets that are no single class.
 
     Raises:
         DataError: the batch has no mask_loss.
-        ConfigError: a vocabulary without location tokens, or a smoothing out of range.
+        ConfigError: the smoothing is out of range.
     """
     if batch.mask_loss is None:
         raise DataError("a training batch needs mask_loss, got None; build it with a suffix")
     weights = batch.mask_loss[:, 1:].float()
-    if soft_tokens is None and batch.images is not None:
-        soft_tokens = model.encode_image(batch.images)
-    hidden = model.hidden(soft_tokens, batch.tokens[:, :-1], batch.mask_ar[:, :-1])
-    per_example = _supervised_loss(
-        model, hidden, batch.tokens[:, 1:], weights, label_smoothing, loc_sigma_bins
-    )
+    losses = _supervised_losses(model, batch, weights, token_loss, label_smoothing, soft_tokens)
+    per_example = per_example_loss(losses, weights)
     return TrainingLoss(
-        loss=batch_loss(per_example), per_example=per_example, num_targets=(weights > 0).sum(dim=-1)
+        loss=per_example.mean(), per_example=per_example, num_targets=(weights > 0).sum(dim=-1)
     )
-
-
-def _supervised_loss(
-    model: PaliGemmaModel,
-    hidden: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    label_smoothing: float,
-    loc_sigma_bins: float,
-) -> Tensor:
-    """`per_example_loss` of float[B, T, D] hidden states without the logits that have weight 0."""
-    rows, columns = torch.where(weights > 0)
-    logits, targets = model.text.logits(hidden[rows, columns]), targets[rows, columns]
-    losses = token_losses(logits, targets, label_smoothing)
-    if loc_sigma_bins:
-        vocab = model.config.vocab
-        if not vocab.has_objects or loc_sigma_bins < 0:
-            raise ConfigError(
-                "loc_sigma_bins must not be negative and needs a vocabulary with location tokens, "
-                f"got {loc_sigma_bins}; set it to 0"
-            )
-        losses = losses + location_correction(
-            logits, targets, vocab.loc0, loc_sigma_bins, label_smoothing
-        )
-    sums = torch.zeros(len(weights), device=losses.device)
-    sums = sums.index_add(0, rows, losses * weights[rows, columns])
-    return sums / weights.sum(dim=-1).clamp(min=1.0)
 
 
 @torch.no_grad()
 def perplexity(model: PaliGemmaModel, batch: Batch, *, average: bool = True) -> Tensor:
-    """Negative log-likelihood of the supervised tokens in nats: no exponent, no smoothing.
+    """Compute the negative log-likelihood of the supervised tokens, in nats and not smoothed.
 
     Args:
+        model: the model to measure.
         batch: rows of text_len + 1 tokens. Without mask_loss every position counts, padding
             included, as in the original.
-        average: divide by the number of supervised tokens; otherwise the sum.
+        average: divide by the number of supervised tokens; otherwise return the sum.
 
     Returns:
         float32[B].
     """
-    targets = batch.tokens[:, 1:]
     weights = (
-        torch.ones_like(targets, dtype=torch.float32)
+        torch.ones_like(batch.tokens[:, 1:], dtype=torch.float32)
         if batch.mask_loss is None
         else batch.mask_loss[:, 1:].float()
     )
-    soft_tokens = None if batch.images is None else model.encode_image(batch.images)
+    losses = _supervised_losses(model, batch, weights, token_losses)
+    return per_example_loss(losses, weights) if average else (losses * weights).sum(dim=-1)
+
+
+def _supervised_losses(
+    model: PaliGemmaModel,
+    batch: Batch,
+    weights: Tensor,
+    token_loss: TokenLoss,
+    label_smoothing: float = 0.0,
+    soft_tokens: Tensor | None = None,
+) -> Tensor:
+    """float32[B, T]: losses where the weight is not 0, and 0 elsewhere.
+
+    Logits are computed at these positions only: over the whole vocabulary they are by far the
+    largest tensor of a step.
+    """
+    if soft_tokens is None and batch.images is not None:
+        soft_tokens = model.encode_image(batch.images)
     hidden = model.hidden(soft_tokens, batch.tokens[:, :-1], batch.mask_ar[:, :-1])
-    mean = _supervised_loss(model, hidden, targets, weights, 0.0, 0.0)
-    return mean if average else mean * weights.sum(dim=-1).clamp(min=1.0)
+    rows, columns = torch.where(weights > 0)
+    logits = model.text.logits(hidden[rows, columns])
+    losses = token_loss(logits, batch.tokens[:, 1:][rows, columns], label_smoothing)
+    return torch.zeros_like(weights).index_put((rows, columns), losses)

@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from paligemma.model import PaliGemmaModel
 from paligemma.model.paligemma import init_weights
@@ -78,9 +77,3 @@ def small_source(**changes: object) -> SceneSource:
         boxes_in_field=True,
     )
     return replace(source, **changes)  # type: ignore[arg-type]
-
-
-def digest(module: nn.Module) -> float:
-    """Sum of absolute parameter values; equal runs have equal digests."""
-    with torch.no_grad():
-        return float(sum(p.double().abs().sum() for p in module.parameters()))

@@ -1,0 +1,53 @@
+"""Location targets that spread over neighbouring bins, for a model that learns places from nothing.
+
+Not in the original, whose targets are one-hot.
+
+Axes: N supervised tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paligemma.train.loss import token_losses
+from paligemma.vocab import NUM_LOC
+
+# The Gaussian over neighbouring bins ends here, in standard deviations.
+_REACH = 4.0
+
+
+def spread_losses(
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    *,
+    loc0: int,
+    sigma_bins: float,
+) -> Tensor:
+    """Compute the cross-entropy of every token, with a Gaussian for a target that is a location.
+
+    The one-hot part of its target distribution becomes a Gaussian over the 1,024 location ids, cut
+    at 4 standard deviations and at both ends of the range, then normalised.
+
+    Args:
+        logits: float[N, V].
+        targets: int64[N], token ids.
+        label_smoothing: as in `token_losses`.
+        loc0: first location id.
+        sigma_bins: standard deviation in bins, above 0.
+
+    Returns:
+        float32[N].
+    """
+    bins = targets - loc0
+    (rows,) = torch.where((bins >= 0) & (bins < NUM_LOC))
+    bins = bins[rows, None]
+    locations = logits[rows, loc0 : loc0 + NUM_LOC].float()
+    distance = (torch.arange(NUM_LOC, device=logits.device) - bins).float() / sigma_bins
+    weights = torch.where(distance.abs() <= _REACH, torch.exp(-0.5 * distance**2), 0.0)
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    # The loss is log Z minus a mean of logits; only the share of the one-hot part moves.
+    share = 1.0 - label_smoothing - label_smoothing / (logits.shape[-1] - 1)
+    moved = locations.gather(1, bins).squeeze(1) - (weights * locations).sum(dim=-1)
+    return token_losses(logits, targets, label_smoothing).index_add(0, rows, share * moved)
