@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from paligemma.errors import ConfigError, DataError, ImageError
-from paligemma.outputs import draw
+from paligemma.outputs import draw, plates
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.draw import DrawStyle, draw_detections, draw_text_answer
 from paligemma.outputs.lettering import Lettering
@@ -60,7 +60,7 @@ def test_small_pictures_are_enlarged_by_a_whole_factor(wh: tuple[int, int], fact
 
 @pytest.mark.parametrize("side", [640, 2000, 8000])
 def test_letters_and_lines_grow_with_the_picture(side: int) -> None:
-    sizes = draw._Sizes.of((side, side), DrawStyle(), [])
+    sizes = plates.Sizes.of((side, side), [], scale=1.0, font_path=None)
     assert sizes.letters.size_px / side == pytest.approx(0.022, rel=0.05)
     assert sizes.line / side == pytest.approx(0.004, rel=0.25)
 
@@ -78,27 +78,27 @@ BOXES: list[Box] = [
 def test_plates_stay_inside_the_picture_and_off_each_other(
     wh: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plates: list[draw.Rect] = []
-    original = draw._place
+    placed: list[plates.Rect] = []
+    original = plates._place
 
     def recording(
-        box: draw.Rect,
+        box: plates.Rect,
         size: tuple[int, int],
         canvas: tuple[int, int],
-        taken: list[draw.Rect],
+        taken: list[plates.Rect],
         line: int,
     ) -> tuple[int, int]:
         x, y = original(box, size, canvas, taken, line)
         assert 0 <= x <= canvas[0] - size[0]
         assert 0 <= y <= canvas[1] - size[1]
-        plates.append((x, y, x + size[0], y + size[1]))
+        placed.append((x, y, x + size[0], y + size[1]))
         return x, y
 
-    monkeypatch.setattr(draw, "_place", recording)
+    monkeypatch.setattr(plates, "_place", recording)
     draw_detections(picture(wh), found(wh, *BOXES, labels=("a rather long label", "cat")))
-    assert len(plates) == 5
+    assert len(placed) == 5
     if wh == (640, 480):
-        assert all(draw._overlap(a, b) == 0 for a, b in itertools.combinations(plates, 2))
+        assert all(plates._overlap(a, b) == 0 for a, b in itertools.combinations(placed, 2))
 
 
 def test_each_label_has_one_colour_told_apart_from_the_others() -> None:

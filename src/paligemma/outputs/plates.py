@@ -1,0 +1,228 @@
+"""What is written on and below a drawn picture: label plates, the legend, an answer in words."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+from paligemma.outputs.lettering import Lettering
+
+Colour = tuple[int, int, int]
+Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the canvas
+
+_STRIP = (24, 26, 31)
+_STRIP_TEXT = (236, 238, 242)
+_STRIP_MUTED = (160, 166, 178)
+_MAX_LEGEND_ROWS = 4
+_MAX_TEXT_LINES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Lengths in pixels of the canvas, all from its area so that every picture looks alike.
+
+    Attributes:
+        letters: the font at its size.
+        line: width of lines.
+        gap: distance between things that are written.
+    """
+
+    letters: Lettering
+    line: int
+    gap: int
+
+    @classmethod
+    def of(
+        cls, wh: tuple[int, int], texts: Sequence[str], *, scale: float, font_path: str | None
+    ) -> Sizes:
+        """Sizes for a canvas and for what is written on it.
+
+        Args:
+            wh: width and height of the canvas, pixels.
+            texts: everything that will be written, which decides the font.
+            scale: factor of letters and lines.
+            font_path: a TrueType font; None chooses one.
+
+        Raises:
+            DataError: `font_path` is not a font.
+        """
+        side = math.sqrt(wh[0] * wh[1]) * scale
+        letter = max(13, round(0.022 * side))
+        return cls(
+            letters=Lettering.for_texts(texts, size_px=letter, font_path=font_path),
+            line=max(2, round(0.004 * side)),
+            gap=max(3, round(0.4 * letter)),
+        )
+
+
+def draw_plate(
+    canvas: Image.Image,
+    name: str,
+    box: Rect,
+    *,
+    score: float | None,
+    colour: Colour,
+    taken: list[Rect],
+    sizes: Sizes,
+) -> None:
+    """Write a name and a confidence on a rounded plate where it hides no other plate.
+
+    Args:
+        canvas: the picture to write on.
+        name: the label.
+        box: the object's box.
+        score: the confidence, or None to leave it out.
+        colour: colour of the plate.
+        taken: plates that are there already; the new one is appended.
+        sizes: sizes of this canvas.
+    """
+    letters = sizes.letters
+    pad = max(3, 2 * sizes.gap // 3)
+    suffix = "" if score is None else f" {score:.2f}"
+    room: float = canvas.width - 2 * pad - math.ceil(letters.width(suffix))
+    if room < 2 * letters.size_px:  # no room for both; the name says more than the number
+        suffix, room = "", canvas.width - 2 * pad
+    # A plate wider than half the picture hides more than it shows; the legend has the whole name.
+    room = min(room, max(canvas.width / 2, 8 * letters.size_px))
+    text = letters.fit(name, room) + suffix
+    size = (
+        min(canvas.width, math.ceil(letters.width(text)) + 2 * pad),
+        min(canvas.height, round(1.4 * letters.size_px)),
+    )
+    x, y = _place(box, size, canvas.size, taken, sizes.line)
+    taken.append((x, y, x + size[0], y + size[1]))
+    canvas.paste(colour, (x, y), _rounded(size, max(2, size[1] // 5)))
+    centre = (x + size[0] / 2, y + size[1] / 2)
+    ink = (0, 0, 0) if _luminance(colour) > 0.2 else (255, 255, 255)
+    ImageDraw.Draw(canvas).text(centre, text, font=letters.font, fill=ink, anchor="mm")
+
+
+def _place(
+    box: Rect, size: tuple[int, int], canvas: tuple[int, int], taken: Sequence[Rect], line: int
+) -> tuple[int, int]:
+    """The best corner for a plate: on top of the box, else inside, below, beside; never outside the
+    picture, and over as little of other plates as can be."""
+    x0, y0, x1, y1 = box
+    w, h = size
+    top = y0 + line
+    wishes = [(x0, y0 - h), (x0, top), (x1 - w, y0 - h)]
+    wishes += [(x, top) for x in range(x0 + w, x1 - w, w)][:8]
+    wishes += [(x0, y) for y in range(top + h, y1 - h, h)][:8]
+    wishes += [(x0, y1), (x1 - w, y1), (x1, y0), (x0 - w, y0)]
+    best, least = (0, 0), math.inf
+    for wish_x, wish_y in wishes:
+        x, y = min(max(wish_x, 0), canvas[0] - w), min(max(wish_y, 0), canvas[1] - h)
+        hidden = sum(_overlap((x, y, x + w, y + h), other) for other in taken)
+        # A wish that has to be pushed back into the picture strays from its box.
+        cost = hidden + 0.01 * h * (abs(x - wish_x) + abs(y - wish_y))
+        if cost < least:
+            best, least = (x, y), cost
+        if cost == 0:
+            break
+    return best
+
+
+def with_legend(
+    canvas: Image.Image,
+    counts: Counter[str],
+    colours: dict[str, Colour],
+    sizes: Sizes,
+) -> Image.Image:
+    """The canvas with a strip below it: a swatch, a name and a count for each label, in rows.
+
+    Args:
+        canvas: the drawn picture.
+        counts: number of objects of each label.
+        colours: colour of each label.
+        sizes: sizes of this canvas.
+    """
+    letters = sizes.letters
+    room = canvas.width - 4 * sizes.gap
+    swatch = letters.size_px
+    rows: list[list[tuple[str, str]]] = [[]]
+    used = 0
+    for index, (name, number) in enumerate(counts.items()):
+        count = f"{number}"
+        text = letters.fit(name, room - swatch - 5 * sizes.gap - letters.width(count))
+        width = swatch + 5 * sizes.gap + math.ceil(letters.width(text) + letters.width(count))
+        if rows[-1] and used + width > room:
+            if len(rows) == _MAX_LEGEND_ROWS:
+                rows.append([("", letters.fit(f"and {len(counts) - index} more labels", room))])
+                break
+            rows.append([])
+            used = 0
+        rows[-1].append((name, text))
+        used += width
+    if not counts:
+        rows = [[("", letters.fit("nothing found", room))]]
+    step = round(1.6 * letters.size_px)
+    picture, pen = _with_strip(canvas, len(rows) * step + 2 * sizes.gap)
+    for line, row in enumerate(rows):
+        x, y = 2 * sizes.gap, canvas.height + sizes.gap + line * step + step // 2
+        for name, text in row:
+            ink = _STRIP_TEXT if name else _STRIP_MUTED
+            if name:
+                shape = _rounded((swatch, swatch), max(2, swatch // 5))
+                picture.paste(colours[name], (x, y - swatch // 2), shape)
+                x += swatch + sizes.gap
+            pen.text((x, y), text, font=letters.font, fill=ink, anchor="lm")
+            x += math.ceil(letters.width(text)) + sizes.gap
+            if name:
+                pen.text(
+                    (x, y), str(counts[name]), font=letters.font, fill=_STRIP_MUTED, anchor="lm"
+                )
+                x += math.ceil(letters.width(str(counts[name]))) + 3 * sizes.gap
+    return picture
+
+
+def with_caption(canvas: Image.Image, text: str, *, prompt: str, sizes: Sizes) -> Image.Image:
+    """The canvas with a strip below it: the prompt in a quieter tone, then the text.
+
+    Args:
+        canvas: the picture.
+        text: at most twelve lines of it are shown.
+        prompt: at most three lines of it are shown; "" for none.
+        sizes: sizes of this canvas.
+    """
+    letters = sizes.letters
+    room = canvas.width - 4 * sizes.gap
+    lines = [(line, _STRIP_MUTED) for line in letters.wrap(prompt, room, max_lines=3)]
+    lines += [(line, _STRIP_TEXT) for line in letters.wrap(text, room, max_lines=_MAX_TEXT_LINES)]
+    step = round(letters.size_px * 1.45)
+    picture, pen = _with_strip(canvas, len(lines) * step + 2 * sizes.gap)
+    for row, (line, colour) in enumerate(lines):
+        y = canvas.height + sizes.gap + row * step + step // 2
+        pen.text((2 * sizes.gap, y), line, font=letters.font, fill=colour, anchor="lm")
+    return picture
+
+
+def _with_strip(canvas: Image.Image, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    picture = Image.new("RGB", (canvas.width, canvas.height + height), _STRIP)
+    picture.paste(canvas, (0, 0))
+    return picture, ImageDraw.Draw(picture)
+
+
+def _rounded(size: tuple[int, int], radius: int) -> Image.Image:
+    """An antialiased rounded rectangle as a mask."""
+    large = Image.new("L", (4 * size[0], 4 * size[1]), 0)
+    ImageDraw.Draw(large).rounded_rectangle(
+        (0, 0, large.width - 1, large.height - 1), 4 * radius, fill=255
+    )
+    return large.resize(size, Image.Resampling.BOX)
+
+
+def _luminance(colour: Colour) -> float:
+    """Relative luminance in [0, 1] (WCAG 2.2)."""
+    linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _overlap(a: Rect, b: Rect) -> int:
+    """Pixels that two rectangles share."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(0, width) * max(0, height)
