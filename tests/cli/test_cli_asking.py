@@ -13,7 +13,6 @@ from PIL import Image
 from tiny_folder import DESK
 
 from paligemma import PaliGemma
-from paligemma.cli.answers import answer_line, answer_text
 from paligemma.cli.demo import drawn_scene
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.masks import MaskRegion
@@ -25,27 +24,6 @@ Run = Callable[..., Any]
 SHORT = ("--max-new-tokens", "6")
 CUT = "paligemma: 1 of 1 answers reached max_new_tokens = 6 and were cut there\n"
 CONSTRAINED = ("--constrain", "--max-new-tokens", "26")
-
-
-def found() -> Detections:
-    whole = Detection(
-        label="big cat", box_yxyx=(0.1, 0.2, 0.5, 0.6), image_wh=(100, 200), score=0.5
-    )
-    empty = Detection(label=None, box_yxyx=(0.5, 0.5, 0.5, 0.5), image_wh=(100, 200))
-    return Detections(items=(whole, empty), image_wh=(100, 200), text="<loc...", rest="what else")
-
-
-def test_objects_are_shown_with_confidence_and_pixels() -> None:
-    assert answer_text(found()).splitlines() == [
-        "big cat  0.50      20    20    60   100",
-        "            -      50   100    50   100   (empty box)",
-        "and besides: what else",
-    ]
-    assert answer_line(found()) == "big cat 0.50 (20 20 60 100) ; object (50 100 50 100)"
-    nothing = Detections(items=(), image_wh=(100, 200), text="no cats", rest="no cats")
-    assert answer_text(nothing) == "nothing found: 'no cats'"
-    assert answer_line(nothing) == "nothing found"
-    assert answer_line(TextAnswer(text="two\nlines ")) == "two lines"
 
 
 @pytest.mark.parametrize(
@@ -288,5 +266,6 @@ def test_options_with_an_effect_are_not_complained_about(
 def test_a_threshold_takes_effect_on_boxes_that_another_prompt_was_answered_by(
     paligemma: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PaliGemma, "ask", lambda *args, **options: found())
+    found = Detections(items=(), image_wh=(1, 1))
+    monkeypatch.setattr(PaliGemma, "ask", lambda *args, **options: found)
     assert paligemma("run", DESK, "where is it?", "--threshold", "0.2").err == ""

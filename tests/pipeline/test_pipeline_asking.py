@@ -48,6 +48,18 @@ def test_labels_found_are_kept_whether_asked_or_not_and_the_others_are_absent(
     assert found.rest == ""
 
 
+def test_the_asked_labels_travel_with_the_detections_in_the_order_of_the_question(
+    scripted: Scripted,
+) -> None:
+    pg = scripted(f"{STAR} ; {CIRCLE}")
+    found = pg.detect(DESK, ["circle", "digit", "circle"])
+    assert found.asked_labels == ("circle", "digit")
+    assert found.class_names == ("circle", "digit", "star")
+    assert [line.split()[0] for line in found.to_yolo().splitlines()] == ["2", "0"]
+    assert pg.ask(DESK, "segment star;circle", threshold=0.0).class_names == ("star", "circle")
+    assert pg.ask(DESK, "caption en").asked_labels == ()
+
+
 def test_boxes_are_in_pixels_of_the_original_picture(scripted: Scripted) -> None:
     (item,) = scripted(CIRCLE).detect(DESK, "circle")
     assert item.image_wh == (640, 480)

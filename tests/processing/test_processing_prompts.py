@@ -10,6 +10,7 @@ from paligemma.processing.prompts import (
     caption_prompt,
     clean_prompt,
     detect_prompt,
+    object_prompt,
     question_prompt,
     read_prompt,
     region_caption_prompt,
@@ -40,6 +41,18 @@ def test_labels_may_come_as_one_string() -> None:
 def test_labels_that_would_change_the_prompt_are_refused(labels: list[str] | str) -> None:
     with pytest.raises(PromptError):
         detect_prompt(labels)
+
+
+def test_an_object_prompt_names_its_task_and_each_label_once_in_order() -> None:
+    asked = object_prompt(" segment  star;heart ;; star ; 3.5mm jack ")
+    assert asked is not None
+    assert (asked.task, asked.labels) == ("segment", ("star", "heart", "3.5mm jack"))
+    assert object_prompt(detect_prompt(["a", "b"])) == object_prompt("detect a;b")
+    nothing = object_prompt("detect  ; ")
+    assert nothing is not None
+    assert nothing.labels == ()
+    for other in ("detect", "caption en", "detection of cats", "answer en detect cat"):
+        assert object_prompt(other) is None
 
 
 def test_unknown_languages_styles_and_regions_are_refused() -> None:

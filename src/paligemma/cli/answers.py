@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 Ask = Callable[["PaliGemma", "EncodedImage"], "TextAnswer | Detections"]
 Example = tuple[str, ...]  # one picture, or the frames of one example
-
-_TASK = re.compile(r"\s*(detect|segment)(\s.*)?", re.DOTALL)
 
 
 def answer_each(
@@ -56,6 +53,8 @@ def answer_each(
     Raises:
         PaliGemmaError: bad input, before any work; later only where there is a single example.
     """
+    from paligemma.outputs.words import answer_line
+
     # A bad prompt or path is known before a large model is loaded.
     check_prompt(prompt)
     images = [image for example in examples for image in example]
@@ -80,10 +79,10 @@ def answer_each(
             continue
         answers.append(found)
         shown = _pictures_json(example, pictures[0].shape[:2])
-        record = {**shown, "prompt": prompt, **answer_json(found)}
+        record = {**shown, "prompt": prompt, **found.to_json()}
         records.append(record)
         if not output.as_json:
-            click.echo(answer_text(found) if name is None else f"{name}: {answer_line(found)}")
+            click.echo(str(found) if name is None else f"{name}: {answer_line(found)}")
         if overlay is not None:
             try:
                 write_overlay(overlay, pictures[0], prompt, found)
@@ -100,27 +99,20 @@ def answer_each(
 
 
 def check_prompt(prompt: str) -> None:
-    """Check a typed prompt; say so where it names nothing to look for.
+    """Check a typed prompt, and warn where it names nothing to look for.
 
     Raises:
         PromptError: see `clean_prompt`.
     """
-    from paligemma.processing.prompts import clean_prompt
+    from paligemma.processing.prompts import clean_prompt, object_prompt
 
-    asked = _TASK.fullmatch(clean_prompt(prompt)[0])
-    if asked and not (asked[2] or "").strip(" \t\r\n;"):
-        task = asked[1]
+    # The blank makes a prompt of the first word alone an object prompt without labels.
+    asked = object_prompt(clean_prompt(prompt)[0] + " ")
+    if asked and not asked.labels:
         click.echo(
-            f"paligemma: the prompt names nothing to {task}; write '{task} cat ; dog'", err=True
+            f"paligemma: the prompt names nothing to {asked.task}; write '{asked.task} cat ; dog'",
+            err=True,
         )
-
-
-def object_task(prompt: str) -> str | None:
-    """The first word of a prompt that asks for objects, detect or segment; else None."""
-    from paligemma.processing.prompts import strip_markers
-
-    asked = _TASK.fullmatch(strip_markers(prompt)[0])
-    return asked[1] if asked and asked[2] else None
 
 
 def _pictures_json(example: Example, hw: tuple[int, ...]) -> dict[str, Any]:
@@ -149,50 +141,6 @@ def make_folder(folder: Path) -> None:
             f"pictures need a folder that can be written, {str(folder)!r} is none "
             f"({error.strerror}); name another"
         ) from error
-
-
-def answer_json(found: TextAnswer | Detections) -> dict[str, Any]:
-    """The fields of one answer."""
-    from paligemma.outputs.types import TextAnswer
-
-    if isinstance(found, TextAnswer):
-        return found.to_json()
-    return {"detections": found.to_json(), "text": found.text, "rest": found.rest}
-
-
-def answer_text(found: TextAnswer | Detections) -> str:
-    """An answer as several lines may say it."""
-    from paligemma.outputs.types import TextAnswer
-
-    if isinstance(found, TextAnswer):
-        return found.text
-    if not found:
-        return f"nothing found: {found.text!r}"
-    width = max(len(item.label or "") for item in found)
-    lines = []
-    for item in found:
-        box = "".join(f"{round(value):6d}" for value in item.box_xyxy_px)
-        score = "    -" if item.score is None else f"{item.score:5.2f}"
-        mask = "" if item.region is None else f"   mask {item.region.area_px} px"
-        empty = "" if item.is_valid else "   (empty box)"
-        lines.append(f"{item.label or '':{width}} {score}  {box}{mask}{empty}")
-    if found.rest:
-        lines.append(f"and besides: {found.rest}")
-    return "\n".join(lines)
-
-
-def answer_line(found: TextAnswer | Detections) -> str:
-    """An answer on a single line."""
-    from paligemma.outputs.types import TextAnswer
-
-    if isinstance(found, TextAnswer):
-        return " ".join(found.text.split())
-    parts = []
-    for item in found:
-        box = " ".join(str(round(value)) for value in item.box_xyxy_px)
-        score = "" if item.score is None else f" {item.score:.2f}"
-        parts.append(f"{item.label or 'object'}{score} ({box})")
-    return " ; ".join(parts) or "nothing found"
 
 
 def write_overlay(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paligemma.cli import stderr_log
-from paligemma.cli.answers import Example, answer_each, check_prompt, object_task
+from paligemma.cli.answers import Example, answer_each, check_prompt
 from paligemma.cli.options import (
     ModelChoice,
     OutputChoice,
@@ -245,6 +245,8 @@ def _ask_objects(
 
         calibration = load_calibration(path)
 
+    from paligemma.processing.prompts import object_prompt, strip_markers
+
     def ask(pg: PaliGemma, picture: EncodedImage) -> TextAnswer | Detections:
         asked = {"max_overlap": overlap, "constrain": constrain, **decoding}
         if calibration is None:
@@ -265,7 +267,7 @@ def _ask_objects(
         output=output,
         greedy=is_greedy(decoding),
     )
-    if object_task(prompt) is None:
+    if object_prompt(strip_markers(prompt)[0]) is None:
         from paligemma.outputs.types import TextAnswer
 
         idle = ["--constrain"] if constrain else []

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paligemma.cli.answers import (
-    answer_json,
-    answer_text,
     echo_json,
     make_folder,
     write_overlay,
@@ -69,9 +67,9 @@ def demo(image: str | None, folder: Path, as_json: bool, model: ModelChoice) -> 
     answers = []
     for prompt in PROMPTS:
         found = encoded.ask(prompt, max_overlap=MAX_OVERLAP)
-        answers.append({"prompt": prompt, **answer_json(found)})
+        answers.append({"prompt": prompt, **found.to_json()})
         if not as_json:
-            click.echo(f"\n> {prompt}\n{answer_text(found)}")
+            click.echo(f"\n> {prompt}\n{found}")
         task = prompt.split()[0]
         if task in DRAWN:
             write_overlay(folder / f"{task}.png", picture, prompt, found)

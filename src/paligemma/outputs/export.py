@@ -1,7 +1,7 @@
-"""Detections in the formats of other tools: JSON, COCO, YOLO, supervision, PNG.
+"""Detections in the formats of other tools: COCO, YOLO, supervision, PNG.
 
-A box without height or width is kept in JSON, marked `"valid": false`; the other formats cannot say
-that, so such boxes are left out there and counted in a log message.
+These formats have no place for a box without height or width, so such boxes are left out here and
+counted in a log message; JSON keeps them (`words.detections_json`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paligemma.errors import DataError, MissingExtraError
-from paligemma.outputs.types import NO_LABEL, Detection
+from paligemma.outputs.types import Detection
 from paligemma.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -23,30 +23,7 @@ if TYPE_CHECKING:
 # Less than a pixel takes the staircase off a slanted outline and moves nothing visibly.
 _TOLERANCE_PX = 0.75
 
-_log = logging.getLogger(__name__)
-
-
-def to_json(items: Sequence[Detection]) -> list[dict[str, Any]]:
-    """One plain record an object.
-
-    Returns:
-      `{"label", "score", "box_xyxy_px", "box_yxyx"}`, with `"mask"` (COCO run lengths) where there
-      is one and `"valid": false` where the box is empty or swapped.
-    """
-    records = []
-    for item in items:
-        record: dict[str, Any] = {
-            "label": item.label,
-            "score": None if item.score is None else round(item.score, 6),
-            "box_xyxy_px": [round(v, 2) for v in item.box_xyxy_px],
-            "box_yxyx": [round(v, 6) for v in item.box_yxyx],
-        }
-        if item.region is not None:
-            record["mask"] = item.region.to_rle()
-        if not item.is_valid:
-            record["valid"] = False
-        records.append(record)
-    return records
+logger = logging.getLogger(__name__)
 
 
 def to_coco(
@@ -60,22 +37,21 @@ def to_coco(
     """COCO annotations of one image; with scores they are also COCO results.
 
     Args:
-      items: the objects.
-      image_id: id of the image.
-      category_ids: id of each label.
-      polygons: write masks as polygons (holes filled) instead of run lengths.
-      first_id: id of the first annotation.
+        items: the objects.
+        image_id: id of the image.
+        category_ids: id of each label.
+        polygons: whether masks are written as polygons (holes filled) instead of run lengths.
+        first_id: id of the first annotation.
 
     Returns:
-      `{"id", "image_id", "category_id", "bbox": [x, y, w, h], "area", "iscrowd": 0}`, with "score"
-      and "segmentation" where known.
+        `{"id", "image_id", "category_id", "bbox": [x, y, w, h], "area", "iscrowd": 0}`, with
+        "score" and "segmentation" where known.
 
     Raises:
-      DataError: a label is not in `category_ids`.
+        DataError: a label is not in `category_ids`.
     """
-    kept = _valid(items, "COCO")
     records = []
-    for number, item in enumerate(kept, start=first_id):
+    for number, item in enumerate(_valid(items, "COCO"), start=first_id):
         x0, y0, x1, y1 = item.box_xyxy_px
         record: dict[str, Any] = {
             "id": number,
@@ -103,25 +79,25 @@ def to_yolo(
     polygons: bool = False,
     with_scores: bool = False,
 ) -> str:
-    """The text of a YOLO label file, one line an object.
+    """The text of a YOLO label file, one line per object.
 
     Args:
-      items: the objects.
-      class_names: the position of a label is its class.
-      polygons: write `class x y x y ...` of the largest outline (the box's corners without a mask)
-        instead of `class cx cy w h`.
-      with_scores: append the confidence, as ultralytics does with `save_conf`.
+        items: the objects.
+        class_names: labels; the position of a label is its class.
+        polygons: whether a line is `class x y x y ...` of the largest outline (the box's corners
+            where there is no mask) instead of `class cx cy w h`.
+        with_scores: whether a line ends in the confidence, as ultralytics writes it with
+            `save_conf`.
 
     Returns:
-      Lines ending in a newline; coordinates normalised to [0, 1], clipped to the image.
+        Lines ending in a newline; coordinates normalised to [0, 1], clipped to the image.
 
     Raises:
-      DataError: a label is not in `class_names`.
+        DataError: a label is not in `class_names`.
     """
-    kept = _valid(items, "YOLO")
     classes = {name: i for i, name in enumerate(class_names)}
     lines = []
-    for item in kept:
+    for item in _valid(items, "YOLO"):
         y0, x0, y1, x1 = (min(max(v, 0.0), 1.0) for v in item.box_yxyx)
         numbers = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
         if polygons:
@@ -140,19 +116,19 @@ def to_supervision(items: Sequence[Detection], *, class_names: Sequence[str]) ->
     """`supervision.Detections` with masks, confidences and class names.
 
     Args:
-      items: the objects; where any has a mask, those without get their filled box.
-      class_names: the position of a label is its class id.
+        items: the objects; where any has a mask, those without get their filled box.
+        class_names: labels; the position of a label is its class id.
 
     Raises:
-      MissingExtraError: supervision is not installed.
-      DataError: a label is not in `class_names`.
+        MissingExtraError: supervision is not installed.
+        DataError: a label is not in `class_names`.
     """
     try:
         import supervision
     except ImportError as error:
         raise MissingExtraError(
             "to_supervision needs the package supervision, which is not installed; run "
-            "pip install 'paligemma[supervision]'."
+            "pip install 'paligemma[supervision]'"
         ) from error
     kept = _valid(items, "supervision")
     if not kept:
@@ -165,33 +141,33 @@ def to_supervision(items: Sequence[Detection], *, class_names: Sequence[str]) ->
         mask=np.stack([_mask_or_box(i) for i in kept]) if any(i.region for i in kept) else None,
         confidence=np.array(known, np.float32) if len(known) == len(scores) else None,
         class_id=np.array([_look_up(item, classes, "class_names") for item in kept]),
-        data={"class_name": np.array([item.label or NO_LABEL for item in kept])},
+        data={"class_name": np.array([item.name for item in kept])},
     )
 
 
 def save_png(picture: Image.Image, path: str | Path) -> None:
-    """Writes a picture as PNG, whole or not at all.
+    """Write a picture as PNG, whole or not at all.
 
     Raises:
-      DataError: the path does not end in .png or cannot be written.
+        DataError: the path does not end in .png or cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise DataError(f"A picture is saved as .png, but the path is {path}; rename it.")
+        raise DataError(f"a picture is saved as .png, got {path}; rename it")
     try:
         with whole_file(path) as partial:
             picture.save(partial)
     except OSError as error:
         raise DataError(
-            f"A picture needs a place that can be written, but {path} is not ({error.strerror}); "
-            "choose another path."
+            f"a picture needs a place that can be written, {path} is not one ({error.strerror}); "
+            "choose another path"
         ) from error
 
 
 def _valid(items: Sequence[Detection], format_name: str) -> list[Detection]:
     kept = [item for item in items if item.is_valid]
     if len(kept) < len(items):
-        _log.warning(
+        logger.warning(
             "%d of %d boxes have no height or width and are left out of the %s export",
             len(items) - len(kept),
             len(items),
@@ -201,13 +177,12 @@ def _valid(items: Sequence[Detection], format_name: str) -> list[Detection]:
 
 
 def _look_up(item: Detection, classes: Mapping[str, int], argument: str) -> int:
-    label = item.label or NO_LABEL
-    if label not in classes:
+    if item.name not in classes:
         raise DataError(
-            f"Every label must be in {argument}, but {label!r} is not; add it, filter the "
-            f"detections, or leave {argument} out."
+            f"every label must be in {argument}, {item.name!r} is not; add it, filter the "
+            f"detections, or leave {argument} out"
         )
-    return classes[label]
+    return classes[item.name]
 
 
 def _mask_or_box(item: Detection) -> np.ndarray:

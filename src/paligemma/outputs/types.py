@@ -22,16 +22,17 @@ NO_LABEL = "object"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenRecord:
-    """What decoding knows of each emitted token.
+    """The emitted tokens of one answer with their probabilities.
 
-    Args:
-      ids: int64[T].
-      logprobs: float32[T], log-probability of each id under the full, unmodified logits.
-      loc_probs: float32[T, 1024] or None: softmax of the full unmodified logits, cut out at the
-        location ids and not renormalised; its rows sum to the probability of any location token.
+    Attributes:
+        ids: int64[T].
+        logprobs: float32[T], log-probability of each id under the full, unmodified logits.
+        loc_probs: float32[T, 1024] or None: softmax of the full unmodified logits, cut out at the
+            location ids and not renormalised; each row sums to the probability of any location
+            token.
 
     Raises:
-      DataError: the lengths differ.
+        DataError: the lengths differ.
     """
 
     ids: np.ndarray
@@ -47,8 +48,8 @@ class TokenRecord:
             expected.append((num, NUM_LOC))
         if shapes != expected:
             raise DataError(
-                f"A token record needs ids[T], logprobs[T] and loc_probs[T, {NUM_LOC}], but has "
-                f"{shapes}; pass arrays of one sequence."
+                f"a token record needs ids[T], logprobs[T] and loc_probs[T, {NUM_LOC}], got "
+                f"{shapes}; pass arrays of one sequence"
             )
 
 
@@ -56,13 +57,14 @@ class TokenRecord:
 class ObjectScores:
     """Confidence of one object and its parts, each in [0, 1]; see `parse.score_object`.
 
-    Args:
-      box_score: geometric mean of the four coordinate confidences.
-      label_score: product of the label's token probabilities; None without a label.
-      mask_score: geometric mean of the codeword probabilities; None without a mask.
-      score: product of the parts that exist.
-      expected_yxyx: mean of each coordinate's bin distribution, in bins; None without one.
-      std_yxyx: its standard deviation, in bins.
+    Attributes:
+        box_score: geometric mean of the four coordinate confidences.
+        label_score: product of the label's token probabilities; None without a label.
+        mask_score: geometric mean of the codeword probabilities; None without a mask.
+        score: product of the parts that exist.
+        expected_yxyx: mean of each coordinate's bin distribution, in bins; None where the
+            distribution is unknown.
+        std_yxyx: standard deviation of the same distribution, in bins.
     """
 
     box_score: float
@@ -77,11 +79,11 @@ class ObjectScores:
 class ParsedObject:
     """One object as the model wrote it.
 
-    Args:
-      loc: four bins (ymin, xmin, ymax, xmax) in [0, 1023].
-      seg: sixteen codewords in [0, 127], or None.
-      label: without surrounding spaces, or None.
-      scores: confidences, where the tokens' probabilities are known.
+    Attributes:
+        loc: four bins (ymin, xmin, ymax, xmax) in [0, 1023].
+        seg: sixteen codewords in [0, 127], or None.
+        label: label without surrounding spaces, or None.
+        scores: confidences, where the tokens' probabilities are known.
     """
 
     loc: tuple[int, int, int, int]
@@ -98,12 +100,13 @@ class ParsedObject:
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedOutput:
-    """All that was understood of a text, and the rest.
+    """Everything the parser understood of a text, and the rest.
 
-    Args:
-      objects: in the order of the text.
-      rest: what belongs to no object, in order, separators dropped, joined by single spaces.
-      text: the whole text.
+    Attributes:
+        objects: objects in the order of the text.
+        rest: pieces that belong to no object, in order, without separators, joined by single
+            spaces.
+        text: the whole text.
     """
 
     objects: tuple[ParsedObject, ...]
@@ -111,39 +114,52 @@ class ParsedOutput:
     text: str
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TextAnswer:
-    """A text with its confidence.
+    """An answer in words with its confidence; `str` and a notebook show the text.
 
-    Args:
-      text: the decoded answer.
-      score: product of the token probabilities up to and including the end token, or None.
-      token_logprobs: log-probability of each of these tokens.
+    Attributes:
+        text: the decoded answer.
+        score: product of the token probabilities up to and including the end token, or None.
+        token_logprobs: log-probability of each of these tokens.
     """
 
     text: str
     score: float | None = None
     token_logprobs: tuple[float, ...] = ()
 
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        score = "" if self.score is None else f", score={self.score:.3g}"
+        return f"TextAnswer({self.text!r}{score})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How IPython shows the answer. Markdown would swallow `<loc...>` as unknown HTML."""
+        printer.text(self.text)
+
     def to_json(self) -> dict[str, Any]:
         """`{"text", "score"}`."""
         return {"text": self.text, "score": self.score}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Detection:
     """One object found in an image.
 
-    Args:
-      label: what it was called, or None.
-      box_yxyx: the emitted box, normalised; kept as emitted even if swapped or empty.
-      image_wh: width and height of the image, pixels.
-      score: confidence in [0, 1], or None; the product of the three below where they exist.
-      box_score, label_score, mask_score: confidences of the parts.
-      box_expected_yxyx: mean of the model's distribution over bins, finer than one bin, or None.
-      box_std_yxyx: standard deviation of that distribution, normalised as the box is.
-      codes: the sixteen mask codewords, or None.
-      region: the decoded mask, or None.
+    Attributes:
+        label: label that the model wrote, or None.
+        box_yxyx: the emitted box, normalised; kept as emitted even if swapped or empty.
+        image_wh: width and height of the image, pixels.
+        score: confidence in [0, 1], or None; the product of the three below where they exist.
+        box_score: confidence of the box, or None.
+        label_score: confidence of the label, or None.
+        mask_score: confidence of the mask, or None.
+        box_expected_yxyx: mean of the model's distribution over bins, finer than one bin, or None.
+        box_std_yxyx: standard deviation of that distribution, normalised as the box is.
+        codes: the sixteen mask codewords, or None.
+        region: the decoded mask, or None.
     """
 
     label: str | None
@@ -157,6 +173,17 @@ class Detection:
     box_std_yxyx: Box | None = None
     codes: tuple[int, ...] | None = None
     region: MaskRegion | None = None
+
+    def __repr__(self) -> str:
+        score = "" if self.score is None else f", score={self.score:.3g}"
+        mask = "" if self.region is None else f", mask of {self.region.area_px} px"
+        box = ", ".join(f"{edge:.1f}" for edge in self.box_xyxy_px)
+        return f"Detection({self.label!r}{score}, box_xyxy_px=({box}){mask})"
+
+    @property
+    def name(self) -> str:
+        """The label, or "object" where the model wrote none."""
+        return self.label or NO_LABEL
 
     @property
     def box_xyxy_px(self) -> Box:

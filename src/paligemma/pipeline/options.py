@@ -25,6 +25,7 @@ from paligemma.generate import (
 )
 from paligemma.outputs.boxes import SEPARATOR
 from paligemma.outputs.detections import require_selection
+from paligemma.processing.prompts import ObjectPrompt
 from paligemma.vocab import Vocab
 
 MODES = ("exact", "mixed", "bf16")
@@ -252,19 +253,18 @@ def _require_known(keywords: Mapping[str, Any], known: list[str]) -> None:
 
 
 def object_grammar(
-    vocab: Vocab, encode: Callable[[str], list[int]], task: str, labels: str
+    vocab: Vocab, encode: Callable[[str], list[int]], asked: ObjectPrompt
 ) -> ObjectGrammar:
     """The grammar of the option `constrain`.
 
     Args:
         vocab: the model's vocabulary.
         encode: tokenizer's function from text to ids.
-        task: "detect" or "segment".
-        labels: labels as a prompt has them, ";" between them.
+        asked: task and labels of the prompt.
     """
     return ObjectGrammar(
         vocab=vocab,
-        labels=[encode(f" {label.strip()}") for label in labels.split(";") if label.strip()],
+        labels=[encode(f" {label}") for label in asked.labels],
         separator=encode(SEPARATOR),
-        with_masks=task == "segment",
+        with_masks=asked.task == "segment",
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -56,8 +55,6 @@ logger = logging.getLogger(__name__)
 
 MAX_TEXT_TOKENS = 128
 MAX_OBJECT_TOKENS = 512
-
-_OBJECT_PROMPT = re.compile(r"\s*(detect|segment)\s+(.*)", re.DOTALL)
 
 
 class PaliGemma:
@@ -158,15 +155,15 @@ class PaliGemma:
             CheckpointError: the mask codec that a segment prompt needs cannot be read.
         """
         of_answer, of_objects = chosen_for_asking(options)
-        asks = _OBJECT_PROMPT.fullmatch(prompts.clean_prompt(prompt)[0])
+        asks = prompts.object_prompt(prompts.clean_prompt(prompt)[0])
         bound = MAX_OBJECT_TOKENS if asks else MAX_TEXT_TOKENS
         request = self._request(prompt, of_answer, bound)
         if asks and of_objects.constrain:
             of_answer.require_one_answer("a grammar")
             encode = self.processor.tokenizer.encode
-            grammar = object_grammar(self.vocab, encode, asks[1], asks[2])
+            grammar = object_grammar(self.vocab, encode, asks)
             request = replace(request, constraint=grammar)
-        asks_masks = asks is not None and asks[1] == "segment"
+        asks_masks = asks is not None and asks.task == "segment"
         if asks_masks:
             _ = self.mask_codec  # A codec that cannot be read is reported before the model runs.
         encoded = None if image is None else self.encode_image(image)
@@ -174,7 +171,7 @@ class PaliGemma:
         parsed = parse_tokens(written.record, self.vocab, self.processor.tokenizer.decode)
         if encoded is None or not (asks or parsed.objects):
             return self._text(written)
-        found = self._detections(parsed, encoded)
+        found = self._detections(parsed, encoded, asks.labels if asks else ())
         found = found.selected(of_objects.threshold, of_objects.max_overlap)
         if asks_masks:
             warn_of_missing_masks(found, has_codec=self.mask_codec is not None)
@@ -329,12 +326,13 @@ class PaliGemma:
     def _text(self, written: Written) -> TextAnswer:
         return text_answer(written.record, self.vocab, self.processor.tokenizer.decode)
 
-    def _detections(self, parsed: ParsedOutput, encoded: EncodedImage) -> Detections:
+    def _detections(
+        self, parsed: ParsedOutput, encoded: EncodedImage, asked_labels: tuple[str, ...]
+    ) -> Detections:
         has_masks = any(item.seg is not None for item in parsed.objects)
         codec = self.mask_codec if has_masks else None
-        return replace(
-            to_detections(parsed, encoded.image_wh, codec=codec), picture=encoded.picture
-        )
+        found = to_detections(parsed, encoded.image_wh, codec=codec)
+        return replace(found, asked_labels=asked_labels, picture=encoded.picture)
 
 
 def _require_picture(image: Picture | None, what: str) -> None:

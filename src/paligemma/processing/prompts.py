@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from paligemma.errors import PromptError
 
@@ -18,6 +19,7 @@ CAPTION_STYLES = ("caption", "cap", "describe")
 _LEADING_IMAGES = re.compile(r"(?:\s*<image>)+\s*")
 _TRAILING_NEWLINE = re.compile(r"\r?\n\Z")
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_OBJECT_PROMPT = re.compile(r"\s*(detect|segment)\s+(.*)", re.DOTALL)
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,8})?")
 _LOCATION = re.compile(r"(?:<loc(?:0\d{3}|10[01]\d|102[0-3])>){4}")
 
@@ -113,6 +115,28 @@ def detect_prompt(labels: str | Sequence[str]) -> str:
 def segment_prompt(labels: str | Sequence[str]) -> str:
     """`segment a ; b`; labels are a sequence, or one string with ";" between them."""
     return f"segment {_join_labels(labels)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectPrompt:
+    """A prompt that asks for objects.
+
+    Attributes:
+        task: "detect" or "segment".
+        labels: labels in the order of the prompt, each once; () where it names none.
+    """
+
+    task: str
+    labels: tuple[str, ...]
+
+
+def object_prompt(prefix: str) -> ObjectPrompt | None:
+    """What a prefix asks to find; None where it is no `detect ...` and no `segment ...`."""
+    asked = _OBJECT_PROMPT.fullmatch(prefix)
+    if asked is None:
+        return None
+    labels = (label.strip() for label in asked[2].split(";"))
+    return ObjectPrompt(task=asked[1], labels=tuple(dict.fromkeys(filter(None, labels))))
 
 
 def _join_labels(labels: str | Sequence[str]) -> str:
