@@ -13,7 +13,8 @@ from paligemma.errors import ConfigError
 
 NUM_LOC = 1024
 NUM_SEG = 128
-SEG_PER_MASK = 16
+SEG_PER_SIDE = 4  # the codewords of a mask are a grid over the object's box, in raster order
+SEG_PER_MASK = SEG_PER_SIDE**2
 
 
 @dataclass(frozen=True, kw_only=True)

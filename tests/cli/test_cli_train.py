@@ -76,7 +76,7 @@ def test_a_short_run_warms_up_for_half_of_it_at_most(
         (["--steps", "0"], "steps of a codec training must be 1..10000000, got 0"),
         (["--seed", "-1"], "seed of a codec training must be 0..18446744073709551615, got -1"),
         (["--seed", str(2**64)], "seed of a codec training must be 0..18446744073709551615"),
-        (["--output", "codec.txt"], "must end in .npz or .safetensors, but is codec.txt"),
+        (["--output", "codec.txt"], "must end in .npz or .safetensors, got codec.txt"),
         (["--output", "file/codec.npz"], "needs a folder that can be written, got file"),
     ],
 )

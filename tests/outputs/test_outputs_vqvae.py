@@ -215,7 +215,7 @@ def test_saving_under_another_ending_or_dtype_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("codes", [torch.zeros(1, 15).long(), torch.full((1, 16), 128)])
 def test_codes_outside_the_codebook_are_refused(codes: torch.Tensor) -> None:
-    with pytest.raises(DataError, match="Mask codes must"):
+    with pytest.raises(DataError, match="mask codes must"):
         small_codec().decode(codes)
 
 

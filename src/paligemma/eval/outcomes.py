@@ -13,7 +13,7 @@ import numpy as np
 from paligemma.errors import DataError
 from paligemma.eval.scored import Scored
 from paligemma.example import FoundObject
-from paligemma.outputs.boxes import Box, box_iou
+from paligemma.outputs.boxes import Box, box_iou, box_xyxy_px_to_yxyx
 
 # An answer counts as right from this share of the full score on.
 RIGHT = 0.5
@@ -182,18 +182,18 @@ _PLACES = {"box_yxyx", "bbox", "vertices"}
 
 
 def _object(row: Mapping[str, Any], size_hw: tuple[float, float]) -> TrueObject:
-    height, width = size_hw
     if "box_yxyx" in row:
         y0, x0, y1, x1 = map(float, row["box_yxyx"])
-    elif "bbox" in row:
-        x, y, w, h = map(float, row["bbox"])
-        y0, x0, y1, x1 = y / height, x / width, (y + h) / height, (x + w) / width
     else:
-        x0, y0 = np.min(row["vertices"], axis=0) / (width, height)
-        x1, y1 = np.max(row["vertices"], axis=0) / (width, height)
+        if "bbox" in row:
+            x, y, w, h = map(float, row["bbox"])
+            corners = [x, y, x + w, y + h]
+        else:
+            corners = [*np.min(row["vertices"], axis=0), *np.max(row["vertices"], axis=0)]
+        y0, x0, y1, x1 = box_xyxy_px_to_yxyx(corners, size_hw[::-1])
     return TrueObject(
         label=str(row.get("label", row.get("text", ""))),
-        box_yxyx=(float(y0), float(x0), float(y1), float(x1)),
+        box_yxyx=(y0, x0, y1, x1),
         is_ignored=bool(row.get("is_crowd") or row.get("iscrowd")) or not row.get("legible", True),
         mask=row.get("mask"),
     )

@@ -26,13 +26,13 @@ def to_detections(
     """Detections of one image.
 
     Args:
-      parsed: what `parse_objects` or `parse_tokens` understood.
-      image_wh: width and height of the original image, pixels.
-      codec: decodes `<seg>` codewords; without it masks stay codewords.
-      divisor: what a bin is divided by; see `boxes.encode_boxes`.
+        parsed: result of `parse_objects` or `parse_tokens`.
+        image_wh: width and height of the original image, pixels.
+        codec: decoder of `<seg>` codewords; without one masks stay codewords.
+        divisor: number by which a bin is divided; see `boxes.encode_boxes`.
 
     Returns:
-      One detection an object, in order, invalid ones included; scores where tokens had them.
+        One detection per object, in order, invalid ones included; scores where tokens had them.
     """
     values = {} if codec is None else _decode_masks(parsed.objects, codec)
     items = tuple(

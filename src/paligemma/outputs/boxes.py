@@ -2,7 +2,7 @@
 
 A box is (ymin, xmin, ymax, xmax). The original writes `round(c * 1023)` and reads `token / 1023`
 (big_vision `pp/proj/paligemma/ops.py`, `evaluators/proj/paligemma/transfers/segmentation.py`); its
-public demo and transformers' examples divide by 1024 instead, so the divisor goes by name here.
+public demo and transformers' examples divide by 1024 instead, so the divisor is an argument here.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def encode_boxes(boxes_yxyx: ArrayLike, *, divisor: Divisor = 1023) -> np.ndarra
     """Bins of normalised coordinates, rounded half to even in float32 and clipped.
 
     Args:
-      boxes_yxyx: float[..., 4] in [0, 1]; slightly outside is clipped.
-      divisor: what a bin number is divided by to give the coordinate.
+        boxes_yxyx: float[..., 4] in [0, 1]; coordinates slightly outside are clipped.
+        divisor: number by which a bin is divided to give its coordinate.
 
     Returns:
-      int64[..., 4] in [0, 1023].
+        int64[..., 4] in [0, 1023].
 
     Raises:
-      DataError: a coordinate is not finite.
+        DataError: a coordinate is not finite.
     """
     coordinates = np.asarray(boxes_yxyx, np.float32)
     if not np.isfinite(coordinates).all():
-        raise DataError(f"Box coordinates must be finite, but are {boxes_yxyx!r}; correct them.")
+        raise DataError(f"box coordinates must be finite, got {boxes_yxyx!r}; correct them")
     # float64 would round more than a tenth of the near-ties differently from the original.
     bins = np.round(coordinates * np.float32(divisor))
     return np.clip(bins, 0, NUM_LOC - 1).astype(np.int64)
@@ -55,9 +55,9 @@ def require_box(box_yxyx: Sequence[float]) -> None:
         is_box = False
     if not is_box:
         raise DataError(
-            "A box must be (ymin, xmin, ymax, xmax) with 0 <= ymin < ymax <= 1 and "
-            f"0 <= xmin < xmax <= 1, but is {reprlib.repr(box_yxyx)}; divide pixels by the "
-            "picture's height and width."
+            "a box must be (ymin, xmin, ymax, xmax) with 0 <= ymin < ymax <= 1 and "
+            f"0 <= xmin < xmax <= 1, got {reprlib.repr(box_yxyx)}; divide pixels by the "
+            "picture's height and width"
         )
 
 
@@ -73,7 +73,7 @@ def box_yxyx_to_xyxy_px(box_yxyx: Sequence[float], image_wh: tuple[int, int]) ->
     return x0 * width, y0 * height, x1 * width, y1 * height
 
 
-def box_xyxy_px_to_yxyx(box_xyxy_px: Sequence[float], image_wh: tuple[int, int]) -> Box:
+def box_xyxy_px_to_yxyx(box_xyxy_px: Sequence[float], image_wh: tuple[float, float]) -> Box:
     """(x0, y0, x1, y1) in pixels of the image to normalised (ymin, xmin, ymax, xmax)."""
     x0, y0, x1, y1 = (float(c) for c in box_xyxy_px)
     width, height = image_wh
@@ -84,11 +84,11 @@ def box_iou(a_yxyx: ArrayLike, b_yxyx: ArrayLike) -> np.ndarray:
     """Intersection over union of boxes, 0 where both are empty.
 
     Args:
-      a_yxyx: float[..., 4].
-      b_yxyx: float[..., 4], broadcast against a; any axis order or unit, the same for both.
+        a_yxyx: float[..., 4].
+        b_yxyx: float[..., 4], broadcast against a; any axis order or unit, the same for both.
 
     Returns:
-      float64[...] in [0, 1].
+        float64[...] in [0, 1].
     """
     a, b = np.asarray(a_yxyx, np.float64), np.asarray(b_yxyx, np.float64)
     overlap = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
@@ -121,23 +121,23 @@ def format_detections(
     """The suffix that teaches detection, or segmentation where codes are given.
 
     Args:
-      boxes_yxyx: float[N, 4] in [0, 1].
-      labels: N labels; None writes none, as RefCOCO does.
-      codes: N times sixteen codewords, or None for boxes alone.
-      divisor: see `encode_boxes`.
+        boxes_yxyx: float[N, 4] in [0, 1].
+        labels: N labels; None writes none, as RefCOCO does.
+        codes: sixteen codewords for each object, or None for boxes alone.
+        divisor: see `encode_boxes`.
 
     Returns:
-      For example `<loc0010><loc0020><loc0300><loc0400> cat ; <loc0005>... dog`.
+        For example `<loc0010><loc0020><loc0300><loc0400> cat ; <loc0005>... dog`.
 
     Raises:
-      DataError: lengths differ, a codeword leaves its range, or a label could not be read back.
+        DataError: lengths differ, a codeword leaves its range, or a label could not be read back.
     """
     bins = encode_boxes(np.asarray(boxes_yxyx, np.float32).reshape(-1, 4), divisor=divisor)
     codes = [None] * len(bins) if codes is None else codes
     if not len(bins) == len(labels) == len(codes):
         raise DataError(
-            "Every object needs one box, one label and one set of codes, but there are "
-            f"{len(bins)} boxes, {len(labels)} labels and {len(codes)} sets; pass equal numbers."
+            "every object needs one box, one label and one set of codes, got "
+            f"{len(bins)} boxes, {len(labels)} labels and {len(codes)} sets; pass equal numbers"
         )
     return SEPARATOR.join(
         _format_object(row.tolist(), seg, label)
@@ -149,14 +149,13 @@ def _format_object(loc: Sequence[int], seg: Sequence[int] | None, label: str | N
     seg = () if seg is None else seg
     if len(seg) not in (0, SEG_PER_MASK) or not all(0 <= c < NUM_SEG for c in seg):
         raise DataError(
-            f"A mask is {SEG_PER_MASK} codewords in 0..{NUM_SEG - 1}, but is {seg}; use "
-            "mask_to_codes."
+            f"a mask is {SEG_PER_MASK} codewords in 0..{NUM_SEG - 1}, got {seg}; use mask_to_codes"
         )
     if label is None:
         return format_loc(loc) + format_seg(seg)
     if not label or label != label.strip() or ";" in label or _OBJECT_TOKEN.search(label):
         raise DataError(
-            'A label must be non-empty, without spaces around it, ";", <loc> or <seg> tokens, but '
-            f"is {label!r}; it could not be read back, rename it."
+            'a label must be non-empty, without spaces around it, ";", <loc> or <seg> tokens, got '
+            f"{label!r}; it could not be read back, rename it"
         )
     return f"{format_loc(loc)}{format_seg(seg)} {label}"

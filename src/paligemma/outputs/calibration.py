@@ -1,7 +1,7 @@
-"""What a model's confidences are worth: a temperature, and a threshold for every label.
+"""Calibration of a model's confidences: a temperature, and a threshold for every label.
 
-Fitted by `paligemma.eval.calibration` on a run whose truth is known; kept beside the model as
-`calibration.json`; applied to whatever the model answers later.
+`paligemma.eval.calibration` fits it on a run whose truth is known; it stays beside the model as
+`calibration.json` and applies to every later answer.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _MAX_BYTES = 32 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectCalibration:
-    """Of boxes.
+    """Calibration of boxes.
 
     Attributes:
-        temperature: log-odds of confidences are divided by it.
-        thresholds: least calibrated confidence of each label; above 1 shows none of it.
-        default_threshold: of every other label.
+        temperature: divisor of the log-odds of confidences.
+        thresholds: lowest calibrated confidence of each label; above 1 drops the label.
+        default_threshold: lowest calibrated confidence of every other label.
         fitted_on: task, split, model, goal and figures of the fit, for the record.
     """
 
@@ -50,10 +50,10 @@ class ObjectCalibration:
 
 @dataclass(frozen=True, kw_only=True)
 class TextCalibration:
-    """Of answers in words.
+    """Calibration of answers in words.
 
     Attributes:
-        temperature: log-odds of the answer's probability are divided by it.
+        temperature: divisor of the log-odds of the answer's probability.
         fitted_on: see `ObjectCalibration`.
     """
 
@@ -63,19 +63,19 @@ class TextCalibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A model's calibration; None where it was not fitted."""
+    """A model's calibration; a part that was not fitted is None."""
 
     objects: ObjectCalibration | None = None
     text: TextCalibration | None = None
 
     def apply(self, found: TextAnswer | Detections) -> TextAnswer | Detections:
-        """`detections` or `answer`, whichever it is."""
+        """The answer calibrated by `detections` or by `answer`."""
         return self.answer(found) if isinstance(found, TextAnswer) else self.detections(found)
 
     def detections(self, found: Detections) -> Detections:
-        """The objects with calibrated confidences, those below their label's threshold left out.
+        """The objects with calibrated confidences, without those below their label's threshold.
 
-        Objects without a confidence, and empty boxes, are left as they are. Confidences of an
+        Objects without a confidence and empty boxes stay as they are. The confidences of an
         object's parts stay those of the model.
 
         Raises:
@@ -96,7 +96,7 @@ class Calibration:
                 kept.append(replace(one, score=score))
         return replace(found, items=tuple(kept))
 
-    def answer(self, said: TextAnswer) -> TextAnswer:
+    def answer(self, answer: TextAnswer) -> TextAnswer:
         """The answer with a calibrated confidence.
 
         Raises:
@@ -107,9 +107,9 @@ class Calibration:
                 "this calibration holds nothing about answers in words; fit one on a run of a "
                 "task with such answers"
             )
-        if said.score is None:
-            return said
-        return replace(said, score=float(tempered(said.score, self.text.temperature)))
+        if answer.score is None:
+            return answer
+        return replace(answer, score=float(tempered(answer.score, self.text.temperature)))
 
 
 def tempered(confidence: ArrayLike, temperature: float) -> np.ndarray:
@@ -119,10 +119,11 @@ def tempered(confidence: ArrayLike, temperature: float) -> np.ndarray:
 
 
 def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> Path:
-    """Write it, whole or not at all.
+    """Write a calibration, whole or not at all.
 
     Args:
-        path: a file, or a model's folder, where it becomes calibration.json.
+        calibration: the calibration.
+        path: a file, or a model's folder, where the file is calibration.json.
 
     Raises:
         DataError: the place cannot be written.
@@ -144,7 +145,7 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
             partial.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(
-            f"a calibration needs a place that can be written, {path} is none "
+            f"a calibration needs a place that can be written, {path} is not one "
             f"({error.strerror}); name another"
         ) from error
     return path
@@ -162,7 +163,7 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
     path = _file(path)
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{path} must be at most {_MAX_BYTES} bytes; it is no calibration")
+            raise DataError(f"{path} must be at most {_MAX_BYTES} bytes to be a calibration")
         body = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(

@@ -33,19 +33,19 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # zipfile, numpy and safetensors raise many kinds for a broken file
         raise CheckpointError(
-            f"A mask codec must be a readable {path.suffix} file of plain arrays, but {path} is "
-            f"not ({type(error).__name__}: {error}); {remedy}."
+            f"a mask codec must be a readable {path.suffix} file of plain arrays, {path} is not "
+            f"({type(error).__name__}: {error}); {remedy}"
         ) from error
     raise CheckpointError(
-        f"A mask codec file must end in .npz or .safetensors, but is {path.name}; {remedy}."
+        f"a mask codec file must end in .npz or .safetensors, got {path.name}; {remedy}"
     )
 
 
 def _check_size(path: Path, num_bytes: int) -> None:
     if num_bytes > _MAX_FILE_BYTES:
         raise CheckpointError(
-            f"A mask codec may hold at most {_MAX_FILE_BYTES} bytes, but {path} holds {num_bytes}; "
-            "check that this is a mask codec and not a model."
+            f"a mask codec may hold at most {_MAX_FILE_BYTES} bytes, {path} holds {num_bytes}; "
+            "check that this is a mask codec and not a model"
         )
 
 
@@ -53,12 +53,12 @@ def require_codec_suffix(path: Path) -> None:
     """Raise CheckpointError unless the path ends as a file that `write_arrays` writes."""
     if path.suffix not in (".npz", ".safetensors"):
         raise CheckpointError(
-            f"A mask codec file must end in .npz or .safetensors, but is {path.name}; rename it."
+            f"a mask codec file must end in .npz or .safetensors, got {path.name}; rename it"
         )
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes beside the target and renames, so that no half-written file takes its name."""
+    """Write the arrays, whole or not at all; or CheckpointError."""
     require_codec_suffix(path)
     with whole_file(path) as partial:
         if path.suffix == ".npz":

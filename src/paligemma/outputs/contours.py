@@ -1,6 +1,6 @@
 """Outlines of a mask as polygons on pixel corners, and their simplification.
 
-The tracer follows the cracks between pixels, so a polygon's area is exactly the number of pixels
+The tracer follows the edges between pixels, so a polygon's area is exactly the number of pixels
 it encloses. Foreground pixels that touch only at a corner fall into separate rings.
 """
 
@@ -18,11 +18,11 @@ def polygons(mask: np.ndarray, *, tolerance_px: float = 0.0) -> list[np.ndarray]
     Holes are left out: polygons of COCO and YOLO are filled shapes. Run lengths keep them.
 
     Args:
-      mask: bool[H, W].
-      tolerance_px: corners nearer than this to the simplified outline are dropped; 0 keeps all.
+        mask: bool[H, W].
+        tolerance_px: corners nearer than this to the simplified outline are dropped; 0 keeps all.
 
     Returns:
-      float64[N, 2] each, (x, y) on pixel corners in [0, W] x [0, H], clockwise, not closed.
+        float64[N, 2] each, (x, y) on pixel corners in [0, W] x [0, H], clockwise, not closed.
     """
     outer = [ring for ring in trace_rings(mask) if ring_area(ring) > 0]
     outer.sort(key=ring_area, reverse=True)
@@ -34,10 +34,10 @@ def trace_rings(mask: np.ndarray) -> list[np.ndarray]:
     """All outlines: around foreground clockwise (positive area), around holes the other way.
 
     Args:
-      mask: bool[H, W].
+        mask: bool[H, W].
 
     Returns:
-      float64[N, 2] each, the corners (x, y) only.
+        float64[N, 2] each, the corners (x, y) only.
     """
     padded = np.pad(np.asarray(mask, bool), 1)
     height, width = mask.shape[0] + 1, mask.shape[1] + 1  # of the grid of pixel corners
@@ -78,11 +78,11 @@ def simplify_ring(ring: np.ndarray, tolerance_px: float) -> np.ndarray:
     """Fewer corners, none farther than the tolerance from the new outline (Douglas-Peucker).
 
     Args:
-      ring: float64[N, 2], not closed.
-      tolerance_px: largest distance of a dropped corner.
+        ring: float64[N, 2], not closed.
+        tolerance_px: largest distance of a dropped corner.
 
     Returns:
-      float64[M, 2], M <= N.
+        float64[M, 2], M <= N.
     """
     num = len(ring)
     if num <= 3:

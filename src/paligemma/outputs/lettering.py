@@ -1,4 +1,4 @@
-"""Letters for pictures: a font that has them, text cut and wrapped to the room there is."""
+"""Letters for pictures: a font that has them, and text cut and wrapped to a width."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, kw_only=True)
 class Lettering:
-    """One font at one size, and what can be written with it.
+    """One font at one size, with the characters it can draw.
 
-    Args:
-      font: as Pillow draws it.
-      size_px: height of its letters' box.
+    Attributes:
+        font: the font as Pillow draws it.
+        size_px: height of the letters' box.
     """
 
     font: _Font
@@ -46,17 +46,17 @@ class Lettering:
     def for_texts(
         cls, texts: Iterable[str], *, size_px: int, font_path: str | None = None
     ) -> Lettering:
-        """Pillow's font if it has every character, else the installed font that lacks fewest.
+        """Pillow's font if it has every character, else the installed font that lacks the fewest.
 
         Raises:
-          DataError: `font_path` is given and is no font.
+            DataError: `font_path` is given and is not a font.
         """
         if font_path is not None:
             font = _load(font_path, size_px)
             if font is None:
                 raise DataError(
-                    f"font_path must name a TrueType or OpenType font, but {font_path} is none; "
-                    "correct the path or leave it out."
+                    f"font_path must name a TrueType or OpenType font, {font_path} is not one; "
+                    "correct the path or leave it out"
                 )
             return cls(font=font, size_px=size_px)
         best: _Font = ImageFont.load_default(size_px)
@@ -75,11 +75,11 @@ class Lettering:
         return self.font.getlength(text)
 
     def spell(self, text: str) -> str:
-        """One line of characters the font has; accents are dropped, the rest becomes "?"."""
+        """One line of characters that the font has; accents are dropped, others become "?"."""
         return "".join(self._spell_character(c) for c in one_line(text))
 
     def fit(self, text: str, room: float) -> str:
-        """The text spelt, cut with three dots where it is wider than the room."""
+        """The text in characters of the font; three dots cut what is wider than the room."""
         text = self.spell(text)
         if self.width(text) <= room:
             return text
@@ -87,9 +87,9 @@ class Lettering:
         return head.rstrip() + _ELLIPSIS if head else text[:1]
 
     def wrap(self, text: str, room: float, *, max_lines: int) -> list[str]:
-        """The text spelt, in lines no wider than the room; three dots end the last if more follows.
+        """The text in lines no wider than the room; three dots end the last where more follows.
 
-        Words wider than the room are broken, as scripts without spaces need it.
+        Words wider than the room are broken, which scripts without spaces need.
         """
         words = self.spell(text).split()
         lines: list[str] = []

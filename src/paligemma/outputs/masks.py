@@ -6,7 +6,7 @@ Sources: big_vision `pp/proj/paligemma/segmentation.py` (cutting) and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,31 +23,31 @@ MASK_SIZE_PX = 64
 class MaskRegion:
     """A binary mask of an image, stored as the rectangle that holds it.
 
-    Args:
-      crop: bool[h, w].
-      corner_xy: pixel of the image at which the crop's first row and column lie.
-      image_wh: width and height of the image; the crop lies inside.
+    Attributes:
+        crop: bool[h, w].
+        corner_xy: (x, y) of the crop's first pixel in the image.
+        image_wh: width and height of the image; the crop lies inside.
 
     Raises:
-      DataError: the crop is no bool[h, w], leaves the image, or the image is too large.
+        DataError: the crop is not bool[h, w], leaves the image, or the image is too large.
     """
 
-    crop: np.ndarray
+    crop: np.ndarray = field(repr=False)
     corner_xy: tuple[int, int]
     image_wh: tuple[int, int]
 
     def __post_init__(self) -> None:
         if self.crop.ndim != 2 or self.crop.dtype != np.bool_:
             raise DataError(
-                f"A mask region is bool[h, w], but got {self.crop.dtype}{list(self.crop.shape)}; "
-                "compare the values with a threshold first."
+                f"a mask region is bool[h, w], got {self.crop.dtype}{list(self.crop.shape)}; "
+                "compare the values with a threshold first"
             )
         (x, y), (width, height) = self.corner_xy, self.image_wh
         h, w = self.crop.shape
         if not (0 <= x <= width - w and 0 <= y <= height - h):
             raise DataError(
-                f"A mask must lie inside its image, but {w}x{h} at ({x}, {y}) leaves "
-                f"{width}x{height}; cut it first."
+                f"a mask must lie inside its image, {w}x{h} at ({x}, {y}) leaves "
+                f"{width}x{height}; cut it first"
             )
         _check_area(width, height)
 
@@ -88,18 +88,18 @@ class MaskRegion:
 def paste_mask(
     values: np.ndarray, box_yxyx: tuple[float, ...] | np.ndarray, image_wh: tuple[int, int]
 ) -> MaskRegion | None:
-    """Lays a decoded mask into its box as the original's scoring does.
+    """Lay a decoded mask into its box as the original's scoring does.
 
     Box edges are truncated to whole pixels, the raw values resized bilinearly (Pillow), foreground
     is > 0.
 
     Args:
-      values: float32[64, 64] around [-1, 1], as `MaskCodec.decode` gives.
-      box_yxyx: normalised to [0, 1].
-      image_wh: width and height of the image.
+        values: float32[64, 64] around [-1, 1], as `MaskCodec.decode` gives.
+        box_yxyx: normalised to [0, 1].
+        image_wh: width and height of the image.
 
     Returns:
-      The mask, or None where the box covers no pixel or leaves the image.
+        The mask, or None where the box covers no pixel or leaves the image.
     """
     width, height = image_wh
     _check_area(width, height)
@@ -118,12 +118,12 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two bool[H, W]; 0 where both are empty.
 
     Raises:
-      DataError: the shapes differ.
+        DataError: the shapes differ.
     """
     if a.shape != b.shape:
         raise DataError(
-            f"Masks must be of one size to be compared, but are {a.shape} and {b.shape}; "
-            "resize one of them."
+            f"masks must be of one size to be compared, got {a.shape} and {b.shape}; resize one "
+            "of them"
         )
     intersection = np.count_nonzero(a & b)
     union = np.count_nonzero(a) + np.count_nonzero(b) - intersection
@@ -134,34 +134,34 @@ def crop_mask(mask: np.ndarray, box_yxyx: np.ndarray) -> np.ndarray:
     """The codec's view of an object: its box cut out and resized, bilinear with antialias.
 
     Args:
-      mask: uint8[H, W] in 0..255, or bool[H, W].
-      box_yxyx: float[4] normalised to [0, 1]; edges are rounded to whole pixels, half to even.
+        mask: uint8[H, W] in 0..255, or bool[H, W].
+        box_yxyx: float[4] normalised to [0, 1]; edges are rounded to whole pixels, half to even.
 
     Returns:
-      float32[64, 64] in [0, 1].
+        float32[64, 64] in [0, 1].
 
     Raises:
-      DataError: the mask is no such array, or no pixel lies inside the rounded box.
+        DataError: the mask is another kind of array, or no pixel lies inside the rounded box.
     """
     if mask.ndim != 2 or mask.dtype not in (np.uint8, np.bool_):
         raise DataError(
-            f"A mask must be bool[H, W] or uint8[H, W], but is {mask.dtype}{list(mask.shape)}; "
-            "pass one channel, with foreground True or 255."
+            f"a mask must be bool[H, W] or uint8[H, W], got {mask.dtype}{list(mask.shape)}; "
+            "pass one channel, with foreground True or 255"
         )
     values = mask.astype(np.float32) * np.float32(255 if mask.dtype == np.bool_ else 1)
     if values.size and values.max() == 1.0:
         raise DataError(
-            "A uint8 mask spans 0..255, but this one has a maximum of 1; pass it as bool instead."
+            "a uint8 mask spans 0..255, got one with a maximum of 1; pass it as bool instead"
         )
     height, width = mask.shape
     edges = np.round(np.asarray(box_yxyx, np.float32) * np.array([height, width] * 2, np.float32))
     if not np.isfinite(edges).all():
-        raise DataError(f"A box must hold four finite numbers, but is {box_yxyx}; correct the box.")
+        raise DataError(f"a box must hold four finite numbers, got {box_yxyx}; correct the box")
     y0, x0, y1, x1 = np.clip(edges, 0, [height, width] * 2).astype(int).tolist()
     if y1 <= y0 or x1 <= x0:
         raise DataError(
-            f"A mask's box must cover at least one pixel, but {box_yxyx} covers none of "
-            f"the {width}x{height} image; leave such objects out."
+            f"a mask's box must cover at least one pixel, {box_yxyx} covers none of the "
+            f"{width}x{height} image; leave such objects out"
         )
     crop = values[y0:y1, x0:x1]
     resized = _resize_axis(_resize_axis(crop, MASK_SIZE_PX, axis=0), MASK_SIZE_PX, axis=1)
@@ -194,6 +194,6 @@ def _resize_axis(image: np.ndarray, size: int, *, axis: int) -> np.ndarray:
 def _check_area(width: int, height: int) -> None:
     if width * height > MAX_MASK_PIXELS:
         raise DataError(
-            f"A mask may have at most {MAX_MASK_PIXELS} pixels, but the image is {width}x{height}; "
-            "use a smaller image."
+            f"a mask may have at most {MAX_MASK_PIXELS} pixels, got an image of {width}x{height}; "
+            "use a smaller one"
         )

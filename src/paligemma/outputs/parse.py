@@ -1,12 +1,12 @@
-"""From the model's text or tokens to objects; total: no text and no ids make it raise.
+"""From the model's text or tokens to objects; total: no text and no ids raise an error.
 
     output = (free text | object)*
     object = loc loc loc loc  [seg x 16]  [label]  (";" | next object | end)
 
-What fits goes into `objects`, everything else into `rest`, nothing is lost: free text, one to three
-location tokens, a codeword run that is not sixteen long, text between ";" and the next box. Swapped
-and empty boxes stay objects; `is_valid` tells. The grammar is that of spec section 8 (PaliGemma,
-arXiv:2407.07726, section 3.2.1 and appendix B), read tolerantly.
+What fits this grammar goes into `objects` and everything else into `rest`, so that nothing is lost:
+free text, one to three location tokens, a run of codewords that is not sixteen long, text between
+";" and the next box. Swapped and empty boxes stay objects whose `is_valid` is false. Source of the
+grammar: PaliGemma, arXiv:2407.07726, section 3.2.1 and appendix B, read tolerantly.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def parse_objects(text: str) -> ParsedOutput:
     """Objects of a text.
 
     Args:
-      text: anything; `<locNNNN>` above 1023 and `<segNNN>` above 127 count as plain text.
+        text: any text; `<locNNNN>` above 1023 and `<segNNN>` above 127 count as plain text.
 
     Returns:
-      The objects without scores, and the rest.
+        The objects without scores, and the rest.
     """
     found, rest = _parse(_TextSource(text))
     return ParsedOutput(objects=tuple(f.to_object() for f in found), rest=rest, text=text)
@@ -55,16 +55,16 @@ def parse_tokens(
     *,
     tolerance: float = DEFAULT_TOLERANCE,
 ) -> ParsedOutput:
-    """Objects of emitted tokens, with confidences; all from the first end token on is ignored.
+    """Objects of emitted tokens, with confidences; tokens from the first end token on are ignored.
 
     Args:
-      record: ids with their probabilities.
-      vocab: says which ids are locations and codewords.
-      decode: text of ids in [0, vocab.size), such as `tokenizer.decode`.
-      tolerance: see `score_object`.
+        record: ids with their probabilities.
+        vocab: id ranges of locations and codewords.
+        decode: function from ids in [0, vocab.size) to text, such as `tokenizer.decode`.
+        tolerance: see `score_object`.
 
     Returns:
-      The objects with scores, and the rest.
+        The objects with scores, and the rest.
     """
     ids = _before_end(record.ids, vocab)
     found, rest = _parse(_IdSource(ids, vocab, decode))
@@ -74,7 +74,7 @@ def parse_tokens(
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectPositions:
-    """Where an object's tokens stand in the record; bins are the emitted ones."""
+    """Positions of an object's tokens in the record, and the emitted bins."""
 
     bins: tuple[int, ...]
     loc: tuple[int, ...]
@@ -91,16 +91,16 @@ def score_object(
     emitted bin (a neighbouring bin is no disagreement), or the token's own probability where the
     distribution is unknown. The box score is the geometric mean of the four, the mask score that of
     the sixteen codewords, the label score the product of the label's tokens; the score multiplies
-    the parts that exist. A probability that is not a
-    number counts as 0.
+    the parts that exist. A probability that is not a number counts as 0.
 
     Args:
-      positions: where the object's tokens stand.
-      record: ids with their probabilities.
-      tolerance: half-width of agreement as a share of the axis; 0.01 is ten bins.
+        positions: positions of the object's tokens.
+        record: ids with their probabilities.
+        tolerance: distance that still counts as agreement, as a share of the axis; 0.01 is ten
+            bins.
 
     Returns:
-      Scores in [0, 1]; expected coordinate and deviation in bins where `loc_probs` is given.
+        Scores in [0, 1]; expected coordinate and deviation in bins where `loc_probs` is given.
     """
     probs = np.exp(_clean(record.logprobs))
     expected = std = None
@@ -215,10 +215,8 @@ class _IdSource:
         label, separator, after = self.read(item).partition(";")
         if not separator:
             return end, label.strip(), ""
-        low, high = (
-            start,
-            end,
-        )  # the token that brings the ";" is the last of the shortest such head
+        # The token that brings the ";" is the last of the shortest such head.
+        low, high = start, end
         while high - low > 1:
             middle = (low + high) // 2
             if ";" in self._decode(self._ids[start:middle]):

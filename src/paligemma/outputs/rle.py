@@ -2,7 +2,7 @@
 
 Runs go down the columns and begin with background. From the fourth on, a run is stored as the
 difference to the run two before; numbers are little-endian groups of five bits, each with a bit
-that says whether more follow, as characters from "0" on (pycocotools `common/maskApi.c`).
+for whether more follow, as characters from "0" on (pycocotools `common/maskApi.c`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     """Run lengths of a mask.
 
     Args:
-      mask: bool[H, W].
+        mask: bool[H, W].
 
     Returns:
-      `{"size": [H, W], "counts": text}`, as pycocotools reads it.
+        `{"size": [H, W], "counts": text}`, as pycocotools reads it.
     """
     height, width = mask.shape
     flat = np.asarray(mask, bool).ravel(order="F")
@@ -42,13 +42,13 @@ def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
     """The mask of run lengths.
 
     Args:
-      rle: `{"size": [H, W], "counts": text or bytes or list of runs}`.
+        rle: `{"size": [H, W], "counts": text or bytes or list of runs}`.
 
     Returns:
-      bool[H, W].
+        bool[H, W].
 
     Raises:
-      DataError: size or counts are malformed, too large, or do not fill the mask exactly.
+        DataError: size or counts are malformed, too large, or do not fill the mask exactly.
     """
     try:
         height, width = (int(n) for n in rle["size"])
@@ -58,18 +58,18 @@ def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
         runs = _from_text(counts) if isinstance(counts, str) else [int(n) for n in counts]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
-            'Run lengths must be {"size": [height, width], "counts": text}, but are '
-            f"{str(rle)[:80]}; take them from COCO or encode_rle."
+            'run lengths must be {"size": [height, width], "counts": text}, got '
+            f"{str(rle)[:80]}; take them from COCO or encode_rle"
         ) from error
     if height < 0 or width < 0 or height * width > MAX_MASK_PIXELS:
         raise DataError(
-            f"A mask may have at most {MAX_MASK_PIXELS} pixels, but its size is "
-            f"{height}x{width}; correct the size."
+            f"a mask may have at most {MAX_MASK_PIXELS} pixels, got {height}x{width}; correct the "
+            "size"
         )
     if any(n < 0 for n in runs) or sum(runs) != height * width:
         raise DataError(
-            f"Run lengths must be at least 0 and sum to {height}x{width} = {height * width}, but "
-            f"{len(runs)} runs sum to {sum(runs)}; the text is damaged, encode the mask anew."
+            f"run lengths must be at least 0 and sum to {height}x{width} = {height * width}, got "
+            f"{len(runs)} runs with a sum of {sum(runs)}; the text is damaged, encode the mask anew"
         )
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape((height, width), order="F")
@@ -83,7 +83,7 @@ def _to_text(runs: list[int]) -> str:
         while more:
             group = value & 31
             value >>= 5
-            # Stop once the rest is only sign, and the group's top bit already says which.
+            # Stop once the rest is only the sign, which the group's top bit already holds.
             more = value != (-1 if group & 16 else 0)
             characters.append(chr(48 + (group | 32 if more else group)))
     return "".join(characters)

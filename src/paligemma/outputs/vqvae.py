@@ -23,24 +23,23 @@ from torch import Tensor, nn
 from paligemma.errors import CheckpointError, DataError
 from paligemma.outputs.codec_file import read_arrays, write_arrays
 from paligemma.outputs.masks import crop_mask
+from paligemma.vocab import NUM_SEG, SEG_PER_MASK, SEG_PER_SIDE
 
 logger = logging.getLogger(__name__)
 
-CODES_PER_MASK = 16
-_GRID = 4
 _MAX_WIDTH = 4096
 _EMA_NAMES = ("_vq_vae._ema_cluster_size", "_vq_vae._ema_w")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskCodecConfig:
-    """Widths of a mask codec; `RELEASED` holds those of `vae-oid.npz`.
+    """Widths of a mask codec; `RELEASED` are those of `vae-oid.npz`.
 
-    Args:
-      channels: widths of the three outer convolution stages, from 32x32 down to 8x8.
-      hidden: width at 4x4, and of the residual blocks.
-      code_dim: width of one codeword.
-      num_codes: rows of the codebook; the vocabulary has 128 `<seg>` tokens.
+    Attributes:
+        channels: widths of the three outer convolution stages, from 32x32 down to 8x8.
+        hidden: width at 4x4, and of the residual blocks.
+        code_dim: width of one codeword.
+        num_codes: rows of the codebook; the vocabulary has 128 `<seg>` tokens.
     """
 
     channels: tuple[int, int, int]
@@ -57,23 +56,25 @@ class MaskCodecConfig:
         ]:
             if not 1 <= value <= _MAX_WIDTH:
                 raise CheckpointError(
-                    f"A mask codec's {name} must lie in 1..{_MAX_WIDTH}, but is {value}; "
-                    "check the codec file."
+                    f"a mask codec's {name} must lie in 1..{_MAX_WIDTH}, got {value}; check the "
+                    "codec file"
                 )
 
 
-RELEASED = MaskCodecConfig(channels=(16, 32, 64), hidden=128, code_dim=512, num_codes=128)
+RELEASED = MaskCodecConfig(channels=(16, 32, 64), hidden=128, code_dim=512, num_codes=NUM_SEG)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskCodecOutput:
-    """What one training forward pass gives.
+    """The result of a forward pass in training.
 
-    Args:
-      reconstruction: float[B, 64, 64] around [-1, 1]; its gradient passes straight to the encoder.
-      commitment_loss: float[], mean squared distance of the latents to their (constant) codewords.
-      codes: int64[B, 16] in [0, K).
-      latents: float[B, 16, D], the encoder's output without gradient, for `update_codebook`.
+    Attributes:
+        reconstruction: float[B, 64, 64] around [-1, 1]; its gradient passes straight to the
+            encoder.
+        commitment_loss: float[], mean squared distance of the latents to their codewords, which
+            take no gradient from it.
+        codes: int64[B, 16] in [0, K).
+        latents: float[B, 16, D], the encoder's output without gradient, for `update_codebook`.
     """
 
     reconstruction: Tensor
@@ -96,7 +97,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Adds the block's correction to x, float[B, width, h, w]."""
+        """Add the block's correction to x, float[B, width, h, w]."""
         return x + self.net(x)
 
 
@@ -110,7 +111,7 @@ class Codebook(nn.Module):
     def __init__(self, num_codes: int, code_dim: int) -> None:
         super().__init__()
         self.register_buffer("_embedding", torch.randn(num_codes, code_dim))
-        # A count of one and a sum equal to the codeword: the average starts where the codeword is.
+        # A count of one and a sum equal to the codeword start the average at the codeword.
         self.register_buffer("_ema_cluster_size", torch.ones(num_codes))
         self.register_buffer("_ema_w", self._embedding.clone())
 
@@ -128,7 +129,7 @@ class Codebook(nn.Module):
     def update(
         self, latents: Tensor, codes: Tensor, *, decay: float, epsilon: float, reseed_below: float
     ) -> int:
-        """Moves the codewords; see `MaskCodec.update_codebook`."""
+        """Move the codewords; see `MaskCodec.update_codebook`."""
         latents = latents.reshape(-1, latents.shape[-1]).float()
         one_hot = F.one_hot(codes.reshape(-1), self._embedding.shape[0]).float()  # [B*S, K]
         self._ema_cluster_size.lerp_(one_hot.sum(0), 1 - decay)
@@ -136,7 +137,7 @@ class Codebook(nn.Module):
         dead = torch.nonzero(self._ema_cluster_size < reseed_below).flatten()
         if len(dead):
             chosen = torch.randint(len(latents), (len(dead),), device=latents.device)
-            # Reborn with the count of average use, which gives it time to prove itself.
+            # The count of average use keeps a moved codeword long enough to be chosen.
             count = len(latents) / len(self._ema_cluster_size)
             self._ema_w[dead] = latents[chosen] * count
             self._ema_cluster_size[dead] = count
@@ -190,13 +191,13 @@ class MaskCodec(nn.Module):
         )
 
     def forward(self, masks: Tensor) -> MaskCodecOutput:
-        """Reconstructs masks for training.
+        """Reconstruct masks for training.
 
         Args:
-          masks: float[B, 64, 64] in [0, 1].
+            masks: float[B, 64, 64] in [0, 1].
 
         Returns:
-          The reconstruction (its target is `2 * masks - 1`), commitment loss, codes and latents.
+            The reconstruction (its target is `2 * masks - 1`), commitment loss, codes and latents.
         """
         latents = self.latents(masks)  # [B, S, D]
         codes = self._vq_vae.nearest(latents.detach())
@@ -220,10 +221,10 @@ class MaskCodec(nn.Module):
         """Codewords of masks.
 
         Args:
-          masks: float[B, 64, 64] in [0, 1], each the crop of one object's box.
+            masks: float[B, 64, 64] in [0, 1], each the crop of one object's box.
 
         Returns:
-          int64[B, 16] in [0, K), raster order.
+            int64[B, 16] in [0, K), raster order.
         """
         return self._vq_vae.nearest(self.latents(masks))
 
@@ -232,29 +233,29 @@ class MaskCodec(nn.Module):
         """Masks of codewords.
 
         Args:
-          codes: int64[B, 16] in [0, K).
+            codes: int64[B, 16] in [0, K).
 
         Returns:
-          float32[B, 64, 64] around [-1, 1], not clipped; foreground is > 0.
+            float32[B, 64, 64] around [-1, 1], not clipped; foreground is > 0.
 
         Raises:
-          DataError: codes have another shape or leave the codebook.
+            DataError: codes have another shape or leave the codebook.
         """
-        if codes.ndim != 2 or codes.shape[1] != CODES_PER_MASK:
+        if codes.ndim != 2 or codes.shape[1] != SEG_PER_MASK:
             raise DataError(
-                f"Mask codes must have shape [B, {CODES_PER_MASK}], but have {tuple(codes.shape)}; "
-                f"pass one row of {CODES_PER_MASK} codes a mask."
+                f"mask codes must have shape [B, {SEG_PER_MASK}], got {tuple(codes.shape)}; "
+                f"pass one row of {SEG_PER_MASK} codes per mask"
             )
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.num_codes:
             raise DataError(
-                f"Mask codes must lie in 0..{self.config.num_codes - 1}, but span "
-                f"{int(codes.min())}..{int(codes.max())}; pass `<seg>` numbers, not token ids."
+                f"mask codes must lie in 0..{self.config.num_codes - 1}, got "
+                f"{int(codes.min())}..{int(codes.max())}; pass `<seg>` numbers, not token ids"
             )
         return self._decode_codewords(self._vq_vae.lookup(codes.long()))
 
     def _decode_codewords(self, codewords: Tensor) -> Tensor:
         """float[B, 16, D] -> float[B, 64, 64]."""
-        grid = codewords.transpose(1, 2).unflatten(2, (_GRID, _GRID))  # [B, D, 4, 4]
+        grid = codewords.transpose(1, 2).unflatten(2, (SEG_PER_SIDE, SEG_PER_SIDE))  # [B, D, 4, 4]
         return self.decoder(grid)[:, 0]
 
     def update_codebook(
@@ -269,15 +270,16 @@ class MaskCodec(nn.Module):
         """One step of the codebook's moving averages (AiT `vae/`), after the optimiser's step.
 
         Args:
-          latents: float[B, 16, D], from the forward pass.
-          codes: int64[B, 16], from the same pass.
-          decay: share of the old average that stays.
-          epsilon: Laplace smoothing of the counts.
-          reseed_below: codewords with a smaller average count a batch are moved onto random
-            latents of this batch (torch's global generator); 0 never moves one, as in the original.
+            latents: float[B, 16, D], from the forward pass.
+            codes: int64[B, 16], from the same pass.
+            decay: share of the old average that stays.
+            epsilon: Laplace smoothing of the counts.
+            reseed_below: codewords with a smaller average count per batch are moved onto random
+                latents of this batch (torch's global generator); 0 never moves one, as in the
+                original.
 
         Returns:
-          How many codewords were reseeded.
+            Number of codewords that were moved.
         """
         return self._vq_vae.update(
             latents, codes, decay=decay, epsilon=epsilon, reseed_below=reseed_below
@@ -286,20 +288,20 @@ class MaskCodec(nn.Module):
     def save(
         self, path: str | Path, *, dtype: str = "float32", with_averages: bool = False
     ) -> None:
-        """Writes the codec, whole or not at all.
+        """Write the codec, whole or not at all.
 
         Args:
-          path: ends in `.npz` or `.safetensors`.
-          dtype: `float32` or `float16`, as stored; loading always gives float32.
-          with_averages: also store the running averages, needed only to train on.
+            path: the file, which ends in `.npz` or `.safetensors`.
+            dtype: "float32" or "float16", the type in the file; loading always gives float32.
+            with_averages: whether to store the running averages too, which only training needs.
 
         Raises:
-          CheckpointError: the ending or the dtype is another one.
+            CheckpointError: the suffix or the dtype is another one.
         """
         path = Path(path)
         if dtype not in ("float32", "float16"):
             raise CheckpointError(
-                f"A mask codec is stored as float32 or float16, not {dtype!r}; choose one of them."
+                f"a mask codec is stored as float32 or float16, got {dtype!r}; choose one of them"
             )
         arrays = {
             name: np.ascontiguousarray(value.detach().cpu().numpy().astype(dtype))
@@ -310,25 +312,25 @@ class MaskCodec(nn.Module):
 
 
 def load_mask_codec(path: str | Path) -> MaskCodec:
-    """Reads a codec whose widths follow from its arrays; never unpickles.
+    """Read a codec whose widths follow from its arrays; never unpickles.
 
     Args:
-      path: `.npz` (as `vae-oid.npz`) or `.safetensors`, float16 or float32. The two running
-        averages may be absent.
+        path: `.npz` (as `vae-oid.npz`) or `.safetensors`, float16 or float32. The two running
+            averages may be absent.
 
     Returns:
-      The codec in float32, in evaluation mode.
+        The codec in float32, in evaluation mode.
 
     Raises:
-      CheckpointError: the file is unreadable or too large, holds objects, or its arrays are
-        missing, unexpected, misshaped or not finite; one error names them all.
+        CheckpointError: the file is unreadable or too large, holds objects, or its arrays are
+            missing, unexpected, misshaped or not finite; one error names them all.
     """
     path = Path(path)
     return mask_codec_from_arrays(read_arrays(path), source=str(path))
 
 
 def mask_codec_from_arrays(arrays: Mapping[str, np.ndarray], *, source: str) -> MaskCodec:
-    """Builds a codec from named arrays; `source` names them in errors. See `load_mask_codec`."""
+    """Build a codec from named arrays; `source` names them in errors. See `load_mask_codec`."""
     with torch.device("meta"):  # a hostile shape must not cost memory before it is refused
         codec = MaskCodec(_infer_config(arrays))
     own = codec.state_dict()
@@ -348,8 +350,8 @@ def mask_codec_from_arrays(arrays: Mapping[str, np.ndarray], *, source: str) -> 
     if problems:
         problems += [f"unexpected {n}" for n in unexpected]
         raise CheckpointError(
-            f"A mask codec needs the arrays of vae-oid.npz, but {source} differs: "
-            f"{'; '.join(problems)}; use the published file or one written by MaskCodec.save."
+            f"a mask codec needs the arrays of vae-oid.npz, {source} differs: "
+            f"{'; '.join(problems)}; use the published file or one written by MaskCodec.save"
         )
     if unexpected:
         # Which arrays the published file holds beside these is not documented.
@@ -367,14 +369,14 @@ def mask_to_codes(codec: MaskCodec, mask: np.ndarray, box_yxyx: np.ndarray) -> n
     """The sixteen codewords of an object (big_vision op `refcoco_mask2str`).
 
     Args:
-      mask: uint8[H, W] in 0..255, or bool[H, W].
-      box_yxyx: float[4], the object's box normalised to [0, 1].
+        mask: uint8[H, W] in 0..255, or bool[H, W].
+        box_yxyx: float[4], the object's box normalised to [0, 1].
 
     Returns:
-      int64[16] in [0, K).
+        int64[16] in [0, K).
 
     Raises:
-      DataError: see `crop_mask`.
+        DataError: see `crop_mask`.
     """
     patch = torch.from_numpy(crop_mask(mask, box_yxyx))[None]
     return codec.encode(patch.to(codec._vq_vae._embedding.device))[0].cpu().numpy()

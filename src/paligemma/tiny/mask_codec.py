@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from paligemma.errors import ConfigError
 from paligemma.outputs.codec_file import require_codec_suffix
 from paligemma.outputs.masks import MASK_SIZE_PX, crop_mask
-from paligemma.outputs.vqvae import CODES_PER_MASK, MaskCodec, MaskCodecConfig, load_mask_codec
+from paligemma.outputs.vqvae import MaskCodec, MaskCodecConfig, load_mask_codec
 from paligemma.scenes import LABELS, SceneOptions, draw_scene
 from paligemma.train.schedule import ScheduleConfig, learning_rate_schedule
+from paligemma.vocab import SEG_PER_MASK
 
 logger = logging.getLogger(__name__)
 
@@ -285,7 +286,7 @@ def measure_mask_codec(
         if not rows.any():
             continue
         chosen = codes[rows]
-        cells = [_entropy_bits(chosen[:, c]) for c in range(CODES_PER_MASK)]
+        cells = [_entropy_bits(chosen[:, c]) for c in range(SEG_PER_MASK)]
         figures: dict[str, Any] = {
             "num": int(rows.sum()),
             "iou": float(ious[rows].mean()),

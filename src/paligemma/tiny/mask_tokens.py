@@ -8,15 +8,12 @@ spell them. Dropped from the saved model, like the patch heads.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from torch import Tensor, nn
 
-from paligemma.outputs.vqvae import CODES_PER_MASK
 from paligemma.tiny.dense import mean_over_asked
+from paligemma.vocab import SEG_PER_SIDE
 
-_CODES_PER_SIDE = math.isqrt(CODES_PER_MASK)
 # Points of a patch that are asked, from its centre in sides of a patch: (down, right).
 _POINTS = np.array([(-0.25, -0.25), (-0.25, 0.25), (0.25, -0.25), (0.25, 0.25)])
 # What `mean_over_asked` leaves out.
@@ -58,8 +55,8 @@ def mask_token_targets(
     for number, (box, of_object) in enumerate(zip(boxes_px, codes, strict=True)):
         place = (points - box[:2]) / (box[2:] - box[:2])
         inside = ((place >= 0) & (place < 1)).all(axis=-1) & (owners == number)[:, None]
-        cells = (place[inside] * _CODES_PER_SIDE).astype(int)
-        found[inside] = of_object[cells[:, 0] * _CODES_PER_SIDE + cells[:, 1]]
+        cells = (place[inside] * SEG_PER_SIDE).astype(int)
+        found[inside] = of_object[cells[:, 0] * SEG_PER_SIDE + cells[:, 1]]
     return found
 
 
