@@ -234,6 +234,11 @@ class Release:
     dtypes: tuple[str, ...]
     num_parameters_224: int
 
+    @property
+    def family(self) -> str:
+        """Name of the model family, as published tables print it."""
+        return "PaliGemma 2" if "paligemma2" in self.pattern else "PaliGemma"
+
 
 _ALL_PX = (224, 448, 896)
 _V1_DTYPES = ("float32", "bfloat16", "float16")

@@ -9,12 +9,12 @@ from pathlib import Path
 from toy_task import TOY, ToyAnswerer
 
 from paligemma.errors import DataError
-from paligemma.eval.distributed import ClusterOptions, evaluate_distributed
 from paligemma.eval.options import EvalOptions
 from paligemma.eval.runner import run_task
+from paligemma.jobs.cluster import Cluster
 
 OPTIONS = EvalOptions(batch_size=9, limit=100)
-TWO = ClusterOptions(num_workers=2)
+TWO = Cluster(make_answerer=ToyAnswerer, num_workers=2)
 
 
 class Broken(ToyAnswerer):
@@ -26,14 +26,15 @@ class Broken(ToyAnswerer):
 
 def main(root: Path) -> None:
     alone = run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, root / "alone")
-    spread = evaluate_distributed(TOY, ToyAnswerer, None, "test", OPTIONS, root / "spread", TWO)
+    spread = run_task(TOY, TWO, None, "test", OPTIONS, root / "spread")
     path = root / "spread" / "predictions.jsonl"
     whole = path.read_bytes()
     # Cut in the middle of a batch and of a line.
     path.write_bytes(whole[: len(whole) // 2])
-    again = evaluate_distributed(TOY, ToyAnswerer, None, "test", OPTIONS, root / "spread", TWO)
+    again = run_task(TOY, TWO, None, "test", OPTIONS, root / "spread")
     try:
-        evaluate_distributed(TOY, Broken, None, "test", OPTIONS, root / "broken", TWO)
+        broken = Cluster(make_answerer=Broken, num_workers=2)
+        run_task(TOY, broken, None, "test", OPTIONS, root / "broken")
     except DataError as error:
         words = str(error)
     print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +214,12 @@ def test_the_users_word_goes_before_the_benchmarks() -> None:
     special = replace(TOY, asking_for=lambda one: Asking(text_len=9, max_new_tokens=7))
     asking = EvalOptions(num_beams=2).asking_of(special)(example)
     assert (asking.text_len, asking.max_new_tokens, asking.num_beams) == (9, 7, 2)
+
+
+def test_how_to_ask_travels_to_other_processes() -> None:
+    example = next(read_toy(Path(), "test"))
+    asking_of = pickle.loads(pickle.dumps(EvalOptions(num_beams=3).asking_of(TOY)))
+    assert asking_of(example) == replace(TOY.asking, num_beams=3)
 
 
 def test_a_split_without_examples_is_named_with_its_folder(tmp_path: Path) -> None:

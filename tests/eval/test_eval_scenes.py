@@ -16,9 +16,10 @@ import torch
 from paligemma.errors import ConfigError
 from paligemma.eval.options import EvalOptions
 from paligemma.eval.report import Report, Row, make_report, to_table
-from paligemma.eval.runner import Answerer, evaluate, run_task
+from paligemma.eval.runner import evaluate, run_task
 from paligemma.eval.scored import score_run
 from paligemma.example import Example, FoundObject, Prediction
+from paligemma.jobs.answerer import Answerer
 from paligemma.jobs.run_folder import Run
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections

@@ -6,22 +6,19 @@ import logging
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_task import TOY
 
 from paligemma.errors import ConfigError, ImageError
-from paligemma.eval.distributed import LoadedAnswerer
-from paligemma.eval.options import EvalOptions
 from paligemma.example import ALL_CLASSES, MASK, OBJECTS, Asking, Example, Prediction
 from paligemma.jobs.json_lines import prediction_from_json, prediction_to_json
-from paligemma.jobs.model_answerer import ModelAnswerer, fingerprint
+from paligemma.jobs.model_answerer import ModelAnswerer, fingerprint, load_answerer
 from paligemma.jobs.pictures import read_pictures
 from paligemma.outputs.rle import decode_rle
 from paligemma.pipeline.paligemma import PaliGemma
@@ -129,24 +126,25 @@ def test_prompts_that_cannot_be_read_and_pictures_that_are_not_there_are_errors_
     assert empty.error is None
 
 
+def _rows(answerer: ModelAnswerer, examples: Sequence[Example]) -> list[list[int]]:
+    return [list(read.row.tokens) for read in answerer.read(examples) if not isinstance(read, str)]
+
+
 def test_a_prompt_is_read_to_the_letter_and_cut_at_the_training_length(
     tiny: PaliGemma, caplog: pytest.LogCaptureFixture
 ) -> None:
     answerer = ModelAnswerer(tiny, lambda one: replace(ASKING, text_len=10))
     prompts = ["answer en  two spaces\n", "answer en " + "long " * 20]
     with caplog.at_level(logging.WARNING):
-        rows = answerer.read([_example(str(k), p, 3) for k, p in enumerate(prompts)]).rows
+        rows = _rows(answerer, [_example(str(k), p, 3) for k, p in enumerate(prompts)])
     encode, vocab = tiny.processor.tokenizer.encode, tiny.vocab
     full = [vocab.bos, *encode(prompts[0]), vocab.sep]
     assert len(full) > 10  # the embedded vocabulary has short pieces
-    assert [list(getattr(row, "tokens", ())) for row in rows] == [
-        full[:10],
-        [vocab.bos, *encode(prompts[1])][:10],
-    ]
+    assert rows == [full[:10], [vocab.bos, *encode(prompts[1])][:10]]
     assert "cut at 10 tokens" in caplog.text
     assert len(caplog.records) == 1
-    whole = ModelAnswerer(tiny, lambda one: ASKING).read([_example("a", prompts[0], 3)]).rows[0]
-    assert list(getattr(whole, "tokens", ())) == full
+    whole = ModelAnswerer(tiny, lambda one: ASKING)
+    assert _rows(whole, [_example("a", prompts[0], 3)]) == [full]
 
 
 def test_objects_come_with_labels_boxes_and_confidences(tiny: PaliGemma) -> None:
@@ -175,9 +173,9 @@ def test_masks_come_as_run_lengths_of_the_whole_picture(tiny: PaliGemma) -> None
 
 
 def test_a_benchmark_of_masks_refuses_a_model_without_codec(tiny: PaliGemma) -> None:
-    blind = SimpleNamespace(model=tiny.model, processor=tiny.processor, mask_codec=None)
+    blind = PaliGemma(tiny.model, tiny.processor)
     with pytest.raises(ConfigError, match="name one with --mask-codec"):
-        ModelAnswerer(blind, lambda one: ASKING, needs_masks=True)  # type: ignore[arg-type]
+        ModelAnswerer(blind, lambda one: ASKING, needs_masks=True)
 
 
 def test_all_classes_are_written_to_the_bound_and_scored_by_their_class_alone(
@@ -232,10 +230,12 @@ def test_the_model_is_left_in_training_if_it_was(tiny: PaliGemma) -> None:
     tiny.model.eval()
 
 
+def _asking_for_three_tokens(example: Example) -> Asking:
+    return replace(ASKING, max_new_tokens=3)
+
+
 def test_another_process_loads_the_model_by_its_name(tiny: PaliGemma) -> None:
-    make = LoadedAnswerer(
-        model="tiny", task=TOY, options=EvalOptions(max_new_tokens=3), loading={"mode": "exact"}
-    )
+    make = partial(load_answerer, "tiny", {"mode": "exact"}, _asking_for_three_tokens)
     # Ray sends it as bytes.
     answerer = pickle.loads(pickle.dumps(make))()
     assert answerer.settings() == ModelAnswerer(tiny, lambda one: ASKING).settings()
@@ -275,7 +275,7 @@ def test_frames_of_an_example_stay_in_order_and_are_prepared_alike() -> None:
 def test_a_picture_is_prepared_as_its_benchmark_asks(tiny: PaliGemma) -> None:
     asking = replace(ASKING, resize_method=BILINEAR, keep_fractions=True, pad_to_square=True)
     example = replace(_example("a", "ocr", 3), mark_box_yxyx=(0.1, 0.2, 0.5, 0.6))
-    (found,) = ModelAnswerer(tiny, lambda one: asking).read([example]).pictures.values()
+    (found,) = ModelAnswerer(tiny, lambda one: asking).read([example])
     preparation = Preparation(
         size_px=224,
         resize_method=BILINEAR,
@@ -284,7 +284,7 @@ def test_a_picture_is_prepared_as_its_benchmark_asks(tiny: PaliGemma) -> None:
         mark_box_yxyx=(0.1, 0.2, 0.5, 0.6),
     )
     assert not isinstance(found, str)
-    assert (found.pixels == preparation.prepare(heldout_scene(3).image)).all()
+    assert (found.pictures.pixels == preparation.prepare(heldout_scene(3).image)).all()
 
 
 def test_boxes_and_masks_of_padded_pictures_are_those_of_the_picture_itself(

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -16,7 +17,7 @@ import click
 from paligemma.cli.answers import echo_json
 from paligemma.cli.options import ModelChoice, model_options
 from paligemma.errors import ConfigError, DataError, PaliGemmaError
-from paligemma.example import ALL_CLASSES, NOISE
+from paligemma.example import ALL_CLASSES, MASK, NOISE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,7 +164,7 @@ def run_benchmark(
 ) -> None:
     """Answer, score and report; what can be wrong is looked at before a model is loaded."""
     from paligemma.eval.options import EvalOptions, chosen_rules
-    from paligemma.eval.runner import evaluate
+    from paligemma.eval.runner import evaluate, run_task
 
     chosen = dict(model.options)
     options = EvalOptions(
@@ -188,18 +189,24 @@ def run_benchmark(
         "progress": True,
     }
     if processes == 1 and ray_address is None:
-        bundle = ModelChoice(name=model.name, options=chosen).load()
-        run = evaluate(task, bundle, data, split, options, folder, **record)
+        asked = ModelChoice(name=model.name, options=chosen).load()
+        run = evaluate(task, asked, data, split, options, folder, **record)
     else:
-        from paligemma.eval.distributed import (
-            ClusterOptions,
-            LoadedAnswerer,
-            evaluate_distributed,
-        )
+        from paligemma.jobs.cluster import Cluster
+        from paligemma.jobs.model_answerer import load_answerer
 
-        cluster = ClusterOptions(num_workers=processes, gpus_each=gpus_each, address=ray_address)
-        make = LoadedAnswerer(model=model.name, task=task, options=options, loading=chosen)
-        run = evaluate_distributed(task, make, data, split, options, folder, cluster, **record)
+        make = partial(
+            load_answerer,
+            model.name,
+            chosen,
+            options.asking_of(task),
+            noise_piece=options.noise_piece,
+            needs_masks=task.asking.answer == MASK,
+        )
+        cluster = Cluster(
+            make_answerer=make, num_workers=processes, gpus_each=gpus_each, address=ray_address
+        )
+        run = run_task(task, cluster, data, split, options, folder, **record)
     if split in task.server_splits:
         click.echo(
             f"paligemma: only a server has the answers of {task.name} {split}; "

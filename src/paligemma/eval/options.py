@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from paligemma.errors import ConfigError
@@ -79,17 +80,12 @@ class EvalOptions:
                 )
 
     def asking_of(self, task: Task) -> Callable[[Example], Asking]:
-        """How each example is asked, with what was changed."""
-        changes: dict[str, Any] = {
-            name: value
-            for name in ("resize_method", "num_beams", "max_new_tokens")
-            if (value := getattr(self, name)) is not None
-        }
-        general = replace(task.asking, **changes)
-        if task.asking_for is None:
-            return lambda example: general
-        special = task.asking_for
-        return lambda example: replace(special(example), **changes)
+        """How each example is asked, with the user's changes; it pickles if `asking_for` does."""
+        return partial(_asking, task.asking, task.asking_for, self._changes())
+
+    def _changes(self) -> dict[str, Any]:
+        names = ("resize_method", "num_beams", "max_new_tokens")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def prompted(self, examples: Iterable[Example]) -> Iterator[Example]:
         """The examples with the prompt that is really asked.
@@ -114,20 +110,22 @@ class EvalOptions:
 
     def settings(self, task: Task) -> dict[str, Any]:
         """What of this changes an answer, beside the examples themselves."""
-        asking = replace(
-            task.asking,
-            **{
-                name: value
-                for name in ("resize_method", "num_beams", "max_new_tokens")
-                if (value := getattr(self, name)) is not None
-            },
-        )
+        asking = replace(task.asking, **self._changes())
         fields = {
             name: value
             for name, value in vars(asking).items()
             if name not in ("train_resize_method", "num_pictures")
         }
         return {**fields, "noise_piece": self.noise_piece, "batch_size": self.batch_size}
+
+
+def _asking(
+    general: Asking,
+    special: Callable[[Example], Asking] | None,
+    changes: Mapping[str, Any],
+    example: Example,
+) -> Asking:
+    return replace(general if special is None else special(example), **changes)
 
 
 def chosen_rules(task: Task, said: Iterable[str]) -> dict[str, str]:

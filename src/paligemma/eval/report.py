@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paligemma.errors import ModelNotFoundError
 from paligemma.eval.example_scores import ExampleScores
 from paligemma.eval.resampling import FEW_RESAMPLES, bounds, resampled_values, unit_of
 from paligemma.eval.scored import Scored
@@ -205,26 +204,15 @@ def make_report(
 
 def identity_of(config: RunConfig) -> ModelIdentity:
     """Family, size and resolution: what the run noted, else what the model's name says."""
-    from paligemma.config import find_release
+    from paligemma.weights.catalog import named_release
 
-    family: str | None = None
-    size: str | None = None
-    side_px: int | None = None
-    try:
-        release, side_px = find_release(config.model)
-        family, size = _family(release.pattern), release.size.upper()
-    except ModelNotFoundError:
-        pass
-    noted = config.settings
+    found, noted = named_release(config.model), config.settings
+    release, side_px = (None, None) if found is None else found
     return ModelIdentity(
-        family=noted.get("family") or family,
-        size=noted.get("size") or size,
+        family=noted.get("family") or (release.family if release else None),
+        size=noted.get("size") or (release.size.upper() if release else None),
         resolution_px=noted.get("image_size_px") or side_px,
     )
-
-
-def _family(pattern: str) -> str:
-    return "PaliGemma 2" if "paligemma2" in pattern else "PaliGemma"
 
 
 def ids_hash(ids: Sequence[str]) -> str:

@@ -1,8 +1,6 @@
-"""A model answers a batch of examples, the way their benchmark asks.
+"""A model answers a batch of examples, the way their task asks.
 
 Every picture of a batch is read and encoded once, however many prompts are about it.
-
-Axes: P distinct pictures of a batch, F pictures an example, R input side, I image tokens, D width.
 """
 
 from __future__ import annotations
@@ -10,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from paligemma.batch import TokenRow
 from paligemma.config import release_of
 from paligemma.errors import ConfigError, ImageError, PromptError
 from paligemma.example import (
@@ -29,190 +28,187 @@ from paligemma.example import (
     FoundObject,
     Prediction,
 )
-from paligemma.generate import (
-    BeamOptions,
-    DecodeOptions,
-    Greedy,
-    LocationGreedy,
-)
+from paligemma.generate import BeamOptions, DecodeOptions, Greedy, LocationGreedy
 from paligemma.jobs.pictures import ReadPictures, read_pictures
 from paligemma.jobs.plan import picture_key
-from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.parse import parse_tokens
 from paligemma.outputs.types import Detection, TokenRecord
-from paligemma.outputs.vqvae import MaskCodec
-from paligemma.pipeline.engine import Engine, Request
-from paligemma.pipeline.options import RunSettings
+from paligemma.pipeline.engine import Request
+from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.processing.preparation import Preparation
-from paligemma.processing.processor import Processor, TokenRow, inference_row
+from paligemma.processing.processor import inference_row
 
 logger = logging.getLogger(__name__)
 
 _PROBED_VALUES = 256
 
-
-class AskedModel(Protocol):
-    """What is measured: a model with its processor and mask codec, as `paligemma.PaliGemma` is."""
-
-    @property
-    def model(self) -> PaliGemmaModel: ...
-    @property
-    def processor(self) -> Processor: ...
-    @property
-    def mask_codec(self) -> MaskCodec | None: ...
-    @property
-    def settings(self) -> RunSettings: ...
+AskingOf = Callable[[Example], Asking]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PreparedBatch:
-    """What a model needs of a batch, before the model is looked at.
+class ReadExample:
+    """One example as the model reads it.
 
     Attributes:
-        pictures: by `picture_key`; an error in words where one cannot be read.
-        rows: tokens of each prompt, or an error in words.
+        pictures: prepared pictures; examples that show the same ones share this object.
+        row: tokens of the prompt.
     """
 
-    pictures: Mapping[str, ReadPictures | str]
-    rows: Sequence[TokenRow | str]
+    pictures: ReadPictures
+    row: TokenRow
 
 
 class ModelAnswerer:
-    """Answers of a model, in the precision it was loaded for.
+    """Answers of a model, in the precision it was loaded for; see `jobs.answerer.Answerer`.
 
     Args:
-        bundle: what is measured.
-        asking_of: how an example is asked.
-        noise_piece: see `EvalOptions`.
-        needs_masks: refuse a model without mask codec, rather than score nothing for every mask.
+        asked: model, processor and mask codec.
+        asking_of: says how an example is asked.
+        noise_piece: piece that pads answers with all classes. Such an answer may not contain it, if
+            the vocabulary has it as a single token; its probability stays in the confidences.
+        needs_masks: refuse a model without mask codec, rather than find no mask at all.
 
     Raises:
-        ConfigError: there is no mask codec.
+        ConfigError: masks are needed and there is no mask codec.
     """
 
     def __init__(
         self,
-        bundle: AskedModel,
-        asking_of: Callable[[Example], Asking],
+        asked: PaliGemma,
+        asking_of: AskingOf,
         *,
         noise_piece: str = NOISE,
         needs_masks: bool = False,
     ) -> None:
-        self._bundle = bundle
-        self._model, self._processor = bundle.model, bundle.processor
+        self._asked = asked
+        self._engine = asked.engine
+        self._processor = asked.processor
+        self._vocab = asked.vocab
         self._asking_of = asking_of
-        self._noise_id = _single_id(bundle.processor, noise_piece)
+        noise = asked.processor.tokenizer.encode(noise_piece)
+        self._noise_id = noise[0] if len(noise) == 1 else None
         self._num_cut = 0
-        self._codec_settings: dict[str, Any] = {}
+        self._codec_settings: dict[str, str] = {}
         if needs_masks:
-            if bundle.mask_codec is None:
+            if asked.mask_codec is None:
                 raise ConfigError(
                     "this benchmark scores masks, and the model has no mask codec to decode them; "
                     "name one with --mask-codec"
                 )
-            self._codec_settings = {"mask_codec": fingerprint(bundle.mask_codec)}
+            self._codec_settings = {"mask_codec": fingerprint(asked.mask_codec)}
 
     def settings(self) -> dict[str, Any]:
-        """What of the model changes an answer; its name and place do not."""
-        bundle = self._bundle
+        """Everything about the model that changes an answer; its name and place do not."""
+        release = release_of(self._asked.config)
         return {
-            "model": fingerprint(self._model),
-            **asdict(bundle.settings),
+            "model": fingerprint(self._asked.model),
+            **asdict(self._asked.settings),
             "image_size_px": self._processor.image_size_px,
             "noise_id": self._noise_id,
-            **_released_as(self._model),
+            # Published figures are of one family and size.
+            **({} if release is None else {"family": release.family, "size": release.size.upper()}),
             **self._codec_settings,
         }
 
     # Without the model
 
-    def read(self, examples: Sequence[Example]) -> PreparedBatch:
-        """Pixels of the distinct pictures, and the prompts as tokens."""
-        pictures: dict[str, ReadPictures | str] = {}
-        for one in examples:
-            key = picture_key(one)
-            if key not in pictures:
-                pictures[key] = self._read_pictures(one)
-        return PreparedBatch(pictures=pictures, rows=[self._row(one) for one in examples])
+    def read(self, examples: Sequence[Example]) -> list[ReadExample | str]:
+        """Each example as the model reads it, or a sentence that says why it cannot be read."""
+        shown: dict[str, ReadPictures | str] = {}
+        found: list[ReadExample | str] = []
+        for example in examples:
+            key = picture_key(example)
+            if key not in shown:
+                shown[key] = self._pictures(example)
+            pictures, row = shown[key], self._row(example)
+            if isinstance(pictures, str):
+                found.append(pictures)
+            elif isinstance(row, str):
+                found.append(row)
+            else:
+                found.append(ReadExample(pictures=pictures, row=row))
+        return found
 
-    def _read_pictures(self, one: Example) -> ReadPictures | str:
-        asking = self._asking_of(one)
+    def _pictures(self, example: Example) -> ReadPictures | str:
+        asking = self._asking_of(example)
         preparation = Preparation(
             size_px=self._processor.image_size_px,
             resize_method=asking.resize_method,
             keep_fractions=asking.keep_fractions,
             pad_to_square=asking.pad_to_square,
-            mark_box_yxyx=one.mark_box_yxyx,
+            mark_box_yxyx=example.mark_box_yxyx,
         )
         try:
-            return read_pictures(one, preparation, self._processor.max_pixels)
+            return read_pictures(example, preparation, self._processor.max_pixels)
         except ImageError as error:
             return str(error)
 
-    def _row(self, one: Example) -> TokenRow | str:
+    def _row(self, example: Example) -> TokenRow | str:
         """The prompt to the letter; cut at the length of training, as the original does."""
-        vocab = self._processor.vocab
         try:
-            ids = self._processor.tokenizer.encode(one.prefix)
+            ids = self._processor.tokenizer.encode(example.prefix)
         except PromptError as error:
             return str(error)
-        text_len = self._asking_of(one).text_len
-        if len(ids) + 2 > text_len:
+        text_len = self._asking_of(example).text_len
+        num_tokens = len(ids) + 2  # BOS and separator
+        if num_tokens > text_len:
             self._num_cut += 1
             if self._num_cut == 1:
                 logger.warning(
                     "prompts are cut at %d tokens, the text length of training, as the original "
                     "does; the first is that of %s with %d",
                     text_len,
-                    one.id,
-                    len(ids) + 2,
+                    example.id,
+                    num_tokens,
                 )
-        return inference_row(ids, (), vocab, min(text_len, len(ids) + 2))
+        return inference_row(ids, (), self._vocab, min(text_len, num_tokens))
 
     # With the model
 
-    def answer(self, examples: Sequence[Example], prepared: PreparedBatch) -> list[Prediction]:
-        """One prediction an example, in order."""
+    def answer(
+        self, examples: Sequence[Example], prepared: Sequence[ReadExample | str]
+    ) -> list[Prediction]:
+        """One prediction for each example, in order.
+
+        Examples that are asked alike are decoded together, all of them: the plan of the run fixed
+        the batch, and an answer may depend on it by rounding.
+
+        Args:
+            examples: questions of one batch.
+            prepared: result of `read` for them.
+        """
         found: dict[int, Prediction] = {}
-        asked: list[int] = []
-        shown: dict[str, ReadPictures] = {}
-        for position, one in enumerate(examples):
-            key = picture_key(one)
-            picture, row = prepared.pictures[key], prepared.rows[position]
-            error = picture if isinstance(picture, str) else row if isinstance(row, str) else None
-            if error is not None or isinstance(picture, str):
-                found[position] = Prediction(id=one.id, text="", error=error)
-                continue
-            shown[key] = picture
-            asked.append(position)
-        engine = Engine(self._model, self._bundle.settings)
-        pixels = [torch.from_numpy(one.pixels) for one in shown.values()]
-        soft = dict(zip(shown, engine.encode(pixels), strict=True))
-        requests = [
-            self._request(examples[k], prepared.rows[k], soft[picture_key(examples[k])])
-            for k in asked
-        ]
-        for position, written in zip(
-            asked, engine.answer(requests, max_rows=len(requests)), strict=True
-        ):
-            one = examples[position]
-            picture = shown[picture_key(one)]
-            found[position] = replace(
-                self._understood(self._asking_of(one), written.record, picture),
-                id=one.id,
-                logprob=written.logprob,
-                note=picture.note,
-            )
+        groups: dict[Asking, list[int]] = {}
+        for position, (example, read) in enumerate(zip(examples, prepared, strict=True)):
+            if isinstance(read, str):
+                found[position] = Prediction(id=example.id, text="", error=read)
+            else:
+                groups.setdefault(self._asking_of(example), []).append(position)
+        shown = list(dict.fromkeys(one.pictures for one in prepared if not isinstance(one, str)))
+        soft_tokens = self._engine.encode([torch.from_numpy(one.pixels) for one in shown])
+        encoded = dict(zip(shown, soft_tokens, strict=True))
+        for asking, positions in groups.items():
+            reads = [one for k in positions if not isinstance(one := prepared[k], str)]
+            decoder = self._decoder(asking)
+            requests = [
+                Request(row=one.row, soft_tokens=encoded[one.pictures], decoder=decoder)
+                for one in reads
+            ]
+            answers = self._engine.answer(requests, max_rows=len(requests))
+            for position, one, written in zip(positions, reads, answers, strict=True):
+                text, objects = self._understood(asking, written.record, one.pictures)
+                found[position] = Prediction(
+                    id=examples[position].id,
+                    text=text,
+                    logprob=written.logprob,
+                    objects=objects,
+                    note=one.pictures.note,
+                )
         return [found[position] for position in range(len(examples))]
 
-    def _request(self, one: Example, row: TokenRow | str, soft_tokens: Tensor) -> Request:
-        assert isinstance(row, TokenRow)
-        decoder = self._decoder(self._asking_of(one))
-        return Request(row=row, soft_tokens=soft_tokens, decoder=decoder)
-
     def _decoder(self, asking: Asking) -> DecodeOptions | BeamOptions:
-        settings, vocab = self._bundle.settings, self._model.config.vocab
+        settings, vocab = self._asked.settings, self._vocab
         if asking.num_beams > 1:
             return BeamOptions(
                 num_beams=asking.num_beams,
@@ -240,44 +236,56 @@ class ModelAnswerer:
 
     # After the model
 
-    def _understood(self, asking: Asking, record: TokenRecord, shown: ReadPictures) -> Prediction:
-        """Text and objects of one answer; id and probability are added by the caller."""
-        vocab, decode = self._model.config.vocab, self._processor.tokenizer.decode
+    def _understood(
+        self, asking: Asking, record: TokenRecord, pictures: ReadPictures
+    ) -> tuple[str, tuple[FoundObject, ...]]:
+        """Text and objects of one answer."""
+        decode = self._processor.tokenizer.decode
         if asking.answer == TEXT:
-            return Prediction(id="", text=decode(record.ids.tolist()))
-        parsed = parse_tokens(record, vocab, decode)
+            return decode(record.ids.tolist()), ()
+        parsed = parse_tokens(record, self._vocab, decode)
         has_masks = asking.answer == MASK and any(one.seg is not None for one in parsed.objects)
-        codec = self._bundle.mask_codec if has_masks else None
-        objects = to_detections(parsed, shown.padded_wh, codec=codec)
+        codec = self._asked.mask_codec if has_masks else None
+        objects = to_detections(parsed, pictures.padded_wh, codec=codec)
         if asking.answer == ALL_CLASSES:
-            # The last one may be cut before its class.
+            # The bound may cut the last object before its class.
             kept = [(one, one.label_score) for one in objects if one.label is not None]
         else:
             kept = [(one, one.score) for one in objects]
-        return Prediction(
-            id="",
-            text=parsed.text,
-            objects=tuple(
-                found_object(
-                    one,
-                    score,
-                    image_wh=shown.image_wh,
-                    padded_wh=shown.padded_wh,
-                    is_decoded=codec is not None,
-                )
-                for one, score in kept
-                if one.is_valid
-            ),
+        return parsed.text, tuple(
+            found_object(
+                one,
+                score,
+                image_wh=pictures.image_wh,
+                padded_wh=pictures.padded_wh,
+                is_decoded=codec is not None,
+            )
+            for one, score in kept
+            if one.is_valid
         )
 
 
-def _released_as(model: PaliGemmaModel) -> dict[str, str]:
-    """Family and size, which decide what published figures a score is held against."""
-    release = release_of(model.config)
-    if release is None:
-        return {}
-    family = "PaliGemma 2" if model.config.generation == 2 else "PaliGemma"
-    return {"family": family, "size": release.size.upper()}
+def load_answerer(
+    model: str,
+    loading: Mapping[str, Any],
+    asking_of: AskingOf,
+    *,
+    noise_piece: str = NOISE,
+    needs_masks: bool = False,
+) -> ModelAnswerer:
+    """Load a model by its name and make it answer; a worker process calls this.
+
+    Args:
+        model: name, folder or file, as `PaliGemma.from_pretrained` takes it.
+        loading: keywords of `PaliGemma.from_pretrained`.
+        asking_of: see `ModelAnswerer`, like the other arguments.
+    """
+    return ModelAnswerer(
+        PaliGemma.from_pretrained(model, **loading),
+        asking_of,
+        noise_piece=noise_piece,
+        needs_masks=needs_masks,
+    )
 
 
 def found_object(
@@ -288,13 +296,14 @@ def found_object(
     padded_wh: tuple[int, int],
     is_decoded: bool,
 ) -> FoundObject:
-    """Box and mask of the picture itself, without what was padded to it.
+    """Box and mask relative to the picture itself, without its padding.
 
     Args:
-        one: with a box of the padded picture.
-        score: its confidence.
+        one: detection relative to the padded picture.
+        score: confidence of the object.
         image_wh, padded_wh: as in `ReadPictures`.
-        is_decoded: a codec read the codewords; what it does not know is a mask of nothing.
+        is_decoded: whether a codec read the codewords; an object whose codewords it does not know
+            then has a mask without a pixel.
     """
     from paligemma.outputs.rle import encode_rle
 
@@ -305,7 +314,7 @@ def found_object(
         x0, x1 = x0 * padded_width / width, x1 * padded_width / width
     mask = one.mask
     if mask is None and is_decoded and one.codes is not None:
-        # Codewords that the codec does not know, or a box without a pixel: a mask of nothing.
+        # The codec does not know the codewords, or the box covers no pixel.
         mask = np.zeros((height, width), bool)
     return FoundObject(
         label=one.label or "",
@@ -313,12 +322,6 @@ def found_object(
         score=score,
         mask=None if mask is None else encode_rle(mask[:height, :width]),
     )
-
-
-def _single_id(processor: Processor, piece: str) -> int | None:
-    """The id of a piece that the vocabulary holds as one."""
-    ids = processor.tokenizer.encode(piece)
-    return ids[0] if len(ids) == 1 else None
 
 
 def fingerprint(model: nn.Module) -> str:

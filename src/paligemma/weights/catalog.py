@@ -135,7 +135,7 @@ def published_ids() -> list[str]:
     ]
 
 
-def release_of(name: str) -> tuple[Release, int] | None:
+def named_release(name: str) -> tuple[Release, int] | None:
     """Row of the table of releases and resolution, or None for a model that is not a release."""
     try:
         return find_release(name.partition("@")[0])
@@ -155,7 +155,7 @@ def _unknown(name: str) -> str:
 
 
 def _check_revision(hub_id: str, revision: str | None) -> None:
-    found = release_of(hub_id)
+    found = named_release(hub_id)
     if found is None or revision not in ("float32", "float16", "bfloat16"):
         return
     release, _ = found
@@ -311,7 +311,7 @@ def _download(hub_id: str, revision: str | None, download: bool) -> Path:
             f"a revision must exist on the hub, {hub_id} has no {revision!r}; leave it out"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        if _status(error) in (401, 403) or release_of(hub_id):
+        if _status(error) in (401, 403) or named_release(hub_id):
             raise AccessError(_refused(hub_id)) from error
         raise ModelNotFoundError(
             f"a hub id must exist, https://huggingface.co/{hub_id} does not (or is private: set "
@@ -341,7 +341,7 @@ def _status(error: Any) -> int | None:
 
 def _hint(hub_id: str) -> str:
     """The release that a hub id may have been meant to name; "" if it is one, or is like none."""
-    if release_of(hub_id):
+    if named_release(hub_id):
         return ""
     close = difflib.get_close_matches(hub_id, published_ids(), n=1, cutoff=_ALIKE)
     return f"; did you mean {close[0]}?" if close else ""

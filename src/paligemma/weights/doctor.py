@@ -19,7 +19,7 @@ from paligemma.processing.tokenizer import load_tokenizer
 from paligemma.vocab import NUM_LOC, NUM_SEG
 from paligemma.weights import statistics
 from paligemma.weights.big_vision import BigVisionReader
-from paligemma.weights.catalog import Checkpoint, release_of, resolve
+from paligemma.weights.catalog import Checkpoint, named_release, resolve
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hashes import sha256, stated_hashes
 from paligemma.weights.hf import HFReader
@@ -191,7 +191,7 @@ def _check_config(seen: _Examination) -> Iterator[tuple[Level, str]]:
         vision = _differences(config.with_resolution(SO400M_14.image_size_px).vision, SO400M_14)
         if vision:
             yield "warning", f"the tower is not So400m/14 as in every release: {vision}"
-    release = release_of(name) or release_of(seen.checkpoint.folder.name)
+    release = named_release(name) or named_release(seen.checkpoint.folder.name)
     if release is not None:
         row, size_px = release
         if (nearest, config.vision.image_size_px) != (row.text, size_px):

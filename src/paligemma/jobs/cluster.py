@@ -1,0 +1,133 @@
+"""A job spread over several processes or machines, through Ray Data.
+
+The unit of work is a batch of the plan, the same that one process would answer, so the answers are
+the same. Workers only answer: the process that began the run alone writes its folder, and goes on
+with it after a kill. Machines must see the pictures under the same paths.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paligemma.errors import ConfigError, PaliGemmaError
+from paligemma.example import Prediction
+from paligemma.jobs.answerer import Answerer, NumberedAnswers, NumberedBatch
+from paligemma.metrics.extras import missing_extra
+
+MakeAnswerer = Callable[[], Answerer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Processes that each hold an answerer.
+
+    Attributes:
+        make_answerer: makes what answers, once a process; must pickle.
+        num_workers: number of processes.
+        gpus_each: GPUs of each process; 0 for none.
+        cpus_each: processor cores of each process.
+        address: address of a Ray cluster, such as "auto"; None starts one on this machine.
+
+    Raises:
+        ConfigError: no worker, or a negative share of a machine.
+    """
+
+    make_answerer: MakeAnswerer
+    num_workers: int
+    gpus_each: float = 0.0
+    cpus_each: float = 1.0
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1 or self.gpus_each < 0 or self.cpus_each < 0:
+            raise ConfigError(
+                "a run needs at least 1 worker, and no negative share of machines, got "
+                f"{self.num_workers} workers with {self.gpus_each} GPUs and {self.cpus_each} cores"
+            )
+
+    def settings(self) -> Mapping[str, Any]:
+        """See `Answerer.settings`; a worker computes them, since this process may have no room.
+
+        Raises:
+            MissingExtraError: Ray is not installed.
+            PaliGemmaError: the answerer cannot be made.
+        """
+        probe = self._ray().remote(_settings_of)
+        probe = probe.options(num_cpus=self.cpus_each, num_gpus=self.gpus_each)
+        settings: Mapping[str, Any] = _opened(self._ray().get(probe.remote(self.make_answerer)))
+        return settings
+
+    def answered(self, batches: Iterable[NumberedBatch]) -> Iterator[NumberedAnswers]:
+        """Answer batches, in whatever order they are ready; errors as in `settings`."""
+        rows = [{"number": number, "examples": pickle.dumps(one)} for number, one in batches]
+        if not rows:
+            return
+        data = self._ray().data
+        data.DataContext.get_current().enable_progress_bars = False
+        # A block a batch, so that each is here and on disk as soon as it is answered.
+        answers = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _Worker,
+            fn_constructor_args=(self.make_answerer,),
+            batch_size=1,
+            concurrency=min(self.num_workers, len(rows)),
+            num_cpus=self.cpus_each,
+            num_gpus=self.gpus_each,
+        )
+        for row in answers.iter_rows():
+            yield int(row["number"]), _opened(row["predictions"])
+
+    def _ray(self) -> Any:
+        """Ray, connected."""
+        try:
+            import ray
+            import ray.data
+        except ImportError as error:
+            raise missing_extra("Ray", "ray", "a run over several processes") from error
+        if not ray.is_initialized():
+            local: dict[str, Any] = {}
+            if self.address is None:
+                num_cpus = max(1, round(self.num_workers * self.cpus_each))
+                local = {"num_cpus": num_cpus, "include_dashboard": False}
+            ray.init(
+                address=self.address, logging_level=logging.ERROR, log_to_driver=False, **local
+            )
+        return ray
+
+
+class _Worker:
+    """One process of the run."""
+
+    def __init__(self, make_answerer: MakeAnswerer) -> None:
+        self._answerer = make_answerer()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        answerer = self._answerer
+
+        def answer() -> list[Prediction]:
+            examples = pickle.loads(batch["examples"][0])
+            return answerer.answer(examples, answerer.read(examples))
+
+        return {"number": batch["number"], "predictions": [_closed(answer)]}
+
+
+def _settings_of(make_answerer: MakeAnswerer) -> bytes:
+    return _closed(lambda: dict(make_answerer().settings()))
+
+
+def _closed(make: Callable[[], Any]) -> bytes:
+    """The result, or our own error, which travels as a value and keeps its class and its words."""
+    try:
+        return pickle.dumps(make())
+    except PaliGemmaError as error:
+        return pickle.dumps(error)
+
+
+def _opened(data: bytes) -> Any:
+    value = pickle.loads(data)
+    if isinstance(value, PaliGemmaError):
+        raise value
+    return value
