@@ -134,7 +134,8 @@ class Engine:
     def answer(self, requests: Sequence[Request], *, max_rows: int | None = None) -> list[Written]:
         """Answers to all requests, in order.
 
-        Rows of one batch have the same decoder, pictures of one size and prompts of like length.
+        Requests of any kind may be mixed; each gets the answer that it would get alone. Rows of one
+        batch have pictures of one size, prompts of like length and the same way of decoding.
 
         Args:
             requests: prompts with their pictures.
@@ -175,21 +176,21 @@ class Engine:
 
     def _generated(self, requests: Sequence[Request]) -> Generation:
         """What `generate` writes for the rows of one batch."""
-        first = requests[0]
         batch, soft_tokens = self._batch(requests), _joined(requests)
-        if isinstance(first.decoder, BeamOptions):
-            return beam_search(self.model, batch, first.decoder, soft_tokens=soft_tokens)
-        if first.best_of != 1:
-            return best_of_n(
-                self.model, batch, first.decoder, n=first.best_of, soft_tokens=soft_tokens
-            )
+        beams = [one.decoder for one in requests if isinstance(one.decoder, BeamOptions)]
+        if beams:
+            return beam_search(self.model, batch, beams, soft_tokens=soft_tokens)
+        options = [one.decoder for one in requests if isinstance(one.decoder, DecodeOptions)]
+        best_of = requests[0].best_of
+        if best_of != 1:
+            return best_of_n(self.model, batch, options, n=best_of, soft_tokens=soft_tokens)
         constraints = [request.constraint for request in requests]
         return generate(
             self.model,
             batch,
-            first.decoder,
+            options,
             soft_tokens=soft_tokens,
-            constraint=None if not any(constraints) else constraints,
+            constraint=constraints if any(constraints) else None,
         )
 
     def _batch(self, requests: Sequence[Request]) -> Batch:
@@ -223,9 +224,11 @@ def _batches(requests: Sequence[Request], max_rows: int | None) -> Iterator[list
     """Positions of requests that are answered together, long prompts first."""
     groups: dict[object, list[int]] = {}
     for position, request in enumerate(requests):
-        soft_tokens = request.soft_tokens
-        shape = None if soft_tokens is None else soft_tokens.shape[1]
-        groups.setdefault((request.decoder, request.best_of, shape), []).append(position)
+        soft_tokens, decoder = request.soft_tokens, request.decoder
+        num_image_tokens = None if soft_tokens is None else soft_tokens.shape[1]
+        num_beams = decoder.num_beams if isinstance(decoder, BeamOptions) else 1
+        alike = (num_beams, request.best_of, decoder.kv_cache_dtype, num_image_tokens)
+        groups.setdefault(alike, []).append(position)
     for positions in groups.values():
         # Python's sort is stable: rows of one length stay in the caller's order.
         ordered = sorted(positions, key=lambda position: -len(requests[position].row))
