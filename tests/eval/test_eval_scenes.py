@@ -32,7 +32,7 @@ from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.tasks.scenes.rows import (
     EVAL_SEED,
-    KINDS,
+    SCENE_KINDS,
     benchmark_examples,
     heldout_scene,
     scene_suffix,
@@ -232,7 +232,7 @@ def test_the_contact_sheet_shows_the_first_twelve_pictures(
         ({"limit": 0}, "limit must lie in 1..1000000"),
         ({"seed": -1}, "seed must lie in 0..999999"),
         ({"kinds": ("detect", "sing")}, "got sing"),
-        ({"kinds": ()}, f"some of {', '.join(KINDS)}"),
+        ({"kinds": ()}, f"some of {', '.join(SCENE_KINDS)}"),
     ],
 )
 def test_a_benchmark_out_of_bounds_is_refused(change: dict[str, Any], rule: str) -> None:

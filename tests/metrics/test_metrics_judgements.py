@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma.errors import DataError
-from paligemma.metrics.judgements import LABELS, nes, nes_measures, sentence_verdict
+from paligemma.metrics.judgements import RATER_LABELS, nes, nes_measures, sentence_verdict
 
-E, N, C, X = LABELS
-RATERS = st.lists(st.sampled_from(LABELS), min_size=1, max_size=5)
+E, N, C, X = RATER_LABELS
+RATERS = st.lists(st.sampled_from(RATER_LABELS), min_size=1, max_size=5)
 
 
 @pytest.mark.parametrize(

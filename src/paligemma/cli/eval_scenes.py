@@ -56,10 +56,10 @@ def scenes_command(
     from paligemma.eval.options import EvalOptions
     from paligemma.eval.runner import evaluate
     from paligemma.outputs.export import save_png
-    from paligemma.tasks.scenes.rows import KINDS, SIZE_PX, scenes_task
+    from paligemma.tasks.scenes.rows import SCENE_KINDS, SIZE_PX, scenes_task
     from paligemma.tiny.contact_sheet import contact_sheet
 
-    kinds = KINDS if tasks is None else tuple(part.strip() for part in tasks.split(","))
+    kinds = SCENE_KINDS if tasks is None else tuple(part.strip() for part in tasks.split(","))
     # Everything that can be wrong is checked before a model is loaded.
     task = scenes_task(limit=limit, seed=seed, kinds=kinds)
     num_prompts = batch_size * min(_PROMPTS_EACH, len(kinds))

@@ -9,7 +9,7 @@ import numpy as np
 from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure, mean_measure
 from paligemma.metrics.ngrams import MAX_ORDER, NGrams, count_ngrams
-from paligemma.metrics.ptb import MAX_CHARACTERS, ptb_tokenize_batch
+from paligemma.metrics.ptb import MAX_CAPTION_CHARACTERS, ptb_tokenize_batch
 
 SIGMA = 6.0
 CIDER_SCALE = 10.0
@@ -50,7 +50,7 @@ def caption_measures(
     said, wanted = list(predictions), [one for of_image in references for one in of_image]
     if tokenize:
         # One endless answer must not cost the others their score; it has lost long before its cut.
-        said = ptb_tokenize_batch([one and one[:MAX_CHARACTERS] for one in said])
+        said = ptb_tokenize_batch([one and one[:MAX_CAPTION_CHARACTERS] for one in said])
         wanted = ptb_tokenize_batch(wanted)
     image_of_reference = np.repeat(np.arange(len(said)), num_references)
     image = np.concatenate([np.arange(len(said)), image_of_reference])

@@ -20,7 +20,7 @@ from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure, mean_measure
 
 MAX_POSITIONS = 5000
-MAX_CHARACTERS = 1_000_000
+MAX_GRID_CHARACTERS = 1_000_000
 _JUNK_LENGTH = 200
 
 # Corners (x0, y0, x1, y1) in one unit for both tables.
@@ -108,7 +108,7 @@ def read_cells(markup: str, *, box_of: BoxOf | None = None) -> list[TableCell] |
         None where the markup is no well-formed XML, declares entities, has a span below 1, or
         leaves the bounds.
     """
-    if len(markup) > MAX_CHARACTERS or "<!DOCTYPE" in markup:
+    if len(markup) > MAX_GRID_CHARACTERS or "<!DOCTYPE" in markup:
         return None
     try:
         root = ElementTree.fromstring(markup)

@@ -18,10 +18,10 @@ from paligemma.metrics.pairs import require_choice, require_same_length
 
 ENTAILMENT, NEUTRAL, CONTRADICTION = "Entailment", "Neutral", "Contradiction"
 NOTHING = "Nothing to assess"
-LABELS = (ENTAILMENT, NEUTRAL, CONTRADICTION, NOTHING)
+RATER_LABELS = (ENTAILMENT, NEUTRAL, CONTRADICTION, NOTHING)
 
 # A sentence on which equally many raters chose entailment and another verdict.
-TieRule = Literal["non_entailed", "entailed", "left_out"]
+VerdictTieRule = Literal["non_entailed", "entailed", "left_out"]
 # Sentences whose majority found nothing to assess: not in the denominator, or in it as entailed.
 NothingRule = Literal["left_out", "counted"]
 
@@ -29,14 +29,14 @@ NothingRule = Literal["left_out", "counted"]
 Judgements = Sequence[Sequence[Sequence[str]]]
 
 
-def sentence_verdict(labels: Sequence[str], *, ties: TieRule = "non_entailed") -> str | None:
+def sentence_verdict(labels: Sequence[str], *, ties: VerdictTieRule = "non_entailed") -> str | None:
     """What the majority of raters says of a sentence.
 
     A verdict tied with "nothing to assess" wins, and neutral tied with contradiction is no tie.
 
     Args:
-        labels: one a rater, of `LABELS`.
-        ties: see `TieRule`.
+        labels: one a rater, of `RATER_LABELS`.
+        ties: see `VerdictTieRule`.
 
     Returns:
         "entailed", "non_entailed", "nothing", or None where a tie is left out.
@@ -44,9 +44,9 @@ def sentence_verdict(labels: Sequence[str], *, ties: TieRule = "non_entailed") -
     Raises:
         DataError: no label, or an unknown one.
     """
-    require_choice("the rule for ties", ties, TieRule)
-    if unknown := [label for label in labels if label not in LABELS]:
-        raise DataError(f"a judgement must be one of {', '.join(LABELS)}, got {unknown[0]!r}")
+    require_choice("the rule for ties", ties, VerdictTieRule)
+    if unknown := [label for label in labels if label not in RATER_LABELS]:
+        raise DataError(f"a judgement must be one of {', '.join(RATER_LABELS)}, got {unknown[0]!r}")
     if not labels:
         raise DataError("a sentence needs judgements, got none; leave it out")
     votes = Counter(labels)
@@ -63,13 +63,16 @@ def sentence_verdict(labels: Sequence[str], *, ties: TieRule = "non_entailed") -
 
 
 def nes(
-    judgements: Judgements, *, ties: TieRule = "non_entailed", nothing: NothingRule = "left_out"
+    judgements: Judgements,
+    *,
+    ties: VerdictTieRule = "non_entailed",
+    nothing: NothingRule = "left_out",
 ) -> float:
     """Share of assessed sentences that are not entailed, pooled over all images; low is good.
 
     Args:
         judgements: image -> sentences -> raters' labels.
-        ties: see `TieRule`.
+        ties: see `VerdictTieRule`.
         nothing: see `NothingRule`.
 
     Raises:
@@ -82,7 +85,7 @@ def nes_measures(
     judgements: Judgements,
     captions: Sequence[str] | None = None,
     *,
-    ties: TieRule = "non_entailed",
+    ties: VerdictTieRule = "non_entailed",
     nothing: NothingRule = "left_out",
 ) -> list[Measure]:
     """NES with the lengths without which it says little: short captions err less.
@@ -90,7 +93,7 @@ def nes_measures(
     Args:
         judgements: image -> sentences -> raters' labels.
         captions: the caption of each image, for the mean number of characters.
-        ties: see `TieRule`.
+        ties: see `VerdictTieRule`.
         nothing: see `NothingRule`.
 
     Returns:

@@ -17,19 +17,19 @@ from paligemma.metrics.pairs import levenshtein, require_choice, require_same_le
 CerVariant = Literal["current", "publication_era"]
 # "smt" strips outer newlines and spaces, bar numbers and the separators of extended kern; whether
 # PaliGemma 2 did the same is not published.
-Preparation = Literal["none", "smt"]
+KernPreparation = Literal["none", "smt"]
 
 _BAR_NUMBER = re.compile(r"(?<==)\d+")
 _LINE, _TAB = "<b>", "<t>"
 
 
-def prepare_kern(text: str, preparation: Preparation = "smt") -> str:
-    """Ground truth as it is compared, see `Preparation`.
+def prepare_kern(text: str, preparation: KernPreparation = "smt") -> str:
+    """Ground truth as it is compared, see `KernPreparation`.
 
     Raises:
         DataError: no such preparation.
     """
-    require_choice("the preparation of kern", preparation, Preparation)
+    require_choice("the preparation of kern", preparation, KernPreparation)
     if preparation == "none":
         return text
     return _BAR_NUMBER.sub("", text.strip("\n ")).replace("·", "")
@@ -58,7 +58,7 @@ def omr_measures(
     references: Sequence[str],
     *,
     cer: CerVariant = "current",
-    preparation: Preparation = "none",
+    preparation: KernPreparation = "none",
 ) -> list[Measure]:
     """Error rates pooled over the corpus: all edits over all reference units; 1 can be exceeded.
 
@@ -66,7 +66,7 @@ def omr_measures(
         predictions: one a score.
         references: kern text of each score.
         cer: see `CerVariant`.
-        preparation: of the references, see `Preparation`.
+        preparation: of the references, see `KernPreparation`.
 
     Returns:
         "cer", "ser" and "ler"; "cer" is left out where the references hold no character.

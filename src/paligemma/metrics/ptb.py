@@ -20,7 +20,7 @@ from paligemma.metrics.ptb_rules import Kind, kinds_from
 _BRACKETS = ("-LRB-", "-RRB-", "-LCB-", "-RCB-")
 _MARKS = ("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";")
 DELETED = frozenset((*_BRACKETS, *_MARKS, ""))
-MAX_CHARACTERS = 20_000
+MAX_CAPTION_CHARACTERS = 20_000
 
 # Addresses end at the hard ones, and can hold the soft ones.
 _HARD_BREAK = re.compile("\r\n|[\n\r\u000c]")
@@ -84,9 +84,10 @@ def ptb_tokenize_batch(captions: Sequence[str], *, java_line_breaks: bool = Fals
 def _checked(caption: str) -> str:
     if not isinstance(caption, str):
         raise DataError(f"a caption is a string, got {type(caption).__name__}")
-    if len(caption) > MAX_CHARACTERS:
+    if len(caption) > MAX_CAPTION_CHARACTERS:
         raise DataError(
-            f"a caption has at most {MAX_CHARACTERS} characters, got {len(caption)}; shorten it"
+            f"a caption has at most {MAX_CAPTION_CHARACTERS} characters, got {len(caption)}; "
+            "shorten it"
         )
     return caption
 

@@ -2,7 +2,7 @@
 
 They were learnt by giving millions of strings to that program and looking at what it answers; see
 `tests/metrics/data/README.md`. Where several kinds fit at one place the longest wins, what has to
-follow the token counting with it; among equals the one that stands first in `KINDS`.
+follow the token counting with it; among equals the one that stands first in `TOKEN_KINDS`.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _www(label: str) -> str:
     return rf"[wW]{{3}}\.(?:{label}+\.)+[a-zA-Z]{{2,4}}{_PATH}"
 
 
-KINDS = (
+TOKEN_KINDS = (
     _kind("[cC]", _in_any_case("can"), _in_any_case("not")),
     _kind("[gGwW]", _in_any_case("gon wan"), _in_any_case("na")),
     _kind("[gG]", _in_any_case("got"), _in_any_case("ta")),
@@ -291,4 +291,4 @@ KINDS = (
 @lru_cache(maxsize=1 << 14)
 def kinds_from(first: str) -> tuple[Kind, ...]:
     """The kinds that can begin with this character, in order."""
-    return tuple(kind for kind in KINDS if kind.starts.match(first))
+    return tuple(kind for kind in TOKEN_KINDS if kind.starts.match(first))

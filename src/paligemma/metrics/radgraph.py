@@ -18,23 +18,25 @@ from paligemma.metrics.pairs import require_choice, require_same_length
 Graph = Mapping[str, Any]
 # "simple" compares tokens and label; "partial" also whether there is a relation; "complete" the
 # relations themselves. Which of them the PaliGemma 2 report prints is not published.
-Level = Literal["simple", "partial", "complete"]
-LEVELS: tuple[Level, ...] = ("partial", "simple", "complete")
+GraphLevel = Literal["simple", "partial", "complete"]
+LEVELS: tuple[GraphLevel, ...] = ("partial", "simple", "complete")
 
 
-def graph_facts(graph: Graph, level: Level, *, ignore_case: bool = False) -> set[tuple[Any, ...]]:
+def graph_facts(
+    graph: Graph, level: GraphLevel, *, ignore_case: bool = False
+) -> set[tuple[Any, ...]]:
     """What one report says, as a set.
 
     Args:
         graph: see `Graph`.
-        level: see `Level`.
+        level: see `GraphLevel`.
         ignore_case: compare tokens in lower case at every level, as the package's repository does
             now; release 0.1.18 does so in relations only.
 
     Raises:
         DataError: the graph is ill-formed.
     """
-    require_choice("the level of RadGraph F1", level, Level)
+    require_choice("the level of RadGraph F1", level, GraphLevel)
     entities = _entities(graph)
     facts: set[tuple[Any, ...]] = set()
     for tokens, label, relations in entities.values():
@@ -58,7 +60,7 @@ def set_f1(prediction: Set[Any], reference: Set[Any]) -> float:
 
 
 def radgraph_f1(
-    prediction: Graph, reference: Graph, level: Level = "partial", *, ignore_case: bool = False
+    prediction: Graph, reference: Graph, level: GraphLevel = "partial", *, ignore_case: bool = False
 ) -> float:
     """F1 of one report; a report without entities scores 0, as in the package.
 

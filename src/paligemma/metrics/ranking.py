@@ -21,7 +21,7 @@ from paligemma.metrics.pairs import require_choice, require_same_length
 # Relevance itself, or 2 to the relevance minus 1; the same where relevance is 0 or 1.
 Gain = Literal["linear", "exponential"]
 # Equal scores: the expectation over all their orders, or the order given.
-TieRule = Literal["average", "given"]
+RankTieRule = Literal["average", "given"]
 _MAX_EXPONENT = 60
 
 
@@ -31,7 +31,7 @@ def ndcg(
     *,
     k: int = 5,
     gain: Gain = "linear",
-    ties: TieRule = "average",
+    ties: RankTieRule = "average",
 ) -> float:
     """nDCG of one query over its first k documents.
 
@@ -40,7 +40,7 @@ def ndcg(
         relevance: float[D], at least 0.
         k: documents that count, at least 1.
         gain: see `Gain`.
-        ties: see `TieRule`.
+        ties: see `RankTieRule`.
 
     Returns:
         In [0, 1].
@@ -57,7 +57,7 @@ def ndcg(
     if not np.isfinite(ranks_by).all() or not np.isfinite(relevant).all() or (relevant < 0).any():
         raise DataError("nDCG needs finite scores and relevances of 0 or more; correct them")
     require_choice("nDCG's gain", gain, Gain)
-    require_choice("nDCG's rule for ties", ties, TieRule)
+    require_choice("nDCG's rule for ties", ties, RankTieRule)
     if k < 1:
         raise DataError(f"nDCG needs k of 1 or more, got {k}")
     if not relevant.any():
@@ -81,7 +81,7 @@ def ndcg_measures(
     *,
     k: int = 5,
     gain: Gain = "linear",
-    ties: TieRule = "average",
+    ties: RankTieRule = "average",
 ) -> list[Measure]:
     """nDCG@k, the mean over queries.
 
@@ -90,7 +90,7 @@ def ndcg_measures(
         relevance: float[D] a query.
         k: documents that count.
         gain: see `Gain`.
-        ties: see `TieRule`.
+        ties: see `RankTieRule`.
 
     Returns:
         "ndcg@K".

@@ -17,7 +17,7 @@ from paligemma.errors import DataError
 from paligemma.metrics.extras import missing_extra
 from paligemma.metrics.measure import Measure
 
-MIN_IOU = 0.5
+MIN_WORD_IOU = 0.5
 MAX_DONT_CARE = 0.5
 MAX_VERTICES = 1000
 _EPSILON = 1e-5  # of the original, added to areas and unions
@@ -208,7 +208,7 @@ def _count_image(
         best_word = iou.argmax(axis=0)
         for word, other in enumerate(iou.argmax(axis=1).tolist()):
             overlap = float(iou[word, other])
-            if overlap < MIN_IOU or best_word[other] != word:
+            if overlap < MIN_WORD_IOU or best_word[other] != word:
                 continue
             num_found, found_iou = num_found + 1, found_iou + overlap
             if same_text(found.texts[other], wanted.texts[word]):

@@ -21,7 +21,7 @@ from paligemma.metrics.tree_distance import Postorder, tree_distance
 
 MAX_NODES = 3000
 MAX_DEPTH = 200
-MAX_CHARACTERS = 400_000
+MAX_TABLE_CHARACTERS = 400_000
 _LETTER = 0x10000  # first of the letters that tokens are written with, beyond all surrogates
 
 
@@ -116,7 +116,7 @@ def read_table(markup: str) -> TableTree | None:
         from lxml import etree, html
     except ImportError as error:
         raise missing_extra("lxml", "eval", "TEDS") from error
-    if not markup or len(markup) > MAX_CHARACTERS:
+    if not markup or len(markup) > MAX_TABLE_CHARACTERS:
         return None
     parser = html.HTMLParser(
         remove_comments=True, remove_pis=True, no_network=True, encoding="utf-8"

@@ -10,7 +10,7 @@ from paligemma.errors import ConfigError
 from paligemma.tasks.task import Task
 
 # In the order of the documentation; `rows` of each holds `TASKS: tuple[Task, ...]`.
-FAMILIES = (
+FAMILY_FOLDERS = (
     "captions",
     "answers",
     "documents",
@@ -30,7 +30,7 @@ def tasks() -> dict[str, Task]:
         ConfigError: two benchmarks of one name.
     """
     found: dict[str, Task] = {}
-    for family in FAMILIES:
+    for family in FAMILY_FOLDERS:
         for task in import_module(f"paligemma.tasks.{family}.rows").TASKS:
             if task.name in found:
                 raise ConfigError(f"two benchmarks are named {task.name!r}; rename one")

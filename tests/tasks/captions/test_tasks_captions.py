@@ -14,8 +14,8 @@ from paligemma.example import Example, Prediction
 from paligemma.tasks.captions.docci import num_sentences
 from paligemma.tasks.captions.screens import node_bounds
 from paligemma.tasks.catalog import find_task
+from paligemma.tasks.reading.file_rows import FileRow
 from paligemma.tasks.reading.languages import COCO35L_LANGUAGES, XM3600_LANGUAGES
-from paligemma.tasks.reading.records import Record
 from paligemma.tasks.task import Task
 
 SHAPE = (8, 12, 3)
@@ -308,7 +308,7 @@ def test_a_widget_off_its_screen_is_named(
 
 
 def test_a_node_path_that_leads_nowhere_is_named() -> None:
-    root = Record({"children": [{"bounds": [1, 2, 3, 4], "children": []}]}, "7.json")
+    root = FileRow({"children": [{"bounds": [1, 2, 3, 4], "children": []}]}, "7.json")
     assert node_bounds(root, "0.0") == (1, 2, 3, 4)
     with pytest.raises(DataError, match=r"7\.json must lead to a node by '0\.1', but '1' is none"):
         node_bounds(root, "0.1")

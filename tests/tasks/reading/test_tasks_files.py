@@ -11,9 +11,9 @@ from task_files import write_csv, write_json, write_json_lines, write_pixels, wr
 
 from paligemma.errors import DataError, ImageError
 from paligemma.tasks.reading import files
+from paligemma.tasks.reading.file_rows import FileRow, read_csv, read_json_lines, read_list
 from paligemma.tasks.reading.files import find_file, read_json
 from paligemma.tasks.reading.pictures import FilePicture
-from paligemma.tasks.reading.records import Record, read_csv, read_json_lines, read_list
 
 
 def test_the_first_place_that_exists_is_taken(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_table_without_a_column_or_a_field_is_named(tmp_path: Path) -> None:
 
 
 def test_a_field_has_the_wanted_type() -> None:
-    row = Record({"n": 3, "s": "4", "x": 1.5, "b": True, "l": ["a"], "o": {"n": 5}}, "f")
+    row = FileRow({"n": 3, "s": "4", "x": 1.5, "b": True, "l": ["a"], "o": {"n": 5}}, "f")
     assert row.integer("n") == 3
     assert row.integer("s") == 4
     assert row.text("s") == "4"
@@ -110,7 +110,7 @@ def test_a_field_has_the_wanted_type() -> None:
     assert row.identifier("n") == "3"
     assert row.identifier("s") == "4"
     assert row.texts("l") == ["a"]
-    assert row.record("o").integer("n") == 5
+    assert row.object("o").integer("n") == 5
 
 
 @pytest.mark.parametrize(
@@ -131,14 +131,14 @@ def test_a_wrong_field_is_named_with_file_row_and_value(
 ) -> None:
     row = {"b": True, "n": 1, "s": "four", "x": float("nan"), "u": "1_000"}
     with pytest.raises(DataError, match=message):
-        Record(row, "f, row 2").value(field, kind)
+        FileRow(row, "f, row 2").value(field, kind)
 
 
 def test_a_wrong_element_and_a_row_that_is_no_object_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the field 'l' must be text, got 1"):
-        Record({"l": ["a", 1]}, "f").texts("l")
+        FileRow({"l": ["a", 1]}, "f").texts("l")
     with pytest.raises(DataError, match="the field 'l' must be an object, got 1"):
-        Record({"l": [1]}, "f").records("l")
+        FileRow({"l": [1]}, "f").objects("l")
     with pytest.raises(DataError, match=r"x\.json, row 1 must be a JSON object, got \[1\]"):
         list(read_list(write_json(tmp_path / "x.json", [{}, [1]])))
 

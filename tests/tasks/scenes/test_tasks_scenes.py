@@ -25,7 +25,7 @@ from paligemma.tasks.scenes.rows import (
     heldout_scene,
     scenes_task,
 )
-from paligemma.tasks.scenes.scores import KINDS, references_of, score_answer, score_scenes
+from paligemma.tasks.scenes.scores import SCENE_KINDS, references_of, score_answer, score_scenes
 
 
 def _object(label: str, box: tuple[float, float, float, float]) -> SceneObject:
@@ -116,7 +116,7 @@ def test_a_prompt_does_not_depend_on_the_other_tasks_asked() -> None:
 def test_captions_are_asked_of_every_fourth_picture() -> None:
     scene = heldout_scene(0, size_px=112)
     asked = [[e.task for e in benchmark_examples(scene, k)] for k in range(4)]
-    assert asked[0] == list(KINDS)
+    assert asked[0] == list(SCENE_KINDS)
     assert asked[1] == asked[2] == asked[3] == ["detect", "segment", "answer", "ocr"]
 
 

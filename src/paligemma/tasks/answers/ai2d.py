@@ -15,11 +15,11 @@ import numpy as np
 from paligemma.example import Example
 from paligemma.scenes.assets import font
 from paligemma.tasks.answers.files import option_of
-from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import FileRow, keyed_rows, read_object, require_split
 from paligemma.tasks.reading.files import find_file, read_lines
 from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.reading.prefixes import choices_prefix
-from paligemma.tasks.reading.records import Record, object_records, read_record, require_split
 
 AI2D = "allenai.org/data/diagrams (ai2d-all.zip, ai2d_test_ids.csv)"
 # The released builder takes DM Sans from the user's disk; ours is at hand everywhere.
@@ -94,16 +94,16 @@ def read_ai2d(data: Path, split: str) -> Iterator[Example]:
 
 
 def _examples(path: Path, annotation: Path, images: Path) -> Iterator[Example]:
-    table = read_record(path)
+    table = read_object(path)
     picture = FilePicture(path=images / table.text("imageName"))
     labels: tuple[PaintedLabel, ...] | None = None
-    for question, row in object_records(table.value("questions", dict), path):
+    for question, row in keyed_rows(table.value("questions", dict), path):
         options = row.texts("answerTexts")
         asks_letters = row.value("abcLabel", bool)
         if asks_letters and labels is None:
             labels = _labels(annotation)
         relabelled = RelabelledPicture(picture=picture, labels=labels or ())
-        yield answered(
+        yield example_of(
             row.text("questionId"),
             choices_prefix(question, options),
             picture=relabelled if asks_letters else picture,
@@ -113,14 +113,14 @@ def _examples(path: Path, annotation: Path, images: Path) -> Iterator[Example]:
 
 
 def _labels(path: Path) -> tuple[PaintedLabel, ...]:
-    texts = read_record(path).value("text", dict)
-    return tuple(_label(row) for _, row in object_records(texts, path))
+    texts = read_object(path).value("text", dict)
+    return tuple(_label(row) for _, row in keyed_rows(texts, path))
 
 
-def _label(row: Record) -> PaintedLabel:
+def _label(row: FileRow) -> PaintedLabel:
     rectangle = row.values("rectangle", list)
     corners = [
-        Record({"rectangle": one}, row.where).values("rectangle", float) for one in rectangle
+        FileRow({"rectangle": one}, row.where).values("rectangle", float) for one in rectangle
     ]
     if len(corners) != 2 or any(len(one) != 2 for one in corners):
         raise row.error(f"rectangle must be two corners (x, y), got {rectangle}")

@@ -10,22 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paligemma.example import Example
-from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.coco import COCO_IMAGES
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import (
+    FileRow,
+    of_split,
+    read_csv,
+    read_keyed,
+    read_list,
+    require_split,
+)
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.languages import XGQA_LANGUAGES, languages_of
 from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.reading.prefixes import answer_prefix, choices_prefix
-from paligemma.tasks.reading.records import (
-    Record,
-    of_split,
-    read_csv,
-    read_list,
-    read_objects,
-    require_split,
-)
 
 VQA = "visualqa.org/download.html"
-COCO_IMAGES = "images.cocodataset.org/zips"
 OKVQA = "okvqa.allenai.org/download.html"
 AOKVQA = "aokvqa.allenai.org (aokvqa_v1p0.tar.gz)"
 GQA = "cs.stanford.edu/people/dorarad/gqa (questions1.2.zip, images.zip)"
@@ -64,7 +64,9 @@ def read_vqav2(data: Path, split: str) -> Iterator[Example]:
     path = find_file(data, f"v2_OpenEnded_mscoco_{stem}_questions.json", source=VQA)
     images = find_file(data, folder, f"images/{folder}", source=COCO_IMAGES)
     is_answered = split not in ("test", "test-dev")
-    annotations = _annotations(data, f"v2_mscoco_{stem}_annotations.json", VQA, is_answered)
+    annotations = {}
+    if is_answered:
+        annotations = _annotations(data, f"v2_mscoco_{stem}_annotations.json", VQA)
     rows = list(read_list(path, "questions"))
     if split == "minival-shuffled":
         rows.sort(key=lambda row: _builder_order(row.identifier("question_id")))
@@ -74,7 +76,7 @@ def read_vqav2(data: Path, split: str) -> Iterator[Example]:
         if is_answered:
             given = _annotation(annotations, row)
             answers, kinds = _answer_texts(given), {"answer_type": given.text("answer_type")}
-        yield answered(
+        yield example_of(
             row.identifier("question_id"),
             answer_prefix(row.text("question")),
             picture=_coco_picture(images, row, f"COCO_{folder}_"),
@@ -92,7 +94,7 @@ def read_okvqa(data: Path, split: str) -> Iterator[Example]:
     annotations = _annotations(data, f"mscoco_{folder}_annotations.json", OKVQA)
     for row in read_list(path, "questions"):
         given = _annotation(annotations, row)
-        yield answered(
+        yield example_of(
             row.identifier("question_id"),
             answer_prefix(row.text("question")),
             picture=_coco_picture(images, row, f"COCO_{folder}_"),
@@ -106,7 +108,7 @@ def read_aokvqa_direct(data: Path, split: str) -> Iterator[Example]:
     for row, picture in _aokvqa_rows(data, split):
         answers = [] if split == "test" else row.texts("direct_answers")
         difficult = row.value("difficult_direct_answer", bool)
-        yield answered(
+        yield example_of(
             row.text("question_id"),
             answer_prefix(row.text("question")),
             picture=picture,
@@ -122,7 +124,7 @@ def read_aokvqa_choices(data: Path, split: str) -> Iterator[Example]:
         if len(options) != NUM_CHOICES:
             raise row.error(f"choices must be {NUM_CHOICES} texts, got {len(options)}")
         right = None if split == "test" else option_of(row, "correct_choice_idx", options)
-        yield answered(
+        yield example_of(
             row.text("question_id"),
             choices_prefix(row.text("question"), options),
             picture=picture,
@@ -160,7 +162,7 @@ def read_textvqa(data: Path, split: str) -> Iterator[Example]:
     for row in read_list(path, "data"):
         image = row.text("image_id")
         answers = [] if split == "test" else row.texts("answers")
-        yield answered(
+        yield example_of(
             row.identifier("question_id"),
             answer_prefix(row.text("question")),
             picture=FilePicture(path=images / f"{image}.jpg", quarter_turns=turns.get(image, 0)),
@@ -176,7 +178,7 @@ def read_vizwiz(data: Path, split: str) -> Iterator[Example]:
     images = find_file(data, split, f"images/{split}", source=VIZWIZ)
     for row in read_list(path):
         is_answered = split != "test"
-        yield answered(
+        yield example_of(
             row.text("image"),
             answer_prefix(row.text("question")),
             picture=images / row.text("image"),
@@ -185,7 +187,7 @@ def read_vizwiz(data: Path, split: str) -> Iterator[Example]:
         )
 
 
-def option_of(row: Record, field: str, options: list[str]) -> str:
+def option_of(row: FileRow, field: str, options: list[str]) -> str:
     """The option that an index names; raises DataError where it names none."""
     index = row.integer(field)
     if not 0 <= index < len(options):
@@ -201,7 +203,9 @@ def _builder_order(question: str) -> bytes:
     return hashlib.md5(f"validation{question}".encode(), usedforsecurity=False).digest()
 
 
-def _annotations(data: Path, name: str, source: str, is_answered: bool = True) -> dict[str, Record]:
+def _annotations(
+    data: Path, name: str, source: str, is_answered: bool = True
+) -> dict[str, FileRow]:
     """Question -> its annotation."""
     if not is_answered:
         return {}
@@ -209,7 +213,7 @@ def _annotations(data: Path, name: str, source: str, is_answered: bool = True) -
     return {row.identifier("question_id"): row for row in rows}
 
 
-def _annotation(annotations: dict[str, Record], row: Record) -> Record:
+def _annotation(annotations: dict[str, FileRow], row: FileRow) -> FileRow:
     question = row.identifier("question_id")
     if question not in annotations:
         raise row.error(
@@ -219,16 +223,16 @@ def _annotation(annotations: dict[str, Record], row: Record) -> Record:
     return annotations[question]
 
 
-def _answer_texts(row: Record) -> list[str]:
+def _answer_texts(row: FileRow) -> list[str]:
     """Texts of a list of answer records, repeats kept."""
-    return [one.text("answer") for one in row.records("answers")]
+    return [one.text("answer") for one in row.objects("answers")]
 
 
-def _coco_picture(images: Path, row: Record, stem: str = "") -> Path:
+def _coco_picture(images: Path, row: FileRow, stem: str = "") -> Path:
     return images / f"{stem}{row.integer('image_id'):012d}.jpg"
 
 
-def _aokvqa_rows(data: Path, split: str) -> Iterator[tuple[Record, Path]]:
+def _aokvqa_rows(data: Path, split: str) -> Iterator[tuple[FileRow, Path]]:
     require_split(split, ("val", "train", "test"), "aokvqa")
     name = f"aokvqa_v1p0_{split}.json"
     path = find_file(data, name, f"aokvqa_v1p0/{name}", source=AOKVQA)
@@ -238,8 +242,8 @@ def _aokvqa_rows(data: Path, split: str) -> Iterator[tuple[Record, Path]]:
 
 
 def _gqa_rows(path: Path, images: Path, language: str) -> Iterator[Example]:
-    for question, row in read_objects(path):
-        yield answered(
+    for question, row in read_keyed(path):
+        yield example_of(
             f"{question}_{language}" if language else question,
             answer_prefix(row.text("question")),
             picture=images / f"{row.identifier('imageId')}.jpg",

@@ -13,12 +13,12 @@ from unicodedata import normalize
 from paligemma.example import Example
 from paligemma.metrics.answers import truth_word
 from paligemma.tasks.published import asking_of
-from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import of_split, read_json_lines
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.languages import MARVL_LANGUAGES, languages_of
 from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.reading.prefixes import answer_prefix
-from paligemma.tasks.reading.records import of_split, read_json_lines
 from paligemma.tasks.scoring import score_exact, score_languages
 from paligemma.tasks.task import NeededFile, Task, published_keys
 
@@ -43,7 +43,7 @@ def read_nlvr2(data: Path, split: str) -> Iterator[Example]:
         # Training pictures lie in numbered folders.
         folder = images / str(row.fields["directory"]) if "directory" in row else images
         folder = folder if folder.is_dir() else images
-        yield answered(
+        yield example_of(
             name,
             answer_prefix(row.text("sentence")),
             picture=tuple(FilePicture(path=folder / f"{pair}-img{k}.png") for k in (0, 1)),
@@ -63,7 +63,7 @@ def read_marvl(data: Path, split: str) -> Iterator[Example]:
         for row in read_json_lines(path):
             concept = row.text("concept")
             sides = [row.text(side) for side in ("left_img", "right_img")]
-            yield answered(
+            yield example_of(
                 f"{row.identifier('id')}_{language}",
                 answer_prefix(row.text("caption")),
                 picture=tuple(_marvl_picture(images, concept, side) for side in sides),

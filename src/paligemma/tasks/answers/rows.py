@@ -10,11 +10,12 @@ from functools import partial
 
 from paligemma.tasks.answers import ai2d, files, pairs, rsvqa, scienceqa, scores, vsr
 from paligemma.tasks.published import asking_of
+from paligemma.tasks.reading.coco import COCO_IMAGES
 from paligemma.tasks.reading.languages import XGQA_LANGUAGES
 from paligemma.tasks.scoring import score_exact, score_languages, submit_rows
 from paligemma.tasks.task import NeededFile, Task, published_keys
 
-_COCO_2014 = NeededFile("train2014/, val2014/ (test2015/)", files.COCO_IMAGES)
+_COCO_2014 = NeededFile("train2014/, val2014/ (test2015/)", COCO_IMAGES)
 _GQA_IMAGES = NeededFile("images/{imageId}.jpg", files.GQA)
 _SERVER_TRAP = "Figures of the test server and of splits on disk are not comparable."
 _AOKVQA_FILES = (
@@ -24,7 +25,7 @@ _AOKVQA_FILES = (
         fields="question_id, image_id, question, choices, correct_choice_idx, direct_answers, "
         "difficult_direct_answer",
     ),
-    NeededFile("{split}2017/", files.COCO_IMAGES),
+    NeededFile("{split}2017/", COCO_IMAGES),
 )
 
 TASKS: tuple[Task, ...] = (

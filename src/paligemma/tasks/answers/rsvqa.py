@@ -15,10 +15,10 @@ from paligemma.metrics.answers import rsvqa_bin_answer, rsvqa_measures
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.published import asking_of
 from paligemma.tasks.reading.coco_stream import stream_lists
-from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import FileRow, of_split
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.prefixes import answer_prefix, lower_ascii
-from paligemma.tasks.reading.records import Record, of_split
 from paligemma.tasks.scoring import texts_of
 from paligemma.tasks.task import NeededFile, Task, published_keys
 
@@ -51,18 +51,18 @@ def read_rsvqa(data: Path, split: str, *, variant: Literal["lr", "hr"]) -> Itera
     told = find_file(data, f"{stem}_{part}_answers.json", source=source)
     images = find_file(data, folder, source=source)
     answers = {
-        Record(fields, f"{told}, answer {number}").integer("id"): fields
+        FileRow(fields, f"{told}, answer {number}").integer("id"): fields
         for number, (_, fields) in enumerate(stream_lists(told, ["answers"]))
     }
     for number, (_, fields) in enumerate(stream_lists(asked, ["questions"])):
-        row = Record(fields, f"{asked}, question {number}")
+        row = FileRow(fields, f"{asked}, question {number}")
         if not row.value("active", bool):
             continue
         kind = row.text("type")
         if kind in NUMERIC[variant] and not split.endswith(_SUFFIX):
             continue
         answer = rsvqa_bin_answer(_answer(row, answers), kind, resolution=variant)
-        yield answered(
+        yield example_of(
             str(row.integer("id")),
             answer_prefix(row.text("question")),
             picture=images / f"{row.integer('img_id')}{suffix}",
@@ -77,7 +77,7 @@ def score_rsvqa(examples: Sequence[Example], predictions: Sequence[Prediction]) 
     return rsvqa_measures(texts_of(predictions), [one.references for one in examples], types)
 
 
-def _answer(row: Record, answers: Mapping[int, Mapping[str, Any]]) -> str:
+def _answer(row: FileRow, answers: Mapping[int, Mapping[str, Any]]) -> str:
     ids, key = row.values("answers_ids", int), row.integer("id")
     if not ids or ids[0] not in answers:
         raise row.error(f"answers_ids must name a row of the answers, got {ids!r:.80}")

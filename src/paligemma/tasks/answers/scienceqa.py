@@ -16,9 +16,9 @@ from paligemma.example import Example, Prediction
 from paligemma.metrics.answers import scienceqa_measures
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.published import asking_of
+from paligemma.tasks.reading.file_rows import read_keyed, require_split
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.pictures import FilePicture
-from paligemma.tasks.reading.records import read_objects, require_split
 from paligemma.tasks.scoring import texts_of
 from paligemma.tasks.task import NeededFile, Task, published_keys
 
@@ -44,7 +44,7 @@ def read_scienceqa(data: Path, split: str) -> Iterator[Example]:
     near = path.parent.relative_to(data)
     folders = (str(near / split), str(near / "images" / split))
     images: Path | None = None
-    for key, row in read_objects(path):
+    for key, row in read_keyed(path):
         if row.text("split") != split or not row.fields.get("image"):
             continue
         images = images or find_file(data, *folders, source=SCIENCEQA)

@@ -14,18 +14,17 @@ from pathlib import Path
 from paligemma.errors import DataError
 from paligemma.example import Asking, Example
 from paligemma.metrics.answers import truth_word
-from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import read_json_lines, require_split
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.formats import format_file, read_format
 from paligemma.tasks.reading.pictures import first_file
 from paligemma.tasks.reading.prefixes import answer_prefix
-from paligemma.tasks.reading.records import read_json_lines, require_split
 from paligemma.tasks.scoring import score_exact
 from paligemma.tasks.task import NeededFile, Task, published_keys
 
 VSR = "github.com/cambridgeltl/visual-spatial-reasoning (data/splits)"
 COCO_2017 = "cocodataset.org (COCO 2017, training and validation set in one folder or two)"
-VSR_KINDS = ("zeroshot", "random")
 _SPLITS = ("test", "dev", "train")
 _FOLDERS = ("images", "train2017", "val2017", "images/train2017", "images/val2017")
 _STATEMENT = "{caption}"
@@ -58,7 +57,7 @@ def read_vsr(data: Path, split: str, *, kind: str) -> Iterator[Example]:
         if label not in (0, 1):
             raise row.error(f"label must be 1 (true) or 0 (false), got {label}")
         relation = row.fields.get("relation")
-        yield answered(
+        yield example_of(
             str(row.number),
             style.prompt.replace(_STATEMENT, row.text("caption")),
             picture=first_file(Path(data), [f"{folder}/{image}" for folder in _FOLDERS]),

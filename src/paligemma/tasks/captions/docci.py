@@ -12,12 +12,12 @@ from typing import Any, get_args
 
 from paligemma.errors import DataError
 from paligemma.example import Example, Prediction
-from paligemma.metrics.judgements import NothingRule, TieRule, nes_measures
+from paligemma.metrics.judgements import NothingRule, VerdictTieRule, nes_measures
 from paligemma.metrics.measure import Measure, mean_measure
+from paligemma.tasks.reading.file_rows import FileRow, read_json_lines, require_split
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.reading.prefixes import CAPTION_PREFIX
-from paligemma.tasks.reading.records import Record, read_json_lines, require_split
 from paligemma.tasks.scoring import texts_of
 
 DOCCI = "google.github.io/docci (docci_descriptions.jsonlines, docci_images.tar.gz)"
@@ -47,14 +47,14 @@ def read_docci(data: Path, split: str) -> Iterator[Example]:
 
 
 # What no paper says of NES, the default first.
-NES_RULES = {"ties": get_args(TieRule), "nothing": get_args(NothingRule)}
+NES_RULES = {"ties": get_args(VerdictTieRule), "nothing": get_args(NothingRule)}
 
 
 def score_docci(
     examples: Sequence[Example],
     predictions: Sequence[Prediction],
     *,
-    ties: TieRule = "non_entailed",
+    ties: VerdictTieRule = "non_entailed",
     nothing: NothingRule = "left_out",
 ) -> list[Measure]:
     """Lengths always; the share of sentences that are not entailed where raters judged them.
@@ -89,7 +89,7 @@ def _judgements(path: Path) -> dict[str, tuple[str, list[list[str]]]]:
         row.text("example_id"): (
             row.text("caption"),
             [
-                Record({"labels": one}, row.where).texts("labels")
+                FileRow({"labels": one}, row.where).texts("labels")
                 for one in row.values("labels", list)
             ],
         )

@@ -11,7 +11,17 @@ from pathlib import Path
 
 from paligemma.errors import DataError
 from paligemma.example import Example
-from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.coco import COCO_IMAGES
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import (
+    FileRow,
+    list_rows,
+    of_split,
+    read_json_lines,
+    read_list,
+    read_object,
+    require_split,
+)
 from paligemma.tasks.reading.files import find_file, read_json
 from paligemma.tasks.reading.languages import (
     COCO35L_LANGUAGES,
@@ -20,18 +30,8 @@ from paligemma.tasks.reading.languages import (
     languages_of,
 )
 from paligemma.tasks.reading.prefixes import CAPTION_PREFIX, caption_prefix, lower_ascii
-from paligemma.tasks.reading.records import (
-    Record,
-    list_records,
-    of_split,
-    read_json_lines,
-    read_list,
-    read_record,
-    require_split,
-)
 
 KARPATHY = "cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
-COCO_IMAGES = "images.cocodataset.org/zips"
 NOCAPS = "nocaps.org (the S3 bucket nocaps)"
 OPEN_IMAGES = "the S3 bucket open-images-dataset"
 CROSSMODAL = "google.github.io/crossmodal-3600"
@@ -51,11 +51,11 @@ def read_coco_captions(data: Path, split: str) -> Iterator[Example]:
     for row in _karpathy_rows(data):
         if row.text("split") not in wanted:
             continue
-        yield answered(
+        yield example_of(
             str(row.integer("cocoid")),
             CAPTION_PREFIX,
             picture=_coco_picture(data, row),
-            answers=_required([one.text("raw") for one in row.records("sentences")], row),
+            answers=_required([one.text("raw") for one in row.objects("sentences")], row),
         )
 
 
@@ -67,11 +67,11 @@ def read_nocaps(data: Path, split: str) -> Iterator[Example]:
     images = find_file(data, folder, f"Images/{folder}", "images", source=OPEN_IMAGES)
     table = read_json(path)
     captions: dict[str, list[str]] = {}
-    for row in list_records(table, path, "annotations") if split == "val" else ():
+    for row in list_rows(table, path, "annotations") if split == "val" else ():
         captions.setdefault(row.identifier("image_id"), []).append(row.text("caption"))
-    for row in list_records(table, path, "images"):
+    for row in list_rows(table, path, "images"):
         image = row.identifier("id")
-        yield answered(
+        yield example_of(
             image,
             CAPTION_PREFIX,
             picture=images / row.text("file_name"),
@@ -103,7 +103,7 @@ def read_coco35l(data: Path, split: str) -> Iterator[Example]:
         for image, given in of_images.items():
             if image not in pictures:
                 raise DataError(f"{path} captions the image {image}, which {KARPATHY} lacks")
-            yield answered(
+            yield example_of(
                 f"{image}_{language}",
                 caption_prefix(language),
                 picture=pictures[image],
@@ -128,8 +128,8 @@ def read_xm3600(data: Path, split: str, *, tokenized: bool = False) -> Iterator[
     for language in languages:
         for row in read_json_lines(path):
             image = row.text("image/key")
-            given = Record(row.value(language, dict), f"{row.where}, {language}")
-            yield answered(
+            given = FileRow(row.value(language, dict), f"{row.where}, {language}")
+            yield example_of(
                 f"{image}_{language}",
                 caption_prefix(language),
                 picture=images / f"{image}.jpg",
@@ -155,7 +155,7 @@ def read_textcaps(data: Path, split: str) -> Iterator[Example]:
         if split != "test":
             of_image.append(row.text("caption_str"))
     for image, given in captions.items():
-        yield answered(
+        yield example_of(
             image,
             CAPTION_PREFIX,
             picture=images / f"{names[image]}.jpg",
@@ -171,28 +171,28 @@ def read_scicap(data: Path, split: str) -> Iterator[Example]:
     path = find_file(data, listed, f"scicap_data/{listed}", source=SCICAP)
     root = path.parents[len(Path(listed).parts) - 1]
     images = find_file(root, f"SciCap-No-Subfig-Img/{split}", source=SCICAP)
-    for name in Record({"names": read_json(path)}, f"{path}").texts("names"):
+    for name in FileRow({"names": read_json(path)}, f"{path}").texts("names"):
         stem = Path(name).stem
-        texts = read_record(root / "SciCap-Caption-All" / split / f"{stem}.json")
-        yield answered(
+        texts = read_object(root / "SciCap-Caption-All" / split / f"{stem}.json")
+        yield example_of(
             stem,
             CAPTION_PREFIX,
             picture=images / Path(name).name,
-            answers=[texts.record(_SCICAP_TEXT).text("caption")],
+            answers=[texts.object(_SCICAP_TEXT).text("caption")],
         )
 
 
-def _karpathy_rows(data: Path) -> Iterator[Record]:
+def _karpathy_rows(data: Path) -> Iterator[FileRow]:
     return read_list(find_file(data, "dataset_coco.json", source=KARPATHY), "images")
 
 
-def _coco_picture(data: Path, row: Record) -> Path:
+def _coco_picture(data: Path, row: FileRow) -> Path:
     folder = row.text("filepath")
     images = find_file(data, folder, f"images/{folder}", source=COCO_IMAGES)
     return images / row.text("filename")
 
 
-def _required(captions: list[str], row: Record) -> list[str]:
+def _required(captions: list[str], row: FileRow) -> list[str]:
     if not captions:
         raise DataError(f"{row.where} must have at least one caption, it has none")
     return captions

@@ -18,10 +18,10 @@ from typing import Any
 from paligemma.errors import DataError
 from paligemma.example import Example, Prediction
 from paligemma.metrics.measure import Measure
+from paligemma.tasks.reading.file_rows import FileRow, read_csv, read_json_lines, require_split
 from paligemma.tasks.reading.files import find_file, read_text
 from paligemma.tasks.reading.formats import read_format
 from paligemma.tasks.reading.pictures import FilePicture
-from paligemma.tasks.reading.records import Record, read_csv, read_json_lines, require_split
 from paligemma.tasks.scoring import texts_of
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def _filled(target: str, sections: Mapping[str, str]) -> str:
     return _PLACE.sub(lambda place: sections[place[1]], target).strip()
 
 
-def _identifiers(row: Record) -> list[str]:
+def _identifiers(row: FileRow) -> list[str]:
     """Subject, study and picture; they are checked, since they name files."""
     subject, study, dicom = (row.text(name) for name in ("subject_id", "study_id", "dicom_id"))
     if not (_NUMBER.fullmatch(subject) and _NUMBER.fullmatch(study) and _DICOM.fullmatch(dicom)):
@@ -192,7 +192,7 @@ def _graphs(path: Path, answers: Mapping[str, str]) -> dict[str, tuple[Any, Any]
     return found
 
 
-def _graph(row: Record, name: str) -> dict[str, Any]:
+def _graph(row: FileRow, name: str) -> dict[str, Any]:
     from paligemma.metrics.radgraph import graph_facts
 
     graph = row.value(name, dict)

@@ -12,6 +12,7 @@ from functools import partial
 from paligemma.example import Asking
 from paligemma.tasks.captions import docci, files, mimic, screens
 from paligemma.tasks.published import asking_of
+from paligemma.tasks.reading.coco import COCO_IMAGES
 from paligemma.tasks.reading.formats import own_format
 from paligemma.tasks.reading.languages import COCO35L_LANGUAGES, XM3600_LANGUAGES
 from paligemma.tasks.scoring import score_captions, score_languages, submit_rows
@@ -24,7 +25,7 @@ _COCO_FILES = (
         files.KARPATHY,
         fields="images[]: filepath, filename, cocoid, split, sentences[].raw",
     ),
-    NeededFile("train2014/, val2014/ (or below images/)", files.COCO_IMAGES),
+    NeededFile("train2014/, val2014/ (or below images/)", COCO_IMAGES),
 )
 _RICO_FILE = NeededFile("combined/{screenId}.jpg, .json", screens.RICO)
 _DOCCI = ("DOCCI long captions", "qual_dev (100 images)", "qual_dev")

@@ -13,17 +13,17 @@ from pathlib import Path
 from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.outputs.boxes import Box
-from paligemma.tasks.reading.examples import answered
-from paligemma.tasks.reading.files import find_file, read_text_lines
-from paligemma.tasks.reading.pictures import picture_size_hw
-from paligemma.tasks.reading.prefixes import CAPTION_PREFIX
-from paligemma.tasks.reading.records import (
-    Record,
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import (
+    FileRow,
     read_csv,
-    read_record,
+    read_object,
     require_object,
     require_split,
 )
+from paligemma.tasks.reading.files import find_file, read_text_lines
+from paligemma.tasks.reading.pictures import picture_size_hw
+from paligemma.tasks.reading.prefixes import CAPTION_PREFIX
 
 SCREEN2WORDS = "github.com/google-research-datasets/screen2words"
 WIDGETCAP = "github.com/google-research-datasets/widget-caption"
@@ -52,7 +52,7 @@ def read_screen2words(data: Path, split: str) -> Iterator[Example]:
     for number, screen in read_text_lines(screens):
         if screen not in summaries:
             raise DataError(f"{screens}, row {number}: {table} has no summary of screen {screen}")
-        yield answered(
+        yield example_of(
             screen,
             CAPTION_PREFIX,
             picture=images / f"{screen}.jpg",
@@ -76,7 +76,7 @@ def read_widgetcap(data: Path, split: str) -> Iterator[Example]:
         captions = row.text("captions").split(_BETWEEN_CAPTIONS)
         if not any(captions):
             raise DataError(f"{row.where} must have at least one caption, it has none")
-        example = answered(
+        example = example_of(
             f"{screen}_{node}",
             CAPTION_PREFIX,
             picture=images / f"{screen}.jpg",
@@ -85,7 +85,7 @@ def read_widgetcap(data: Path, split: str) -> Iterator[Example]:
         yield replace(example, mark_box_yxyx=_widget_box(images, screen, node, row.where))
 
 
-def node_bounds(root: Record, node: str) -> tuple[float, float, float, float]:
+def node_bounds(root: FileRow, node: str) -> tuple[float, float, float, float]:
     """(x0, y0, x1, y1) on the canvas of the node that a dotted path such as "0.1.2" leads to.
 
     The first number names the root.
@@ -98,8 +98,8 @@ def node_bounds(root: Record, node: str) -> tuple[float, float, float, float]:
         children = found.value("children", list)
         if not step.isdecimal() or int(step) >= len(children):
             raise DataError(f"{root.where} must lead to a node by {node!r}, but {step!r} is none")
-        found = Record(require_object(children[int(step)], root.where), root.where)
-    found = Record(found.fields, f"{root.where}, node {node}")
+        found = FileRow(require_object(children[int(step)], root.where), root.where)
+    found = FileRow(found.fields, f"{root.where}, node {node}")
     bounds = found.values("bounds", float)
     if len(bounds) != 4:
         raise found.error(f"bounds must be four numbers, got {bounds}")
@@ -123,6 +123,6 @@ def _widget_box(images: Path, screen: str, node: str, where: str) -> Box:
 
 
 @lru_cache(maxsize=8)
-def _root(path: Path) -> Record:
+def _root(path: Path) -> FileRow:
     """Widgets of one screen follow one another."""
-    return read_record(path).record("activity").record("root")
+    return read_object(path).object("activity").object("root")

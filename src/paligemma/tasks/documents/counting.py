@@ -19,11 +19,11 @@ from paligemma.errors import DataError, ImageError
 from paligemma.example import Example, Picture
 from paligemma.metrics.extras import missing_extra
 from paligemma.processing.image import load_image
-from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import read_json_lines, read_list, require_split
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.reading.prefixes import answer_prefix
-from paligemma.tasks.reading.records import read_json_lines, read_list, require_split
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def read_tallyqa(data: Path, split: str) -> Iterator[Example]:
         if split == "test":
             is_simple = _count(row.fields.get("issimple"), row.where, "issimple")
             slices["complexity"] = "simple" if is_simple else "complex"
-        yield answered(
+        yield example_of(
             f"{row.integer('image_id')}/{row.integer('question_id')}",
             answer_prefix(row.text("question")),
             picture=data / row.text("image"),
@@ -94,7 +94,7 @@ def read_countbenchqa(data: Path, split: str) -> Iterator[Example]:
             break
         if picture is not None:
             num_used += 1
-            yield answered(
+            yield example_of(
                 str(number),
                 answer_prefix(questions[number]),
                 picture=picture,

@@ -11,16 +11,16 @@ from pathlib import Path
 from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.metrics.documents import comma_orderings
-from paligemma.tasks.reading.examples import answered
-from paligemma.tasks.reading.files import find_file, read_text_lines
-from paligemma.tasks.reading.prefixes import answer_prefix, bare_prefix, lower_ascii
-from paligemma.tasks.reading.records import (
-    Record,
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import (
+    FileRow,
     of_split,
+    read_keyed,
     read_list,
-    read_objects,
     require_split,
 )
+from paligemma.tasks.reading.files import find_file, read_text_lines
+from paligemma.tasks.reading.prefixes import answer_prefix, bare_prefix, lower_ascii
 
 RRC = "rrc.cvc.uab.es (Robust Reading Competition, after registering)"
 CHARTQA = "github.com/vis-nlp/ChartQA or the hub dataset of that name, as 'ChartQA Dataset'"
@@ -50,7 +50,7 @@ def read_docvqa(data: Path, split: str) -> Iterator[Example]:
     for row in read_list(path, "data"):
         image = row.text("image")
         answers = _answers(row, split)
-        yield answered(
+        yield example_of(
             str(row.integer("questionId")),
             bare_prefix(row.text("question")),
             picture=images / (image if has_folder else Path(image).name),
@@ -74,7 +74,7 @@ def read_infovqa(data: Path, split: str) -> Iterator[Example]:
         taught = answers
         if split == "val":
             taught = [ordering for answer in answers for ordering in comma_orderings(answer)]
-        yield answered(
+        yield example_of(
             str(row.integer("questionId")),
             answer_prefix(row.text("question")),
             picture=images / row.text("image_local_name"),
@@ -97,7 +97,7 @@ def read_stvqa(data: Path, split: str) -> Iterator[Example]:
         if not is_test and (file_path in val_images) != (split == "val"):
             continue
         answers = _answers(row, split)
-        yield answered(
+        yield example_of(
             str(row.integer("question_id")),
             answer_prefix(row.text("question")),
             picture=_stvqa_image(data, images, file_path),
@@ -115,7 +115,7 @@ def read_chartqa(data: Path, split: str) -> Iterator[Example]:
         name = f"{split}/{split}_{kind}.json"
         path = find_file(data, name, f"ChartQA Dataset/{name}", source=CHARTQA)
         for row in read_list(path):
-            yield answered(
+            yield example_of(
                 f"{kind}/{row.number}",
                 bare_prefix(row.text("query")),
                 picture=path.parent / "png" / row.text("imgname"),
@@ -129,7 +129,7 @@ def read_ocrvqa(data: Path, split: str) -> Iterator[Example]:
     number_of_split = of_split(_OCRVQA_SPLITS, split, "ocr-vqa")
     path = find_file(data, "dataset.json", source=OCRVQA)
     images = find_file(data, "images", source=OCRVQA)
-    for key, row in read_objects(path):
+    for key, row in read_keyed(path):
         if row.integer("split") != number_of_split:
             continue
         questions, answers = row.texts("questions"), row.texts("answers")
@@ -140,7 +140,7 @@ def read_ocrvqa(data: Path, split: str) -> Iterator[Example]:
             )
         suffix = Path(row.text("imageURL")).suffix
         for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            yield answered(
+            yield example_of(
                 f"{key}/{number}",
                 answer_prefix(question),
                 picture=images / f"{key}{suffix}",
@@ -148,11 +148,11 @@ def read_ocrvqa(data: Path, split: str) -> Iterator[Example]:
             )
 
 
-def _answers(row: Record, split: str) -> list[str]:
+def _answers(row: FileRow, split: str) -> list[str]:
     return [] if split == "test" and "answers" not in row else row.texts("answers")
 
 
-def _kinds(row: Record, name: str) -> dict[str, str]:
+def _kinds(row: FileRow, name: str) -> dict[str, str]:
     """Types of a question, which may be several, where the file gives them."""
     return {name: ", ".join(row.texts(name))} if row.fields.get(name) else {}
 

@@ -25,10 +25,10 @@ from paligemma.tasks.reading.coco import (
     picture_paths,
     read_detection_set,
 )
-from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import of_split
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.pictures import FilePicture
-from paligemma.tasks.reading.records import of_split
 
 ALL_CLASSES_PREFIX = "detect all classes"
 
@@ -103,7 +103,7 @@ def read_detection(
     prefix = detect_prompt(found.classes) if names_classes else ALL_CLASSES_PREFIX
     for one, path in picture_paths(found, folders):
         size_hw = one.image.size_hw
-        yield answered(
+        yield example_of(
             str(one.id),
             prefix,
             picture=FilePicture(path=path, size_hw=size_hw),

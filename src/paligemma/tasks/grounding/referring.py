@@ -22,11 +22,11 @@ from paligemma.tasks.reading.coco import (
     run_lengths,
 )
 from paligemma.tasks.reading.coco_stream import stream_lists
-from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import FileRow, list_rows, require_split
 from paligemma.tasks.reading.files import find_file, read_json
 from paligemma.tasks.reading.pictures import FilePicture, first_file
 from paligemma.tasks.reading.plain_pickle import read_plain_pickle
-from paligemma.tasks.reading.records import Record, list_records, require_split
 
 REFER = (
     "github.com/lichengunc/refer (refcoco.zip, refcoco+.zip, refcocog.zip); a JSON copy of the "
@@ -128,7 +128,7 @@ def _examples(
         }
         for sent_id, sentence in ref.sentences:
             name = f"{ref.ref_id}-{sent_id}"
-            yield answered(
+            yield example_of(
                 f"{dataset}/{name}" if is_combined else name,
                 sentence,
                 picture=picture,
@@ -155,10 +155,10 @@ def read_refs(data: Path, dataset: str) -> list[Ref]:
             image_id=row.integer("image_id"),
             split=row.text("split"),
             sentences=tuple(
-                (one.integer("sent_id"), one.text("sent")) for one in row.records("sentences")
+                (one.integer("sent_id"), one.text("sent")) for one in row.objects("sentences")
             ),
         )
-        for row in list_records(rows, path)
+        for row in list_rows(rows, path)
     ]
 
 
@@ -185,8 +185,8 @@ class Outlines:
         self._images: dict[int, CocoImage] = {}
         self._objects: dict[int, CocoObject] = {}
         for name, fields in stream_lists(self.path, ("images", "annotations")):
-            key = Record(fields, f"{self.path}, {name}").integer("id")
-            row = Record(fields, f"{self.path}, {name}, id {key}")
+            key = FileRow(fields, f"{self.path}, {name}").integer("id")
+            row = FileRow(fields, f"{self.path}, {name}, id {key}")
             if name == "images" and key in pictures:
                 self._images[key] = coco_image(row)
             elif name == "annotations" and key in wanted:

@@ -10,14 +10,11 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.example import NOISE, Example
-from paligemma.outputs.boxes import encode_boxes, format_detections, format_loc
+from paligemma.outputs.boxes import SEPARATOR, encode_boxes, format_detections, format_loc
 from paligemma.outputs.rle import decode_rle
 
 if TYPE_CHECKING:
     from paligemma.outputs.vqvae import MaskCodec
-
-# Stands between two objects of an answer; unpublished.
-SEPARATOR = " ; "
 
 
 def referring_target(example: Example, codec: MaskCodec) -> str:

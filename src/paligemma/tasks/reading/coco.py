@@ -15,10 +15,11 @@ from paligemma.metrics.extras import missing_extra
 from paligemma.outputs.boxes import Box
 from paligemma.outputs.rle import decode_rle, encode_rle
 from paligemma.tasks.reading.coco_stream import stream_lists
+from paligemma.tasks.reading.file_rows import FileRow
 from paligemma.tasks.reading.files import relative_name
 from paligemma.tasks.reading.pictures import folder_of
-from paligemma.tasks.reading.records import Record
 
+COCO_IMAGES = "images.cocodataset.org/zips"
 MAX_CLASSES = 10_000
 # (x, y, width, height) in pixels.
 BoxXYWH = tuple[float, float, float, float]
@@ -69,7 +70,7 @@ class DetectionSet:
     images: tuple[LabelledImage, ...]
 
 
-def coco_image(row: Record) -> CocoImage:
+def coco_image(row: FileRow) -> CocoImage:
     """A row of "images".
 
     Raises:
@@ -83,7 +84,7 @@ def coco_image(row: Record) -> CocoImage:
     return image
 
 
-def coco_box(row: Record) -> BoxXYWH:
+def coco_box(row: FileRow) -> BoxXYWH:
     """The field "bbox": (x, y, width, height) in pixels.
 
     Raises:
@@ -154,8 +155,8 @@ def read_detection_set(path: Path) -> DetectionSet:
     rows: list[tuple[int, int, dict[str, Any]]] = []
     classes: dict[int, dict[str, Any]] = {}
     for name, fields in stream_lists(path, ("images", "annotations", "categories")):
-        key = Record(fields, f"{path}, {name}").integer("id")
-        row = Record(fields, f"{path}, {name}, id {key}")
+        key = FileRow(fields, f"{path}, {name}").integer("id")
+        row = FileRow(fields, f"{path}, {name}, id {key}")
         if name == "images":
             images[key] = coco_image(row)
         elif name == "categories":
@@ -209,7 +210,7 @@ def picture_paths(
         yield one, folder / name
 
 
-def _object(row: Record) -> tuple[int, int, dict[str, Any]]:
+def _object(row: FileRow) -> tuple[int, int, dict[str, Any]]:
     """(image, category, box with area and crowd mark)."""
     x, y, width, height = coco_box(row)
     if width < 0 or height < 0:

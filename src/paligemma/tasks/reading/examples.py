@@ -10,7 +10,7 @@ from paligemma.example import Example, Picture
 from paligemma.tasks.reading.pictures import FilePicture
 
 
-def answered(
+def example_of(
     name: str,
     prefix: str,
     *,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from paligemma.errors import DataError
-from paligemma.tasks.reading.records import read_record
+from paligemma.tasks.reading.file_rows import read_object
 from paligemma.tasks.task import NeededFile
 
 Format = TypeVar("Format")
@@ -43,7 +43,7 @@ def read_format(data: Path, task: str, default: Format) -> Format:
     path = Path(data) / format_file(task)
     if not path.exists():
         return default
-    own = read_record(path)
+    own = read_object(path)
     known = {one.name: type(getattr(default, one.name)) for one in fields(default)}  # type: ignore[arg-type]
     if unknown := [name for name in own.fields if name not in known]:
         raise DataError(f"{path} may set {', '.join(known)}, got {', '.join(unknown)[:200]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paligemma.errors import DataError
-from paligemma.tasks.reading.records import require_split
+from paligemma.tasks.reading.file_rows import require_split
 
 ENGLISH = "en"
 # Source: big_vision datasets/coco35l and datasets/xm3600; XM3600 adds Cuzco Quechua.

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from paligemma.errors import DataError
 
 # The largest of the official files has 55 MB.
-MAX_BYTES = 512 << 20
+MAX_PICKLE_BYTES = 512 << 20
 MAX_INSTRUCTIONS = 60_000_000
 
 _MEMO_WRITES = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
@@ -43,7 +43,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError("it refers to an object outside the file")
 
 
-def read_plain_pickle(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
+def read_plain_pickle(path: Path, *, max_bytes: int = MAX_PICKLE_BYTES) -> Any:
     """What a pickle of plain data holds; written by Python 2 or 3.
 
     Args:

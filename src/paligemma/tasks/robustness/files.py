@@ -14,15 +14,15 @@ from pathlib import Path
 from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.metrics.yes_no import MMVP_CORRECTED_ROWS, mmvp_options
-from paligemma.tasks.reading.examples import answered
-from paligemma.tasks.reading.files import find_file
-from paligemma.tasks.reading.prefixes import answer_prefix
-from paligemma.tasks.reading.records import (
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import (
     read_csv,
     read_json_lines,
-    read_record,
+    read_object,
     require_split,
 )
+from paligemma.tasks.reading.files import find_file
+from paligemma.tasks.reading.prefixes import answer_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def read_pope(data: Path, split: str) -> Iterator[Example]:
         names = (name, f"output/coco/{name}", f"pope/coco_{kind}.json", f"coco_{kind}.json")
         for row in read_json_lines(find_file(data, *names, source=POPE)):
             label = row.text("label")
-            yield answered(
+            yield example_of(
                 f"{kind}/{row.integer('question_id')}",
                 answer_prefix(row.text("text")),
                 picture=images / row.text("image"),
@@ -84,7 +84,7 @@ def read_mmvp(data: Path, split: str) -> Iterator[Example]:
         option = mmvp_options(options).get(correct.strip("()").lower())
         if option is None:
             raise row.error(f"Correct Answer must be an option, got {correct!r:.80}")
-        yield answered(
+        yield example_of(
             str(index),
             answer_prefix(row.text("Question").strip()),
             picture=images / f"{index}.jpg",
@@ -100,7 +100,7 @@ def read_objaverse(data: Path, split: str) -> Iterator[Example]:
     Objects without views are left out, and counted in the log.
     """
     require_split(split, ("all",), "objaverse")
-    categories = read_record(find_file(data, "lvis-annotations.json", source=OBJAVERSE))
+    categories = read_object(find_file(data, "lvis-annotations.json", source=OBJAVERSE))
     folder = find_file(data, "views", source="renderings of the objects, views/{uid}/*.png")
     num_objects = num_used = 0
     for category in categories.fields:
@@ -111,7 +111,7 @@ def read_objaverse(data: Path, split: str) -> Iterator[Example]:
             asked = itertools.product(enumerate(views), enumerate(OBJAVERSE_QUESTIONS))
             for (view, file), (number, question) in asked:
                 name = category.replace("_", " ")
-                yield answered(
+                yield example_of(
                     f"{uid}/{view}/{number}",
                     answer_prefix(question),
                     picture=file,

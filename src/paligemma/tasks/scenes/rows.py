@@ -25,7 +25,7 @@ from paligemma.scenes import (
     draw_scene,
     scene_examples,
 )
-from paligemma.tasks.scenes.scores import KINDS, METRICS, references_of, score_scenes
+from paligemma.tasks.scenes.scores import METRICS, SCENE_KINDS, references_of, score_scenes
 from paligemma.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ EVAL_SEED = 1_000_000_000
 SIZE_PX = 224
 # Every benchmark seed owns this many pictures.
 MAX_SCENES = 1_000_000
-MAX_SEED = 1_000_000
+_MAX_SEED = 1_000_000
 
 # Pictures of the benchmark unless said otherwise.
 NUM_SCENES = 1000
@@ -49,7 +49,7 @@ _ALWAYS = ("count", "presence")
 # Longer than any prompt with its answer.
 TEXT_LEN = 512
 # With the embedded model's vocabulary six boxes are 47 tokens, and the longest caption about 45.
-MAX_NEW_TOKENS: dict[str, int] = {
+_MAX_NEW_TOKENS: dict[str, int] = {
     "detect": 64,
     "segment": 64,
     "answer": 12,
@@ -60,7 +60,7 @@ MAX_NEW_TOKENS: dict[str, int] = {
 _ANSWERS = {"detect": OBJECTS, "segment": MASK}
 _ASKING = {
     kind: Asking(text_len=TEXT_LEN, max_new_tokens=bound, answer=_ANSWERS.get(kind, TEXT))
-    for kind, bound in MAX_NEW_TOKENS.items()
+    for kind, bound in _MAX_NEW_TOKENS.items()
 }
 
 
@@ -110,9 +110,9 @@ def heldout_scene(index: int, *, seed: int = 0, size_px: int = SIZE_PX) -> Scene
     Raises:
         ConfigError: an index or a seed out of bounds.
     """
-    if not (0 <= index < MAX_SCENES and 0 <= seed < MAX_SEED):
+    if not (0 <= index < MAX_SCENES and 0 <= seed < _MAX_SEED):
         raise ConfigError(
-            f"a benchmark has pictures 0..{MAX_SCENES - 1} and seeds 0..{MAX_SEED - 1}, "
+            f"a benchmark has pictures 0..{MAX_SCENES - 1} and seeds 0..{_MAX_SEED - 1}, "
             f"got picture {index} of seed {seed}"
         )
     options = SceneOptions(size_px=size_px, split="heldout")
@@ -120,7 +120,7 @@ def heldout_scene(index: int, *, seed: int = 0, size_px: int = SIZE_PX) -> Scene
 
 
 def benchmark_examples(
-    scene: Scene, index: int, kinds: Collection[str] = KINDS
+    scene: Scene, index: int, kinds: Collection[str] = SCENE_KINDS
 ) -> list[SceneExample]:
     """The prompts of one picture, at most one a kind; the same whichever kinds are asked.
 
@@ -128,7 +128,8 @@ def benchmark_examples(
         scene: the picture.
         index: its place in the benchmark; kinds of question take turns along it, and where one does
             not apply another scarce one is drawn.
-        kinds: of KINDS; a picture without writing has no "ocr", three of four have no captions.
+        kinds: some of SCENE_KINDS; a picture without writing has no "ocr", three of four have no
+            captions.
     """
     rng = np.random.default_rng((scene.seed, 1))
     by_kind = {example.kind: example for example in scene_examples(scene, rng)}
@@ -137,7 +138,7 @@ def benchmark_examples(
     substitute = scarce[int(rng.integers(len(scarce)))]
     by_kind["answer"] = by_kind[turn] if turn in by_kind else by_kind[substitute]
     by_kind["detect"] = detect_all(scene, rng)
-    asked = [kind for kind in KINDS if kind in kinds and kind in by_kind]
+    asked = [kind for kind in SCENE_KINDS if kind in kinds and kind in by_kind]
     if index % SECONDARY_EVERY:
         asked = [kind for kind in asked if kind not in SECONDARY_KINDS]
     return [by_kind[kind] for kind in asked]
@@ -166,7 +167,7 @@ def scenes_task(
     limit: int = NUM_SCENES,
     seed: int = 0,
     size_px: int = SIZE_PX,
-    kinds: Collection[str] = KINDS,
+    kinds: Collection[str] = SCENE_KINDS,
 ) -> Task:
     """Build the benchmark over the pictures 0..limit - 1 of a seed.
 
@@ -174,19 +175,19 @@ def scenes_task(
         limit: number of pictures.
         seed: seed of the benchmark; every seed has its own pictures.
         size_px: side of the drawn pictures.
-        kinds: kinds of prompts, some of `KINDS`.
+        kinds: kinds of prompts, some of `SCENE_KINDS`.
 
     Raises:
         ConfigError: a number is out of bounds, or a kind is unknown.
     """
     if not 1 <= limit <= MAX_SCENES:
         raise ConfigError(f"limit must lie in 1..{MAX_SCENES} pictures, got {limit}")
-    if not 0 <= seed < MAX_SEED:
-        raise ConfigError(f"seed must lie in 0..{MAX_SEED - 1}, got {seed}")
-    unknown = [kind for kind in kinds if kind not in KINDS]
+    if not 0 <= seed < _MAX_SEED:
+        raise ConfigError(f"seed must lie in 0..{_MAX_SEED - 1}, got {seed}")
+    unknown = [kind for kind in kinds if kind not in SCENE_KINDS]
     if unknown or not kinds:
         raise ConfigError(
-            f"tasks must be some of {', '.join(KINDS)}, got {', '.join(unknown) or 'none'}"
+            f"tasks must be some of {', '.join(SCENE_KINDS)}, got {', '.join(unknown) or 'none'}"
         )
 
     def read(data: Path, split: str) -> Iterator[Example]:
@@ -202,7 +203,7 @@ def scenes_task(
                     unit=str(scene.seed),
                 )
 
-    first = next(kind for kind in KINDS if kind in kinds)
+    first = next(kind for kind in SCENE_KINDS if kind in kinds)
     return Task(
         name="scenes",
         title="Drawn scenes",

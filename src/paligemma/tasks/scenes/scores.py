@@ -15,7 +15,7 @@ from paligemma.outputs.masks import mask_iou
 from paligemma.outputs.rle import decode_rle, encode_rle
 from paligemma.scenes import Scene, SceneExample
 
-KINDS: tuple[str, ...] = ("detect", "segment", "answer", "ocr", "caption", "caption_region")
+SCENE_KINDS: tuple[str, ...] = ("detect", "segment", "answer", "ocr", "caption", "caption_region")
 # The headline figure of each kind.
 METRICS: dict[str, str] = {
     "detect": "ap50",
@@ -31,7 +31,7 @@ def references_of(scene: Scene, example: SceneExample) -> dict[str, Any]:
     """Build what an answer is compared with: words, or objects with box and mask.
 
     Returns:
-        `task`, one of KINDS; `slice`, by which its score is broken down (kind of question, or
+        `task`, one of SCENE_KINDS; `slice`, by which its score is broken down (kind of question, or
         label of the mask); and `text` or `objects`. JSON can hold all of it.
     """
     found: dict[str, Any] = {"task": example.task, "slice": example.kind}
@@ -78,7 +78,7 @@ def score_scenes(examples: Sequence[Example], predictions: Sequence[Prediction])
     """Compute the headline of every kind that was asked, then all other figures with slices."""
     kinds = np.array([one.references["task"] for one in examples])
     by_kind: list[list[Measure]] = []
-    for kind in KINDS:
+    for kind in SCENE_KINDS:
         where = kinds == kind
         if not where.any():
             continue

@@ -16,11 +16,11 @@ from pathlib import Path
 from paligemma.errors import DataError
 from paligemma.example import Example, Picture
 from paligemma.outputs.boxes import encode_boxes, format_loc
-from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import FileRow, require_object, require_split
 from paligemma.tasks.reading.files import find_file, parse_json, read_lines, relative_name
 from paligemma.tasks.reading.formats import read_format
 from paligemma.tasks.reading.pictures import CroppedPicture, first_file, picture_size_hw
-from paligemma.tasks.reading.records import Record, require_object, require_split
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def read_pubtabnet(data: Path, split: str) -> Iterator[Example]:
         if split == "train":
             side_px = max(picture_size_hw(picture))
             targets = [table_target(table, table.boxes, side_px, style.coords_order)]
-        yield answered(
+        yield example_of(
             row.identifier("imgid"),
             style.prompt,
             picture=picture,
@@ -165,7 +165,7 @@ def read_fintabnet(data: Path, split: str) -> Iterator[Example]:
         if split == "train":
             boxes = [crop.to_pixels(box) if box is not None else None for box in table.boxes]
             targets = [table_target(table, boxes, crop.side_px, style.coords_order)]
-        yield answered(
+        yield example_of(
             row.identifier("table_id"),
             style.prompt,
             picture=crop.picture,
@@ -200,7 +200,7 @@ class PageCrop:
         return x0 - left, height - y1 - top, x1 - left, height - y0 - top
 
 
-def _crop(page: Path, row: Record, dpi: int) -> PageCrop:
+def _crop(page: Path, row: FileRow, dpi: int) -> PageCrop:
     box = _box(row)
     height, width = picture_size_hw(page)
     scale = dpi / POINTS_PER_INCH
@@ -226,7 +226,7 @@ def _crop(page: Path, row: Record, dpi: int) -> PageCrop:
     )
 
 
-def _tables(path: Path, split: str) -> Iterator[tuple[Record, TableRow]]:
+def _tables(path: Path, split: str) -> Iterator[tuple[FileRow, TableRow]]:
     """Rows of one split with their tables; training leaves out those that do not fit together.
 
     Rows of other splits are recognised by their text, since parsing all of them takes minutes.
@@ -236,7 +236,7 @@ def _tables(path: Path, split: str) -> Iterator[tuple[Record, TableRow]]:
         if not marker.search(line):
             continue
         where = f"{path}, row {number}"
-        row = Record(require_object(parse_json(line, where), where), where, number)
+        row = FileRow(require_object(parse_json(line, where), where), where, number)
         if row.text("split") != split:
             continue
         table = _table(row)
@@ -250,22 +250,22 @@ def _tables(path: Path, split: str) -> Iterator[tuple[Record, TableRow]]:
             yield row, table
 
 
-def _table(row: Record) -> TableRow:
-    markup = row.record("html")
-    cells = markup.records("cells")
+def _table(row: FileRow) -> TableRow:
+    markup = row.object("html")
+    cells = markup.objects("cells")
     return TableRow(
-        structure=markup.record("structure").texts("tokens"),
+        structure=markup.object("structure").texts("tokens"),
         cells=[cell.texts("tokens") for cell in cells],
         boxes=[_box(cell) if "bbox" in cell else None for cell in cells],
     )
 
 
-def _box(row: Record) -> list[float]:
+def _box(row: FileRow) -> list[float]:
     box = row.values("bbox", float)
     if len(box) != 4 or any(abs(n) > 1e6 for n in box):
         raise row.error(f"bbox must be [x0, y0, x1, y1], got {str(box)[:80]}")
     return box
 
 
-def _file_name(row: Record) -> str:
+def _file_name(row: FileRow) -> str:
     return str(relative_name(row.text("filename"), f"{row.where}: filename"))

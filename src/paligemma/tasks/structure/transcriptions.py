@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.metrics.music import prepare_kern
-from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import read_csv, require_split
 from paligemma.tasks.reading.files import find_file, read_lines, read_text, relative_name
 from paligemma.tasks.reading.formats import read_format
 from paligemma.tasks.reading.pictures import folder_of
-from paligemma.tasks.reading.records import read_csv, require_split
 
 MOLSCRIBE = "github.com/thomas0809/MolScribe, synthetic benchmarks (synthetic/chemdraw.csv)"
 GRANDSTAFF = (
@@ -65,7 +65,7 @@ def read_molecules(data: Path, split: str) -> Iterator[Example]:
             root = folder_of(name, (Path(data), Path(data) / "data", path.parent), row.where)
         if not row.text("SMILES").strip():
             raise row.error("SMILES must name a molecule, got an empty field")
-        yield answered(name.stem, style.prompt, picture=root / name, answers=row.text("SMILES"))
+        yield example_of(name.stem, style.prompt, picture=root / name, answers=row.text("SMILES"))
 
 
 def read_grandstaff(data: Path, split: str) -> Iterator[Example]:
@@ -87,7 +87,7 @@ def read_grandstaff(data: Path, split: str) -> Iterator[Example]:
         name = PurePosixPath(*name.parts[dropped:])
         text = _read_kern(root / name.with_suffix(style.ending), style)
         stem = f"{name.stem}_distorted" if style.distorted else name.stem
-        yield answered(
+        yield example_of(
             str(name.with_suffix("")),
             style.prompt,
             picture=root / name.with_name(f"{stem}.jpg"),

@@ -18,11 +18,11 @@ from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.metrics.spotting import MAX_VERTICES
 from paligemma.outputs.boxes import encode_boxes, format_loc
-from paligemma.tasks.reading.examples import answered
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import of_split
 from paligemma.tasks.reading.files import find_file, read_text
 from paligemma.tasks.reading.formats import read_format
 from paligemma.tasks.reading.pictures import first_file, picture_size_hw
-from paligemma.tasks.reading.records import of_split
 from paligemma.vocab import NUM_LOC
 
 ICDAR15 = "rrc.cvc.uab.es, Incidental Scene Text (challenge 4), tasks 4.1 or 4.4, after registering"
@@ -177,7 +177,7 @@ def _examples(
         words = list(files.parse(text, path))
         if len(words) > MAX_WORDS:
             raise DataError(f"a picture may have {MAX_WORDS} words, {path} has {len(words)}")
-        yield answered(
+        yield example_of(
             stem,
             style.prompt,
             picture=picture,

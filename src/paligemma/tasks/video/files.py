@@ -14,17 +14,17 @@ from typing import Any
 from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.tasks.published import transfer_recipe
-from paligemma.tasks.reading.examples import answered
-from paligemma.tasks.reading.files import find_file, read_json, read_text_lines
-from paligemma.tasks.reading.prefixes import CAPTION_PREFIX, answer_prefix
-from paligemma.tasks.reading.records import (
-    Record,
-    list_records,
+from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.file_rows import (
+    FileRow,
+    list_rows,
     of_split,
+    read_keyed,
     read_list,
-    read_objects,
     require_split,
 )
+from paligemma.tasks.reading.files import find_file, read_json, read_text_lines
+from paligemma.tasks.reading.prefixes import CAPTION_PREFIX, answer_prefix
 from paligemma.tasks.video.clips import Clip, Videos
 
 VIDEO_FOLDERS = ("frames", "videos", "TrainValVideo", "TestVideo", "YouTubeClips", ".")
@@ -47,10 +47,10 @@ def read_msrvtt_cap(data: Path, split: str) -> Iterator[Example]:
     path = find_file(data, f"{stem}_videodatainfo.json", source=MSRVTT)
     table = read_json(path)
     captions: dict[str, list[str]] = {}
-    for row in list_records(table, path, "sentences"):
+    for row in list_rows(table, path, "sentences"):
         captions.setdefault(row.text("video_id"), []).append(row.text("caption"))
     videos = _videos(data, "msrvtt_cap")
-    for row in list_records(table, path, "videos"):
+    for row in list_rows(table, path, "videos"):
         if row.text("split") != own:
             continue
         name = row.text("video_id")
@@ -87,7 +87,7 @@ def read_activitynet_cap(data: Path, split: str) -> Iterator[Example]:
     stem = of_split(names, split, "activitynet-cap")
     path = find_file(data, f"{stem}.json", f"captions/{stem}.json", source=ACTIVITYNET)
     videos = _videos(data, "activitynet_cap")
-    for name, row in read_objects(path):
+    for name, row in read_keyed(path):
         segments, sentences = row.value("timestamps", list), row.texts("sentences")
         if len(segments) != len(sentences):
             raise row.error(
@@ -119,7 +119,7 @@ def read_activitynet_qa(data: Path, split: str) -> Iterator[Example]:
         if key not in answers:
             raise row.error(f"question_id {key} has no answer in {told}")
         if clip := videos.find(*_activitynet_names(row.text("video_name"))):
-            yield answered(
+            yield example_of(
                 key,
                 answer_prefix(row.text("question")),
                 picture=clip.frames(),
@@ -159,7 +159,7 @@ def _read_qa(
     videos = _videos(data, transfer)
     for row in read_list(path):
         if clip := videos.find(*names(row.integer("video_id"))):
-            yield answered(
+            yield example_of(
                 str(row.integer("id")),
                 answer_prefix(row.text("question")),
                 picture=clip.frames(),
@@ -176,10 +176,10 @@ def _videos(data: Path, transfer: str) -> Videos:
 
 
 def _captioned(name: str, clip: Clip, captions: list[str]) -> Example:
-    return answered(name, CAPTION_PREFIX, picture=clip.frames(), answers=captions)
+    return example_of(name, CAPTION_PREFIX, picture=clip.frames(), answers=captions)
 
 
-def _bounds(row: Record, segment: Any, index: int) -> tuple[float, float]:
+def _bounds(row: FileRow, segment: Any, index: int) -> tuple[float, float]:
     """Start and end in seconds; a few of the released segments have them the wrong way round."""
     if not isinstance(segment, list) or len(segment) != 2:
         raise row.error(f"timestamps {index} must be [start, end], got {segment!r:.80}")

@@ -1,4 +1,4 @@
-"""Annotation files as records: objects that know where they stand, so that errors can name it."""
+"""Rows of annotation files, each with the place where it stands, so that errors can name it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KIND_WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class FileRow:
     """One object of an annotation file.
 
     Attributes:
@@ -82,29 +82,29 @@ class Record:
         """A field that is a list of texts."""
         return self.values(name, str)
 
-    def record(self, name: str) -> Record:
+    def object(self, name: str) -> FileRow:
         """A field that is an object."""
-        return Record(self.value(name, dict), self.where)
+        return FileRow(self.value(name, dict), self.where)
 
-    def records(self, name: str) -> list[Record]:
+    def objects(self, name: str) -> list[FileRow]:
         """A field that is a list of objects."""
-        return [Record(one, f"{self.where}, {name}") for one in self.values(name, dict)]
+        return [FileRow(one, f"{self.where}, {name}") for one in self.values(name, dict)]
 
     def error(self, rule: str) -> DataError:
-        """The error of a rule that this record breaks."""
+        """The error of a rule that this row breaks."""
         return DataError(f"{self.where}: {rule}")
 
 
-def read_record(path: Path) -> Record:
+def read_object(path: Path) -> FileRow:
     """The object that a JSON file holds.
 
     Raises:
         DataError: the file cannot be read, or holds something else.
     """
-    return Record(require_object(read_json(path), f"{path}"), f"{path}")
+    return FileRow(require_object(read_json(path), f"{path}"), f"{path}")
 
 
-def read_list(path: Path, name: str | None = None) -> Iterator[Record]:
+def read_list(path: Path, name: str | None = None) -> Iterator[FileRow]:
     """The objects of a list in a JSON file, numbered from 0.
 
     Args:
@@ -114,10 +114,10 @@ def read_list(path: Path, name: str | None = None) -> Iterator[Record]:
     Raises:
         DataError: the file cannot be read, or holds something else.
     """
-    return list_records(read_json(path), path, name)
+    return list_rows(read_json(path), path, name)
 
 
-def list_records(table: Any, path: Path, name: str | None = None) -> Iterator[Record]:
+def list_rows(table: Any, path: Path, name: str | None = None) -> Iterator[FileRow]:
     """The objects of a list in a JSON file that was read already; see `read_list`."""
     if name is not None:
         if not isinstance(table, dict) or name not in table:
@@ -129,28 +129,28 @@ def list_records(table: Any, path: Path, name: str | None = None) -> Iterator[Re
     place = f"{path}" if name is None else f"{path}, {name}"
     for number, row in enumerate(table):
         where = f"{place}, row {number}"
-        yield Record(require_object(row, where), where, number)
+        yield FileRow(require_object(row, where), where, number)
 
 
-def read_objects(path: Path) -> Iterator[tuple[str, Record]]:
+def read_keyed(path: Path) -> Iterator[tuple[str, FileRow]]:
     """The objects of an object in a JSON file, with their keys.
 
     Raises:
         DataError: the file cannot be read, or holds something else.
     """
-    return object_records(read_json(path), path)
+    return keyed_rows(read_json(path), path)
 
 
-def object_records(table: Any, path: Path) -> Iterator[tuple[str, Record]]:
-    """The objects of an object that was read already; see `read_objects`."""
+def keyed_rows(table: Any, path: Path) -> Iterator[tuple[str, FileRow]]:
+    """The objects of an object that was read already; see `read_keyed`."""
     if not isinstance(table, dict):
         raise DataError(f"{path} must hold one object a key, got {type(table).__name__}")
     for key, row in table.items():
         where = f"{path}, {key}"
-        yield key, Record(require_object(row, where), where)
+        yield key, FileRow(require_object(row, where), where)
 
 
-def read_json_lines(path: Path) -> Iterator[Record]:
+def read_json_lines(path: Path) -> Iterator[FileRow]:
     """The objects of a file of JSON lines, numbered from 1; .gz and .bz2 too.
 
     Blank lines are skipped.
@@ -160,10 +160,10 @@ def read_json_lines(path: Path) -> Iterator[Record]:
     """
     for number, line in read_lines(path):
         where = f"{path}, row {number}"
-        yield Record(require_object(parse_json(line, where), where), where, number)
+        yield FileRow(require_object(parse_json(line, where), where), where, number)
 
 
-def read_csv(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> Iterator[Record]:
+def read_csv(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> Iterator[FileRow]:
     """Rows of a table with a heading, numbered by the lines they end on; all fields are text.
 
     Args:
@@ -191,7 +191,7 @@ def read_csv(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> Ite
                         f"{where} must have {len(header)} fields as its heading has; check that "
                         "the file is complete"
                     )
-                yield Record(row, where, reader.line_num)
+                yield FileRow(row, where, reader.line_num)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
 
