@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli import stderr_log
-from paligemma.cli.answers import Example, answer_each, check_prompt
+from paligemma.cli import EXIT_BAD_INPUT, stderr_log
 from paligemma.cli.options import (
     ModelChoice,
     OutputChoice,
@@ -19,13 +18,18 @@ from paligemma.cli.options import (
     output_options,
     say_idle,
 )
-from paligemma.cli.pictures import ImagesArgument, require_pictures
+from paligemma.cli.pictures import ImagesArgument, require_kept, require_pictures
+from paligemma.cli.show import echo_json, overlay_paths, write_overlay
+from paligemma.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from paligemma.outputs.detections import Detections
     from paligemma.outputs.types import TextAnswer
     from paligemma.pipeline.paligemma import PaliGemma
     from paligemma.pipeline.pictures import EncodedImage
+
+Ask = Callable[["PaliGemma", "EncodedImage"], "TextAnswer | Detections"]
+Frames = tuple[str, ...]  # one picture, or the frames of one example
 
 images_argument = click.argument(
     "images", cls=ImagesArgument, nargs=-1, required=True, metavar="IMAGE..."
@@ -47,10 +51,10 @@ def run(
     objects: dict[str, Any],
     output: OutputChoice,
 ) -> None:
-    """Ask IMAGE whatever PROMPT says; the prompt decides what comes back.
+    """Ask PROMPT about IMAGE; the prompt decides what comes back.
 
     Prompts that start with "detect" or "segment" give boxes or masks, others text. Several
-    pictures are asked the same, one after the other.
+    pictures get the same prompt, one after the other.
 
     \b
     paligemma run photo.jpg "detect cat ; dog" -o found.png
@@ -218,7 +222,7 @@ def generate(
     if len(examples) > 1 or not shows_text or {"num_beams", "best_of"} & decoding.keys():
         _ask_text(examples, prompt, model, decoding, output)
         return
-    check_prompt(prompt)
+    _check_prompt(prompt)
     require_pictures(images, model)
     example = examples[0] if frames else examples[0][0]
     pieces = model.load(greedy=is_greedy(decoding)).stream(example, prompt, **decoding)
@@ -245,8 +249,6 @@ def _ask_objects(
 
         calibration = load_calibration(path)
 
-    from paligemma.processing.prompts import object_prompt, strip_markers
-
     def ask(pg: PaliGemma, picture: EncodedImage) -> TextAnswer | Detections:
         asked = {"max_overlap": overlap, "constrain": constrain, **decoding}
         if calibration is None:
@@ -256,10 +258,10 @@ def _ask_objects(
         found = calibration.apply(pg.ask(picture, prompt, **asked))
         if threshold is None or isinstance(found, TextAnswer):
             return found
-        # A threshold is on the confidences that are shown.
+        # The threshold applies to the confidences that are shown.
         return found.above(threshold)
 
-    answers = answer_each(
+    answers = _answer_each(
         [(image,) for image in images],
         prompt,
         ask,
@@ -267,11 +269,13 @@ def _ask_objects(
         output=output,
         greedy=is_greedy(decoding),
     )
+    from paligemma.processing.prompts import object_prompt, strip_markers
+
     if object_prompt(strip_markers(prompt)[0]) is None:
         from paligemma.outputs.types import TextAnswer
 
         idle = ["--constrain"] if constrain else []
-        # Any prompt may be answered by boxes.
+        # The model may answer any prompt with boxes.
         if all(isinstance(found, TextAnswer) for found in answers):
             stated = {
                 "--threshold": threshold,
@@ -283,13 +287,13 @@ def _ask_objects(
 
 
 def _ask_text(
-    examples: Sequence[Example],
+    examples: Sequence[Frames],
     prompt: str,
     model: ModelChoice,
     decoding: dict[str, Any],
     output: OutputChoice,
 ) -> None:
-    answer_each(
+    _answer_each(
         examples,
         prompt,
         lambda pg, picture: pg.generate(picture, prompt, **decoding),
@@ -297,3 +301,99 @@ def _ask_text(
         output=output,
         greedy=is_greedy(decoding),
     )
+
+
+def _answer_each(
+    examples: Sequence[Frames],
+    prompt: str,
+    ask: Ask,
+    *,
+    model: ModelChoice,
+    output: OutputChoice,
+    greedy: bool,
+) -> list[TextAnswer | Detections]:
+    """Ask the same of every example and show the answers.
+
+    One of several pictures that cannot be read or drawn does not stop the others; the program then
+    ends with exit code 2.
+
+    Args:
+        examples: paths, or URLs where the model may fetch them.
+        prompt: the prompt that `ask` asks, for the record.
+        ask: function from a model and a picture to the answer.
+        model: the model to load.
+        output: where answers go.
+        greedy: whether `ask` draws no random numbers.
+
+    Returns:
+        The answers of the examples that were read.
+
+    Raises:
+        PaliGemmaError: bad input, before any work; later only where there is a single example.
+    """
+    from paligemma.outputs.words import answer_line
+
+    # A bad prompt or path is reported before a large model is loaded.
+    _check_prompt(prompt)
+    images = [image for example in examples for image in example]
+    require_pictures(images, model)
+    overlays = list(overlay_paths([example[0] for example in examples], output.overlay))
+    require_kept(images, filter(None, overlays))
+    pg = model.load(greedy=greedy)
+    records = []
+    answers = []
+    failed = False
+    for example, overlay in zip(examples, overlays, strict=True):
+        name = click.format_filename(example[0]) if len(examples) > 1 else None
+        try:
+            pictures = [pg.open_picture(image) for image in example]
+            found = ask(pg, pg.encode_image(pictures if len(pictures) > 1 else pictures[0]))
+        except ImageError as error:
+            if name is None:
+                raise
+            failed = True
+            click.echo(f"paligemma: {error}", err=True)
+            records.append({"image": name, "prompt": prompt, "error": str(error)})
+            continue
+        answers.append(found)
+        shown = _pictures_json(example, pictures[0].shape[:2])
+        record = {**shown, "prompt": prompt, **found.to_json()}
+        records.append(record)
+        if not output.as_json:
+            click.echo(str(found) if name is None else f"{name}: {answer_line(found)}")
+        if overlay is not None:
+            try:
+                write_overlay(overlay, pictures[0], prompt, found)
+            except DataError as error:
+                failed = True
+                click.echo(f"paligemma: {error}", err=True)
+                record["error"] = str(error)
+    if output.as_json:
+        body = records[0] if len(records) == 1 else {"results": records}
+        echo_json({"model": model.name, **body})
+    if failed:
+        raise click.exceptions.Exit(EXIT_BAD_INPUT)
+    return answers
+
+
+def _check_prompt(prompt: str) -> None:
+    """Check a typed prompt, and warn where it names nothing to look for.
+
+    Raises:
+        PromptError: see `clean_prompt`.
+    """
+    from paligemma.processing.prompts import clean_prompt, object_prompt
+
+    # The blank makes a prompt of the first word alone an object prompt without labels.
+    asked = object_prompt(clean_prompt(prompt)[0] + " ")
+    if asked and not asked.labels:
+        click.echo(
+            f"paligemma: the prompt names nothing to {asked.task}; write '{asked.task} cat ; dog'",
+            err=True,
+        )
+
+
+def _pictures_json(example: Frames, hw: tuple[int, ...]) -> dict[str, Any]:
+    names = [click.format_filename(image) for image in example]
+    images = {"image": names[0]} if len(names) == 1 else {"images": names}
+    return {**images, "width": hw[1], "height": hw[0]}

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.answers import (
+from paligemma.cli.options import ModelChoice, model_options
+from paligemma.cli.pictures import require_kept, require_pictures
+from paligemma.cli.show import (
     echo_json,
     make_folder,
     write_overlay,
 )
-from paligemma.cli.options import ModelChoice, model_options
-from paligemma.cli.pictures import require_kept, require_pictures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

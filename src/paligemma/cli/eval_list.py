@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.answers import echo_json
+from paligemma.cli.show import echo_json
 
 if TYPE_CHECKING:
     from paligemma.tasks.published import PublishedScore

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
 
-from paligemma.cli.answers import echo_json
 from paligemma.cli.options import ModelChoice, model_options
+from paligemma.cli.show import echo_json
 from paligemma.errors import ConfigError, DataError, PaliGemmaError
 from paligemma.example import ALL_CLASSES, MASK, NOISE
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.answers import echo_json
 from paligemma.cli.eval_run import (
     data_option,
     html_option,
@@ -21,6 +20,7 @@ from paligemma.cli.eval_run import (
     rule_option,
     run_folder,
 )
+from paligemma.cli.show import echo_json
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import MASK
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.answers import echo_json, make_folder
 from paligemma.cli.options import ModelChoice, model_options
 from paligemma.cli.pictures import ImagesArgument, require_kept, require_pictures
+from paligemma.cli.show import echo_json, make_folder
 
 if TYPE_CHECKING:
     from paligemma.processing.inspection import ExampleView

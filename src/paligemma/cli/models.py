@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from paligemma.cli.answers import echo_json
+from paligemma.cli.show import echo_json
 
 _VERDICTS = {
     "ok": "Nothing is wrong with it.",

@@ -1,4 +1,4 @@
-"""Pictures on the command line: which words name them, that they are there, that they stay."""
+"""Checks of the pictures that a command line names: present, and not overwritten."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paligemma.cli.options import ModelChoice
 from paligemma.errors import DataError, ImageError
 
 _URL_SCHEMES = ("http://", "https://")
-# Endings of the formats that `processing.image` reads; a prompt seldom ends so.
+# Suffixes of the formats that `processing.image` reads; a prompt seldom ends in one.
 _SUFFIXES = {
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"),
     *(".jp2", ".avif", ".ico", ".tga", ".pcx"),
@@ -21,12 +21,12 @@ _SUFFIXES = {
 
 
 class ImagesArgument(click.Argument):
-    """Picture names before a text: notices that the text was left out."""
+    """Names of pictures before a text; recognises that the text is missing."""
 
     def handle_parse_result(
         self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
     ) -> tuple[Any, list[str]]:
-        """As click does it, but a picture in the place of the text means that the text is missing.
+        """Take a picture in the place of the text as a sign that the text is missing.
 
         Raises:
             click.MissingParameter: the last word names an existing picture.
@@ -46,10 +46,10 @@ def _is_picture_file(text: str) -> bool:
 
 
 def require_pictures(images: Iterable[str], model: ModelChoice) -> None:
-    """Find what is wrong with names of pictures before a model is loaded.
+    """Check the names of pictures before a model is loaded.
 
     Raises:
-        ImageError: files that are not there, or an address without --allow-url.
+        ImageError: a file is missing, or a URL is given without --allow-url.
     """
     missing = []
     for image in images:
@@ -62,9 +62,7 @@ def require_pictures(images: Iterable[str], model: ModelChoice) -> None:
         elif not os.path.isfile(image):
             missing.append(click.format_filename(image))
     if missing:
-        which = (
-            f"{missing[0]} is none" if len(missing) == 1 else f"{' and '.join(missing)} are none"
-        )
+        which = f"{missing[0]} is not" if len(missing) == 1 else f"{' and '.join(missing)} are not"
         raise ImageError(f"a picture must be an existing file, {which}; check the path")
 
 
@@ -72,7 +70,7 @@ def require_kept(images: Sequence[str], written: Iterable[Path]) -> None:
     """Check that no file to be written is one of the pictures asked about.
 
     Raises:
-        DataError: it is one, whatever its name there.
+        DataError: a file to be written is one of them, under whatever name.
     """
     asked = {os.path.realpath(image) for image in images}
     for path in written:
