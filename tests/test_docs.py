@@ -107,9 +107,9 @@ def row_of(stage: Stage) -> str:
         steps = f"{stage.stop_at:,} of {steps}"
     return (
         f"| `{stage.name}` | {stage.window_px} px | {steps} | {stage.num_scenes} | "
-        f"{stage.prompts_per_scene} | {stage.lr:g} | {stage.patch_weight:g} | "
-        f"{stage.edge_weight:g} | {stage.mask_token_weight:g} | {stage.naming_weight:g} | "
-        f"{stage.gathering_weight:g} | {stage.loc_sigma_bins:g} |"
+        f"{stage.prompts_per_scene} | {stage.lr:g} | "
+        + " | ".join(f"{value:g}" for value in vars(stage.losses).values())
+        + " |"
     )
 
 

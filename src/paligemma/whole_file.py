@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -67,4 +68,21 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
         raise ConfigError(
             f"a file needs a folder that is there and can be written, got {path} "
             f"({error.strerror or error}); make that folder or name another"
+        ) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder and check that it takes files, before the work whose result goes there.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"a result needs a folder that can be written, got {folder} "
+            f"({error.strerror or error}); name another place"
         ) from error

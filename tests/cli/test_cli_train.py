@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from paligemma import PaliGemma
 from paligemma.cli.train import train_group
-from paligemma.errors import PaliGemmaError
+from paligemma.errors import ConfigError, PaliGemmaError
+from paligemma.model.paligemma import init_weights
 from paligemma.outputs.vqvae import load_mask_codec
-from paligemma.tiny import mask_codec
+from paligemma.processing.tokenizer import Tokenizer
+from paligemma.tiny import mask_codec, start, training
 from paligemma.tiny.mask_codec import MaskCodecTraining, MaskSet, collect_masks
+from paligemma.tiny.objective import LossWeights
+from paligemma.tiny.stages import Stage
 
 
 def train(*arguments: object) -> Result:
@@ -77,7 +86,7 @@ def test_a_short_run_warms_up_for_half_of_it_at_most(
         (["--seed", "-1"], "seed of a codec training must be 0..18446744073709551615, got -1"),
         (["--seed", str(2**64)], "seed of a codec training must be 0..18446744073709551615"),
         (["--output", "codec.txt"], "must end in .npz or .safetensors, got codec.txt"),
-        (["--output", "file/codec.npz"], "needs a folder that can be written, got file"),
+        (["--output", "file/codec.npz"], "a result needs a folder that can be written, got file"),
     ],
 )
 def test_what_a_codec_training_cannot_do_is_refused_before_any_mask_is_drawn(
@@ -89,3 +98,97 @@ def test_what_a_codec_training_cannot_do_is_refused_before_any_mask_is_drawn(
     assert isinstance(error, PaliGemmaError)
     assert rule in str(error)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_tokenizer_is_trained_on_prompts_and_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two dozen scenes instead of the three thousand that take half a minute to draw.
+    monkeypatch.setattr(start, "make_tokenizer", partial(start.make_tokenizer, num_scenes=24))
+    path = tmp_path / "new" / "tokenizer.model"
+    result = train("tokenizer", "--output", path)
+    assert result.exit_code == 0, result.output
+    tokenizer = Tokenizer.from_file(path)
+    assert tokenizer.vocab.has_objects
+    # Words of the prompts are pieces; those on signs are spelled.
+    assert len(tokenizer.encode("detect circle")) < len("detect circle") / 2
+    assert len(tokenizer.encode("STOP")) == 4
+
+
+def test_a_tokenizer_without_a_place_is_refused_before_any_picture_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawing(*_: object) -> None:
+        raise AssertionError("a picture was drawn")
+
+    monkeypatch.setattr(start, "draw_scene", drawing)
+    (tmp_path / "file").write_text("")
+    error = train("tokenizer", "--output", tmp_path / "file" / "tokenizer.model").exception
+    assert isinstance(error, ConfigError)
+
+
+SHORT = Stage(
+    name="first-112",
+    window_px=112,
+    total_steps=2,
+    stop_at=1,
+    num_scenes=1,
+    prompts_per_scene=1,
+    lr=1e-3,
+    warmup_steps=0,
+)
+
+
+@pytest.fixture
+def two_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stages of a step or two instead of fifteen of thousands."""
+    second = replace(
+        SHORT, name="second-224", window_px=224, boxes_in_field=True, losses=LossWeights(edge=0.5)
+    )
+    monkeypatch.setattr(training, "STAGES", (SHORT, second))
+    monkeypatch.setattr(training, "init_tiny", init_weights)
+
+
+@pytest.mark.usefixtures("two_stages")
+def test_all_stages_are_trained_and_the_model_loads_by_path(tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for name in training.PART_FILES.values():
+        shutil.copy(training.EMBEDDED / name, parts)
+    output = tmp_path / "tiny"
+    # One stage, then the same command for all: the first is not run again.
+    words = ("tiny", "--output", output, "--parts", parts, "--quiet")
+    assert train(*words, "--stage", "first-112").output == ""
+    result = train(*words)
+    assert result.exit_code == 0, result.output
+    assert f"wrote {output / 'model'}" in result.stdout
+    model = PaliGemma.from_pretrained(output / "model")
+    assert model.settings.weigh_locations
+    assert model.answer(np.zeros((50, 50, 3), np.uint8), "is there a star?", max_new_tokens=2)
+    record = json.loads((output / "model" / "training.json").read_text())
+    assert [one["name"] for one in record["stages"]] == ["first-112", "second-224"]
+    assert record["stages"][1]["losses"]["edge"] == 0.5
+    # Another codec makes it another training.
+    path = parts / "mask_codec.safetensors"
+    load_mask_codec(path).save(path, dtype="float32")
+    error = train(*words).exception
+    assert isinstance(error, PaliGemmaError)
+    assert "but mask_codec changed" in str(error)
+
+
+@pytest.mark.usefixtures("two_stages")
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        (["--stage", "third"], "must be one of first-112, second-224, got 'third'"),
+        (["--stage", "second-224"], "run it with --stage first-112"),
+        (["--parts", "."], "lacks tokenizer.model and mask_codec.safetensors; make them with"),
+    ],
+)
+def test_what_a_training_lacks_is_named_with_the_command_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], rule: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = train("tiny", *arguments).exception
+    assert isinstance(error, ConfigError)
+    assert rule in str(error)

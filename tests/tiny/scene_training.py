@@ -15,7 +15,7 @@ from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.tiny.data import SceneSource
-from paligemma.tiny.objective import SceneObjective
+from paligemma.tiny.objective import LossWeights, SceneObjective
 from paligemma.tiny.start import PATCH_PX, tiny_config
 from paligemma.train.optim import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
@@ -50,13 +50,12 @@ def small_model(seed: int = 0, text_depth: int = 1) -> PaliGemmaModel:
 
 
 def small_objective(model: PaliGemmaModel, **weights: float) -> SceneObjective:
+    """Patch losses at a half and spread locations, unless the weights say otherwise."""
     torch.manual_seed(0)
     return SceneObjective(
         model.config.vision.width,
         text_width=model.config.text.width,
-        patch_weight=0.5,
-        loc_sigma_bins=4.0,
-        **weights,
+        weights=LossWeights(**({"patch": 0.5, "loc_sigma_bins": 4.0} | weights)),
     )
 
 
@@ -72,7 +71,7 @@ def small_source(**changes: object) -> SceneSource:
         num_scenes=2,
         prompts_per_scene=2,
         text_len=96,
-        weights=None,
+        kinds=None,
         seed=0,
         boxes_in_field=True,
     )

@@ -96,7 +96,7 @@ def test_a_source_without_prompts_trains_the_tower_alone() -> None:
 
 
 def test_boxes_and_masks_in_answers_are_those_of_the_picture() -> None:
-    source = small_source(weights={"segment": 1.0}, window_px=FIELD_PX, num_scenes=4)
+    source = small_source(kinds={"segment": 1.0}, window_px=FIELD_PX, num_scenes=4)
     scenes = [
         draw_scene(k, SceneOptions(size_hw=(FIELD_PX, FIELD_PX))) for k in range(source.num_scenes)
     ]
@@ -118,7 +118,7 @@ def test_boxes_and_masks_in_answers_are_those_of_the_picture() -> None:
 
 
 def test_a_window_states_boxes_where_they_lie_in_the_field() -> None:
-    source = small_source(weights={"detect": 1.0}, num_scenes=1, prompts_per_scene=1)
+    source = small_source(kinds={"detect": 1.0}, num_scenes=1, prompts_per_scene=1)
     corners = set()
     for step in range(12):
         batch = source.batch(step)

@@ -89,7 +89,7 @@ def test_a_batch_asks_two_sides_of_comparisons_alone() -> None:
         num_scenes=8,
         prompts_per_scene=2,
         naming=True,
-        weights={"comparison": 1.0, "count": 1.0},
+        kinds={"comparison": 1.0, "count": 1.0},
     )
     batch = source.batch(1)
     assert batch.gathered is not None

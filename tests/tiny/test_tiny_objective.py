@@ -17,14 +17,20 @@ from paligemma.tiny.gathering import ends_of_prompts, gathering_loss
 from paligemma.tiny.locations import spread_losses
 from paligemma.tiny.mask_tokens import mask_token_loss
 from paligemma.tiny.naming import naming_loss
-from paligemma.tiny.objective import _PLACE_SIGMA_BINS, PATCH_WEIGHTS, SceneObjective
+from paligemma.tiny.objective import (
+    _PLACE_SIGMA_BINS,
+    PATCH_WEIGHTS,
+    LossWeights,
+    SceneObjective,
+)
 from paligemma.train.loss import token_losses, training_loss
 
 
 def plain(model: PaliGemmaModel, **options: float) -> SceneObjective:
     torch.manual_seed(0)
     widths = (model.config.vision.width, model.config.text.width)
-    return SceneObjective(widths[0], text_width=widths[1], **({"patch_weight": 0.0} | options))
+    weights = LossWeights(**({"patch": 0.0} | options))
+    return SceneObjective(widths[0], text_width=widths[1], weights=weights)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,7 @@ def test_without_patches_it_is_the_training_loss_of_the_same_rows(
 
 def test_every_part_is_added_with_its_weight(whole_field: SceneBatch) -> None:
     model = small_model()
-    objective = small_objective(model, edge_weight=0.25)
+    objective = small_objective(model, edge=0.25)
     with torch.no_grad():
         loss, parts = objective(model, whole_field)
         assert whole_field.text.images is not None
@@ -69,7 +75,7 @@ def test_every_part_is_added_with_its_weight(whole_field: SceneBatch) -> None:
 
 def test_edges_and_places_are_those_of_each_patch(whole_field: SceneBatch) -> None:
     model = small_model()
-    objective = small_objective(model, edge_weight=0.25)
+    objective = small_objective(model, edge=0.25)
     head, loc0 = objective.edges, model.config.vocab.loc0
     assert head is not None
     assert whole_field.text.images is not None
@@ -98,7 +104,7 @@ def test_masks_names_and_what_is_gathered_are_asked_of_the_right_tokens() -> Non
     model = small_model(text_depth=4)
     with torch.no_grad():
         model.projector.weight.normal_(std=0.1)
-    weights = {"mask_token_weight": 0.3, "naming_weight": 2.0, "gathering_weight": 0.7}
+    weights = {"mask_token": 0.3, "naming": 2.0, "gathering": 0.7}
     objective = small_objective(model, **weights)
     batch = small_source(
         window_px=FIELD_PX, num_scenes=3, prompts_per_scene=2, mask_tokens=True, naming=True

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from scene_training import mask_codec, tokenizer
 from torch import Tensor
 
+from paligemma.tiny.objective import LossWeights
 from paligemma.tiny.stages import Stage
 from paligemma.tiny.training import run_stage
 from paligemma.train.checkpoint import checkpoints
@@ -31,10 +32,7 @@ ALL_HEADS = Stage(
     lr=1e-3,
     warmup_steps=0,
     boxes_in_field=True,
-    edge_weight=0.5,
-    mask_token_weight=0.5,
-    naming_weight=1.0,
-    gathering_weight=0.5,
+    losses=LossWeights(edge=0.5, mask_token=0.5, naming=1.0, gathering=0.5),
 )
 
 

@@ -58,6 +58,7 @@ def scenes_command(
     from paligemma.outputs.export import save_png
     from paligemma.tasks.scenes.rows import SCENE_KINDS, SIZE_PX, scenes_task
     from paligemma.tiny.contact_sheet import contact_sheet
+    from paligemma.whole_file import require_writable
 
     kinds = SCENE_KINDS if tasks is None else tuple(part.strip() for part in tasks.split(","))
     # Everything that can be wrong is checked before a model is loaded.
@@ -66,7 +67,7 @@ def scenes_command(
     options = EvalOptions(seed=seed, batch_size=num_prompts, num_workers=1)
     chosen = SimpleNamespace(limit=limit, seed=seed, batch_size=batch_size, kinds=kinds)
     folder = output or default_folder(task, "heldout", model, None, chosen)
-    _require_folder(folder)
+    require_writable(folder)
     click.echo(f"paligemma: the run is kept in {folder}", err=True)
     bundle = _load(model)
     processor = bundle.processor
@@ -86,15 +87,6 @@ def scenes_command(
     report_run(task, run, as_json=as_json, with_page=with_page)
     save_png(contact_sheet(*run.answered()), folder / SHEET)
     click.echo(f"paligemma: wrote {folder / SHEET}", err=True)
-
-
-def _require_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--output must name a folder that can be written, got {path} ({error}); name another"
-        ) from error
 
 
 def _load(choice: ModelChoice) -> PaliGemma:

@@ -1,4 +1,4 @@
-"""`paligemma train`: make the embedded model again, from drawing to file."""
+"""`paligemma train`: train the embedded model and its parts, from drawing to file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import click
 
 @click.group("train")
 def train_group() -> None:
-    """Train the embedded model and its mask codec.
+    """Train the embedded model, its mask codec and its tokenizer.
 
     \b
-    paligemma train codec --output runs/mask_codec.safetensors
-    paligemma train tiny --output runs/tiny
+    paligemma train tokenizer --output runs/parts/tokenizer.model
+    paligemma train codec --output runs/parts/mask_codec.safetensors
+    paligemma train tiny --parts runs/parts --output runs/tiny
     """
 
 
@@ -25,22 +26,31 @@ def train_group() -> None:
     show_default=True,
     help="Folder of checkpoints and metrics; the finished model lies in its folder `model`.",
 )
+@click.option(
+    "--parts",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    metavar="DIR",
+    help="Folder of tokenizer.model and mask_codec.safetensors; those of the package by default.",
+)
 @click.option("--stage", "only", default=None, help="Only this stage; all by default.")
 @click.option("--threads", type=click.IntRange(1, 256), default=None, help="CPU threads.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def tiny_command(output: Path, only: str | None, threads: int | None, quiet: bool) -> None:
+def tiny_command(
+    output: Path, parts: Path | None, only: str | None, threads: int | None, quiet: bool
+) -> None:
     """Train the embedded model on drawn pictures, stage after stage.
 
-    Runs for hours on a CPU. Stop it when you like: the same command goes on where it stopped, on
-    the data it would have seen. Losses are in metrics.jsonl of each stage.
+    The training takes hours on a CPU. You can stop it at any time: the same command continues
+    where it stopped, on the data it would have seen. Each stage logs its losses in metrics.jsonl.
     """
     import torch
 
-    from paligemma.tiny.training import train_tiny
+    from paligemma.tiny.training import EMBEDDED, train_tiny
 
     if threads is not None:
         torch.set_num_threads(threads)
-    folder = train_tiny(output, only=only, progress=not quiet)
+    folder = train_tiny(output, parts=parts or EMBEDDED, only=only, progress=not quiet)
     if folder is not None:
         click.echo(f"wrote {folder}; try: paligemma eval scenes --model {folder}")
 
@@ -74,3 +84,19 @@ def codec_command(output: Path, steps: int | None, seed: int) -> None:
             output, options, command=command, on_step=lambda done: bar.update(done.step - bar.n)
         )
     click.echo(f"wrote {output}: IoU {record['heldout']['all']['iou']:.3f} on held-out masks")
+
+
+@train_group.command("tokenizer")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("runs/tokenizer.model"),
+    show_default=True,
+    help="File to write.",
+)
+def tokenizer_command(output: Path) -> None:
+    """Train the small tokenizer on prompts and answers of drawn pictures; takes half a minute."""
+    from paligemma.tiny.start import make_tokenizer
+
+    make_tokenizer(output)
+    click.echo(f"wrote {output}")

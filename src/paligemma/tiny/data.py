@@ -55,7 +55,7 @@ class SceneSource:
         num_scenes: pictures a batch.
         prompts_per_scene: examples asked of each picture; the picture is encoded once.
         text_len: tokens the model reads at most.
-        weights: kind of example to relative frequency.
+        kinds: kind of prompt -> relative frequency; None takes the defaults of `sample_example`.
         seed: start of the range of scene seeds; evaluation draws from another range.
         squashed_share: share of pictures drawn wider or higher than square and squashed to it, as
             photographs are.
@@ -72,7 +72,7 @@ class SceneSource:
     num_scenes: int
     prompts_per_scene: int
     text_len: int
-    weights: Mapping[str, float] | None
+    kinds: Mapping[str, float] | None
     seed: int
     squashed_share: float = 0.0
     scenes: SceneOptions = field(default_factory=SceneOptions)
@@ -108,7 +108,7 @@ class SceneSource:
         locate = partial(self._locate, corner=corner)
         for scene, target in zip(scenes, targets, strict=True):
             for _ in range(self.prompts_per_scene):
-                example = sample_example(scene, rng, self.weights)
+                example = sample_example(scene, rng, self.kinds)
                 prefixes.append(scene_prefix(example, locate))
                 suffixes.append(scene_suffix(scene, example, self.codec, locate))
                 if self.naming:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from paligemma.outputs.vqvae import MaskCodec, MaskCodecConfig, load_mask_codec
 from paligemma.scenes import LABELS, SceneOptions, draw_scene
 from paligemma.train.schedule import ScheduleConfig, learning_rate_schedule
 from paligemma.vocab import SEG_PER_MASK
+from paligemma.whole_file import require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -345,7 +345,7 @@ def train_codec_file(
     path = Path(path)
     # Drawing and training take minutes; a path that cannot be written is refused before them.
     require_codec_suffix(path)
-    _require_writable(path.parent)
+    require_writable(path.parent)
     curve: list[dict[str, Any]] = []
 
     def record_step(progress: MaskCodecProgress) -> None:
@@ -379,16 +379,3 @@ def train_codec_file(
     }
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     return record
-
-
-def _require_writable(folder: Path) -> None:
-    """Make the folder, and write and remove a file there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"a mask codec needs a folder that can be written, got {folder} ({error}); "
-            "name another place"
-        ) from error

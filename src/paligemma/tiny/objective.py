@@ -1,8 +1,8 @@
-"""What the embedded model is trained on: the original's loss on text, and losses on patches."""
+"""The training objective of the embedded model: the loss on text and the auxiliary losses."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -24,7 +24,7 @@ from paligemma.tiny.naming import NamingHead, naming_loss
 from paligemma.train.loss import TokenLoss, token_losses, training_loss
 from paligemma.vocab import NUM_LOC, NUM_SEG
 
-# Weight of each question of the auxiliary objective.
+# Factor of each patch loss.
 PATCH_WEIGHTS = {
     "label": 1.0,
     "color": 0.4,
@@ -36,91 +36,88 @@ PATCH_WEIGHTS = {
     "box": 1.2,
 }
 
-
-# A patch is 73 bins wide.
+# Spread of the target of a patch's own place; a patch is 73 bins wide.
 _PLACE_SIGMA_BINS = 8.0
 
 
-class SceneObjective(nn.Module):
-    """Loss of one batch of scenes.
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Factors of the auxiliary losses that are added to the loss on text; 0 leaves a loss out.
 
-    Args:
-        width: of the tower.
-        patch_weight: factor on the auxiliary loss; 0 leaves the original's loss alone.
-        loc_sigma_bins: spread of the target of a location token; 0 is the original's loss.
-        edge_weight: factor on `edge_loss`; needs boxes in the field. 0 has no such head.
-        mask_token_weight: factor on `mask_token_loss`; needs a batch with these targets. 0 has no
-            such head.
-        naming_weight: factor on `naming_loss`, likewise.
-        gathering_weight: factor on `gathering_loss`, likewise.
-        text_width: of the decoder.
+    Attributes:
+        patch: factor of the patch losses, see `tiny.dense`.
+        edge: factor of the losses on edges and places, see `tiny.edges`.
+        mask_token: factor of the loss on mask codewords, see `tiny.mask_tokens`.
+        naming: factor of the loss on the objects that a prompt names, see `tiny.naming`.
+        gathering: factor of the loss on counts and places, see `tiny.gathering`.
+        loc_sigma_bins: standard deviation of a location target in bins, see `tiny.locations`; 0
+            is the original's one-hot target.
     """
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        text_width: int,
-        patch_weight: float,
-        edge_weight: float = 0.0,
-        mask_token_weight: float = 0.0,
-        naming_weight: float = 0.0,
-        gathering_weight: float = 0.0,
-        loc_sigma_bins: float = 0.0,
-    ) -> None:
+    patch: float = 1.0
+    edge: float = 0.0
+    mask_token: float = 0.0
+    naming: float = 0.0
+    gathering: float = 0.0
+    loc_sigma_bins: float = 0.0
+
+
+class SceneObjective(nn.Module):
+    """Loss of one batch of scenes: the original's loss on text and weighted auxiliary losses.
+
+    Args:
+        vision_width: width of the image tower.
+        text_width: width of the decoder.
+        weights: factors of the auxiliary losses. A head exists where its factor is above 0, and
+            needs a batch with its targets; the patch heads always exist.
+    """
+
+    def __init__(self, vision_width: int, *, text_width: int, weights: LossWeights) -> None:
         super().__init__()
-        self.heads = PatchHeads(width)
-        self.edges = EdgeHead(text_width) if edge_weight else None
-        self.mask_tokens = MaskTokenHead(text_width) if mask_token_weight else None
-        self.naming = NamingHead(text_width) if naming_weight else None
-        self.gathering = GatheringHead(text_width) if gathering_weight else None
-        self.patch_weight = patch_weight
-        self.edge_weight = edge_weight
-        self.mask_token_weight = mask_token_weight
-        self.naming_weight = naming_weight
-        self.gathering_weight = gathering_weight
-        self.loc_sigma_bins = loc_sigma_bins
+        self.heads = PatchHeads(vision_width)
+        self.edges = EdgeHead(text_width) if weights.edge else None
+        self.mask_tokens = MaskTokenHead(text_width) if weights.mask_token else None
+        self.naming = NamingHead(text_width) if weights.naming else None
+        self.gathering = GatheringHead(text_width) if weights.gathering else None
+        self.weights = weights
 
     def forward(self, model: PaliGemmaModel, batch: SceneBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss float32[] and the parts worth logging."""
+        """Compute the loss float32[] and its unweighted parts, which the metrics log."""
         images = batch.text.images
         assert images is not None
+        weights = self.weights
         features = model.vision(images, _window(model, batch))
         parts: dict[str, Tensor] = {}
         loss = torch.zeros(())
-        if self.patch_weight:
+        if weights.patch:
             patch = patch_losses(self.heads(features), batch.patches)
             parts |= {f"patch_{name}": value.detach() for name, value in patch.items()}
-            loss = loss + self.patch_weight * sum(
+            loss = loss + weights.patch * sum(
                 (PATCH_WEIGHTS[name] * value for name, value in patch.items()), torch.zeros(())
             )
         soft = model.projector(features)
         if self.edges is not None:
             located = self._edge_losses(self.edges, model, soft, batch)
             parts |= {name: value.detach() for name, value in located.items()}
-            loss = loss + self.edge_weight * sum(located.values(), torch.zeros(()))
+            loss = loss + weights.edge * sum(located.values(), torch.zeros(()))
         if self.mask_tokens is not None:
             masks = self._mask_token_loss(self.mask_tokens, model, soft, batch)
             parts["mask_tokens"] = masks.detach()
-            loss = loss + self.mask_token_weight * masks
+            loss = loss + weights.mask_token * masks
         if batch.text.mask_loss is None:
             return loss, parts
         prompts = self._text_losses(model, soft, batch)
         parts |= {name: value.detach() for name, value in prompts.items()}
-        weights = {
-            "text": 1.0,
-            "naming": self.naming_weight,
-            "gathering": self.gathering_weight,
-        }
-        return loss + sum(weights[name] * value for name, value in prompts.items()), parts
+        factors = {"text": 1.0, "naming": weights.naming, "gathering": weights.gathering}
+        return loss + sum(factors[name] * value for name, value in prompts.items()), parts
 
     def _edge_losses(
         self, head: EdgeHead, model: PaliGemmaModel, soft: Tensor, batch: SceneBatch
     ) -> dict[str, Tensor]:
-        """Where in the field each object's edges are, and where each patch itself is."""
+        """Losses on the edges of each patch's object and on the place of the patch itself."""
         vision, start = model.config.vision, model.config.vocab.loc0
         table = model.text.embedding_rows(start, NUM_LOC)
-        sigma = max(1.0, self.loc_sigma_bins)
+        sigma = max(1.0, self.weights.loc_sigma_bins)
         shown = batch.patches["label"] > 0
         edges = batch.patches["box"][shown] / (vision.image_size_px / BOX_UNIT_PX)
         side = round(soft.shape[1] ** 0.5)
@@ -128,14 +125,14 @@ class SceneObjective(nn.Module):
         places = places.expand(len(soft), -1, -1)
         return {
             "edge": edge_loss(head(soft[shown], table), edges, sigma),
-            # A fraction of the patches says as much as all of them.
+            # Every fifth patch is enough.
             "place": edge_loss(head.places(soft[:, ::5], table), places[:, ::5], _PLACE_SIGMA_BINS),
         }
 
     def _mask_token_loss(
         self, head: MaskTokenHead, model: PaliGemmaModel, soft: Tensor, batch: SceneBatch
     ) -> Tensor:
-        """What lies of its object's mask on each patch that shows one."""
+        """Loss on the mask codewords that lie on each patch of an object."""
         start = model.config.vocab.seg0
         table = model.text.embedding_rows(start, NUM_SEG)
         shown = batch.patches["label"] > 0
@@ -144,16 +141,18 @@ class SceneObjective(nn.Module):
     def _text_losses(
         self, model: PaliGemmaModel, soft: Tensor, batch: SceneBatch
     ) -> dict[str, Tensor]:
-        """The original's loss, and what the decoder knows on its way to the answer."""
+        """The original's loss on text, and the losses on hidden states of the decoder."""
         text, num_image = batch.text, soft.shape[1]
         assert text.mask_loss is not None
         soft = soft.repeat_interleave(len(text.tokens) // len(soft), dim=0)
         half_way, late = _Watched(model, 1 / 2), _Watched(model, 1)
         rows = replace(text, images=None)
         token_loss: TokenLoss = token_losses
-        if self.loc_sigma_bins:
+        if self.weights.loc_sigma_bins:
             token_loss = partial(
-                spread_losses, loc0=model.config.vocab.loc0, sigma_bins=self.loc_sigma_bins
+                spread_losses,
+                loc0=model.config.vocab.loc0,
+                sigma_bins=self.weights.loc_sigma_bins,
             )
         order: list[Tensor] = []
         per_example: list[Tensor] = []
@@ -185,7 +184,12 @@ class SceneObjective(nn.Module):
 
 
 class _Watched:
-    """Output of the block that ends a share of the decoder, the last block left out."""
+    """A context that keeps the output of one block of the decoder, never that of the last one.
+
+    Args:
+        model: the model whose decoder runs within the context.
+        share: share of the decoder's blocks, after which the output is kept.
+    """
 
     hidden: Tensor
 
@@ -204,7 +208,7 @@ class _Watched:
 
 
 def _window(model: PaliGemmaModel, batch: SceneBatch) -> Tensor | None:
-    """Rows of the position table for the part of the field that the batch shows."""
+    """Rows of the position table for the window that the batch shows; None for the whole field."""
     if batch.corner is None or batch.text.images is None:
         return None
     vision = model.config.vision

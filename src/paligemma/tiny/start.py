@@ -18,6 +18,7 @@ from paligemma.processing.sentencepiece_model import train_tokenizer
 from paligemma.scenes import SceneOptions, draw_scene, scene_examples
 from paligemma.tasks.scenes.rows import scene_prefix
 from paligemma.vocab import NUM_LOC, Vocab
+from paligemma.whole_file import require_writable
 
 PATCH_PX = 16
 # The position table begins in the last dimensions of the tower's width, apart from the content; its
@@ -153,7 +154,17 @@ def _waves_2d(grid: int, width: int) -> Tensor:
 
 
 def make_tokenizer(path: Path, *, num_scenes: int = 3000, vocab_size: int = 512) -> None:
-    """Train the small SentencePiece vocabulary on the prompts and answers of training scenes."""
+    """Train the small SentencePiece vocabulary on prompts and answers of training scenes.
+
+    Args:
+        path: file to write; its folder is made.
+        num_scenes: number of scenes whose prompts and answers are the text.
+        vocab_size: number of pieces before the location and mask pieces are appended.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+    """
+    require_writable(path.parent)
     lines: list[str] = []
     rng = np.random.default_rng(TRAIN_SEED)
     for seed in range(TRAIN_SEED, TRAIN_SEED + num_scenes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,6 +14,7 @@ from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.tiny.start import PATCH_PX, tiny_config
+from paligemma.tiny.training import EMBEDDED, PART_FILES
 
 
 def load_step(
@@ -30,8 +30,7 @@ def load_step(
     Raises:
         CheckpointError: the checkpoint is unreadable, or not of the embedded model's architecture.
     """
-    embedded = Path(str(resources.files("paligemma"))) / "models" / "tiny"
-    pieces = Tokenizer.from_file(tokenizer or embedded / "tokenizer.model")
+    pieces = Tokenizer.from_file(tokenizer or EMBEDDED / PART_FILES["tokenizer"])
     path = step_folder / "model.safetensors"
     try:
         tensors = load_file(path)
@@ -46,6 +45,6 @@ def load_step(
     return PaliGemma(
         model.eval(),
         Processor(pieces, grid * PATCH_PX),
-        mask_codec=mask_codec or embedded / "mask_codec.safetensors",
+        mask_codec=mask_codec or EMBEDDED / PART_FILES["mask_codec"],
         settings=RunSettings(kv_cache_dtype="float32", weigh_locations=True),
     )

@@ -1,10 +1,11 @@
-"""The command that trains the embedded model: every stage of `stages.py`, and the export."""
+"""Training of the embedded model: every stage of `tiny.stages`, and the export."""
 
 from __future__ import annotations
 
 import json
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
@@ -25,75 +26,161 @@ from paligemma.tiny.stages import STAGES, Stage
 from paligemma.tiny.start import PATCH_PX, TRAIN_SEED, init_tiny, tiny_config
 from paligemma.train.checkpoint import checkpoints
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
+from paligemma.weights.hashes import sha256
 from paligemma.weights.save import save_model
 
+EMBEDDED = Path(str(resources.files("paligemma"))) / "models" / "tiny"
+PART_FILES = {"tokenizer": "tokenizer.model", "mask_codec": "mask_codec.safetensors"}
 _TEXT_LEN = 128
 # Every stage draws its own pictures.
 _SEEDS_A_STAGE = 10_000_000
 
 
-def train_tiny(output: Path, *, only: str | None = None, progress: bool = True) -> Path | None:
-    """Train the embedded model, or go on with it, and write it as a folder that loads by path.
+def train_tiny(
+    output: Path, *, parts: Path = EMBEDDED, only: str | None = None, progress: bool = True
+) -> Path | None:
+    """Train the embedded model, or continue its training, and write it as a folder.
 
     Args:
-        output: folder of the stages; the model goes to `output/model`.
-        only: name of one stage; those before it must be complete.
-        progress: show a bar.
+        output: folder of the stages; the model is written to `output/model`.
+        parts: folder of the tokenizer and the mask codec, named as in `PART_FILES`.
+        only: name of the one stage to run; the stages before it must be complete.
+        progress: show a bar on standard error.
 
     Returns:
-        The model's folder, or None while stages are missing.
+        The model's folder, or None while the last stage has not been run.
 
     Raises:
-        ConfigError: no stage of that name, or the one before it is not there.
+        ConfigError: a stage of that name does not exist, the stage before it is not complete, or
+            a file of `parts` is missing.
     """
     names = [stage.name for stage in STAGES]
     if only is not None and only not in names:
         raise ConfigError(f"a stage must be one of {', '.join(names)}, got {only!r}")
-    with resources.as_file(resources.files("paligemma") / "models" / "tiny") as embedded:
-        tokenizer = Tokenizer.from_file(embedded / "tokenizer.model")
-        codec = load_mask_codec(embedded / "mask_codec.safetensors")
-        files = [embedded / "tokenizer.model", embedded / "mask_codec.safetensors"]
-        model = None
-        for index, stage in enumerate(STAGES):
-            if only not in (None, stage.name):
-                continue
-            model = run_stage(
-                stage,
-                output,
-                tokenizer=tokenizer,
-                codec=codec,
-                before=_finished(output, index - 1) if index else None,
-                seed=TRAIN_SEED + index * _SEEDS_A_STAGE,
-                progress=progress,
-            )
-        if model is None or only not in (None, names[-1]):
-            return None
-        # It knows places to some pixels, not to a bin; see `LocationGreedy`.
-        model.config = replace(model.config, weigh_locations=True)
-        folder = save_model(
-            model, output / "model", dtype="float16", extra_files=files, overwrite=True
+    files = {part: parts / name for part, name in PART_FILES.items()}
+    if missing := [path.name for path in files.values() if not path.is_file()]:
+        raise ConfigError(
+            f"a training needs {' and '.join(PART_FILES.values())} in one folder, but {parts} "
+            f"lacks {' and '.join(missing)}; make them with `paligemma train tokenizer` and "
+            "`paligemma train codec`"
         )
+    tokenizer, codec = Tokenizer.from_file(files["tokenizer"]), load_mask_codec(files["mask_codec"])
+    hashes = {part: sha256(path) for part, path in files.items()}
+    model = None
+    for index, stage in enumerate(STAGES):
+        if only not in (None, stage.name):
+            continue
+        model = run_stage(
+            stage,
+            output,
+            tokenizer=tokenizer,
+            codec=codec,
+            before=_last_checkpoint(output, STAGES[index - 1]) if index else None,
+            seed=TRAIN_SEED + index * _SEEDS_A_STAGE,
+            settings=hashes,
+            progress=progress,
+        )
+    if model is None or only not in (None, names[-1]):
+        return None
+    # The model knows places to some pixels, not to a bin; see `LocationGreedy`.
+    model.config = replace(model.config, weigh_locations=True)
+    folder = save_model(
+        model, output / "model", dtype="float16", extra_files=files.values(), overwrite=True
+    )
     (folder / "training.json").write_text(json.dumps(training_record(output), indent=1))
     return folder
 
 
+def run_stage(
+    stage: Stage,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer,
+    codec: MaskCodec | None,
+    before: Path | None,
+    seed: int,
+    settings: Mapping[str, Any] | None = None,
+    num_workers: int = 1,
+    progress: bool = True,
+) -> PaliGemmaModel:
+    """Run or resume one stage; equal arguments, machine and thread count give an equal model.
+
+    Args:
+        stage: the row of `STAGES`.
+        folder: folder of the whole training; the stage writes to `folder/NAME`.
+        tokenizer: tokenizer of the model.
+        codec: mask codec that writes the targets of segmentation; None where nothing is segmented.
+        before: checkpoint of the stage before, or None to start from `init_tiny`.
+        seed: first scene seed of this stage, and seed of the objective's new heads.
+        settings: what else must be equal for the stage to resume.
+        num_workers: processes that draw the batches.
+        progress: show a bar on standard error.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # The heads of the objective draw their weights from torch's global generator.
+        torch.manual_seed(seed)
+        model = PaliGemmaModel(tiny_config(tokenizer.vocab))
+        objective = SceneObjective(
+            model.config.vision.width, text_width=model.config.text.width, weights=stage.losses
+        )
+    if before is None:
+        init_tiny(model)
+    else:
+        model.load_state_dict(load_file(before / "model.safetensors"))
+        _load_objective(objective, load_file(before / "objective.safetensors"))
+    source = SceneSource(
+        processor=Processor(tokenizer, stage.window_px),
+        field_px=model.config.vision.image_size_px,
+        codec=codec,
+        patch_px=PATCH_PX,
+        num_scenes=stage.num_scenes,
+        prompts_per_scene=stage.prompts_per_scene,
+        text_len=_TEXT_LEN,
+        kinds=stage.kinds,
+        seed=seed,
+        squashed_share=stage.squashed_share,
+        scenes=stage.scenes,
+        boxes_in_field=stage.boxes_in_field,
+        mask_tokens=stage.losses.mask_token > 0,
+        naming=stage.losses.naming > 0,
+    )
+    options = LoopOptions(
+        total_steps=stage.total_steps,
+        stop_at=stage.stop_at,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    train(
+        model,
+        objective,
+        source,
+        stage.optim(),
+        options,
+        folder / stage.name,
+        settings={"stage": asdict(stage), "seed": seed, **(settings or {})},
+    )
+    return model
+
+
 def _load_objective(objective: SceneObjective, tensors: dict[str, Tensor]) -> None:
-    """Take over the heads of the stage before; one that it had not yet begins anew."""
+    """Take over the heads of the stage before; a head that it did not have starts anew."""
     later = ("edges.", "mask_tokens.", "naming.", "gathering.")
     new = {name: value for name, value in objective.state_dict().items() if name.startswith(later)}
     objective.load_state_dict(new | tensors)
 
 
-def _finished(output: Path, index: int) -> Path:
-    stage = STAGES[index]
-    last = output / stage.name / f"step_{stage.stop_at or stage.total_steps:07d}"
+def _last_checkpoint(output: Path, stage: Stage) -> Path:
+    last = output / stage.name / f"step_{stage.last_step:07d}"
     if last not in checkpoints(output / stage.name):
-        raise ConfigError(f"stage {stage.name} must be complete first, {last} is not there; run it")
+        raise ConfigError(
+            f"stage {stage.name} must be complete first, but {last} does not exist; run it with "
+            f"--stage {stage.name}"
+        )
     return last
 
 
 def training_record(output: Path) -> dict[str, Any]:
-    """What was done: stages with their options, wall time, and curves."""
+    """Collect what was run: stages with their options, wall time and curves; and the machine."""
     stages = []
     for stage in STAGES:
         lines = (output / stage.name / METRICS_FILE).read_text().splitlines()
@@ -116,80 +203,3 @@ def training_record(output: Path) -> dict[str, Any]:
         "torch": torch.__version__,
         "stages": stages,
     }
-
-
-def run_stage(
-    stage: Stage,
-    folder: Path,
-    *,
-    tokenizer: Tokenizer,
-    codec: MaskCodec | None,
-    before: Path | None,
-    seed: int,
-    num_workers: int = 1,
-    progress: bool = True,
-) -> PaliGemmaModel:
-    """Run or resume one stage; equal arguments, machine and thread count give an equal model.
-
-    Args:
-        stage: the row of `STAGES`.
-        folder: folder of the whole training; the stage writes to `folder/NAME`.
-        tokenizer: tokenizer of the model.
-        codec: mask codec that writes the targets of segmentation; None where nothing is segmented.
-        before: checkpoint of the stage before, or None to start from `init_tiny`.
-        seed: first scene seed of this stage, and seed of the objective's new heads.
-        num_workers: processes that draw the batches.
-        progress: show a bar on standard error.
-    """
-    with torch.random.fork_rng(devices=[]):
-        # The heads of the objective draw their weights from torch's global generator.
-        torch.manual_seed(seed)
-        model = PaliGemmaModel(tiny_config(tokenizer.vocab))
-        objective = SceneObjective(
-            model.config.vision.width,
-            text_width=model.config.text.width,
-            patch_weight=stage.patch_weight,
-            edge_weight=stage.edge_weight,
-            mask_token_weight=stage.mask_token_weight,
-            naming_weight=stage.naming_weight,
-            gathering_weight=stage.gathering_weight,
-            loc_sigma_bins=stage.loc_sigma_bins,
-        )
-    if before is None:
-        init_tiny(model)
-    else:
-        model.load_state_dict(load_file(before / "model.safetensors"))
-        _load_objective(objective, load_file(before / "objective.safetensors"))
-    source = SceneSource(
-        processor=Processor(tokenizer, stage.window_px),
-        field_px=model.config.vision.image_size_px,
-        codec=codec,
-        patch_px=PATCH_PX,
-        num_scenes=stage.num_scenes,
-        prompts_per_scene=stage.prompts_per_scene,
-        text_len=_TEXT_LEN,
-        weights=stage.weights,
-        seed=seed,
-        squashed_share=stage.squashed_share,
-        scenes=stage.scenes,
-        boxes_in_field=stage.boxes_in_field,
-        mask_tokens=stage.mask_token_weight > 0,
-        naming=stage.naming_weight > 0,
-    )
-    options = LoopOptions(
-        total_steps=stage.total_steps,
-        stop_at=stage.stop_at,
-        num_workers=num_workers,
-        progress=progress,
-    )
-    settings = {"stage": asdict(stage), "seed": seed}
-    train(
-        model,
-        objective,
-        source,
-        stage.optim(),
-        options,
-        folder / stage.name,
-        settings=settings,
-    )
-    return model
