@@ -30,6 +30,9 @@ class History:
     def select(self, rows: Tensor) -> History:
         return History([self.rows[row] for row in rows.tolist()])
 
+    def reorder(self, rows: Tensor) -> None:
+        self.rows = self.select(rows).rows
+
 
 class FakeModel:
     """Logits are random but fixed by all tokens seen, so that a wrong cache or order shows."""

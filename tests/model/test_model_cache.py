@@ -42,17 +42,24 @@ def empty_cache(capacity: int = 8, batch_size: int = 2) -> KVCache:
     )
 
 
-def fill(cache: KVCache, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """Write random keys and values of `num_tokens` tokens into both layers."""
+def prompted(cache: KVCache, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Write random keys and values of a prompt, bool[B, T], into both layers."""
+    cache.start(valid, valid.cumsum(dim=1) - 1)
+    return written(cache, (*valid.shape, 1, 4))
+
+
+def extended(cache: KVCache) -> tuple[Tensor, Tensor]:
+    """Write random keys and values of one more token a row into both layers."""
+    cache.extend(cache.valid.sum(dim=1, keepdim=True))
+    return written(cache, (cache.num_rows, 1, 1, 4))
+
+
+def written(cache: KVCache, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(cache.length)
-    shape = (len(cache.valid), num_tokens, 1, 4)
     k, v = (torch.randn(shape, generator=generator) for _ in range(2))
-    slots = cache.reserve(
-        torch.ones(shape[:2], dtype=torch.bool),
-        torch.arange(cache.length, cache.length + num_tokens).expand(shape[:2]),
-    )
     for layer in range(2):
-        cache.write(layer, slots, k + layer, v + layer)
+        read = cache.write(layer, k + layer, v + layer)
+        assert [tuple(part.shape) for part in read] == [(shape[0], cache.length, 1, 4)] * 2
     return k, v
 
 
@@ -143,23 +150,56 @@ def test_a_final_cap_bounds_later_steps_and_never_the_first() -> None:
     assert (bounded[:, 1:] - torch.tanh(free[:, 1:])).abs().max().item() <= 1e-6
 
 
+ALL = torch.ones(2, 3, dtype=torch.bool)
+UNEQUAL = torch.tensor([[True, True, True], [True, False, False]])
+
+
 def test_a_full_cache_refuses_more_tokens_and_stays_as_it_was() -> None:
     cache = empty_cache(capacity=4)
-    fill(cache, 3)
+    prompted(cache, UNEQUAL)
+    extended(cache)
     with pytest.raises(ValueError, match="holds 4 tokens, 5 were asked for"):
-        fill(cache, 2)
-    assert cache.length == 3
-    assert cache.valid.tolist() == [[True, True, True, False]] * 2
+        extended(cache)
+    assert cache.length == 4
+    assert cache.ends.tolist() == [4, 2]
+    assert cache.valid.tolist() == [[True] * 4, [True, True, False, False]]
+    with pytest.raises(ValueError, match="holds 4 tokens, 5 were asked for"):
+        prompted(cache, torch.ones(2, 5, dtype=torch.bool))
 
 
-def test_what_is_written_is_read_back_from_the_first_slot_on() -> None:
+def test_a_token_follows_the_prompt_of_its_own_row() -> None:
     cache = empty_cache()
-    first, _ = fill(cache, 3)
-    second, _ = fill(cache, 2)
+    prompt, _ = prompted(cache, UNEQUAL)
+    first, values = extended(cache)
+    second, _ = extended(cache)
     assert cache.length == 5
-    assert torch.equal(cache.keys[0][:, :5], torch.cat((first, second), dim=1))
-    assert torch.equal(cache.keys[1][:, :5], torch.cat((first, second), dim=1) + 1)
+    assert cache.ends.tolist() == [5, 3]
+    for layer in range(2):
+        keys = cache.keys[layer] - layer
+        assert torch.allclose(keys[0, :5], torch.cat((prompt[0], first[0], second[0])))
+        assert torch.allclose(keys[1, :3], torch.cat((prompt[1, :1], first[1], second[1])))
+        assert torch.allclose(cache.values[layer][1, 1] - layer, values[1, 0])
+    assert cache.valid.sum(dim=1).tolist() == [5, 3]
     assert cache.positions[0, :5].tolist() == [0, 1, 2, 3, 4]
+    assert cache.positions[1, :3].tolist() == [0, 1, 2]
+
+
+def test_a_row_goes_on_after_its_last_valid_token_and_leaves_gaps_alone() -> None:
+    cache = empty_cache()
+    prompted(cache, torch.tensor([[True, False, True, False], [False] * 4]))
+    extended(cache)
+    assert cache.ends.tolist() == [4, 1]
+    assert cache.valid[:, :4].tolist() == [[True, False, True, True], [True, False, False, False]]
+
+
+def test_a_new_prompt_forgets_what_its_row_held() -> None:
+    cache = empty_cache()
+    prompted(cache, ALL)
+    extended(cache)
+    prompted(cache, UNEQUAL)
+    assert cache.length == 3
+    assert cache.ends.tolist() == [3, 1]
+    assert cache.valid.sum(dim=1).tolist() == [3, 1]
 
 
 def test_a_bfloat16_cache_rounds_what_attention_reads_at_once() -> None:
@@ -172,8 +212,8 @@ def test_a_bfloat16_cache_rounds_what_attention_reads_at_once() -> None:
         dtype=torch.bfloat16,
         device="cpu",
     )
-    slots = cache.reserve(torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.long))
-    k, v = cache.write(0, slots, torch.full((1, 1, 1, 1), 1.001), torch.full((1, 1, 1, 1), 2.01))
+    cache.start(torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.long))
+    k, v = cache.write(0, torch.full((1, 1, 1, 1), 1.001), torch.full((1, 1, 1, 1), 2.01))
     # Neighbours in bfloat16 are 2^-7 apart above 1 and 2^-6 above 2.
     assert (k.item(), v.item()) == (1.0, 2.015625)
     assert k.dtype == torch.float32
@@ -181,16 +221,35 @@ def test_a_bfloat16_cache_rounds_what_attention_reads_at_once() -> None:
 
 def test_selected_rows_are_copies_in_the_order_asked_for() -> None:
     cache = empty_cache()
-    fill(cache, 3)
-    chosen = cache.select(torch.tensor([1, 0, 1]))
-    assert chosen.length == 3
-    assert chosen.capacity == 8
-    assert torch.equal(chosen.keys[1], cache.keys[1][[1, 0, 1]])
-    assert torch.equal(chosen.values[0], cache.values[0][[1, 0, 1]])
-    assert torch.equal(chosen.positions, cache.positions[[1, 0, 1]])
-    fill(chosen, 1)
+    prompted(cache, UNEQUAL)
+    rows = [1, 0, 1]
+    chosen = cache.select(torch.tensor(rows))
+    assert (chosen.length, chosen.capacity, chosen.num_rows) == (3, 8, 3)
+    assert chosen.ends.tolist() == [1, 3, 1]
+    assert torch.equal(chosen.keys[1], cache.keys[1][rows])
+    assert torch.equal(chosen.values[0], cache.values[0][rows])
+    assert torch.equal(chosen.positions, cache.positions[rows])
+    extended(chosen)
     assert cache.length == 3
     assert not cache.valid[:, 3].any()
+    assert cache.ends.tolist() == [3, 1]
+
+
+def test_reordered_rows_are_those_of_a_selection_in_the_same_memory() -> None:
+    cache = empty_cache(batch_size=3)
+    prompted(cache, torch.cat((UNEQUAL, ALL[:1])))
+    extended(cache)
+    rows = torch.tensor([2, 2, 1])
+    chosen, memory = cache.select(rows), cache.keys[0].data_ptr()
+    cache.reorder(rows)
+    assert cache.keys[0].data_ptr() == memory
+    assert cache.ends.tolist() == chosen.ends.tolist() == [4, 4, 2]
+    for ours, theirs in zip(
+        (*cache.keys, *cache.values, cache.valid, cache.positions),
+        (*chosen.keys, *chosen.values, chosen.valid, chosen.positions),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_selected_row_that_does_not_exist_is_refused() -> None:

@@ -166,7 +166,7 @@ def _search(
         open_rows = torch.where(has_room, real & ~(hope < finished.value), open_rows)
         if not bool((open_rows & (bounds > index + 1)).any()):
             break
-        cache = cache.select((first_rows + parents).flatten())
+        cache.reorder((first_rows + parents).flatten())
         logits = model.decode_step(live.ids[:, :, index].flatten(), positions, cache)
         positions = positions + 1
     return finished, open_rows, real

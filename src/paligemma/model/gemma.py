@@ -41,14 +41,12 @@ class Context:
         cos, sin: float32[B, T, 1, H/2] rotary tables of the tokens.
         masks: bool[B, T, S] of even and of odd layers, or None where every key in use is attended.
         cache: keys and values so far, or None.
-        slots: where these tokens lie in the cache.
     """
 
     cos: Tensor
     sin: Tensor
     masks: tuple[Tensor | None, Tensor | None]
     cache: KVCache | None
-    slots: slice | None
 
 
 class Attention(nn.Module):
@@ -71,8 +69,8 @@ class Attention(nn.Module):
         k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.k, self.v))
         q = apply_rope(q, context.cos[:, last], context.sin[:, last])
         k = apply_rope(k, context.cos, context.sin)
-        if context.cache is not None and context.slots is not None:
-            k, v = context.cache.write(self.layer, context.slots, k, v)
+        if context.cache is not None:
+            k, v = context.cache.write(self.layer, k, v)
         mask = context.masks[self.layer % 2]
         mask = None if mask is None else mask[:, last]
         mixed = attend(q, k, v, mask, scale=self.scale, softcap=self.softcap)
@@ -174,7 +172,7 @@ class Gemma(nn.Module):
             x: float[B, T, D] embeddings.
             positions: int64[B, T], 0-based.
             mask: bool[B, T, S] or None when every key in use may be attended.
-            cache: written to when given; its slots must have been reserved for these tokens.
+            cache: written to when given; slots for these tokens must have been claimed.
             num_outputs: how many of the last tokens are wanted; the last block computes the others
                 only as keys and values. All by default.
 
@@ -188,7 +186,6 @@ class Gemma(nn.Module):
             # Gemma 2's optional window applies to the even layers, as in transformers.
             masks=(self._window(positions, mask, cache), mask),
             cache=cache,
-            slots=None if cache is None else slice(cache.length - x.shape[1], cache.length),
         )
         for block in self.blocks[:-1]:
             x = block(x, context, x.shape[1])

@@ -1,4 +1,7 @@
-"""Keys and values of the tokens seen so far; an argument of the forward, never part of a module."""
+"""Keys and values of the tokens seen so far; an argument of the forward, never part of a module.
+
+Axes: B batch, T tokens, K key/value heads, H head dim.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,19 @@ from torch import Tensor
 class KVCache:
     """Preallocated keys and values of every layer.
 
-    Rows of unequal prompts are padded on the right; `valid` keeps the padding slots out of
-    attention for ever, so a generated token takes the same slot in every row.
+    A row is one answer with its prompt. Every row has a next slot of its own, so a generated token
+    directly follows the prompt of its row, and rows may begin and end at different times:
+
+        row 0   img img bos pre sep suf suf  .    three prompt tokens, two generated
+        row 1   img img bos sep suf  .   .   .    two prompt tokens, one generated
+                                    length = 7    slots that attention reads
 
     Attributes:
-        keys, values: [B, capacity, K, H] a layer.
-        valid: bool[B, capacity], slots that hold a real token.
+        keys, values: [B, capacity, K, H] of each layer.
+        valid: bool[B, capacity], slots that hold a token of their row.
         positions: int64[B, capacity], rotary position of each slot.
-        length: slots in use.
+        ends: int64[B] on the CPU, the next slot of each row.
+        length: number of slots that attention reads.
     """
 
     def __init__(
@@ -35,52 +43,99 @@ class KVCache:
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.valid = torch.zeros(shape[:2], dtype=torch.bool, device=device)
         self.positions = torch.zeros(shape[:2], dtype=torch.long, device=device)
+        self.ends = torch.zeros(batch_size, dtype=torch.long)
         self.length = 0
+        # Rows and slots of the tokens about to be written, as an index of [B, capacity].
+        self._place: tuple[slice | Tensor, slice | Tensor] = (slice(None), slice(0))
+
+    @property
+    def num_rows(self) -> int:
+        return self.valid.shape[0]
 
     @property
     def capacity(self) -> int:
         return self.valid.shape[1]
 
-    def reserve(self, valid: Tensor, positions: Tensor) -> slice:
-        """Claim the next slots for tokens about to be written.
+    def start(self, valid: Tensor, positions: Tensor) -> None:
+        """Claim the first slots of every row for a prompt, forgetting what the rows held.
+
+        A row goes on after its last valid token, over the padding that may follow it.
 
         Args:
-            valid: bool[B, T].
-            positions: int[B, T].
-
-        Returns:
-            The slots, to be passed to `write` by each layer.
+            valid: bool[B, T], False for padding.
+            positions: int64[B, T].
 
         Raises:
-            ValueError: the cache is full.
+            ValueError: the prompts are longer than the capacity.
         """
-        end = self.length + valid.shape[1]
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens, {end} were asked for")
-        slots = slice(self.length, end)
-        self.valid[:, slots] = valid
-        self.positions[:, slots] = positions
-        self.length = end
-        return slots
+        length = valid.shape[1]
+        self._require_room(length)
+        self._place = (slice(None), slice(0, length))
+        self.valid[:, :length] = valid
+        self.valid[:, length:] = False
+        self.positions[:, :length] = positions
+        after = torch.arange(1, length + 1, device=valid.device)
+        self.ends.copy_(torch.where(valid, after, 0).amax(dim=1))
+        self.length = length
 
-    def write(self, layer: int, slots: slice, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store float[B, T, K, H] of one layer and return all keys and values up to `slots.stop`.
+    def extend(self, positions: Tensor) -> None:
+        """Claim the next slot of every row for one more token.
 
-        What is returned has passed through the cache's dtype, as in the original, in prefill too.
+        Args:
+            positions: int64[B, 1].
+
+        Raises:
+            ValueError: a row is full.
         """
-        self.keys[layer][:, slots] = k.to(self.keys[layer].dtype)
-        self.values[layer][:, slots] = v.to(self.values[layer].dtype)
-        return (
-            self.keys[layer][:, : slots.stop].to(k.dtype),
-            self.values[layer][:, : slots.stop].to(v.dtype),
-        )
+        first, last = (int(slot) for slot in self.ends.aminmax())
+        self._require_room(last + 1)
+        if first == last:
+            self._place = (slice(None), slice(first, last + 1))
+        else:
+            device = self.valid.device
+            rows = torch.arange(self.num_rows, device=device)[:, None]
+            # A copy: the slots of this step must not move on with `ends`.
+            self._place = (rows, self.ends[:, None].clone().to(device))
+        self.valid[self._place] = True
+        self.positions[self._place] = positions
+        self.ends += 1
+        self.length = last + 1
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer of the tokens for which slots were claimed.
+
+        Args:
+            k, v: float[B, T, K, H].
+
+        Returns:
+            Keys and values of the first `length` slots. All of them have passed through the cache's
+            dtype, also in prefill, as in the original.
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        keys[self._place] = k.to(keys.dtype)
+        values[self._place] = v.to(values.dtype)
+        return keys[:, : self.length].to(k.dtype), values[:, : self.length].to(v.dtype)
 
     def select(self, rows: Tensor) -> KVCache:
-        """A cache of the given rows (int64[B']), repeated or reordered; used by beam search."""
+        """A cache with copies of the given rows (int64[B']), repeated or reordered."""
         chosen = object.__new__(KVCache)
-        chosen.keys = [k[rows] for k in self.keys]
-        chosen.values = [v[rows] for v in self.values]
+        chosen.keys = [keys[rows] for keys in self.keys]
+        chosen.values = [values[rows] for values in self.values]
         chosen.valid = self.valid[rows]
         chosen.positions = self.positions[rows]
+        chosen.ends = self.ends[rows.to(self.ends.device)]
         chosen.length = self.length
+        chosen._place = self._place
         return chosen
+
+    def reorder(self, rows: Tensor) -> None:
+        """Replace each row by the given one (int64[B]), layer by layer and only as far as it is
+        filled; used by beam search."""
+        for tensor in (*self.keys, *self.values, self.valid, self.positions):
+            used = tensor[:, : self.length]
+            used.copy_(used[rows])
+        self.ends.copy_(self.ends[rows.to(self.ends.device)])
+
+    def _require_room(self, num_tokens: int) -> None:
+        if num_tokens > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, {num_tokens} were asked for")

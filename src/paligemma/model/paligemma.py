@@ -124,7 +124,7 @@ class PaliGemmaModel(nn.Module):
 
         Args:
             mask_input: bool[B, T] valid tokens; rows may end at different places.
-            cache: empty, with room for image, prompt and answer.
+            cache: has a row for each prompt, with room for image, prompt and answer.
 
         Returns:
             Logits float32[B, V] that predict the first answer token, never capped; and int64[B],
@@ -132,7 +132,7 @@ class PaliGemmaModel(nn.Module):
         """
         x, mask, valid = self._join(soft_tokens, tokens, mask_ar, mask_input)
         positions = valid.cumsum(dim=1) - 1
-        cache.reserve(valid, positions)
+        cache.start(valid, positions)
         num_text = tokens.shape[1]
         hidden = self.text(x, positions, mask, cache, num_outputs=num_text)
         # The last valid text slot of each row. Valid tokens need not be contiguous.
@@ -152,7 +152,7 @@ class PaliGemmaModel(nn.Module):
             float32[B, V], capped if the config has a final soft-cap.
         """
         positions = positions[:, None]
-        cache.reserve(torch.ones_like(positions, dtype=torch.bool), positions)
+        cache.extend(positions)
         x = self.text.embed_tokens(tokens[:, None])
         hidden = self.text(x, positions, cache.valid[:, None, : cache.length], cache)
         return self._cap(self.text.logits(hidden[:, 0]))
