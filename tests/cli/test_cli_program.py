@@ -125,7 +125,7 @@ def test_what_is_missing_is_named(
 
 
 def test_an_unexpected_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: ModelChoice, *, greedy: bool) -> None:
+    def broken(self: ModelChoice) -> None:
         raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr(ModelChoice, "load", broken)
@@ -136,7 +136,7 @@ def test_an_unexpected_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_interrupt_ends_quietly_with_130(
     paligemma: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(self: ModelChoice, *, greedy: bool) -> None:
+    def interrupted(self: ModelChoice) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ModelChoice, "load", interrupted)
@@ -162,7 +162,7 @@ def test_without_a_model_named_the_embedded_one_is_used_and_a_note_says_so(
     monkeypatch.delenv("PALIGEMMA_MODEL")
     chosen: list[str] = []
 
-    def note(self: ModelChoice, *, greedy: bool) -> None:
+    def note(self: ModelChoice) -> None:
         chosen.append(self.name)
         raise KeyboardInterrupt
 
@@ -207,7 +207,7 @@ def test_an_output_that_takes_nothing_is_one_sentence(unbuffered: str) -> None:
 def test_an_error_of_the_system_elsewhere_is_not_taken_for_one_of_the_output(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(self: ModelChoice, *, greedy: bool) -> None:
+    def broken(self: ModelChoice) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ModelChoice, "load", broken)

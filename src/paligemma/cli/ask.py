@@ -12,7 +12,6 @@ from paligemma.cli.options import (
     ModelChoice,
     OutputChoice,
     decoding_options,
-    is_greedy,
     model_options,
     object_options,
     output_options,
@@ -225,7 +224,7 @@ def generate(
     _check_prompt(prompt)
     require_pictures(images, model)
     example = examples[0] if frames else examples[0][0]
-    pieces = model.load(greedy=is_greedy(decoding)).stream(example, prompt, **decoding)
+    pieces = model.load().stream(example, prompt, **decoding)
     with stderr_log.held():
         for piece in pieces:
             click.echo(piece, nl=False)
@@ -267,7 +266,6 @@ def _ask_objects(
         ask,
         model=model,
         output=output,
-        greedy=is_greedy(decoding),
     )
     from paligemma.processing.prompts import object_prompt, strip_markers
 
@@ -299,7 +297,6 @@ def _ask_text(
         lambda pg, picture: pg.generate(picture, prompt, **decoding),
         model=model,
         output=output,
-        greedy=is_greedy(decoding),
     )
 
 
@@ -310,7 +307,6 @@ def _answer_each(
     *,
     model: ModelChoice,
     output: OutputChoice,
-    greedy: bool,
 ) -> list[TextAnswer | Detections]:
     """Ask the same of every example and show the answers.
 
@@ -323,7 +319,6 @@ def _answer_each(
         ask: function from a model and a picture to the answer.
         model: the model to load.
         output: where answers go.
-        greedy: whether `ask` draws no random numbers.
 
     Returns:
         The answers of the examples that were read.
@@ -339,7 +334,7 @@ def _answer_each(
     require_pictures(images, model)
     overlays = list(overlay_paths([example[0] for example in examples], output.overlay))
     require_kept(images, filter(None, overlays))
-    pg = model.load(greedy=greedy)
+    pg = model.load()
     records = []
     answers = []
     failed = False

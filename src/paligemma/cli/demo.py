@@ -59,7 +59,7 @@ def demo(image: str | None, folder: Path, as_json: bool, model: ModelChoice) -> 
         require_pictures([image], model)
         require_kept([image], [folder / f"{task}.png" for task in DRAWN])
         picture = load_image(image, allow_url=model.options.get("allow_url", False))
-    pg = model.load(greedy=True)
+    pg = model.load()
     make_folder(folder)
     if picture is None:
         picture = _picture()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from paligemma.cli.start import quick_start
+from paligemma.cli.start import without_garbage_collection
 
 if TYPE_CHECKING:
     from paligemma.pipeline.paligemma import PaliGemma
@@ -44,13 +44,9 @@ class ModelChoice:
     name: str
     options: dict[str, Any]
 
-    def load(self, *, greedy: bool = False) -> PaliGemma:
-        """Load the model; torch is imported here and not before.
-
-        Args:
-            greedy: answers will not be drawn; see `quick_start`.
-        """
-        with quick_start(greedy=greedy):
+    def load(self) -> PaliGemma:
+        """Load the model; torch is imported here and not before."""
+        with without_garbage_collection():
             from paligemma.pipeline.paligemma import PaliGemma
 
             return PaliGemma.from_pretrained(self.name, **self.options)
@@ -160,11 +156,6 @@ model_options = _gathered(
 _DRAWING = ("temperature", "top_k", "top_p", "best_of")
 
 
-def is_greedy(decoding: dict[str, Any]) -> bool:
-    """Whether no option of `decoding_options` asks for random numbers."""
-    return not any(name in decoding for name in _DRAWING)
-
-
 def say_idle(options: Iterable[str], reason: str) -> None:
     """One line on standard error that names options without effect; none where there are none."""
     if names := " and ".join(options):
@@ -173,7 +164,7 @@ def say_idle(options: Iterable[str], reason: str) -> None:
 
 def _choose_decoding(values: dict[str, Any]) -> dict[str, Any]:
     stated = {key: value for key, value in values.items() if value is not None}
-    draws = stated.get("temperature") != 0 and not is_greedy(stated)
+    draws = stated.get("temperature") != 0 and any(name in stated for name in _DRAWING)
     if not draws:
         idle = {"top_k": "--top-k", "top_p": "--top-p", "seed": "--seed"}
         say_idle(
