@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from paligemma.metrics.detection import coco_summary, detection_measures, from_coco, match_images
-from paligemma.metrics.interval import resampled_weights
+from paligemma.metrics.interval import resamples
 
 
 def make_data(
@@ -100,7 +100,7 @@ def main() -> None:
     seconds = {"ours": time.perf_counter() - begin}
     peer, seconds["pycocotools"] = run_peer(results, dataset)
     matches = match_images(*from_coco(results, dataset))
-    weights = resampled_weights(args.images, num_resamples=args.resamples)
+    weights = list(resamples(np.arange(args.images), args.resamples))
     begin = time.perf_counter()
     for one in weights:
         matches.summary(one)

@@ -15,10 +15,10 @@ from paligemma.errors import DataError
 from paligemma.eval import resampling
 from paligemma.eval.example_scores import example_scores
 from paligemma.eval.report import identity_of, ids_hash, make_report, to_table, worst
-from paligemma.eval.resampling import bounds, resampled_values, resamples, unit_of
+from paligemma.eval.resampling import resampled_values, unit_of
 from paligemma.eval.scored import reference_words, score_run
 from paligemma.example import Example, Prediction
-from paligemma.metrics.interval import resampled_weights
+from paligemma.metrics.interval import bounds, resamples
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.published import PublishedScore
 
@@ -128,12 +128,6 @@ def test_the_interval_is_that_of_the_measure_where_examples_stand_alone() -> Non
     row = make_report(scored, published=says()).headline
     low, high = scored.headline.interval()
     assert (row.low, row.high) == (100 * low, 100 * high)
-
-
-def test_resamples_are_those_of_the_interval_without_being_held_at_once() -> None:
-    examples = questions(["a"] * 7)
-    found = np.array(list(resamples(unit_of(examples), 1000)))
-    assert (found == resampled_weights(7)).all()
 
 
 def test_examples_of_one_unit_are_drawn_together() -> None:

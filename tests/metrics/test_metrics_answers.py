@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from paligemma.errors import DataError
 from paligemma.metrics.answers import (
     exact_match_measures,
-    multiple_choice_measures,
     rsvqa_bin_answer,
     rsvqa_measures,
     scienceqa_measures,
@@ -33,13 +32,6 @@ def test_equality_strips_nothing_and_lowers_only_when_asked() -> None:
 def test_groups_are_reported_beside_the_whole() -> None:
     found = exact_match_measures(["a", "b", "c"], ["a", "b", "x"], groups=["q", "p", "p"])
     assert values(found) == pytest.approx({"accuracy": 2 / 3, "accuracy/p": 0.5, "accuracy/q": 1})
-
-
-def test_a_choice_is_right_by_its_text() -> None:
-    choices = [["eagle", "face"], ["a", "b"]]
-    assert values(multiple_choice_measures(["face", "b"], choices, [1, 0])) == {"accuracy": 0.5}
-    with pytest.raises(DataError, match="count from 0"):
-        multiple_choice_measures(["face", "b"], choices, [2, 0])
 
 
 def test_counts_are_compared_as_digits_up_to_twenty() -> None:

@@ -279,8 +279,8 @@ def test_figures_that_were_not_asked_for_are_not_computed() -> None:
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
-        ([], [], "undefined without images"),
-        (["a"], [], "got 1 predictions for 0 images"),
+        ([], [], "undefined without examples"),
+        (["a"], [], "got 1 predictions, 0 references"),
         (["a", "b"], [["a"], []], "image 1 has no reference"),
         (["a"], ["a cat"], "the references of image 0 are a list of strings"),
         (["a"], [[None]], "the references of image 0 are a list of strings"),

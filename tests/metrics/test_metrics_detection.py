@@ -201,7 +201,7 @@ def test_a_class_that_a_resample_lacks_is_left_out_and_without_any_object_it_is_
         ([[]], [_objects(BOX, area=float("inf"))], '"area" .* finite'),
         ([[]], [_objects(BOX, iscrowd=1)], "objects to find"),
         ([[]], [[]], "objects to find"),
-        ([], [_objects(BOX)], "empty list"),
+        ([], [_objects(BOX)], "lists of one length"),
     ],
 )
 def test_malformed_rows_are_named(

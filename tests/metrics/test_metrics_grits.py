@@ -18,7 +18,6 @@ from paligemma.errors import DataError
 from paligemma.metrics.grits import (
     TableCell,
     grits_con,
-    grits_loc,
     grits_measures,
     grits_top,
     read_cells,
@@ -162,21 +161,6 @@ def test_places_that_a_row_lacks_are_empty_cells() -> None:
     assert [m.value for m in grits_measures([short], [full])][:6] == [1.0] * 6
 
 
-def test_loc_compares_boxes_read_from_attributes() -> None:
-    def box_of(attributes: Any) -> tuple[float, float, float, float] | None:
-        numbers = [float(x) for x in attributes.get("box", "").split()]
-        return (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
-
-    true = '<table><tr><td box="0 0 2 1">a</td><td></td></tr></table>'
-    found = '<table><tr><td box="0 0 1 2">a</td><td></td></tr></table>'
-    figures = {m.name: m.value for m in grits_measures([found], [true], box_of=box_of)}
-    # A quarter, and two cells without a box agree.
-    assert figures["grits_loc"] == pytest.approx((0.25 + 1) / 2)
-    cells = read_cells(true, box_of=box_of)
-    assert cells is not None
-    assert grits_loc(cells, cells).f1 == 1.0
-
-
 @pytest.mark.parametrize(
     "markup",
     [
@@ -208,5 +192,5 @@ def test_a_prediction_without_cells_is_precise_and_finds_nothing() -> None:
 def test_references_that_cannot_be_read_are_refused() -> None:
     with pytest.raises(DataError, match="escape &"):
         grits_measures([TABLE], ["<table><tr><td>&</td></tr></table>"])
-    with pytest.raises(DataError, match="one prediction"):
+    with pytest.raises(DataError, match="lists of one length"):
         grits_measures([TABLE], [])

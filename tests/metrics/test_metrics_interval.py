@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from paligemma.metrics.interval import bootstrap_interval, ratio, resampled_weights
+from paligemma.metrics.interval import bootstrap_interval, ratio, resamples
 
 
 def test_a_resample_draws_as_many_examples_as_there_are() -> None:
-    weights = resampled_weights(50)
+    weights = np.array(list(resamples(np.arange(50), 1000)))
     assert weights.shape == (1000, 50)
     assert (weights.sum(axis=1) == 50).all()
     # A share (1 - 1/50)^50 = 0.364 of the examples is left out of each.

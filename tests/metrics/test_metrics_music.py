@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paligemma.errors import DataError
 from paligemma.metrics.music import kern_symbols, omr_measures, prepare_kern
 
 KERN = st.text(st.sampled_from("4cD \t\n=*·"), max_size=12)
@@ -32,13 +31,9 @@ def test_the_older_scorer_left_spaces_out() -> None:
     assert values(omr_measures(["4c 4e"], ["4c4e"], cer="publication_era"))["cer"] == 0.0
 
 
-def test_ground_truth_is_prepared_by_name() -> None:
+def test_bar_numbers_and_separators_are_taken_out() -> None:
     raw = "\n 4·c\t=12\n=3:|!\t4e 5 \n"
-    assert prepare_kern(raw, "smt") == "4c\t=\n=:|!\t4e 5"
-    assert prepare_kern(raw, "none") == raw
-    with pytest.raises(DataError, match="none, smt"):
-        prepare_kern(raw, "clean")  # type: ignore[arg-type]
-    assert values(omr_measures(["="], ["=12"], preparation="smt"))["cer"] == 0.0
+    assert prepare_kern(raw) == "4c\t=\n=:|!\t4e 5"
 
 
 def test_a_reference_without_characters_has_no_character_rate() -> None:

@@ -12,12 +12,11 @@ from reference import levenshtein as slow_levenshtein
 
 from paligemma.errors import DataError, MissingExtraError
 from paligemma.metrics.answers import rsvqa_bin_answer
-from paligemma.metrics.judgements import nes
+from paligemma.metrics.judgements import nes_measures
 from paligemma.metrics.music import omr_measures
 from paligemma.metrics.pairs import edit_distance, levenshtein, require_same_length
 from paligemma.metrics.radgraph import radgraph_f1
 from paligemma.metrics.ranking import ndcg
-from paligemma.metrics.vqa import direct_answer_measures, vqa_accuracies
 from paligemma.metrics.yes_no import mmvp_is_right
 
 UNITS = st.lists(st.sampled_from(["", "a", "b", "<t>", "ab"]), max_size=7)
@@ -40,13 +39,11 @@ def test_lists_of_different_lengths_are_named() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda name: vqa_accuracies(["a"], [["a"] * 10], variant=name),
-        lambda name: direct_answer_measures(["a"], [["a"]], [False], variant=name),
         lambda name: rsvqa_bin_answer("1", "count", resolution=name),
         lambda name: mmvp_is_right("a", "(a) x (b) y", "a", rule=name),
         lambda name: omr_measures(["a"], ["a"], cer=name),
-        lambda name: nes([[["Entailment"]]], ties=name),
-        lambda name: nes([[["Entailment"]]], nothing=name),
+        lambda name: nes_measures([[["Entailment"]]], ties=name),
+        lambda name: nes_measures([[["Entailment"]]], nothing=name),
         lambda name: ndcg([1], [1], ties=name),
         lambda name: radgraph_f1({"entities": {}}, {"entities": {}}, name),
     ],

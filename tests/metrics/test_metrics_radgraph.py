@@ -57,11 +57,10 @@ def test_levels_hold_more_and_more_of_a_relation() -> None:
     }
 
 
-def test_case_counts_outside_relations_unless_told() -> None:
+def test_case_counts_outside_relations() -> None:
     lower = graph(("effusion", "OBS-DP", [("located_at", "2")]), ("left", "ANAT-DP", []))
     assert radgraph_f1(lower, EFFUSION) == 0.5
     assert radgraph_f1(lower, EFFUSION, "complete") == 1.0
-    assert radgraph_f1(lower, EFFUSION, ignore_case=True) == 1.0
 
 
 def test_a_report_without_entities_scores_zero_even_against_another() -> None:

@@ -180,7 +180,7 @@ def test_masks_that_cannot_be_compared_are_refused() -> None:
         referring_measures([other], [one])
     with pytest.raises(DataError, match=r"bool\[H, W\]"):
         referring_measures([numbers], [one])
-    with pytest.raises(DataError, match="one prediction"):
+    with pytest.raises(DataError, match="lists of one length"):
         referring_measures([], [one])
     with pytest.raises(DataError, match="without examples"):
         referring_measures([], [])

@@ -242,7 +242,7 @@ def test_hostile_markup_is_unreadable_and_does_no_harm(markup: str) -> None:
 def test_a_reference_without_a_table_is_refused() -> None:
     with pytest.raises(DataError, match="wrap_table"):
         teds_measures([TABLE], ["<table><tr><td>a</td></tr></table>"])
-    with pytest.raises(DataError, match="one prediction"):
+    with pytest.raises(DataError, match="lists of one length"):
         teds_measures([], [TABLE])
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.example_scores import ExampleScores, example_scores
-from paligemma.eval.resampling import bounds, resampled_values, unit_of
+from paligemma.eval.resampling import resampled_values, unit_of
 from paligemma.eval.scored import Scored, only
-from paligemma.metrics.interval import NUM_RESAMPLES
+from paligemma.metrics.interval import NUM_RESAMPLES, bounds
 from paligemma.metrics.measure import Measure, Statistic
 
 # Scores closer than this are equal; both come from the same arithmetic.

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paligemma.eval.example_scores import ExampleScores
-from paligemma.eval.resampling import FEW_RESAMPLES, bounds, resampled_values, unit_of
+from paligemma.eval.resampling import FEW_RESAMPLES, resampled_values, unit_of
 from paligemma.eval.scored import Scored
 from paligemma.eval.scoring import limited, slice_members
 from paligemma.example import Prediction
 from paligemma.jobs.run_folder import RunConfig
+from paligemma.metrics.interval import bounds
 from paligemma.metrics.measure import Measure
 
 if TYPE_CHECKING:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.example import Example
-from paligemma.metrics.interval import LEVEL, NUM_RESAMPLES
+from paligemma.metrics.interval import NUM_RESAMPLES, resamples
 from paligemma.metrics.measure import Statistic
 
 # Slower statistics get fewer resamples, very slow ones no interval at all: seconds of one call.
@@ -27,22 +27,6 @@ def unit_of(examples: Sequence[Example]) -> np.ndarray:
     numbers: dict[tuple[bool, str], int] = {}
     keys = [(one.unit is not None, one.unit or one.id) for one in examples]
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
-
-
-def resamples(units: np.ndarray, num_resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often each example counts in each resample, one int64[N] after the other.
-
-    The stream equals `metrics.interval.resampled_weights` where every example is a unit of its own,
-    and is never held whole.
-
-    Args:
-        units: int64[N] from `unit_of`; examples of one unit are drawn together.
-    """
-    num = int(units.max()) + 1
-    rng = np.random.default_rng(seed)
-    share = np.full(num, 1 / num)
-    for _ in range(num_resamples):
-        yield rng.multinomial(num, share)[units]
 
 
 def resampled_values(
@@ -99,15 +83,6 @@ def value_of(statistic: Statistic, weights: np.ndarray) -> float:
         return float(statistic(weights))
     except DataError:
         return float("nan")
-
-
-def bounds(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Low and high quantile of float64[R], NaN left out; NaN twice where nothing is left."""
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def _affordable(statistic: Statistic, ones: np.ndarray, num_resamples: int, patience: int) -> int:

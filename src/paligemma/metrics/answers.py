@@ -76,35 +76,6 @@ def by_group(name: str, values: np.ndarray, groups: Sequence[str]) -> list[Measu
     return [mean_measure(f"{name}/{group}", values, of == group) for group in sorted(set(groups))]
 
 
-def multiple_choice_measures(
-    predictions: Sequence[str | None],
-    choices: Sequence[Sequence[str]],
-    right: Sequence[int],
-) -> list[Measure]:
-    """A-OKVQA's multiple choice: the answer must be the text of the right choice.
-
-    Args:
-        predictions: one a question.
-        choices: of each question.
-        right: position of the right choice, from 0.
-
-    Returns:
-        "accuracy".
-
-    Raises:
-        DataError: lengths differ, or a position names no choice.
-    """
-    require_same_length("multiple choice", predictions=predictions, choices=choices, right=right)
-    for index, (options, position) in enumerate(zip(choices, right, strict=True)):
-        if not 0 <= position < len(options):
-            raise DataError(
-                f"the right choice must be one of 0 to {len(options) - 1}, got {position} for "
-                f"question {index}; count from 0"
-            )
-    texts = [options[position] for options, position in zip(choices, right, strict=True)]
-    return exact_match_measures(predictions, texts)
-
-
 def truth_word(label: int | bool) -> str:
     """The answer that VSR and MaRVL teach for a label: "True" for 1, "False" for 0."""
     return "True" if label else "False"

@@ -9,6 +9,7 @@ import numpy as np
 from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure, mean_measure
 from paligemma.metrics.ngrams import MAX_ORDER, NGrams, count_ngrams
+from paligemma.metrics.pairs import require_same_length
 from paligemma.metrics.ptb import MAX_CAPTION_CHARACTERS, ptb_tokenize_batch
 
 SIGMA = 6.0
@@ -65,13 +66,7 @@ def caption_measures(
 
 
 def _require(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    if len(predictions) != len(references):
-        raise DataError(
-            f"each image needs a prediction and its references, got {len(predictions)} predictions "
-            f"for {len(references)} images"
-        )
-    if not predictions:
-        raise DataError("scores of captions are undefined without images; leave them out")
+    require_same_length("scores of captions", predictions=predictions, references=references)
     for place, of_image in enumerate(references):
         if isinstance(of_image, str) or not all(isinstance(one, str) for one in of_image):
             raise DataError(f"the references of image {place} are a list of strings")

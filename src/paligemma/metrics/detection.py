@@ -20,6 +20,7 @@ from paligemma.errors import DataError
 from paligemma.metrics.coco_matching import match_in_groups, place_in_run
 from paligemma.metrics.coco_rows import read_detections, read_objects
 from paligemma.metrics.measure import Measure, ratio_measure
+from paligemma.metrics.pairs import require_same_length
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -284,11 +285,7 @@ def match_images(
     categories: Mapping[int, str],
 ) -> CocoMatches:
     """Matches the detections of all images; see `detection_measures`."""
-    if len(predictions) != len(references):
-        raise DataError(
-            f"every image needs its detections, got {len(predictions)} lists for "
-            f"{len(references)} images; pass an empty list where nothing was found"
-        )
+    require_same_length("average precision", predictions=predictions, references=references)
     ids = sorted(categories)
     number = {category: k for k, category in enumerate(ids)}
     by_name = {categories[category]: k for k, category in enumerate(ids)}

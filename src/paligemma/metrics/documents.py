@@ -69,7 +69,6 @@ def anls_measures(
     *,
     variant: AnlsVariant = "big_vision",
     any_order: bool = False,
-    groups: Sequence[str] | None = None,
 ) -> list[Measure]:
     """ANLS of DocVQA, InfoVQA and ST-VQA.
 
@@ -78,10 +77,9 @@ def anls_measures(
         references: right answers of each question.
         variant: see `AnlsVariant`.
         any_order: comma-separated references count in any order, as on InfoVQA's validation split.
-        groups: a name a question, to report each group as well.
 
     Returns:
-        "anls", then "anls/GROUP".
+        "anls".
 
     Raises:
         DataError: lengths differ, nothing to score, or a question without references.
@@ -93,12 +91,7 @@ def anls_measures(
         if any_order:
             given = [ordering for one in given for ordering in comma_orderings(one)]
         scores.append(anls(prediction, given, variant=variant))
-    values = np.array(scores)
-    measures = [mean_measure("anls", values)]
-    if groups is not None:
-        require_same_length("ANLS", predictions=predictions, groups=groups)
-        measures += by_group("anls", values, groups)
-    return measures
+    return [mean_measure("anls", scores)]
 
 
 def comma_orderings(answer: str) -> list[str]:

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from paligemma.errors import DataError
-from paligemma.metrics.measure import Measure, mean_measure
 from paligemma.metrics.pairs import require_same_length
 
 
@@ -44,11 +43,6 @@ def cosine_similarity(predictions: ArrayLike, references: ArrayLike) -> np.ndarr
     ours, truth = ours / largest[0], truth / largest[1]
     norms = np.linalg.norm(ours, axis=-1) * np.linalg.norm(truth, axis=-1)
     return np.clip((ours * truth).sum(-1) / norms, -1, 1)
-
-
-def cosine_measures(predictions: ArrayLike, references: ArrayLike) -> list[Measure]:
-    """The mean over examples, "cosine"; see `cosine_similarity`."""
-    return [mean_measure("cosine", cosine_similarity(predictions, references))]
 
 
 def pooled_answer(answers: Sequence[str], logprobs: Sequence[float]) -> tuple[str, float]:

@@ -1,4 +1,4 @@
-"""Tables by grid: GriTS of structure (Top), text (Con) and place (Loc).
+"""Tables by grid: GriTS of structure (Top) and text (Con).
 
 Two grids are aligned row by row and column by column; what remains of both is compared cell by
 cell. Source: microsoft/table-transformer `src/grits.py` (Smock et al., arXiv:2203.12555). It stops
@@ -10,7 +10,7 @@ Axes: R rows and C columns of the true grid, P rows and Q columns of the predict
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -18,14 +18,11 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure, mean_measure
+from paligemma.metrics.pairs import require_same_length
 
 MAX_POSITIONS = 5000
 MAX_GRID_CHARACTERS = 1_000_000
 _JUNK_LENGTH = 200
-
-# Corners (x0, y0, x1, y1) in one unit for both tables.
-CellBox = tuple[float, float, float, float]
-BoxOf = Callable[[Mapping[str, str]], CellBox | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,6 @@ class TableCell:
         row, column: where it begins, from 0.
         row_span, column_span: at least 1.
         text: its text nodes, joined by spaces.
-        box: its place in the picture, or None.
     """
 
     row: int
@@ -44,7 +40,6 @@ class TableCell:
     row_span: int = 1
     column_span: int = 1
     text: str = ""
-    box: CellBox | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,34 +51,27 @@ class GridScore:
     recall: float
 
 
-def grits_measures(
-    predictions: Sequence[str], references: Sequence[str], *, box_of: BoxOf | None = None
-) -> list[Measure]:
+def grits_measures(predictions: Sequence[str], references: Sequence[str]) -> list[Measure]:
     """Mean GriTS of tables.
 
     Args:
         predictions: `<table>...</table>` as well-formed XML. One that is not, has a span below 1,
             or more than 5000 grid positions scores 0.
         references: likewise.
-        box_of: attributes of a cell -> its box, for Loc.
 
     Returns:
-        "grits_top", "grits_con", with `box_of` also "grits_loc", each followed by its precision
-        and recall ("grits_top_precision"); last "ill_formed", the share of such predictions.
+        "grits_top", "grits_con", each followed by its precision and recall
+        ("grits_top_precision"); last "ill_formed", the share of such predictions.
 
     Raises:
         DataError: lengths differ, or a reference cannot be read.
     """
-    if len(predictions) != len(references):
-        raise DataError(
-            f"every table needs one prediction, got {len(predictions)} for {len(references)}; "
-            'pass "" where there is none'
-        )
-    kinds = {"top": grits_top, "con": grits_con} | ({"loc": grits_loc} if box_of else {})
+    require_same_length("GriTS", predictions=predictions, references=references)
+    kinds = {"top": grits_top, "con": grits_con}
     scores = np.zeros((len(references), len(kinds), 3))
     is_ill_formed = np.zeros(len(references), bool)
     for row, (found, truth) in enumerate(zip(predictions, references, strict=True)):
-        wanted, cells = read_cells(truth, box_of=box_of), read_cells(found, box_of=box_of)
+        wanted, cells = read_cells(truth), read_cells(found)
         if not wanted:
             raise DataError(
                 f"reference {row} must be a well-formed table with cells and at most "
@@ -101,7 +89,7 @@ def grits_measures(
     return [*measures, mean_measure("ill_formed", is_ill_formed, is_error=True)]
 
 
-def read_cells(markup: str, *, box_of: BoxOf | None = None) -> list[TableCell] | None:
+def read_cells(markup: str) -> list[TableCell] | None:
     """Cells of a table in the order of its markup; `th` is as good as `td`.
 
     Returns:
@@ -112,12 +100,12 @@ def read_cells(markup: str, *, box_of: BoxOf | None = None) -> list[TableCell] |
         return None
     try:
         root = ElementTree.fromstring(markup)
-        return _cells(root, box_of)
+        return _cells(root)
     except (ElementTree.ParseError, ValueError):
         return None
 
 
-def _cells(root: ElementTree.Element, box_of: BoxOf | None) -> list[TableCell]:
+def _cells(root: ElementTree.Element) -> list[TableCell]:
     cells: list[TableCell] = []
     taken: dict[int, set[int]] = {}
     row, num_positions = -1, 0
@@ -141,7 +129,6 @@ def _cells(root: ElementTree.Element, box_of: BoxOf | None) -> list[TableCell]:
                 row_span=height,
                 column_span=width,
                 text=" ".join(element.itertext()),
-                box=box_of(element.attrib) if box_of else None,
             )
         )
     _grid_shape(cells)
@@ -161,22 +148,6 @@ def grits_con(found: Sequence[TableCell], wanted: Sequence[TableCell]) -> GridSc
     alike = _text_likeness(rows[0].tolist(), rows[1].tolist())
     true, predicted = (code[number] for code, number in zip(codes, numbers, strict=True))
     return _grid_score(alike[true[:, :, None, None], predicted[None, None]])
-
-
-def grits_loc(found: Sequence[TableCell], wanted: Sequence[TableCell]) -> GridScore:
-    """Likeness of places: the common area of two boxes over that of the box around both.
-
-    Two cells without a box agree, as do two cells without a text.
-    """
-    grids = []
-    for cells in (wanted, found):
-        nothing = (np.nan,) * 4
-        boxes = np.array([nothing, *(cell.box or nothing for cell in cells)], np.float64)
-        grids.append(boxes[_owner(cells) + 1])
-    rewards = _enclosed(*grids)
-    is_bare = [np.isnan(grid).any(axis=-1) for grid in grids]
-    rewards[is_bare[0][:, :, None, None] & is_bare[1][None, None]] = 1.0
-    return _grid_score(rewards)
 
 
 def _grid_shape(cells: Sequence[TableCell]) -> tuple[int, int]:

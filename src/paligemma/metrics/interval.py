@@ -5,8 +5,7 @@ Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -14,35 +13,35 @@ NUM_RESAMPLES = 1000
 LEVEL = 0.95
 
 
-@lru_cache(maxsize=2)
-def resampled_weights(num: int, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each of `num` examples is drawn in each resample: int64[num_resamples, num]."""
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(num, np.full(num, 1 / num), size=num_resamples)
-    weights.setflags(write=False)
-    return weights
-
-
-def bootstrap_interval(
-    statistic: Callable[[np.ndarray], float], num: int, *, level: float = LEVEL, seed: int = 0
-) -> tuple[float, float]:
-    """Bounds of a figure that is a function of how often each example counts.
+def resamples(units: np.ndarray, num_resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """How often each example counts in each resample, one int64[N] after the other.
 
     Args:
-        statistic: int64[num] weights -> the figure; resamples where it is not finite are left out.
-        num: examples, at least 1.
-        level: share of resamples between the bounds.
-        seed: of the resampling.
-
-    Returns:
-        Low and high bound; NaN where no resample has a value.
+        units: int64[N], number of the unit that each example belongs to, from 0; examples of one
+            unit are drawn together.
+        num_resamples: how many are drawn.
+        seed: seed of the drawing.
     """
-    values = np.array([statistic(weights) for weights in resampled_weights(num, seed=seed)])
+    num = int(units.max()) + 1
+    rng = np.random.default_rng(seed)
+    share = np.full(num, 1 / num)
+    for _ in range(num_resamples):
+        yield rng.multinomial(num, share)[units]
+
+
+def bounds(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Low and high quantile of float64[R], NaN left out; NaN twice where nothing is left."""
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan"), float("nan")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def bootstrap_interval(statistic: Callable[[np.ndarray], float], num: int) -> tuple[float, float]:
+    """Bounds of a figure that is a function of how often each of `num` examples counts."""
+    drawn = resamples(np.arange(num), NUM_RESAMPLES)
+    return bounds(np.array([statistic(weights) for weights in drawn]))
 
 
 def ratio(parts: np.ndarray, totals: np.ndarray) -> Callable[[np.ndarray], float]:

@@ -62,25 +62,6 @@ def sentence_verdict(labels: Sequence[str], *, ties: VerdictTieRule = "non_entai
     return None if ties == "left_out" else ties
 
 
-def nes(
-    judgements: Judgements,
-    *,
-    ties: VerdictTieRule = "non_entailed",
-    nothing: NothingRule = "left_out",
-) -> float:
-    """Share of assessed sentences that are not entailed, pooled over all images; low is good.
-
-    Args:
-        judgements: image -> sentences -> raters' labels.
-        ties: see `VerdictTieRule`.
-        nothing: see `NothingRule`.
-
-    Raises:
-        DataError: no sentence was assessed, or a label is unknown.
-    """
-    return nes_measures(judgements, ties=ties, nothing=nothing)[0].value
-
-
 def nes_measures(
     judgements: Judgements,
     captions: Sequence[str] | None = None,
@@ -88,7 +69,9 @@ def nes_measures(
     ties: VerdictTieRule = "non_entailed",
     nothing: NothingRule = "left_out",
 ) -> list[Measure]:
-    """NES with the lengths without which it says little: short captions err less.
+    """Share of assessed sentences that are not entailed, pooled over all images; low is good.
+
+    Lengths come with it: short captions err less.
 
     Args:
         judgements: image -> sentences -> raters' labels.
@@ -100,7 +83,7 @@ def nes_measures(
         "nes", "sentences" a caption, and "characters" where captions are given.
 
     Raises:
-        DataError: as `nes`.
+        DataError: lengths differ, no sentence was assessed, or a label is unknown.
     """
     require_choice("the rule for nothing to assess", nothing, NothingRule)
     require_same_length("NES", judgements=judgements)

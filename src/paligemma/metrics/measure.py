@@ -43,9 +43,9 @@ class Measure:
         """The figure with every example counted once, in the metric's own unit."""
         return float(self.statistic(np.ones(self.num, np.int64)))
 
-    def interval(self, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float]:
         """Bounds of the percentile bootstrap over examples, see `bootstrap_interval`."""
-        return bootstrap_interval(self.statistic, self.num, level=level, seed=seed)
+        return bootstrap_interval(self.statistic, self.num)
 
 
 def ratio_measure(

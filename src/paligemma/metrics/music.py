@@ -15,23 +15,16 @@ from paligemma.metrics.pairs import levenshtein, require_choice, require_same_le
 # "current" counts every character; "publication_era" leaves spaces out, as the scorer did when the
 # figures of the paper on GrandStaff were computed.
 CerVariant = Literal["current", "publication_era"]
-# "smt" strips outer newlines and spaces, bar numbers and the separators of extended kern; whether
-# PaliGemma 2 did the same is not published.
-KernPreparation = Literal["none", "smt"]
 
 _BAR_NUMBER = re.compile(r"(?<==)\d+")
 _LINE, _TAB = "<b>", "<t>"
 
 
-def prepare_kern(text: str, preparation: KernPreparation = "smt") -> str:
-    """Ground truth as it is compared, see `KernPreparation`.
+def prepare_kern(text: str) -> str:
+    """Kern without outer newlines and spaces, bar numbers and the separators of extended kern.
 
-    Raises:
-        DataError: no such preparation.
+    Whether PaliGemma 2 did the same is not published.
     """
-    require_choice("the preparation of kern", preparation, KernPreparation)
-    if preparation == "none":
-        return text
     return _BAR_NUMBER.sub("", text.strip("\n ")).replace("·", "")
 
 
@@ -58,7 +51,6 @@ def omr_measures(
     references: Sequence[str],
     *,
     cer: CerVariant = "current",
-    preparation: KernPreparation = "none",
 ) -> list[Measure]:
     """Error rates pooled over the corpus: all edits over all reference units; 1 can be exceeded.
 
@@ -66,7 +58,6 @@ def omr_measures(
         predictions: one a score.
         references: kern text of each score.
         cer: see `CerVariant`.
-        preparation: of the references, see `KernPreparation`.
 
     Returns:
         "cer", "ser" and "ler"; "cer" is left out where the references hold no character.
@@ -76,7 +67,6 @@ def omr_measures(
     """
     require_same_length("music error rates", predictions=predictions, references=references)
     require_choice("the variant of CER", cer, CerVariant)
-    truths = [prepare_kern(one, preparation) for one in references]
     units: dict[str, Callable[[str], list[str]]] = {
         "cer": lambda text: kern_characters(text, cer),
         "ser": kern_symbols,
@@ -85,7 +75,7 @@ def omr_measures(
     measures = []
     for name, split in units.items():
         pairs = [
-            (split(ours), split(truth)) for ours, truth in zip(predictions, truths, strict=True)
+            (split(ours), split(truth)) for ours, truth in zip(predictions, references, strict=True)
         ]
         edits = [levenshtein(ours, truth) for ours, truth in pairs]
         totals = [len(truth) for _, truth in pairs]

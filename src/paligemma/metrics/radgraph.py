@@ -22,16 +22,12 @@ GraphLevel = Literal["simple", "partial", "complete"]
 LEVELS: tuple[GraphLevel, ...] = ("partial", "simple", "complete")
 
 
-def graph_facts(
-    graph: Graph, level: GraphLevel, *, ignore_case: bool = False
-) -> set[tuple[Any, ...]]:
-    """What one report says, as a set.
+def graph_facts(graph: Graph, level: GraphLevel) -> set[tuple[Any, ...]]:
+    """The facts of one report; tokens are compared as written, except in relations.
 
     Args:
         graph: see `Graph`.
         level: see `GraphLevel`.
-        ignore_case: compare tokens in lower case at every level, as the package's repository does
-            now; release 0.1.18 does so in relations only.
 
     Raises:
         DataError: the graph is ill-formed.
@@ -40,11 +36,10 @@ def graph_facts(
     entities = _entities(graph)
     facts: set[tuple[Any, ...]] = set()
     for tokens, label, relations in entities.values():
-        written = tokens.lower() if ignore_case else tokens
         if level == "simple" or not relations:
-            facts.add((written, label))
+            facts.add((tokens, label))
         elif level == "partial":
-            facts.add((written, label, True))
+            facts.add((tokens, label, True))
         else:
             facts |= {
                 (tokens.lower(), label, name, entities[other][0].lower())
@@ -59,16 +54,13 @@ def set_f1(prediction: Set[Any], reference: Set[Any]) -> float:
     return 2 * shared / (len(prediction) + len(reference)) if shared else 0.0
 
 
-def radgraph_f1(
-    prediction: Graph, reference: Graph, level: GraphLevel = "partial", *, ignore_case: bool = False
-) -> float:
+def radgraph_f1(prediction: Graph, reference: Graph, level: GraphLevel = "partial") -> float:
     """F1 of one report; a report without entities scores 0, as in the package.
 
     Raises:
         DataError: a graph is ill-formed.
     """
-    ours = graph_facts(prediction, level, ignore_case=ignore_case)
-    return set_f1(ours, graph_facts(reference, level, ignore_case=ignore_case))
+    return set_f1(graph_facts(prediction, level), graph_facts(reference, level))
 
 
 def cxr_report_metric(prediction: Graph, reference: Graph) -> tuple[float, float]:
@@ -81,15 +73,12 @@ def cxr_report_metric(prediction: Graph, reference: Graph) -> tuple[float, float
     return entity_f1, set_f1(_relation_facts(prediction), _relation_facts(reference))
 
 
-def radgraph_measures(
-    predictions: Sequence[Graph], references: Sequence[Graph], *, ignore_case: bool = False
-) -> list[Measure]:
+def radgraph_measures(predictions: Sequence[Graph], references: Sequence[Graph]) -> list[Measure]:
     """RadGraph F1, the mean over reports, at every level.
 
     Args:
         predictions: one graph a report, see `Graph` and `extract_graphs`.
         references: of the true reports.
-        ignore_case: see `graph_facts`.
 
     Returns:
         "radgraph_partial", "radgraph_simple", "radgraph_complete", and CXR-Report-Metric's
@@ -102,8 +91,7 @@ def radgraph_measures(
     pairs = list(zip(predictions, references, strict=True))
     measures = [
         mean_measure(
-            f"radgraph_{level}",
-            [radgraph_f1(ours, truth, level, ignore_case=ignore_case) for ours, truth in pairs],
+            f"radgraph_{level}", [radgraph_f1(ours, truth, level) for ours, truth in pairs]
         )
         for level in LEVELS
     ]

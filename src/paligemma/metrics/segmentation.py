@@ -15,6 +15,7 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure, mean_measure, ratio_measure
+from paligemma.metrics.pairs import require_same_length
 from paligemma.outputs.boxes import Box, box_iou, decode_boxes
 from paligemma.outputs.masks import MaskRegion, paste_mask
 from paligemma.outputs.rle import decode_rle
@@ -85,11 +86,7 @@ def referring_measures(
     Raises:
         DataError: lengths differ, a reference mask is empty, or the masks of a pair differ in size.
     """
-    if len(predictions) != len(references):
-        raise DataError(
-            f"every expression needs one prediction, got {len(predictions)} predictions for "
-            f"{len(references)} references; pass None for an invalid answer"
-        )
+    require_same_length("referring segmentation", predictions=predictions, references=references)
     overlaps = np.zeros((len(references), 2))
     box_overlap = np.zeros(len(references))
     for row, (found, truth) in enumerate(zip(predictions, references, strict=True)):

@@ -7,7 +7,7 @@ predictions mostly inside a region that nobody needs to read are dropped first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,15 +16,12 @@ import numpy as np
 from paligemma.errors import DataError
 from paligemma.metrics.extras import missing_extra
 from paligemma.metrics.measure import Measure
+from paligemma.metrics.pairs import require_same_length
 
 MIN_WORD_IOU = 0.5
 MAX_DONT_CARE = 0.5
 MAX_VERTICES = 1000
 _EPSILON = 1e-5  # of the original, added to areas and unions
-
-EXACT, ICDAR = "exact", "icdar"
-TEXT_MATCHES = (EXACT, ICDAR)
-_SIGNS = tuple("!?.:,*\"()·[]/'")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +51,6 @@ def spotting_measures(
     references: Sequence[Sequence[Mapping[str, Any]]],
     *,
     axis_aligned: bool = False,
-    text_match: str = EXACT,
 ) -> list[Measure]:
     """Recall, precision, F1, tightness and panoptic quality of words.
 
@@ -68,8 +64,6 @@ def spotting_measures(
             counts and is never found.
         axis_aligned: replace the references by the upright boxes around them, as a model sees
             them that can only write such boxes.
-        text_match: "exact", or "icdar" for the leniency of the ICDAR and Total-Text scripts; see
-            `is_same_in_icdar`. Its figures do not compare with published ones of PaliGemma 2.
 
     Returns:
         "e2e_f1", "e2e_precision", "e2e_recall", "e2e_tightness", "e2e_pq", where a word must also
@@ -79,7 +73,7 @@ def spotting_measures(
         DataError: lengths differ, a row is malformed, or there is no word to find.
         MissingExtraError: shapely is not installed.
     """
-    counts = count_words(predictions, references, axis_aligned=axis_aligned, text_match=text_match)
+    counts = count_words(predictions, references, axis_aligned=axis_aligned)
     if not counts.num_true.sum():
         raise DataError("word spotting is undefined without legible words; use more images")
     return [
@@ -93,49 +87,17 @@ def count_words(
     references: Sequence[Sequence[Mapping[str, Any]]],
     *,
     axis_aligned: bool = False,
-    text_match: str = EXACT,
 ) -> SpottingCounts:
     """Matches words image by image; see `spotting_measures`."""
-    if len(predictions) != len(references):
-        raise DataError(
-            f"every image needs its predictions, got {len(predictions)} lists for "
-            f"{len(references)} images; pass an empty list where nothing was found"
-        )
-    if text_match not in TEXT_MATCHES:
-        raise DataError(f"text_match must be one of {', '.join(TEXT_MATCHES)}, got {text_match!r}")
-    same_text = _is_same if text_match == EXACT else is_same_in_icdar
+    require_same_length("word spotting", predictions=predictions, references=references)
     names = [field.name for field in fields(SpottingCounts)]
     rows = np.zeros((len(references), len(names)))
     for number, (found, truth) in enumerate(zip(predictions, references, strict=True)):
         rows[number] = _count_image(
             _words(found, f"prediction of image {number}"),
             _words(truth, f"reference of image {number}", upright=axis_aligned),
-            same_text,
         )
     return SpottingCounts(**dict(zip(names, rows.T, strict=True)))
-
-
-def is_same_in_icdar(predicted: str, true: str) -> bool:
-    """Whether two words are the same to the end-to-end scripts of ICDAR 2015.
-
-    Case is ignored, and a sign that opens or closes the true word may be missing. Their other
-    rules, about lengths and lexicons, are not applied.
-    Source: rrc.cvc.uab.es, challenge 4, task 4, `script.py` (`transcription_match`).
-    """
-    predicted, true = predicted.upper(), true.upper()
-    opens, closes = true[:1] in _SIGNS, true[-1:] in _SIGNS
-    allowed = {true}
-    if true and opens:
-        allowed.add(true[1:])
-    if true and closes:
-        allowed.add(true[:-1])
-    if true and opens and closes:
-        allowed.add(true[1:-1])
-    return predicted in allowed
-
-
-def _is_same(predicted: str, true: str) -> bool:
-    return predicted == true
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,9 +154,7 @@ def _vertices(row: Mapping[str, Any], where: str) -> np.ndarray:
     return corners
 
 
-def _count_image(
-    found: _Words, truth: _Words, same_text: Callable[[str, str], bool]
-) -> tuple[float, ...]:
+def _count_image(found: _Words, truth: _Words) -> tuple[float, ...]:
     """The counts of one image, in the order of `SpottingCounts`."""
     ignored, wanted = truth.take(~truth.is_legible), truth.take(truth.is_legible)
     if len(ignored.texts) and len(found.texts):
@@ -211,7 +171,7 @@ def _count_image(
             if overlap < MIN_WORD_IOU or best_word[other] != word:
                 continue
             num_found, found_iou = num_found + 1, found_iou + overlap
-            if same_text(found.texts[other], wanted.texts[word]):
+            if found.texts[other] == wanted.texts[word]:
                 num_read, read_iou = num_read + 1, read_iou + overlap
     num_empty = int((found.areas < _EPSILON).sum())
     sizes = len(wanted.texts), len(found.texts)

@@ -17,6 +17,7 @@ import numpy as np
 from paligemma.errors import DataError
 from paligemma.metrics.extras import missing_extra
 from paligemma.metrics.measure import Measure, mean_measure
+from paligemma.metrics.pairs import require_same_length
 from paligemma.metrics.tree_distance import Postorder, tree_distance
 
 MAX_NODES = 3000
@@ -40,11 +41,7 @@ def teds_measures(predictions: Sequence[str], references: Sequence[str]) -> list
         DataError: lengths differ, or a reference holds no table.
         MissingExtraError: lxml or rapidfuzz is not installed.
     """
-    if len(predictions) != len(references):
-        raise DataError(
-            f"every table needs one prediction, got {len(predictions)} for {len(references)}; "
-            'pass "" where there is none'
-        )
+    require_same_length("TEDS", predictions=predictions, references=references)
     scores = np.zeros((len(references), 2))
     is_unreadable = np.zeros(len(references), bool)
     for row, (found, truth) in enumerate(zip(predictions, references, strict=True)):

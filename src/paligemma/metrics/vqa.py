@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from functools import cache
 
 import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.metrics.measure import Measure, mean_measure
-from paligemma.metrics.pairs import require_answers, require_choice, require_same_length
+from paligemma.metrics.pairs import require_answers, require_same_length
 from paligemma.metrics.vqa_words import ARTICLES, REPLACEMENTS
 
-# "big_vision" is what PaliGemma reports; "official" is the published script as it stands, which
-# deletes 32 full stops at most; "pre_2021" its older copies, which also clean the prediction up
-# where the annotators all agree.
-Variant = Literal["big_vision", "official", "pre_2021"]
-# "reference" keeps every question; "official" drops those flagged difficult_direct_answer.
-DirectAnswerVariant = Literal["reference", "official"]
-
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
-# The script passes a flag where `re.sub` expects the number of replacements.
-_OFFICIAL_MAX_STOPS = 32
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _STOP = re.compile(r"\.(?!\d)")
 _ANY_MARK = re.compile("[" + re.escape(_MARKS) + "]")
@@ -38,15 +29,12 @@ def strip_spaces(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def normalize_answer(text: str, *, variant: Variant = "big_vision") -> str:
+def normalize_answer(text: str) -> str:
     """The clean-up of an answer: marks, full stops, case, number words, articles, contractions.
 
     A mark is deleted where it touches a space anywhere in the answer, or where the answer holds
     digit-comma-digit; elsewhere it becomes a space. Colon, dollar, percent and apostrophe stay.
-
-    Args:
-        text: an answer as written.
-        variant: see `Variant`.
+    All full stops but those before a digit go, as in big_vision; the published script stops at 32.
     """
     cleaned = strip_spaces(text)
     marks = set(_ANY_MARK.findall(cleaned))
@@ -55,10 +43,7 @@ def normalize_answer(text: str, *, variant: Variant = "big_vision") -> str:
         for mark in marks:
             is_loose = f"{mark} " in original or f" {mark}" in original
             cleaned = cleaned.replace(mark, "" if deletes_all or is_loose else " ")
-    if "." in cleaned:
-        most = 0 if variant == "big_vision" else _OFFICIAL_MAX_STOPS
-        cleaned = _STOP.sub("", cleaned, count=most)
-    words = (word for word in cleaned.lower().split() if word not in ARTICLES)
+    words = (word for word in _STOP.sub("", cleaned).lower().split() if word not in ARTICLES)
     return " ".join(REPLACEMENTS.get(word, word) for word in words)
 
 
@@ -77,12 +62,7 @@ def leave_one_out_accuracy(num_matches: int, num_answers: int = 10) -> float:
     return (with_it + without_it) / num_answers
 
 
-def vqa_accuracies(
-    predictions: Sequence[str],
-    answers: Sequence[Sequence[str]],
-    *,
-    variant: Variant = "big_vision",
-) -> np.ndarray:
+def vqa_accuracies(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
     """Accuracy of each question.
 
     Where the annotators of a question all agree nothing is normalised, so that "Yes" scores 0
@@ -91,7 +71,6 @@ def vqa_accuracies(
     Args:
         predictions: one a question, as decoded.
         answers: the annotators' answers of each question, ten as a rule, repeats kept.
-        variant: see `Variant`.
 
     Returns:
         float64[N] in [0, 1].
@@ -99,26 +78,15 @@ def vqa_accuracies(
     Raises:
         DataError: lengths differ, nothing to score, or a question with fewer than two answers.
     """
-    require_choice("the variant of VQA accuracy", variant, Variant)
     require_same_length("VQA accuracy", predictions=predictions, answers=answers)
     require_answers("VQA accuracy", answers, at_least=2)
-    known: dict[str, str] = {}
-
-    def normalized(text: str) -> str:
-        found = known.get(text)
-        if found is None:
-            found = known[text] = normalize_answer(text, variant=variant)
-        return found
-
+    normalized = cache(normalize_answer)
     scores = np.empty(len(predictions))
     for index, (prediction, given) in enumerate(zip(predictions, answers, strict=True)):
         prediction = strip_spaces(prediction)
         given = [strip_spaces(answer) for answer in given]
-        disagree = any(answer != given[0] for answer in given)
-        if disagree:
-            given = [normalized(answer) for answer in given]
-        if disagree or variant == "pre_2021":
-            prediction = normalized(prediction)
+        if any(answer != given[0] for answer in given):
+            prediction, given = normalized(prediction), list(map(normalized, given))
         scores[index] = leave_one_out_accuracy(given.count(prediction), len(given))
     return scores
 
@@ -127,8 +95,6 @@ def vqa_measures(
     predictions: Sequence[str],
     answers: Sequence[Sequence[str]],
     answer_types: Sequence[str] | None = None,
-    *,
-    variant: Variant = "big_vision",
 ) -> list[Measure]:
     """VQA accuracy, and the same for each answer type that occurs.
 
@@ -136,7 +102,6 @@ def vqa_measures(
         predictions: one a question.
         answers: see `vqa_accuracies`.
         answer_types: "yes/no", "number" or "other" a question.
-        variant: see `Variant`.
 
     Returns:
         "accuracy", then "accuracy/yesno", "accuracy/number", "accuracy/other".
@@ -144,7 +109,7 @@ def vqa_measures(
     Raises:
         DataError: as `vqa_accuracies`.
     """
-    scores = vqa_accuracies(predictions, answers, variant=variant)
+    scores = vqa_accuracies(predictions, answers)
     measures = [mean_measure("accuracy", scores)]
     if answer_types is not None:
         require_same_length("VQA accuracy", predictions=predictions, answer_types=answer_types)
@@ -198,33 +163,6 @@ def soft_accuracy_measures(
         mean_measure("accuracy", scores, kept),
         mean_measure("accuracy_any", scores > 0, kept),
     ]
-
-
-def direct_answer_measures(
-    predictions: Sequence[str | None],
-    answers: Sequence[Sequence[str]],
-    is_difficult: Sequence[bool],
-    *,
-    variant: DirectAnswerVariant = "reference",
-) -> list[Measure]:
-    """A-OKVQA's direct answers.
-
-    Args:
-        predictions: one a question.
-        answers: ten a question.
-        is_difficult: the field `difficult_direct_answer`.
-        variant: see `DirectAnswerVariant`.
-
-    Returns:
-        As `soft_accuracy_measures`.
-
-    Raises:
-        DataError: as `soft_accuracy_measures`.
-    """
-    require_choice("the variant of A-OKVQA's direct answers", variant, DirectAnswerVariant)
-    require_same_length("soft accuracy", predictions=predictions, is_difficult=is_difficult)
-    drop = is_difficult if variant == "official" else None
-    return soft_accuracy_measures(predictions, answers, drop=drop)
 
 
 def _type_rank(name: str) -> tuple[int, str]:

@@ -6,7 +6,6 @@ Figures of a test server are marked, since they are comparable with no split on 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -61,26 +60,23 @@ class PublishedScore:
     note: str = ""
 
 
-def published(
-    task: Task, *, our_split: str | None = None, kinds: Collection[str] = MODEL_KINDS
-) -> list[PublishedScore]:
+def published(task: Task, *, our_split: str | None = None) -> list[PublishedScore]:
     """Published figures of a task, those with a spread over runs first.
 
     Args:
         task: the benchmark.
-        our_split: only what is comparable with this split on disk; everything by default, with
-            figures of test servers among it.
-        kinds: of the records.
+        our_split: only figures that are comparable with this split on disk; all figures by
+            default, those of test servers among them.
     """
     found = []
     for key in task.published:
         for record in records_of(key):
             score = _score(key, record)
-            if record["kind"] not in kinds:
+            if record["kind"] not in MODEL_KINDS:
                 continue
             if our_split is not None and (score.is_test_server or key.our_split != our_split):
                 continue
-            found.append((_rank(record, kinds), score))
+            found.append((_rank(record), score))
     # Two of our splits may be comparable with one figure.
     return list(dict.fromkeys(score for _, score in sorted(found, key=lambda one: one[0])))
 
@@ -150,10 +146,10 @@ def _score(key: PublishedKey, record: dict[str, Any]) -> PublishedScore:
     )
 
 
-def _rank(record: dict[str, Any], kinds: Collection[str]) -> tuple[int, bool, int]:
+def _rank(record: dict[str, Any]) -> tuple[int, bool, int]:
     source = record["source"]
     place = _SOURCES.index(source) if source in _SOURCES else len(_SOURCES)
-    return list(kinds).index(record["kind"]), "std" not in record, place
+    return MODEL_KINDS.index(record["kind"]), "std" not in record, place
 
 
 def _place(record: dict[str, Any]) -> tuple[str, str, str]:

@@ -8,7 +8,6 @@ from typing import Any
 from paligemma.eval.vectors import Check, Vector
 from paligemma.metrics.answers import (
     exact_match_measures,
-    multiple_choice_measures,
     rsvqa_bin_answer,
     rsvqa_measures,
     scienceqa_measures,
@@ -21,14 +20,13 @@ from paligemma.metrics.documents import (
     relaxed_accuracy_measures,
 )
 from paligemma.metrics.embedding import cosine_similarity
-from paligemma.metrics.judgements import nes, sentence_verdict
+from paligemma.metrics.judgements import nes_measures, sentence_verdict
 from paligemma.metrics.measure import Measure
 from paligemma.metrics.molecules import molecule_measures
 from paligemma.metrics.music import omr_measures
 from paligemma.metrics.radgraph import LEVELS, cxr_report_metric, radgraph_f1
 from paligemma.metrics.speed import cpu_table, relative_quality
 from paligemma.metrics.vqa import (
-    direct_answer_measures,
     normalize_answer,
     soft_accuracy_measures,
     vqa_measures,
@@ -95,19 +93,16 @@ def _exact_match(vector: Vector) -> dict[str, float]:
 
 def _aokvqa_da(vector: Vector) -> dict[str, float]:
     rows = vector["references"]
-    found = direct_answer_measures(
-        vector["predictions"],
-        [row["direct_answers"] for row in rows],
-        [bool(row.get("difficult", False)) for row in rows],
-        variant="official",
-    )
+    answers = [row["direct_answers"] for row in rows]
+    difficult = [bool(row.get("difficult", False)) for row in rows]
+    found = soft_accuracy_measures(vector["predictions"], answers, drop=difficult)
     return {"accuracy_percent": 100 * found[0].value}
 
 
 def _aokvqa_mc(vector: Vector) -> dict[str, float]:
     rows = vector["references"]
-    choices, right = [row["choices"] for row in rows], [row["idx"] for row in rows]
-    (found,) = multiple_choice_measures(vector["predictions"], choices, right)
+    right = [row["choices"][row["idx"]] for row in rows]
+    (found,) = exact_match_measures(vector["predictions"], right)
     return {"accuracy_percent": 100 * found.value}
 
 
@@ -202,8 +197,9 @@ def _nes(vector: Vector) -> dict[str, float]:
     return {
         "non_entailment": num_wrong,
         "assessed": num_wrong + num_entailed,
-        "nes_percent": 100 * nes(judgements),
-        "nes_percent_over_all_sentences": 100 * nes(judgements, nothing="counted"),
+        "nes_percent": 100 * nes_measures(judgements)[0].value,
+        "nes_percent_over_all_sentences": 100
+        * nes_measures(judgements, nothing="counted")[0].value,
     }
 
 

@@ -203,12 +203,8 @@ def _builder_order(question: str) -> bytes:
     return hashlib.md5(f"validation{question}".encode(), usedforsecurity=False).digest()
 
 
-def _annotations(
-    data: Path, name: str, source: str, is_answered: bool = True
-) -> dict[str, FileRow]:
+def _annotations(data: Path, name: str, source: str) -> dict[str, FileRow]:
     """Question -> its annotation."""
-    if not is_answered:
-        return {}
     rows = read_list(find_file(data, name, source=source), "annotations")
     return {row.identifier("question_id"): row for row in rows}
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from paligemma.example import Example, Prediction
 from paligemma.metrics.answers import exact_match_measures
 from paligemma.metrics.measure import Measure
-from paligemma.metrics.vqa import direct_answer_measures, soft_accuracy_measures, vqa_measures
+from paligemma.metrics.vqa import soft_accuracy_measures, vqa_measures
 from paligemma.tasks.scoring import require_references, texts_of
 
 
@@ -37,9 +37,9 @@ def score_aokvqa_direct(
     require_references(answers)
     difficult = [one.references["is_difficult"] for one in examples]
     texts = texts_of(predictions)
-    measures = direct_answer_measures(texts, answers, difficult)
+    measures = soft_accuracy_measures(texts, answers)
     if not all(difficult):
-        official = direct_answer_measures(texts, answers, difficult, variant="official")
+        official = soft_accuracy_measures(texts, answers, drop=difficult)
         measures.append(replace(official[0], name=f"{official[0].name}_official"))
     return measures
 

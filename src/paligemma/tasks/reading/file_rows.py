@@ -163,13 +163,12 @@ def read_json_lines(path: Path) -> Iterator[FileRow]:
         yield FileRow(require_object(parse_json(line, where), where), where, number)
 
 
-def read_csv(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> Iterator[FileRow]:
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[FileRow]:
     """Rows of a table with a heading, numbered by the lines they end on; all fields are text.
 
     Args:
         path: UTF-8 file, with or without a byte-order mark; .gz and .bz2 too.
         columns: names of the columns that must be there; others are returned too.
-        delimiter: what stands between two fields.
 
     Raises:
         DataError: the file cannot be read, a column is missing, or a row has another number of
@@ -177,7 +176,7 @@ def read_csv(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> Ite
     """
     try:
         with TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter)
+            reader = csv.DictReader(file)
             header = reader.fieldnames or []
             if missing := [column for column in columns if column not in header]:
                 raise DataError(
