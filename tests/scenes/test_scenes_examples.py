@@ -330,7 +330,7 @@ def test_where_no_weighted_kind_applies_a_caption_is_given():
 
 @pytest.mark.parametrize("weights", [{}, {"detect": 0.0}, {"detect": -1.0}, {"sing": 1.0}])
 def test_weights_without_meaning_are_refused(weights):
-    with pytest.raises(DataError, match="Weights must map kinds"):
+    with pytest.raises(DataError, match="weights must map kinds"):
         sample_example(draw_scene(0), np.random.default_rng(0), weights)
 
 

@@ -12,12 +12,8 @@ from scene_training import FIELD_PX, mask_codec, small_source
 from paligemma.outputs.vqvae import mask_to_codes
 from paligemma.scenes import SceneOptions, draw_scene
 from paligemma.tiny.data import SceneSource
-from paligemma.tiny.mask_tokens import (
-    NOT_ASKED,
-    MaskTokenHead,
-    mask_token_loss,
-    mask_token_targets,
-)
+from paligemma.tiny.dense import NO_TARGET, masked_cross_entropy
+from paligemma.tiny.mask_tokens import MaskTokenHead, mask_token_targets
 
 
 def test_points_take_the_codeword_of_their_cell() -> None:
@@ -32,10 +28,10 @@ def test_points_off_the_box_and_patches_of_nothing_are_not_asked() -> None:
     found = mask_token_targets(owners, np.array([[0.0, 0, 24, 8]]), np.arange(16)[None], 16)
     # Points lie at 4, 12, 20 and 28 px: the third row of the box is the second patch's first.
     assert found.tolist() == [
-        [2, NOT_ASKED, 10, NOT_ASKED],
-        [NOT_ASKED] * 4,
-        [14, NOT_ASKED, NOT_ASKED, NOT_ASKED],
-        [NOT_ASKED] * 4,
+        [2, NO_TARGET, 10, NO_TARGET],
+        [NO_TARGET] * 4,
+        [14, NO_TARGET, NO_TARGET, NO_TARGET],
+        [NO_TARGET] * 4,
     ]
 
 
@@ -68,7 +64,7 @@ def test_a_batch_asks_for_the_codewords_that_its_masks_have(source: SceneSource)
                 for point, (down, right) in enumerate(((4, 4), (4, 12), (12, 4), (12, 12))):
                     y, x = row * 16 + down, column * 16 + right
                     value = int(targets[row, column, point])
-                    if value == NOT_ASKED:
+                    if value == NO_TARGET:
                         continue
                     cell = int((y - y0) / (y1 - y0) * 4) * 4 + int((x - x0) / (x1 - x0) * 4)
                     assert value == codes[cell]
@@ -93,12 +89,12 @@ def test_a_head_compares_each_point_with_every_mask_embedding() -> None:
 
 def test_the_loss_is_the_mean_over_the_points_that_are_asked() -> None:
     logits = torch.randn(3, 4, 128)
-    targets = torch.full((3, 4), NOT_ASKED)
+    targets = torch.full((3, 4), NO_TARGET)
     targets[0, 1], targets[2, 3] = 5, 127
     each = [-logits[0, 1].log_softmax(-1)[5], -logits[2, 3].log_softmax(-1)[127]]
-    loss = mask_token_loss(logits, targets)
+    loss = masked_cross_entropy(logits, targets)
     assert loss.item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-5)
-    nothing = mask_token_loss(logits, torch.full((3, 4), NOT_ASKED))
+    nothing = masked_cross_entropy(logits, torch.full((3, 4), NO_TARGET))
     assert nothing.item() == 0.0
-    ignorant = mask_token_loss(torch.zeros(3, 4, 128), targets).item()
+    ignorant = masked_cross_entropy(torch.zeros(3, 4, 128), targets).item()
     assert ignorant == pytest.approx(math.log(128), rel=1e-5)

@@ -11,11 +11,10 @@ from scene_training import FIELD_PX, small_model, small_objective, small_source
 
 from paligemma.model import PaliGemmaModel
 from paligemma.tiny.data import SceneBatch
-from paligemma.tiny.dense import patch_losses
+from paligemma.tiny.dense import masked_cross_entropy, patch_losses
 from paligemma.tiny.edges import edge_loss
 from paligemma.tiny.gathering import ends_of_prompts, gathering_loss
 from paligemma.tiny.locations import spread_losses
-from paligemma.tiny.mask_tokens import mask_token_loss
 from paligemma.tiny.naming import naming_loss
 from paligemma.tiny.objective import (
     _PLACE_SIGMA_BINS,
@@ -128,7 +127,7 @@ def test_masks_names_and_what_is_gathered_are_asked_of_the_right_tokens() -> Non
         seg0 = model.config.vocab.seg0
         shown = batch.patches["label"] > 0
         logits = objective.mask_tokens(soft[shown], model.text.embed.weight[seg0 : seg0 + 128])
-        masks = mask_token_loss(logits, batch.patches["mask_tokens"][shown])
+        masks = masked_cross_entropy(logits, batch.patches["mask_tokens"][shown])
         assert parts["mask_tokens"].item() == pytest.approx(masks.item(), rel=1e-5)
         model.text.norm = torch.nn.Identity()
 

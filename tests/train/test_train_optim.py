@@ -245,9 +245,9 @@ def test_frozen_parameters_have_no_gradient_no_state_and_no_part_in_the_norm() -
 
 def test_freezing_the_tower_by_its_prefix_freezes_the_projector_too(model: PaliGemmaModel) -> None:
     config = OptimConfig(lr=0.1, schedule=(("img/.*", None), ("llm/.*", CONSTANT)))
-    optimizer = Optimizer(model, config, total_steps=5)
-    assert {name.split(".")[0] for name in optimizer.trained_parameters} == {"text"}
-    assert not model.projector.weight.requires_grad
+    Optimizer(model, config, total_steps=5)
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"text"}
 
 
 def test_the_first_pattern_that_matches_the_whole_name_decides() -> None:

@@ -33,7 +33,7 @@ def train_group() -> None:
     metavar="DIR",
     help="Folder of tokenizer.model and mask_codec.safetensors; those of the package by default.",
 )
-@click.option("--stage", "only", default=None, help="Only this stage; all by default.")
+@click.option("--stage", "only", default=None, help="Run only this stage; all by default.")
 @click.option("--threads", type=click.IntRange(1, 256), default=None, help="CPU threads.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def tiny_command(
@@ -63,7 +63,7 @@ def tiny_command(
     show_default=True,
     help="File to write; its record goes beside it as .json.",
 )
-@click.option("--steps", type=int, default=None, help="Updates; 3600 by default.")
+@click.option("--steps", type=int, default=None, help="Number of updates; 3600 by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and order.")
 def codec_command(output: Path, steps: int | None, seed: int) -> None:
     """Train the mask codec on masks of drawn pictures; takes about seven minutes."""

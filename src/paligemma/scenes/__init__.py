@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from .draw import draw_scene
-from .examples import DEFAULT_WEIGHTS, KINDS, detect_all, sample_example, scene_examples
-from .language import plural
-from .scene import COLORS, LABELS, SHAPES, Scene, SceneExample, SceneObject, SceneOptions
+from paligemma.scenes.draw import draw_scene
+from paligemma.scenes.examples import (
+    DEFAULT_WEIGHTS,
+    KINDS,
+    detect_all,
+    sample_example,
+    scene_examples,
+)
+from paligemma.scenes.language import plural
+from paligemma.scenes.scene import (
+    COLORS,
+    LABELS,
+    SHAPES,
+    Scene,
+    SceneExample,
+    SceneObject,
+    SceneOptions,
+)
 
 __all__ = [
     "COLORS",

@@ -36,7 +36,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=2)
 def digit_indices(split: str) -> np.ndarray:
-    """Indices of the handwriting that `split` may show, int64[N]; the splits are disjoint."""
+    """Indices int64[N] of the handwriting that a split shows; the splits are disjoint."""
     index = np.arange(len(digits()[1]))
     is_heldout = index % HELDOUT_EVERY == 0
     return index[is_heldout] if split == "heldout" else index[~is_heldout]

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from .assets import PHOTOS, photo
+from paligemma.scenes.assets import PHOTOS, photo
 
 TEXTURES: tuple[str, ...] = ("noise", "gradient", "wood", "paper", "tiles", "bricks")
 BACKGROUNDS: tuple[str, ...] = (*PHOTOS, *TEXTURES)
@@ -67,7 +67,7 @@ def _bricks(rng: np.random.Generator) -> np.ndarray:
 
 @lru_cache(maxsize=len(TEXTURES))
 def _texture(name: str) -> Image.Image:
-    """A computed texture, grey, 512 x 512 px; the same one in every process."""
+    """A computed texture, grey, 512 x 512 px; the same in every process."""
     rng = np.random.default_rng(TEXTURES.index(name))
     if name == "noise":
         value = _fractal(rng)
@@ -96,7 +96,7 @@ def _grain() -> np.ndarray:
 def _crop(image: Image.Image, hw: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """A random window of the canvas' aspect, at a random zoom, perhaps mirrored, resized to it."""
     height, width = hw
-    # A small canvas shows as small a part of the wall as if it were cut out of a 224 px one.
+    # A small canvas shows as small a part of the source as a crop of a 224 px canvas would.
     fit = min(image.height / height, image.width / width) * min(1.0, min(hw) / _REFERENCE_PX)
     scale = fit * float(rng.uniform(0.45, 1.0))
     box_h, box_w = height * scale, width * scale
@@ -112,7 +112,7 @@ def _crop(image: Image.Image, hw: tuple[int, int], rng: np.random.Generator) -> 
 def _recolour(
     image: Image.Image, *, saturation: float, contrast: float, tone: np.ndarray
 ) -> np.ndarray:
-    """Pull colours towards grey, flatten around mid grey, move that to `tone`; uint8[H, W, 3]."""
+    """Mute colours, lower the contrast, and move mid grey to `tone`: uint8[H, W, 3]."""
     base = tone - contrast * 127.5
     if image.mode == "L":
         ramp = contrast * np.arange(256)[:, None] + base
@@ -132,10 +132,10 @@ def draw_background(
     """Draw a background.
 
     Args:
-        hw: canvas height and width in pixels.
-        rng: source of every choice.
-        name: one of BACKGROUNDS, or None for a random one.
-        tone_rgb: the colour that mid grey becomes, 0..255, or None for a random one.
+        hw: height and width of the canvas in pixels.
+        rng: generator of every choice.
+        name: one of BACKGROUNDS; None draws a random one.
+        tone_rgb: colour that mid grey becomes, 0..255; None draws a random one.
 
     Returns:
         uint8[H, W, 3].

@@ -1,14 +1,14 @@
-"""A picture in the making: places patches, keeps who is visible where."""
+"""A picture in the making: it places patches and records which object is visible where."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .objects import Patch
-from .scene import Scene, SceneObject
+from paligemma.scenes.objects import Patch
+from paligemma.scenes.scene import Scene, SceneObject
 
-# The share of each object that later ones must leave visible. A digit that loses a stroke may
-# read as another digit, so it may lose almost nothing.
+# Share of each object that later objects must leave visible. A digit that loses a stroke may look
+# like another digit, so it may lose almost nothing.
 MIN_VISIBLE: dict[str, float] = {"digit": 0.97}
 MIN_VISIBLE_DEFAULT = 0.85
 
@@ -17,7 +17,7 @@ class Canvas:
     """A background that patches are pasted on, later ones on top."""
 
     def __init__(self, background: np.ndarray) -> None:
-        """Start from uint8[H, W, 3]; the array is copied."""
+        """Start from a background uint8[H, W, 3], which is copied."""
         self.image = background.copy()
         self.height, self.width = background.shape[0], background.shape[1]
         self.object_map = np.zeros((self.height, self.width), dtype=np.uint8)
@@ -31,7 +31,7 @@ class Canvas:
         return len(self._placed)
 
     def fits(self, patch: Patch, y0: int, x0: int) -> bool:
-        """Whether the patch lies inside and leaves every earlier object visible enough."""
+        """Whether a patch at (y0, x0) lies inside and leaves earlier objects visible enough."""
         height, width = patch.hw
         if y0 < 0 or x0 < 0:
             return False
@@ -92,7 +92,7 @@ class Canvas:
         return False
 
     def scene(self, seed: int) -> Scene:
-        """The finished picture with the box of every visible mask."""
+        """Return the finished picture, with the box of every visible mask."""
         height, width = self.height, self.width
         objects = []
         for k, (patch, y0, x0) in enumerate(self._placed, start=1):

@@ -7,19 +7,18 @@ import math
 import numpy as np
 
 from paligemma.errors import DataError
-
-from .assets import FONTS, digit_indices
-from .backgrounds import draw_background
-from .canvas import Canvas
-from .objects import Patch, draw_digit, draw_shape, draw_sign
-from .scene import COLORS, SHAPES, SPLITS, Scene, SceneOptions
-from .words import WORDS
+from paligemma.scenes.assets import FONTS, digit_indices
+from paligemma.scenes.backgrounds import draw_background
+from paligemma.scenes.canvas import Canvas
+from paligemma.scenes.objects import Patch, draw_digit, draw_shape, draw_sign
+from paligemma.scenes.scene import COLORS, SHAPES, SPLITS, Scene, SceneOptions
+from paligemma.scenes.words import WORDS
 
 _COLOR_NAMES = tuple(COLORS)
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # In a quarter of the pictures one label is favoured, so that counts above two occur.
 _SHARE_CROWD, _CROWD_PULL = 0.25, 0.6
-# Training signs often spell nothing, so that reading is learned and not a list of words.
+# Training signs often show random letters, so that a model learns to read, not a list of words.
 _SHARE_RANDOM_LETTERS = 0.35
 _SHARE_NUMBERS = 0.3
 _NUM_ATTEMPTS = 3
@@ -38,7 +37,7 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def _draw_text(rng: np.random.Generator, split: str) -> str:
-    """What a sign says: a word, a number of 1..4 digits, or (training) 2..6 random capitals."""
+    """Text of a sign: a word, a number of 1..4 digits, or (training) 2..6 random capitals."""
     if split == "train" and rng.random() < _SHARE_RANDOM_LETTERS:
         picks = rng.integers(len(_LETTERS), size=int(rng.integers(2, 7)))
         return "".join(_LETTERS[k] for k in picks)
@@ -51,14 +50,14 @@ def _draw_text(rng: np.random.Generator, split: str) -> str:
 def _draw_sign_that_fits(
     color: str, options: SceneOptions, shrink: float, rng: np.random.Generator
 ) -> Patch:
-    """A sign at most nine tenths of the canvas wide: long words get smaller writing or give way."""
+    """Draw a sign at most nine tenths of the canvas wide, with smaller writing or another word."""
     low, high = options.cap_range_px
     face = FONTS[int(rng.integers(len(FONTS)))]
     cap_px = max(low, _log_uniform(rng, low, high) * shrink)
     limit_px = 0.9 * options.hw[1]
     while True:
         text = _draw_text(rng, options.split)
-        # Widest case of any face: about one cap height a character, plus padding.
+        # The widest face takes about one cap height a character, plus padding.
         cap_px = max(low, min(cap_px, limit_px / (len(text) * 1.05 + 1.2)))
         patch = draw_sign(text, color, cap_px, rng, face=face)
         if patch.hw[1] <= limit_px:
@@ -84,19 +83,19 @@ def draw_scene(seed: int, options: SceneOptions | None = None) -> Scene:
     """Draw the picture of a seed.
 
     Args:
-        seed: any non-negative integer. Equal seeds and options give equal pictures; the same seed
-            gives different pictures for the two splits.
-        options: canvas, split and bounds; SceneOptions() when None.
+        seed: seed of the picture, 0 or more. Equal seeds and options give equal pictures; the two
+            splits give different pictures for one seed.
+        options: canvas, split and bounds; None means SceneOptions().
 
     Returns:
-        A scene with 1..max_objects objects, each inside the canvas and at least 85 % visible; no
-        two share label, colour and text.
+        A scene with 1..max_objects objects, each inside the canvas and at least 85 % visible. No
+        two objects share label, colour and text.
 
     Raises:
         DataError: the seed is negative.
     """
     if seed < 0:
-        raise DataError(f"A scene's seed must be 0 or more, got {seed}; choose another.")
+        raise DataError(f"the seed of a scene must be 0 or more, got {seed}; choose another")
     options = options or SceneOptions()
     rng = np.random.default_rng([SPLITS.index(options.split), seed])
     canvas = Canvas(draw_background(options.hw, rng))
@@ -110,7 +109,7 @@ def draw_scene(seed: int, options: SceneOptions | None = None) -> Scene:
         while label == "sign" and num_signs >= options.num_signs_max:
             label = _draw_label(options, rng)
         for attempt in range(_NUM_ATTEMPTS):
-            # An object that found no room is drawn anew and smaller.
+            # An object that finds no room is drawn again and smaller.
             patch = _draw_patch(label, options, 0.75**attempt, rng)
             identity = (patch.label, patch.color, patch.text)
             if identity not in taken and canvas.place(patch, rng):

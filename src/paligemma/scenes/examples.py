@@ -1,6 +1,6 @@
-"""Prompts about a picture, as pre-training speaks them, with their true targets.
+"""Prompts about a picture with their true answers.
 
-The prompts are those of the task mixture of PaliGemma (paper, section 3.2.5).
+The prompts are those of PaliGemma's pre-training mixture (arXiv:2407.07726, section 3.2.5).
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from paligemma.errors import DataError
-
-from .language import describe, join_list, phrase_matches, position_of, raster_order
-from .questions import (
+from paligemma.scenes.language import describe, join_list, phrase_matches, position_of, raster_order
+from paligemma.scenes.questions import (
     MIN_POSITION_MARGIN,
     QuestionAnswer,
     absent_phrase,
@@ -26,7 +25,7 @@ from .questions import (
     reading_question,
     references,
 )
-from .scene import LABELS, Scene, SceneExample
+from paligemma.scenes.scene import LABELS, Scene, SceneExample
 
 Builder = Callable[[Scene, np.random.Generator], SceneExample | None]
 
@@ -60,7 +59,7 @@ def _answer(
 
 
 def _question(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
-    """An answer first; only answers that one object alone can give."""
+    """Ask for the question to an answer that only one object of the picture can have."""
     choices: list[tuple[str, str]] = []
     for index, item in enumerate(scene.objects):
         others = [o for o in scene.objects if o is not item]
@@ -84,7 +83,7 @@ def _question(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
 
 
 def _targets(scene: Scene, phrases: list[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Objects that the phrases name, from top to bottom, and the phrase that names each."""
+    """The objects that the phrases name, from top to bottom, and the phrase that names each."""
     found = [
         (k, phrase)
         for k in raster_order(scene.objects)
@@ -95,7 +94,7 @@ def _targets(scene: Scene, phrases: list[str]) -> tuple[tuple[int, ...], tuple[s
 
 
 def _present_phrases(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """One phrase a present label, in random order: the label, or a colour of it with the label."""
+    """One phrase for each label in the picture, in random order: the label, or with its colour."""
     labels = list(dict.fromkeys(o.label for o in scene.objects))
     phrases = []
     for k in rng.permutation(len(labels)):
@@ -106,7 +105,7 @@ def _present_phrases(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 def detect_all(scene: Scene, rng: np.random.Generator) -> SceneExample:
-    """Every label of the picture and one or two that it does not show, in random order."""
+    """Ask for every label of the picture and one or two absent labels, in random order."""
     present = sorted({one.label for one in scene.objects})
     absent = [label for label in LABELS if label not in present]
     distractors = rng.permutation(absent)[: int(rng.integers(1, 3))].tolist()
@@ -130,7 +129,7 @@ def _detect(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
     asked: list[str] = []
     for _ in range(num_phrases):
         phrase = present.pop() if present and rng.random() < 0.8 else absent_phrase(scene, rng)
-        # No object may answer to two phrases; a near-miss of an asked label is a fair question.
+        # No two phrases may name one object; a near-miss of another phrase is allowed.
         if phrase not in asked:
             asked.append(phrase)
     order = rng.permutation(len(asked))
@@ -197,14 +196,14 @@ DEFAULT_WEIGHTS: Mapping[str, float] = {
     "segment": 3.0,
     "caption_region": 0.8,
 }
-# How often a detect prompt asks for everything there is.
+# Share of the detect prompts that ask for every label.
 _SHARE_DETECT_ALL = 0.5
-# How often a picture without writing is still asked for it.
+# Share of the pictures without writing that are asked for it all the same.
 _SHARE_EMPTY_OCR = 0.1
 
 
 def _draw_kind(weights: Mapping[str, float], mark: float) -> str:
-    """The kind in whose stretch of the stacked weights the mark falls."""
+    """Find the kind whose share of the cumulated weights holds the mark."""
     for kind, weight in weights.items():
         mark -= weight
         if mark < 0:
@@ -213,7 +212,7 @@ def _draw_kind(weights: Mapping[str, float], mark: float) -> str:
 
 
 def scene_examples(scene: Scene, rng: np.random.Generator) -> list[SceneExample]:
-    """One example of every kind that applies to the picture, in the order of KINDS."""
+    """Build one example of every kind that applies to the picture, in the order of KINDS."""
     built = (build(scene, rng) for build in _BUILDERS.values())
     return [example for example in built if example is not None]
 
@@ -221,24 +220,26 @@ def scene_examples(scene: Scene, rng: np.random.Generator) -> list[SceneExample]
 def sample_example(
     scene: Scene, rng: np.random.Generator, weights: Mapping[str, float] | None = None
 ) -> SceneExample:
-    """One example of a random kind.
+    """Build one example of a random kind.
 
     Args:
         scene: the picture.
-        rng: source of every choice.
-        weights: kind to relative frequency; absent kinds are never drawn. DEFAULT_WEIGHTS if None.
+        rng: generator of every choice.
+        weights: kind -> relative frequency; kinds that are absent are never drawn. None means
+            DEFAULT_WEIGHTS.
 
     Returns:
-        An example of a kind with positive weight. Where no such kind applies to the picture, a
-        caption.
+        An example of a kind with a positive weight, or a caption where no such kind applies to
+        the picture.
 
     Raises:
-        DataError: a kind is unknown, a weight is negative, or all are zero.
+        DataError: a kind is unknown, a weight is negative, or all weights are zero.
     """
     left = dict(DEFAULT_WEIGHTS if weights is None else weights)
     if set(left) - set(KINDS) or any(w < 0 for w in left.values()) or not sum(left.values()) > 0:
         raise DataError(
-            f"Weights must map kinds of {KINDS} to shares >= 0, some positive, got {left}."
+            f"weights must map kinds of {KINDS} to shares >= 0, some of them positive, got {left}; "
+            "change them"
         )
     while left and (total := sum(left.values())) > 0:
         kind = _draw_kind(left, float(rng.random()) * total)

@@ -1,10 +1,10 @@
-"""How objects are spoken of: articles, plurals, descriptions and references."""
+"""Words for objects: articles, plurals, descriptions and positions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .scene import SceneObject
+from paligemma.scenes.scene import SceneObject
 
 _PLURALS = {"cross": "crosses"}
 
@@ -43,12 +43,12 @@ def raster_order(objects: Sequence[SceneObject]) -> list[int]:
 
 
 def position_of(item: SceneObject) -> tuple[str, float]:
-    """Which ninth of the picture holds the centre of the box.
+    """Find the ninth of the picture that holds the centre of an object's box.
 
     Returns:
-        One of "top left", "top", "top right", "left", "center", "right", "bottom left", "bottom",
-        "bottom right"; and the distance to the nearest border between thirds, as a share of the
-        picture's side.
+        One of "top left", "top", "top right", "left", "center", "right", "bottom left", "bottom"
+        and "bottom right"; and the distance of the centre from the nearest border between thirds,
+        as a share of the picture's side.
     """
     y0, x0, y1, x1 = item.box_yxyx
     centre_y, centre_x = (y0 + y1) / 2, (x0 + x1) / 2

@@ -10,9 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from paligemma.errors import DataError
-
-from .assets import CAP_HEIGHT_EM, digits, font
-from .scene import COLORS, SHAPES
+from paligemma.scenes.assets import CAP_HEIGHT_EM, digits, font
+from paligemma.scenes.scene import COLORS, SHAPES
 
 _SUPERSAMPLE = 4
 # A pixel belongs to an object when the object covers at least half of it.
@@ -26,11 +25,13 @@ _COLOR_JITTER = 11
 class Patch:
     """One drawn object before it is placed.
 
-    Args:
-        paint: uint8[h, w, 3], the colours.
-        alpha: uint8[h, w], how much of the paint shows, halo included.
-        mask: bool[h, w], the object itself, halo excluded; never empty.
-        label, color, text: as in `SceneObject`.
+    Attributes:
+        paint: uint8[h, w, 3], colours.
+        alpha: uint8[h, w], opacity of the paint, halo included.
+        mask: bool[h, w], the object without its halo; never empty.
+        label: as in `SceneObject`.
+        color: as in `SceneObject`.
+        text: as in `SceneObject`.
         char_boxes: (character, y0, x0, y1, x1) in pixels of the patch.
     """
 
@@ -56,7 +57,7 @@ def _luminance(rgb: np.ndarray) -> float:
 def _jittered(color: str, rng: np.random.Generator) -> np.ndarray:
     """The named colour with a mild shift of each channel, float64[3] in 0..255."""
     if color not in COLORS:
-        raise DataError(f"A colour must be one of {tuple(COLORS)}, got {color!r}; name one.")
+        raise DataError(f"a colour must be one of {tuple(COLORS)}, got {color!r}; name one")
     return (COLORS[color] + rng.uniform(-_COLOR_JITTER, _COLOR_JITTER, size=3)).clip(0, 255)
 
 
@@ -112,7 +113,7 @@ def _outline(label: str) -> np.ndarray:
             for t in ts
         ]
     else:
-        raise DataError(f"A shape must be one of {SHAPES}, got {label!r}; name one.")
+        raise DataError(f"a shape must be one of {SHAPES}, got {label!r}; name one")
     corners = np.array(points, dtype=np.float64)
     low, high = corners.min(axis=0), corners.max(axis=0)
     return (corners - low) / (high - low)
@@ -132,8 +133,8 @@ def draw_shape(
         label: one of SHAPES.
         color: one of COLORS.
         side_px: longer side before rotation, in pixels.
-        rng: source of rotation (+-15 degrees, none for a circle) and shade.
-        aspect: width over height before rotation; random in 0.85..1.18 when None.
+        rng: generator of the rotation (+-15 degrees, none for a circle) and the shade.
+        aspect: width over height before rotation; None draws one in 0.85..1.18.
 
     Returns:
         A patch with one clear pixel around the shape.
@@ -154,7 +155,7 @@ def draw_shape(
     ImageDraw.Draw(body).polygon(fine, fill=255)
     edge = Image.new("L", fine_wh)
     edge_px = 1.2 + side_px / 50
-    # Only a concave corner needs a joint: the gap at a convex one lies outside the body.
+    # Only concave corners need a joint: the gap at a convex corner lies outside the body.
     joint = "curve" if label in ("star", "cross") else None
     edge_width = round(2 * edge_px * _SUPERSAMPLE)
     ImageDraw.Draw(edge).line([*fine, fine[0], fine[1]], fill=255, width=edge_width, joint=joint)
@@ -183,10 +184,10 @@ def draw_digit(index: int, color: str, height_px: float, rng: np.random.Generato
     """Draw a real handwritten digit, upscaled smoothly, with a thin contrasting halo.
 
     Args:
-        index: which handwriting, 0..1796; its value is the object's text.
+        index: index of the handwriting, 0..1796; its value is the object's text.
         color: one of COLORS.
         height_px: height of the written digit in pixels, before slant.
-        rng: source of width, slant and rotation.
+        rng: generator of width, slant and rotation.
 
     Returns:
         A patch whose mask is the ink without the halo.
@@ -246,16 +247,18 @@ def draw_sign(
 
     Args:
         text: printable ASCII, 1..12 characters.
-        color: one of COLORS, the plate's.
+        color: colour of the plate, one of COLORS.
         cap_px: height of the capitals in pixels.
-        rng: source of padding and shade.
-        face: one of FONTS.
+        rng: generator of padding and shade.
+        face: font, one of FONTS.
 
     Returns:
         A patch whose mask is the whole plate, with a box for each character.
     """
     if not 1 <= len(text) <= 12 or not text.isascii() or not text.isprintable():
-        raise DataError(f"A sign's text must be 1..12 printable ASCII characters, got {text!r}.")
+        raise DataError(
+            f"the text of a sign must be 1..12 printable ASCII characters, got {text!r}; change it"
+        )
     writing = font(face, max(6, round(cap_px / CAP_HEIGHT_EM)))
     left, top, right, bottom = writing.getbbox(text, anchor="ls")
     pad_y, pad_x = cap_px * float(rng.uniform(0.4, 0.7)), cap_px * float(rng.uniform(0.45, 0.8))

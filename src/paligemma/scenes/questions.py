@@ -1,4 +1,4 @@
-"""Questions with one true short answer each."""
+"""Questions about a picture, each with one true short answer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from .language import phrase_matches, plural, position_of, with_article
-from .scene import COLORS, LABELS, Scene
+from paligemma.scenes.language import phrase_matches, plural, position_of, with_article
+from paligemma.scenes.scene import COLORS, LABELS, Scene
 
-# Nobody is asked about near-ties.
+# Questions about near-ties are left out.
 MIN_OFFSET_PX = 8.0
 MIN_AREA_RATIO = 1.25
 MIN_POSITION_MARGIN = 0.03
@@ -20,19 +20,19 @@ QuestionAnswer = tuple[str, str]
 
 
 def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
-    """One of the items, uniformly."""
+    """Draw one of the items uniformly."""
     return items[int(rng.integers(len(items)))]
 
 
 def references(scene: Scene, index: int) -> list[str]:
-    """Phrases that name objects[index] and nothing else: its label, or its colour and label."""
+    """List the phrases that name objects[index] alone: its label, or its colour and label."""
     item = scene.objects[index]
     phrases = (item.label, f"{item.color} {item.label}")
     return [p for p in phrases if sum(phrase_matches(p, o) for o in scene.objects) == 1]
 
 
 def _named(scene: Scene, rng: np.random.Generator) -> list[tuple[int, str]]:
-    """Every object that can be named, with one phrase: mostly the shortest."""
+    """Every object that a phrase can name, with one such phrase, mostly the shortest."""
     named = []
     for index in range(len(scene.objects)):
         phrases = references(scene, index)
@@ -42,7 +42,7 @@ def _named(scene: Scene, rng: np.random.Generator) -> list[tuple[int, str]]:
 
 
 def ask_color(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
-    """What color is the circle?"""
+    """Ask for a colour: "what color is the circle?"."""
     unique = [o for k, o in enumerate(scene.objects) if o.label in references(scene, k)]
     if not unique:
         return None
@@ -51,7 +51,7 @@ def ask_color(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
 
 
 def ask_count(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
-    """How many circles are there? Now and then: how many objects are there?"""
+    """Ask for a number: "how many circles are there?", and sometimes of all objects."""
     if rng.random() < 0.2:
         return "how many objects are there?", str(len(scene.objects))
     present = sorted({o.label for o in scene.objects})
@@ -66,7 +66,7 @@ def _present_phrase(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def absent_phrase(scene: Scene, rng: np.random.Generator) -> str:
-    """A label, or colour and label, that names nothing here; half of them are near-misses."""
+    """Draw a label, or colour and label, that names no object; half of them are near-misses."""
     # A picture has at most 12 objects but there are 64 colour and label pairs: this ends.
     while True:
         item = pick(rng, scene.objects)
@@ -82,14 +82,14 @@ def absent_phrase(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def ask_presence(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
-    """Is there a red star? Yes and no equally often."""
+    """Ask for presence: "is there a red star?"; yes and no are equally frequent."""
     if rng.random() < 0.5:
         return f"is there {with_article(_present_phrase(scene, rng))}?", "yes"
     return f"is there {with_article(absent_phrase(scene, rng))}?", "no"
 
 
 def ask_position(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
-    """Where is the heart? One of nine places."""
+    """Ask for one of nine places: "where is the heart?"."""
     choices = [
         (phrase, position_of(scene.objects[k])[0])
         for k, phrase in _named(scene, rng)
@@ -102,7 +102,7 @@ def ask_position(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | Non
 
 
 def reading_question(scene: Scene, index: int, rng: np.random.Generator) -> str | None:
-    """The question whose answer is the writing of objects[index], or None if it is not clear."""
+    """Return the question whose answer is the writing of objects[index]; None if ambiguous."""
     item = scene.objects[index]
     phrases = references(scene, index)
     if not item.text or not phrases:
@@ -118,7 +118,7 @@ def reading_question(scene: Scene, index: int, rng: np.random.Generator) -> str 
 
 
 def ask_reading(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
-    """What does the sign say? What is the blue digit?"""
+    """Ask for writing: "what does the sign say?", "what is the blue digit?"."""
     choices = [
         (question, scene.objects[k].text)
         for k in range(len(scene.objects))
@@ -127,12 +127,22 @@ def ask_reading(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None
     return pick(rng, choices) if choices else None
 
 
-def _compare_places(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+def _two_named(
+    scene: Scene, rng: np.random.Generator
+) -> tuple[tuple[int, str], tuple[int, str]] | None:
+    """Two different objects with a phrase for each; None where there are none."""
     named = _named(scene, rng)
     if len(named) < 2:
         return None
     first, second = rng.permutation(len(named))[:2]
-    (a, phrase_a), (b, phrase_b) = named[first], named[second]
+    return named[first], named[second]
+
+
+def _compare_places(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    pair = _two_named(scene, rng)
+    if pair is None:
+        return None
+    (a, phrase_a), (b, phrase_b) = pair
     axis = int(rng.integers(2))
     side_px = scene.object_map.shape[axis]
 
@@ -150,11 +160,10 @@ def _compare_places(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | 
 
 
 def _compare_sizes(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
-    named = _named(scene, rng)
-    if len(named) < 2:
+    pair = _two_named(scene, rng)
+    if pair is None:
         return None
-    first, second = rng.permutation(len(named))[:2]
-    (a, phrase_a), (b, phrase_b) = named[first], named[second]
+    (a, phrase_a), (b, phrase_b) = pair
 
     def area(index: int) -> float:
         y0, x0, y1, x1 = scene.objects[index].box_yxyx
@@ -186,7 +195,7 @@ def _yes_no(truth: bool) -> str:
 
 
 def ask_comparison(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
-    """Is the circle left of the star? Bigger? Are there more circles than squares?"""
+    """Compare places, sizes or counts: "is the circle left of the star?"."""
     draw = rng.random()
     if draw < 0.6:
         order = (_compare_places, _compare_sizes, _compare_counts)

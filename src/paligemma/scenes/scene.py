@@ -1,4 +1,4 @@
-"""What a drawn picture is: its objects, their exact masks, and the options that shape it."""
+"""A drawn picture: its objects with exact masks, its options, and a prompt about it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 SPLITS: tuple[str, ...] = ("train", "heldout")
 
-# Below this short side a canvas is treated as a crop of a larger one: smaller objects, one sign.
+# Below this short side a canvas counts as a crop of a larger one: smaller objects, one sign.
 SMALL_CANVAS_PX = 168
 
 
@@ -32,16 +32,19 @@ SMALL_CANVAS_PX = 168
 class SceneOptions:
     """How pictures are drawn.
 
-    Args:
-        size_px: side of a square canvas, 64..2048.
-        size_hw: (height, width) of the canvas in pixels; overrides `size_px` when given.
-        split: "train" or "heldout": which handwriting is shown. Random letter strings on signs
-            appear in training pictures only.
-        max_objects: upper bound on objects, 1..12; None means 6, or 3 on a canvas below 168 px.
-        min_objects: lower bound on objects that are tried; some may find no room.
-        object_scale: factor on object sizes, 0.5..8. Sizes do not follow the canvas by themselves.
-        label_shares: how often an object is a shape, a digit or a sign; sums to 1.
-        max_signs: upper bound on signs; None means 2, or 1 on a canvas below 168 px.
+    Attributes:
+        size_px: side of a square canvas in pixels, 64..2048.
+        size_hw: (height, width) of the canvas in pixels, which overrides `size_px`.
+        split: handwriting that is shown, "train" or "heldout". Random letters stand on signs of
+            training pictures only.
+        max_objects: largest number of objects, 1..12; None means 6, or 3 on a canvas below 168 px.
+        min_objects: smallest number of objects that are tried; some may find no room.
+        object_scale: factor on the sizes of objects, 0.5..8; sizes do not grow with the canvas.
+        label_shares: shares of shapes, digits and signs among the objects; they sum to 1.
+        max_signs: largest number of signs; None means 2, or 1 on a canvas below 168 px.
+
+    Raises:
+        DataError: a value is out of bounds.
     """
 
     size_px: int = 224
@@ -55,28 +58,28 @@ class SceneOptions:
 
     def __post_init__(self) -> None:
         if not all(64 <= side <= 2048 for side in self.hw):
-            raise DataError(
-                f"A scene side must be 64..2048 px, got {self.hw}; choose another size."
-            )
+            raise DataError(f"a scene side must be 64..2048 px, got {self.hw}; choose another size")
         if self.split not in SPLITS:
-            raise DataError(f"A scene split must be one of {SPLITS}, got {self.split!r}; name one.")
+            raise DataError(f"a scene split must be one of {SPLITS}, got {self.split!r}; name one")
         if self.max_objects is not None and not 1 <= self.max_objects <= 12:
-            raise DataError(f"max_objects must be 1..12, got {self.max_objects}; choose another.")
+            raise DataError(f"max_objects must be 1..12, got {self.max_objects}; choose another")
         if min(self.label_shares) < 0 or abs(sum(self.label_shares) - 1) > 1e-6:
             raise DataError(
-                f"label_shares must be three shares that sum to 1, got {self.label_shares}."
+                f"label_shares must be shares >= 0 that sum to 1, got {self.label_shares}; "
+                "change them"
             )
         if self.label_shares[2] == 1:
-            raise DataError("label_shares must leave room for other objects than signs; lower it.")
+            raise DataError(
+                "label_shares must leave room for other objects than signs, got a share of 1 for "
+                "signs; lower it"
+            )
         if not 1 <= self.min_objects <= self.num_objects_max:
             raise DataError(
                 f"min_objects must be 1..{self.num_objects_max}, got {self.min_objects}; "
-                "choose another."
+                "choose another"
             )
         if not 0.5 <= self.object_scale <= 8:
-            raise DataError(
-                f"object_scale must be 0.5..8, got {self.object_scale}; choose another."
-            )
+            raise DataError(f"object_scale must be 0.5..8, got {self.object_scale}; choose another")
 
     @property
     def hw(self) -> tuple[int, int]:
@@ -85,17 +88,17 @@ class SceneOptions:
 
     @property
     def is_small(self) -> bool:
-        """Whether the canvas, measured in objects, is a crop of the 224 px one."""
+        """Whether the canvas, in units of the object scale, counts as a crop of a larger one."""
         return min(self.hw) / self.object_scale < SMALL_CANVAS_PX
 
     @property
     def num_objects_max(self) -> int:
-        """The bound on objects after the default is resolved."""
+        """Largest number of objects, with the default resolved."""
         return self.max_objects if self.max_objects is not None else (3 if self.is_small else 6)
 
     @property
     def num_signs_max(self) -> int:
-        """The bound on signs."""
+        """Largest number of signs, with the default resolved."""
         if self.max_signs is not None:
             return self.max_signs
         return 1 if self.is_small else 2
@@ -111,7 +114,7 @@ class SceneOptions:
     def cap_range_px(self) -> tuple[float, float]:
         """Smallest and largest height of capitals on signs."""
         high = (20.0 if self.is_small else 26.0) * self.object_scale
-        # Whatever the scale, one character on its plate must fit.
+        # One character on its plate must fit at any scale.
         return min(12.0 * self.object_scale, min(self.hw) / 8), min(high, min(self.hw) / 3)
 
 
@@ -119,11 +122,11 @@ class SceneOptions:
 class SceneObject:
     """One object of a picture.
 
-    Args:
+    Attributes:
         label: one of LABELS.
         color: one of COLORS.
-        text: the digit's value, the sign's word, or "" for a shape.
-        box_yxyx: (ymin, xmin, ymax, xmax) of the visible mask, normalised to [0, 1].
+        text: value of a digit, word of a sign, or "" for a shape.
+        box_yxyx: box (ymin, xmin, ymax, xmax) of the visible mask, normalised to [0, 1].
         char_boxes: (character, y0, x0, y1, x1) in pixels for each character of a sign.
     """
 
@@ -136,13 +139,13 @@ class SceneObject:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
-    """A picture with everything that is true of it.
+    """A picture with its objects.
 
-    Args:
+    Attributes:
         image: uint8[H, W, 3].
-        objects: in drawing order, the last on top.
-        object_map: uint8[H, W]; 0 is background, k shows objects[k - 1].
-        seed: the seed that draws it again.
+        objects: objects in drawing order, the last on top.
+        object_map: uint8[H, W]; 0 is the background, k shows objects[k - 1].
+        seed: seed that draws the picture again.
     """
 
     image: np.ndarray
@@ -151,7 +154,7 @@ class Scene:
     seed: int
 
     def mask(self, index: int) -> np.ndarray:
-        """Visible pixels of objects[index], bool[H, W]."""
+        """Return the visible pixels bool[H, W] of objects[index]."""
         return self.object_map == index + 1
 
 
@@ -159,14 +162,15 @@ class Scene:
 class SceneExample:
     """One prompt about a picture with its true answer.
 
-    Args:
+    Attributes:
         task: "caption", "ocr", "answer", "question", "detect", "segment" or "caption_region".
         kind: the finer kind, one of `KINDS`.
-        prefix: the prompt. For "caption_region" the caller appends `prefix_box` as location tokens.
-        suffix: the answer; None where the target is made of boxes or masks (`objects`, `labels`).
-        objects: indices into `Scene.objects` of the targets, in target order.
-        labels: the asked phrase that each target answers, parallel to `objects`.
-        prefix_box: (ymin, xmin, ymax, xmax) in [0, 1], or None.
+        prefix: the prompt; for "caption_region" the caller appends `prefix_box` as location
+            tokens.
+        suffix: the answer in words; None where the answer is boxes or masks of `objects`.
+        objects: indices into `Scene.objects`, in the order of the answer.
+        labels: phrase of the prompt that names each of these objects.
+        prefix_box: region to caption, (ymin, xmin, ymax, xmax) in [0, 1], or None.
     """
 
     task: str

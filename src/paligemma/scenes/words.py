@@ -1,4 +1,4 @@
-"""The words that signs say: short common English, two to six letters, upper case."""
+"""The words on signs: short common English words of two to six letters, in upper case."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The embedded model: its stages, objectives, data and report. Nothing here serves other models."""
+"""Training of the embedded model: its stages, objective, data and mask codec."""

@@ -92,7 +92,7 @@ def _line(example: Example, answer: Prediction) -> str:
     if "objects" in references:
         number, true_number = len(answer.objects), len(references["objects"])
         return f"{example.prefix}: {number} found, {true_number} there"
-    # The location tokens of a region say nothing to people.
+    # A region to caption stands in the prompt as location tokens, which people cannot read.
     words, is_region, _ = example.prefix.partition("<loc")
     place = " of one region" if is_region else ""
     text, truth = answer.text.strip(), references["text"]

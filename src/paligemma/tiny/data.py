@@ -1,4 +1,4 @@
-"""Batches of drawn scenes, by step number."""
+"""Batches of drawn scenes with their targets, by step number."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from paligemma.tiny.naming import named_objects, named_patches
 
 @dataclass(frozen=True, kw_only=True)
 class SceneBatch:
-    """Scenes with prompts and with what every patch shows.
+    """Scenes with prompts and with the targets of the auxiliary losses.
 
     Attributes:
-        text: B images and B*P rows of text, P consecutive rows an image; tokens may have no rows.
-        patches: fields of `PatchTargets`, each stacked to [B, I, ...]; `mask_tokens` where the
-            source makes them.
-        corner: (row, column) of the first patch shown, where the pictures are a window of the
-            field; None where they are all of it.
-        named: float32[B*P, I, 4] of `named_patches`, where the source makes them.
-        gathered: float32[B*P, 2, 4] of `gathered`, likewise.
+        text: B images and B*P rows of text, P consecutive rows for each image; there may be no
+            rows at all.
+        corner: (row, column) of the first patch in the field where the pictures are a window of
+            it; None where they show the whole field.
+        patches: fields of `PatchTargets`, each stacked to [B, I, ...], and `mask_tokens`
+            int64[B, I, 4] where the source makes them.
+        named: float32[B*P, I, 4], targets of `tiny.naming`, where the source makes them.
+        gathered: float32[B*P, 2, 4], targets of `tiny.gathering`, where the source makes them.
     """
 
     text: Batch
@@ -45,24 +46,24 @@ class SceneBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSource:
-    """Scenes drawn afresh for every step.
+    """Batches of scenes that are drawn anew for every step.
 
     Attributes:
-        processor: token layout; also sets the size of the pictures drawn.
+        processor: makes the token rows; its image size is the side of the drawn pictures.
         field_px: side of the model's input; larger than the pictures where they are windows of it.
         codec: turns masks into mask tokens; None where nothing is segmented.
         patch_px: side of a patch of the tower.
-        num_scenes: pictures a batch.
-        prompts_per_scene: examples asked of each picture; the picture is encoded once.
-        text_len: tokens the model reads at most.
+        num_scenes: number of pictures in a batch.
+        prompts_per_scene: number of prompts for each picture, which is encoded once.
+        text_len: largest number of tokens that the model reads.
         kinds: kind of prompt -> relative frequency; None takes the defaults of `sample_example`.
-        seed: start of the range of scene seeds; evaluation draws from another range.
-        squashed_share: share of pictures drawn wider or higher than square and squashed to it, as
-            photographs are.
-        scenes: which pictures are drawn; their size is the processor's.
-        boxes_in_field: see the function of that name in `dense`.
-        mask_tokens: make `mask_token_targets`; needs a codec.
-        naming: make `named_patches` and `gathered`; needs prompts.
+        seed: first scene seed; evaluation draws from another range.
+        squashed_share: share of the pictures that are drawn wider or higher than square and then
+            squashed to a square, as photographs are.
+        scenes: options of the drawn pictures; the processor sets their size.
+        boxes_in_field: turn the boxes of `patches` into places in the field.
+        mask_tokens: make the targets of `tiny.mask_tokens`, which needs a codec.
+        naming: make the targets of `tiny.naming` and `tiny.gathering`, which needs prompts.
     """
 
     processor: Processor
@@ -81,6 +82,7 @@ class SceneSource:
     naming: bool = False
 
     def batch(self, step: int) -> SceneBatch:
+        """Draw the batch of a step, counted from 0; equal steps give equal batches."""
         rng = np.random.default_rng((self.seed, step))
         first = self.seed + step * self.num_scenes
         scenes = [self._draw(first + k, rng) for k in range(self.num_scenes)]
@@ -148,7 +150,7 @@ class SceneSource:
         return int(row), int(column)
 
     def _locate(self, box_yxyx: Box, corner: tuple[int, int] | None) -> Box:
-        """Where a box of the picture lies in the field, both normalised."""
+        """Move a normalised box of the picture to its place in the normalised field."""
         if corner is None:
             return box_yxyx
         share = self.processor.image_size_px / self.field_px
@@ -166,7 +168,7 @@ class SceneSource:
 
 
 def _squashed(scene: Scene, side: int) -> Scene:
-    """The scene as the model sees it: resized to a square without regard to its shape."""
+    """Resize a scene to a square without keeping its aspect, as the processor resizes pictures."""
     height, width = scene.image.shape[:2]
     if height == width == side:
         return scene

@@ -1,8 +1,10 @@
-"""Auxiliary objective of the embedded model: every patch says what it shows.
+"""First auxiliary loss of the embedded model: every patch predicts what it shows.
 
-Not in the original, whose tower comes pre-trained from SigLIP. A tower that starts from nothing
-learns where things are far sooner when every patch answers for itself; the heads are dropped from
-the saved model.
+The original has no such loss, because its tower comes pre-trained from SigLIP. A tower that starts
+from random weights learns locations far sooner with a loss on every patch. The head is dropped
+from the saved model.
+
+Axes: B pictures, I patches of a picture in raster order, D width of the tower.
 """
 
 from __future__ import annotations
@@ -17,23 +19,26 @@ from paligemma.scenes import COLORS, LABELS, Scene
 
 CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 MAX_CHARS = 6
-# A patch belongs to the object that covers most of it, if that is more than this share.
+# A patch shows the object that covers most of it, if that is more than this share of the patch.
 _MIN_SHARE = 0.12
 BOX_UNIT_PX = 32.0
+# Stands for a target that does not apply.
+NO_TARGET = -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchTargets:
-    """What each of I patches shows; -1 means "not applicable".
+    """Targets of each patch; NO_TARGET where a target does not apply.
 
     Attributes:
-        owner: int64[I], the object of the scene.
-        label: int64[I], 0 background, k = LABELS[k - 1].
-        color: int64[I] index into COLORS.
-        value: int64[I] value of a handwritten digit.
-        chars: int64[I, 2] character left and right of the patch centre, index into CHARS.
-        order: int64[I, 2] place of that character in its word, MAX_CHARS where there is none.
-        box: float32[I, 4] from patch centre to the object's box: top, left, bottom, right.
+        owner: int64[I], index of the object that the patch shows.
+        label: int64[I], 0 for the background, k for LABELS[k - 1].
+        color: int64[I], index into COLORS.
+        value: int64[I], value of a handwritten digit.
+        chars: int64[I, 2], character left and right of the patch centre, index into CHARS.
+        order: int64[I, 2], place of that character in its word, MAX_CHARS where there is none.
+        box: float32[I, 4], top, left, bottom and right edge of the object's box relative to the
+            patch centre, in units of BOX_UNIT_PX.
     """
 
     owner: np.ndarray
@@ -46,7 +51,12 @@ class PatchTargets:
 
 
 def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
-    """Targets of every patch of a square scene, in raster order."""
+    """Compute the targets of every patch of a square scene.
+
+    Args:
+        scene: the picture, whole patches wide.
+        patch_px: side of a patch.
+    """
     grid = scene.image.shape[0] // patch_px
     cut = scene.object_map.reshape(grid, patch_px, grid, patch_px)
     blocks = cut.transpose(0, 2, 1, 3).reshape(grid * grid, -1)
@@ -54,7 +64,7 @@ def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
     owner = np.where(counts.max(1) > _MIN_SHARE * patch_px**2, counts.argmax(1), -1)
 
     names, hues = list(LABELS), list(COLORS)
-    # The last row of each table answers for "no object".
+    # The last row of each table stands for "no object", which has the index -1.
     label = np.array([names.index(o.label) + 1 for o in scene.objects] + [0])[owner]
     color = np.array([hues.index(o.color) for o in scene.objects] + [-1])[owner]
     value = np.array([int(o.text) if o.label == "digit" else -1 for o in scene.objects] + [-1])[
@@ -83,15 +93,19 @@ def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
 def boxes_in_field(
     box: np.ndarray, grid: int, patch_px: int, corner: tuple[int, int]
 ) -> np.ndarray:
-    """The object's edges in the field instead of their distances from each patch.
+    """Turn distances from each patch into places in the field.
 
-    Asked for these, the tower carries where a patch is to the decoder; asked for distances alone,
-    it forgets it.
+    With these targets the tower keeps the position of a patch for the decoder; with distances
+    alone it loses it.
 
     Args:
         box: float32[B, I, 4] of `PatchTargets`.
-        grid: patches along a side of the picture.
-        corner: first patch of the picture in the field.
+        grid: number of patches along a side of the picture.
+        patch_px: side of a patch.
+        corner: (row, column) of the picture's first patch in the field.
+
+    Returns:
+        float32[B, I, 4], edges from the field's upper left corner in units of BOX_UNIT_PX.
     """
     rows, columns = ((np.arange(grid) + first + 0.5) * patch_px for first in corner)
     centres = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -104,7 +118,7 @@ def _char_targets(scene: Scene, centre: np.ndarray, patch_px: int) -> tuple[np.n
     order = np.full((grid, grid, 2), MAX_CHARS, dtype=np.int64)
     for obj in scene.objects:
         for place, (char, top, left, bottom, right) in enumerate(obj.char_boxes[:MAX_CHARS]):
-            # Rows whose patch sees most of the glyph: it spans the centre, or fits in the patch.
+            # Rows of patches that hold most of the glyph: it spans their centre or fits inside.
             rows = np.abs(centre - (top + bottom) / 2) <= max((bottom - top) / 2, patch_px / 2)
             for side, shift in enumerate((-patch_px / 4, patch_px / 4)):
                 columns = (centre + shift >= left - 1) & (centre + shift < right + 1)
@@ -115,7 +129,7 @@ def _char_targets(scene: Scene, centre: np.ndarray, patch_px: int) -> tuple[np.n
 
 
 class PatchHeads(nn.Module):
-    """One linear layer on the tower's patch features that answers all of `PatchTargets`."""
+    """One linear layer on the tower's patch features that predicts all of `PatchTargets`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -134,26 +148,30 @@ class PatchHeads(nn.Module):
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """float[B, I, D] -> float[B, I, size] a question."""
+        """Map features float[B, I, D] to float[B, I, size] of each target by name."""
         parts = self.proj(features).split(list(self.sizes.values()), dim=-1)
         return dict(zip(self.sizes, parts, strict=True))
 
 
 def patch_losses(answers: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Mean loss of each question over the patches it applies to.
+    """Compute the mean loss of each target over the patches to which it applies.
 
     Args:
-        answers: from `PatchHeads`.
-        targets: fields of `PatchTargets` stacked over the batch.
+        answers: output of `PatchHeads`.
+        targets: fields of `PatchTargets`, each stacked over the batch.
+
+    Returns:
+        float32[] by name of the target.
     """
     losses = {
-        name: mean_over_asked(answers[name], targets[name]) for name in ("label", "color", "value")
+        name: masked_cross_entropy(answers[name], targets[name])
+        for name in ("label", "color", "value")
     }
     for side, name in enumerate(("left", "right")):
-        losses[f"char_{name}"] = mean_over_asked(
+        losses[f"char_{name}"] = masked_cross_entropy(
             answers[f"char_{name}"], targets["chars"][..., side]
         )
-        losses[f"order_{name}"] = mean_over_asked(
+        losses[f"order_{name}"] = masked_cross_entropy(
             answers[f"order_{name}"], targets["order"][..., side]
         )
     shown = targets["label"] > 0
@@ -163,9 +181,9 @@ def patch_losses(answers: dict[str, Tensor], targets: dict[str, Tensor]) -> dict
     return losses
 
 
-def mean_over_asked(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of float[..., K] and int64[...], a mean without the targets of -1."""
+def masked_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of float[..., K] and int64[...] without NO_TARGET."""
     total = F.cross_entropy(
-        logits.flatten(0, -2), target.flatten(), ignore_index=-1, reduction="sum"
+        logits.flatten(0, -2), target.flatten(), ignore_index=NO_TARGET, reduction="sum"
     )
-    return total / (target >= 0).sum().clamp(min=1)
+    return total / (target != NO_TARGET).sum().clamp(min=1)

@@ -1,8 +1,10 @@
-"""Second auxiliary objective: what a patch says of its object's edges, in the decoder's own terms.
+"""Second auxiliary loss: soft tokens predict the edges of their object as location tokens.
 
-A soft token that holds an edge as the decoder's location tokens spell it can be copied out by
-attention alone; one that holds it as a number has to be translated by the decoder, which it learns
-late. Dropped from the saved model, like the patch heads.
+Attention alone can copy an edge that a soft token stores as the embedding of a location token. An
+edge that is stored as a number has to be translated by the decoder, which learns that late. The
+head is dropped from the saved model.
+
+Axes: N soft tokens, D width of the decoder.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ _NUM_AXES = 2
 
 
 class EdgeHead(nn.Module):
-    """Linear maps of a soft token, compared with the location embeddings.
+    """Linear maps of a soft token, compared with the embeddings of the location tokens.
 
-    Four tell the edges of the patch's object, two the place of the patch itself: the first step
-    towards the others, and the easiest to forget on the way through the tower.
+    Four maps predict the edges of the patch's object and two the place of the patch itself, which
+    the edges build on and which a tower loses first.
     """
 
     def __init__(self, width: int) -> None:
@@ -34,36 +36,36 @@ class EdgeHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, soft_tokens: Tensor, loc_table: Tensor) -> Tensor:
-        """float[N, D] and float[1024, D] -> logits float[N, 4, 1024] of the edges."""
+        """Map float[N, D] and the table float[1024, D] to logits float[N, 4, 1024] of edges."""
         return self.proj(soft_tokens).unflatten(-1, (_NUM_EDGES, -1)) @ loc_table.T
 
     def places(self, soft_tokens: Tensor, loc_table: Tensor) -> Tensor:
-        """float[N, D] and float[1024, D] -> logits float[N, 2, 1024] of the patch's centre."""
+        """Map them to logits float[N, 2, 1024] of the patch's centre (y, x)."""
         return self.place(soft_tokens).unflatten(-1, (_NUM_AXES, -1)) @ loc_table.T
 
 
 def patch_centres(side: int, grid: int, corner: tuple[int, int] = (0, 0)) -> Tensor:
-    """Where the patches of a picture lie in the field.
+    """Compute where the patches of a picture lie in the field.
 
     Args:
-        side: patches along a side of the picture.
-        grid: patches along a side of the field.
-        corner: (row, column) of the picture's first patch.
+        side: number of patches along a side of the picture.
+        grid: number of patches along a side of the field.
+        corner: (row, column) of the picture's first patch in the field.
 
     Returns:
-        float[side * side, 2]: (y, x) of each centre, normalised to [0, 1].
+        float[side * side, 2]: (y, x) of each centre, normalised to [0, 1] of the field.
     """
     rows, columns = ((torch.arange(side) + first + 0.5) / grid for first in corner)
     return torch.cartesian_prod(rows, columns)
 
 
 def edge_loss(logits: Tensor, edges: Tensor, sigma_bins: float) -> Tensor:
-    """Mean cross-entropy against a normal distribution around each edge.
+    """Compute the mean cross-entropy against a normal distribution around each edge.
 
     Args:
-        logits: float[N, 4, 1024].
-        edges: float[N, 4], normalised to [0, 1] of the field.
-        sigma_bins: its standard deviation in bins.
+        logits: float[N, E, 1024] of E edges or coordinates.
+        edges: float[N, E], normalised to [0, 1] of the field.
+        sigma_bins: standard deviation of the distribution in bins.
     """
     bins = torch.arange(NUM_LOC, device=logits.device)
     distance = (bins - edges[..., None] * (NUM_LOC - 1)) / sigma_bins

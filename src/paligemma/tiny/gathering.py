@@ -1,9 +1,11 @@
-"""Fifth auxiliary objective: what the end of a prompt has gathered of the things it names.
+"""Fifth auxiliary loss: the last token of a prompt predicts counts and places.
 
-The first word of an answer is decided at the last token of the prompt. "Is the star left of the
-heart?" teaches one bit, and only if both places are there already; here that token is asked, one
-block before the end, how many things each side of the prompt names, and where the one thing is and
-how large, if it is one. Dropped from the saved model, like the patch heads.
+The last token of the prompt decides the first word of an answer. "Is the star left of the heart?"
+teaches one bit, and only if both places are available there. With this loss the hidden state of
+that token, one block before the end, predicts for each side of the prompt how many things it names
+and, of a single thing, its place and size. The head is dropped from the saved model.
+
+Axes: B prompts, T tokens, D width of the decoder.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class GatheringHead(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.proj = nn.Linear(width, _NUM_SIDES * (MAX_COUNT + 1 + 3))
         nn.init.normal_(self.proj.weight, std=0.02)
-        # Begins at the middle of the picture and at a fifth of its sides.
+        # The first guess is the middle of the picture and a fifth of its sides.
         guess = torch.tensor(
             [0.0] * (MAX_COUNT + 1) + [0.5 / _PLACE_UNIT] * 2 + [2 * math.log2(0.2)]
         )
@@ -39,41 +41,43 @@ class GatheringHead(nn.Module):
             self.proj.bias.copy_(guess.repeat(_NUM_SIDES))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """float[B, D] -> float[B, 2, 12]: logits of the counts 0..8, then the place."""
+        """Map float[B, D] to float[B, 2, 12]: logits of the counts 0..8, then the place."""
         return self.proj(self.norm(hidden)).unflatten(-1, (_NUM_SIDES, -1))
 
 
 def gathered(named: tuple[set[int], set[int]] | None, scene: Scene, *, has_two: bool) -> np.ndarray:
-    """What `GatheringHead` should say.
+    """Compute the targets of `GatheringHead` for one prompt.
 
     Args:
-        named: of `naming.named_objects`.
+        named: result of `naming.named_objects`.
         scene: the picture.
         has_two: whether the prompt names two sides.
 
     Returns:
-        float32[2, 4]: count, then centre down, centre right and log2 of the area in
-        units of the loss; NaN where it is not asked.
+        float32[2, 4]: the count, then centre down, centre right and log2 of the area in units of
+        the loss; NaN where a target does not apply.
     """
-    says = np.full((_NUM_SIDES, 4), np.nan, np.float32)
+    targets = np.full((_NUM_SIDES, 4), np.nan, np.float32)
     for side, group in enumerate(named or ()):
         if side and not has_two:
             continue
-        says[side, 0] = min(len(group), MAX_COUNT)
+        targets[side, 0] = min(len(group), MAX_COUNT)
         if len(group) == 1:
             y0, x0, y1, x1 = scene.objects[next(iter(group))].box_yxyx
-            says[side, 1] = (y0 + y1) / 2 / _PLACE_UNIT
-            says[side, 2] = (x0 + x1) / 2 / _PLACE_UNIT
-            says[side, 3] = math.log2((y1 - y0) * (x1 - x0))
-    return says
+            targets[side, 1] = (y0 + y1) / 2 / _PLACE_UNIT
+            targets[side, 2] = (x0 + x1) / 2 / _PLACE_UNIT
+            targets[side, 3] = math.log2((y1 - y0) * (x1 - x0))
+    return targets
 
 
 def gathering_loss(answers: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of the counts plus the distance of the places, each a mean over those asked.
+    """Compute the cross-entropy of the counts plus the distance of the places.
+
+    Both are means over the targets that apply.
 
     Args:
-        answers: float[B, 2, 12] of the head.
-        targets: float32[B, 2, 4] of `gathered`.
+        answers: float[B, 2, 12], output of the head.
+        targets: float32[B, 2, 4], stacked results of `gathered`.
     """
     counted, placed = ~targets[..., 0].isnan(), ~targets[..., 1].isnan()
     counts = F.cross_entropy(
@@ -86,10 +90,10 @@ def gathering_loss(answers: Tensor, targets: Tensor) -> Tensor:
 
 
 def ends_of_prompts(mask_loss: Tensor) -> Tensor:
-    """int64[B], the last token before the first supervised one of bool or float[B, T]."""
+    """Return int64[B], the token before the first supervised one of a mask float[B, T]."""
     return (mask_loss > 0).int().argmax(dim=1) - 1
 
 
 def tokens_at(hidden: Tensor, place: Tensor) -> Tensor:
-    """float[B, T, D] and int64[B] -> float[B, D]."""
+    """Take one hidden state of each row: float[B, T, D] and int64[B] give float[B, D]."""
     return hidden[torch.arange(len(hidden), device=hidden.device), place]

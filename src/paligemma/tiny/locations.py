@@ -1,6 +1,7 @@
-"""Location targets that spread over neighbouring bins, for a model that learns places from nothing.
+"""Location targets that spread over neighbouring bins.
 
-Not in the original, whose targets are one-hot.
+The original's targets are one-hot. For a model that learns locations from random weights a
+neighbouring bin is nearly right.
 
 Axes: N supervised tokens, V vocabulary.
 """

@@ -1,8 +1,10 @@
-"""Trains the mask codec from nothing on the masks of drawn scenes, and measures it.
+"""Training of the mask codec on masks of drawn scenes, and its measurement.
 
-Recipe: SwinTransformer/AiT `vae/` (spec section 9): squared error on masks scaled to +-1 plus 0.25
-times the commitment loss, straight-through gradient, a codebook moved by running averages.
-Narrower than the original, because its masks are; dead codewords are reseeded while it is young.
+Recipe of SwinTransformer/AiT `vae/`: squared error on masks scaled to +-1 plus 0.25 times the
+commitment loss, straight-through gradient, a codebook moved by running averages. The codec is
+narrower than the original, because the masks are simpler; dead codewords are reseeded early on.
+
+Axes: N masks, B masks of a batch.
 """
 
 from __future__ import annotations
@@ -41,22 +43,27 @@ _CHUNK = 256
 class MaskCodecTraining:
     """How a codec is trained.
 
-    Args:
-      steps: optimiser steps.
-      batch_size: masks a step.
-      num_masks: masks drawn once, 1..1_000_000, and shown again and again.
-      canvas_px: sides of the square scenes they are cut from, in turn.
-      channels, hidden, code_dim, num_codes: widths, see `MaskCodecConfig`.
-      learning_rate: peak; warm-up is linear, decay a cosine.
-      warmup_steps: length of the warm-up.
-      commitment: weight of the commitment loss.
-      decay: share of the old codebook average that stays each step.
-      reseed_below: codewords with fewer uses a batch are moved onto a latent, during the first
-        `reseed_share` of the run; 0 never moves one.
-      reseed_share: see `reseed_below`, 0..1.
-      report_every: steps between two reports.
-      seed: of the weights and the order; scene seeds start at `first_scene`.
-      first_scene: first scene seed.
+    Attributes:
+        steps: number of updates.
+        batch_size: masks a step.
+        num_masks: number of masks that are drawn once and then shown repeatedly, 1..1_000_000.
+        canvas_px: sides of the square scenes from which masks are cut, in turn.
+        channels: see `MaskCodecConfig`.
+        hidden: see `MaskCodecConfig`.
+        code_dim: see `MaskCodecConfig`.
+        num_codes: see `MaskCodecConfig`.
+        learning_rate: peak learning rate; the warm-up is linear and the decay a cosine.
+        warmup_steps: length of the warm-up.
+        commitment: factor of the commitment loss.
+        decay: share of the old codebook average that a step keeps, 0..1.
+        reseed_below: uses a batch below which a codeword is moved onto a latent; 0 moves none.
+        reseed_share: share of the run during which codewords are moved, 0..1.
+        report_every: number of steps between two reports.
+        seed: seed of the weights and of the order of the masks.
+        first_scene: first scene seed.
+
+    Raises:
+        ConfigError: a number is out of bounds.
     """
 
     steps: int = 3600
@@ -89,21 +96,21 @@ class MaskCodecTraining:
         for name, (low, value, high) in rules.items():
             if not low <= value <= high:
                 raise ConfigError(
-                    f"{name} of a codec training must be {low}..{high}, got {value}; change it."
+                    f"{name} of a codec training must be {low}..{high}, got {value}; change it"
                 )
         if not self.canvas_px:
-            raise ConfigError("A codec training needs at least one canvas_px, got none; name one.")
+            raise ConfigError("a codec training needs at least one canvas_px, got none; name one")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskCodecProgress:
-    """One report of a running training, averaged since the last one.
+    """One report of a training, averaged over the steps since the last report.
 
-    Args:
-      step: steps done.
-      loss: reconstruction plus weighted commitment loss.
-      iou: mean overlap of masks and reconstructions, both at 64x64, 0..1.
-      num_live: codewords used.
+    Attributes:
+        step: number of steps done.
+        loss: reconstruction loss plus weighted commitment loss.
+        iou: mean overlap of masks and reconstructions, both at 64x64, 0..1.
+        num_live: number of codewords in use.
     """
 
     step: int
@@ -114,11 +121,11 @@ class MaskCodecProgress:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskSet:
-    """Masks as the codec sees them.
+    """Masks cut out by their boxes, as the codec reads them.
 
-    Args:
-      masks: uint8[N, 64, 64], 255 is foreground.
-      labels: int64[N], indices into `paligemma.scenes.LABELS`.
+    Attributes:
+        masks: uint8[N, 64, 64], 255 is foreground.
+        labels: int64[N], indices into `paligemma.scenes.LABELS`.
     """
 
     masks: np.ndarray
@@ -136,14 +143,14 @@ def collect_masks(
     first_scene: int = 0,
     box_shift_px: int = 0,
 ) -> MaskSet:
-    """Cuts every object of scene after scene out by its box, as `mask_to_codes` does.
+    """Cut the masks of drawn objects out by their boxes, as `mask_to_codes` does.
 
     Args:
-      num_masks: how many.
-      split: "train" or "heldout".
-      canvas_px: sides of the scenes, in turn.
-      first_scene: seed of the first scene.
-      box_shift_px: 1 moves each edge of the box by -1, 0 or 1 pixel, fixed by the scene's seed.
+        num_masks: number of masks.
+        split: handwriting that is shown, "train" or "heldout".
+        canvas_px: sides of the square scenes, in turn.
+        first_scene: seed of the first scene.
+        box_shift_px: largest shift of each edge of a box in pixels, drawn from the scene's seed.
     """
     masks = np.empty((num_masks, MASK_SIZE_PX, MASK_SIZE_PX), np.uint8)
     labels = np.empty(num_masks, np.int64)
@@ -172,14 +179,15 @@ def train_mask_codec(
     masks: MaskSet | None = None,
     on_step: Callable[[MaskCodecProgress], None] | None = None,
 ) -> MaskCodec:
-    """Trains a codec; equal options, machine and thread count give an equal codec.
+    """Train a codec; equal options, machine and thread count give an equal codec.
 
     Args:
-      masks: what to train on; drawn as the options say when None.
-      on_step: called every `report_every` steps and after the last one.
+        options: how the codec is trained.
+        masks: training masks; drawn by the options if None.
+        on_step: called every `report_every` steps and after the last one.
 
     Returns:
-      The codec in evaluation mode, float32.
+        The codec in evaluation mode, float32.
     """
     data = masks or collect_masks(
         options.num_masks, canvas_px=options.canvas_px, first_scene=options.first_scene
@@ -204,7 +212,7 @@ def _train(
             num_codes=options.num_codes,
         )
     ).train()
-    # Twice as fast on a CPU; the values are the same.
+    # Twice as fast on a CPU, with equal values.
     codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
         codec.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True
@@ -256,7 +264,7 @@ def _train(
 
 
 def _ious(reconstruction: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """float[B]: overlap of reconstructions (> 0) and masks in [0, 1] (> 0.5), all [B, 64, 64]."""
+    """Overlaps float[B] of reconstructions (> 0) and masks in [0, 1] (> 0.5), all [B, 64, 64]."""
     a, b = reconstruction.flatten(1) > 0, masks.flatten(1) > 0.5
     return (a & b).sum(1) / (a | b).sum(1).clamp(min=1)
 
@@ -265,17 +273,18 @@ def _ious(reconstruction: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 def measure_mask_codec(
     codec: MaskCodec, data: MaskSet, *, shifted: MaskSet | None = None
 ) -> dict[str, Any]:
-    """How well a codec rebuilds masks and how hard its codewords are to foresee.
+    """Measure how well a codec rebuilds masks and how hard its codewords are to predict.
 
     Args:
-      data: masks it has not seen.
-      shifted: the same objects under boxes moved by a pixel, for the stability.
+        codec: the codec.
+        data: masks that it was not trained on.
+        shifted: the same objects cut out by boxes that are moved by a pixel; needed for `stable`.
 
     Returns:
-      For "all" and each label present: `num`; `iou` and `iou_p10` (mean and lowest tenth, at
-      64x64); `perplexity` (2 to the entropy in bits of one codeword) and `perplexity_by_cell`
-      (the same within each of the sixteen places, entropies averaged); `num_live` codewords;
-      with `shifted`, `stable`: share of codewords that a moved box leaves as they were.
+        For "all" and each label that occurs: `num`; `iou` and `iou_p10` (mean and lowest tenth, at
+        64x64); `perplexity` (2 to the entropy in bits of one codeword) and `perplexity_by_cell`
+        (the same within each of the sixteen places, entropies averaged); `num_live` codewords in
+        use; and with `shifted`, `stable`, the share of codewords that a moved box leaves equal.
     """
     codes, ious = _encode_all(codec, data)
     moved = _encode_all(codec, shifted)[0] if shifted is not None else None

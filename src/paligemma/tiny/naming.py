@@ -1,8 +1,10 @@
-"""Fourth auxiliary objective: which patches a prompt speaks of, asked half-way up the decoder.
+"""Fourth auxiliary loss: image tokens predict which objects the prompt names.
 
-An answer of one word says little of why it is right. Image tokens attend to the prompt, so each
-can say whether it shows what the prompt names; from there "how many", "where" and "which is bigger"
-are short ways. Dropped from the saved model, like the patch heads.
+An answer of one word teaches little about the reason for it. Image tokens attend to the prompt, so
+after half of the decoder each can predict whether its patch shows what the prompt names; "how
+many", "where" and "which is bigger" build on that. The head is dropped from the saved model.
+
+Axes: B prompts, I patches of a picture, D width of the decoder.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from paligemma.scenes import COLORS, LABELS, Scene, SceneExample, plural
 
-# Shows the first thing named, or the second; is the patch at the centre of one of them.
+# Does the patch show what is named first, or second; is it the centre of the first, or second.
 NUM_ANSWERS = 4
 _SINGULAR = {word: label for label in LABELS for word in (label, plural(label))}
 _MENTION = re.compile(rf"(?:({'|'.join(COLORS)}) )?\b({'|'.join(_SINGULAR)})\b")
@@ -29,19 +31,20 @@ class NamingHead(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.proj = nn.Linear(width, NUM_ANSWERS)
         nn.init.normal_(self.proj.weight, std=0.02)
-        # Few patches are spoken of.
+        # Few patches show what a prompt names.
         nn.init.constant_(self.proj.bias, -3.0)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """float[B, I, D] -> logits float[B, I, 4]."""
+        """Map float[B, I, D] to logits float[B, I, 4]."""
         return self.proj(self.norm(hidden))
 
 
 def named_objects(scene: Scene, example: SceneExample) -> tuple[set[int], set[int]] | None:
-    """Objects that a prompt speaks of; the second set is for what a comparison names second.
+    """Find the objects that a prompt names.
 
     Returns:
-        Indices into `scene.objects`, empty where the prompt names what is not there. None where it
+        Two sets of indices into `scene.objects`; the second is for what a comparison names second.
+        A set is empty where the prompt names what is not in the picture. None for a prompt that
         names nothing: an answer whose question is wanted.
     """
     everything = set(range(len(scene.objects)))
@@ -69,32 +72,32 @@ def named_objects(scene: Scene, example: SceneExample) -> tuple[set[int], set[in
 def named_patches(
     named: tuple[set[int], set[int]] | None, owners: np.ndarray, centres: np.ndarray
 ) -> np.ndarray:
-    """What `NamingHead` should say.
+    """Compute the targets of `NamingHead` for one prompt.
 
     Args:
-        named: of `named_objects`.
-        owners: int64[I], the object that each patch shows, -1 for none.
-        centres: int64[N], the patch at the centre of each object's box.
+        named: result of `named_objects`.
+        owners: int64[I], index of the object that each patch shows, -1 for none.
+        centres: int64[N], index of the patch at the centre of each object's box.
 
     Returns:
-        float32[I, 4], 0 or 1; NaN where there is nothing to say.
+        float32[I, 4], 0 or 1; NaN where the targets do not apply.
     """
-    says = np.zeros((len(owners), NUM_ANSWERS), np.float32)
+    targets = np.zeros((len(owners), NUM_ANSWERS), np.float32)
     if named is None:
-        return np.full_like(says, np.nan)
+        return np.full_like(targets, np.nan)
     for place, group in enumerate(named):
         for index in group:
-            says[owners == index, place] = 1.0
-            says[centres[index], 2 + place] = 1.0
-    return says
+            targets[owners == index, place] = 1.0
+            targets[centres[index], 2 + place] = 1.0
+    return targets
 
 
 def naming_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy, summed over the four answers, mean over patches.
+    """Compute the binary cross-entropy, a sum over the four targets and a mean over patches.
 
     Args:
-        logits: float[B, I, 4].
-        targets: float32[B, I, 4]; rows of NaN are left out.
+        logits: float[B, I, 4], output of the head.
+        targets: float32[B, I, 4]; prompts with NaN are left out.
     """
     asked = ~targets[:, 0, 0].isnan()
     total = F.binary_cross_entropy_with_logits(logits[asked], targets[asked], reduction="sum")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paligemma.model import PaliGemmaModel
 from paligemma.tiny.data import SceneBatch
-from paligemma.tiny.dense import BOX_UNIT_PX, PatchHeads, patch_losses
+from paligemma.tiny.dense import BOX_UNIT_PX, PatchHeads, masked_cross_entropy, patch_losses
 from paligemma.tiny.edges import EdgeHead, edge_loss, patch_centres
 from paligemma.tiny.gathering import (
     GatheringHead,
@@ -19,7 +19,7 @@ from paligemma.tiny.gathering import (
     tokens_at,
 )
 from paligemma.tiny.locations import spread_losses
-from paligemma.tiny.mask_tokens import MaskTokenHead, mask_token_loss
+from paligemma.tiny.mask_tokens import MaskTokenHead
 from paligemma.tiny.naming import NamingHead, naming_loss
 from paligemma.train.loss import TokenLoss, token_losses, training_loss
 from paligemma.vocab import NUM_LOC, NUM_SEG
@@ -136,7 +136,7 @@ class SceneObjective(nn.Module):
         start = model.config.vocab.seg0
         table = model.text.embedding_rows(start, NUM_SEG)
         shown = batch.patches["label"] > 0
-        return mask_token_loss(head(soft[shown], table), batch.patches["mask_tokens"][shown])
+        return masked_cross_entropy(head(soft[shown], table), batch.patches["mask_tokens"][shown])
 
     def _text_losses(
         self, model: PaliGemmaModel, soft: Tensor, batch: SceneBatch

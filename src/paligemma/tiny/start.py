@@ -1,4 +1,4 @@
-"""How the embedded model `tiny` begins: architecture, tokenizer and first weights."""
+"""Start of the embedded model `tiny`: architecture, tokenizer and first weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paligemma.vocab import NUM_LOC, Vocab
 from paligemma.whole_file import require_writable
 
 PATCH_PX = 16
-# The position table begins in the last dimensions of the tower's width, apart from the content; its
+# The position table starts in the last dimensions of the tower's width, apart from the content; its
 # shortest wave spans two patches of a grid of fourteen.
 _POSITION_WIDTH = 64
 _POSITION_OCTAVES = 3.6
@@ -30,7 +30,12 @@ TRAIN_SEED = 0
 
 
 def tiny_config(vocab: Vocab, image_size_px: int = 224) -> PaliGemmaConfig:
-    """About ten million parameters of PaliGemma 2's kind: post-norms, soft-cap, grouped heads."""
+    """Config of about ten million parameters: PaliGemma 2's post-norms, soft-cap, grouped heads.
+
+    Args:
+        vocab: vocabulary of the tokenizer.
+        image_size_px: side of the input.
+    """
     return PaliGemmaConfig(
         vision=VisionConfig(
             image_size_px=image_size_px,
@@ -60,13 +65,17 @@ def tiny_config(vocab: Vocab, image_size_px: int = 224) -> PaliGemmaConfig:
 
 
 def init_tiny(model: PaliGemmaModel, seed: int = 0) -> None:
-    """Start from structure rather than from noise where the structure is known.
+    """Draw the first weights, with structure instead of noise where the structure is known.
 
-    The original starts from SigLIP and Gemma. Without them, patches begin whitened, so that
-    strokes weigh as much as surfaces; the position table begins as waves in two dimensions, by
-    which the heads of the first two blocks begin looking at one neighbour each; and location tokens
-    begin near their neighbours, so that what is learnt of one coordinate is learnt of the ones
-    beside it. All of these stay free parameters.
+    The original starts from SigLIP and Gemma. Here patches start whitened, so that strokes weigh
+    as much as surfaces. The position table starts as waves in two dimensions, by which each head
+    of the first two blocks attends to one neighbour. The embeddings of neighbouring location
+    tokens start close to each other, so that what is learnt about one coordinate holds for those
+    beside it. All of these weights stay free to change.
+
+    Args:
+        model: changed in place.
+        seed: seed of the random weights.
     """
     init_weights(model, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -118,7 +127,13 @@ def _look_at_neighbours(attn: SelfAttention, vision: VisionConfig) -> None:
 
 
 def _whitening(patch_px: int, width: int, num_scenes: int = 300) -> tuple[Tensor, Tensor]:
-    """Weight float[width, 3*P*P] and bias that give patches of training scenes unit covariance."""
+    """Weight float[width, 3*P*P] and bias that give patches of training scenes unit covariance.
+
+    Args:
+        patch_px: side P of a patch.
+        width: number of directions that are kept, those of the largest variance.
+        num_scenes: number of scenes from which the covariance is computed.
+    """
     side = 7 * patch_px
     pictures = [
         to_unit_range(draw_scene(TRAIN_SEED + k, SceneOptions(size_px=side)).image)
@@ -128,19 +143,19 @@ def _whitening(patch_px: int, width: int, num_scenes: int = 300) -> tuple[Tensor
     patches = torch.from_numpy(grid.transpose(0, 1, 3, 2, 4, 5).reshape(num_scenes * 49, -1))
     mean = patches.mean(dim=0)
     values, vectors = torch.linalg.eigh(torch.cov(patches.T).double())
-    # The smallest directions are noise; a floor keeps them from being blown up.
+    # Directions of the smallest variance are noise; the floor keeps them small.
     scale = (values[-width:] + 0.05).rsqrt()
     weight = (vectors[:, -width:] * scale).T.float()
     return weight, -weight @ mean
 
 
 def _frequencies(width: int, octaves: float) -> Tensor:
-    """float[width/2], from half a period over [0, 1] to 2^octaves halves."""
+    """Frequencies float[width/2], from half a period over [0, 1] to 2^octaves half periods."""
     return math.pi * 2 ** torch.linspace(0, octaves, width // 2)
 
 
 def _waves(x: Tensor, width: int, octaves: float) -> Tensor:
-    """Sines, then cosines, of x in [0, 1]: float[len(x), width]."""
+    """Sines, then cosines, of places x in [0, 1]: float[len(x), width]."""
     angle = x[:, None] * _frequencies(width, octaves)
     return torch.cat((angle.sin(), angle.cos()), dim=1)
 

@@ -1,1 +1,1 @@
-"""Teach a model: loss, optimiser, data and one loop for every stage."""
+"""Training of a model: loss, optimiser, data, checkpoints and one loop."""

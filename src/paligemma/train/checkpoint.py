@@ -1,6 +1,6 @@
-"""Training state on disk: safetensors and JSON, written beside and renamed.
+"""Training state on disk: safetensors and JSON, written beside its place and then renamed.
 
-A kill at any moment loses nothing older.
+A kill at any moment loses no older checkpoint.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _NAME = re.compile(r"step_(\d{7})")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Everything an interrupted run needs.
+    """Everything that an interrupted run needs to continue.
 
     Attributes:
         model: the model in training.
-        objective: auxiliary parameters trained beside it; may have none.
-        optimizer: holds moments and the number of updates done.
+        objective: the objective, whose parameters are trained beside the model's; may have none.
+        optimizer: the optimiser, which holds the moments and the number of updates done.
     """
 
     model: nn.Module
@@ -40,7 +40,7 @@ class TrainState:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
+    """List the complete checkpoints of a run, oldest first."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
@@ -49,10 +49,16 @@ def checkpoints(folder: Path) -> list[Path]:
 def save_checkpoint(
     folder: Path, state: TrainState, meta: dict[str, Any], *, keep: int = 2
 ) -> Path:
-    """Write `folder/step_NNNNNNN` and delete all but the newest `keep`.
+    """Write `folder/step_NNNNNNN` and delete all checkpoints but the newest.
 
     Args:
-        meta: what the run must agree on to resume (its configuration), stored as JSON.
+        folder: folder of the run.
+        state: what is written.
+        meta: configuration of the run, stored as JSON; a run that resumes must have the same.
+        keep: number of checkpoints that stay.
+
+    Returns:
+        The folder of the checkpoint.
     """
     moments, counters = state.optimizer.export_state()
     target = folder / f"step_{counters['steps_done']:07d}"
@@ -76,10 +82,16 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> None:
-    """Continue from a checkpoint.
+    """Load a checkpoint into the model, the objective and the optimiser.
+
+    Args:
+        path: folder of the checkpoint.
+        state: changed in place.
+        meta: configuration of the run that resumes.
 
     Raises:
-        CheckpointError: unreadable, of another model, or of a run configured otherwise.
+        CheckpointError: the checkpoint is unreadable, belongs to another model, or to a run with
+            another configuration.
     """
     try:
         stored = json.loads((path / "state.json").read_text())

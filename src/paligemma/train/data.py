@@ -1,6 +1,6 @@
 """Batches by step number.
 
-Any step can be made again, so a killed run resumes on the data it would have seen.
+The batch of any step can be made again, so a killed run resumes on the data it would have seen.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MadeOnly = TypeVar("MadeOnly", covariant=True)
 
 
 class BatchSource(Protocol[MadeOnly]):
-    """Makes the batch of any step, independently of the others."""
+    """Something that makes the batch of any step, independently of all other steps."""
 
     def batch(self, step: int) -> MadeOnly: ...
 
@@ -35,12 +35,19 @@ class _Steps(Dataset[Made]):
 
 def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches the whole group; the loop still wants its last batch to end on a checkpoint.
+    # Ctrl-C reaches all processes; the loop still needs its batch, to end on a checkpoint.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def batches(source: BatchSource[Made], first: int, total: int, num_workers: int) -> Iterator[Made]:
-    """The batches of steps `first`..`total - 1` in order, made by other processes ahead of need."""
+    """Yield the batches of the steps `first`..`total - 1` in order.
+
+    Args:
+        source: makes the batches.
+        first: first step, counted from 0.
+        total: step before which the batches end.
+        num_workers: processes that make batches ahead of need; 0 makes them in this process.
+    """
     loader = DataLoader(
         _Steps(source, first, total),
         batch_size=None,

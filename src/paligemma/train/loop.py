@@ -1,7 +1,4 @@
-"""One loop for every stage.
-
-Batches by step number, metrics as JSON lines, atomic checkpoints, resume.
-"""
+"""The training loop: batches by step number, metrics as JSON lines, checkpoints, resume."""
 
 from __future__ import annotations
 
@@ -31,14 +28,14 @@ METRICS_FILE = "metrics.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """How long, how often.
+    """How long a run takes, and how often it logs and saves.
 
     Attributes:
-        total_steps: updates of the whole run, resumed parts included.
-        stop_at: last update to make, where a run ends before its schedule does.
-        log_every: steps averaged into one line of metrics.jsonl.
-        save_every: steps between checkpoints.
-        num_workers: processes that make batches.
+        total_steps: number of updates in the whole run, resumed parts included.
+        stop_at: last update of a run that ends before its schedule; None runs the whole schedule.
+        log_every: number of steps that are averaged into one line of metrics.jsonl.
+        save_every: number of steps between checkpoints.
+        num_workers: number of processes that make batches; 0 makes them in this process.
         progress: show a bar on standard error.
     """
 
@@ -60,25 +57,28 @@ def train(
     *,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train until `total_steps`, from the newest checkpoint in `folder` if there is one.
+    """Train a model, from the newest checkpoint in the folder if it holds one.
 
-    Interrupting (Ctrl-C, SIGTERM) writes a checkpoint first; a run killed without warning loses at
-    most `save_every` steps and repeats them on the same data.
+    An interrupt (Ctrl-C, SIGTERM) writes a checkpoint first. A run that is killed without warning
+    loses at most `save_every` steps and repeats them on the same data.
 
     Args:
-        model: changed in place.
-        objective: called with the model and a batch, returns the loss and the parts worth logging;
-            its parameters are trained beside the model's.
-        folder: receives checkpoints and metrics.jsonl.
-        settings: whatever else makes the run what it is, such as data and seed; stored as JSON, and
-            a run that resumes must have the same.
+        model: the model, trained in place.
+        objective: a module that is called with the model and a batch and returns the loss
+            float32[] and a dict of scalars to log; its parameters are trained beside the model's.
+        source: makes the batches, of any type that the objective takes.
+        optim: the update rule.
+        options: length of the run, and how often it logs and saves.
+        folder: folder of the checkpoints and of metrics.jsonl.
+        settings: what else must be equal for a run to resume, such as data and seed; stored as
+            JSON.
 
     Returns:
         The last line of metrics.
 
     Raises:
         CheckpointError: the folder holds a run with another configuration.
-        KeyboardInterrupt: after the checkpoint of an interrupted run.
+        KeyboardInterrupt: the run was interrupted; its checkpoint is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     extra = dict(objective.named_parameters())
@@ -129,7 +129,7 @@ def train(
 
 
 class _Window:
-    """Averages over the steps since the last line."""
+    """Averages of the logged values over the steps since the last line."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
@@ -181,7 +181,7 @@ def _first_live_schedule(optim: OptimConfig) -> ScheduleConfig:
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
-    """Forget metrics of steps that will be repeated, and a line that a kill cut in half."""
+    """Remove the metrics of steps that will be repeated, and a line that a kill cut in half."""
     if not path.exists():
         return
     kept = []

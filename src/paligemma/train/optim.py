@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # Only weights of tower and projector are called kernel: the original never decays the decoder.
 DEFAULT_WD_MULTS = ((".*/kernel$", 1.0),)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-# Stands for the schedule of extra parameters among the patterns.
+# Pattern of the extra parameters.
 _EXTRA = "extra/.*"
 
 _Value = TypeVar("_Value")
@@ -33,16 +33,21 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Everything about the update rule; field names are big_vision's.
+    """The update rule, with big_vision's names of the fields.
 
     Attributes:
         lr: peak learning rate.
-        wd: decay a step at schedule 1, not multiplied by the learning rate; 0 is off.
-        grad_clip_norm: largest global norm of the trained parameters' gradients; None is off.
-        b1, b2, eps: of Adam.
-        schedule: ordered (pattern, schedule); None freezes. Every parameter must be covered.
-        lr_mults: ordered (pattern, factor on lr); 1 where nothing matches. Decay is not multiplied.
-        wd_mults: ordered (pattern, factor on wd); 0 where nothing matches.
+        wd: weight decay a step where the schedule is 1, not multiplied by lr; 0 turns it off.
+        grad_clip_norm: largest global norm of the trained parameters' gradients; None turns
+            clipping off.
+        b1: decay of Adam's first moment.
+        b2: decay of Adam's second moment.
+        eps: term that Adam adds to the root of the second moment.
+        schedule: ordered (pattern, schedule); None freezes. The patterns must cover every
+            parameter.
+        lr_mults: ordered (pattern, factor on lr); 1 where no pattern matches. The weight decay is
+            not multiplied.
+        wd_mults: ordered (pattern, factor on wd); 0 where no pattern matches.
     """
 
     lr: float
@@ -81,13 +86,15 @@ class OptimConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OptimConfig:
-        """Read big_vision's keys.
+        """Read an update rule with big_vision's keys.
 
-        `schedule` is one schedule or an ordered list, `optax` holds b1, b2 and eps. Without
-        `grad_clip_norm` nothing is clipped, as in the original.
+        Args:
+            values: the keys; `schedule` is one schedule or an ordered list of pairs, and `optax`
+                holds b1, b2 and eps. Without `grad_clip_norm` nothing is clipped, as in the
+                original.
 
         Raises:
-            ConfigError: unknown key, another update rule than Adam, or a value that breaks a rule.
+            ConfigError: a key is unknown, the update rule is not Adam, or a value breaks a rule.
         """
         values = {"grad_clip_norm": None, **values}
         rule = values.pop("optax_name", "scale_by_adam")
@@ -111,13 +118,13 @@ class OptimConfig:
         )
         for key in {"lr_mults", "wd_mults"} & values.keys():
             values[key] = tuple((pattern, float(mult)) for pattern, mult in values[key] or ())
-        # The original writes no clipping as 0 as well.
+        # In the original 0 turns clipping off too.
         values["grad_clip_norm"] = values["grad_clip_norm"] or None
         return cls(**values)
 
 
 def pattern_name(torch_name: str) -> str:
-    """big_vision's name of a parameter; the torch name where the original has none (adapters)."""
+    """Return big_vision's name of a parameter, or the torch name where the original has none."""
     try:
         return big_vision_name(torch_name)
     except KeyError:
@@ -127,11 +134,13 @@ def pattern_name(torch_name: str) -> str:
 class Optimizer:
     """The update rule over one model; construction freezes parameters whose schedule is None.
 
-    An update: clip the gradients to a global norm, take Adam's direction, times lr and its factor,
-    plus the parameter times wd and its factor, all times the schedule of the parameter, subtract.
+    An update clips the gradients to a global norm and then subtracts
+
+        schedule * (lr * lr_mult * adam_direction + wd * wd_mult * parameter).
+
     Frozen parameters have no state and no part in the norm. `torch.optim.AdamW` does this with
-    lr * factor * schedule as the learning rate of a group and wd * factor / (lr * factor) as its
-    decay; where the schedule is 0 only the moments move.
+    lr * lr_mult * schedule as the learning rate of a group and wd * wd_mult / (lr * lr_mult) as
+    its decay. Where the schedule is 0 only the moments move.
     """
 
     def __init__(
@@ -149,16 +158,18 @@ class Optimizer:
         """Sort the parameters into groups.
 
         Args:
-            model: its parameters stay where they are.
-            total_steps: updates in the whole run.
-            batch_size: examples an update, for schedules that count in examples or epochs.
-            data_size: examples an epoch, for schedules that count in epochs.
-            name_of: pattern name of a parameter, from its torch name; big_vision's by default.
-            extra_parameters: trained beside the model; their pattern names are extra/NAME.
-            extra_schedule: schedule of these.
+            model: the model; its parameters stay on their device.
+            config: the update rule.
+            total_steps: number of updates in the whole run.
+            batch_size: examples an update, which durations in examples or epochs need.
+            data_size: examples an epoch, which durations in epochs need.
+            name_of: maps the torch name of a parameter to the name that patterns match;
+                big_vision's by default.
+            extra_parameters: parameters trained beside the model; patterns match extra/NAME.
+            extra_schedule: schedule of the extra parameters.
 
         Raises:
-            ConfigError: a parameter that no schedule covers, or nothing to train.
+            ConfigError: no schedule covers a parameter, or nothing is trained.
         """
         if (extra_parameters is None) != (extra_schedule is None):
             raise ConfigError("extra_parameters and extra_schedule come together; give both")
@@ -178,7 +189,7 @@ class Optimizer:
         self._trained: dict[str, nn.Parameter] = {}
         self._schedules: dict[str, Callable[[int], float]] = {}
         for pattern, schedule in (*config.schedule, (_EXTRA, extra_schedule)):
-            # Of two equal patterns the first decides.
+            # The first of two equal patterns decides.
             if schedule is not None and pattern not in self._schedules:
                 self._schedules[pattern] = learning_rate_schedule(
                     schedule, total_steps=total_steps, batch_size=batch_size, data_size=data_size
@@ -211,36 +222,35 @@ class Optimizer:
             fused=_can_fuse(self._trained.values()),
         )
 
-    @property
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that are updated, by torch name; extra ones as extra/NAME."""
-        return dict(self._trained)
-
     def schedule_factors(self, step: int | None = None) -> dict[str, float]:
-        """Schedule factor of each pattern at a step from 0; of the next update by default."""
+        """Return the schedule factor of each pattern at a step, counted from 0.
+
+        Args:
+            step: the step; that of the next update by default.
+        """
         step = self.steps_done if step is None else step
         return {pattern: factor(step) for pattern, factor in self._schedules.items()}
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         self._adam.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def step(self, *, measure_update: bool = False) -> dict[str, Tensor]:
-        """One update from the gradients that are there; gradients are left clipped, not cleared.
+        """Make one update from the parameters' gradients, which stay clipped afterwards.
 
         Args:
-            measure_update: also return update_norm; costs a copy of the trained parameters.
+            measure_update: also return update_norm, at the cost of a copy of the trained
+                parameters.
 
         Returns:
-            float32[] on the parameters' device: grad_norm (before clipping, without frozen
-            parameters), param_norm (after the update, all parameters) and, when asked, update_norm.
+            float32[] each, on the parameters' device: grad_norm before clipping, without frozen
+            parameters; param_norm after the update, of all parameters; and update_norm.
         """
         parameters = list(self._trained.values())
         for parameter in parameters:
-            if (
-                parameter.grad is None
-            ):  # Not reached by the loss: a zero gradient, as in the original.
+            if parameter.grad is None:
+                # The loss does not reach it: its gradient is zero, as in the original.
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in parameters if p.grad is not None]
         metrics = {"grad_norm": global_norm(gradients)}
@@ -260,7 +270,7 @@ class Optimizer:
         return metrics
 
     def export_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The live moments by parameter name, for safetensors, and the counters, for JSON."""
+        """Return the moments by parameter name, not copied, and the counters as JSON holds them."""
         tensors = {
             f"{name}.{moment}": self._adam.state[parameter][moment]
             for name, parameter in self._trained.items()
@@ -271,10 +281,15 @@ class Optimizer:
 
     @torch.no_grad()
     def import_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Continue from what `export_state` gave.
+        """Load a state that `export_state` returned.
+
+        Args:
+            tensors: the moments, which are copied.
+            meta: the counters.
 
         Raises:
-            CheckpointError: a moment is missing, unexpected or misshaped, or the step count is.
+            CheckpointError: a moment is missing, unexpected or misshaped, or the number of
+                updates is no count.
         """
         steps_done = meta.get("steps_done")
         if not isinstance(steps_done, int) or steps_done < 0:
@@ -301,7 +316,7 @@ class Optimizer:
         self._adam.state.clear()
         for name, parameter in self._trained.items() if steps_done else ():
             self._adam.state[parameter] = {
-                # The fused kernel counts on the parameter's device.
+                # The fused kernel needs its counter on the parameter's device.
                 "step": torch.tensor(
                     float(steps_done),
                     device=parameter.device if self._adam.defaults["fused"] else "cpu",
@@ -314,7 +329,7 @@ class Optimizer:
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm over all tensors together: float32[]; of sharded tensors, over all shards."""
+    """Return the Euclidean norm float32[] of all tensors together, over all shards of each."""
     norm = torch.nn.utils.get_total_norm(tensors)
     return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).float()
 
@@ -337,7 +352,7 @@ def _first_matches(
     *,
     required: bool = False,
 ) -> dict[str, tuple[str, _Value]]:
-    """Torch name -> (pattern, value) of the first rule that matches the whole pattern name."""
+    """Map each torch name to (pattern, value) of the first rule that matches its whole name."""
     compiled = [(_compile(pattern), value) for pattern, value in rules]
     found = {}
     for name, pattern_name in pattern_names.items():
@@ -359,5 +374,5 @@ def _first_matches(
 
 
 def _can_fuse(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether torch's one-kernel AdamW takes these parameters."""
+    """Whether torch's fused AdamW takes these parameters."""
     return all(p.is_floating_point() and p.device.type in {"cpu", "cuda"} for p in parameters)
