@@ -1,0 +1,98 @@
+"""Confidences of an object from the probabilities of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paligemma.outputs.boxes import Box
+from paligemma.outputs.types import ObjectScores, TokenRecord
+from paligemma.vocab import NUM_LOC
+
+DEFAULT_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectPositions:
+    """Positions of an object's tokens in the record, and the emitted bins."""
+
+    bins: tuple[int, ...]
+    loc: tuple[int, ...]
+    seg: tuple[int, ...] | None
+    label: tuple[int, int] | None
+
+
+def score_object(
+    positions: ObjectPositions, record: TokenRecord, tolerance: float = DEFAULT_TOLERANCE
+) -> ObjectScores:
+    """Confidence of one object from the probabilities of its tokens.
+
+    The confidence of a coordinate is the probability that the model puts within `tolerance` of the
+    emitted bin (a neighbouring bin is no disagreement), or the token's own probability where the
+    distribution is unknown. The box score is the geometric mean of the four, the mask score that of
+    the sixteen codewords, the label score the product of the label's tokens; the score multiplies
+    the parts that exist. A probability that is not a number counts as 0.
+
+    Args:
+        positions: positions of the object's tokens.
+        record: ids with their probabilities.
+        tolerance: distance that still counts as agreement, as a share of the axis; 0.01 is ten
+            bins.
+
+    Returns:
+        Scores in [0, 1]; expected coordinate and deviation in bins where `loc_probs` is given.
+    """
+    probs = np.exp(clean_logprobs(record.logprobs))
+    expected = std = None
+    if record.loc_probs is None:
+        coordinates = [probs[t] for t in positions.loc]
+    else:
+        rows = np.nan_to_num(record.loc_probs[list(positions.loc)].astype(np.float64), posinf=0)
+        rows = np.clip(rows, 0, 1)
+        reach = round(tolerance * (NUM_LOC - 1))
+        coordinates = [
+            min(1.0, row[max(0, b - reach) : b + reach + 1].sum())
+            for row, b in zip(rows, positions.bins, strict=True)
+        ]
+        moments = [_mean_and_std(row, b) for row, b in zip(rows, positions.bins, strict=True)]
+        expected, std = _box([m for m, _ in moments]), _box([s for _, s in moments])
+    box_score = _geometric_mean(coordinates)
+    mask_score = None if positions.seg is None else _geometric_mean(probs[list(positions.seg)])
+    label_score = None if positions.label is None else float(probs[slice(*positions.label)].prod())
+    parts = [p for p in (box_score, label_score, mask_score) if p is not None]
+    return ObjectScores(
+        box_score=box_score,
+        label_score=label_score,
+        mask_score=mask_score,
+        score=float(np.prod(parts)),
+        expected_yxyx=expected,
+        std_yxyx=std,
+    )
+
+
+def clean_logprobs(logprobs: np.ndarray) -> np.ndarray:
+    """float64 log-probabilities, at most 0; what is not a number counts as impossible."""
+    values = np.minimum(logprobs.astype(np.float64), 0)
+    return np.where(np.isnan(values), -np.inf, values)
+
+
+def _geometric_mean(probs: Sequence[float] | np.ndarray) -> float:
+    values = np.asarray(probs, np.float64)
+    return float(np.prod(values ** (1 / len(values))))
+
+
+def _mean_and_std(row: np.ndarray, emitted: int) -> tuple[float, float]:
+    """Mean and deviation of a distribution over bins; the emitted bin where it holds no mass."""
+    total = row.sum()
+    if total <= 0:
+        return float(emitted), 0.0
+    bins = np.arange(len(row))
+    mean = float((row * bins).sum() / total)
+    return mean, float(np.sqrt((row * (bins - mean) ** 2).sum() / total))
+
+
+def _box(values: list[float]) -> Box:
+    y0, x0, y1, x1 = values
+    return y0, x0, y1, x1
