@@ -78,7 +78,7 @@ def scenes_command(
         bundle,
         None,
         "heldout",
-        replace(options, resize_method=processor.resize_method),
+        replace(options, resize_method=processor.reader.resize_method),
         folder,
         model=model.name,
         command=shlex.join(["paligemma", *sys.argv[1:]]),

@@ -140,7 +140,7 @@ class ModelAnswerer:
             mark_box_yxyx=example.mark_box_yxyx,
         )
         try:
-            return read_pictures(example, preparation, self._processor.max_pixels)
+            return read_pictures(example, preparation, self._processor.reader.max_pixels)
         except ImageError as error:
             return str(error)
 

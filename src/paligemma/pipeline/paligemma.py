@@ -38,7 +38,6 @@ from paligemma.pipeline.pictures import (
     Picture,
     about,
     encode_pictures,
-    open_picture,
 )
 from paligemma.pipeline.streaming import checked, text_pieces
 from paligemma.processing import prompts
@@ -299,7 +298,7 @@ class PaliGemma:
 
     def open_picture(self, source: ImageSource) -> NDArray[Any]:
         """uint8[H, W, 3] of a picture, upright, within the bounds this model was loaded with."""
-        return open_picture(source, self.processor)
+        return self.processor.reader.load(source)
 
     # Answering
 

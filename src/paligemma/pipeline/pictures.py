@@ -11,7 +11,7 @@ from torch import Tensor
 from paligemma.errors import ImageError
 from paligemma.pipeline.engine import Engine, Request
 from paligemma.pipeline.options import AskKeywords
-from paligemma.processing.image import ImageSource, load_image
+from paligemma.processing.image import ImageSource
 from paligemma.processing.processor import Processor
 
 if TYPE_CHECKING:
@@ -100,12 +100,7 @@ def _read(
     """Pixels as the model reads them, and the (first) picture itself."""
     many = isinstance(image, list | tuple)
     frames = [
-        frame if isinstance(frame, Tensor) else open_picture(frame, processor)
+        frame if isinstance(frame, Tensor) else processor.reader.load(frame)
         for frame in (cast(Frames, image) if many else [cast(ImageSource, image)])
     ]
     return processor.pixels(frames if many else frames[0]), frames[0]
-
-
-def open_picture(source: ImageSource, processor: Processor) -> NDArray[Any]:
-    """uint8[H, W, 3] of a picture, upright, within the processor's bounds."""
-    return load_image(source, allow_url=processor.allow_url, max_pixels=processor.max_pixels)

@@ -14,29 +14,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, cast
 
-import numpy as np
 import torch
 
 from paligemma.batch import Batch, TokenRow
-from paligemma.errors import ConfigError, ImageError, PromptError
-from paligemma.processing.frames import MAX_FRAMES, sample_frames
-from paligemma.processing.image import MAX_PIXELS, ImageSource, load_image
+from paligemma.errors import PromptError
+from paligemma.processing.image import MAX_PIXELS, ImageSource
+from paligemma.processing.pixels import ExampleImages, PixelReader, stack_pixels
 from paligemma.processing.prompts import clean_prompt, require_bounded, strip_markers
-from paligemma.processing.resize import (
-    BICUBIC,
-    require_resize_method,
-    resize,
-    resize_float,
-    to_unit_range,
-)
+from paligemma.processing.resize import BICUBIC
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.vocab import Vocab
 
 logger = logging.getLogger(__name__)
-
-ExampleImages: TypeAlias = "ImageSource | torch.Tensor | Sequence[ImageSource | torch.Tensor]"
 
 
 def layout(
@@ -95,19 +85,22 @@ class Processor:
         allow_url: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        require_resize_method(resize_method)
-        if image_size_px < 1:
-            raise ConfigError(f"image_size_px must be positive, got {image_size_px}")
         self.tokenizer = tokenizer
-        self.image_size_px = image_size_px
-        self.resize_method = resize_method
-        self.allow_url = allow_url
-        self.max_pixels = max_pixels
+        self.reader = PixelReader(
+            image_size_px=image_size_px,
+            resize_method=resize_method,
+            allow_url=allow_url,
+            max_pixels=max_pixels,
+        )
         self._reported: set[str] = set()
 
     @property
     def vocab(self) -> Vocab:
         return self.tokenizer.vocab
+
+    @property
+    def image_size_px(self) -> int:
+        return self.reader.image_size_px
 
     def prompt_row(self, prompt: str, suffix: str = "") -> TokenRow:
         """The tokens of one prompt to be continued.
@@ -203,30 +196,8 @@ class Processor:
         return self._batch(images, rows, text_len + 1, with_loss=True)
 
     def pixels(self, example: ExampleImages) -> torch.Tensor:
-        """The picture or pictures of one example as the model reads them.
-
-        Args:
-            example: a picture, a list of F pictures, or a float tensor made by this method or by
-                `video_pixels` earlier, which is passed through.
-
-        Returns:
-            float32[R, R, 3] or, for a list, [F, R, R, 3], in [-1, 1].
-
-        Raises:
-            ImageError: a bad picture, an empty list, or a tensor of another size.
-        """
-        if isinstance(example, torch.Tensor):
-            return self._checked(example)
-        if isinstance(example, list | tuple):
-            if not 1 <= len(example) <= MAX_FRAMES:
-                raise ImageError(
-                    f"an example must have 1 to {MAX_FRAMES} pictures, got {len(example)}"
-                )
-            return self._checked(torch.stack([self.pixels(frame) for frame in example]))
-        image = self._load(cast(ImageSource, example))
-        return torch.from_numpy(
-            to_unit_range(resize(image, self.image_size_px, self.resize_method))
-        )
+        """Pictures of one example as the model reads them, see `PixelReader.pixels`."""
+        return self.reader.pixels(example)
 
     def video_pixels(
         self,
@@ -236,36 +207,8 @@ class Processor:
         stride: int = 1,
         offset: int = 0,
     ) -> torch.Tensor:
-        """Sampled frames of a clip; always resized bilinearly and not truncated to grey levels.
-
-        Args:
-            frames: pictures in time order; `num_frames`, `stride`, `offset` as in `sample_frames`.
-
-        Returns:
-            float32[num_frames, R, R, 3] in [-1, 1].
-
-        Source: big_vision pp/proj/paligemma/video.py.
-        """
-        picked = sample_frames(frames, num_frames, stride, offset)
-        decoded: dict[int, np.ndarray] = {}
-        for frame in picked:  # a repeated frame is decoded once
-            if id(frame) not in decoded:
-                resized = resize_float(self._load(frame), self.image_size_px, antialias=False)
-                decoded[id(frame)] = to_unit_range(resized)
-        return torch.from_numpy(np.stack([decoded[id(frame)] for frame in picked]))
-
-    def _load(self, source: ImageSource) -> np.ndarray:
-        return load_image(source, allow_url=self.allow_url, max_pixels=self.max_pixels)
-
-    def _checked(self, prepared: torch.Tensor) -> torch.Tensor:
-        square = (self.image_size_px, self.image_size_px, 3)
-        fits = prepared.ndim in (3, 4) and tuple(prepared.shape[-3:]) == square
-        if prepared.dtype != torch.float32 or not fits:
-            raise ImageError(
-                f"prepared pixels must be float32 {list(square)}, with a frame axis or without, "
-                f"got {prepared.dtype} {list(prepared.shape)}; pass the picture itself"
-            )
-        return prepared
+        """Sampled frames of a clip, see `PixelReader.video_pixels`."""
+        return self.reader.video_pixels(frames, num_frames, stride, offset)
 
     def _reporting(self, clean: Callable[[str], tuple[str, tuple[str, ...]]], prompt: str) -> str:
         """Applies a cleaning function and logs each kind of notice once."""
@@ -287,7 +230,7 @@ class Processor:
         return Batch.from_rows(
             [row.fit(length, self.vocab.pad) for row in rows],
             pad=self.vocab.pad,
-            images=None if images is None else _stack(list(map(self.pixels, images))),
+            images=None if images is None else stack_pixels(list(map(self.pixels, images))),
             with_loss=with_loss,
         )
 
@@ -304,13 +247,3 @@ def _require_same_count(
             f"a batch needs one picture, one prompt and one suffix for each example, got "
             f"{num_images}, {len(prompts)} and {len(suffixes)}"
         )
-
-
-def _stack(pixels: Sequence[torch.Tensor]) -> torch.Tensor:
-    shapes = sorted({tuple(example.shape) for example in pixels})
-    if len(shapes) > 1:
-        raise ImageError(
-            f"all examples of a batch must have the same number of pictures, got shapes {shapes}; "
-            "batch them apart"
-        )
-    return torch.stack(list(pixels))
