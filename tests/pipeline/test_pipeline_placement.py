@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pretend_device import OnDevice, PlacementError, PretendDevice, pretend_device
-from scene_training import OPTIM
 from tiny_folder import DESK
 
 from paligemma import Detections, PaliGemma, TextAnswer
 from paligemma.example import OBJECTS, Asking, Example
 from paligemma.jobs.model_answerer import ModelAnswerer
 from paligemma.tasks.scenes.rows import ScenePicture
+from paligemma.tiny.locations import spread_losses
 from paligemma.train.loss import training_loss
-from paligemma.train.optim import Optimizer
+from paligemma.train.optim import OptimConfig, Optimizer
+from paligemma.train.schedule import ScheduleConfig
 from paligemma.weights.load import load_model
 from paligemma.weights.save import save_model
 
 PROMPTS = ["caption en", "answer en how many red stars are there in the picture?", "ocr"]
+OPTIM = OptimConfig(lr=1e-3, wd=1e-4, schedule=((".*", ScheduleConfig(warmup_steps=2)),))
 SHORT: dict[str, Any] = {"max_new_tokens": 6}
 
 Ask = Callable[[PaliGemma], Any]
@@ -126,7 +129,8 @@ def test_a_training_step_stays_on_the_device(tiny_dir: Path, device: PretendDevi
         optimizer = Optimizer(pg.model, OPTIM, total_steps=4)
         for _ in range(2):
             optimizer.zero_grad()
-            training_loss(pg.model, batch.to(name), loc_sigma_bins=2.0).loss.backward()
+            spread = partial(spread_losses, loc0=pg.vocab.loc0, sigma_bins=2.0)
+            training_loss(pg.model, batch.to(name), token_loss=spread).loss.backward()
             optimizer.step()
         updated.append({name: p.cpu() for name, p in pg.model.named_parameters()})
     for name, ours in updated[0].items():

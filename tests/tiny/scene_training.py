@@ -17,16 +17,9 @@ from paligemma.processing.tokenizer import Tokenizer
 from paligemma.tiny.data import SceneSource
 from paligemma.tiny.objective import LossWeights, SceneObjective
 from paligemma.tiny.start import PATCH_PX, tiny_config
-from paligemma.train.optim import OptimConfig
-from paligemma.train.schedule import ScheduleConfig
 
 EMBEDDED = Path(str(resources.files("paligemma"))) / "models" / "tiny"
 FIELD_PX, WINDOW_PX = 96, 64
-OPTIM = OptimConfig(
-    lr=1e-3,
-    wd=1e-4,
-    schedule=((".*", ScheduleConfig(decay_type="cosine", warmup_steps=2)),),
-)
 
 
 @cache
