@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from paligemma.pipeline.paligemma import PaliGemma
     from paligemma.pipeline.pictures import EncodedImage
 
+# The decorators give every command its `model`, `decoding` and `output`, some their `objects`; a
+# command that only passes them on takes them as `**how`.
 Ask = Callable[["PaliGemma", "EncodedImage"], "TextAnswer | Detections"]
-Frames = tuple[str, ...]  # one picture, or the frames of one example
+Frames = tuple[str, ...]  # of one example
 
 images_argument = click.argument(
     "images", cls=ImagesArgument, nargs=-1, required=True, metavar="IMAGE..."
@@ -42,14 +44,7 @@ images_argument = click.argument(
 @decoding_options
 @object_options
 @output_options
-def run(
-    images: tuple[str, ...],
-    prompt: str,
-    model: ModelChoice,
-    decoding: dict[str, Any],
-    objects: dict[str, Any],
-    output: OutputChoice,
-) -> None:
+def run(images: tuple[str, ...], prompt: str, **how: Any) -> None:
     """Ask PROMPT about IMAGE; the prompt decides what comes back.
 
     Prompts that start with "detect" or "segment" give boxes or masks, others text. Several
@@ -59,7 +54,7 @@ def run(
     paligemma run photo.jpg "detect cat ; dog" -o found.png
     paligemma run a.jpg b.jpg "answer en how many people are there?" --json
     """
-    _ask_objects(images, prompt, model, decoding, objects, output)
+    _ask_objects(images, prompt, **how)
 
 
 @click.command()
@@ -75,14 +70,7 @@ def run(
 @model_options
 @decoding_options
 @output_options
-def caption(
-    images: tuple[str, ...],
-    lang: str,
-    style: str,
-    model: ModelChoice,
-    decoding: dict[str, Any],
-    output: OutputChoice,
-) -> None:
+def caption(images: tuple[str, ...], lang: str, style: str, **how: Any) -> None:
     """Describe IMAGE.
 
     \b
@@ -90,7 +78,7 @@ def caption(
     """
     from paligemma.processing.prompts import caption_prompt
 
-    _ask_text([(image,) for image in images], caption_prompt(lang, style), model, decoding, output)
+    _ask_text(images, caption_prompt(lang, style), **how)
 
 
 @click.command()
@@ -100,14 +88,7 @@ def caption(
 @model_options
 @decoding_options
 @output_options
-def answer(
-    images: tuple[str, ...],
-    question: str,
-    lang: str,
-    model: ModelChoice,
-    decoding: dict[str, Any],
-    output: OutputChoice,
-) -> None:
+def answer(images: tuple[str, ...], question: str, lang: str, **how: Any) -> None:
     """Answer QUESTION about IMAGE.
 
     \b
@@ -115,9 +96,7 @@ def answer(
     """
     from paligemma.processing.prompts import answer_prompt
 
-    _ask_text(
-        [(image,) for image in images], answer_prompt(question, lang), model, decoding, output
-    )
+    _ask_text(images, answer_prompt(question, lang), **how)
 
 
 @click.command()
@@ -125,9 +104,7 @@ def answer(
 @model_options
 @decoding_options
 @output_options
-def read(
-    images: tuple[str, ...], model: ModelChoice, decoding: dict[str, Any], output: OutputChoice
-) -> None:
+def read(images: tuple[str, ...], **how: Any) -> None:
     """Read the text in IMAGE.
 
     \b
@@ -135,7 +112,7 @@ def read(
     """
     from paligemma.processing.prompts import read_prompt
 
-    _ask_text([(image,) for image in images], read_prompt(), model, decoding, output)
+    _ask_text(images, read_prompt(), **how)
 
 
 @click.command()
@@ -145,14 +122,7 @@ def read(
 @decoding_options
 @object_options
 @output_options
-def detect(
-    images: tuple[str, ...],
-    labels: str,
-    model: ModelChoice,
-    decoding: dict[str, Any],
-    objects: dict[str, Any],
-    output: OutputChoice,
-) -> None:
+def detect(images: tuple[str, ...], labels: str, **how: Any) -> None:
     """Find LABELS, separated by ";", in IMAGE.
 
     Prints label, confidence and box (left, top, right, bottom in pixels) of each object found.
@@ -162,7 +132,7 @@ def detect(
     """
     from paligemma.processing.prompts import detect_prompt
 
-    _ask_objects(images, detect_prompt(labels), model, decoding, objects, output)
+    _ask_objects(images, detect_prompt(labels), **how)
 
 
 @click.command()
@@ -172,14 +142,7 @@ def detect(
 @decoding_options
 @object_options
 @output_options
-def segment(
-    images: tuple[str, ...],
-    labels: str,
-    model: ModelChoice,
-    decoding: dict[str, Any],
-    objects: dict[str, Any],
-    output: OutputChoice,
-) -> None:
+def segment(images: tuple[str, ...], labels: str, **how: Any) -> None:
     """Outline LABELS, separated by ";", in IMAGE.
 
     Released models need their mask codec, vae-oid.npz: beside the model, as --mask-codec, or named
@@ -190,7 +153,7 @@ def segment(
     """
     from paligemma.processing.prompts import segment_prompt
 
-    _ask_objects(images, segment_prompt(labels), model, decoding, objects, output)
+    _ask_objects(images, segment_prompt(labels), **how)
 
 
 @click.command()
@@ -219,7 +182,7 @@ def generate(
     examples = [images] if frames else [(image,) for image in images]
     shows_text = not output.as_json and output.overlay is None
     if len(examples) > 1 or not shows_text or {"num_beams", "best_of"} & decoding.keys():
-        _ask_text(examples, prompt, model, decoding, output)
+        _ask_text(examples, prompt, model=model, decoding=decoding, output=output)
         return
     _check_prompt(prompt)
     require_pictures(images, model)
@@ -232,8 +195,9 @@ def generate(
 
 
 def _ask_objects(
-    images: tuple[str, ...],
+    images: Sequence[str],
     prompt: str,
+    *,
     model: ModelChoice,
     decoding: dict[str, Any],
     objects: dict[str, Any],
@@ -260,13 +224,7 @@ def _ask_objects(
         # The threshold applies to the confidences that are shown.
         return found.above(threshold)
 
-    answers = _answer_each(
-        [(image,) for image in images],
-        prompt,
-        ask,
-        model=model,
-        output=output,
-    )
+    answers = _answer_each(images, prompt, ask, model=model, output=output)
     from paligemma.processing.prompts import object_prompt, strip_markers
 
     if object_prompt(strip_markers(prompt)[0]) is None:
@@ -285,23 +243,21 @@ def _ask_objects(
 
 
 def _ask_text(
-    examples: Sequence[Frames],
+    examples: Sequence[str | Frames],
     prompt: str,
+    *,
     model: ModelChoice,
     decoding: dict[str, Any],
     output: OutputChoice,
 ) -> None:
-    _answer_each(
-        examples,
-        prompt,
-        lambda pg, picture: pg.generate(picture, prompt, **decoding),
-        model=model,
-        output=output,
-    )
+    def ask(pg: PaliGemma, picture: EncodedImage) -> TextAnswer:
+        return pg.generate(picture, prompt, **decoding)
+
+    _answer_each(examples, prompt, ask, model=model, output=output)
 
 
 def _answer_each(
-    examples: Sequence[Frames],
+    examples: Sequence[str | Frames],
     prompt: str,
     ask: Ask,
     *,
@@ -314,7 +270,8 @@ def _answer_each(
     ends with exit code 2.
 
     Args:
-        examples: paths, or URLs where the model may fetch them.
+        examples: a picture each, or the frames of one example; paths, or URLs where the model may
+            fetch them.
         prompt: the prompt that `ask` asks, for the record.
         ask: function from a model and a picture to the answer.
         model: the model to load.
@@ -330,16 +287,17 @@ def _answer_each(
 
     # A bad prompt or path is reported before a large model is loaded.
     _check_prompt(prompt)
-    images = [image for example in examples for image in example]
+    frames = [(example,) if isinstance(example, str) else example for example in examples]
+    images = [image for example in frames for image in example]
     require_pictures(images, model)
-    overlays = list(overlay_paths([example[0] for example in examples], output.overlay))
+    overlays = list(overlay_paths([example[0] for example in frames], output.overlay))
     require_kept(images, filter(None, overlays))
     pg = model.load()
     records = []
     answers = []
     failed = False
-    for example, overlay in zip(examples, overlays, strict=True):
-        name = click.format_filename(example[0]) if len(examples) > 1 else None
+    for example, overlay in zip(frames, overlays, strict=True):
+        name = click.format_filename(example[0]) if len(frames) > 1 else None
         try:
             pictures = [pg.open_picture(image) for image in example]
             found = ask(pg, pg.encode_image(pictures if len(pictures) > 1 else pictures[0]))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paligemma.outputs.boxes import Box, Divisor, decode_boxes
+from paligemma.outputs.boxes import Box, Divisor, as_box, decode_boxes
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.masks import paste_mask
 from paligemma.outputs.types import Detection, ParsedObject, ParsedOutput
@@ -63,7 +63,7 @@ def _detection(
     scores = item.scores
     return Detection(
         label=item.label,
-        box_yxyx=_as_box(box),
+        box_yxyx=as_box(box),
         image_wh=image_wh,
         score=None if scores is None else scores.score,
         box_score=None if scores is None else scores.box_score,
@@ -77,9 +77,4 @@ def _detection(
 
 
 def _scaled(bins: Box | None, divisor: Divisor) -> Box | None:
-    return None if bins is None else _as_box(np.asarray(bins, np.float64) / divisor)
-
-
-def _as_box(values: np.ndarray) -> Box:
-    y0, x0, y1, x1 = (float(v) for v in values)
-    return y0, x0, y1, x1
+    return None if bins is None else as_box(np.asarray(bins, np.float64) / divisor)

@@ -61,6 +61,12 @@ def require_box(box_yxyx: Sequence[float]) -> None:
         )
 
 
+def as_box(values: Iterable[float]) -> Box:
+    """Four numbers of an array as a tuple of floats."""
+    y0, x0, y1, x1 = map(float, values)
+    return y0, x0, y1, x1
+
+
 def decode_boxes(bins: ArrayLike, *, divisor: Divisor = 1023) -> np.ndarray:
     """Normalised coordinates of bins: int[..., 4] in [0, 1023] -> float32[..., 4] in [0, 1]."""
     return np.asarray(bins, np.float32) / np.float32(divisor)

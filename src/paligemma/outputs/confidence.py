@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paligemma.outputs.boxes import Box
+from paligemma.outputs.boxes import as_box
 from paligemma.outputs.types import ObjectScores, TokenRecord
 from paligemma.vocab import NUM_LOC
 
@@ -57,7 +57,7 @@ def score_object(
             for row, b in zip(rows, positions.bins, strict=True)
         ]
         moments = [_mean_and_std(row, b) for row, b in zip(rows, positions.bins, strict=True)]
-        expected, std = _box([m for m, _ in moments]), _box([s for _, s in moments])
+        expected, std = as_box(m for m, _ in moments), as_box(s for _, s in moments)
     box_score = _geometric_mean(coordinates)
     mask_score = None if positions.seg is None else _geometric_mean(probs[list(positions.seg)])
     label_score = None if positions.label is None else float(probs[slice(*positions.label)].prod())
@@ -91,8 +91,3 @@ def _mean_and_std(row: np.ndarray, emitted: int) -> tuple[float, float]:
     bins = np.arange(len(row))
     mean = float((row * bins).sum() / total)
     return mean, float(np.sqrt((row * (bins - mean) ** 2).sum() / total))
-
-
-def _box(values: list[float]) -> Box:
-    y0, x0, y1, x1 = values
-    return y0, x0, y1, x1
