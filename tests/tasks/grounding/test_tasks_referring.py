@@ -275,7 +275,7 @@ def test_a_missing_or_wrong_field_is_named(
         ({"segmentation": None}, "segmentation must be polygons"),
         ({"segmentation": [["a"] * 6]}, "segmentation must be polygons"),
         ({"segmentation": {"size": [2, 2], "counts": [4]}}, r"lies on a picture of \[20, 40\]"),
-        ({"segmentation": {"size": [20, 40], "counts": [1]}}, "Run lengths must"),
+        ({"segmentation": {"size": [20, 40], "counts": [1]}}, "run lengths must"),
     ],
 )
 def test_a_wrong_outline_is_named(data: Path, changed: dict[str, Any], message: str) -> None:
