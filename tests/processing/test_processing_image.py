@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zlib
@@ -76,6 +78,22 @@ def test_lossy_formats_are_read(kind: str) -> None:
     flat = np.full((16, 16, 3), 100, dtype=np.uint8)
     loaded = load_image(encoded(Image.fromarray(flat), kind))
     assert np.abs(loaded.astype(int) - 100).max() <= 3
+
+
+def test_readers_of_rarer_formats_are_imported_only_for_them(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "a.webp"]
+    for path in paths:
+        Image.fromarray(RGB).save(path, lossless=True)
+    script = (
+        "import sys\n"
+        "from paligemma.processing.image import load_image\n"
+        "for path in sys.argv[1:]:\n"
+        "    print(load_image(path).sum(), 'PIL.WebPImagePlugin' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, paths)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(RGB.sum()), "False", str(RGB.sum()), "True"]
 
 
 def test_grey_is_replicated() -> None:

@@ -136,9 +136,7 @@ def _from_bytes(data: bytes, name: str, max_pixels: int, upright: bool) -> NDArr
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own bound is stricter, damage is an error below
-            Image.init()
-            formats = [name for name in _FORMATS if name in Image.OPEN]
-            image = Image.open(io.BytesIO(data), formats=formats)
+            image = _recognised(data)
     except Image.DecompressionBombError as error:
         raise ImageError(_too_many_pixels(name, "more than 178 million", max_pixels)) from error
     except Exception as error:  # hostile headers raise whatever a plugin stumbles over
@@ -147,6 +145,22 @@ def _from_bytes(data: bytes, name: str, max_pixels: int, upright: bool) -> NDArr
             f"{name} cannot be recognised as one; convert it first"
         ) from error
     return _decode(image, name, max_pixels, upright)
+
+
+def _recognised(data: bytes) -> Image.Image:
+    """The picture, its header read; many modules for rarer formats are imported only for them."""
+    from PIL import Image, UnidentifiedImageError
+
+    def opened() -> Image.Image:
+        formats = [name for name in _FORMATS if name in Image.OPEN]
+        return Image.open(io.BytesIO(data), formats=formats)
+
+    Image.preinit()
+    try:
+        return opened()
+    except UnidentifiedImageError:
+        Image.init()
+        return opened()
 
 
 def _too_many_pixels(name: str, found: str, max_pixels: int) -> str:
