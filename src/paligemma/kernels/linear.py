@@ -119,6 +119,9 @@ class Linear(nn.Linear):
     has the same `forward`, `dtype` and `device`.
     """
 
+    def reset_parameters(self) -> None:
+        """Leave the values as they are in memory: every model draws or loads them all itself."""
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of inputs and outputs."""
@@ -145,8 +148,7 @@ class TiedEmbedding(nn.Module):
 
     def __init__(self, num_tokens: int, width: int) -> None:
         super().__init__()
-        # The table is left as it is in memory: drawing it on the meta device would import torch's
-        # compiler, two seconds of processor time at every start.
+        # Left as it is in memory, as in `Linear`.
         self.weight = nn.Parameter(torch.empty(num_tokens, width))
 
     @property

@@ -21,7 +21,9 @@ from paligemma.model.siglip import SigLIP
 class PaliGemmaModel(nn.Module):
     """Soft tokens of the image in front of the text, one decoder over both.
 
-    Every method takes the image as soft tokens, so that one image can serve many prompts.
+    Every method takes the image as soft tokens, so that one image can serve many prompts. The
+    weights of a new model are whatever memory holds: `init_weights` draws them, and
+    `paligemma.weights` loads them.
     """
 
     def __init__(self, config: PaliGemmaConfig) -> None:
