@@ -357,3 +357,11 @@ def find_release(name: str) -> tuple[Release, int]:
         for release in RELEASES
     )
     raise ModelNotFoundError(f"no release is named {name!r}; published names are {known}")
+
+
+def named_release(name: str) -> tuple[Release, int] | None:
+    """As `find_release`, without a revision after "@"; None for a model that is not a release."""
+    try:
+        return find_release(name.partition("@")[0])
+    except ModelNotFoundError:
+        return None

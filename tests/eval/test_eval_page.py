@@ -72,7 +72,7 @@ class Reader(HTMLParser):
 def test_whatever_a_model_wrote_stays_text() -> None:
     scored = quiz(list("abcde"), HOSTILE, slices=HOSTILE, model=HOSTILE[1], command=HOSTILE[2])
     scored = replace(scored, examples=[replace(one, prefix=HOSTILE[0]) for one in scored.examples])
-    read = Reader(page_of(scored, pictures=grey))
+    read = Reader(page_of(scored, pictures=lambda ids: grey))
     assert read.open == []
     names = {tag for tag, _ in read.tags}
     assert not names & {"script", "iframe", "object", "link", "a", "form", "input"}
@@ -102,7 +102,7 @@ def test_an_element_inside_an_element_is_not_escaped_but_text_is() -> None:
 
 
 def test_the_page_asks_for_nothing() -> None:
-    page = page_of(quiz(["a", "b"], ["a", "x"]), pictures=grey)
+    page = page_of(quiz(["a", "b"], ["a", "x"]), pictures=lambda ids: grey)
     read = Reader(page)
     policy = next(attrs["content"] for _, attrs in read.tags if "http-equiv" in attrs)
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -143,7 +143,7 @@ def test_pictures_are_small_jpegs_with_boxes_and_reference_beside_answer() -> No
     def large(name: str) -> list[np.ndarray]:
         return [np.full((1200, 1600, 3), 128, np.uint8)]
 
-    page = page_of(scored, pictures=large)
+    page = page_of(scored, pictures=lambda ids: large)
     images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     assert len(images) == 2
     there, said = (np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in images)
@@ -161,16 +161,16 @@ def test_a_picture_that_cannot_be_read_again_is_told_and_spoils_nothing() -> Non
     def gone(name: str) -> list[np.ndarray]:
         raise ImageError(f"{name}.jpg is no picture")
 
-    page = page_of(quiz(["a", "b"], ["x", "b"]), pictures=gone)
+    page = page_of(quiz(["a", "b"], ["x", "b"]), pictures=lambda ids: gone)
     assert "the picture cannot be shown: q0.jpg is no picture" in page
-    assert "no picture" in page_of(quiz(["a"], ["x"]), pictures=lambda name: [])
+    assert "no picture" in page_of(quiz(["a"], ["x"]), pictures=lambda ids: lambda name: [])
 
 
 def test_a_clip_is_shown_by_four_frames() -> None:
     def clip(name: str) -> list[np.ndarray]:
         return [np.full((20, 20, 3), 10 * k, np.uint8) for k in range(16)]
 
-    page = page_of(quiz(["a"], ["x"]), pictures=clip)
+    page = page_of(quiz(["a"], ["x"]), pictures=lambda ids: clip)
     assert page.count("data:image/jpeg") == 4
 
 

@@ -13,8 +13,8 @@ from fake_runs import BOXES, boxes, config, found, questions, quiz, write_run
 from paligemma.config import release_config, release_of
 from paligemma.errors import DataError
 from paligemma.eval import resampling
-from paligemma.eval.example_scores import example_scores
-from paligemma.eval.report import identity_of, ids_hash, make_report, to_table, worst
+from paligemma.eval.example_scores import example_scores, worst
+from paligemma.eval.report import identity_of, ids_hash, make_report, to_table
 from paligemma.eval.resampling import resampled_values, unit_of
 from paligemma.eval.scored import reference_words, score_run
 from paligemma.example import Example, Prediction
@@ -116,7 +116,7 @@ def test_slices_have_their_own_figures_and_intervals() -> None:
 def test_a_slice_that_the_scorer_reports_itself_is_not_shown_twice() -> None:
     scored = quiz(["yes", "two"], ["yes", "x"], slices=["yesno", "number"])
     report = make_report(scored, published=says())
-    assert [one.measure for one in report.rows] == ["accuracy", "accuracy/yesno"]
+    assert [one.measure for one in report.figures] == ["accuracy", "accuracy/yesno"]
     assert [one.group for one in report.slices] == ["number"]
 
 
@@ -148,7 +148,7 @@ def test_a_statistic_that_some_resamples_leave_undefined_has_an_interval_over_th
             raise DataError("no object to find")
         return float(weights[1])
 
-    (values,) = resampled_values({"x": second_only}, np.arange(2), num_resamples=200).values()
+    (values,) = resampled_values({"x": (second_only, 2)}, np.arange(2), num_resamples=200).values()
     assert np.isnan(values).any()
     assert bounds(values) == (1.0, 2.0)
     assert all(map(math.isnan, bounds(np.array([math.nan]))))
@@ -167,19 +167,20 @@ def test_slow_statistics_get_fewer_resamples_and_a_headline_more_patience(
         return statistic
 
     monkeypatch.setattr(resampling.time, "perf_counter", lambda: clock["now"])
-    statistics = {"quick": takes(0.005), "slow": takes(0.1), "hour": takes(4.0)}
+    seconds = {"quick": 0.005, "slow": 0.1, "hour": 4.0}
+    statistics = {name: (takes(each), 2) for name, each in seconds.items()}
     found = resampled_values(statistics, np.arange(2))
     assert {name: len(values) for name, values in found.items()} == {
         "quick": 1000,
         "slow": 200,
         "hour": 0,
     }
-    (values,) = resampled_values({"slow": takes(0.1)}, np.arange(2), headline="slow").values()
+    (values,) = resampled_values({"slow": (takes(0.1), 2)}, np.arange(2), headline="slow").values()
     assert len(values) == 1000
-    (values,) = resampled_values({"x": takes(0.1)}, np.arange(2), most={"x": 2}).values()
+    (values,) = resampled_values({"x": (takes(0.1), 2)}, np.arange(2), most={"x": 2}).values()
     assert len(values) == 2
     # Twenty million draws at most, and never fewer than 200 resamples for that.
-    (values,) = resampled_values({"x": takes(0.0)}, np.arange(40_000)).values()
+    (values,) = resampled_values({"x": (takes(0.0), 40_000)}, np.arange(40_000)).values()
     assert len(values) == 500
 
 

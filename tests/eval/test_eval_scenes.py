@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from paligemma.errors import ConfigError
+from paligemma.eval.figures import Figure
 from paligemma.eval.options import EvalOptions
-from paligemma.eval.report import Report, Row, make_report, to_table
+from paligemma.eval.report import Report, make_report, to_table
 from paligemma.eval.runner import evaluate, run_task
 from paligemma.eval.scored import score_run
 from paligemma.example import Example, FoundObject, Prediction
@@ -110,8 +111,8 @@ def report(answerer: Answerer, task: Task, folder: Path) -> Report:
     return make_report(score_run(run(answerer, task, folder), task))
 
 
-def row(report: Report, measure: str) -> Row:
-    (found,) = (one for one in report.rows if one.measure == measure)
+def row(report: Report, measure: str) -> Figure:
+    (found,) = (one for one in report.figures if one.measure == measure)
     return found
 
 
@@ -204,7 +205,7 @@ def test_figures_rest_on_the_task_alone_and_cover_every_example(tmp_path: Path) 
     measures = task.score(examples, list(half.values()))
     assert {one.num for one in measures} == {len(examples)}
     found = report(Half(), task, tmp_path)
-    assert [one.measure for one in found.rows] == [one.name for one in measures]
+    assert [one.measure for one in found.figures] == [one.name for one in measures]
     for one in measures:
         assert row(found, one.name).value == pytest.approx(100 * one.value, nan_ok=True)
     assert 20 < row(found, "detect_ap50").value < 90

@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from paligemma.config import named_release
 from paligemma.errors import (
     AccessError,
     CheckpointError,
@@ -291,6 +292,6 @@ def test_every_published_id_is_a_row_of_the_table_of_releases() -> None:
     ids = published_ids()
     assert len(ids) == 5 + 6 + 6 + 5
     assert "google/paligemma2-28b-pt-896" in ids
-    assert all(catalog.release_of(name) for name in ids)
-    assert catalog.release_of("google/paligemma2-3b-ft-docci-448")
-    assert catalog.release_of("somebody/else") is None
+    assert all(named_release(name) for name in ids)
+    assert named_release("google/paligemma2-3b-ft-docci-448")
+    assert named_release("somebody/else") is None

@@ -78,7 +78,7 @@ def _published_lines(task: Task) -> list[str]:
 
 def task_json(task: Task) -> dict[str, Any]:
     """Everything about one benchmark as JSON."""
-    from paligemma.eval.report import published_json
+    from paligemma.eval.figures import published_json
     from paligemma.tasks.published import published
 
     comparable = {split: published(task, our_split=split) for split in task.splits}

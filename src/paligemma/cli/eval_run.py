@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from paligemma.eval.options import EvalOptions
-    from paligemma.eval.page import Pictures
-    from paligemma.eval.report import Report
+    from paligemma.eval.page_parts import Pictures
     from paligemma.example import Example
     from paligemma.jobs.run_folder import Run
     from paligemma.tasks.task import Task
@@ -242,23 +241,12 @@ def report_run(
     body = report.to_json()
     write_whole(run.path / SCORES, [json.dumps(body, indent=1, allow_nan=False) + "\n"])
     if with_page:
-        write_whole(run.path / PAGE, [report_page(report, pictures=_shown(run, report))])
+        write_whole(run.path / PAGE, [report_page(report, pictures=partial(pictures_of, run))])
         click.echo(f"paligemma: wrote {run.path / PAGE}", err=True)
     if as_json:
         echo_json({**body, "folder": str(run.path)})
     else:
         click.echo(to_table(report))
-
-
-def _shown(run: Run, report: Report) -> Pictures | None:
-    from paligemma.eval.example_scores import example_scores
-    from paligemma.eval.page import NUM_WORST
-    from paligemma.eval.report import worst
-
-    scored = report.scored
-    positions = worst(scored, example_scores(scored), NUM_WORST)
-    ids = [scored.examples[k].id for k in positions]
-    return pictures_of(run, ids)
 
 
 def task_of(run: Run) -> Task:

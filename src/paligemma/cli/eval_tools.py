@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,12 +208,9 @@ def compare_command(
         scored.append(score_run(run, rules=chosen))
     found = compare(*scored, seed=seed)
     if page is not None:
-        from paligemma.eval.compare_page import NUM_EXAMPLES, compare_page
+        from paligemma.eval.compare_page import compare_page
 
-        shown = [k for won in (True, False) for k in found.largest(NUM_EXAMPLES, won=won)]
-        ids = [found.first.examples[k].id for k in shown]
-        pictures = pictures_of(runs[0], ids)
-        write_whole(page, [compare_page(found, pictures=pictures)])
+        write_whole(page, [compare_page(found, pictures=partial(pictures_of, runs[0]))])
         click.echo(f"paligemma: wrote {page}", err=True)
     if as_json:
         echo_json(found.to_json())

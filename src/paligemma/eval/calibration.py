@@ -9,8 +9,8 @@ Source: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -189,12 +189,18 @@ def best_threshold(
     return float(p[ends[best]]), float(value[best])
 
 
-def fit_objects(outcomes: Outcomes, *, precision: float | None = None) -> ObjectCalibration:
-    """Temperature of all boxes together, then a threshold a label on tempered confidences.
+def fit_objects(
+    outcomes: Outcomes,
+    *,
+    precision: float | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> ObjectCalibration:
+    """Temperature of all boxes together, then a threshold for each label on tempered confidences.
 
     Args:
-        outcomes: from `object_outcomes`.
+        outcomes: result of `object_outcomes`.
         precision: see `best_threshold`.
+        origin: facts about the run, kept beside the figures of the fit.
 
     Raises:
         ConfigError: a precision outside (0, 1].
@@ -204,37 +210,35 @@ def fit_objects(outcomes: Outcomes, *, precision: float | None = None) -> Object
         raise ConfigError(f"precision must lie in (0, 1], got {precision:g}")
     temperature = fit_temperature(outcomes.confidence, outcomes.is_hit)
     p = tempered(outcomes.confidence, temperature)
-    everything = sum(outcomes.num_true.values())
-    default, reached = best_threshold(p, outcomes.is_hit, everything, precision=precision)
+    num_true = sum(outcomes.num_true.values())
+    default, reached = best_threshold(p, outcomes.is_hit, num_true, precision=precision)
     labels = np.array(outcomes.label, object)
     thresholds = {}
     for name in sorted(set(outcomes.num_true) | set(outcomes.label)):
         own = labels == name
         if int(outcomes.is_hit[own].sum()) >= MIN_HITS:
-            num_true = outcomes.num_true.get(name, 0)
             thresholds[name], _ = best_threshold(
-                p[own], outcomes.is_hit[own], num_true, precision=precision
+                p[own], outcomes.is_hit[own], outcomes.num_true.get(name, 0), precision=precision
             )
     goal = "best F1 at IoU 0.5" if precision is None else f"precision {precision:g} at IoU 0.5"
-    fit = {"goal": goal, "reached_by_all_labels": round(reached, 6), **_figures(outcomes)}
+    fitted_on = {**(origin or {}), "goal": goal, "reached_by_all_labels": round(reached, 6)}
     return ObjectCalibration(
         temperature=temperature,
         thresholds=thresholds,
         default_threshold=default,
-        fitted_on={**fit, "num_hits": int(outcomes.is_hit.sum()), "num_true": everything},
+        fitted_on={**fitted_on, **_figures(outcomes), "num_true": num_true},
     )
 
 
-def fit_text(outcomes: Outcomes) -> TextCalibration:
-    """Temperature of answers in words.
+def fit_text(outcomes: Outcomes, *, origin: Mapping[str, Any] | None = None) -> TextCalibration:
+    """Temperature of answers in words; arguments as for `fit_objects`.
 
     Raises:
         DataError: all answers are right, or all wrong.
     """
-    temperature = fit_temperature(outcomes.confidence, outcomes.is_hit)
-    hits = int(outcomes.is_hit.sum())
     return TextCalibration(
-        temperature=temperature, fitted_on={**_figures(outcomes), "num_hits": hits}
+        temperature=fit_temperature(outcomes.confidence, outcomes.is_hit),
+        fitted_on={**(origin or {}), **_figures(outcomes)},
     )
 
 
@@ -251,7 +255,6 @@ def calibrate(
     Raises:
         DataError: answers without confidences, no hit, or no miss.
     """
-    before = before or Calibration()
     config = scored.config
     origin = {
         "task": config.task,
@@ -260,23 +263,15 @@ def calibrate(
         "run": config.key,
         "num_examples": len(scored.examples),
     }
+    before = before or Calibration()
     if has_objects(scored):
-        objects = fit_objects(object_outcomes(scored), precision=precision)
-        fitted = ObjectCalibration(
-            temperature=objects.temperature,
-            thresholds=objects.thresholds,
-            default_threshold=objects.default_threshold,
-            fitted_on={**origin, **objects.fitted_on},
-        )
-        return Calibration(objects=fitted, text=before.text)
+        outcomes = object_outcomes(scored)
+        return replace(before, objects=fit_objects(outcomes, precision=precision, origin=origin))
     if precision is not None:
         raise ConfigError(
             f"a precision is wanted of boxes, but {config.task} is answered in words; leave it out"
         )
-    words = fit_text(text_outcomes(scored))
-    fit = {**origin, **words.fitted_on}
-    text = TextCalibration(temperature=words.temperature, fitted_on=fit)
-    return Calibration(objects=before.objects, text=text)
+    return replace(before, text=fit_text(text_outcomes(scored), origin=origin))
 
 
 def _figures(outcomes: Outcomes) -> dict[str, Any]:
@@ -286,7 +281,7 @@ def _figures(outcomes: Outcomes) -> dict[str, Any]:
     after = held_out(outcomes)
     if after is not None:
         figures["held_out"] = after.to_json()
-    return figures
+    return {**figures, "num_hits": int(outcomes.is_hit.sum())}
 
 
 def held_out(outcomes: Outcomes) -> Reliability | None:

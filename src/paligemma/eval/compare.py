@@ -7,7 +7,6 @@ Evaluation, EMNLP 2004, section 4.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +14,14 @@ import numpy as np
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.example_scores import ExampleScores, example_scores
+from paligemma.eval.figures import rounded
 from paligemma.eval.resampling import resampled_values, unit_of
 from paligemma.eval.scored import Scored, only
 from paligemma.metrics.interval import NUM_RESAMPLES, bounds
 from paligemma.metrics.measure import Measure, Statistic
 
+# Examples in JSON: so many gains, and so many losses.
+_NUM_LARGEST = 20
 # Scores closer than this are equal; both come from the same arithmetic.
 _TIE = 1e-9
 
@@ -29,14 +31,14 @@ class Difference:
     """One figure of both runs, in the unit of published tables.
 
     Attributes:
-        measure: its name.
-        first, second: the runs' values.
+        measure: name of the figure.
+        first, second: values of the two runs.
         low, high: bounds of the 95 % interval of second minus first; NaN where there is none.
         sign_share: resamples in which the difference has the sign it has over all examples; those
             without a difference count half. NaN without resamples.
-        num: examples it rests on.
-        num_resamples: of the interval.
-        is_error: better low.
+        num: number of examples it rests on.
+        num_resamples: number of resamples the interval rests on.
+        is_error: whether a lower figure is better.
     """
 
     measure: str
@@ -65,15 +67,15 @@ class Difference:
         return self.value < 0 if self.is_error else self.value > 0
 
     def to_json(self) -> dict[str, Any]:
-        row: dict[str, Any] = {"measure": self.measure}
-        numbers = ("first", "second", "value", "low", "high", "sign_share")
-        for name in numbers:
-            value = getattr(self, name)
-            row["difference" if name == "value" else name] = (
-                round(value, 5) if math.isfinite(value) else None
-            )
+        """Numbers as tables print them; null where undefined."""
         return {
-            **row,
+            "measure": self.measure,
+            "first": rounded(self.first),
+            "second": rounded(self.second),
+            "difference": rounded(self.value),
+            "low": rounded(self.low),
+            "high": rounded(self.high),
+            "sign_share": rounded(self.sign_share),
             "is_clear": self.is_clear,
             "is_error": self.is_error,
             "num": self.num,
@@ -121,6 +123,17 @@ class Comparison:
             "tied": int((np.abs(known) <= _TIE).sum()),
         }
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences beside the figures: what is left out, and how the runs differ."""
+        only = ((self.num_only_first, "first"), (self.num_only_second, "second"))
+        left_out = [
+            f"{number:,} examples that only the {name} run answered are left out"
+            for number, name in only
+            if number
+        ]
+        return [*left_out, *self.notices]
+
     def largest(self, num: int, *, won: bool) -> list[int]:
         """Positions of the examples with the largest gains, or losses; ties are left out."""
         if self.gains is None:
@@ -129,21 +142,20 @@ class Comparison:
         order = np.argsort(-signed, kind="stable")
         return [int(k) for k in order[:num] if signed[k] > _TIE]
 
-    def to_json(self, *, num_examples: int = 20) -> dict[str, Any]:
-        """Differences, counts, and the largest per-example ones."""
+    def to_json(self) -> dict[str, Any]:
+        """Differences, counts, and the examples with the largest gains and losses."""
         first, second = self.first.config, self.second.config
-        rows = []
-        for won in (True, False):
-            for k in self.largest(num_examples, won=won):
-                assert self.gains is not None
-                rows.append(
-                    {
-                        "id": self.first.examples[k].id,
-                        "gain": round(float(self.gains[k]), 5),
-                        "first": self.first.predictions[k].text,
-                        "second": self.second.predictions[k].text,
-                    }
-                )
+        gains = np.zeros(self.num) if self.gains is None else self.gains
+        rows = [
+            {
+                "id": self.first.examples[k].id,
+                "gain": round(float(gains[k]), 5),
+                "first": self.first.predictions[k].text,
+                "second": self.second.predictions[k].text,
+            }
+            for won in (True, False)
+            for k in self.largest(_NUM_LARGEST, won=won)
+        ]
         return {
             "task": first.task,
             "split": first.split,
@@ -165,10 +177,11 @@ def compare(
     """Compare two runs on the examples that both have answered.
 
     Args:
-        first: the one to beat.
-        second: the other.
-        num_resamples: of the paired bootstrap; examples of one unit are drawn together.
-        seed: of the resampling.
+        first: the run to beat.
+        second: the other run.
+        num_resamples: number of resamples of the paired bootstrap; examples of one unit are drawn
+            together.
+        seed: seed of the resampling.
 
     Raises:
         DataError: runs of different tasks or splits, of different questions under one id, or
@@ -177,6 +190,46 @@ def compare(
     """
     if seed < 0:
         raise ConfigError(f"seed must be 0 or more, got {seed}; choose another")
+    common, notices = _common(first, second)
+    num_only = (len(first.examples) - len(common), len(second.examples) - len(common))
+    first = only(first, common) if num_only[0] else first
+    second = only(second, common)
+    other = {one.name: one for one in second.measures}
+    headline = first.headline.name
+    pairs = sorted(
+        ((one, other[one.name]) for one in first.measures if one.name in other),
+        key=lambda pair: pair[0].name != headline,
+    )
+    values = resampled_values(
+        {one.name: (_difference(one, two), one.num) for one, two in pairs if one.num == two.num},
+        unit_of(first.examples),
+        num_resamples=num_resamples,
+        seed=seed,
+        headline=headline,
+    )
+    ours, theirs = example_scores(first), example_scores(second)
+    gains = scores = None
+    if ours is not None and theirs is not None:
+        gains, scores = theirs.values - ours.values, (ours, theirs)
+        gains = -gains if ours.is_error else gains
+    return Comparison(
+        first=first,
+        second=second,
+        differences=tuple(_row(one, two, values.get(one.name, np.array([]))) for one, two in pairs),
+        gains=gains,
+        scores=scores,
+        num_only_first=num_only[0],
+        num_only_second=num_only[1],
+        notices=notices,
+    )
+
+
+def _common(first: Scored, second: Scored) -> tuple[list[str], tuple[str, ...]]:
+    """Ids of the common examples, and sentences on how the two runs differ.
+
+    Raises:
+        DataError: the runs cannot be compared.
+    """
     ours, theirs = first.config, second.config
     if (ours.task, ours.split) != (theirs.task, theirs.split):
         raise DataError(
@@ -201,66 +254,10 @@ def compare(
             f"an id must mean one example in both runs, but {len(changed):,} of {len(common):,} "
             f"have other references, such as {changed[0]!r}; run both on the same files"
         )
-    ids = [one.id for one in common]
-    notices = []
+    notices: tuple[str, ...] = ()
     if any(one.prefix != in_second[one.id].prefix for one in common):
-        notices.append("the two runs were asked in different words")
-    return _compared(
-        first if len(first.examples) == len(ids) else only(first, ids),
-        only(second, ids),
-        num_only=(len(first.examples) - len(ids), len(second.examples) - len(ids)),
-        notices=notices,
-        num_resamples=num_resamples,
-        seed=seed,
-    )
-
-
-def _compared(
-    first: Scored,
-    second: Scored,
-    *,
-    num_only: tuple[int, int],
-    notices: Sequence[str],
-    num_resamples: int,
-    seed: int,
-) -> Comparison:
-    other = {one.name: one for one in second.measures}
-    headline = first.headline.name
-    pairs = sorted(
-        ((one, other[one.name]) for one in first.measures if one.name in other),
-        key=lambda pair: pair[0].name != headline,
-    )
-    units, num = unit_of(first.examples), len(first.examples)
-    values: dict[str, np.ndarray] = {}
-    shared = {one.name: _difference(one, two) for one, two in pairs if one.num == two.num == num}
-    values |= resampled_values(
-        shared, units, num_resamples=num_resamples, seed=seed, headline=headline
-    )
-    for one, two in pairs:
-        if one.name not in shared and one.num == two.num:
-            own = {one.name: _difference(one, two)}
-            values |= resampled_values(
-                own,
-                np.arange(one.num),
-                num_resamples=num_resamples,
-                seed=seed,
-                headline=headline,
-            )
-    ours, theirs = example_scores(first), example_scores(second)
-    gains = scores = None
-    if ours is not None and theirs is not None:
-        gains, scores = theirs.values - ours.values, (ours, theirs)
-        gains = -gains if ours.is_error else gains
-    return Comparison(
-        first=first,
-        second=second,
-        differences=tuple(_row(one, two, values.get(one.name, np.array([]))) for one, two in pairs),
-        gains=gains,
-        scores=scores,
-        num_only_first=num_only[0],
-        num_only_second=num_only[1],
-        notices=tuple(notices),
-    )
+        notices = ("the two runs were asked in different words",)
+    return [one.id for one in common], notices
 
 
 def _difference(first: Measure, second: Measure) -> Statistic:
@@ -314,10 +311,7 @@ def to_table(found: Comparison) -> str:
     if found.counts:
         counts = ", ".join(f"{name} {number:,}" for name, number in found.counts.items())
         lines.append(f"example by example the second {counts}")
-    for number, name in ((found.num_only_first, "first"), (found.num_only_second, "second")):
-        if number:
-            lines.append(f"{number:,} examples that only the {name} run answered are left out")
-    return "\n".join([*lines, *found.notices])
+    return "\n".join([*lines, *found.notes])
 
 
 def verdict(found: Comparison) -> str:

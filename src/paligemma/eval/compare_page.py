@@ -6,27 +6,36 @@ import math
 
 from paligemma.eval.compare import Comparison, Difference, verdict
 from paligemma.eval.html import Html, el, joined, page
-from paligemma.eval.page import (
+from paligemma.eval.page_parts import (
+    OpenPictures,
     Pictures,
     answer_words,
+    card,
+    commands,
     example_picture,
+    interval_words,
+    notes_list,
+    section,
     shown_answer,
-    truth_words,
+    table,
+    table_row,
+    tile,
 )
-from paligemma.example import Prediction
 
-NUM_EXAMPLES = 12
+_NUM_EXAMPLES = 12
 
 
-def compare_page(found: Comparison, *, pictures: Pictures | None = None) -> str:
+def compare_page(found: Comparison, *, pictures: OpenPictures | None = None) -> str:
     """The page of a comparison, one file that asks for nothing.
 
     Args:
         found: the comparison.
-        pictures: reads an example's pictures again; None leaves them out.
+        pictures: opens the pictures of the examples that the page shows; None leaves them out.
     """
     first, second = found.first.config, found.second.config
     title = f"{found.first.task.title} ({first.split})"
+    won, lost = (found.largest(_NUM_EXAMPLES, won=won) for won in (True, False))
+    read = pictures([found.first.examples[k].id for k in won + lost]) if pictures else None
     return page(
         f"{title}: {second.model} against {first.model}",
         el(
@@ -37,72 +46,65 @@ def compare_page(found: Comparison, *, pictures: Pictures | None = None) -> str:
             el("p", f"{found.num:,} common examples; {verdict(found)}."),
             class_="lead",
         ),
-        el("div", *(_card(one) for one in found.differences[:3]), *_counts(found), class_="cards"),
+        el("div", *map(_card, found.differences[:3]), _counts(found), class_="cards"),
         _table(found),
-        _notes(found),
-        _examples(found, pictures, won=True),
-        _examples(found, pictures, won=False),
-        _repeat(found),
+        notes_list(found.notes),
+        _examples("Where the second gains most", found, won, read),
+        _examples("Where the second loses most", found, lost, read),
+        commands("To repeat both", first.command, second.command),
     )
 
 
 def _card(one: Difference) -> Html:
-    class_ = None
-    if one.is_clear:
-        class_ = "up" if one.is_better else "down"
-    interval = "no interval"
-    if not math.isnan(one.low):
-        interval = f"95 % interval {one.low:+.2f} to {one.high:+.2f}"
-    return el(
-        "div",
+    interval = f"95 % interval {interval_words(one.low, one.high, '+')}"
+    if math.isnan(one.low):
+        interval = "no interval"
+    return card(
         el("div", f"{one.measure}, second minus first", class_="quiet"),
-        el("div", el("span", f"{one.value:+.2f}", class_=class_), class_="big"),
+        el("span", f"{one.value:+.2f}", class_=_class(one)),
         el("p", f"{one.first:.2f} to {one.second:.2f}"),
         el("p", f"{interval}, {one.num:,} examples", class_="quiet"),
-        class_="card head",
     )
 
 
-def _counts(found: Comparison) -> list[Html]:
+def _class(one: Difference) -> str | None:
+    """Colour of a difference whose interval leaves zero out."""
+    return ("up" if one.is_better else "down") if one.is_clear else None
+
+
+def _counts(found: Comparison) -> Html | None:
     counts = found.counts
     if not counts:
-        return []
-    rows = [joined(el("dt", name), el("dd", f"{n:,}")) for name, n in counts.items()]
-    return [
+        return None
+    return el(
+        "div",
+        el("div", "examples, seen from the second", class_="quiet"),
         el(
-            "div",
-            el("div", "examples, seen from the second", class_="quiet"),
-            el("dl", *rows, class_="counts"),
-            class_="card",
-        )
-    ]
+            "dl",
+            *(joined(el("dt", name), el("dd", f"{n:,}")) for name, n in counts.items()),
+            class_="counts",
+        ),
+        class_="card",
+    )
 
 
 def _table(found: Comparison) -> Html:
-    head = ("", "first", "second", "difference", "95 % interval", "same sign", "examples")
-    body = []
-    for one in found.differences:
-        interval = "" if math.isnan(one.low) else f"{one.low:+.2f} to {one.high:+.2f}"
-        share = "" if math.isnan(one.sign_share) else f"{100 * one.sign_share:.1f} %"
-        class_ = None
-        if one.is_clear:
-            class_ = "up" if one.is_better else "down"
-        body.append(
-            el(
-                "tr",
-                el("td", one.measure),
-                el("td", f"{one.first:.2f}"),
-                el("td", f"{one.second:.2f}"),
-                el("td", f"{one.value:+.2f}", class_=class_),
-                el("td", interval),
-                el("td", share),
-                el("td", f"{one.num:,}"),
-            )
+    rows = [
+        table_row(
+            one.measure,
+            f"{one.first:.2f}",
+            f"{one.second:.2f}",
+            el("td", f"{one.value:+.2f}", class_=_class(one)),
+            interval_words(one.low, one.high, "+"),
+            "" if math.isnan(one.sign_share) else f"{100 * one.sign_share:.1f} %",
+            f"{one.num:,}",
         )
-    table = el("table", el("tr", *(el("th", name) for name in head)), *body)
-    return joined(
-        el("h2", "All figures"),
-        el("div", table, class_="card scroll"),
+        for one in found.differences
+    ]
+    names = ("", "first", "second", "difference", "95 % interval", "same sign", "examples")
+    return section(
+        "All figures",
+        table(table_row(*names, name="th"), rows),
         el(
             "p",
             "Same sign: share of resampled example sets on which the difference points the same "
@@ -112,64 +114,29 @@ def _table(found: Comparison) -> Html:
     )
 
 
-def _notes(found: Comparison) -> Html | None:
-    lines = list(found.notices)
-    for number, name in ((found.num_only_first, "first"), (found.num_only_second, "second")):
-        if number:
-            lines.append(f"{number:,} examples that only the {name} run answered are left out")
-    return el("ul", *(el("li", line) for line in lines), class_="quiet notes") if lines else None
-
-
-def _examples(found: Comparison, pictures: Pictures | None, *, won: bool) -> Html | None:
-    positions = found.largest(NUM_EXAMPLES, won=won)
+def _examples(
+    title: str, found: Comparison, positions: list[int], pictures: Pictures | None
+) -> Html | None:
     if not positions or found.gains is None:
         return None
-    tiles = [_tile(found, k, pictures) for k in positions]
-    title = "Where the second gains most" if won else "Where the second loses most"
-    return joined(el("h2", title), el("div", *tiles, class_="cards tiles"))
+    tiles = [_tile(found, k, float(found.gains[k]), pictures) for k in positions]
+    return section(title, el("div", *tiles, class_="cards tiles"))
 
 
-def _tile(found: Comparison, position: int, pictures: Pictures | None) -> Html:
+def _tile(found: Comparison, position: int, gain: float, pictures: Pictures | None) -> Html:
     example = found.first.examples[position]
-    assert found.gains is not None
-    gain = float(found.gains[position])
-    answers = [answer_words(_answer(found, position, k)) for k in (0, 1)]
-    return el(
-        "article",
-        *_pictures(found, position, pictures),
-        el("div", el("span", f"{gain:+.3g}", class_="tag"), example.id, class_="id quiet"),
-        el(
-            "dl",
-            el("dt", "prompt"),
-            el("dd", example.prefix),
-            el("dt", "reference"),
-            el("dd", truth_words(example)),
-            el("dt", "first"),
-            el("dd", answers[0]),
-            el("dt", "second"),
-            el("dd", answers[1], class_="said"),
-        ),
-        class_=f"card tile {'won' if gain > 0 else 'lost'}",
-    )
-
-
-def _pictures(found: Comparison, position: int, pictures: Pictures | None) -> list[Html | None]:
-    """Both answers where they hold boxes, else the picture once."""
-    answers = [_answer(found, position, k) for k in (0, 1)]
+    scores = found.scores or (None, None)
+    answers = [
+        shown_answer(scored, position, of_run)
+        for scored, of_run in zip((found.first, found.second), scores, strict=True)
+    ]
+    # Both answers where they hold boxes, else the picture once.
     shown = [one for one in answers if one.objects] or answers[:1]
-    example = found.first.examples[position]
-    return [example_picture(example, one, pictures) for one in shown]
-
-
-def _answer(found: Comparison, position: int, run: int) -> Prediction:
-    """The answer of the first run (0) or the second (1)."""
-    scored = (found.first, found.second)[run]
-    return shown_answer(scored, position, found.scores[run] if found.scores else None)
-
-
-def _repeat(found: Comparison) -> Html:
-    commands = [one.config.command or "(not noted)" for one in (found.first, found.second)]
-    return joined(
-        el("h2", "To repeat both"),
-        el("div", el("pre", "\n".join(commands)), class_="card"),
+    return tile(
+        example,
+        f"{gain:+.3g}",
+        [example_picture(example, one, pictures) for one in shown],
+        {"first": answer_words(answers[0]), "second": answer_words(answers[1])},
+        said="second",
+        class_=f"card tile {'won' if gain > 0 else 'lost'}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from paligemma.errors import DataError
 from paligemma.eval.calibration import best_threshold
 from paligemma.eval.outcomes import has_objects, matched, object_outcomes, true_objects
 from paligemma.eval.scored import Scored
+from paligemma.example import Prediction
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,3 +69,27 @@ def _box_scores(scored: Scored) -> ExampleScores:
         total = outcome[True] + outcome[False] + there
         values[k] = 2 * outcome[True] / total if total else 1.0
     return ExampleScores(name="F1", values=values, threshold=threshold)
+
+
+def worst(scored: Scored, scores: ExampleScores | None, num: int) -> list[int]:
+    """Positions of the worst examples: of equally bad ones, those the model was surest of.
+
+    An answer that is wrong and sure says more than one that is wrong and unsure.
+    """
+    if scores is None:
+        return []
+    badness = scores.values if scores.is_error else -scores.values
+    sure = np.array([confidence(one) for one in scored.predictions])
+    usable = np.flatnonzero(np.isfinite(badness))
+    order = np.lexsort((usable, -sure[usable], -badness[usable]))
+    return [int(usable[k]) for k in order[:num]]
+
+
+def confidence(prediction: Prediction) -> float:
+    """The largest of an answer's boxes, else the probability of its words; 0 where unknown."""
+    scores = [one.score for one in prediction.objects if one.score is not None]
+    if scores:
+        return max(scores)
+    if prediction.logprob is not None:
+        return float(math.exp(min(prediction.logprob, 0.0)))
+    return 0.0

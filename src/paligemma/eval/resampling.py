@@ -13,12 +13,12 @@ from paligemma.example import Example
 from paligemma.metrics.interval import NUM_RESAMPLES, resamples
 from paligemma.metrics.measure import Statistic
 
-# Slower statistics get fewer resamples, very slow ones no interval at all: seconds of one call.
+# Seconds of one call from which a statistic gets fewer resamples, and no interval at all.
 FEW_RESAMPLES = 200
 _SLOW_S, _VERY_SLOW_S = 0.01, 1.0
-# So much slower a headline may be.
+# A headline may be slower by this factor.
 _PATIENCE = 20
-# Resamples times examples; many examples have narrow intervals, which fewer resamples show as well.
+# Most resamples times examples; many examples have narrow intervals, which few resamples show.
 _MAX_DRAWN = 20_000_000
 
 
@@ -30,7 +30,7 @@ def unit_of(examples: Sequence[Example]) -> np.ndarray:
 
 
 def resampled_values(
-    statistics: Mapping[str, Statistic],
+    statistics: Mapping[str, tuple[Statistic, int]],
     units: np.ndarray,
     *,
     most: Mapping[str, int] | None = None,
@@ -40,44 +40,55 @@ def resampled_values(
 ) -> dict[str, np.ndarray]:
     """Each statistic's values over resamples, NaN where it is undefined.
 
+    Statistics over as many examples as there are share their resamples; the others, over pairs or
+    groups, are resampled by their own number.
+
     Args:
-        statistics: int64[N] weights -> figure, by name.
-        units: see `resamples`.
-        most: bounds on the resamples of some statistics.
-        headline: the one that is waited for.
-        num_resamples: of a quick statistic over up to 20,000 examples; slow ones and those over
-            very many get fewer, down to `FEW_RESAMPLES`, very slow ones none.
+        statistics: int64[num] weights -> figure, with num, by name.
+        units: int64[N] from `unit_of`; examples of one unit are drawn together.
+        most: largest number of resamples of some statistics.
+        headline: name of the statistic that may be slow.
+        num_resamples: number for a quick statistic over up to 20,000 examples; slow ones and those
+            over very many get fewer, down to `FEW_RESAMPLES`, very slow ones none.
+        seed: seed of the resampling.
 
     Returns:
         float64[R] by name, R resamples.
     """
-    ones = np.ones(len(units), np.int64)
-    if num_resamples > FEW_RESAMPLES:
-        num_resamples = min(num_resamples, max(FEW_RESAMPLES, _MAX_DRAWN // len(units)))
-    counts = {}
-    for name, statistic in statistics.items():
-        bound = min(num_resamples, (most or {}).get(name, num_resamples))
-        patience = _PATIENCE if name == headline else 1
-        counts[name] = min(bound, _affordable(statistic, ones, num_resamples, patience))
-    return drawn_values(statistics, units, counts, seed)
+    by_num: dict[int, dict[str, Statistic]] = {}
+    for name, (statistic, num) in statistics.items():
+        by_num.setdefault(num, {})[name] = statistic
+    values: dict[str, np.ndarray] = {}
+    for num, group in by_num.items():
+        own = units if num == len(units) else np.arange(num)
+        wanted = num_resamples
+        if wanted > FEW_RESAMPLES:
+            wanted = min(wanted, max(FEW_RESAMPLES, _MAX_DRAWN // num))
+        counts = {}
+        for name, statistic in group.items():
+            patience = _PATIENCE if name == headline else 1
+            bound = min(wanted, (most or {}).get(name, wanted))
+            counts[name] = min(bound, _affordable(statistic, num, wanted, patience))
+        values |= _drawn_values(group, own, counts, seed)
+    return values
 
 
-def drawn_values(
+def _drawn_values(
     statistics: Mapping[str, Statistic],
     units: np.ndarray,
     counts: Mapping[str, int],
-    seed: int = 0,
+    seed: int,
 ) -> dict[str, np.ndarray]:
-    """Each statistic's values over the first so many resamples: float64[counts[name]] by name."""
+    """Each statistic's values over its first resamples: float64[counts[name]] by name."""
     values: dict[str, list[float]] = {name: [] for name in statistics}
     for number, weights in enumerate(resamples(units, max(counts.values(), default=0), seed)):
         for name, statistic in statistics.items():
             if number < counts[name]:
-                values[name].append(value_of(statistic, weights))
+                values[name].append(_value_of(statistic, weights))
     return {name: np.array(found, np.float64) for name, found in values.items()}
 
 
-def value_of(statistic: Statistic, weights: np.ndarray) -> float:
+def _value_of(statistic: Statistic, weights: np.ndarray) -> float:
     """The figure, or NaN where these examples leave it undefined."""
     try:
         return float(statistic(weights))
@@ -85,12 +96,14 @@ def value_of(statistic: Statistic, weights: np.ndarray) -> float:
         return float("nan")
 
 
-def _affordable(statistic: Statistic, ones: np.ndarray, num_resamples: int, patience: int) -> int:
+def _affordable(statistic: Statistic, num: int, num_resamples: int, patience: int) -> int:
+    """Number of resamples that a statistic's speed allows."""
+    ones = np.ones(num, np.int64)
     seconds = math.inf
     # A first call may also import something, or fill a cache.
     for _ in range(2):
         started = time.perf_counter()
-        value_of(statistic, ones)
+        _value_of(statistic, ones)
         seconds = min(seconds, (time.perf_counter() - started) / patience)
         if seconds <= _SLOW_S or seconds > 10 * _VERY_SLOW_S:
             break

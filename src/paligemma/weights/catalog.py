@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from paligemma.config import RELEASES, Release, canonical_name, find_release
+from paligemma.config import RELEASES, canonical_name, named_release
 from paligemma.errors import (
     AccessError,
     CheckpointError,
@@ -133,14 +133,6 @@ def published_ids() -> list[str]:
         for resolution in release.resolutions_px
         if "*" not in release.pattern
     ]
-
-
-def named_release(name: str) -> tuple[Release, int] | None:
-    """Row of the table of releases and resolution, or None for a model that is not a release."""
-    try:
-        return find_release(name.partition("@")[0])
-    except ModelNotFoundError:
-        return None
 
 
 def _unknown(name: str) -> str:

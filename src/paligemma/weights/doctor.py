@@ -11,7 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from paligemma.config import SO400M_14, TEXT_CONFIGS, PaliGemmaConfig, TextConfig
+from paligemma.config import (
+    SO400M_14,
+    TEXT_CONFIGS,
+    PaliGemmaConfig,
+    TextConfig,
+    named_release,
+)
 from paligemma.errors import CheckpointError, PaliGemmaError
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.vqvae import load_mask_codec
@@ -19,7 +25,7 @@ from paligemma.processing.tokenizer import load_tokenizer
 from paligemma.vocab import NUM_LOC, NUM_SEG
 from paligemma.weights import statistics
 from paligemma.weights.big_vision import BigVisionReader
-from paligemma.weights.catalog import Checkpoint, named_release, resolve
+from paligemma.weights.catalog import Checkpoint, resolve
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hashes import sha256, stated_hashes
 from paligemma.weights.hf import HFReader

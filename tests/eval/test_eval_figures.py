@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from paligemma.errors import DataError
-from paligemma.eval.scoring import limited, slice_members
+from paligemma.eval.figures import limited, slice_members
 from paligemma.example import Example
 from paligemma.metrics.measure import Measure, mean_measure
 
