@@ -151,16 +151,21 @@ def _write_weights(
             bar.update(tensor.nbytes)
 
 
-def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Data of one tensor; the same name gives the same data.
+def random_tensor(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Data of one tensor; the same name gives the same data on devices of one kind.
 
     Matrices keep the variance of what they multiply, so that activations stay of order one. A few
     gains let answers vary: a large table, being the head too, makes each token repeat itself, and
     loud attention, being much the same for every token, drowns them.
     """
-    tensor = torch.empty(shape, dtype=dtype)
+    tensor = torch.empty(shape, dtype=dtype, device=device)
     flat = tensor.view(-1)
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    generator = torch.Generator(device=device).manual_seed(zlib.crc32(name.encode()))
     is_matrix = len(shape) > 1
     std = math.prod(shape[1:]) ** -0.5 if is_matrix else 0.1
     std *= next((gain for end, gain in _GAINS.items() if name.endswith(end)), 1.0)
@@ -169,7 +174,7 @@ def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tens
     mean += next((gain - 1 for end, gain in _NORM_GAINS.items() if name.endswith(end)), 0.0)
     for start in range(0, flat.numel(), _CHUNK):
         part = flat[start : start + _CHUNK]
-        part.copy_(torch.randn(part.numel(), generator=generator) * std + mean)
+        part.copy_(torch.randn(part.numel(), generator=generator, device=device) * std + mean)
     return tensor
 
 
