@@ -23,7 +23,7 @@ from paligemma.vocab import NUM_LOC, NUM_SEG, SEG_PER_MASK
 
 BOX_THRESHOLDS = (0.5, 0.75)
 
-_LOC, _SEG = re.compile(r"<loc(\d{4})>"), re.compile(r"<seg(\d{3})>")
+_ANSWER = re.compile(rf"((?:<loc\d{{4}}>){{4}})((?:<seg\d{{3}}>){{{SEG_PER_MASK}}})")
 
 # int64[16] codewords -> float32[64, 64] around [-1, 1].
 DecodeMask = Callable[[np.ndarray], np.ndarray]
@@ -42,16 +42,36 @@ class ObjectMask:
     mask: np.ndarray | MaskRegion | Mapping[str, Any]
 
 
-def read_object(text: str, image_wh: tuple[int, int], decode: DecodeMask) -> ObjectMask | None:
-    """The object that an answer names.
-
-    Four location tokens and sixteen codewords must stand at the very start; all after them is
-    ignored. Box edges are truncated to whole pixels, the decoded map is resized bilinearly, and
-    what is above 0 is foreground.
+def read_tokens(text: str) -> tuple[Box, np.ndarray] | None:
+    """The box and the codewords that an answer begins with.
 
     Args:
         text: the whole answer with its tokens spelt out, nothing stripped.
-        image_wh: size of the picture that the mask is compared on.
+
+    Returns:
+        The normalised box and int64[16] codewords; None unless four location tokens and sixteen
+        codewords stand at the very start. All after them is ignored.
+    """
+    match = _ANSWER.match(text)
+    if match is None:
+        return None
+    bins = [int(n) for n in re.findall(r"\d{4}", match[1])]
+    codes = [int(n) for n in re.findall(r"\d{3}", match[2])]
+    if max(bins) >= NUM_LOC or max(codes) >= NUM_SEG:
+        return None
+    y0, x0, y1, x1 = decode_boxes(bins).tolist()
+    return (y0, x0, y1, x1), np.array(codes, np.int64)
+
+
+def read_object(text: str, image_wh: tuple[int, int], decode: DecodeMask) -> ObjectMask | None:
+    """The object that an answer names.
+
+    Box edges are truncated to whole pixels, the decoded map is resized bilinearly, and what is
+    above 0 is foreground.
+
+    Args:
+        text: see `read_tokens`.
+        image_wh: width and height of the picture that the mask is compared on.
         decode: codewords of one mask -> its map; for a codec
             `lambda codes: codec.decode(torch.from_numpy(codes)[None])[0].numpy()`.
 
@@ -59,15 +79,12 @@ def read_object(text: str, image_wh: tuple[int, int], decode: DecodeMask) -> Obj
         None where the answer is invalid: tokens are missing, the box is upside down, or it covers
         no pixel.
     """
-    loc, at = _numbers(text, 0, _LOC, 4, NUM_LOC)
-    codes, _ = _numbers(text, at, _SEG, SEG_PER_MASK, NUM_SEG)
-    if loc is None or codes is None:
+    tokens = read_tokens(text)
+    if tokens is None:
         return None
-    y0, x0, y1, x1 = decode_boxes(loc).tolist()
-    if y1 <= y0 or x1 <= x0:
-        return None
-    region = paste_mask(decode(np.array(codes, np.int64)), (y0, x0, y1, x1), image_wh)
-    return None if region is None else ObjectMask(box_yxyx=(y0, x0, y1, x1), mask=region)
+    box, codes = tokens
+    region = paste_mask(decode(codes), box, image_wh)
+    return None if region is None else ObjectMask(box_yxyx=box, mask=region)
 
 
 def referring_measures(
@@ -131,17 +148,3 @@ def _pixels(mask: np.ndarray | MaskRegion | Mapping[str, Any]) -> np.ndarray:
             raise DataError(f"a mask is bool[H, W], got {mask.dtype}{list(mask.shape)}")
         return mask
     return decode_rle(mask)
-
-
-def _numbers(
-    text: str, at: int, token: re.Pattern[str], count: int, bound: int
-) -> tuple[list[int] | None, int]:
-    """The numbers of so many tokens in a row from a place on, and the place after them."""
-    numbers = []
-    for _ in range(count):
-        match = token.match(text, at)
-        if match is None or int(match[1]) >= bound:
-            return None, at
-        numbers.append(int(match[1]))
-        at = match.end()
-    return numbers, at

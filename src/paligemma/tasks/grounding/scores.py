@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +10,7 @@ import numpy as np
 from paligemma.errors import DataError
 from paligemma.example import Example, Prediction
 from paligemma.metrics.measure import Measure
-from paligemma.metrics.segmentation import ObjectMask, referring_measures
-from paligemma.outputs.boxes import decode_boxes
-from paligemma.vocab import NUM_LOC, NUM_SEG, SEG_PER_MASK
-
-_ANSWER = re.compile(rf"((?:<loc\d{{4}}>){{4}})((?:<seg\d{{3}}>){{{SEG_PER_MASK}}})")
+from paligemma.metrics.segmentation import ObjectMask, read_tokens, referring_measures
 
 
 def score_detection(
@@ -103,16 +98,13 @@ def score_referring(
 
 def _named_object(prediction: Prediction, size_hw: Sequence[int]) -> ObjectMask | None:
     """The object of an answer; None where the reference evaluator counts it as invalid."""
-    match = _ANSWER.match(prediction.text)
-    if match is None:
+    tokens = read_tokens(prediction.text)
+    if tokens is None:
         return None
-    bins = [int(n) for n in re.findall(r"\d{4}", match[1])]
-    codes = [int(n) for n in re.findall(r"\d{3}", match[2])]
-    if max(bins) >= NUM_LOC or max(codes) >= NUM_SEG:
-        return None
-    box = decode_boxes(bins)
+    box, _ = tokens
     # Edges are truncated to whole pixels; a box without any is invalid.
-    y0, x0, y1, x1 = (box * np.array([*size_hw] * 2, np.float32)).astype(int).tolist()
+    edges = np.array(box, np.float32) * np.array([*size_hw] * 2, np.float32)
+    y0, x0, y1, x1 = edges.astype(int).tolist()
     if y1 <= y0 or x1 <= x0:
         return None
     mask = prediction.objects[0].mask if prediction.objects else None
@@ -121,5 +113,4 @@ def _named_object(prediction: Prediction, size_hw: Sequence[int]) -> ObjectMask 
             f"prediction {prediction.id} writes a mask as tokens, but its decoded mask is missing; "
             "name the codec with --mask-codec, or add the run lengths"
         )
-    ymin, xmin, ymax, xmax = box.tolist()
-    return ObjectMask(box_yxyx=(ymin, xmin, ymax, xmax), mask=mask)
+    return ObjectMask(box_yxyx=box, mask=mask)
