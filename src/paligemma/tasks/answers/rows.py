@@ -27,14 +27,14 @@ _AOKVQA_FILES = (
     ),
     NeededFile("{split}2017/", COCO_IMAGES),
 )
+_question = partial(Task, family="answers", headline="accuracy")
+_published = partial(published_keys, "accuracy", "accuracy")
 
 TASKS: tuple[Task, ...] = (
-    Task(
+    _question(
         name="vqav2",
         title="VQAv2",
-        family="answers",
         splits=("minival", "minival-shuffled", "val", "train"),
-        headline="accuracy",
         asking=asking_of("vqav2"),
         files=(
             NeededFile(
@@ -51,9 +51,7 @@ TASKS: tuple[Task, ...] = (
         ),
         read=files.read_vqav2,
         score=scores.score_vqa,
-        published=published_keys(
-            "accuracy",
-            "accuracy",
+        published=_published(
             ("VQAv2", "minival", "minival"),
             ("VQAv2", "minival", "minival-shuffled"),
             ("VQAv2", "test server - std", None),
@@ -70,12 +68,10 @@ TASKS: tuple[Task, ...] = (
         server_splits=("test", "test-dev"),
         submission=partial(submit_rows, key="question_id"),
     ),
-    Task(
+    _question(
         name="okvqa",
         title="OK-VQA",
-        family="answers",
         splits=("val", "train"),
-        headline="accuracy",
         asking=asking_of("okvqa"),
         files=(
             NeededFile(
@@ -92,7 +88,7 @@ TASKS: tuple[Task, ...] = (
         ),
         read=files.read_okvqa,
         score=scores.score_soft,
-        published=published_keys("accuracy", "accuracy", ("OKVQA", "val", "val")),
+        published=_published(("OKVQA", "val", "val")),
         traps=(
             "A third of a point for every annotator who agrees, up to one; nothing is cleaned up, "
             "and no annotator is left out as in VQAv2.",
@@ -100,19 +96,15 @@ TASKS: tuple[Task, ...] = (
         ),
         transfer="okvqa",
     ),
-    Task(
+    _question(
         name="aokvqa-da",
         title="A-OKVQA, direct answers",
-        family="answers",
         splits=("val", "train"),
-        headline="accuracy",
         asking=asking_of("aokvqa_da"),
         files=_AOKVQA_FILES,
         read=files.read_aokvqa_direct,
         score=scores.score_aokvqa_direct,
-        published=published_keys(
-            "accuracy",
-            "accuracy",
+        published=_published(
             ("AOKVQA-DA", "val", "val"),
             ("AOKVQA-DA", "test", None),
             ("A-OKVQA (DA)", "test server", None),
@@ -126,19 +118,15 @@ TASKS: tuple[Task, ...] = (
         server_splits=("test",),
         submission=partial(scores.submit_aokvqa, kind="direct_answer"),
     ),
-    Task(
+    _question(
         name="aokvqa-mc",
         title="A-OKVQA, multiple choice",
-        family="answers",
         splits=("val", "train"),
-        headline="accuracy",
         asking=asking_of("aokvqa_mc"),
         files=_AOKVQA_FILES,
         read=files.read_aokvqa_choices,
         score=scores.score_aokvqa_choices,
-        published=published_keys(
-            "accuracy",
-            "accuracy",
+        published=_published(
             ("AOKVQA-MC", "val", "val"),
             ("AOKVQA-MC", "test", None),
             ("A-OKVQA (MC)", "test server", None),
@@ -152,12 +140,10 @@ TASKS: tuple[Task, ...] = (
         server_splits=("test",),
         submission=partial(scores.submit_aokvqa, kind="multiple_choice"),
     ),
-    Task(
+    _question(
         name="gqa",
         title="GQA",
-        family="answers",
         splits=("testdev", "val", "train"),
-        headline="accuracy",
         asking=asking_of("gqa"),
         files=(
             NeededFile(
@@ -169,19 +155,16 @@ TASKS: tuple[Task, ...] = (
         ),
         read=files.read_gqa,
         score=score_exact,
-        published=published_keys(
-            "accuracy",
-            "accuracy",
+        published=_published(
             ("GQA", "testdev balanced", "testdev"),
             ("GQA", "testdev", "testdev"),
         ),
         traps=("The balanced questions: 12,578 of testdev, not all 172,174.",),
         transfer="gqa",
     ),
-    Task(
+    _question(
         name="xgqa",
         title="xGQA",
-        family="answers",
         splits=("testdev", *(f"testdev_{one}" for one in XGQA_LANGUAGES)),
         headline="accuracy/avg7",
         asking=asking_of("gqa"),
@@ -210,12 +193,10 @@ TASKS: tuple[Task, ...] = (
         transfer="gqa",
         is_zero_shot=True,
     ),
-    Task(
+    _question(
         name="textvqa",
         title="TextVQA",
-        family="answers",
         splits=("val", "train"),
-        headline="accuracy",
         asking=asking_of("textvqa"),
         files=(
             NeededFile(
@@ -232,9 +213,7 @@ TASKS: tuple[Task, ...] = (
         ),
         read=files.read_textvqa,
         score=partial(scores.score_vqa, by_type=False),
-        published=published_keys(
-            "accuracy",
-            "accuracy",
+        published=_published(
             ("TextVQA", "val", "val"),
             ("TextVQA", "test server - std", None),
             ("TextVQA", "test-std", None),
@@ -248,12 +227,10 @@ TASKS: tuple[Task, ...] = (
         server_splits=("test",),
         submission=partial(submit_rows, key="question_id"),
     ),
-    Task(
+    _question(
         name="vizwiz",
         title="VizWiz-VQA",
-        family="answers",
         splits=("val", "train"),
-        headline="accuracy",
         asking=asking_of("vizwizvqa"),
         files=(
             NeededFile(
@@ -265,9 +242,7 @@ TASKS: tuple[Task, ...] = (
         ),
         read=files.read_vizwiz,
         score=scores.score_soft,
-        published=published_keys(
-            "accuracy",
-            "accuracy",
+        published=_published(
             ("VizWizVQA", "val", "val"),
             ("VizWizVQA", "test", None),
             ("VizWiz VQA", "test server - std", None),
@@ -281,12 +256,10 @@ TASKS: tuple[Task, ...] = (
         server_splits=("test",),
         submission=partial(submit_rows, key="image"),
     ),
-    Task(
+    _question(
         name="ai2d",
         title="AI2D",
-        family="answers",
         splits=("test", "train"),
-        headline="accuracy",
         asking=asking_of("ai2d"),
         files=(
             NeededFile(
@@ -305,7 +278,7 @@ TASKS: tuple[Task, ...] = (
         ),
         read=ai2d.read_ai2d,
         score=score_exact,
-        published=published_keys("accuracy", "accuracy", ("AI2D", "test", "test")),
+        published=_published(("AI2D", "test", "test")),
         traps=(
             "Case counts.",
             "Where a question asks for letters they are painted over the labels, here in "

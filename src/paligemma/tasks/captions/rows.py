@@ -30,8 +30,15 @@ _COCO_FILES = (
 _RICO_FILE = NeededFile("combined/{screenId}.jpg, .json", screens.RICO)
 _DOCCI = ("DOCCI long captions", "qual_dev (100 images)", "qual_dev")
 _MIMIC = ("MIMIC-CXR report generation", "test", "test")
-# The caption servers and COCO's scorer take one caption an image.
-_submit = partial(submit_rows, key="image_id", answer="caption")
+_captions = partial(
+    Task,
+    family="captions",
+    headline="cider",
+    score=score_captions,
+    # The caption servers and COCO's scorer take one caption an image.
+    submission=partial(submit_rows, key="image_id", answer="caption"),
+)
+_cider = partial(published_keys, "cider", "CIDEr")
 
 _XM3600 = Task(
     name="xm3600",
@@ -69,29 +76,21 @@ _XM3600 = Task(
 )
 
 TASKS: tuple[Task, ...] = (
-    Task(
+    _captions(
         name="coco-captions",
         title="COCO captions",
-        family="captions",
         splits=("val", "test", "train"),
-        headline="cider",
         asking=asking_of("cococap"),
         files=_COCO_FILES,
         read=files.read_coco_captions,
-        score=score_captions,
-        published=published_keys(
-            "cider", "CIDEr", ("COCO captions", "val", "val"), ("COCOcap", "val", "val")
-        ),
+        published=_cider(("COCO captions", "val", "val"), ("COCOcap", "val", "val")),
         traps=(_WHOLE_SPLIT, "The split is Karpathy's val of 5,000, not COCO's own of 40,504."),
         transfer="cococap",
-        submission=_submit,
     ),
-    Task(
+    _captions(
         name="nocaps",
         title="NoCaps",
-        family="captions",
         splits=("val",),
-        headline="cider",
         asking=asking_of("cococap"),
         files=(
             NeededFile(
@@ -102,13 +101,11 @@ TASKS: tuple[Task, ...] = (
             NeededFile("validation/ (test/), or below Images/", files.OPEN_IMAGES),
         ),
         read=files.read_nocaps,
-        score=score_captions,
-        published=published_keys("cider", "CIDEr", ("NoCaps", "val", "val")),
+        published=_cider(("NoCaps", "val", "val")),
         traps=(_WHOLE_SPLIT, "Answered by the COCO captions model, without training."),
         transfer="cococap",
         is_zero_shot=True,
         server_splits=("test",),
-        submission=_submit,
     ),
     Task(
         name="coco-35l",
@@ -159,12 +156,10 @@ TASKS: tuple[Task, ...] = (
             "Published figures follow the raw captions, as far as is known.",
         ),
     ),
-    Task(
+    _captions(
         name="textcaps",
         title="TextCaps",
-        family="captions",
         splits=("val", "train"),
-        headline="cider",
         asking=asking_of("textcaps"),
         files=(
             NeededFile(
@@ -175,8 +170,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("train_images/ (test_images/)", files.TEXTCAPS),
         ),
         read=files.read_textcaps,
-        score=score_captions,
-        published=published_keys("cider", "CIDEr", ("TextCaps", "val", "val")),
+        published=_cider(("TextCaps", "val", "val")),
         traps=(
             _WHOLE_SPLIT,
             "Pictures of val lie in train_images.",
@@ -185,14 +179,11 @@ TASKS: tuple[Task, ...] = (
         ),
         transfer="textcaps",
         server_splits=("test",),
-        submission=_submit,
     ),
-    Task(
+    _captions(
         name="scicap",
         title="SciCap",
-        family="captions",
         splits=("test", "val", "train"),
-        headline="cider",
         asking=asking_of("scicap"),
         files=(
             NeededFile(
@@ -210,9 +201,7 @@ TASKS: tuple[Task, ...] = (
         read=files.read_scicap,
         score=partial(score_captions, bleu=True),
         published=(
-            *published_keys(
-                "cider",
-                "CIDEr",
+            *_cider(
                 ("SciCap (first sentence, no subfigure)", "test", "test"),
                 ("SciCap", "test", "test"),
             ),
@@ -225,14 +214,11 @@ TASKS: tuple[Task, ...] = (
             "The model card prints BLEU-4 as a fraction; here it is times 100.",
         ),
         transfer="scicap",
-        submission=_submit,
     ),
-    Task(
+    _captions(
         name="screen2words",
         title="Screen2Words",
-        family="captions",
         splits=screens.SPLITS,
-        headline="cider",
         asking=asking_of("screen2words"),
         files=(
             NeededFile("screen_summaries.csv", screens.SCREEN2WORDS, fields="screenId, summary"),
@@ -240,20 +226,14 @@ TASKS: tuple[Task, ...] = (
             _RICO_FILE,
         ),
         read=screens.read_screen2words,
-        score=score_captions,
-        published=published_keys(
-            "cider", "CIDEr", ("Screen2words", "test", "test"), ("Screen2Words", "test", "test")
-        ),
+        published=_cider(("Screen2words", "test", "test"), ("Screen2Words", "test", "test")),
         traps=(_WHOLE_SPLIT, "Answers are cut at 24 tokens."),
         transfer="screen2words",
-        submission=_submit,
     ),
-    Task(
+    _captions(
         name="widgetcap",
         title="WidgetCap",
-        family="captions",
         splits=screens.SPLITS,
-        headline="cider",
         asking=asking_of("widgetcap"),
         files=(
             NeededFile(
@@ -265,10 +245,7 @@ TASKS: tuple[Task, ...] = (
             _RICO_FILE,
         ),
         read=screens.read_widgetcap,
-        score=score_captions,
-        published=published_keys(
-            "cider",
-            "CIDEr",
+        published=_cider(
             ("Widget Captioning", "test", "test"),
             ("WidgetCap", "test", "test"),
             ("WidgetCap", "dev", "dev"),
@@ -280,7 +257,6 @@ TASKS: tuple[Task, ...] = (
             "Figures on dev are of models trained on train alone.",
         ),
         transfer="widgetcap",
-        submission=_submit,
     ),
     Task(
         name="docci",

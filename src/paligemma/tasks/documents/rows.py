@@ -24,14 +24,19 @@ _ANLS_TRAPS = (
     "Published test figures come from a server and are not comparable with a figure on val.",
     "An answer exactly half wrong counts 0 here and 0.5 in some other scripts.",
 )
+_task = partial(Task, family="documents")
+_anls = partial(
+    _task,
+    splits=("val", "train"),
+    headline="anls",
+    score=scores.score_anls,
+    server_splits=("test",),
+)
 
 TASKS: tuple[Task, ...] = (
-    Task(
+    _anls(
         name="docvqa",
         title="DocVQA",
-        family="documents",
-        splits=("val", "train"),
-        headline="anls",
         asking=asking_of("docvqa"),
         files=(
             NeededFile(
@@ -42,19 +47,14 @@ TASKS: tuple[Task, ...] = (
             NeededFile("{split}/documents/*.png or spdocvqa_images/*.png", files.RRC),
         ),
         read=files.read_docvqa,
-        score=scores.score_anls,
         published=_anls_keys("DocVQA", "DocVQA"),
         traps=(*_ANLS_TRAPS, "The prompt is the bare question, without `answer en`."),
         transfer="docvqa",
-        server_splits=("test",),
         submission=partial(submit_rows, key="questionId"),
     ),
-    Task(
+    _anls(
         name="infovqa",
         title="InfographicVQA",
-        family="documents",
-        splits=("val", "train"),
-        headline="anls",
         asking=asking_of("infovqa"),
         files=(
             NeededFile(
@@ -65,7 +65,6 @@ TASKS: tuple[Task, ...] = (
             NeededFile("images/*.jpeg", files.RRC),
         ),
         read=files.read_infovqa,
-        score=scores.score_anls,
         published=_anls_keys("InfoVQA", "Infographic VQA"),
         traps=(
             *_ANLS_TRAPS,
@@ -73,15 +72,11 @@ TASKS: tuple[Task, ...] = (
             "Answers are lower-cased before training, A to Z alone; scoring lowers every letter.",
         ),
         transfer="infovqa",
-        server_splits=("test",),
         submission=partial(submit_rows, key="questionId"),
     ),
-    Task(
+    _anls(
         name="st-vqa",
         title="ST-VQA",
-        family="documents",
-        splits=("val", "train"),
-        headline="anls",
         asking=asking_of("stvqa"),
         files=(
             NeededFile(
@@ -94,7 +89,6 @@ TASKS: tuple[Task, ...] = (
             NeededFile(files.STVQA_LIST, files.STVQA_LIST_SOURCE, fields="one image path a line"),
         ),
         read=files.read_stvqa,
-        score=scores.score_anls,
         published=_anls_keys("ST-VQA", "SceneText VQA"),
         traps=(
             *_ANLS_TRAPS,
@@ -104,13 +98,11 @@ TASKS: tuple[Task, ...] = (
             "Answers are lower-cased before training, A to Z alone; scoring lowers every letter.",
         ),
         transfer="stvqa",
-        server_splits=("test",),
         submission=partial(submit_rows, key="question_id"),
     ),
-    Task(
+    _task(
         name="chartqa",
         title="ChartQA",
-        family="documents",
         splits=("test", "val", "train"),
         headline="relaxed_accuracy",
         asking=asking_of("chartqa"),
@@ -144,10 +136,9 @@ TASKS: tuple[Task, ...] = (
         ),
         transfer="chartqa",
     ),
-    Task(
+    _task(
         name="ocr-vqa",
         title="OCR-VQA",
-        family="documents",
         splits=("test", "val", "train"),
         headline="accuracy",
         asking=asking_of("ocrvqa"),
@@ -168,10 +159,9 @@ TASKS: tuple[Task, ...] = (
         ),
         transfer="ocrvqa",
     ),
-    Task(
+    _task(
         name="tallyqa",
         title="TallyQA",
-        family="documents",
         splits=("test", "train"),
         headline="accuracy/simple",
         asking=asking_of("tallyqa"),
@@ -204,10 +194,9 @@ TASKS: tuple[Task, ...] = (
         ),
         transfer="tallyqa",
     ),
-    Task(
+    _task(
         name="countbenchqa",
         title="CountBenchQA",
-        family="documents",
         splits=("all",),
         headline="accuracy",
         asking=asking_of("tallyqa"),
