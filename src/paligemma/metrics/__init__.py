@@ -1,1 +1,1 @@
-"""Scores of predictions against references; knows no model and no task."""
+"""Scores of predictions against references, without any model or benchmark."""

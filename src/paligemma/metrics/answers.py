@@ -46,13 +46,13 @@ def exact_match_measures(
     lower: bool = False,
     groups: Sequence[str] | None = None,
 ) -> list[Measure]:
-    """Share of answers equal to their reference: GQA, AI2D, NLVR2, VSR, OCR-VQA (lower) and more.
+    """Compute the share of answers equal to their reference (GQA, NLVR2, OCR-VQA with `lower`).
 
     Args:
-        predictions: one a question; None where there is no answer.
+        predictions: one answer a question; None where there is none.
         references: the right answer of each question.
-        lower: lower-case both sides.
-        groups: a name a question, to report each group as well.
+        lower: lower-case both sides before they are compared.
+        groups: name of each question's group, to report each group as well.
 
     Returns:
         "accuracy", then "accuracy/GROUP" of every group in alphabetical order.
@@ -71,18 +71,18 @@ def exact_match_measures(
 
 
 def by_group(name: str, values: np.ndarray, groups: Sequence[str]) -> list[Measure]:
-    """The mean of each group, "NAME/GROUP", in alphabetical order."""
+    """Compute the mean of each group, "NAME/GROUP", in alphabetical order."""
     of = np.array(list(groups), dtype=object)
     return [mean_measure(f"{name}/{group}", values, of == group) for group in sorted(set(groups))]
 
 
 def truth_word(label: int | bool) -> str:
-    """The answer that VSR and MaRVL teach for a label: "True" for 1, "False" for 0."""
+    """Return the answer that stands for a label: "True" for 1, "False" for 0."""
     return "True" if label else "False"
 
 
 def count_digits(text: str) -> str:
-    """A number word up to twenty, or "none", as digits; anything else as it is."""
+    """Turn a number word up to twenty, or "none", into digits; return other text unchanged."""
     return COUNT_WORDS.get(text.lower(), text)
 
 
@@ -91,12 +91,12 @@ def tallyqa_measures(
     references: Sequence[str],
     is_simple: Sequence[bool | int | None] | None = None,
 ) -> list[Measure]:
-    """Counting accuracy: number words become digits on both sides, then strings must be equal.
+    """Compute counting accuracy: strings must be equal after number words became digits.
 
     Args:
-        predictions: one a question.
+        predictions: one answer a question.
         references: the right counts.
-        is_simple: TallyQA's `issimple`; None for a question that says nothing, or for all.
+        is_simple: TallyQA's `issimple` of each question; None where it is unknown, or for all.
 
     Returns:
         "accuracy"; "accuracy/simple" and "accuracy/complex" where such questions exist; then
@@ -115,7 +115,7 @@ def tallyqa_measures(
             where = np.array([one is not None and int(one) == flag for one in is_simple])
             if where.any():
                 measures.append(mean_measure(f"accuracy/{name}", is_right, where))
-    # NumPy's comparison of strings forgets trailing NULs.
+    # NumPy's comparison of strings ignores trailing NULs.
     return measures + [
         mean_measure(f"accuracy/count_{count}", is_right, [one == count for one in counts])
         for count in sorted(set(counts), key=lambda text: (len(text), text))
@@ -123,11 +123,11 @@ def tallyqa_measures(
 
 
 def rsvqa_bin_answer(answer: str, question_type: str, *, resolution: Resolution = "lr") -> str:
-    """RSVQA's numeric answers as the ranges that PaliGemma learns.
+    """Turn a numeric answer of RSVQA into the range that PaliGemma learns.
 
     Args:
-        answer: as in the file, "12" or "12m2".
-        question_type: "count" is binned at low resolution, "area" at high; others stay.
+        answer: answer in the file, "12" or "12m2".
+        question_type: type of the question; "count" is binned at low resolution, "area" at high.
         resolution: "lr" or "hr".
 
     Raises:
@@ -156,12 +156,12 @@ def rsvqa_bin_answer(answer: str, question_type: str, *, resolution: Resolution 
 def rsvqa_measures(
     predictions: Sequence[str], references: Sequence[str], types: Sequence[str]
 ) -> list[Measure]:
-    """RSVQA: lower-cased equality a question type, then the unweighted mean over types.
+    """Compute RSVQA's lower-cased equality by question type, and the unweighted mean over types.
 
     Args:
-        predictions: one a question.
+        predictions: one answer a question.
         references: right answers, binned where the task bins.
-        types: "comp", "presence", "rural_urban", "count", "area".
+        types: type of each question: "comp", "presence", "rural_urban", "count" or "area".
 
     Returns:
         "mean_accuracy" over the types present (PaliGemma's figure on the non-numeric splits);
@@ -182,17 +182,17 @@ def rsvqa_measures(
 
 
 def scienceqa_letter(text: str) -> str | None:
-    """The letter of "The answer is X." at the start of an answer, in any case; None without one."""
+    """Return the letter of "The answer is X." at the start of an answer; None without it."""
     found = _LETTER.match(text.lower())
     return found.group(1) if found else None
 
 
 def scienceqa_measures(predictions: Sequence[str], references: Sequence[str]) -> list[Measure]:
-    """ScienceQA: letters must be equal, and an answer of another form is wrong.
+    """Compute ScienceQA's accuracy of letters; an answer of another form is wrong.
 
     Args:
-        predictions: one a question.
-        references: "The answer is B."
+        predictions: one answer a question.
+        references: right answers, such as "The answer is B."
 
     Returns:
         "accuracy" and "unparsed", the share of answers without a letter.

@@ -15,7 +15,7 @@ from paligemma.metrics.ptb import MAX_CAPTION_CHARACTERS, ptb_tokenize_batch
 SIGMA = 6.0
 CIDER_SCALE = 10.0
 BETA = 1.2
-# What keeps BLEU finite where nothing matches: an order without a match gives about 1e-4.
+# Keep BLEU finite where nothing matches: an order without a match gives about 1e-4.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
@@ -27,14 +27,14 @@ def caption_measures(
     rouge: bool = False,
     tokenize: bool = True,
 ) -> list[Measure]:
-    """Figures of captions, one prediction and at least one reference an image.
+    """Compute figures of captions, one prediction and at least one reference an image.
 
     Args:
-        predictions: one an image; "" scores 0, and only the first 20,000 characters count.
-        references: any number an image, at least one.
-        bleu: BLEU-1 to BLEU-4 too, "bleu_4" first.
-        rouge: ROUGE-L too.
-        tokenize: by `ptb_tokenize`; False where texts are tokens separated by spaces already.
+        predictions: one caption an image; "" scores 0, and only the first 20,000 characters count.
+        references: captions of each image, at least one.
+        bleu: compute BLEU-1 to BLEU-4 too, "bleu_4" first.
+        rouge: compute ROUGE-L too.
+        tokenize: tokenise by `ptb_tokenize`; False for texts that are tokens separated by spaces.
 
     Returns:
         "cider", then "bleu_4", "bleu_1", "bleu_2", "bleu_3", then "rouge_l". CIDEr lies between 0
@@ -50,7 +50,7 @@ def caption_measures(
     num_references = np.array([len(of_image) for of_image in references])
     said, wanted = list(predictions), [one for of_image in references for one in of_image]
     if tokenize:
-        # One endless answer must not cost the others their score; it has lost long before its cut.
+        # An endless answer must not fail the others; the cut lies far beyond any score.
         said = ptb_tokenize_batch([one and one[:MAX_CAPTION_CHARACTERS] for one in said])
         wanted = ptb_tokenize_batch(wanted)
     image_of_reference = np.repeat(np.arange(len(said)), num_references)
@@ -78,18 +78,18 @@ def _require(predictions: Sequence[str], references: Sequence[Sequence[str]]) ->
 
 
 def _cider(ngrams: list[NGrams], image: np.ndarray, is_reference: np.ndarray) -> Measure:
-    """Document frequencies come from all images, whichever a resample draws."""
+    """Compute CIDEr-D; a resample keeps the document frequencies of all images."""
     values = cider_d(ngrams, image, is_reference)
     return mean_measure("cider", values)
 
 
 def cider_d(ngrams: list[NGrams], image: np.ndarray, is_reference: np.ndarray) -> np.ndarray:
-    """CIDEr-D of each image against all others.
+    """Compute CIDEr-D of each image against all others.
 
     Args:
-        ngrams: of every text, by order.
-        image: int[T], which image a text belongs to, 0 to N - 1; every image has one candidate.
-        is_reference: bool[T].
+        ngrams: n-grams of every text, by order.
+        image: int[T], image of each text, 0 to N - 1; every image has one candidate.
+        is_reference: bool[T], whether a text is a reference.
 
     Returns:
         float64[N], between 0 and 10; the mean is the figure of the corpus.
@@ -114,7 +114,7 @@ def cider_d(ngrams: list[NGrams], image: np.ndarray, is_reference: np.ndarray) -
 def order_similarity(
     order: NGrams, image: np.ndarray, is_reference: np.ndarray, candidate_of: np.ndarray
 ) -> np.ndarray:
-    """Clipped cosine of each reference with the candidate of its image: float64[references]."""
+    """Compute the clipped cosine of each reference with its candidate: float64[references]."""
     num_texts = len(image)
     in_reference = is_reference[order.text]
     weights = order.count * _idf(order, image, in_reference, len(candidate_of))[order.kind]
@@ -134,7 +134,7 @@ def order_similarity(
 
 
 def _idf(order: NGrams, image: np.ndarray, in_reference: np.ndarray, num: int) -> np.ndarray:
-    """ln N - ln(images whose references hold it), of each n-gram; one that none holds counts 1."""
+    """Compute ln N - ln(images whose references hold an n-gram); an absent n-gram counts 1."""
     # Sorting is faster here than np.unique, which hashes.
     pairs = np.sort(image[order.text[in_reference]] * order.num_kinds + order.kind[in_reference])
     pairs = pairs[np.diff(pairs, prepend=-1) > 0]
@@ -166,7 +166,7 @@ def _bleu(ngrams: list[NGrams], image: np.ndarray, is_reference: np.ndarray) -> 
 def _clipped_matches(
     order: NGrams, image: np.ndarray, is_reference: np.ndarray, num: int
 ) -> np.ndarray:
-    """N-grams of each candidate that a reference has, at most as often as one of them has them."""
+    """Count n-grams of each candidate, at most as often as some reference has them."""
     key = image[order.text] * order.num_kinds + order.kind
     in_reference = is_reference[order.text]
     keys, place = np.unique(key, return_inverse=True)
@@ -177,7 +177,7 @@ def _clipped_matches(
 
 
 def _closest(length: np.ndarray, reference_lengths: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Length of the reference nearest in length to each candidate, the shorter of two as near."""
+    """Find the reference length nearest to each candidate, the shorter of two equally near."""
     distance = np.abs(reference_lengths - length[image])
     by_image = np.lexsort((reference_lengths, distance, image))
     _, first = np.unique(image[by_image], return_index=True)
@@ -219,7 +219,7 @@ def _bleu_value(
     reference_length: np.ndarray,
     order: int,
 ) -> np.ndarray:
-    """float64[B] from counts, float64[B, 4], and lengths, float64[B]."""
+    """Compute float64[B] from counts, float64[B, 4], and lengths, float64[B]."""
     precisions = (correct[:, :order] + _TINY) / (guessed[:, :order] + _SMALL)
     ratio = (candidate_length + _TINY) / (reference_length + _SMALL)
     with np.errstate(over="ignore"):
@@ -247,7 +247,7 @@ def _rouge_l(said: list[str], wanted: list[str], image: np.ndarray) -> Measure:
 
 
 def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Its length, a row of the table at a time as the bits of one integer.
+    """Compute its length, a row of the table at a time as the bits of one integer.
 
     Source: Hyyrö, Bit-parallel LCS-length computation revisited, 2004, figure 1.
     """

@@ -28,7 +28,7 @@ def match_in_groups(
     is_ignored: np.ndarray,
     thresholds: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which object each detection takes.
+    """Find the object that each detection takes.
 
     Args:
         boxes_xywh: float64[D, 4], sorted by group, most confident first within one.
@@ -67,7 +67,7 @@ def match_in_groups(
             second = np.where(free & ignored, overlap[:, None, None], -1.0)
             worth = np.where((best < 0)[own], second, worth)
             best = np.where(best < 0, np.maximum.reduceat(second, first, axis=0), best)
-        # Of two equal ones the last, as the original.
+        # Of two equal overlaps the last wins, as in the original.
         is_best = (worth == best[own]) & (worth >= 0)
         last = np.where(is_best, np.arange(len(pairs))[:, None, None], -1)
         chosen = np.maximum.reduceat(last, first, axis=0)
@@ -79,7 +79,7 @@ def match_in_groups(
 
 
 def place_in_run(values: np.ndarray) -> np.ndarray:
-    """Place of each element within its run of equal values: [7, 7, 9] -> [0, 1, 0]."""
+    """Number each element within its run of equal values: [7, 7, 9] -> [0, 1, 0]."""
     index = np.arange(len(values))
     is_first = np.diff(values, prepend=values[:1] - 1) != 0
     return index - np.maximum.accumulate(np.where(is_first, index, 0))
@@ -88,7 +88,7 @@ def place_in_run(values: np.ndarray) -> np.ndarray:
 def overlaps(
     boxes_xywh: np.ndarray, true_boxes_xywh: np.ndarray, is_crowd: np.ndarray
 ) -> np.ndarray:
-    """Intersection over union float64[N] of pairs; over the detection's own area for a crowd."""
+    """Compute intersection over union float64[N], over the detection's own area for a crowd."""
     (x, y, w, h), (tx, ty, tw, th) = boxes_xywh.T, true_boxes_xywh.T
     width = np.minimum(w + x, tw + tx) - np.maximum(x, tx)
     height = np.minimum(h + y, th + ty) - np.maximum(y, ty)
@@ -106,7 +106,7 @@ def _candidates(
     is_crowd: np.ndarray,
     least: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of one group that overlap enough: detections ascending, objects, overlaps."""
+    """Find pairs of one group that overlap enough: detections ascending, objects, overlaps."""
     order = np.argsort(true_groups, kind="stable")
     low = np.searchsorted(true_groups[order], groups, side="left")
     count = np.searchsorted(true_groups[order], groups, side="right") - low

@@ -31,11 +31,11 @@ class DetectionRows:
 
     @property
     def area(self) -> np.ndarray:
-        """float64[D]."""
+        """Area of each box, float64[D]."""
         return self.box[:, 2] * self.box[:, 3]
 
     def take(self, rows: np.ndarray) -> DetectionRows:
-        """Some of them, or another order."""
+        """Select some rows, or another order."""
         return DetectionRows(
             image=self.image[rows],
             category=self.category[rows],
@@ -58,12 +58,12 @@ class ObjectRows:
 def read_detections(
     images: Rows, number: Mapping[int, int], by_name: Mapping[str, int]
 ) -> DetectionRows:
-    """Detections with "category_id" or "label", "bbox" and "score".
+    """Read detections with "category_id" or "label", "bbox" and "score".
 
     Args:
         images: rows of each image.
-        number: id of a category -> its position.
-        by_name: name of a category -> its position.
+        number: position of each category by its id.
+        by_name: position of each category by its name.
 
     Raises:
         DataError: a field is missing or no finite number.
@@ -98,7 +98,7 @@ def read_detections(
 
 
 def read_objects(images: Rows, number: Mapping[int, int]) -> ObjectRows:
-    """COCO annotations with "category_id", "bbox", and where they differ "area" and "iscrowd".
+    """Read COCO annotations with "category_id", "bbox", and optional "area" and "iscrowd".
 
     Raises:
         DataError: a field is missing or no finite number, a size is negative, or a category does
@@ -140,7 +140,7 @@ def read_objects(images: Rows, number: Mapping[int, int]) -> ObjectRows:
 def _numbers(
     values: list[Any], image: np.ndarray, field: str, kind: str, *shape: int
 ) -> np.ndarray:
-    """float64[N, *shape] of finite numbers."""
+    """Build float64[N, *shape] of finite numbers."""
     try:
         numbers = np.array(values, np.float64).reshape(len(values), *shape)
         is_finite = np.isfinite(numbers).all(axis=tuple(range(1, numbers.ndim)))

@@ -39,7 +39,7 @@ _T = len(IOU_THRESHOLDS)
 
 @dataclass(frozen=True, kw_only=True)
 class CocoFigure:
-    """One of the twelve: average precision or recall, where, and at how many detections."""
+    """One of the twelve figures: average precision or recall, its area range and its limits."""
 
     name: str
     is_recall: bool = False
@@ -71,20 +71,20 @@ def detection_measures(
     *,
     by_class: bool = False,
 ) -> list[Measure]:
-    """Average precision and recall of boxes over images.
+    """Compute average precision and recall of boxes over images.
 
     Images are ranked in the order given, which decides between equal confidences; pycocotools'
     order is that of their ids.
 
     Args:
-        predictions: of each image its detections, {"category_id": int or "label": a name of
+        predictions: detections of each image, {"category_id": int or "label": a name of
             `categories`, "bbox": [x, y, width, height] in pixels, "score": float}. One of another
             category counts for "unknown" alone. One without width or height is kept and finds
             nothing.
-        references: of each image its COCO annotations, {"category_id", "bbox", "area" (of the box
+        references: COCO annotations of each image, {"category_id", "bbox", "area" (of the box
             by default), "iscrowd" (0 by default)}.
-        categories: id -> name of all that may be found.
-        by_class: also "ap/NAME" of every category that has objects.
+        categories: name of every category that may be found, by its id.
+        by_class: also return "ap/NAME" of every category that has objects.
 
     Returns:
         "ap" (IoU 0.50:0.95, at most 100 detections), "ap50", "ap75", "ap_small", "ap_medium",
@@ -129,7 +129,7 @@ def detection_measures(
 def coco_summary(
     results: Sequence[Mapping[str, Any]], dataset: Mapping[str, Any]
 ) -> dict[str, float]:
-    """The twelve figures as `COCOeval.summarize` prints them, -1 where an area range is empty.
+    """Compute the twelve figures of `COCOeval.summarize`, -1 where an area range is empty.
 
     Args:
         results: COCO's results, {"image_id", "category_id", "bbox", "score"}.
@@ -148,7 +148,7 @@ def coco_summary(
 def from_coco(
     results: Sequence[Mapping[str, Any]], dataset: Mapping[str, Any]
 ) -> tuple[list[list[Mapping[str, Any]]], list[list[Mapping[str, Any]]], dict[int, str]]:
-    """COCO's two files as the arguments of `detection_measures`, images in order of their ids."""
+    """Turn COCO's two files into arguments of `detection_measures`, images in order of ids."""
     position = {image: n for n, image in enumerate(sorted({i["id"] for i in dataset["images"]}))}
     found: list[list[Mapping[str, Any]]] = [[] for _ in position]
     true: list[list[Mapping[str, Any]]] = [[] for _ in position]
@@ -169,7 +169,7 @@ class CocoMatches:
     """Detections matched with objects, ranked by category and falling confidence.
 
     Attributes:
-        names: of the K categories, in order of their ids.
+        names: names of the K categories, in order of their ids.
         image: int64[D], position of each detection's image.
         starts: int64[K + 1], where each category's detections begin.
         rank: int64[D], the detection's place within its image and category.
@@ -198,11 +198,11 @@ class CocoMatches:
 
     @property
     def num_images(self) -> int:
-        """Images, those without objects included."""
+        """Number of images, those without objects included."""
         return len(self.num_detections)
 
     def summary(self, weights: np.ndarray | None = None) -> dict[str, float]:
-        """The twelve figures for float[images] weights, -1 where undefined."""
+        """Compute the twelve figures for float[images] weights, -1 where undefined."""
         used = np.ones(self.num_images, np.int64) if weights is None else weights
         out = {}
         for name, figure in FIGURES.items():
@@ -213,7 +213,7 @@ class CocoMatches:
     def precision(
         self, weights: np.ndarray, area: str, thresholds: slice, categories: Sequence[int]
     ) -> np.ndarray:
-        """Interpolated precision float64[T, 101, K], NaN where a category has no objects."""
+        """Interpolate precision: float64[T, 101, K], NaN where a category has no objects."""
         num_thresholds = len(IOU_THRESHOLDS[thresholds])
         out = np.full((num_thresholds, len(RECALLS), len(categories)), np.nan)
         for at, k in enumerate(categories):
@@ -246,7 +246,7 @@ class CocoMatches:
         return out
 
     def recall(self, weights: np.ndarray, area: str, max_detections: int) -> np.ndarray:
-        """Share of the objects that are found: float64[T, K], NaN where there are none."""
+        """Compute the share of objects that are found: float64[T, K], NaN where there are none."""
         total = (self.num_true[area] @ weights).astype(float)
         thresholds, rows = np.nonzero(self.is_hit[area])
         at = self.row[rows]
@@ -284,7 +284,7 @@ def match_images(
     references: Sequence[Sequence[Mapping[str, Any]]],
     categories: Mapping[int, str],
 ) -> CocoMatches:
-    """Matches the detections of all images; see `detection_measures`."""
+    """Match the detections of all images; see `detection_measures`."""
     require_same_length("average precision", predictions=predictions, references=references)
     ids = sorted(categories)
     number = {category: k for k, category in enumerate(ids)}

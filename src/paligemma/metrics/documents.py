@@ -38,19 +38,19 @@ def anls(
     variant: AnlsVariant = "big_vision",
     lower: bool = True,
 ) -> float:
-    """One minus the normalised edit distance to the nearest reference, 0 from half a text off.
+    """Compute one minus the normalised edit distance to the nearest reference, 0 from half on.
 
     Args:
-        prediction: the answer.
+        prediction: answer of the model.
         references: right answers, at least one.
         variant: see `AnlsVariant`.
-        lower: lower-case both sides; only "big_vision" can do without.
+        lower: lower-case both sides, which only "big_vision" can leave out.
 
     Returns:
         In [0, 1].
 
     Raises:
-        DataError: no reference, no such variant, or one that always lower-cases.
+        DataError: no reference, an unknown variant, or a variant that always lower-cases.
     """
     score = _VARIANTS.get(variant)
     if score is None or not (lower or variant == "big_vision"):
@@ -70,13 +70,13 @@ def anls_measures(
     variant: AnlsVariant = "big_vision",
     any_order: bool = False,
 ) -> list[Measure]:
-    """ANLS of DocVQA, InfoVQA and ST-VQA.
+    """Compute ANLS of DocVQA, InfoVQA and ST-VQA.
 
     Args:
-        predictions: one a question.
+        predictions: one answer a question.
         references: right answers of each question.
         variant: see `AnlsVariant`.
-        any_order: comma-separated references count in any order, as on InfoVQA's validation split.
+        any_order: accept comma-separated references in any order, as on InfoVQA's validation split.
 
     Returns:
         "anls".
@@ -95,7 +95,7 @@ def anls_measures(
 
 
 def comma_orderings(answer: str) -> list[str]:
-    """An answer with its parts, separated by ", ", in every order, the written one first.
+    """List an answer with its parts, separated by ", ", in every order, the written one first.
 
     With more than eight parts only the written order is kept, with a warning: their orderings
     would be hundreds of thousands.
@@ -112,7 +112,7 @@ def comma_orderings(answer: str) -> list[str]:
 
 
 def chart_number(text: str) -> float | None:
-    """What `float` reads, "5%" as 0.05; None where it reads nothing."""
+    """Read a number as `float` does, "5%" as 0.05; None for other text."""
     try:
         return float(text.rstrip("%")) / 100.0 if text.endswith("%") else float(text)
     except ValueError:
@@ -135,12 +135,12 @@ def is_relaxed_match(prediction: str, reference: str) -> bool:
 def relaxed_accuracy_measures(
     predictions: Sequence[str], references: Sequence[str], groups: Sequence[str] | None = None
 ) -> list[Measure]:
-    """Relaxed accuracy of ChartQA.
+    """Compute relaxed accuracy of ChartQA.
 
     Args:
-        predictions: one a question.
+        predictions: one answer a question.
         references: the right answer of each question.
-        groups: "human" or "augmented" a question.
+        groups: "human" or "augmented" for each question.
 
     Returns:
         "relaxed_accuracy", the unweighted mean over groups; "exact_accuracy", lower-cased equality

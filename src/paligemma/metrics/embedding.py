@@ -16,11 +16,11 @@ from paligemma.metrics.pairs import require_same_length
 
 
 def cosine_similarity(predictions: ArrayLike, references: ArrayLike) -> np.ndarray:
-    """Cosine of the angle between each prediction's embedding and its reference's.
+    """Compute the cosine between each prediction's embedding and its reference's.
 
     Args:
         predictions: float[N, D].
-        references: float[N, D], of the same encoder.
+        references: float[N, D] of the same encoder.
 
     Returns:
         float64[N] in [-1, 1].
@@ -46,14 +46,14 @@ def cosine_similarity(predictions: ArrayLike, references: ArrayLike) -> np.ndarr
 
 
 def pooled_answer(answers: Sequence[str], logprobs: Sequence[float]) -> tuple[str, float]:
-    """The answer with the most probability over all questions and views of one object.
+    """Choose the answer with the most probability over all questions and views of an object.
 
     The exact weighting behind the published figure is not known; this sums exp(log-probability)
     over equal answers, and the first of equally likely ones wins.
 
     Args:
         answers: sampled answers, repeats kept.
-        logprobs: of each answer.
+        logprobs: log-probability of each answer.
 
     Returns:
         The answer, and the log of its summed probability.

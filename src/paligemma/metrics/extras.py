@@ -1,4 +1,4 @@
-"""What to say where an optional package is missing."""
+"""The error for a missing optional package."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from paligemma.errors import MissingExtraError
 
 
 def missing_extra(package: str, extra: str, what: str) -> MissingExtraError:
-    """The error to raise from an ImportError."""
+    """Build the error to raise from an ImportError."""
     return MissingExtraError(f"{what} needs {package}; run pip install 'paligemma[{extra}]'")

@@ -30,9 +30,9 @@ class TableCell:
     """One cell of a table.
 
     Attributes:
-        row, column: where it begins, from 0.
-        row_span, column_span: at least 1.
-        text: its text nodes, joined by spaces.
+        row, column: position of its first row and column, from 0.
+        row_span, column_span: rows and columns that it covers, at least 1.
+        text: text nodes of the cell, joined by spaces.
     """
 
     row: int
@@ -44,7 +44,7 @@ class TableCell:
 
 @dataclass(frozen=True, kw_only=True)
 class GridScore:
-    """How alike two grids are, each in [0, 1]."""
+    """Likeness of two grids, each figure in [0, 1]."""
 
     f1: float
     precision: float
@@ -52,12 +52,12 @@ class GridScore:
 
 
 def grits_measures(predictions: Sequence[str], references: Sequence[str]) -> list[Measure]:
-    """Mean GriTS of tables.
+    """Compute the mean GriTS of tables.
 
     Args:
-        predictions: `<table>...</table>` as well-formed XML. One that is not, has a span below 1,
-            or more than 5000 grid positions scores 0.
-        references: likewise.
+        predictions: `<table>...</table>` as well-formed XML. A table that is ill-formed, has a
+            span below 1 or more than 5000 grid positions scores 0.
+        references: true tables, likewise.
 
     Returns:
         "grits_top", "grits_con", each followed by its precision and recall
@@ -90,7 +90,7 @@ def grits_measures(predictions: Sequence[str], references: Sequence[str]) -> lis
 
 
 def read_cells(markup: str) -> list[TableCell] | None:
-    """Cells of a table in the order of its markup; `th` is as good as `td`.
+    """Read the cells of a table in the order of its markup; `th` counts as `td`.
 
     Returns:
         None where the markup is no well-formed XML, declares entities, has a span below 1, or
@@ -136,12 +136,12 @@ def _cells(root: ElementTree.Element) -> list[TableCell]:
 
 
 def grits_top(found: Sequence[TableCell], wanted: Sequence[TableCell]) -> GridScore:
-    """Likeness of structure: how far each position's cell reaches in each direction."""
+    """Compare structure: how far each position's cell reaches in each direction."""
     return _grid_score(_enclosed(_reach(wanted), _reach(found)))
 
 
 def grits_con(found: Sequence[TableCell], wanted: Sequence[TableCell]) -> GridScore:
-    """Likeness of text: the share of characters in difflib's matching blocks."""
+    """Compare text: the share of characters in difflib's matching blocks."""
     texts = [np.array(["", *(cell.text for cell in cells)], object) for cells in (wanted, found)]
     numbers = [_owner(cells) + 1 for cells in (wanted, found)]
     rows, codes = zip(*(np.unique(text, return_inverse=True) for text in texts), strict=True)
@@ -159,7 +159,7 @@ def _grid_shape(cells: Sequence[TableCell]) -> tuple[int, int]:
 
 
 def _owner(cells: Sequence[TableCell]) -> np.ndarray:
-    """int64[R, C]: which cell covers a position, the last one where two do; -1 is none."""
+    """Find the cell that covers each position, the last of several: int64[R, C], -1 for none."""
     owner = np.full(_grid_shape(cells), -1, np.int64)
     for number, cell in enumerate(cells):
         bottom, right = cell.row + cell.row_span, cell.column + cell.column_span
@@ -168,7 +168,7 @@ def _owner(cells: Sequence[TableCell]) -> np.ndarray:
 
 
 def _reach(cells: Sequence[TableCell]) -> np.ndarray:
-    """float64[R, C, 4]: first column, first row, column and row after the last, from here."""
+    """Compute float64[R, C, 4]: first column and row, and those after the last, from here."""
     owner = _owner(cells)
     rows, columns = np.indices(owner.shape)
     corners = np.array(
@@ -181,7 +181,7 @@ def _reach(cells: Sequence[TableCell]) -> np.ndarray:
 
 
 def _enclosed(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Common area over the area of the box around both: float64[R, C, P, Q]; 0 for NaN."""
+    """Divide common area by that of the box around both: float64[R, C, P, Q]; 0 for NaN."""
     a, b = true[:, :, None, None], predicted[None, None]
     inner = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     outer = np.maximum(a[..., 2:], b[..., 2:]) - np.minimum(a[..., :2], b[..., :2])
@@ -190,7 +190,7 @@ def _enclosed(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def _text_likeness(true: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
-    """float64[len(true), len(predicted)] in [0, 1]."""
+    """Compute likeness float64[len(true), len(predicted)] in [0, 1]."""
     out = np.zeros((len(true), len(predicted)))
     letters = [set(text) for text in true]
     for q, other in enumerate(predicted):
@@ -207,12 +207,12 @@ def _text_likeness(true: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
 
 
 def _num_in_blocks(text: str, other: str, places: Mapping[str, Sequence[int]]) -> int:
-    """Characters in the matching blocks of difflib: the longest common run, then left and right.
+    """Count characters in difflib's matching blocks: the longest common run, then left and right.
 
     Args:
-        text: the true text.
-        other: the predicted one.
-        places: letter of `other` -> where it stands, ascending.
+        text: true text.
+        other: predicted text.
+        places: places of each letter of `other`, ascending.
     """
     if len(other) >= _JUNK_LENGTH:  # from there on difflib passes over frequent letters
         matcher = SequenceMatcher(None, text, other)
@@ -262,7 +262,7 @@ def _grid_score(rewards: np.ndarray) -> GridScore:
 
 
 def _inner_scores(rewards: np.ndarray) -> np.ndarray:
-    """What aligning each row with each other row is worth: float64[R, C, P, Q] -> [R, P]."""
+    """Compute the worth of aligning rows with rows: float64[R, C, P, Q] -> [R, P]."""
     height, width, other_height, other_width = rewards.shape
     above = np.zeros((other_width + 1, height, other_height))
     for c in range(width):
@@ -275,7 +275,7 @@ def _inner_scores(rewards: np.ndarray) -> np.ndarray:
 
 
 def _align(rewards: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of the best alignment of two sequences in order: float64[N, M] -> [(n, m)].
+    """Find the pairs of the best alignment of two sequences in order: float64[N, M] -> [(n, m)].
 
     Where ways are equally good, a pair goes before skipping one of the first sequence, and that
     before skipping one of the second.

@@ -1,4 +1,4 @@
-"""How sure a figure is: the percentile bootstrap over examples.
+"""Confidence intervals: the percentile bootstrap over examples.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
 """
@@ -14,12 +14,12 @@ LEVEL = 0.95
 
 
 def resamples(units: np.ndarray, num_resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often each example counts in each resample, one int64[N] after the other.
+    """Draw how often each example counts in each resample, one int64[N] after the other.
 
     Args:
-        units: int64[N], number of the unit that each example belongs to, from 0; examples of one
-            unit are drawn together.
-        num_resamples: how many are drawn.
+        units: int64[N], number of each example's unit, from 0; examples of one unit are drawn
+            together.
+        num_resamples: number of resamples.
         seed: seed of the drawing.
     """
     num = int(units.max()) + 1
@@ -30,7 +30,7 @@ def resamples(units: np.ndarray, num_resamples: int, seed: int = 0) -> Iterator[
 
 
 def bounds(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Low and high quantile of float64[R], NaN left out; NaN twice where nothing is left."""
+    """Compute low and high quantile of float64[R] without NaN; NaN twice where nothing is left."""
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan"), float("nan")
@@ -39,13 +39,13 @@ def bounds(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
 
 
 def bootstrap_interval(statistic: Callable[[np.ndarray], float], num: int) -> tuple[float, float]:
-    """Bounds of a figure that is a function of how often each of `num` examples counts."""
+    """Compute bounds of a figure that depends on how often each of `num` examples counts."""
     drawn = resamples(np.arange(num), NUM_RESAMPLES)
     return bounds(np.array([statistic(weights) for weights in drawn]))
 
 
 def ratio(parts: np.ndarray, totals: np.ndarray) -> Callable[[np.ndarray], float]:
-    """The statistic sum(w * parts) / sum(w * totals): a mean, an accuracy, an error rate."""
+    """Build the statistic sum(w * parts) / sum(w * totals): a mean, accuracy or error rate."""
 
     def statistic(weights: np.ndarray) -> float:
         total = float(weights @ totals)

@@ -1,7 +1,7 @@
 """NES: the share of sentences that people judge as not entailed by the picture.
 
 Source: PaliGemma 2 report, section on long captions, which gives the protocol but neither the rule
-for ties nor what sentences without anything to assess count; both go by name here.
+for ties nor that for sentences without anything to assess; callers name both.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ VerdictTieRule = Literal["non_entailed", "entailed", "left_out"]
 # Sentences whose majority found nothing to assess: not in the denominator, or in it as entailed.
 NothingRule = Literal["left_out", "counted"]
 
-# Image -> sentences -> raters' labels.
+# For each image, for each sentence, the labels of the raters.
 Judgements = Sequence[Sequence[Sequence[str]]]
 
 
 def sentence_verdict(labels: Sequence[str], *, ties: VerdictTieRule = "non_entailed") -> str | None:
-    """What the majority of raters says of a sentence.
+    """Find the verdict of the majority of raters on a sentence.
 
     A verdict tied with "nothing to assess" wins, and neutral tied with contradiction is no tie.
 
     Args:
-        labels: one a rater, of `RATER_LABELS`.
+        labels: label of each rater, one of `RATER_LABELS`.
         ties: see `VerdictTieRule`.
 
     Returns:
@@ -69,12 +69,12 @@ def nes_measures(
     ties: VerdictTieRule = "non_entailed",
     nothing: NothingRule = "left_out",
 ) -> list[Measure]:
-    """Share of assessed sentences that are not entailed, pooled over all images; low is good.
+    """Compute the share of assessed sentences that are not entailed; low is good.
 
-    Lengths come with it: short captions err less.
+    The share is pooled over all images. Lengths come with it, because short captions err less.
 
     Args:
-        judgements: image -> sentences -> raters' labels.
+        judgements: labels of the raters for each sentence of each image.
         captions: the caption of each image, for the mean number of characters.
         ties: see `VerdictTieRule`.
         nothing: see `NothingRule`.

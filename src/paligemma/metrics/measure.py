@@ -1,4 +1,4 @@
-"""What a metric returns: a figure that can be computed again for any resampling of its examples."""
+"""Figures that can be computed again for any resampling of their examples."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Measure:
     """One figure over N examples.
 
     Attributes:
-        name: "cider", "accuracy", "accuracy/yesno": a slice follows the slash.
-        statistic: int64[N], how often each example counts -> the figure in its own unit; NaN where
-            it is undefined for these examples.
-        num: N.
-        num_used: examples that the figure rests on, where it is limited to a slice.
-        per_example: float64[N], what each example adds, to find the worst ones; NaN where it does
-            not apply, None where a figure has no parts.
-        is_error: better low.
+        name: name such as "cider" or "accuracy/yesno", where a slice follows the slash.
+        statistic: computes the figure in its own unit from int64[N], how often each example
+            counts; NaN where it is undefined for these examples.
+        num: number of examples, N.
+        num_used: number of examples in the slice of the figure; None for all.
+        per_example: float64[N], contribution of each example, by which the worst are found; NaN
+            where it does not apply, None where a figure has no parts.
+        is_error: whether a low figure is better.
         scale: factor to the unit of published tables, 100 for shares.
     """
 
@@ -44,7 +44,7 @@ class Measure:
         return float(self.statistic(np.ones(self.num, np.int64)))
 
     def interval(self) -> tuple[float, float]:
-        """Bounds of the percentile bootstrap over examples, see `bootstrap_interval`."""
+        """Compute the bounds of the percentile bootstrap, see `bootstrap_interval`."""
         return bootstrap_interval(self.statistic, self.num)
 
 
@@ -56,7 +56,7 @@ def ratio_measure(
     is_error: bool = False,
     scale: float = 100.0,
 ) -> Measure:
-    """Sum of `parts` over sum of `totals`, both float[N]: a pooled rate.
+    """Build the pooled rate: the sum of `parts` over the sum of `totals`, both float[N].
 
     Raises:
         DataError: no example, or nothing to divide by.
@@ -84,7 +84,7 @@ def mean_measure(
     is_error: bool = False,
     scale: float = 100.0,
 ) -> Measure:
-    """Mean of float[N] values, over the examples that bool[N] `where` names; all by default.
+    """Build the mean of float[N] values over the examples that bool[N] `where` selects, or all.
 
     Raises:
         DataError: no example to average.
@@ -96,7 +96,7 @@ def mean_measure(
 
 
 def average_of(name: str, measures: Sequence[Measure]) -> Measure:
-    """Unweighted mean of figures over the same examples: over types, languages, files.
+    """Build the unweighted mean of figures over the same examples: of types, languages, files.
 
     Raises:
         DataError: nothing to average, or figures over different examples.

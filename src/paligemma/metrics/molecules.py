@@ -24,19 +24,19 @@ _R_GROUP = re.compile(r"\[R(\d+)\]")
 
 
 def atom_tokens(smiles: str) -> list[str]:
-    """Atoms, brackets, bonds and ring numbers; any other character is dropped."""
+    """Split into atoms, brackets, bonds and ring numbers; drop other characters."""
     return _ATOM_TOKEN.findall(smiles)
 
 
 def canonical_smiles(
     smiles: str, *, keep_cis_trans: bool = False, keep_chirality: bool = True
 ) -> tuple[str, bool]:
-    """The canonical spelling that the full match compares.
+    """Compute the canonical spelling that the full match compares.
 
     `[R1]` becomes a numbered dummy atom, any other bracket that RDKit cannot read a plain one.
 
     Args:
-        smiles: as written.
+        smiles: text as written.
         keep_cis_trans: keep the marks of double bonds.
         keep_chirality: keep stereocentres and isotopes.
 
@@ -63,7 +63,7 @@ def canonical_smiles(
 
 
 def tanimoto(prediction: str, reference: str) -> float | None:
-    """Similarity of RDKit's topological fingerprints.
+    """Compute the similarity of RDKit's topological fingerprints.
 
     Returns:
         In [0, 1], 0 where the prediction is no molecule; None where the reference is none.
@@ -93,14 +93,14 @@ def tanimoto(prediction: str, reference: str) -> float | None:
 
 
 def molecule_measures(predictions: Sequence[str], references: Sequence[str]) -> list[Measure]:
-    """Share of molecules that are right.
+    """Compute the share of molecules that are right.
 
     Where a text is no molecule the texts themselves are compared; a prediction without atoms is
     never right.
 
     Args:
-        predictions: SMILES, one a picture.
-        references: SMILES.
+        predictions: SMILES of each picture.
+        references: true SMILES.
 
     Returns:
         "full_match" (chirality counts, cis and trans do not: PaliGemma 2's figure),
@@ -147,7 +147,7 @@ def _dummy_atom(token: str, chem: Any) -> str:
 
 
 def _rdkit() -> tuple[Any, Any]:
-    """RDKit's chemistry, and what silences its complaints about texts that are no molecule."""
+    """Import RDKit's chemistry and the context that silences its complaints."""
     try:
         from rdkit import Chem, rdBase
     except ImportError as error:

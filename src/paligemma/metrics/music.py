@@ -21,7 +21,7 @@ _LINE, _TAB = "<b>", "<t>"
 
 
 def prepare_kern(text: str) -> str:
-    """Kern without outer newlines and spaces, bar numbers and the separators of extended kern.
+    """Strip outer newlines and spaces, bar numbers and the separators of extended kern.
 
     Whether PaliGemma 2 did the same is not published.
     """
@@ -29,12 +29,12 @@ def prepare_kern(text: str) -> str:
 
 
 def kern_characters(text: str, variant: CerVariant = "current") -> list[str]:
-    """Characters, tabs and newlines among them; spaces only if "current"."""
+    """Split into characters, tabs and newlines too; spaces only if "current"."""
     return [c for c in text if c != " "] if variant == "publication_era" else list(text)
 
 
 def kern_symbols(text: str) -> list[str]:
-    """What single spaces, tabs and newlines separate; tabs and newlines are symbols themselves.
+    """Split at single spaces, tabs and newlines; tabs and newlines are symbols themselves.
 
     Two spaces in a row enclose an empty symbol, and an empty text is one.
     """
@@ -42,7 +42,7 @@ def kern_symbols(text: str) -> list[str]:
 
 
 def kern_lines(text: str) -> list[str]:
-    """Lines; an empty text is one."""
+    """Split into lines; an empty text is one line."""
     return text.split("\n")
 
 
@@ -52,10 +52,10 @@ def omr_measures(
     *,
     cer: CerVariant = "current",
 ) -> list[Measure]:
-    """Error rates pooled over the corpus: all edits over all reference units; 1 can be exceeded.
+    """Compute error rates of the corpus: all edits over all reference units; they may exceed 1.
 
     Args:
-        predictions: one a score.
+        predictions: one transcription a score.
         references: kern text of each score.
         cer: see `CerVariant`.
 

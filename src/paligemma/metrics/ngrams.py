@@ -17,11 +17,11 @@ class NGrams:
     """All n-grams of one order, a row for each text and kind.
 
     Attributes:
-        text: int64[R], ascending.
-        kind: int64[R], which n-gram, 0 to `num_kinds` - 1; ascending within a text.
-        count: int64[R], how often the text has it, at least 1.
-        num_kinds: different n-grams of all texts.
-        totals: int64[T], how many n-grams each text has.
+        text: int64[R], number of the text, ascending.
+        kind: int64[R], number of the n-gram, 0 to `num_kinds` - 1; ascending within a text.
+        count: int64[R], occurrences in the text, at least 1.
+        num_kinds: number of different n-grams of all texts.
+        totals: int64[T], number of n-grams of each text.
     """
 
     text: np.ndarray
@@ -31,7 +31,7 @@ class NGrams:
     totals: np.ndarray
 
     def find(self, text: np.ndarray, kind: np.ndarray) -> np.ndarray:
-        """Rows of texts and kinds, -1 where a text lacks the n-gram: int64 like both."""
+        """Find the rows of texts and kinds, -1 where a text lacks the n-gram: int64 like both."""
         if not len(self.text):
             return np.full(len(text), -1)
         wanted = text * self.num_kinds + kind
@@ -41,7 +41,7 @@ class NGrams:
 
 
 def count_ngrams(texts: Sequence[str], *, max_order: int = MAX_ORDER) -> list[NGrams]:
-    """N-grams of texts whose tokens are separated by white space, of orders 1 to `max_order`."""
+    """Count n-grams of orders 1 to `max_order`; white space separates the tokens of a text."""
     ids: defaultdict[str, int] = defaultdict()
     ids.default_factory = ids.__len__
     split = [text.split() for text in texts]

@@ -1,4 +1,4 @@
-"""What every metric over lists checks first, and the edit distances they share."""
+"""Checks of lists that every metric makes first, and edit distances."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from paligemma.metrics.extras import missing_extra
 
 
 def require_same_length(what: str, **lists: Sized) -> None:
-    """Lists that run in parallel must be equally long and not empty.
+    """Refuse parallel lists that are not equally long, or empty.
 
     Args:
-        what: the metric, for the message.
-        lists: by name.
+        what: name of the metric, for the message.
+        lists: lists by their names.
 
     Raises:
         DataError: lengths differ, or there is no example.
@@ -28,12 +28,12 @@ def require_same_length(what: str, **lists: Sized) -> None:
 
 
 def require_choice(what: str, value: object, choices: object) -> None:
-    """A named option must be one of its names.
+    """Refuse an option that is none of its names.
 
     Args:
-        what: the option, for the message.
-        value: what came.
-        choices: the `Literal` type that lists the names.
+        what: name of the option, for the message.
+        value: value of the option.
+        choices: `Literal` type of the names.
 
     Raises:
         DataError: it is none of them.
@@ -44,7 +44,7 @@ def require_choice(what: str, value: object, choices: object) -> None:
 
 
 def require_answers(what: str, answers: Sequence[Sequence[str]], *, at_least: int = 1) -> None:
-    """Each question must have some answers to compare with.
+    """Refuse questions without enough answers to compare with.
 
     Raises:
         DataError: one has fewer, or is one string where a list is meant.
@@ -63,11 +63,11 @@ def require_answers(what: str, answers: Sequence[Sequence[str]], *, at_least: in
 
 
 def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
-    """Fewest insertions, deletions and replacements that turn a into b, in plain Python.
+    """Count the fewest insertions, deletions and replacements from a to b, in plain Python.
 
     Args:
-        a: a short string, or any short sequence of units that compare.
-        b: another.
+        a: short string, or any short sequence of units that compare.
+        b: other string or sequence.
     """
     while a and b and a[-1] == b[-1]:
         a, b = a[:-1], b[:-1]
@@ -85,11 +85,11 @@ def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
 
 
 def levenshtein(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """The same by rapidfuzz, which is fast enough for long texts.
+    """Compute `edit_distance` by rapidfuzz, which is fast enough for long texts.
 
     Args:
-        a: a string, or a list of units that compare.
-        b: another.
+        a: string, or a list of units that compare.
+        b: other string or sequence.
 
     Raises:
         MissingExtraError: rapidfuzz is not installed.

@@ -1,7 +1,7 @@
-"""Captions to tokens, as the scorer of COCO captions sees them.
+"""Splits captions into tokens as the scorer of COCO captions does.
 
 That scorer starts a Java program: the Penn Treebank tokeniser of Stanford CoreNLP 3.4.1 with
-lower-casing, and deletes some tokens from its answer. This is the same without Java.
+lower-casing, and deletes some of its tokens. This module does the same without Java.
 
 Source: pycocoevalcap 1.2, tokenizer/ptbtokenizer.py; `ptb_rules` states what the program does.
 """
@@ -42,10 +42,10 @@ _OPEN_END = re.compile(
 
 
 def ptb_tokenize(caption: str) -> str:
-    """Tokens of one caption in lower case, separated by single spaces; some signs are deleted.
+    """Split one caption into lower-case tokens, separated by single spaces, without some signs.
 
-    A line break counts as a space. The caption is read by itself; what the Java program makes of
-    it can depend on the caption that comes next, see `ptb_tokenize_batch`.
+    A line break counts as a space. The caption is read by itself, while the Java program's tokens
+    can depend on the next caption, see `ptb_tokenize_batch`.
 
     Raises:
         DataError: not a string, or longer than 20,000 characters.
@@ -54,11 +54,11 @@ def ptb_tokenize(caption: str) -> str:
 
 
 def ptb_tokenize_batch(captions: Sequence[str], *, java_line_breaks: bool = False) -> list[str]:
-    """Tokens of each caption, as `ptb_tokenize` gives them.
+    """Split each caption as `ptb_tokenize` does.
 
     Args:
-        captions: in any order.
-        java_line_breaks: as the Java program reads a file with a caption a line. Line breaks other
+        captions: captions in any order.
+        java_line_breaks: read them as the Java program reads a file of lines. Line breaks other
             than a newline then begin another caption, and shift all that follow (the last ones fall
             out); and a stop after an initial ("vitamin C.") is lost where the next caption begins
             with a word such as "A", one after "no." kept where it begins with a digit.
@@ -105,7 +105,7 @@ def _piece(text: str) -> str:
 
 
 def _tokens(line: str, following: str) -> Iterator[str]:
-    """Tokens of one line that are not deleted, soft breaks too; `following` is the line after."""
+    """Yield the kept tokens of one line, soft breaks too; `following` is the next line."""
     text = f"{line}\n{following}"
     position, end, visible = 0, len(line), len(line.rstrip())
     while position < end:
@@ -126,7 +126,7 @@ def _tokens(line: str, following: str) -> Iterator[str]:
 
 
 def _longest(text: str, position: int) -> tuple[int, Kind | None]:
-    """Where the token at this position ends, and its kind."""
+    """Find the end of the token at this position, and its kind."""
     longest, token_end, best = -1, position, None
     for kind in kinds_from(text[position]):
         found = kind.pattern.match(text, position)

@@ -1,4 +1,4 @@
-"""Which characters the Penn Treebank tokeniser of Stanford CoreNLP 3.4.1 knows, and as what.
+"""Character classes of the Penn Treebank tokeniser of Stanford CoreNLP 3.4.1.
 
 Its tables stem from an early version of Unicode and have their own additions, so neither Python's
 own tables nor any other version agree with them. The ranges below are observations: each of the
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 
 def _class(ranges: str) -> str:
-    """Hexadecimal code points and ranges -> what stands between the brackets of a pattern."""
+    """Turn hexadecimal code points and ranges into the inside of a bracket expression."""
     parts = [bounds.split("-") for bounds in ranges.split()]
     return "".join("-".join(f"\\u{int(code, 16):04x}" for code in part) for part in parts)
 

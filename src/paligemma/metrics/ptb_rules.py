@@ -1,8 +1,8 @@
 """The kinds of token of the Penn Treebank tokeniser of Stanford CoreNLP 3.4.1, as patterns.
 
-They were learnt by giving millions of strings to that program and looking at what it answers; see
-`tests/metrics/data/README.md`. Where several kinds fit at one place the longest wins, what has to
-follow the token counting with it; among equals the one that stands first in `TOKEN_KINDS`.
+They were derived from the answers of that program to millions of strings; see
+`tests/metrics/data/README.md`. Where several kinds fit at one place the longest wins, counting the
+text that must follow the token; among equals the first kind in `TOKEN_KINDS` wins.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Kind:
     """One kind of token.
 
     Attributes:
-        starts: matches the first characters that it can have.
-        pattern: the first group is the token; what stands behind the group has to follow.
-        rewrite: text -> token.
+        starts: pattern of its first character.
+        pattern: pattern whose first group is the token; the text behind the group must follow.
+        rewrite: turns the text into the token.
     """
 
     starts: re.Pattern[str]
@@ -64,7 +64,7 @@ def _kind(starts: str, token: str, then: str = "", rewrite: Rewrite = str) -> Ki
 
 
 def _in_any_case(words: str) -> str:
-    """Words, separated by spaces -> pattern, the longest first."""
+    """Build a pattern of words separated by spaces, the longest first."""
     longest_first = sorted(words.split(), key=len, reverse=True)
     spelt = (
         "".join(f"[{c}{c.upper()}]" if c.isalpha() else re.escape(c) for c in word)
@@ -74,7 +74,7 @@ def _in_any_case(words: str) -> str:
 
 
 def _capitalised(words: str) -> str:
-    """The same where the first letter has to be a capital."""
+    """Build the same pattern with a capital first letter."""
     return f"(?:{'|'.join(w[0].upper() + _in_any_case(w[1:] or ' ') for w in words.split())})"
 
 
@@ -290,5 +290,5 @@ TOKEN_KINDS = (
 
 @lru_cache(maxsize=1 << 14)
 def kinds_from(first: str) -> tuple[Kind, ...]:
-    """The kinds that can begin with this character, in order."""
+    """List the kinds that can begin with this character, in order."""
     return tuple(kind for kind in TOKEN_KINDS if kind.starts.match(first))

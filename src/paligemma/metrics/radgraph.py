@@ -1,4 +1,4 @@
-"""Scores of radiology reports: F1 between what RadGraph finds in two reports.
+"""Scores of radiology reports: F1 between the RadGraph facts of two reports.
 
 Source: Stanford-AIMI/radgraph radgraph/rewards.py (0.1.18, which compares tokens as written except
 in relations); rajpurkarlab/CXR-Report-Metric radgraph_evaluate_model.py.
@@ -23,11 +23,11 @@ LEVELS: tuple[GraphLevel, ...] = ("partial", "simple", "complete")
 
 
 def graph_facts(graph: Graph, level: GraphLevel) -> set[tuple[Any, ...]]:
-    """The facts of one report; tokens are compared as written, except in relations.
+    """Collect the facts of one report; tokens keep their case, except in relations.
 
     Args:
-        graph: see `Graph`.
-        level: see `GraphLevel`.
+        graph: graph of the report, see `Graph`.
+        level: level of detail, see `GraphLevel`.
 
     Raises:
         DataError: the graph is ill-formed.
@@ -49,13 +49,13 @@ def graph_facts(graph: Graph, level: GraphLevel) -> set[tuple[Any, ...]]:
 
 
 def set_f1(prediction: Set[Any], reference: Set[Any]) -> float:
-    """Harmonic mean of precision and recall between two sets, 0 where they share nothing."""
+    """Compute the harmonic mean of precision and recall between two sets, 0 without overlap."""
     shared = len(prediction & reference)
     return 2 * shared / (len(prediction) + len(reference)) if shared else 0.0
 
 
 def radgraph_f1(prediction: Graph, reference: Graph, level: GraphLevel = "partial") -> float:
-    """F1 of one report; a report without entities scores 0, as in the package.
+    """Compute F1 of one report; a report without entities scores 0, as in the package.
 
     Raises:
         DataError: a graph is ill-formed.
@@ -64,7 +64,7 @@ def radgraph_f1(prediction: Graph, reference: Graph, level: GraphLevel = "partia
 
 
 def cxr_report_metric(prediction: Graph, reference: Graph) -> tuple[float, float]:
-    """F1 of entities and F1 of relations with both their ends; the metric is their mean.
+    """Compute F1 of entities and F1 of relations with their ends; the metric is their mean.
 
     Raises:
         DataError: a graph is ill-formed.
@@ -74,11 +74,11 @@ def cxr_report_metric(prediction: Graph, reference: Graph) -> tuple[float, float
 
 
 def radgraph_measures(predictions: Sequence[Graph], references: Sequence[Graph]) -> list[Measure]:
-    """RadGraph F1, the mean over reports, at every level.
+    """Compute the mean RadGraph F1 over reports, at every level.
 
     Args:
-        predictions: one graph a report, see `Graph` and `extract_graphs`.
-        references: of the true reports.
+        predictions: graph of each answer, see `Graph` and `extract_graphs`.
+        references: graphs of the true reports.
 
     Returns:
         "radgraph_partial", "radgraph_simple", "radgraph_complete", and CXR-Report-Metric's
@@ -106,11 +106,11 @@ def radgraph_measures(predictions: Sequence[Graph], references: Sequence[Graph])
 
 
 def extract_graphs(reports: Sequence[str], *, model: str = "radgraph-xl") -> list[dict[str, Any]]:
-    """What RadGraph's own model finds in reports; the package downloads it on first use.
+    """Extract graphs by RadGraph's own model, which the package downloads on first use.
 
     Args:
-        reports: texts; an empty one has no entities.
-        model: "radgraph", "radgraph-xl" or "modern-radgraph-xl".
+        reports: texts of the reports; an empty text has no entities.
+        model: name of the model: "radgraph", "radgraph-xl" or "modern-radgraph-xl".
 
     Returns:
         One graph a report.
@@ -141,7 +141,7 @@ def _relation_facts(graph: Graph) -> set[tuple[Any, ...]]:
 
 
 def _entities(graph: Graph) -> dict[str, tuple[str, str, list[tuple[str, str]]]]:
-    """Key -> tokens, label, relations to other keys."""
+    """Read tokens, label and relations to other keys, by key."""
     try:
         entities = {
             str(key): (

@@ -33,12 +33,12 @@ def ndcg(
     gain: Gain = "linear",
     ties: RankTieRule = "average",
 ) -> float:
-    """nDCG of one query over its first k documents.
+    """Compute nDCG of one query over its first k documents.
 
     Args:
-        scores: float[D], high ranks first.
-        relevance: float[D], at least 0.
-        k: documents that count, at least 1.
+        scores: float[D], score of each document; the highest ranks first.
+        relevance: float[D], relevance of each document, at least 0.
+        k: number of documents that count, at least 1.
         gain: see `Gain`.
         ties: see `RankTieRule`.
 
@@ -83,12 +83,12 @@ def ndcg_measures(
     gain: Gain = "linear",
     ties: RankTieRule = "average",
 ) -> list[Measure]:
-    """nDCG@k, the mean over queries.
+    """Compute nDCG@k, the mean over queries.
 
     Args:
         scores: float[D] a query; D may differ.
         relevance: float[D] a query.
-        k: documents that count.
+        k: number of documents that count.
         gain: see `Gain`.
         ties: see `RankTieRule`.
 

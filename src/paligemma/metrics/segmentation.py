@@ -34,7 +34,7 @@ class ObjectMask:
     """One object: its box and its mask.
 
     Attributes:
-        box_yxyx: normalised to [0, 1].
+        box_yxyx: box normalised to [0, 1].
         mask: bool[H, W] at the size of the picture, a `MaskRegion`, or COCO's run lengths.
     """
 
@@ -43,10 +43,10 @@ class ObjectMask:
 
 
 def read_tokens(text: str) -> tuple[Box, np.ndarray] | None:
-    """The box and the codewords that an answer begins with.
+    """Read the box and the codewords with which an answer begins.
 
     Args:
-        text: the whole answer with its tokens spelt out, nothing stripped.
+        text: whole answer with its tokens spelt out, nothing stripped.
 
     Returns:
         The normalised box and int64[16] codewords; None unless four location tokens and sixteen
@@ -64,7 +64,7 @@ def read_tokens(text: str) -> tuple[Box, np.ndarray] | None:
 
 
 def read_object(text: str, image_wh: tuple[int, int], decode: DecodeMask) -> ObjectMask | None:
-    """The object that an answer names.
+    """Read the object that an answer names.
 
     Box edges are truncated to whole pixels, the decoded map is resized bilinearly, and what is
     above 0 is foreground.
@@ -72,7 +72,7 @@ def read_object(text: str, image_wh: tuple[int, int], decode: DecodeMask) -> Obj
     Args:
         text: see `read_tokens`.
         image_wh: width and height of the picture that the mask is compared on.
-        decode: codewords of one mask -> its map; for a codec
+        decode: decodes the codewords of one mask to its map; for a codec
             `lambda codes: codec.decode(torch.from_numpy(codes)[None])[0].numpy()`.
 
     Returns:
@@ -90,11 +90,11 @@ def read_object(text: str, image_wh: tuple[int, int], decode: DecodeMask) -> Obj
 def referring_measures(
     predictions: Sequence[ObjectMask | None], references: Sequence[ObjectMask]
 ) -> list[Measure]:
-    """MIoU, cIoU and the accuracy of boxes, one object an expression.
+    """Compute MIoU, cIoU and the accuracy of boxes, one object an expression.
 
     Args:
-        predictions: None is an invalid answer: it overlaps nothing.
-        references: the objects meant; each holds a pixel.
+        predictions: object of each answer; None for an invalid one, which overlaps nothing.
+        references: true objects; each holds a pixel.
 
     Returns:
         "miou", "ciou", "boxacc_0.5", "boxacc_0.75" (box overlap of at least that much) and
@@ -123,7 +123,7 @@ def referring_measures(
 
 
 def _overlap(found: ObjectMask | None, truth: ObjectMask, row: int) -> tuple[int, int]:
-    """Pixels in both masks, and in either."""
+    """Count the pixels in both masks, and in either."""
     wanted = _pixels(truth.mask)
     total = int(np.count_nonzero(wanted))
     if not total:

@@ -21,13 +21,13 @@ def cpu_table(
     prefill_tokens: int = PREFILL_TOKENS,
     extend_calls: int = EXTEND_CALLS,
 ) -> dict[str, float]:
-    """Tokens a second as the table prints them; the vision tower's time is not among them.
+    """Compute tokens a second as the table prints them, without the time of the vision tower.
 
     Args:
-        prefill_seconds: of the whole prefill.
-        extend_seconds: of all decoding steps together.
-        prefill_tokens: tokens in the prefill.
-        extend_calls: decoding steps.
+        prefill_seconds: duration of the whole prefill.
+        extend_seconds: duration of all decoding steps together.
+        prefill_tokens: number of tokens in the prefill.
+        extend_calls: number of decoding steps.
 
     Returns:
         "prefill_tok_per_s" and "extend_tok_per_s".
@@ -48,7 +48,7 @@ def cpu_table(
 
 
 def relative_quality(full: float, quantised: float) -> float:
-    """Quantised score over the score in 32 bits, in percent, both before rounding.
+    """Divide the quantised score by that in 32 bits, in percent, both before rounding.
 
     Raises:
         DataError: a score is not finite, or nothing to divide by.

@@ -26,15 +26,15 @@ _EPSILON = 1e-5  # of the original, added to areas and unions
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SpottingCounts:
-    """What every figure is made of: float64[images] each, added up over images.
+    """Counts from which every figure is computed, float64[images] each.
 
     Attributes:
-        num_true: words to find.
-        num_predicted: predictions that count.
-        found: predictions that match a word.
-        read: those with its text.
+        num_true: number of words to find.
+        num_predicted: number of predictions that count.
+        found: number of predictions that match a word.
+        read: number of those with the text of the word.
         found_iou, read_iou: sums of their overlaps.
-        num_empty: predictions without an area; they count and match nothing.
+        num_empty: number of predictions without an area, which count and match nothing.
     """
 
     num_true: np.ndarray
@@ -52,18 +52,18 @@ def spotting_measures(
     *,
     axis_aligned: bool = False,
 ) -> list[Measure]:
-    """Recall, precision, F1, tightness and panoptic quality of words.
+    """Compute recall, precision, F1, tightness and panoptic quality of words.
 
     Counts are pooled over images. As in the original, a side that is empty scores 1.
 
     Args:
-        predictions: for each image its words, {"vertices": [[x, y], ...], "text": str}; any unit,
+        predictions: words of each image, {"vertices": [[x, y], ...], "text": str}; any unit,
             pixels by convention.
-        references: likewise, with "legible": False for what nobody needs to read (True where
-            absent). Crossing outlines are repaired, on both sides; a word without an area
+        references: true words, likewise, with "legible": False for words of no concern (True
+            where absent). Crossing outlines are repaired, on both sides; a word without an area
             counts and is never found.
-        axis_aligned: replace the references by the upright boxes around them, as a model sees
-            them that can only write such boxes.
+        axis_aligned: replace the references by the upright boxes around them, since a model
+            writes only such boxes.
 
     Returns:
         "e2e_f1", "e2e_precision", "e2e_recall", "e2e_tightness", "e2e_pq", where a word must also
@@ -88,7 +88,7 @@ def count_words(
     *,
     axis_aligned: bool = False,
 ) -> SpottingCounts:
-    """Matches words image by image; see `spotting_measures`."""
+    """Match words image by image; see `spotting_measures`."""
     require_same_length("word spotting", predictions=predictions, references=references)
     names = [field.name for field in fields(SpottingCounts)]
     rows = np.zeros((len(references), len(names)))
@@ -155,7 +155,7 @@ def _vertices(row: Mapping[str, Any], where: str) -> np.ndarray:
 
 
 def _count_image(found: _Words, truth: _Words) -> tuple[float, ...]:
-    """The counts of one image, in the order of `SpottingCounts`."""
+    """Compute the counts of one image, in the order of `SpottingCounts`."""
     ignored, wanted = truth.take(~truth.is_legible), truth.take(truth.is_legible)
     if len(ignored.texts) and len(found.texts):
         inside = _intersections(found, ignored) / (found.areas[:, None] + _EPSILON)
@@ -179,7 +179,7 @@ def _count_image(found: _Words, truth: _Words) -> tuple[float, ...]:
 
 
 def _intersections(a: _Words, b: _Words) -> np.ndarray:
-    """Common areas float64[A, B]; outlines are only cut where their upright boxes meet."""
+    """Compute common areas float64[A, B], cutting outlines only where their boxes meet."""
     import shapely
 
     box_a, box_b = shapely.bounds(a.shapes)[:, None], shapely.bounds(b.shapes)[None]

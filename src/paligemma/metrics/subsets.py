@@ -9,7 +9,7 @@ import numpy as np
 
 from paligemma.metrics.measure import Measure, average_of
 
-# Row numbers of one language -> its figures.
+# Computes the figures of some rows from their numbers.
 ByRows = Callable[[list[int]], Sequence[Measure]]
 
 
@@ -20,13 +20,14 @@ def score_by_language(
     expected: Sequence[str],
     averages: Mapping[str, Sequence[str]],
 ) -> list[Measure]:
-    """Every language scored by itself, then averaged without weights.
+    """Score every language by itself, then average without weights.
 
     Args:
-        languages: of each example.
-        score: row numbers of one language -> its figures, over those rows alone.
+        languages: language of each example.
+        score: computes the figures of some rows, over those rows alone.
         expected: languages of the benchmark, in the order of the result.
-        averages: name -> languages; an average is left out where a language of it has no examples.
+        averages: languages of each average by its name; an average is left out where one of its
+            languages has no examples.
 
     Returns:
         For every NAME that `score` gives, "NAME/AVERAGE" in the order of `averages`, or "NAME", the
@@ -55,7 +56,7 @@ def score_by_language(
 
 
 def _joined(parts: Sequence[Measure]) -> np.ndarray | None:
-    """What each example adds to the figure of its own language."""
+    """Join the contributions of examples to the figures of their languages."""
     known = [one.per_example for one in parts if one.per_example is not None]
     if len(known) != len(parts):
         return None
@@ -66,7 +67,7 @@ def _joined(parts: Sequence[Measure]) -> np.ndarray | None:
 
 
 def over_rows(measure: Measure, rows: Sequence[int], num: int, name: str) -> Measure:
-    """A figure over some rows as one over all `num` examples, for joint resampling."""
+    """Turn a figure over some rows into one over all `num` examples, for joint resampling."""
     place = np.asarray(rows, np.intp)
     per_example = None
     if measure.per_example is not None and len(measure.per_example) == len(place):

@@ -1,7 +1,7 @@
 """Tables by tree edit distance: TEDS, and S-TEDS without the contents of cells.
 
 Source: ibm-aur-nlp/PubTabNet `src/metric.py` (Zhong et al., arXiv:1911.10683, section 5), whose
-manners are kept: markup must be wrapped in `<html><body>`, `th` is another tag than `td`, spaces
+rules are kept: markup must be wrapped in `<html><body>`, `th` is another tag than `td`, spaces
 are content, inline tags count as nodes even where contents do not, and since the root is no node
 of the count, a tiny table can score below 0.
 """
@@ -27,12 +27,12 @@ _LETTER = 0x10000  # first of the letters that tokens are written with, beyond a
 
 
 def teds_measures(predictions: Sequence[str], references: Sequence[str]) -> list[Measure]:
-    """Mean similarity of tables.
+    """Compute the mean similarity of tables.
 
     Args:
         predictions: HTML documents; see `wrap_table` for bare tables. One that is empty, holds no
             table, has a span that is no number, more than 3000 nodes or 200 levels scores 0.
-        references: likewise; broken HTML is repaired by the parser on both sides.
+        references: true tables, likewise; the parser repairs broken HTML on both sides.
 
     Returns:
         "teds", "s_teds", and "unreadable", the share of predictions that hold no table.
@@ -66,12 +66,12 @@ def teds_measures(predictions: Sequence[str], references: Sequence[str]) -> list
 
 
 def table_similarity(prediction: str, reference: str, *, structure_only: bool = False) -> float:
-    """1 minus the edit distance over the larger number of nodes; 0 where a table is missing.
+    """Compute 1 minus the edit distance over the larger number of nodes; 0 without a table.
 
     Args:
-        prediction: HTML document.
-        reference: HTML document.
-        structure_only: leave out what the cells say.
+        prediction: HTML document of the answer.
+        reference: true HTML document.
+        structure_only: ignore the contents of cells.
     """
     found, wanted = read_table(prediction), read_table(reference)
     if found is None or wanted is None:
@@ -80,7 +80,7 @@ def table_similarity(prediction: str, reference: str, *, structure_only: bool = 
 
 
 def wrap_table(markup: str) -> str:
-    """A bare `<table>` as the document in which the original looks for it."""
+    """Wrap a bare `<table>` in the document in which the original looks for it."""
     return f"<html><body>{markup}</body></html>"
 
 
@@ -89,9 +89,9 @@ class TableNode:
     """One node of a table's tree; cells have no children.
 
     Attributes:
-        label: tag, column span, row span; the spans are None but for `td`.
-        content: of a `td`, its inline tags and characters, one token each.
-        children: in order.
+        label: tag, column span and row span; the spans are None except for `td`.
+        content: inline tags and characters of a `td`, one token each.
+        children: child nodes in order.
     """
 
     label: tuple[str, int | None, int | None]
@@ -108,7 +108,7 @@ class TableTree:
 
 
 def read_table(markup: str) -> TableTree | None:
-    """The first table directly below html/body; None where there is none, or it breaks a bound."""
+    """Read the first table directly below html/body; None without one within the bounds."""
     try:
         from lxml import etree, html
     except ImportError as error:
@@ -192,7 +192,7 @@ def _distance(a: TableNode, b: TableNode, has_contents: bool) -> float:
 
 
 def _postorder(root: TableNode) -> list[tuple[TableNode, int]]:
-    """Nodes in postorder, each with the number of its parent, -1 for the root."""
+    """List nodes in postorder, each with the number of its parent, -1 for the root."""
     nodes: list[TableNode] = []
     parents: list[int] = []
 
@@ -209,7 +209,7 @@ def _postorder(root: TableNode) -> list[tuple[TableNode, int]]:
 
 
 def _content_distance(a: list[tuple[str, ...]], b: list[tuple[str, ...]]) -> np.ndarray:
-    """Edit distances over the longer length, 0 for two empty contents: float64[A, B]."""
+    """Compute edit distances over the longer length, 0 for two empty contents: float64[A, B]."""
     try:
         from rapidfuzz.distance import Levenshtein
         from rapidfuzz.process import cdist

@@ -18,9 +18,9 @@ class Postorder:
     """Shape of a tree over the postorder numbers of its nodes.
 
     Attributes:
-        first: int64[N], the first leaf below a node, or itself.
+        first: int64[N], first leaf below each node, or the node itself.
         roots: inner nodes that have an earlier sibling, and the root, ascending.
-        num_leaves: root -> leaves, for those of `roots` that have nothing but leaves below.
+        num_leaves: number of leaves of those `roots` that have nothing but leaves below.
     """
 
     first: np.ndarray
@@ -29,7 +29,7 @@ class Postorder:
 
     @classmethod
     def of(cls, parents: Sequence[int]) -> Postorder:
-        """The shape of a tree.
+        """Compute the shape of a tree.
 
         Args:
             parents: postorder number of each node's parent, in postorder; -1 for the root.
@@ -49,12 +49,12 @@ class Postorder:
 
 
 def tree_distance(a: Postorder, b: Postorder, cost: np.ndarray) -> float:
-    """Least cost of turning one tree into the other.
+    """Compute the least cost of turning one tree into the other.
 
     Args:
-        a: shape of N nodes.
-        b: shape of M nodes.
-        cost: float64[N, M] in [0, 1] of renaming a node.
+        a: shape of the tree with N nodes.
+        b: shape of the tree with M nodes.
+        cost: float64[N, M] in [0, 1], cost of renaming a node.
     """
     distance = np.zeros_like(cost)
     _single_nodes(a, b, cost, distance)
@@ -72,7 +72,7 @@ def tree_distance(a: Postorder, b: Postorder, cost: np.ndarray) -> float:
 
 
 def _single_nodes(a: Postorder, b: Postorder, cost: np.ndarray, distance: np.ndarray) -> None:
-    """Leaves of a against all subtrees of b: one node is renamed, the others are inserted."""
+    """Compare leaves of a with subtrees of b: one node is renamed, the others are inserted."""
     leaves = np.flatnonzero(a.first == np.arange(len(a.first)))
     own = cost[leaves]
     for j, low in enumerate(b.first.tolist()):
@@ -80,7 +80,7 @@ def _single_nodes(a: Postorder, b: Postorder, cost: np.ndarray, distance: np.nda
 
 
 def _flat_trees(a: Postorder, b: Postorder, cost: np.ndarray, distance: np.ndarray) -> None:
-    """Roots with leaves below them against each other, all of one number of leaves at once."""
+    """Compare roots with only leaves below, all roots of one number of leaves at once."""
     for num in sorted(set(a.num_leaves.values())):
         rows = np.array([i for i, n in a.num_leaves.items() if n == num])[:, None]
         for other in sorted(set(b.num_leaves.values())):
@@ -94,7 +94,7 @@ def _flat_trees(a: Postorder, b: Postorder, cost: np.ndarray, distance: np.ndarr
                     both = above[y] + cost[rows - num + x, columns - other + y]
                     current.append(np.minimum(both, np.minimum(above[y + 1], current[y]) + 1))
                 above = current
-            # Else a root becomes a leaf, and all other leaves go or come.
+            # Otherwise a root becomes a leaf, and all other leaves are deleted or inserted.
             to_leaf = np.min([cost[rows, columns - other + y] for y in range(other)], axis=0)
             from_leaf = np.min([cost[rows - num + x, columns] for x in range(num)], axis=0)
             lone = num + other + np.minimum(to_leaf, from_leaf)
@@ -104,7 +104,7 @@ def _flat_trees(a: Postorder, b: Postorder, cost: np.ndarray, distance: np.ndarr
 def _forests(
     first_a: np.ndarray, i: int, first_b: np.ndarray, j: int, cost: np.ndarray, distance: np.ndarray
 ) -> None:
-    """Zhang and Shasha's table of the forests below i and j; fills `distance` in."""
+    """Fill `distance` from Zhang and Shasha's table of the forests below i and j."""
     low_a, low_b = int(first_a[i]), int(first_b[j])
     columns = slice(low_b, j + 1)
     width = j - low_b + 1

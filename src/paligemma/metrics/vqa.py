@@ -25,12 +25,12 @@ _FULL_CREDIT = 3
 
 
 def strip_spaces(text: str) -> str:
-    """Newlines and tabs become spaces, then both ends are stripped."""
+    """Turn newlines and tabs into spaces, then strip both ends."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def normalize_answer(text: str) -> str:
-    """The clean-up of an answer: marks, full stops, case, number words, articles, contractions.
+    """Clean an answer up: marks, full stops, case, number words, articles, contractions.
 
     A mark is deleted where it touches a space anywhere in the answer, or where the answer holds
     digit-comma-digit; elsewhere it becomes a space. Colon, dollar, percent and apostrophe stay.
@@ -48,11 +48,11 @@ def normalize_answer(text: str) -> str:
 
 
 def leave_one_out_accuracy(num_matches: int, num_answers: int = 10) -> float:
-    """Mean over annotators of min(1, matches among the others / 3).
+    """Compute the mean over annotators of min(1, matches among the others / 3).
 
     Args:
-        num_matches: annotators who gave the predicted answer.
-        num_answers: annotators, at least 2.
+        num_matches: number of annotators who gave the predicted answer.
+        num_answers: number of annotators, at least 2.
 
     Returns:
         In [0, 1]; of ten annotators 0, 0.3, 0.6, 0.9 and 1 for 0, 1, 2, 3 and 4 matches.
@@ -63,14 +63,14 @@ def leave_one_out_accuracy(num_matches: int, num_answers: int = 10) -> float:
 
 
 def vqa_accuracies(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
-    """Accuracy of each question.
+    """Compute the accuracy of each question.
 
     Where the annotators of a question all agree nothing is normalised, so that "Yes" scores 0
     against ten "yes".
 
     Args:
-        predictions: one a question, as decoded.
-        answers: the annotators' answers of each question, ten as a rule, repeats kept.
+        predictions: one answer a question, as decoded.
+        answers: answers of the annotators of each question, ten as a rule, repeats kept.
 
     Returns:
         float64[N] in [0, 1].
@@ -96,12 +96,12 @@ def vqa_measures(
     answers: Sequence[Sequence[str]],
     answer_types: Sequence[str] | None = None,
 ) -> list[Measure]:
-    """VQA accuracy, and the same for each answer type that occurs.
+    """Compute VQA accuracy, and the same for each answer type that occurs.
 
     Args:
-        predictions: one a question.
+        predictions: one answer a question.
         answers: see `vqa_accuracies`.
-        answer_types: "yes/no", "number" or "other" a question.
+        answer_types: "yes/no", "number" or "other" for each question.
 
     Returns:
         "accuracy", then "accuracy/yesno", "accuracy/number", "accuracy/other".
@@ -122,7 +122,7 @@ def vqa_measures(
 
 
 def soft_accuracy(prediction: str | None, answers: Sequence[str]) -> float:
-    """min(1, exact matches / 3); nothing is cleaned up, and None never matches."""
+    """Compute min(1, exact matches / 3) without clean-up; None never matches."""
     return min(1.0, sum(prediction == answer for answer in answers) / _FULL_CREDIT)
 
 
@@ -133,12 +133,12 @@ def soft_accuracy_measures(
     drop: Sequence[bool] | None = None,
     lower: bool = False,
 ) -> list[Measure]:
-    """Soft accuracy as OKVQA, A-OKVQA and VizWiz are scored on local splits.
+    """Compute soft accuracy, by which OKVQA, A-OKVQA and VizWiz are scored on local splits.
 
     Args:
-        predictions: one a question; None where there is no answer.
-        answers: the annotators' answers, repeats kept.
-        drop: questions that do not count.
+        predictions: one answer a question; None where there is none.
+        answers: answers of the annotators of each question, repeats kept.
+        drop: whether each question is left out.
         lower: lower-case both sides.
 
     Returns:

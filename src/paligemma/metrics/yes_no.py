@@ -30,13 +30,13 @@ _MARKER = re.compile(r"\(([A-Za-z])\)")
 
 
 def pope_reference_answer(text: str) -> str | None:
-    """The lower-cased answer where it is exactly "yes" or "no", else None."""
+    """Return the lower-cased answer where it is exactly "yes" or "no", else None."""
     lower = text.lower()
     return lower if lower in (YES, NO) else None
 
 
 def pope_official_answer(text: str) -> str:
-    """What the script understands: "no" where the first sentence says No, no or not, else "yes"."""
+    """Read an answer as the script does: "no" if the first sentence holds No, no or not."""
     words = text.split(".", 1)[0].replace(",", "").split(" ")
     return NO if _DENIALS & set(words) else YES
 
@@ -44,12 +44,12 @@ def pope_official_answer(text: str) -> str:
 def pope_measures(
     predictions: Sequence[str], references: Sequence[str], files: Sequence[str] | None = None
 ) -> list[Measure]:
-    """POPE by the reference evaluator, and by the official script under "official_...".
+    """Compute POPE by the reference evaluator, and by the official script as "official_...".
 
     Args:
-        predictions: one a question.
-        references: "yes" or "no".
-        files: "random", "popular" or "adversarial" a question; None where there is one file.
+        predictions: one answer a question.
+        references: right answer of each question, "yes" or "no".
+        files: "random", "popular" or "adversarial" for each question; None for a single file.
 
     Returns:
         "accuracy", the mean of the files' accuracies; "valid", the share that is yes or no;
@@ -75,7 +75,7 @@ def pope_measures(
 
 
 def mmvp_options(options: str) -> dict[str, str]:
-    """Options written "(a) Open (b) Closed" as letter -> text, letters in lower case.
+    """Read options "(a) Open (b) Closed" as texts by their letters in lower case.
 
     Raises:
         DataError: fewer than two options, or letters that are not a, b, c and so on.
@@ -102,9 +102,9 @@ def mmvp_is_right(
     """Whether an answer names the right option, case and outer spaces aside.
 
     Args:
-        prediction: as decoded.
-        options: "(a) Open (b) Closed".
-        correct: the column "Correct Answer": "(a)" or "a".
+        prediction: answer as decoded.
+        options: options such as "(a) Open (b) Closed".
+        correct: value of the column "Correct Answer", "(a)" or "a".
         rule: see `OptionRule`.
 
     Raises:
@@ -122,11 +122,11 @@ def mmvp_is_right(
 
 
 def mmvp_measures(is_right: Sequence[bool], pairs: Sequence[str]) -> list[Measure]:
-    """MMVP: a pair counts where both of its questions are right.
+    """Compute MMVP's figures: a pair counts where both of its questions are right.
 
     Args:
-        is_right: one a question, in any order.
-        pairs: name of each question's pair; two questions a pair.
+        is_right: whether each question is answered rightly, in any order.
+        pairs: name of each question's pair; a pair has two questions.
 
     Returns:
         "paired_accuracy" and "accuracy".
@@ -139,7 +139,7 @@ def mmvp_measures(is_right: Sequence[bool], pairs: Sequence[str]) -> list[Measur
         if num != 2:
             raise DataError(f"an MMVP pair has 2 questions, got {num} in pair {name!r}; add both")
     right = Counter(name for name, one in zip(pairs, is_right, strict=True) if one)
-    # Half a pair a question: each resample that keeps pairs together keeps the figure.
+    # Each question is half a pair, so that resamples which keep pairs together keep the figure.
     both = np.array([right[name] == 2 for name in pairs])
     return [
         ratio_measure("paired_accuracy", both / 2, np.full(len(both), 0.5)),
@@ -150,7 +150,7 @@ def mmvp_measures(is_right: Sequence[bool], pairs: Sequence[str]) -> list[Measur
 def _rates(
     prefix: str, ours: Sequence[str | None], references: Sequence[str], files: Sequence[str]
 ) -> tuple[list[Measure], list[Measure]]:
-    """The figures over all files, and accuracy and F1 of each file."""
+    """Compute the figures over all files, and accuracy and F1 of each file."""
     says_yes = np.array([one == YES for one in ours])
     is_yes = np.array([one == YES for one in references])
     is_right = np.array([a == b for a, b in zip(ours, references, strict=True)])

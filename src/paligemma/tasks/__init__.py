@@ -1,4 +1,1 @@
-"""What one benchmark example is: prompt, target, extraction and score.
-
-Training and evaluation share it.
-"""
+"""Benchmarks: how each reads its files, asks a model and scores its answers."""

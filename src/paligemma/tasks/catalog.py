@@ -1,4 +1,4 @@
-"""All benchmarks by name; the families are imported when the catalogue is asked for."""
+"""All benchmarks by name; the families are imported at the first look-up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import import_module
 from paligemma.errors import ConfigError
 from paligemma.tasks.task import Task
 
-# In the order of the documentation; `rows` of each holds `TASKS: tuple[Task, ...]`.
+# Folders in the order of the documentation; the module `rows` of each holds its `TASKS`.
 FAMILY_FOLDERS = (
     "captions",
     "answers",
@@ -24,10 +24,10 @@ FAMILY_FOLDERS = (
 
 @cache
 def tasks() -> dict[str, Task]:
-    """Every benchmark by its name.
+    """Collect every benchmark by its name.
 
     Raises:
-        ConfigError: two benchmarks of one name.
+        ConfigError: two benchmarks share a name.
     """
     found: dict[str, Task] = {}
     for family in FAMILY_FOLDERS:
@@ -39,10 +39,10 @@ def tasks() -> dict[str, Task]:
 
 
 def find_task(name: str) -> Task:
-    """The benchmark of this name.
+    """Find the benchmark of a name.
 
     Raises:
-        ConfigError: no such benchmark; near names are offered.
+        ConfigError: no benchmark has this name; the error offers near ones.
     """
     known = tasks()
     if name in known:

@@ -1,6 +1,6 @@
-"""Published figures of a benchmark, brought to one unit, with where each was read.
+"""Published figures of a benchmark in one unit, each with its source.
 
-Figures of a test server are marked, since they are comparable with no split on disk.
+Figures of a test server are marked, since no split on disk compares with them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from paligemma.example import Asking
 from paligemma.processing.resize import BILINEAR, BILINEAR_ANTIALIAS
 from paligemma.tasks.task import PublishedKey, Task
 
-# Kinds of records that hold a released or releasable model's figure; the others are studies of
+# Kinds of records that hold figures of released or releasable models; the others are studies of
 # training and of number formats, and systems by other people.
 MODEL_KINDS = ("transfer", "zero_shot", "mix")
 # The model card prints BLEU-4 as a fraction, the reports times 100.
 _FRACTIONS = {("readme", "BLEU-4")}
-# Figures with a spread over runs come first; of others the report that measured them.
+# Order of the sources: figures with a spread over runs first, then the report that measured them.
 _SOURCES = ("pg2_t13", "pg1_t1", "pg1_misc", "readme", "pg2_t15")
-# The notes of these records say that the split they name is not the one that was scored.
+# Records with this note name another split than the one that was scored.
 _SERVER_NOTE = "equal to the test-server value"
 
 
@@ -32,18 +32,18 @@ class PublishedScore:
     """One published figure.
 
     Attributes:
-        measure: our name of it.
-        value: in the unit of published tables: shares and CIDEr times 100.
-        std: over fine-tuning runs; None where not given.
-        model: as the source names it.
+        measure: our name of the figure.
+        value: figure in the unit of published tables: shares and CIDEr times 100.
+        std: standard deviation over fine-tuning runs; None where not given.
+        model: name of the model in the source.
         family: "PaliGemma" or "PaliGemma 2".
         size: "3B", "10B", "28B"; None for other systems.
         resolution: side of the input in pixels; None for other systems.
-        source: where it was read, in words.
-        split: as the source names it.
-        is_test_server: nobody can compute it from files on disk.
+        source: publication that holds the figure.
+        split: name of the split in the source.
+        is_test_server: whether only a test server can compute it.
         kind: "transfer", "mix", "zero_shot", or a kind of study.
-        note: of the record, "" where there is none.
+        note: note of the record, "" where there is none.
     """
 
     measure: str
@@ -61,11 +61,11 @@ class PublishedScore:
 
 
 def published(task: Task, *, our_split: str | None = None) -> list[PublishedScore]:
-    """Published figures of a task, those with a spread over runs first.
+    """Collect the published figures of a task, those with a spread over runs first.
 
     Args:
         task: the benchmark.
-        our_split: only figures that are comparable with this split on disk; all figures by
+        our_split: split on disk with which the figures must be comparable; all figures by
             default, those of test servers among them.
     """
     found = []
@@ -82,18 +82,18 @@ def published(task: Task, *, our_split: str | None = None) -> list[PublishedScor
 
 
 def records_of(key: PublishedKey) -> list[dict[str, Any]]:
-    """The records that a key names, of every kind."""
+    """Look up the records that a key names, of every kind."""
     wanted = (key.task, key.split, key.metric)
     return [one for one in _table()["records"] if wanted == _place(one)]
 
 
 def caveats() -> tuple[str, ...]:
-    """What to know before comparing with published figures."""
+    """Return what a reader must know before comparing with published figures."""
     return tuple(_table()["caveats"])
 
 
 def transfer_recipe(name: str) -> dict[str, Any]:
-    """A published fine-tuning recipe.
+    """Look up a published fine-tuning recipe.
 
     Args:
         name: id of the recipe in `transfers.json`.
@@ -108,7 +108,7 @@ def transfer_recipe(name: str) -> dict[str, Any]:
 
 
 def asking_of(transfer: str) -> Asking:
-    """How a published transfer asks its model in evaluation; see `transfer_recipe`."""
+    """Build the asking of a published transfer in evaluation; see `transfer_recipe`."""
     recipe = transfer_recipe(transfer)
     image = recipe["image"]
     # Frames of a clip are resized without antialiasing and without rounding.

@@ -15,12 +15,12 @@ from paligemma.tasks.task import Scorer
 
 
 def texts_of(predictions: Sequence[Prediction]) -> list[str]:
-    """The whole text of each answer."""
+    """Return the whole text of each answer."""
     return [one.text for one in predictions]
 
 
 def require_references(references: Sequence[Any], what: str = "answers") -> None:
-    """Some example must have a reference; raises DataError for the split of a test server."""
+    """Refuse a split without references, such as that of a test server, by a DataError."""
     if references and not any(references):
         raise DataError(
             f"a test split has no {what} and cannot be scored here; write a submission and send it "
@@ -31,7 +31,7 @@ def require_references(references: Sequence[Any], what: str = "answers") -> None
 def score_exact(
     examples: Sequence[Example], predictions: Sequence[Prediction], *, lower: bool = False
 ) -> list[Measure]:
-    """Share of answers equal to the reference, case and all unless both sides are lower-cased."""
+    """Compute the share of answers equal to the reference; `lower` ignores case."""
     references = [one.references for one in examples]
     return exact_match_measures(texts_of(predictions), references, lower=lower)
 
@@ -39,7 +39,7 @@ def score_exact(
 def score_captions(
     examples: Sequence[Example], predictions: Sequence[Prediction], *, bleu: bool = False
 ) -> list[Measure]:
-    """CIDEr of the whole split, and BLEU-4 where it is wanted.
+    """Compute CIDEr of the whole split, and BLEU-4 with `bleu`.
 
     Raises:
         DataError: a split without captions.
@@ -58,11 +58,11 @@ def score_languages(
     score: Scorer,
     languages: Sequence[str],
 ) -> list[Measure]:
-    """Figures of every language by itself, and their unweighted means.
+    """Compute the figures of every language by itself, and their unweighted means.
 
     Args:
-        examples: their slice "language" names the language.
-        predictions: in the same order.
+        examples: examples whose slice "language" names the language.
+        predictions: their predictions, in the same order.
         score: scorer of one language.
         languages: languages of the benchmark. "avgN" averages all N of them; where English is
             one of them, the average over the others comes first.
@@ -83,13 +83,13 @@ def submit_rows(
     key: str,
     answer: str = "answer",
 ) -> list[dict[str, Any]]:
-    """One row an example, as most test servers take them.
+    """Write one row an example, as most test servers take them.
 
     Args:
-        examples: of one split.
-        predictions: in the same order.
-        key: field of the example's id, which is a whole number where it has digits alone.
-        answer: field of the answer.
+        examples: examples of one split.
+        predictions: their predictions, in the same order.
+        key: name of the field with the example's id, a whole number where it has digits alone.
+        answer: name of the field with the answer.
     """
     return [
         {key: int(one.id) if one.id.isdecimal() else one.id, answer: said.text}

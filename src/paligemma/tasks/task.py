@@ -1,7 +1,7 @@
-"""What a benchmark is: one row, shared by training and evaluation.
+"""A benchmark as one row, shared by training and evaluation.
 
-A row says where its files come from, how they are read, how the model is asked, how answers are
-scored, and what was published. Readers stream; nothing here knows a model.
+A row names the source of its files, their reader, the prompt and decoding, the scorer, and the
+published figures. Readers stream; nothing here needs a model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class NeededFile:
 
     Attributes:
         path: relative path, with {split} where it varies.
-        source: where it comes from, in words.
+        source: place where the user can get it.
         fields: fields that are read from it.
     """
 
@@ -32,12 +32,12 @@ class NeededFile:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedKey:
-    """Where `published_scores.json` holds a figure of this task.
+    """Place of a figure of this task in `published_scores.json`.
 
     Attributes:
         measure: our name of the figure.
-        task, split, metric: as in the records; several spellings of one benchmark occur there.
-        our_split: our split that it is comparable with; None where only a test server gives it.
+        task, split, metric: names in the records, which spell one benchmark in several ways.
+        our_split: our split with which it is comparable; None where only a test server gives it.
     """
 
     measure: str
@@ -50,12 +50,12 @@ class PublishedKey:
 def published_keys(
     measure: str, metric: str, *places: tuple[str, str, str | None]
 ) -> tuple[PublishedKey, ...]:
-    """Where the records hold the figures of one measure.
+    """Build the keys of one measure.
 
     Args:
         measure: our name of the figure.
-        metric: theirs.
-        places: task and split as the records name them, and our split; see `PublishedKey`.
+        metric: name of the figure in the records.
+        places: task, split and our split of each key; see `PublishedKey`.
     """
     return tuple(
         PublishedKey(measure=measure, task=task, split=split, metric=metric, our_split=our_split)
@@ -64,9 +64,9 @@ def published_keys(
 
 
 Reader = Callable[[Path, str], Iterator[Example]]
-# Examples, predictions, and by name the rules that the task offers -> figures.
+# (examples, predictions, rules that the task offers by name) -> figures.
 Scorer = Callable[..., list[Measure]]
-# Examples, predictions -> the answers as a test server takes them, as JSON would hold them.
+# (examples, predictions) -> the answers as a test server takes them, as JSON holds them.
 Submitter = Callable[[Sequence[Example], Sequence[Prediction]], Any]
 
 
@@ -75,25 +75,26 @@ class Task:
     """One benchmark.
 
     Attributes:
-        name: on the command line.
-        title: as people write it.
+        name: name on the command line.
+        title: name that people write.
         family: page of the documentation: captions, answers, documents, remote-sensing, pairs,
             video, grounding, robustness, structure.
-        splits: that can be scored from files on disk; the first is the reported one.
+        splits: splits that can be scored from files on disk; the first is the reported one.
         headline: name of the measure that tables print.
-        asking: how the model is asked.
-        files: what must be on disk.
-        read: streams examples of one split; raises DataError naming file, row and field.
-        score: examples with their predictions, in one order -> figures, the headline first.
-        published: where published figures are found.
-        traps: one sentence each, what people get wrong.
+        asking: prompt lengths, decoding and resizing.
+        files: files that must be on disk.
+        read: streams the examples of one split; raises DataError naming file, row and field.
+        score: computes the figures of examples and their predictions, the headline first.
+        published: keys of the published figures.
+        traps: sentences on what people get wrong.
         transfer: name of the published transfer recipe whose model answers it.
-        is_zero_shot: the recipe was trained on another task.
-        asking_for: how one example is asked, where a benchmark mixes kinds; None asks all alike.
-        server_splits: that can be read and answered, but whose answers only a test server has.
-        submission: what that server takes; None where there is none.
-        rules: what no paper says of scoring: name of an argument of `score` -> its choices, the
-            default first.
+        is_zero_shot: whether that model was trained on another task.
+        asking_for: gives the asking of one example, where a benchmark mixes kinds; None asks all
+            alike.
+        server_splits: splits that can be read and answered, but that only a test server can score.
+        submission: writes the answers as that server takes them; None where there is none.
+        rules: choices of scoring that no paper settles: name of an argument of `score` -> its
+            values, the default first.
     """
 
     name: str

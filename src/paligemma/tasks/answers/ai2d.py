@@ -22,7 +22,7 @@ from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.reading.prefixes import choices_prefix
 
 AI2D = "allenai.org/data/diagrams (ai2d-all.zip, ai2d_test_ids.csv)"
-# The released builder takes DM Sans from the user's disk; ours is at hand everywhere.
+# The released builder takes DM Sans from the user's disk; ours comes with the package.
 FONT_NAME = "DejaVuSans"
 _LARGEST_FONT_PX = 100
 
@@ -34,8 +34,8 @@ class PaintedLabel:
     """A white box with a letter in it.
 
     Attributes:
-        corners_xy: pixels, left upper and right lower corner.
-        text: what is printed, as large as fits.
+        corners_xy: left upper and right lower corner, in pixels.
+        text: text of the label, printed as large as fits.
     """
 
     corners_xy: tuple[Corner, Corner]
@@ -47,15 +47,15 @@ class RelabelledPicture:
     """A picture whose labels are painted over.
 
     Attributes:
-        picture: below the paint.
-        labels: painted in order.
+        picture: picture below the paint.
+        labels: labels in the order in which they are painted.
     """
 
     picture: FilePicture
     labels: tuple[PaintedLabel, ...]
 
     def read(self, max_pixels: int) -> np.ndarray:
-        """uint8[H, W, 3], upright.
+        """Decode and paint to uint8[H, W, 3], upright.
 
         Raises:
             ImageError: unreadable, or larger than the bound.
@@ -64,7 +64,7 @@ class RelabelledPicture:
 
 
 def paint_labels(image: np.ndarray, labels: tuple[PaintedLabel, ...]) -> np.ndarray:
-    """White boxes with black text from their upper edge, centred along x: uint8[H, W, 3]."""
+    """Paint white boxes with black text from their upper edge, centred along x: uint8[H, W, 3]."""
     from PIL import Image, ImageDraw
 
     canvas = Image.fromarray(image)
@@ -79,7 +79,7 @@ def paint_labels(image: np.ndarray, labels: tuple[PaintedLabel, ...]) -> np.ndar
 
 
 def read_ai2d(data: Path, split: str) -> Iterator[Example]:
-    """One question with its options; files and questions in the order of their names."""
+    """Read AI2D: one example a question with its options; files in the order of their names."""
     require_split(split, ("test", "train"), "ai2d")
     root = find_file(data, "ai2d", "questions", source=AI2D)
     root = root if root.name == "ai2d" else data
@@ -132,7 +132,7 @@ def _label(row: FileRow) -> PaintedLabel:
 
 @lru_cache(maxsize=4096)
 def _fitting(text: str, width: float, height: float) -> tuple[int, float]:
-    """Largest size in pixels at which the text fits, at least 1, and its width."""
+    """Find the largest size in pixels at which the text fits, at least 1, and its width."""
     for size_px in range(_LARGEST_FONT_PX, 0, -1):
         _, _, right, lower = font(FONT_NAME, size_px).getbbox(text)
         if right <= width and lower <= height:

@@ -1,4 +1,4 @@
-"""Where questions about photographs lie on disk.
+"""Reads questions about photographs.
 
 Source: the builders vqa, okvqa, aokvqa, gqa, xgqa, textvqa and vizwizvqa in big_vision/datasets.
 """
@@ -54,10 +54,10 @@ _TEXTVQA_ROTATIONS = {
 
 
 def read_vqav2(data: Path, split: str) -> Iterator[Example]:
-    """VQAv2, with the ten answers and the answer type as references.
+    """Read VQAv2, with the ten answers and the answer type as references.
 
-    "minival" are the last 10,240 questions of val in the order of the file, "minival-shuffled" the
-    last in the order in which big_vision's builder stores them; "test" and "test-dev" have no
+    "minival" holds the last 10,240 questions of val in the order of the file, "minival-shuffled"
+    the last in the order in which big_vision's builder stores them; "test" and "test-dev" have no
     answers.
     """
     stem, folder = of_split(_VQA_SPLITS, split, "vqav2")
@@ -87,7 +87,7 @@ def read_vqav2(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_okvqa(data: Path, split: str) -> Iterator[Example]:
-    """OK-VQA; the ten answers are the stemmed ones."""
+    """Read OK-VQA with its ten stemmed answers."""
     folder = of_split({"val": "val2014", "train": "train2014"}, split, "okvqa")
     path = find_file(data, f"OpenEnded_mscoco_{folder}_questions.json", source=OKVQA)
     images = find_file(data, folder, f"images/{folder}", source=COCO_IMAGES)
@@ -104,7 +104,7 @@ def read_okvqa(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_aokvqa_direct(data: Path, split: str) -> Iterator[Example]:
-    """A-OKVQA, direct answers; references hold too which questions its own scorer leaves out."""
+    """Read A-OKVQA's direct answers; references mark the questions its own scorer leaves out."""
     for row, picture in _aokvqa_rows(data, split):
         answers = [] if split == "test" else row.texts("direct_answers")
         difficult = row.value("difficult_direct_answer", bool)
@@ -118,7 +118,7 @@ def read_aokvqa_direct(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_aokvqa_choices(data: Path, split: str) -> Iterator[Example]:
-    """A-OKVQA, one of four options, in the order of the file; the text of the right one."""
+    """Read A-OKVQA's four options in the order of the file; the answer is the right one's text."""
     for row, picture in _aokvqa_rows(data, split):
         options = row.texts("choices")
         if len(options) != NUM_CHOICES:
@@ -134,7 +134,7 @@ def read_aokvqa_choices(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_gqa(data: Path, split: str) -> Iterator[Example]:
-    """GQA, the balanced questions."""
+    """Read the balanced questions of GQA."""
     require_split(split, ("testdev", "val", "train"), "gqa")
     name = f"{split}_balanced_questions.json"
     path = find_file(data, name, f"questions1.2/{name}", f"questions/{name}", source=GQA)
@@ -142,7 +142,7 @@ def read_gqa(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_xgqa(data: Path, split: str) -> Iterator[Example]:
-    """xGQA, all languages one after another; "testdev_de" reads one alone. Answers are English."""
+    """Read xGQA, one language after another, or "testdev_de" alone. Answers are English."""
     _, languages = languages_of(split, ["testdev"], XGQA_LANGUAGES, "xgqa")
     images = find_file(data, "images", source=GQA)
     for language in languages:
@@ -154,7 +154,7 @@ def read_xgqa(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_textvqa(data: Path, split: str) -> Iterator[Example]:
-    """TextVQA; pictures are turned upright where the id files of OpenImages are there."""
+    """Read TextVQA; pictures are turned upright where the id files of OpenImages are there."""
     folder = of_split(_TEXTVQA_FOLDERS, split, "textvqa")
     path = find_file(data, f"TextVQA_0.5.1_{split}.json", source=TEXTVQA)
     images = find_file(data, folder, source=TEXTVQA)
@@ -172,7 +172,7 @@ def read_textvqa(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_vizwiz(data: Path, split: str) -> Iterator[Example]:
-    """VizWiz-VQA; answers that are empty are left out, as the builder does."""
+    """Read VizWiz-VQA without its empty answers, as the builder does."""
     require_split(split, ("val", "train", "test"), "vizwiz")
     path = find_file(data, f"annotations/{split}.json", f"Annotations/{split}.json", source=VIZWIZ)
     images = find_file(data, split, f"images/{split}", source=VIZWIZ)
@@ -188,7 +188,7 @@ def read_vizwiz(data: Path, split: str) -> Iterator[Example]:
 
 
 def option_of(row: FileRow, field: str, options: list[str]) -> str:
-    """The option that an index names; raises DataError where it names none."""
+    """Return the option that an index names; raise DataError where it names none."""
     index = row.integer(field)
     if not 0 <= index < len(options):
         raise row.error(f"{field} must be 0..{len(options) - 1}, got {index}")
@@ -196,7 +196,7 @@ def option_of(row: FileRow, field: str, options: list[str]) -> str:
 
 
 def _builder_order(question: str) -> bytes:
-    """Where a question of val comes in a built data set: by the MD5 of split name and key.
+    """Compute the key by which a built data set orders val: the MD5 of split name and question.
 
     Source: tensorflow_datasets core/hashing.py, core/split_builder.py, core/shuffle.py.
     """
@@ -257,7 +257,7 @@ def _quarter_turns(data: Path, folder: str) -> dict[str, int]:
         return {}
     turns = {}
     for row in read_csv(path, ("ImageID", "Rotation")):
-        # Empty where nobody looked.
+        # The field is empty where nobody looked.
         if row.text("Rotation") in ("", "0", "0.0"):
             continue
         degrees = row.value("Rotation", float)

@@ -29,7 +29,7 @@ TRUE, FALSE = truth_word(True), truth_word(False)
 
 
 def read_nlvr2(data: Path, split: str) -> Iterator[Example]:
-    """NLVR2; the left picture comes first. "test" is test1, the public test split."""
+    """Read NLVR2, the left picture first. "test" is test1, the public test split."""
     stem = of_split({"test": "test1", "dev": "dev", "train": "train"}, split, "nlvr2")
     path = find_file(data, f"{stem}.json", f"nlvr2/data/{stem}.json", source=NLVR2)
     images = find_file(data, stem, f"images/{stem}", "images", source=NLVR2)
@@ -53,7 +53,7 @@ def read_nlvr2(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_marvl(data: Path, split: str) -> Iterator[Example]:
-    """MaRVL, all languages one after another; "test_sw" reads one alone."""
+    """Read MaRVL, one language after another, or "test_sw" alone."""
     _, languages = languages_of(split, ["test"], MARVL_LANGUAGES, "marvl")
     for language in languages:
         name = f"marvl-{language}.jsonl"
@@ -74,7 +74,7 @@ def read_marvl(data: Path, split: str) -> Iterator[Example]:
 
 
 def _marvl_picture(images: Path, concept: str, name: str) -> FilePicture:
-    """In the folder of its concept, which may be named by its number alone, or beside the others.
+    """Find a picture in the folder of its concept, or of its number, or beside the folders.
 
     Names are compared in one Unicode form: disks and archives differ in theirs.
     """

@@ -35,12 +35,12 @@ _PLACES = {
 
 
 def read_rsvqa(data: Path, split: str, *, variant: Literal["lr", "hr"]) -> Iterator[Example]:
-    """RSVQA of either resolution.
+    """Read RSVQA of either resolution.
 
     Args:
         data: the data folder.
-        split: one of LR_SPLITS or HR_SPLITS, without the questions for numbers; with "_all" after
-            it, all questions, counts (low resolution) and areas (high) as ranges.
+        split: one of LR_SPLITS or HR_SPLITS, which leaves out the questions for numbers; "_all"
+            after it keeps them, with counts (low resolution) and areas (high) as ranges.
         variant: "lr" or "hr".
     """
     names = LR_SPLITS if variant == "lr" else HR_SPLITS
@@ -72,7 +72,7 @@ def read_rsvqa(data: Path, split: str, *, variant: Literal["lr", "hr"]) -> Itera
 
 
 def score_rsvqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Accuracy of each type of question, and first their unweighted mean."""
+    """Compute the accuracy of each type of question, and first their unweighted mean."""
     types = [one.slices["type"] for one in examples]
     return rsvqa_measures(texts_of(predictions), [one.references for one in examples], types)
 

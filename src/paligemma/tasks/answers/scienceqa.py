@@ -27,18 +27,18 @@ _SPLITS = ("test", "val", "train")
 
 
 def scienceqa_prefix(question: str, hint: str, choices: Sequence[str]) -> str:
-    """Question, context ("N/A" without a hint) and lettered options, each on a line."""
+    """Write question, context ("N/A" without a hint) and lettered options, each on a line."""
     options = ", ".join(f"({_letter(k)}) {choice}" for k, choice in enumerate(choices))
     return f"Question: {question}\nContext: {hint or 'N/A'}\nOptions: {options}\nAnswer:"
 
 
 def scienceqa_suffix(index: int) -> str:
-    """`The answer is B.`"""
+    """Return `The answer is B.` for index 1."""
     return f"The answer is {_letter(index)}."
 
 
 def read_scienceqa(data: Path, split: str) -> Iterator[Example]:
-    """ScienceQA; options stay in the order of the file, see `shuffle_options` for training."""
+    """Read ScienceQA with options in the order of the file; training uses `shuffle_options`."""
     require_split(split, _SPLITS, "scienceqa")
     path = find_file(data, "problems.json", "scienceqa/problems.json", source=SCIENCEQA)
     near = path.parent.relative_to(data)
@@ -76,7 +76,7 @@ def read_scienceqa(data: Path, split: str) -> Iterator[Example]:
 
 
 def shuffle_options(example: Example, rng: np.random.Generator) -> Example:
-    """The same question with its options in another order, as training draws one a visit."""
+    """Put the options of a question in another order, which training draws anew each visit."""
     asked = example.references
     order = rng.permutation(len(asked["choices"])).tolist()
     choices = [asked["choices"][k] for k in order]
@@ -93,7 +93,7 @@ def shuffle_options(example: Example, rng: np.random.Generator) -> Example:
 def score_scienceqa(
     examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> list[Measure]:
-    """Share of right letters; an answer that is not `The answer is X.` is wrong."""
+    """Compute the share of right letters; an answer other than `The answer is X.` is wrong."""
     references = [one.references["answer"] for one in examples]
     return scienceqa_measures(texts_of(predictions), references)
 

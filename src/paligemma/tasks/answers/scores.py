@@ -15,7 +15,7 @@ from paligemma.tasks.scoring import require_references, texts_of
 def score_vqa(
     examples: Sequence[Example], predictions: Sequence[Prediction], *, by_type: bool = True
 ) -> list[Measure]:
-    """VQA accuracy, and by answer type."""
+    """Compute VQA accuracy, and that of each answer type with `by_type`."""
     answers = [one.references["answers"] for one in examples]
     require_references(answers)
     types = [one.references["answer_type"] for one in examples] if by_type else None
@@ -23,7 +23,7 @@ def score_vqa(
 
 
 def score_soft(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Soft accuracy over all annotators, without clean-up."""
+    """Compute soft accuracy over all annotators, without clean-up."""
     answers = [one.references for one in examples]
     require_references(answers)
     return soft_accuracy_measures(texts_of(predictions), answers)
@@ -32,7 +32,7 @@ def score_soft(examples: Sequence[Example], predictions: Sequence[Prediction]) -
 def score_aokvqa_direct(
     examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> list[Measure]:
-    """Soft accuracy of all questions; "accuracy_official" leaves out those flagged difficult."""
+    """Compute soft accuracy; "accuracy_official" leaves out questions flagged difficult."""
     answers = [one.references["answers"] for one in examples]
     require_references(answers)
     difficult = [one.references["is_difficult"] for one in examples]
@@ -47,7 +47,7 @@ def score_aokvqa_direct(
 def score_aokvqa_choices(
     examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> list[Measure]:
-    """Share of answers that are the text of the right option."""
+    """Compute the share of answers that are the text of the right option."""
     right = [one.references["answer"] for one in examples]
     require_references(right)
     return exact_match_measures(texts_of(predictions), right)
@@ -56,11 +56,11 @@ def score_aokvqa_choices(
 def submit_aokvqa(
     examples: Sequence[Example], predictions: Sequence[Prediction], *, kind: str
 ) -> dict[str, dict[str, str]]:
-    """Question -> answer of one kind; the server takes both kinds of every question in one file.
+    """Map questions to answers of one kind; the server takes both kinds together in one file.
 
     Args:
-        examples: of one split.
-        predictions: in the same order.
+        examples: examples of one split.
+        predictions: their predictions, in the same order.
         kind: "direct_answer" or "multiple_choice".
     """
     return {one.id: {kind: said.text} for one, said in zip(examples, predictions, strict=True)}

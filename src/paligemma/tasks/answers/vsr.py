@@ -32,13 +32,13 @@ _STATEMENT = "{caption}"
 
 @dataclass(frozen=True, kw_only=True)
 class StatementFormat:
-    """How statements are asked about; by analogy with NLVR2, since it is unpublished."""
+    """Prompt of a statement; unpublished, so ours follows NLVR2."""
 
     prompt: str = answer_prefix(_STATEMENT)
 
 
 def read_vsr(data: Path, split: str, *, kind: str) -> Iterator[Example]:
-    """VSR: one statement a line, true or false of its picture.
+    """Read VSR: one statement a line, true or false of its picture.
 
     Args:
         data: folder with `splits/{kind}/{split}.jsonl` and COCO's pictures.

@@ -1,4 +1,4 @@
-"""DOCCI: long descriptions, of which only people can say how much is true.
+"""DOCCI: long descriptions, which only people can judge.
 
 Source: google.github.io/docci; arXiv:2412.03555, section on long captions and table 6.
 """
@@ -21,7 +21,7 @@ from paligemma.tasks.reading.prefixes import CAPTION_PREFIX
 from paligemma.tasks.scoring import texts_of
 
 DOCCI = "google.github.io/docci (docci_descriptions.jsonlines, docci_images.tar.gz)"
-# What raters said of the captions of one model; written by whoever asked them.
+# Labels of raters for the captions of one model; the user writes it.
 JUDGEMENTS_FILE = "docci_judgements.jsonl"
 
 SPLITS = ("qual_dev", "test", "train", "qual_test")
@@ -29,7 +29,7 @@ _SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?:\s+|$)")
 
 
 def read_docci(data: Path, split: str) -> Iterator[Example]:
-    """One picture with its description; references name the file of judgements, if any comes."""
+    """Read one picture with its description; references name the optional judgements."""
     require_split(split, SPLITS, "docci")
     path = find_file(data, "docci_descriptions.jsonlines", source=DOCCI)
     images = find_file(data, "images", "docci_images", source=DOCCI)
@@ -46,7 +46,7 @@ def read_docci(data: Path, split: str) -> Iterator[Example]:
         )
 
 
-# What no paper says of NES, the default first.
+# Rules of NES that no paper settles, the default first.
 NES_RULES = {"ties": get_args(VerdictTieRule), "nothing": get_args(NothingRule)}
 
 
@@ -57,7 +57,7 @@ def score_docci(
     ties: VerdictTieRule = "non_entailed",
     nothing: NothingRule = "left_out",
 ) -> list[Measure]:
-    """Lengths always; the share of sentences that are not entailed where raters judged them.
+    """Compute lengths, and the share of sentences not entailed where raters judged them.
 
     The file of judgements has one object a line: `example_id`, the `caption` that was judged, and
     `labels`, a list of raters' labels for each of its sentences. For the rules see
@@ -79,12 +79,12 @@ def score_docci(
 
 
 def num_sentences(text: str) -> int:
-    """Stretches of text that end in a full stop, exclamation or question mark, or at the end."""
+    """Count sentences, which end in a full stop, exclamation or question mark, or at the end."""
     return sum(bool(part.strip()) for part in _SENTENCE_END.split(text))
 
 
 def _judgements(path: Path) -> dict[str, tuple[str, list[list[str]]]]:
-    """Caption and labels by example id."""
+    """Read caption and labels by example id."""
     return {
         row.text("example_id"): (
             row.text("caption"),

@@ -1,4 +1,4 @@
-"""Where captioned photographs and figures lie on disk.
+"""Reads captioned photographs and figures.
 
 Source: the builders nocaps, coco35l, xm3600, textcaps and scicap in big_vision/datasets;
 Karpathy's split of COCO.
@@ -45,7 +45,7 @@ _SCICAP_TEXT = "1-lowercase-and-token-and-remove-figure-index"
 
 
 def read_coco_captions(data: Path, split: str) -> Iterator[Example]:
-    """COCO by Karpathy's split; "train" is train and restval together."""
+    """Read COCO by Karpathy's split; "train" is train and restval together."""
     kinds = {"val": ("val",), "test": ("test",), "train": ("train", "restval")}
     wanted = of_split(kinds, split, "coco-captions")
     for row in _karpathy_rows(data):
@@ -60,7 +60,7 @@ def read_coco_captions(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_nocaps(data: Path, split: str) -> Iterator[Example]:
-    """NoCaps, of evaluation alone; "test" has no captions and is only good for a submission."""
+    """Read NoCaps, which has no targets; "test" has no captions and serves a submission only."""
     names = {"val": "nocaps_val_4500_captions.json", "test": "nocaps_test_image_info.json"}
     path = find_file(data, of_split(names, split, "nocaps"), source=NOCAPS)
     folder = {"val": "validation", "test": "test"}[split]
@@ -82,7 +82,7 @@ def read_nocaps(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_coco35l(data: Path, split: str) -> Iterator[Example]:
-    """COCO-35L, all languages one after another; "dev_de" reads one alone."""
+    """Read COCO-35L, one language after another, or "dev_de" alone."""
     stem, languages = languages_of(split, ["dev", "train"], COCO35L_LANGUAGES, "coco-35l")
     name = f"coco_mt_{stem}.jsonl"
     path = find_file(data, name, f"{name}.bz2", source=CROSSMODAL)
@@ -114,7 +114,7 @@ def read_coco35l(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_xm3600(data: Path, split: str, *, tokenized: bool = False) -> Iterator[Example]:
-    """XM3600, of evaluation alone, all languages one after another.
+    """Read XM3600, which has no targets, one language after another.
 
     Args:
         data: the data folder.
@@ -141,7 +141,7 @@ def read_xm3600(data: Path, split: str, *, tokenized: bool = False) -> Iterator[
 
 
 def read_textcaps(data: Path, split: str) -> Iterator[Example]:
-    """TextCaps, the captions of one picture together; "test" has none."""
+    """Read TextCaps, the captions of one picture together; "test" has none."""
     folders = {"val": "train_images", "train": "train_images", "test": "test_images"}
     folder = of_split(folders, split, "textcaps")
     path = find_file(data, f"TextCaps_0.1_{split}.json", source=TEXTCAPS)
@@ -165,7 +165,7 @@ def read_textcaps(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_scicap(data: Path, split: str) -> Iterator[Example]:
-    """SciCap, first sentences of figures without parts."""
+    """Read SciCap, first sentences of figures without parts."""
     require_split(split, ("test", "val", "train"), "scicap")
     listed = _SCICAP_LIST.format(split=split)
     path = find_file(data, listed, f"scicap_data/{listed}", source=SCICAP)

@@ -30,7 +30,7 @@ MIMIC = "physionet.org/content/mimic-cxr (mimic-cxr-reports.zip, after credentia
 MIMIC_JPG = "physionet.org/content/mimic-cxr-jpg (after credentialing)"
 MIMIC_SPLITS = ("test", "validate", "train")
 MAX_REPORT_BYTES = 1 << 20
-# What RadGraph's network finds in the answers of one model and in the true reports.
+# Graphs that RadGraph's network finds in the answers of one model and in the true reports.
 GRAPHS_FILE = "mimic-cxr-graphs.jsonl"
 
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z ()/,&-]{1,60}):(?=\s|$)", re.MULTILINE)
@@ -53,13 +53,14 @@ _DICOM, _NUMBER = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}"), re.compile(r"[0
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFormat:
-    """How reports are asked for and written; unpublished in detail, so this is ours.
+    """Prompt and layout of a report; unpublished in detail, so these are ours.
 
     Attributes:
-        prompt: {indication} stands for that section.
-        no_indication: stands there where a report has none.
-        target: {findings} and {impression} stand for those sections, empty where one is missing.
-        one_line: line breaks and runs of blank space become single spaces.
+        prompt: prompt, in which {indication} stands for that section.
+        no_indication: text for a report without an indication.
+        target: answer, in which {findings} and {impression} stand for those sections, empty where
+            one is missing.
+        one_line: whether line breaks and runs of blank space become single spaces.
     """
 
     prompt: str = "{indication}"
@@ -69,7 +70,7 @@ class ReportFormat:
 
 
 def read_mimic_cxr(data: Path, split: str) -> Iterator[Example]:
-    """One example a picture; pictures of one patient are one unit.
+    """Read one example a picture; pictures of one patient are one unit.
 
     References name the file of graphs, which may be absent. Studies with neither findings nor an
     impression are left out and counted in the log.
@@ -136,7 +137,7 @@ def _filled(target: str, sections: Mapping[str, str]) -> str:
 
 
 def _identifiers(row: FileRow) -> list[str]:
-    """Subject, study and picture; they are checked, since they name files."""
+    """Read subject, study and picture, and check them, since they name files."""
     subject, study, dicom = (row.text(name) for name in ("subject_id", "study_id", "dicom_id"))
     if not (_NUMBER.fullmatch(subject) and _NUMBER.fullmatch(study) and _DICOM.fullmatch(dicom)):
         raise row.error(
@@ -147,7 +148,7 @@ def _identifiers(row: FileRow) -> list[str]:
 
 
 def score_reports(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """CIDEr, BLEU-4 and ROUGE-L; RadGraph F1 at every level where a file gives graphs.
+    """Compute CIDEr, BLEU-4, ROUGE-L, and RadGraph F1 where a file gives graphs.
 
     The file has one object a line: `id`, the `report` that was answered, and the graphs of
     `metrics.radgraph`: `prediction` of that answer and `reference` of the true report.
@@ -170,7 +171,7 @@ def score_reports(examples: Sequence[Example], predictions: Sequence[Prediction]
 
 
 def _graphs(path: Path, answers: Mapping[str, str]) -> dict[str, tuple[Any, Any]]:
-    """Graphs of the answer and of the true report, by example id."""
+    """Read the graphs of answers and of true reports, by example id."""
     found: dict[str, tuple[Any, Any]] = {}
     for row in read_json_lines(path):
         name = row.text("id")

@@ -1,4 +1,4 @@
-"""Screens of phone applications: what a screen shows, and what one of its widgets does.
+"""Reads screens of phone applications: summaries of a screen, captions of a widget.
 
 Source: the builders screen2words and widgetcap in big_vision/datasets; RICO (Deka et al. 2017).
 """
@@ -39,7 +39,7 @@ _BETWEEN_CAPTIONS = "|"
 
 
 def read_screen2words(data: Path, split: str) -> Iterator[Example]:
-    """One screen with the summaries that people wrote of it."""
+    """Read one screen with the summaries that people wrote of it."""
     require_split(split, SPLITS, "screen2words")
     table = find_file(
         data, "screen_summaries.csv", "screen2words/screen_summaries.csv", source=SCREEN2WORDS
@@ -61,7 +61,7 @@ def read_screen2words(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_widgetcap(data: Path, split: str) -> Iterator[Example]:
-    """One widget with all its captions, marked on its screen by a red box."""
+    """Read one widget with all its captions, marked on its screen by a red box."""
     require_split(split, SPLITS, "widgetcap")
     table = find_file(
         data, "widget_captions.csv", "widget-caption/widget_captions.csv", source=WIDGETCAP
@@ -86,9 +86,9 @@ def read_widgetcap(data: Path, split: str) -> Iterator[Example]:
 
 
 def node_bounds(root: FileRow, node: str) -> tuple[float, float, float, float]:
-    """(x0, y0, x1, y1) on the canvas of the node that a dotted path such as "0.1.2" leads to.
+    """Find the bounds (x0, y0, x1, y1) on the canvas of the node of a path such as "0.1.2".
 
-    The first number names the root.
+    The first number of the path is the root.
 
     Raises:
         DataError: no such node, or bounds that are no four numbers.
@@ -107,7 +107,7 @@ def node_bounds(root: FileRow, node: str) -> tuple[float, float, float, float]:
 
 
 def _widget_box(images: Path, screen: str, node: str, where: str) -> Box:
-    """Of a node, normalised: the canvas is as wide as its height and the picture's shape say."""
+    """Normalise the bounds of a node; the canvas has the shape of the picture."""
     x0, y0, x1, y1 = node_bounds(_root(images / f"{screen}.json"), node)
     height, width = picture_size_hw(images / f"{screen}.jpg")
     canvas_width = _CANVAS_HEIGHT * (width / height)
@@ -124,5 +124,5 @@ def _widget_box(images: Path, screen: str, node: str, where: str) -> Box:
 
 @lru_cache(maxsize=8)
 def _root(path: Path) -> FileRow:
-    """Widgets of one screen follow one another."""
+    """Read the root of a view hierarchy; the widgets of a screen follow one another."""
     return read_object(path).object("activity").object("root")

@@ -38,7 +38,7 @@ _BATCH_ROWS = 32
 
 
 def read_tallyqa(data: Path, split: str) -> Iterator[Example]:
-    """TallyQA; only "test" tells simple questions from complex ones."""
+    """Read TallyQA; only "test" marks simple and complex questions."""
     require_split(split, ("test", "train"), "tallyqa")
     for row in read_list(find_file(data, f"{split}.json", source=TALLYQA)):
         slices = {"source": str(row.fields.get("data_source", "unknown"))}
@@ -63,7 +63,7 @@ class ParquetPicture:
     row: int
 
     def read(self, max_pixels: int) -> np.ndarray:
-        """uint8[H, W, 3]."""
+        """Decode to uint8[H, W, 3]."""
         encoded = _encoded_pictures(self.path, self.row_group)[self.row]
         if encoded is None:
             raise ImageError(f"{self.path}: row {self.row} of group {self.row_group} has no image")
@@ -71,7 +71,7 @@ class ParquetPicture:
 
 
 def read_countbenchqa(data: Path, split: str) -> Iterator[Example]:
-    """CountBenchQA: the pictures of CountBench that are left, each with its question.
+    """Read CountBenchQA: the pictures of CountBench that are left, each with its question.
 
     Rows without a picture are left out, and of the parquet file also those whose picture has no
     colours, as the published converter does; how many remain is logged.
@@ -135,7 +135,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Picture | None, int]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[Picture | None, int]]:
-    """`image` is a file beside the list, or null."""
+    """Read pairs from JSON lines, where `image` is a file beside the list, or null."""
     for row in read_json_lines(path):
         picture = None
         if row.fields.get("image") is not None:
@@ -164,7 +164,7 @@ def _encoded_pictures(path: Path, row_group: int) -> list[bytes | None]:
 
 
 def _has_colours(encoded: bytes | None) -> bool:
-    """Whether there is a picture with more than one channel; the header is enough to tell."""
+    """Whether the header announces a picture with more than one channel."""
     from PIL import Image
 
     if not encoded:
@@ -173,11 +173,11 @@ def _has_colours(encoded: bytes | None) -> bool:
         with Image.open(io.BytesIO(encoded)) as image:
             return len(image.getbands()) > 1
     except (OSError, ValueError, Image.DecompressionBombError):
-        return True  # kept, and counted as unreadable when it is asked about
+        return True  # kept; reading it later counts it as unreadable
 
 
 def _count(number: Any, where: str, name: str) -> int:
-    """A whole number, also as text."""
+    """Read a whole number, also from text."""
     if isinstance(number, str) and number.strip().isdecimal():
         number = int(number)
     if not isinstance(number, int) or number < 0:  # True and False are 1 and 0

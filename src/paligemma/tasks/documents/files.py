@@ -1,4 +1,4 @@
-"""Where questions about documents, scene text, charts and book covers lie on disk.
+"""Reads questions about documents, scene text, charts and book covers.
 
 Source: the builders docvqa, infovqa, stvqa and chartqa in big_vision/datasets.
 """
@@ -38,7 +38,7 @@ STVQA_LIST_SOURCE = (
 
 
 def read_docvqa(data: Path, split: str) -> Iterator[Example]:
-    """DocVQA; "test" has no answers and is only good for a submission."""
+    """Read DocVQA; "test" has no answers and serves a submission only."""
     names = {
         "val": ("val_v1.0_withQT.json", "val_v1.0.json"),
         "train": ("train_v1.0_withQT.json", "train_v1.0.json"),
@@ -61,7 +61,7 @@ def read_docvqa(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_infovqa(data: Path, split: str) -> Iterator[Example]:
-    """InfographicVQA; in "val" the parts of an answer may come in any order."""
+    """Read InfographicVQA; in "val" the parts of an answer may come in any order."""
     names = {
         "val": ("infographicsVQA_val_v1.0_withQT.json", "infographicsVQA_val_v1.0.json"),
         "train": ("infographicsVQA_train_v1.0.json",),
@@ -86,7 +86,7 @@ def read_infovqa(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_stvqa(data: Path, split: str) -> Iterator[Example]:
-    """ST-VQA, task 3; "val" are the training questions about the pictures of a released list."""
+    """Read ST-VQA, task 3; "val" holds the training questions about pictures of a list."""
     require_split(split, ("val", "train", "test"), "st-vqa")
     is_test = split == "test"
     path = find_file(data, f"{'test' if is_test else 'train'}_task_3.json", source=RRC)
@@ -109,7 +109,7 @@ def read_stvqa(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_chartqa(data: Path, split: str) -> Iterator[Example]:
-    """ChartQA, the questions by people and the augmented ones."""
+    """Read ChartQA, the questions by people and the augmented ones."""
     require_split(split, ("test", "val", "train"), "chartqa")
     for kind in CHARTQA_KINDS:
         name = f"{split}/{split}_{kind}.json"
@@ -125,7 +125,7 @@ def read_chartqa(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_ocrvqa(data: Path, split: str) -> Iterator[Example]:
-    """OCR-VQA: every question about a book cover is one example."""
+    """Read OCR-VQA: every question about a book cover is one example."""
     number_of_split = of_split(_OCRVQA_SPLITS, split, "ocr-vqa")
     path = find_file(data, "dataset.json", source=OCRVQA)
     images = find_file(data, "images", source=OCRVQA)
@@ -153,7 +153,7 @@ def _answers(row: FileRow, split: str) -> list[str]:
 
 
 def _kinds(row: FileRow, name: str) -> dict[str, str]:
-    """Types of a question, which may be several, where the file gives them."""
+    """Read the types of a question, which may be several, where the file gives them."""
     return {name: ", ".join(row.texts(name))} if row.fields.get(name) else {}
 
 
@@ -166,7 +166,7 @@ def _stvqa_val_images(data: Path) -> frozenset[str]:
 
 
 def _stvqa_image(data: Path, images: Path, file_path: str) -> Path:
-    """Pictures of coco-text are shrunk in the release; COCO's own are used instead."""
+    """Return the path of a picture; COCO's own replace the shrunk ones of coco-text."""
     if file_path.startswith("coco-text/"):
         return data / "train2014" / Path(file_path).name
     return images / file_path

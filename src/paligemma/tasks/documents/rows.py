@@ -15,7 +15,7 @@ from paligemma.tasks.task import NeededFile, PublishedKey, Task, published_keys
 
 
 def _anls_keys(task: str, *readme: str) -> tuple[PublishedKey, ...]:
-    """Figures on "val" compare with ours; those of a test server compare with no split on disk."""
+    """Build the keys of figures on "val", which compare with ours, and of test servers."""
     servers = [(name, "test server", None) for name in readme]
     return published_keys("anls", "ANLS", (task, "val", "val"), (task, "test", None), *servers)
 

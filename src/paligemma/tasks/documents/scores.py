@@ -15,7 +15,7 @@ TALLYQA_KINDS = ("simple", "complex")
 
 
 def score_anls(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """ANLS as the evaluator of PaliGemma computes it, and as the test server is said to.
+    """Compute ANLS as the evaluator of PaliGemma does, and as the test server is said to.
 
     Raises:
         DataError: a split without answers.
@@ -32,14 +32,14 @@ def score_anls(examples: Sequence[Example], predictions: Sequence[Prediction]) -
 
 
 def score_chartqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Relaxed accuracy: the mean of the two kinds of questions first, then each kind."""
+    """Compute relaxed accuracy: the mean of the two kinds of questions first, then each kind."""
     references = [one.references for one in examples]
     kinds = [one.slices["kind"] for one in examples]
     return relaxed_accuracy_measures(texts_of(predictions), references, groups=kinds)
 
 
 def score_counts(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Accuracy after number words became digits; those of simple and complex questions first."""
+    """Compute accuracy with number words as digits, that of simple and complex questions first."""
     kinds = [one.slices.get("complexity") for one in examples]
     measures = tallyqa_measures(
         texts_of(predictions),

@@ -1,9 +1,8 @@
 """Reads detection sets: COCO, DocLayNet and any set in COCO's format.
 
-They are asked in the two ways that models know. "detect all classes" is how PaliGemma 2 was taught
-(arXiv:2412.03555, appendix C): the model writes boxes until its room is full and may neither stop
-nor write noise, so that every box gets a confidence. "detect cat ; dog" is how pre-trained and most
-fine-tuned models are asked.
+There are two prompts. PaliGemma 2 was trained on "detect all classes" (arXiv:2412.03555, appendix
+C): the model writes boxes until its room is full and may neither stop nor write noise, so that
+every box gets a confidence. Pre-trained and most fine-tuned models take "detect cat ; dog".
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ ALL_CLASSES_PREFIX = "detect all classes"
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionFiles:
-    """Where a set keeps its files; {split} stands for the split.
+    """Places of the files of a set; {split} stands for the split.
 
     Attributes:
         name: name of the benchmark, for errors.
-        splits: our split -> its name in the files.
+        splits: name of each of our splits in the files.
         annotations: places of the annotation file below the data folder, the official one first.
-        pictures: likewise, of the folder of pictures.
-        source: where they come from.
+        pictures: places of the folder of pictures, likewise.
+        source: place where the user can get them.
         beside: whether pictures may also lie beside the annotation file.
     """
 
@@ -86,12 +85,12 @@ OWN = DetectionFiles(
 def read_detection(
     data: Path, split: str, *, places: DetectionFiles, names_classes: bool
 ) -> Iterator[Example]:
-    """One example a picture, those without objects too.
+    """Read one example a picture, pictures without objects too.
 
     Args:
         data: the data folder.
         split: a split of `places`.
-        places: where the files lie.
+        places: places of the files.
         names_classes: ask for all classes of the file by name instead of "all classes".
     """
     theirs = of_split(places.splits, split, places.name)
@@ -117,7 +116,7 @@ def read_detection(
 
 
 def _target(one: LabelledImage, found: DetectionSet) -> str:
-    """Boxes with labels in an order of chance that is the same on every machine; no crowds."""
+    """Write boxes with labels, without crowds, in a random order that every machine repeats."""
     rng = np.random.default_rng(zlib.crc32(f"{found.path.name} {one.id}".encode()))
     objects = [row for row in one.objects if not row["iscrowd"]]
     objects = [objects[k] for k in rng.permutation(len(objects))]

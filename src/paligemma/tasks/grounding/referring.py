@@ -56,9 +56,9 @@ class Ref:
     """One object that people described.
 
     Attributes:
-        ref_id, ann_id, image_id: as in the files.
+        ref_id, ann_id, image_id: ids in the files.
         split: "train", "val", "test", "testA" or "testB".
-        sentences: (sent_id, sentence).
+        sentences: (sent_id, sentence) of each description.
     """
 
     ref_id: int
@@ -83,7 +83,7 @@ class CocoObject:
 
 
 def read_refer(data: Path, split: str, *, dataset: str) -> Iterator[Example]:
-    """One example a sentence; sentences on one picture are one unit.
+    """Read one example a sentence; sentences on one picture are one unit.
 
     Args:
         data: folder with `refcoco/refs(unc).p` and so on, COCO's instances and its pictures.
@@ -99,7 +99,7 @@ def read_refer(data: Path, split: str, *, dataset: str) -> Iterator[Example]:
 
 
 def _read_combined(data: Path) -> Iterator[Example]:
-    """The training set of the recipe: 24,407 pictures."""
+    """Read the training set of the recipe: 24,407 pictures."""
     every = {dataset: read_refs(data, dataset) for dataset in SPLITS}
     held_out = {ref.image_id for refs in every.values() for ref in refs if ref.split != "train"}
     for dataset, refs in every.items():
@@ -140,10 +140,10 @@ def _examples(
 
 
 def read_refs(data: Path, dataset: str) -> list[Ref]:
-    """The described objects of a data set, in the order of its file.
+    """Read the described objects of a data set, in the order of its file.
 
     Raises:
-        DataError: the file is missing, no plain data, or a field is.
+        DataError: the file or a field is missing, or the file holds more than plain data.
     """
     stem = refs_file(dataset)
     path = find_file(data, f"{stem}.p", f"{stem}.json", source=REFER)
@@ -163,17 +163,17 @@ def read_refs(data: Path, dataset: str) -> list[Ref]:
 
 
 def refs_file(dataset: str) -> str:
-    """Path of the file of sentences below the data folder, without its ending."""
+    """Return the path of the file of sentences below the data folder, without its ending."""
     return f"{dataset}/refs({SPLIT_BY[dataset]})"
 
 
 class Outlines:
-    """Pictures and objects of the annotation file, those that are asked for.
+    """The pictures and objects of the annotation file that some refs describe.
 
     Args:
-        data: folder.
-        dataset: its own `instances.json` is read where COCO's file is missing.
-        refs: the objects to keep.
+        data: the data folder.
+        dataset: data set, whose own `instances.json` is read where COCO's file is missing.
+        refs: refs whose objects are kept.
 
     Raises:
         DataError: no annotation file, or an object is not in it.
@@ -197,7 +197,7 @@ class Outlines:
                 )
 
     def of(self, ref: Ref) -> tuple[CocoImage, CocoObject]:
-        """The picture and the object that a ref describes."""
+        """Return the picture and the object that a ref describes."""
         found = self._objects.get(ref.ann_id)
         image = self._images.get(ref.image_id)
         if found is None or image is None or found.image_id != ref.image_id:

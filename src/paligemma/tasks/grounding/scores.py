@@ -19,12 +19,12 @@ def score_detection(
     *,
     classes: Sequence[str] | None = None,
 ) -> list[Measure]:
-    """COCO's average precision and recall, and average precision by class.
+    """Compute COCO's average precision and recall, and average precision by class.
 
     Args:
-        examples: of `read_detection`.
-        predictions: their objects, each with a confidence.
-        classes: names that may be found; None takes those that were asked for.
+        examples: examples of `read_detection`.
+        predictions: predictions whose objects each have a confidence.
+        classes: names that may be found; None takes those of the prompt.
     """
     from paligemma.metrics.detection import detection_measures
 
@@ -77,7 +77,7 @@ def _bbox(box_yxyx: Sequence[float], height: int, width: int) -> list[float]:
 def score_referring(
     examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> list[Measure]:
-    """MIoU, cIoU and box accuracies; an answer counts if it begins with a box and a mask.
+    """Compute MIoU, cIoU and box accuracies of answers that begin with a box and a mask.
 
     Raises:
         DataError: an answer holds mask tokens but its prediction no decoded mask.
@@ -97,7 +97,7 @@ def score_referring(
 
 
 def _named_object(prediction: Prediction, size_hw: Sequence[int]) -> ObjectMask | None:
-    """The object of an answer; None where the reference evaluator counts it as invalid."""
+    """Return the object of an answer; None where the reference evaluator calls it invalid."""
     tokens = read_tokens(prediction.text)
     if tokens is None:
         return None

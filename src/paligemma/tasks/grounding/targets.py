@@ -1,4 +1,4 @@
-"""Answers to train on that are drawn at random, or that need a mask codec."""
+"""Answers to train on that need a random order or a mask codec."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def referring_target(example: Example, codec: MaskCodec) -> str:
-    """The answer to train on: four location tokens, sixteen codewords, no label.
+    """Write the answer to train on: four location tokens, sixteen codewords, no label.
 
     Args:
-        example: of `read_refer`.
-        codec: writes masks as codewords.
+        example: example of `read_refer`.
+        codec: codec that writes masks as codewords.
     """
     from paligemma.outputs.vqvae import mask_to_codes
 
@@ -33,11 +33,11 @@ def referring_target(example: Example, codec: MaskCodec) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A stretch of an answer to train on.
+    """A part of an answer to train on.
 
     Attributes:
         text: location tokens, a class or a separator.
-        has_loss: whether the model is to learn to write it.
+        has_loss: whether the loss covers it.
     """
 
     text: str
@@ -54,19 +54,19 @@ def noisy_target(
     separator: str = SEPARATOR,
     noise: str = NOISE,
 ) -> tuple[Piece, ...]:
-    """The answer that teaches a model to go on: objects in random order, then noise to the end.
+    """Write objects in random order, then noise up to the length, so that a model learns to go on.
 
     The loss covers everything but the coordinates of noise boxes: where they lie means nothing,
     that they are noise does. No end token follows, since none may be written at inference. An
     object that no longer fits is left out whole.
 
     Args:
-        boxes_yxyx: normalised to [0, 1].
-        labels: of the boxes.
-        rng: gives the order and the noise.
-        max_tokens: room for the answer.
-        count_tokens: tokens of a text.
-        separator: between objects; unpublished.
+        boxes_yxyx: boxes normalised to [0, 1].
+        labels: labels of the boxes.
+        rng: generator of the order and the noise.
+        max_tokens: tokens that the answer may have.
+        count_tokens: counts the tokens of a text.
+        separator: text between two objects; the published one is unknown.
         noise: class of the noise boxes.
 
     Source: arXiv:2412.03555, appendix C.

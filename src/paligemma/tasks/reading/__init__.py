@@ -1,1 +1,1 @@
-"""Reading the files of any benchmark: layouts, pictures, and the texts that many share."""
+"""Readers that any family uses: rows of annotation files, pictures, formats, shared prompts."""

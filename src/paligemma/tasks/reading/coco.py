@@ -45,9 +45,9 @@ class LabelledImage:
 
     Attributes:
         id: id of the picture in the file.
-        image: name and size.
-        objects: {"label", "bbox": [x, y, width, height] in pixels, "area", "iscrowd"}, in the
-            order of the file.
+        image: file name and size.
+        objects: objects in the order of the file, {"label", "bbox": [x, y, width, height] in
+            pixels, "area", "iscrowd"}.
     """
 
     id: int
@@ -61,8 +61,9 @@ class DetectionSet:
 
     Attributes:
         path: path of the file.
-        classes: names in the order of their ids.
-        images: in the order of their ids, which decides between equal confidences in COCO's scorer.
+        classes: names of the classes in the order of their ids.
+        images: pictures in the order of their ids, which decides between equal confidences in
+            COCO's scorer.
     """
 
     path: Path
@@ -71,7 +72,7 @@ class DetectionSet:
 
 
 def coco_image(row: FileRow) -> CocoImage:
-    """A row of "images".
+    """Read a row of "images".
 
     Raises:
         DataError: a field is missing, or the size is not positive.
@@ -85,7 +86,7 @@ def coco_image(row: FileRow) -> CocoImage:
 
 
 def coco_box(row: FileRow) -> BoxXYWH:
-    """The field "bbox": (x, y, width, height) in pixels.
+    """Read the field "bbox": (x, y, width, height) in pixels.
 
     Raises:
         DataError: missing, or not four finite numbers.
@@ -100,7 +101,7 @@ def coco_box(row: FileRow) -> BoxXYWH:
 
 
 def normalised(bbox: BoxXYWH, image: CocoImage) -> Box:
-    """(x, y, width, height) in pixels -> (ymin, xmin, ymax, xmax) in [0, 1]."""
+    """Turn (x, y, width, height) in pixels into (ymin, xmin, ymax, xmax) in [0, 1]."""
     x, y, width, height = bbox
     return (
         y / image.height,
@@ -111,7 +112,7 @@ def normalised(bbox: BoxXYWH, image: CocoImage) -> Box:
 
 
 def run_lengths(segmentation: Any, image: CocoImage, where: str) -> dict[str, Any]:
-    """COCO's compressed run lengths of an outline, drawn as COCO draws it.
+    """Encode an outline, drawn as COCO draws it, as COCO's compressed run lengths.
 
     Args:
         segmentation: list of polygons [x, y, x, y, ...], or run lengths, compressed or not.
@@ -143,7 +144,7 @@ def run_lengths(segmentation: Any, image: CocoImage, where: str) -> dict[str, An
 
 
 def read_detection_set(path: Path) -> DetectionSet:
-    """All pictures of an annotation file; outlines are passed over.
+    """Read all pictures of an annotation file, without outlines.
 
     A class without objects whose name is the group of other classes, as Roboflow writes one in
     front, is left out.
@@ -196,7 +197,7 @@ def read_detection_set(path: Path) -> DetectionSet:
 def picture_paths(
     found: DetectionSet, folders: Sequence[Path]
 ) -> Iterator[tuple[LabelledImage, Path]]:
-    """Every picture with its file, in the first folder that holds the first of them.
+    """Pair every picture with its file, in the first folder that holds the first picture.
 
     Raises:
         DataError: a file name leaves the folder, or there is no picture.

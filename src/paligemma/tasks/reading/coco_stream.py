@@ -20,11 +20,11 @@ _LIST_BEGINS = object()
 
 
 def stream_lists(path: Path, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of the named lists of a JSON object, in the order of the file.
+    """Stream the objects of the named lists of a JSON object, in the order of the file.
 
     Args:
-        path: of the file, plain or ".gz".
-        names: the lists to read; the rest of the file is passed over.
+        path: path of the file, plain or ".gz".
+        names: names of the lists to read; the rest of the file is passed over.
 
     Returns:
         (name of the list, object), one at a time.

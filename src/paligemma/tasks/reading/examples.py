@@ -21,14 +21,14 @@ def example_of(
     slices: Mapping[str, str] | None = None,
     unit: str | None = None,
 ) -> Example:
-    """An example whose answers are its references and its targets.
+    """Build an example whose answers are its references and its targets.
 
     Args:
         name: id of the example.
-        prefix: prompt.
+        prefix: prompt of the example.
         picture: path of its picture, the picture, or several pictures.
         answers: the one right answer, or all of them.
-        references: what the scorer compares with; `answers` by default.
+        references: data for the scorer to compare with; `answers` by default.
         targets: answers to train on; `answers` by default.
         slices: see `Example`.
         unit: see `Example`.

@@ -14,7 +14,7 @@ from paligemma.errors import DataError
 from paligemma.tasks.reading.files import open_file, parse_json, read_json, read_lines
 
 _Value = TypeVar("_Value")
-# How an error names a type.
+# Names of the types in errors.
 _KIND_WORDS = {
     str: "text",
     int: "a whole number",
@@ -30,9 +30,9 @@ class FileRow:
     """One object of an annotation file.
 
     Attributes:
-        fields: what the object holds.
+        fields: fields of the object.
         where: file and row, for errors.
-        number: number of the row in its file or list, where it has one.
+        number: number of the row in its file or list; -1 where it has none.
     """
 
     fields: Mapping[str, Any]
@@ -43,7 +43,7 @@ class FileRow:
         return name in self.fields
 
     def value(self, name: str, kind: type[_Value]) -> _Value:
-        """One field, of the wanted type.
+        """Read one field, of the wanted type.
 
         A number may be written as text, as tables and some identifiers have it; `float` takes
         whole numbers; NaN and infinity are refused.
@@ -63,40 +63,40 @@ class FileRow:
         return _checked(self.fields[name], name, kind, self.where)
 
     def text(self, name: str) -> str:
-        """A field that is text."""
+        """Read a field that is text."""
         return self.value(name, str)
 
     def integer(self, name: str) -> int:
-        """A field that is a whole number."""
+        """Read a field that is a whole number."""
         return self.value(name, int)
 
     def identifier(self, name: str) -> str:
-        """A field that is a whole number or text, as text."""
+        """Read a field that is a whole number or text, as text."""
         return str(self.fields[name]) if type(self.fields.get(name)) is int else self.text(name)
 
     def values(self, name: str, kind: type[_Value]) -> list[_Value]:
-        """A field that is a list whose elements are all of one type."""
+        """Read a field that is a list whose elements are all of one type."""
         return [_checked(one, name, kind, self.where) for one in self.value(name, list)]
 
     def texts(self, name: str) -> list[str]:
-        """A field that is a list of texts."""
+        """Read a field that is a list of texts."""
         return self.values(name, str)
 
     def object(self, name: str) -> FileRow:
-        """A field that is an object."""
+        """Read a field that is an object."""
         return FileRow(self.value(name, dict), self.where)
 
     def objects(self, name: str) -> list[FileRow]:
-        """A field that is a list of objects."""
+        """Read a field that is a list of objects."""
         return [FileRow(one, f"{self.where}, {name}") for one in self.values(name, dict)]
 
     def error(self, rule: str) -> DataError:
-        """The error of a rule that this row breaks."""
+        """Build the error of a rule that this row breaks."""
         return DataError(f"{self.where}: {rule}")
 
 
 def read_object(path: Path) -> FileRow:
-    """The object that a JSON file holds.
+    """Read the object that a JSON file holds.
 
     Raises:
         DataError: the file cannot be read, or holds something else.
@@ -105,7 +105,7 @@ def read_object(path: Path) -> FileRow:
 
 
 def read_list(path: Path, name: str | None = None) -> Iterator[FileRow]:
-    """The objects of a list in a JSON file, numbered from 0.
+    """Read the objects of a list in a JSON file, numbered from 0.
 
     Args:
         path: path of the file.
@@ -118,7 +118,7 @@ def read_list(path: Path, name: str | None = None) -> Iterator[FileRow]:
 
 
 def list_rows(table: Any, path: Path, name: str | None = None) -> Iterator[FileRow]:
-    """The objects of a list in a JSON file that was read already; see `read_list`."""
+    """Take the rows of a list from a JSON file that was read already; see `read_list`."""
     if name is not None:
         if not isinstance(table, dict) or name not in table:
             found = sorted(table)[:5] if isinstance(table, dict) else type(table).__name__
@@ -133,7 +133,7 @@ def list_rows(table: Any, path: Path, name: str | None = None) -> Iterator[FileR
 
 
 def read_keyed(path: Path) -> Iterator[tuple[str, FileRow]]:
-    """The objects of an object in a JSON file, with their keys.
+    """Read the objects of an object in a JSON file, with their keys.
 
     Raises:
         DataError: the file cannot be read, or holds something else.
@@ -142,7 +142,7 @@ def read_keyed(path: Path) -> Iterator[tuple[str, FileRow]]:
 
 
 def keyed_rows(table: Any, path: Path) -> Iterator[tuple[str, FileRow]]:
-    """The objects of an object that was read already; see `read_keyed`."""
+    """Take the rows of an object that was read already; see `read_keyed`."""
     if not isinstance(table, dict):
         raise DataError(f"{path} must hold one object a key, got {type(table).__name__}")
     for key, row in table.items():
@@ -151,7 +151,7 @@ def keyed_rows(table: Any, path: Path) -> Iterator[tuple[str, FileRow]]:
 
 
 def read_json_lines(path: Path) -> Iterator[FileRow]:
-    """The objects of a file of JSON lines, numbered from 1; .gz and .bz2 too.
+    """Read the objects of a file of JSON lines, numbered from 1; .gz and .bz2 too.
 
     Blank lines are skipped.
 
@@ -164,7 +164,7 @@ def read_json_lines(path: Path) -> Iterator[FileRow]:
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[FileRow]:
-    """Rows of a table with a heading, numbered by the lines they end on; all fields are text.
+    """Read a table with a heading; a row is numbered by its last line, and all fields are text.
 
     Args:
         path: UTF-8 file, with or without a byte-order mark; .gz and .bz2 too.
@@ -196,20 +196,20 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[FileRow]:
 
 
 def require_object(row: Any, where: str) -> dict[str, Any]:
-    """The row itself; raises DataError unless it is a JSON object."""
+    """Return the row itself; raise DataError unless it is a JSON object."""
     if not isinstance(row, dict):
         raise DataError(f"{where} must be a JSON object, got {repr(row)[:80]}")
     return row
 
 
 def require_split(split: str, splits: Collection[str], task: str) -> None:
-    """Raises DataError where a task has no such split."""
+    """Raise DataError where a task has no such split."""
     if split not in splits:
         raise DataError(f"{task} has the splits {', '.join(splits)}, got {split!r}")
 
 
 def of_split(names: Mapping[str, _Value], split: str, task: str) -> _Value:
-    """What belongs to a split; raises DataError where the task has no such split."""
+    """Return the value of a split; raise DataError where the task has no such split."""
     require_split(split, names, task)
     return names[split]
 

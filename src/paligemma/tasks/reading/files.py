@@ -1,4 +1,4 @@
-"""Official dataset files: found below a data folder and bounded; errors name file and row.
+"""Finds and reads official dataset files within bounds; errors name file and row.
 
 Large files are streamed; what must be read whole has a bound.
 """
@@ -23,12 +23,12 @@ MAX_TEXT_BYTES = 64 << 30
 
 
 def find_file(data: Path, *candidates: str, source: str) -> Path:
-    """The first of several places below the data folder where a file or folder exists.
+    """Find the first of several places below the data folder that exists.
 
     Args:
         data: the data folder.
         candidates: relative paths, the official one first.
-        source: where the user can get it, in words.
+        source: place where the user can get it, for errors.
 
     Raises:
         DataError: none exists.
@@ -44,7 +44,7 @@ def find_file(data: Path, *candidates: str, source: str) -> Path:
 
 
 def relative_name(text: str, where: str) -> PurePosixPath:
-    """A path that a file names, which must stay below the folder that it starts from.
+    """Check a path that a file names: it must stay below the folder that it starts from.
 
     Raises:
         DataError: the path is absolute, leaves the folder, or is empty.
@@ -56,7 +56,7 @@ def relative_name(text: str, where: str) -> PurePosixPath:
 
 
 def read_json(path: Path) -> Any:
-    """The whole content of a JSON file, .gz and .bz2 too.
+    """Read the whole content of a JSON file, .gz and .bz2 too.
 
     Raises:
         DataError: unreadable, larger than 2 GiB, or not JSON.
@@ -72,7 +72,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """What JSON text holds.
+    """Parse JSON text.
 
     Raises:
         DataError: not JSON.
@@ -86,7 +86,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, stripped, with their numbers from 1; .gz and .bz2 too.
+    """Read the lines that are not blank, stripped, with their numbers from 1; .gz and .bz2 too.
 
     Raises:
         DataError: unreadable, or beyond the bounds of a line or a file.
@@ -111,7 +111,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """`read_lines` as UTF-8 text; a line that is none raises DataError."""
+    """Read lines as `read_lines` does, as UTF-8 text; raise DataError for other bytes."""
     for number, line in read_lines(path):
         try:
             yield number, line.decode()
@@ -120,12 +120,12 @@ def read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_text(path: Path, *, max_bytes: int, source: str) -> str:
-    """The whole of a small UTF-8 file, with or without a byte-order mark.
+    """Read the whole of a small UTF-8 file, with or without a byte-order mark.
 
     Args:
         path: path of the file.
         max_bytes: size beyond which the file is refused.
-        source: where the user can get it, in words.
+        source: place where the user can get it, for errors.
 
     Raises:
         DataError: unreadable, too large, or not UTF-8.
@@ -141,7 +141,7 @@ def read_text(path: Path, *, max_bytes: int, source: str) -> str:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """The bytes of a file, unpacked where it ends in .gz or .bz2."""
+    """Open a file for reading bytes, unpacked where its name ends in .gz or .bz2."""
     if path.suffix == ".gz":
         return cast("IO[bytes]", gzip.open(path, "rb"))
     if path.suffix == ".bz2":

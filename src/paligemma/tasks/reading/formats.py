@@ -1,4 +1,4 @@
-"""Prompts and layouts that no paper gives: our choice, or what a file in the data folder says."""
+"""Prompts and layouts that no paper gives: ours, which a file in the data folder may change."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Format = TypeVar("Format")
 
 
 def format_file(task: str) -> str:
-    """Name of the file that sets the format of a benchmark."""
+    """Return the name of the file that sets the format of a benchmark."""
     return f"{task}-format.json"
 
 
 def own_format(task: str, fields: str) -> NeededFile:
-    """The row of that file in a benchmark's list of files.
+    """Build the entry of that file in a benchmark's list of files.
 
     Args:
         task: name of the benchmark.
@@ -30,12 +30,12 @@ def own_format(task: str, fields: str) -> NeededFile:
 
 
 def read_format(data: Path, task: str, default: Format) -> Format:
-    """The format of a benchmark: ours, with what the data folder says instead.
+    """Read the format of a benchmark: ours, with the changes of the data folder.
 
     Args:
-        data: folder; `{task}-format.json` in it is an object with some of the format's fields.
+        data: the data folder; `{task}-format.json` in it may set some fields of the format.
         task: name of the benchmark.
-        default: a frozen dataclass of texts, numbers and truths.
+        default: our format, a frozen dataclass of texts, numbers and truths.
 
     Raises:
         DataError: the file is no such object, or a field is unknown or of another type.

@@ -22,7 +22,7 @@ MARVL_LANGUAGES = ("id", "sw", "ta", "tr", "zh")
 def languages_of(
     split: str, stems: Sequence[str], languages: Sequence[str], task: str
 ) -> tuple[str, Sequence[str]]:
-    """The stem of a split and its languages: "dev" has all of them, "dev_de" one.
+    """Split a name into stem and languages: "dev" has all languages, "dev_de" has one.
 
     Args:
         split: "STEM" or "STEM_LANGUAGE".

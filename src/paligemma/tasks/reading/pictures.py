@@ -1,4 +1,4 @@
-"""Pictures in files: whole, a part of one, and their sizes without decoding them."""
+"""Pictures in files, parts of them, and their sizes without decoding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paligemma.errors import DataError, ImageError
 
 @dataclass(frozen=True, kw_only=True)
 class FilePicture:
-    """A picture in a file, its pixels as they are stored: the original applies no EXIF turn.
+    """A picture in a file, with its pixels as stored: the original applies no EXIF turn.
 
     Attributes:
         path: path of the file.
@@ -27,7 +27,7 @@ class FilePicture:
     size_hw: tuple[int, int] | None = None
 
     def read(self, max_pixels: int) -> np.ndarray:
-        """uint8[H, W, 3]; of another size than `size_hw` where neither way gives it.
+        """Decode to uint8[H, W, 3], of another size than `size_hw` where neither way gives it.
 
         Raises:
             ImageError: unreadable, or larger than the bound.
@@ -55,7 +55,7 @@ class CroppedPicture:
     box_xyxy_px: tuple[int, int, int, int]
 
     def read(self, max_pixels: int) -> np.ndarray:
-        """uint8[H, W, 3], as it is stored.
+        """Decode to uint8[H, W, 3], as stored.
 
         Raises:
             ImageError: unreadable, larger than the bound, or the rectangle leaves the picture.
@@ -71,7 +71,7 @@ class CroppedPicture:
 
 
 def picture_size_hw(path: Path) -> tuple[int, int]:
-    """Height and width of a picture as it is stored, from its heading alone.
+    """Read height and width of a picture as stored, from its heading alone.
 
     Raises:
         DataError: no picture there.
@@ -87,18 +87,18 @@ def picture_size_hw(path: Path) -> tuple[int, int]:
 
 
 def first_file(folder: Path, names: Iterable[str]) -> Path:
-    """The first of several spellings of a file that exists, or else the first of them."""
+    """Return the first of several spellings of a file that exists, or else the first spelling."""
     paths = [folder / name for name in names]
     return next((path for path in paths if path.is_file()), paths[0])
 
 
 def folder_of(name: PurePath, folders: Sequence[Path], where: str) -> Path:
-    """The first of several folders that holds a picture.
+    """Find the first of several folders that holds a picture.
 
     Args:
         name: path of the picture below its folder.
-        folders: places to look.
-        where: what names the picture, for the error.
+        folders: folders in which to look.
+        where: place that names the picture, for errors.
 
     Raises:
         DataError: none holds it.

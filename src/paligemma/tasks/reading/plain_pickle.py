@@ -44,11 +44,11 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_plain_pickle(path: Path, *, max_bytes: int = MAX_PICKLE_BYTES) -> Any:
-    """What a pickle of plain data holds; written by Python 2 or 3.
+    """Read a pickle of plain data, written by Python 2 or 3.
 
     Args:
-        path: of the file.
-        max_bytes: larger files are refused unread.
+        path: path of the file.
+        max_bytes: size beyond which a file is refused unread.
 
     Returns:
         Lists, tuples, dicts, texts, numbers, booleans and None.
@@ -75,7 +75,7 @@ def read_plain_pickle(path: Path, *, max_bytes: int = MAX_PICKLE_BYTES) -> Any:
 
 
 def _require_plain(data: bytes, path: Path) -> None:
-    """Walks over all instructions without carrying out any."""
+    """Check all instructions without carrying out any."""
     argument: Any
     for number, (instruction, argument, position) in enumerate(pickletools.genops(data)):
         if instruction.name not in _PLAIN:

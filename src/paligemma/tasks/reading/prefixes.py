@@ -14,17 +14,17 @@ _ANSWER, _CHOICES, _OPTIONS = "answer en ", "answer en  ", " choose from: "
 
 
 def answer_prefix(question: str) -> str:
-    """`answer en {question}`, of most question answering."""
+    """Return `answer en {question}`, the prompt of most question answering."""
     return _ANSWER + question
 
 
 def bare_prefix(question: str) -> str:
-    """The question alone: DocVQA and ChartQA were trained without task words."""
+    """Return the question alone: DocVQA and ChartQA were trained without task words."""
     return question
 
 
 def choices_prefix(question: str, options: list[str]) -> str:
-    """`answer en  {question} choose from: A \\t B \\t C`, with two spaces after the language.
+    """Return `answer en  {question} choose from: A \\t B \\t C`, two spaces after the language.
 
     The template of the original ends in a space and its format adds one; options are joined by
     space, tab, space.
@@ -33,17 +33,17 @@ def choices_prefix(question: str, options: list[str]) -> str:
 
 
 def caption_prefix(language: str) -> str:
-    """`caption {language}`."""
+    """Return `caption {language}`."""
     return f"caption {language}"
 
 
 def question_of(prefix: str) -> str | None:
-    """What `answer_prefix` or `choices_prefix` was given; None for prefixes of another kind."""
+    """Return the question of `answer_prefix` or `choices_prefix`; None for other prefixes."""
     if prefix.startswith(_CHOICES) and _OPTIONS in prefix:
         return prefix.removeprefix(_CHOICES).rpartition(_OPTIONS)[0]
     return prefix.removeprefix(_ANSWER) if prefix.startswith(_ANSWER) else None
 
 
 def lower_ascii(text: str) -> str:
-    """The text with A to Z in lower case, as the original's op `lower` writes targets."""
+    """Lower A to Z alone, as the original's op `lower` does for targets."""
     return text.translate(_LOWER)

@@ -1,1 +1,1 @@
-"""What a model trained on VQAv2 is asked without further training."""
+"""Benchmarks that a model trained on VQAv2 answers without further training."""

@@ -1,4 +1,4 @@
-"""Reads what a model trained on VQAv2 is asked without further training: POPE, MMVP, Objaverse.
+"""Reads POPE, MMVP and Objaverse, which a model trained on VQAv2 answers zero-shot.
 
 Source: arXiv:2407.07726 table 1 and appendix G; tsb0601/MMVP;
 big_vision configs/proj/paligemma/transfers/pope.py.
@@ -33,7 +33,7 @@ OBJAVERSE = "Objaverse-LVIS"
 
 POPE_FILES = ("random", "popular", "adversarial")
 
-# Right options of the rows that corrected copies change, each pair the other way round.
+# Right options of the rows that corrected copies change; each pair is swapped.
 _CORRECTED = dict(zip(MMVP_CORRECTED_ROWS, ("(b)", "(a)", "(b)", "(a)"), strict=True))
 
 NUM_VIEWS = 8
@@ -47,7 +47,7 @@ _VIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def read_pope(data: Path, split: str) -> Iterator[Example]:
-    """POPE on COCO: its three files, one after the other."""
+    """Read POPE on COCO: its three files, one after the other."""
     require_split(split, ("test",), "pope")
     images = find_file(data, "val2014", "images/val2014", source=COCO_VAL)
     for kind in POPE_FILES:
@@ -65,12 +65,12 @@ def read_pope(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_mmvp(data: Path, split: str) -> Iterator[Example]:
-    """MMVP: questions 1 and 2 are about a pair of look-alike pictures, 3 and 4, and so on.
+    """Read MMVP: questions 1 and 2 are about a pair of look-alike pictures, 3 and 4, and so on.
 
     Args:
         data: the data folder.
         split: "all" takes the answers of the file, "corrected" swaps those of two pairs that
-            are the wrong way round in it.
+            the file has the wrong way round.
     """
     require_split(split, ("all", "corrected"), "mmvp")
     path = find_file(data, "Questions.csv", "Questions/Questions.csv", source=MMVP)
@@ -95,7 +95,7 @@ def read_mmvp(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_objaverse(data: Path, split: str) -> Iterator[Example]:
-    """Objaverse-LVIS: eight views of an object, each asked four questions.
+    """Read Objaverse-LVIS: eight views of an object with four questions each.
 
     Objects without views are left out, and counted in the log.
     """

@@ -1,4 +1,4 @@
-"""Objaverse: one answer an object out of many, compared with its category by sentence embeddings.
+"""Objaverse: one answer an object, pooled from many and compared by sentence embeddings.
 
 Source: arXiv:2311.17851, where answers are pooled over views and questions by likelihood; the exact
 weighting is not published, so it is an option here.
@@ -32,12 +32,12 @@ def pool_answers(
     *,
     weighting: str = WEIGHTINGS[0],
 ) -> dict[str, str]:
-    """The answer of the largest weight for each object; of equal ones the first given.
+    """Choose the answer of the largest weight for each object, of equal ones the first given.
 
     Args:
-        examples: with the object as their unit.
-        predictions: in the same order; those without an answer are left out.
-        weighting: of WEIGHTINGS.
+        examples: examples whose unit is the object.
+        predictions: their predictions, in the same order; those without an answer are left out.
+        weighting: one of WEIGHTINGS.
 
     Returns:
         Object -> answer; nothing for an object that has no answer at all.
@@ -55,7 +55,7 @@ def pool_answers(
 
 
 def texts_to_embed(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[str]:
-    """Categories and pooled answers, sorted: what the embeddings file must hold."""
+    """List the texts that the embeddings file must hold, sorted: categories and pooled answers."""
     texts = {one.references["category"] for one in examples}
     for weighting in _possible(predictions):
         texts.update(pool_answers(examples, predictions, weighting=weighting).values())
@@ -63,7 +63,7 @@ def texts_to_embed(examples: Sequence[Example], predictions: Sequence[Prediction
 
 
 def read_embeddings(path: Path) -> dict[str, np.ndarray]:
-    """Sentence embeddings from an .npz file with `texts` str[N] and `vectors` float[N, D].
+    """Read sentence embeddings from an .npz file with `texts` str[N] and `vectors` float[N, D].
 
     Raises:
         DataError: no such file, another layout, or a number that is not finite.
@@ -96,7 +96,7 @@ def objaverse_measure(
     *,
     weighting: str = WEIGHTINGS[0],
 ) -> Measure:
-    """Mean cosine between an object's pooled answer and its category; 0 where it has no answer.
+    """Compute the mean cosine of pooled answer and category; an object without answer counts 0.
 
     Raises:
         DataError: a text that is not embedded, or a vector of zeros.
@@ -120,9 +120,9 @@ def objaverse_measure(
 def score_objaverse(
     examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> list[Measure]:
-    """ "cosine" by the sum of probabilities, then "cosine/WEIGHTING" of the others.
+    """Compute "cosine" by the sum of probabilities, then "cosine/WEIGHTING" of the others.
 
-    Without likelihoods only "cosine/votes" can be told, and is then first.
+    Without likelihoods only "cosine/votes" can be computed, and comes first.
 
     Raises:
         DataError: no embeddings file beside the data, or a text that it lacks.

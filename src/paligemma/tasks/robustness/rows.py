@@ -1,4 +1,4 @@
-"""What a model trained on VQAv2 is asked without further training: POPE, MMVP, Objaverse.
+"""POPE, MMVP and Objaverse, which a model trained on VQAv2 answers zero-shot.
 
 Source: arXiv:2407.07726 table 1 and appendix G; tsb0601/MMVP;
 big_vision configs/proj/paligemma/transfers/pope.py.

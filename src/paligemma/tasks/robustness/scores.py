@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def score_pope(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """The mean of the three accuracies first; then the other figures of `pope_measures`."""
+    """Compute the mean of the three accuracies, then the other figures of `pope_measures`."""
     return pope_measures(
         texts_of(predictions),
         [one.references for one in examples],
@@ -28,9 +28,9 @@ def score_pope(examples: Sequence[Example], predictions: Sequence[Prediction]) -
 def score_mmvp(
     examples: Sequence[Example], predictions: Sequence[Prediction], *, options: OptionRule = "text"
 ) -> list[Measure]:
-    """Paired accuracy, where an answer is right that names the right option by the rule.
+    """Compute paired accuracy; an answer is right that names the right option by the rule.
 
-    Pairs of which a sample holds one question only are left out.
+    A pair is left out where the sample holds only one of its questions.
 
     Raises:
         DataError: no whole pair.

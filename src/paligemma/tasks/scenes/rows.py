@@ -1,8 +1,9 @@
-"""The bundled task: pictures drawn by `paligemma.scenes`, asked in the words of pre-training.
+"""The bundled benchmark: pictures drawn by `paligemma.scenes`, with prompts of pre-training.
 
-The benchmark shows handwriting and layouts that training never draws. Each picture is asked for
-all its objects among one or two labels that it does not show, for one mask, for one short answer
-and for its writing; every fourth one also for captions of the whole and of a region.
+The benchmark shows handwriting and layouts that training never draws. The prompts of each picture
+ask for all its objects among one or two labels that it does not show, for one mask, for one short
+answer and for its writing; those of every fourth picture also for captions of the whole and of a
+region.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from paligemma.tasks.task import Task
 if TYPE_CHECKING:
     from paligemma.outputs.vqvae import MaskCodec
 
-# Training draws from 0 up, far below.
+# Seeds of training count up from 0 and stay far below.
 EVAL_SEED = 1_000_000_000
 # Side of the pictures; a model of a lower resolution gets smaller ones with fewer objects.
 SIZE_PX = 224
@@ -39,9 +40,9 @@ SIZE_PX = 224
 MAX_SCENES = 1_000_000
 _MAX_SEED = 1_000_000
 
-# Pictures of the benchmark unless said otherwise.
+# Pictures of the benchmark by default.
 NUM_SCENES = 1000
-# Kinds beside the four that the benchmark is about; one picture in so many is asked them.
+# Kinds beside the four main ones; one picture in so many has them.
 SECONDARY_KINDS, SECONDARY_EVERY = ("caption", "caption_region"), 4
 ANSWER_KINDS: tuple[str, ...] = ("color", "count", "presence", "position", "reading", "comparison")
 # Kinds that every picture has; the others stand in for one another where one does not apply.
@@ -69,10 +70,10 @@ def _in_place(box_yxyx: Box) -> Box:
 
 
 def scene_prefix(example: SceneExample, locate: Callable[[Box], Box] = _in_place) -> str:
-    """The prompt as the model reads it; a region to caption follows as location tokens.
+    """Write the prompt as the model reads it; a region to caption follows as location tokens.
 
     Args:
-        locate: where a box of the picture lies for the model; where it is unless said otherwise.
+        locate: maps a box of the picture to the model's input; the identity by default.
     """
     if example.prefix_box is None:
         return example.prefix
@@ -85,7 +86,7 @@ def scene_suffix(
     codec: MaskCodec,
     locate: Callable[[Box], Box] = _in_place,
 ) -> str:
-    """The true answer: text, or boxes and masks as location and mask tokens.
+    """Write the true answer: text, or boxes and masks as location and mask tokens.
 
     Args:
         locate: see `scene_prefix`.
@@ -105,7 +106,7 @@ def scene_suffix(
 
 
 def heldout_scene(index: int, *, seed: int = 0, size_px: int = SIZE_PX) -> Scene:
-    """Picture `index` of the benchmark `seed`: held-out handwriting, a layout no training sees.
+    """Draw picture `index` of the benchmark `seed`, with held-out handwriting and layout.
 
     Raises:
         ConfigError: an index or a seed out of bounds.
@@ -122,12 +123,12 @@ def heldout_scene(index: int, *, seed: int = 0, size_px: int = SIZE_PX) -> Scene
 def benchmark_examples(
     scene: Scene, index: int, kinds: Collection[str] = SCENE_KINDS
 ) -> list[SceneExample]:
-    """The prompts of one picture, at most one a kind; the same whichever kinds are asked.
+    """Choose the prompts of one picture, at most one a kind, the same for any choice of kinds.
 
     Args:
-        scene: the picture.
-        index: its place in the benchmark; kinds of question take turns along it, and where one does
-            not apply another scarce one is drawn.
+        scene: scene of the picture.
+        index: place of the picture in the benchmark; kinds of question take turns along it, and
+            where a kind does not apply, another scarce kind is drawn.
         kinds: some of SCENE_KINDS; a picture without writing has no "ocr", three of four have no
             captions.
     """
@@ -158,7 +159,7 @@ class ScenePicture:
 
 
 def asking_for(example: Example) -> Asking:
-    """Boxes, masks or words, each with the bound of its kind."""
+    """Return the asking of an example: boxes, masks or words, with the bound of its kind."""
     return _ASKING[example.references["task"]]
 
 

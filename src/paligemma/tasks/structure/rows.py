@@ -1,4 +1,4 @@
-"""Pictures with structure that PaliGemma 2 was taught: scene text, tables, molecules, music.
+"""Pictures with structure that PaliGemma 2 was trained on: scene text, tables, molecules, music.
 
 Prompts and layouts of these tasks are unpublished; ours stand in `WordFormat`, `TableFormat`,
 `MoleculeFormat` and `MusicFormat`, and `{task}-format.json` in the data folder changes them.

@@ -18,7 +18,7 @@ CER_WITHOUT_SPACES = "cer_without_spaces"
 
 
 def score_words(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Word spotting by the HierText protocol, against outlines and against upright boxes."""
+    """Compute word spotting by the HierText protocol, against outlines and upright boxes."""
     from paligemma.metrics.spotting import spotting_measures
 
     found, truth = [], []
@@ -40,7 +40,7 @@ def score_words(examples: Sequence[Example], predictions: Sequence[Prediction]) 
 
 
 def score_tables(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """S-TEDS and TEDS, GriTS-Top and GriTS-Con; places of cells are taken out first."""
+    """Compute TEDS, S-TEDS, GriTS-Top and GriTS-Con without the places of cells."""
     from paligemma.metrics.grits import grits_measures
     from paligemma.metrics.teds import teds_measures, wrap_table
 
@@ -58,7 +58,7 @@ def score_tables(examples: Sequence[Example], predictions: Sequence[Prediction])
 
 
 def _bare_table(markup: str) -> str:
-    """Without the document around a table, where a model writes one."""
+    """Take a table out of the document around it, where a model writes one."""
     start, end = markup.find("<table"), markup.rfind("</table>")
     if "<body" not in markup or start < 0:
         return markup
@@ -66,7 +66,7 @@ def _bare_table(markup: str) -> str:
 
 
 def _well_formed(markup: str) -> str:
-    """A true table as XML; a few have inline tags that are never closed."""
+    """Repair a true table to XML; a few have inline tags that are never closed."""
     from paligemma.metrics.grits import read_cells
 
     if read_cells(markup) is not None:
@@ -82,14 +82,14 @@ def _well_formed(markup: str) -> str:
 def score_molecules(
     examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> list[Measure]:
-    """Full match of canonical SMILES."""
+    """Compute the full match of canonical SMILES."""
     from paligemma.metrics.molecules import molecule_measures
 
     return molecule_measures(texts_of(predictions), [one.references for one in examples])
 
 
 def score_music(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    """Error rates of characters (with and without spaces), symbols and lines."""
+    """Compute error rates of characters (with and without spaces), symbols and lines."""
     from paligemma.metrics.music import omr_measures, prepare_kern
 
     truth = [one.references["kern"] for one in examples]

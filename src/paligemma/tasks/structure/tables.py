@@ -39,11 +39,11 @@ _OPENINGS = ("<td>", ">")
 
 @dataclass(frozen=True, kw_only=True)
 class TableFormat:
-    """How tables are asked for and written; unpublished, so these are ours.
+    """Prompt and layout of a table; unpublished, so these are ours.
 
     Attributes:
-        prompt: what the model is asked.
-        coords_order: of the four location tokens of a cell, by edges: x0 y0 x1 y1 in any order.
+        prompt: prompt of every picture.
+        coords_order: order of the four location tokens of a cell: x0 y0 x1 y1 in any order.
         page_dpi: resolution at which FinTabNet's pages were rendered, pixels an inch.
     """
 
@@ -65,9 +65,9 @@ class TableRow:
     """One table of a file.
 
     Attributes:
-        structure: HTML tokens without contents.
-        cells: tokens of each cell's contents.
-        boxes: of each cell as in the file, None where it is empty.
+        structure: HTML tokens of the table without contents.
+        cells: tokens of the contents of each cell.
+        boxes: box of each cell as the file has it, None for an empty cell.
     """
 
     structure: list[str]
@@ -76,12 +76,12 @@ class TableRow:
 
 
 def strip_coords(markup: str) -> str:
-    """HTML without the places of its cells, as it is scored."""
+    """Take the places of cells out of HTML, as scoring does."""
     return _COORDS.sub("", markup)
 
 
 def table_html(table: TableRow, coords: Sequence[str | None] | None = None) -> str:
-    """A table with its contents, and with `coords` attributes where they are given.
+    """Write a table with its contents, and with `coords` attributes where they are given.
 
     Contents go between each `<td...>` and its end in order; single characters are escaped, inline
     tags are kept.
@@ -107,12 +107,12 @@ def _escaped(token: str) -> str:
 def table_target(
     table: TableRow, boxes_xyxy_px: Sequence[Sequence[float] | None], side_px: int, order: str
 ) -> str:
-    """The answer to train on: HTML with the place of every cell that holds something.
+    """Write the answer to train on: HTML with the place of every cell that holds something.
 
     Args:
         table: structure and contents.
-        boxes_xyxy_px: of the cells in pixels of the picture, None where there is none.
-        side_px: of the square that the picture is padded to, on the right and below.
+        boxes_xyxy_px: boxes of the cells in pixels of the picture, None for a cell without one.
+        side_px: side of the square to which the picture is padded, on the right and below.
         order: see `TableFormat.coords_order`.
     """
     coords: list[str | None] = []
@@ -127,7 +127,7 @@ def table_target(
 
 
 def read_pubtabnet(data: Path, split: str) -> Iterator[Example]:
-    """PubTabNet 2.0.0; which of its splits was scored for PaliGemma 2 is not said."""
+    """Read PubTabNet 2.0.0; no source names the split that was scored for PaliGemma 2."""
     require_split(split, ("val", "train"), "pubtabnet")
     name = "PubTabNet_2.0.0.jsonl"
     path = find_file(data, name, f"pubtabnet/{name}", source=PUBTABNET)
@@ -151,7 +151,7 @@ def read_pubtabnet(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_fintabnet(data: Path, split: str) -> Iterator[Example]:
-    """FinTabNet 1.0.0: boxes in PDF points from the bottom left, tables cut out of pages."""
+    """Read FinTabNet 1.0.0: boxes in PDF points from the bottom left, tables cut out of pages."""
     require_split(split, ("test", "val", "train"), "fintabnet")
     names = [f"FinTabNet_1.0.0_{kind}_{split}.jsonl" for kind in ("cell", "table")]
     path = find_file(data, *names, *(f"fintabnet/{name}" for name in names), source=FINTABNET)
@@ -179,11 +179,11 @@ class PageCrop:
     """A table on a rendered page.
 
     Attributes:
-        picture: the part of the page.
-        corner_px: (left, top) edge on the page.
+        picture: part of the page that shows the table.
+        corner_px: left and top edge of the part on the page.
         side_px: longer side of the part.
-        page_height_px: of the page.
-        pixels_a_point: scale.
+        page_height_px: height of the page.
+        pixels_a_point: pixels per PDF point.
     """
 
     picture: Picture
@@ -193,7 +193,7 @@ class PageCrop:
     pixels_a_point: float
 
     def to_pixels(self, box: Sequence[float]) -> tuple[float, float, float, float]:
-        """(x0, y0, x1, y1) in points from the bottom left -> pixels of the part from the top."""
+        """Turn (x0, y0, x1, y1) from points from the bottom left to pixels from the top."""
         left, top = self.corner_px
         x0, y0, x1, y1 = (n * self.pixels_a_point for n in box)
         height = self.page_height_px
@@ -227,7 +227,7 @@ def _crop(page: Path, row: FileRow, dpi: int) -> PageCrop:
 
 
 def _tables(path: Path, split: str) -> Iterator[tuple[FileRow, TableRow]]:
-    """Rows of one split with their tables; training leaves out those that do not fit together.
+    """Read the rows of one split; training leaves out tables with too few or many contents.
 
     Rows of other splits are recognised by their text, since parsing all of them takes minutes.
     """

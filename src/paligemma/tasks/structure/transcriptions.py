@@ -1,4 +1,4 @@
-"""Reads pictures that are written out: molecules as SMILES, piano scores as kern.
+"""Reads pictures with transcriptions: molecules as SMILES, piano scores as kern.
 
 Source: github.com/thomas0809/MolScribe (data/real, synthetic/chemdraw.csv);
 sites.google.com/view/multiscore-project/datasets (GrandStaff) and the partitions of
@@ -30,19 +30,19 @@ MAX_KERN_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class MoleculeFormat:
-    """How molecules are asked for; unpublished, so this is ours."""
+    """Prompt of a molecule; unpublished, so this is ours."""
 
     prompt: str = "smiles"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MusicFormat:
-    """How scores are asked for and compared; unpublished, so these are ours.
+    """Prompt and comparison of a score; unpublished, so these are ours.
 
     Attributes:
-        prompt: what the model is asked.
-        ending: of the file that is transcribed, ".krn" or ".bekrn"; separators are taken out.
-        clean: without bar numbers and outer blank space, in the reference and in the answer.
+        prompt: prompt of every picture.
+        ending: ending of the transcription files, ".krn" or ".bekrn"; separators are taken out.
+        clean: take bar numbers and outer blank space out of reference and answer.
         distorted: show the distorted pictures; published figures are of the others.
     """
 
@@ -53,7 +53,7 @@ class MusicFormat:
 
 
 def read_molecules(data: Path, split: str) -> Iterator[Example]:
-    """The ChemDraw renderings; the id is the name of the picture."""
+    """Read the ChemDraw renderings; the id is the name of the picture."""
     require_split(split, ("test",), "molecules")
     names = ("synthetic/chemdraw.csv", "data/synthetic/chemdraw.csv", "chemdraw.csv")
     path = find_file(data, *names, source=MOLSCRIBE)
@@ -69,7 +69,7 @@ def read_molecules(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_grandstaff(data: Path, split: str) -> Iterator[Example]:
-    """GrandStaff: one score a line of the partition's list."""
+    """Read GrandStaff: one score a line of the partition's list."""
     require_split(split, ("test", "val", "train"), "grandstaff")
     listed = f"partitions_grandstaff/types/{split}.txt"
     names = (listed, f"Data/GrandStaff/{listed}", f"{split}.txt")
@@ -98,7 +98,7 @@ def read_grandstaff(data: Path, split: str) -> Iterator[Example]:
 
 
 def _score_root(data: Path, name: PurePosixPath, where: str) -> tuple[Path, int]:
-    """The folder that the first path of a list starts from, and its parts to drop.
+    """Find the folder from which the first path of a list starts, and its parts to drop.
 
     Lists are written from the folder of their authors, such as `Data/GrandStaff/`.
     """

@@ -42,13 +42,13 @@ _MATLAB = ("Groundtruth/Polygon", "Groundtruth", "Polygon", "gt", "")
 
 @dataclass(frozen=True, kw_only=True)
 class WordFormat:
-    """How words and boxes are asked for and written; unpublished, so these are ours.
+    """Prompt and layout of words with boxes; unpublished, so these are ours.
 
     Attributes:
-        prompt: what the model is asked.
-        text_first: the word before its box.
-        between: of a word and its box.
-        separator: between words.
+        prompt: prompt of every picture.
+        text_first: whether the word stands before its box.
+        between: text between a word and its box.
+        separator: text between two words.
     """
 
     prompt: str = "ocr"
@@ -60,7 +60,7 @@ class WordFormat:
 def format_words(
     words: Sequence[str], boxes_yxyx: Sequence[Sequence[float]], style: WordFormat
 ) -> str:
-    """`STOP <loc....><loc....><loc....><loc....> Main <loc....>...`: boxes are y before x."""
+    """Write `STOP <loc....><loc....><loc....><loc....> Main <loc....>...`, y before x."""
     locations = [format_loc(encode_boxes(box).tolist()) for box in boxes_yxyx]
     pairs = zip(words, locations, strict=True)
     if style.text_first:
@@ -69,7 +69,7 @@ def format_words(
 
 
 def parse_words(text: str, style: WordFormat) -> list[tuple[str, tuple[int, ...]]]:
-    """What `format_words` wrote: (word, four bins); text without a box is passed over."""
+    """Read what `format_words` wrote: (word, four bins); text without a box is passed over."""
     places = list(_BOX.finditer(text))
     if style.text_first:
         starts = [0, *(place.end() for place in places)]
@@ -87,7 +87,7 @@ def parse_words(text: str, style: WordFormat) -> list[tuple[str, tuple[int, ...]
 
 
 def box_vertices(bins: Sequence[int], size_hw: Sequence[int]) -> list[list[float]]:
-    """Corners [x, y] in pixels of a box of bins (ymin, xmin, ymax, xmax)."""
+    """Return the corners [x, y] in pixels of a box of bins (ymin, xmin, ymax, xmax)."""
     height, width = size_hw
     y0, x0, y1, x1 = (n / (NUM_LOC - 1) for n in bins)
     corners = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
@@ -95,7 +95,7 @@ def box_vertices(bins: Sequence[int], size_hw: Sequence[int]) -> list[list[float
 
 
 def read_icdar15(data: Path, split: str) -> Iterator[Example]:
-    """ICDAR'15: `gt_img_{n}.txt` beside `img_{n}.jpg`; `###` is nothing that must be read."""
+    """Read ICDAR'15: `gt_img_{n}.txt` beside `img_{n}.jpg`; `###` marks words of no concern."""
     folders = {
         "test": (
             ("Challenge4_Test_Task4_GT", "Challenge4_Test_Task1_GT"),
@@ -114,7 +114,7 @@ def read_icdar15(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_total_text(data: Path, split: str) -> Iterator[Example]:
-    """Total-Text: `poly_gt_img{n}.txt` beside `img{n}.jpg`; `#` is nothing that must be read."""
+    """Read Total-Text: `poly_gt_img{n}.txt` beside `img{n}.jpg`; `#` marks words of no concern."""
     folder = of_split({"test": "Test", "train": "Train"}, split, "total-text")
     places = (
         f"txt_format/{folder}",
@@ -151,7 +151,7 @@ def _refuse_matlab(data: Path, folder: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Files:
-    """Names of the files of a set, and what their ground truth looks like."""
+    """Names of the files of a set, and the parser of its ground truth."""
 
     truth: str
     picture: str
@@ -197,7 +197,7 @@ def _target(words: Sequence[dict[str, Any]], size_hw: Sequence[int], style: Word
 
 
 def _icdar_words(text: str, path: Path) -> Iterator[dict[str, Any]]:
-    """`x1,y1,x2,y2,x3,y3,x4,y4,text`; the text may hold commas."""
+    """Parse lines `x1,y1,x2,y2,x3,y3,x4,y4,text`; the text may hold commas."""
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -215,7 +215,7 @@ def _icdar_words(text: str, path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _total_text_words(text: str, path: Path) -> Iterator[dict[str, Any]]:
-    """`x: [[...]], y: [[...]], ornt: [u'c'], transcriptions: [u'...']`; a record may wrap."""
+    """Parse `x: [[...]], y: [[...]], ornt: [u'c'], transcriptions: [u'...']`; records may wrap."""
     records = list(_RECORD.finditer(text))
     if len(records) != len(re.findall(r"x:\s*\[\[", text)):
         raise DataError(

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".flv", ".mpg", ".mpeg", ".m4v")
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
-# A frame is asked for by itself, so the clip last decoded is kept; two, because a reader may work
-# ahead. A clip has one lock, so that threads asking for its frames decode it once.
+# Frames are read one by one, so the clip decoded last is kept; two clips, because a reader may work
+# ahead. A clip has one lock, so that threads reading its frames decode it once.
 _CLIPS_KEPT = 2
 _LOCKS = tuple(threading.Lock() for _ in range(16))
 
@@ -39,10 +39,10 @@ class Clip:
 
     Attributes:
         path: a folder with one picture a frame, in the order of their names, or a video file.
-        num_frames: how many are shown.
+        num_frames: number of frames shown.
         stride: distance between them, in stored frames.
-        start_s, end_s: the segment; the whole video if `end_s` is None.
-        duration_s: of the whole video, which tells where a segment lies in a folder of frames.
+        start_s, end_s: bounds of the segment; the whole video if `end_s` is None.
+        duration_s: duration of the whole video, by which a segment is found in a folder of frames.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Clip:
     duration_s: float | None = None
 
     def frames(self) -> tuple[ClipFrame, ...]:
-        """One picture a shown frame; nothing is read yet."""
+        """Return one picture a shown frame, without reading any."""
         return tuple(ClipFrame(clip=self, index=index) for index in range(self.num_frames))
 
 
@@ -65,7 +65,7 @@ class ClipFrame:
     index: int
 
     def read(self, max_pixels: int) -> np.ndarray:
-        """uint8[H, W, 3].
+        """Decode to uint8[H, W, 3].
 
         Raises:
             ImageError: no frame in the segment, damaged, or larger than the bound.
@@ -83,10 +83,10 @@ class ClipFrame:
 
 
 class Videos:
-    """Looks up videos below a data folder, and counts those that are gone.
+    """Finds videos below a data folder, and counts those that are missing.
 
-    Many videos of these benchmarks are no longer to be had. Published scores rest on those that
-    were, so a missing one is left out, named in the log, and not fatal; none at all is.
+    Many videos of these benchmarks are no longer available. Published scores rest on those that
+    were, so a missing video is left out and named in the log; only a lack of all is an error.
 
     Args:
         data: the data folder.
@@ -103,7 +103,7 @@ class Videos:
         self._found: dict[str, Path | None] = {}
 
     def find(self, *names: str) -> Clip | None:
-        """The video of the first name that exists: a folder of frames, else a video file."""
+        """Find the video of the first name that exists: a folder of frames, else a video file."""
         key = names[0]
         if key not in self._found:
             self._found[key] = next(self._candidates(names), None)
@@ -111,14 +111,14 @@ class Videos:
         return None if path is None else Clip(path=path, **self._shown)
 
     def missing(self) -> list[str]:
-        """Names that were looked up in vain, in order."""
+        """Return the names that were not found, in order."""
         return [name for name, path in self._found.items() if path is None]
 
     def report(self, task: str, source: str) -> None:
-        """Say how many videos were found, after the last look-up.
+        """Log how many videos were found, after the last look-up.
 
         Raises:
-            DataError: none was.
+            DataError: no video was found.
         """
         missing = self.missing()
         if len(missing) == len(self._found):

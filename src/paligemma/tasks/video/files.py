@@ -1,6 +1,6 @@
-"""Where the video benchmarks keep their questions, captions and clips.
+"""Reads the questions, captions and clips of the video benchmarks.
 
-The readers of these sets were never released; frame counts and strides are of the configurations.
+The readers of these sets were never released; frame counts and strides come from the recipes.
 Source: big_vision configs/proj/paligemma/transfers/{msrvtt,msvd,activitynet,vatex}*.py.
 """
 
@@ -40,7 +40,7 @@ SPLITS = ("test", "val", "train")
 
 
 def read_msrvtt_cap(data: Path, split: str) -> Iterator[Example]:
-    """MSR-VTT captions: one example a video with all its captions."""
+    """Read MSR-VTT captions: one example a video with all its captions."""
     names = {"test": "test", "val": "validate", "train": "train"}
     own = of_split(names, split, "msrvtt-cap")
     stem = "test" if split == "test" else "train_val"
@@ -62,7 +62,7 @@ def read_msrvtt_cap(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_msrvtt_qa(data: Path, split: str) -> Iterator[Example]:
-    """MSR-VTT questions; the videos are called video7010 and so on."""
+    """Read MSR-VTT questions; the videos are called video7010 and so on."""
 
     def names(number: int) -> tuple[str, ...]:
         return f"video{number}", str(number)
@@ -71,7 +71,7 @@ def read_msrvtt_qa(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_msvd_qa(data: Path, split: str) -> Iterator[Example]:
-    """MSVD questions; the videos are called vid1 and so on, or as on YouTube."""
+    """Read MSVD questions; the videos are called vid1 and so on, or as on YouTube."""
     aliases = _youtube_names(data / "youtube_mapping.txt")
 
     def names(number: int) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def read_msvd_qa(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_activitynet_cap(data: Path, split: str) -> Iterator[Example]:
-    """ActivityNet captions: one example a segment, with one caption."""
+    """Read ActivityNet captions: one example a segment, with one caption."""
     names = {"test": "val_2", "val": "val_1", "train": "train"}
     stem = of_split(names, split, "activitynet-cap")
     path = find_file(data, f"{stem}.json", f"captions/{stem}.json", source=ACTIVITYNET)
@@ -106,7 +106,7 @@ def read_activitynet_cap(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_activitynet_qa(data: Path, split: str) -> Iterator[Example]:
-    """ActivityNet questions, broken down by the nine types of question."""
+    """Read ActivityNet questions, with the nine types of question as slices."""
     require_split(split, SPLITS, "activitynet-qa")
     asked, told = (
         find_file(data, f"{split}_{kind}.json", f"dataset/{split}_{kind}.json", source=ANET_QA)
@@ -130,7 +130,7 @@ def read_activitynet_qa(data: Path, split: str) -> Iterator[Example]:
 
 
 def read_vatex(data: Path, split: str) -> Iterator[Example]:
-    """VATEX: ten English captions a clip; clips are called {YouTube id}_{start}_{end}."""
+    """Read VATEX: ten English captions a clip; clips are called {YouTube id}_{start}_{end}."""
     names = {
         "test": (
             "vatex_public_test_english_v1.1.json",
@@ -152,7 +152,7 @@ def read_vatex(data: Path, split: str) -> Iterator[Example]:
 def _read_qa(
     data: Path, split: str, transfer: str, names: Callable[[int], tuple[str, ...]], source: str
 ) -> Iterator[Example]:
-    """The layout that MSR-VTT QA and MSVD QA share: a list of rows with a numbered video."""
+    """Read the layout of MSR-VTT QA and MSVD QA: a list of rows with a numbered video."""
     task = transfer.replace("_", "-")
     require_split(split, SPLITS, task)
     path = find_file(data, f"{split}_qa.json", source=source)
@@ -170,7 +170,7 @@ def _read_qa(
 
 
 def _videos(data: Path, transfer: str) -> Videos:
-    """Videos below the data folder, shown as a recipe shows them."""
+    """Look up videos below the data folder, shown as a recipe shows them."""
     image = transfer_recipe(transfer)["image"]
     return Videos(data, VIDEO_FOLDERS, num_frames=image["num_frames"], stride=image["frame_stride"])
 
@@ -180,7 +180,7 @@ def _captioned(name: str, clip: Clip, captions: list[str]) -> Example:
 
 
 def _bounds(row: FileRow, segment: Any, index: int) -> tuple[float, float]:
-    """Start and end in seconds; a few of the released segments have them the wrong way round."""
+    """Read start and end in seconds; a few released segments have them swapped."""
     if not isinstance(segment, list) or len(segment) != 2:
         raise row.error(f"timestamps {index} must be [start, end], got {segment!r:.80}")
     for one in segment:
@@ -190,13 +190,13 @@ def _bounds(row: FileRow, segment: Any, index: int) -> tuple[float, float]:
 
 
 def _activitynet_names(name: str) -> tuple[str, ...]:
-    """Videos are stored with `v_` before their YouTube id; the questions leave it out."""
+    """Return both names of a video: `v_` stands before the YouTube id, but not in questions."""
     bare = name.removeprefix("v_")
     return (f"v_{bare}", bare)
 
 
 def _youtube_names(path: Path) -> dict[str, tuple[str, ...]]:
-    """vid1 -> its YouTube clip, where the mapping of the release is on disk."""
+    """Read vid1 -> its YouTube clip, where the mapping of the release is on disk."""
     pairs = [line.split() for _, line in read_text_lines(path)] if path.is_file() else []
     if any(len(pair) != 2 for pair in pairs):
         raise DataError(f"{path} must hold a YouTube clip and a name a line, separated by a space")
