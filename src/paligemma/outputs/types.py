@@ -55,7 +55,7 @@ class TokenRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectScores:
-    """Confidence of one object and its parts, each in [0, 1]; see `parse.score_object`.
+    """Confidence of one object and its parts, each in [0, 1]; see `confidence.score_object`.
 
     Attributes:
         box_score: geometric mean of the four coordinate confidences.
