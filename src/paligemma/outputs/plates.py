@@ -73,11 +73,11 @@ def draw_plate(
 
     Args:
         canvas: the picture to write on.
-        name: the label.
-        box: the object's box.
-        score: the confidence, or None to leave it out.
+        name: label of the object.
+        box: box of the object, to which the plate keeps close.
+        score: confidence, or None to leave it out.
         colour: colour of the plate.
-        taken: plates that are there already; the new one is appended.
+        taken: plates that are there already; the new plate is appended.
         sizes: sizes of this canvas.
     """
     letters = sizes.letters
@@ -132,14 +132,7 @@ def with_legend(
     colours: dict[str, Colour],
     sizes: Sizes,
 ) -> Image.Image:
-    """The canvas with a strip below it: a swatch, a name and a count for each label, in rows.
-
-    Args:
-        canvas: the drawn picture.
-        counts: number of objects of each label.
-        colours: colour of each label.
-        sizes: sizes of this canvas.
-    """
+    """The canvas with a strip below it: a swatch, a name and a count for each label, in rows."""
     letters = sizes.letters
     room = canvas.width - 4 * sizes.gap
     swatch = letters.size_px
@@ -180,14 +173,7 @@ def with_legend(
 
 
 def with_caption(canvas: Image.Image, text: str, *, prompt: str, sizes: Sizes) -> Image.Image:
-    """The canvas with a strip below it: the prompt in a quieter tone, then the text.
-
-    Args:
-        canvas: the picture.
-        text: at most twelve lines of it are shown.
-        prompt: at most three lines of it are shown; "" for none.
-        sizes: sizes of this canvas.
-    """
+    """The canvas with a strip below it: three lines of the prompt, then twelve of the text."""
     letters = sizes.letters
     room = canvas.width - 4 * sizes.gap
     lines = [(line, _STRIP_MUTED) for line in letters.wrap(prompt, room, max_lines=3)]
