@@ -15,7 +15,8 @@ from paligemma.errors import ConfigError, ModelNotFoundError
 from paligemma.vocab import GEMMA_VOCAB, Vocab
 
 MAX_IMAGE_SIZE_PX = 4096
-# Far above every release; what lies beyond is a damaged or hostile file, and costs time and memory.
+# Bounds far above every release. A larger size comes from a damaged or hostile file, and would cost
+# time and memory.
 _LARGEST = {
     "image_size_px": MAX_IMAGE_SIZE_PX,
     "patch_size_px": MAX_IMAGE_SIZE_PX,
@@ -40,7 +41,16 @@ def _require_sizes(config: object, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """SigLIP image tower without pooling."""
+    """Sizes of a SigLIP image tower without pooling.
+
+    Attributes:
+        image_size_px: side of the square input.
+        patch_size_px: side of a patch.
+        width: size of a patch's features.
+        depth: number of blocks.
+        mlp_dim: hidden size of the MLPs.
+        num_heads: number of attention heads.
+    """
 
     image_size_px: int
     patch_size_px: int
@@ -68,23 +78,36 @@ class VisionConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side of the image."""
+        """Number of patches along one side of the image."""
         return self.image_size_px // self.patch_size_px
 
     @property
     def num_tokens(self) -> int:
-        """Soft tokens of one image."""
+        """Number of soft tokens of one image."""
         return self.grid**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Gemma or Gemma 2 decoder.
+    """Sizes and conventions of a Gemma or Gemma 2 decoder.
 
-    `final_softcap` caps the logits of decoding steps after the first and of the complete forward,
-    never those of training or of prefill, as in big_vision; transfers switch it off, and so do the
-    releases here. `sliding_window` is None in big_vision; transformers uses 4096 on every other
-    layer of Gemma 2.
+    Attributes:
+        width: size of a token's features.
+        depth: number of blocks.
+        mlp_dim: hidden size of the gated MLPs.
+        num_heads: number of query heads.
+        num_kv_heads: number of key and value heads.
+        head_dim: size of a head; not always width / num_heads.
+        query_scale: factor on the queries.
+        attn_softcap: bound of attention scores, or None.
+        final_softcap: bound of the logits of decoding steps after the first and of the complete
+            forward, or None. Logits of training and of prefill are never capped, as in big_vision.
+            Its transfers switch the cap off, and so do the releases here.
+        post_norms: whether norms follow attention and MLP, as in Gemma 2.
+        sliding_window: number of positions that even layers look back, or None, as in big_vision;
+            transformers uses 4096 for Gemma 2.
+        norm_eps: constant under the root of every norm.
+        rope_theta: base of the rotary angles.
     """
 
     width: int
@@ -125,9 +148,13 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PaliGemmaConfig:
-    """The whole model: tower, linear projector (sized by the two widths) and decoder.
+    """The whole model; the two widths are the sizes of the linear projector.
 
-    `weigh_locations` asks greedy answers to weigh all locations together, see `LocationGreedy`.
+    Attributes:
+        vision: the image tower.
+        text: the decoder.
+        vocab: ids with a meaning.
+        weigh_locations: whether greedy answers weigh all locations together; see `LocationGreedy`.
     """
 
     vision: VisionConfig
@@ -145,6 +172,7 @@ class PaliGemmaConfig:
         return 2 if self.text.post_norms else 1
 
     def with_resolution(self, image_size_px: int) -> PaliGemmaConfig:
+        """The same model for square images of another side."""
         return replace(self, vision=replace(self.vision, image_size_px=image_size_px))
 
 
@@ -219,11 +247,12 @@ class Release:
 
     Attributes:
         pattern: shell pattern of the hub id; `{res}` stands for one of `resolutions_px`.
-        size: "3b", "10b" or "28b".
+        size: number of parameters in words: "3b", "10b" or "28b".
         text: key of `TEXT_CONFIGS`.
         resolutions_px: published resolutions.
-        kind: "pt" (pre-trained), "mix", or "ft" (one transfer).
+        kind: training of the checkpoint: "pt" (pre-trained), "mix", or "ft" (one transfer).
         dtypes: dtypes published as files or revisions.
+        num_parameters_224: number of parameters at 224 px.
     """
 
     pattern: str
@@ -287,9 +316,9 @@ RELEASES: tuple[Release, ...] = (
 
 
 def release_of(config: PaliGemmaConfig) -> Release | None:
-    """The first release of a model's size, whatever its resolution; None if there is none.
+    """The first release with the sizes of a model, or None.
 
-    Conventions (soft-caps, windows) do not count: they are how a model is run.
+    The resolution is ignored, and so are soft-caps and window, with which a model may be run.
     """
 
     def size(text: TextConfig) -> tuple[int | bool, ...]:
@@ -334,7 +363,7 @@ _VANITY = (
 
 
 def canonical_name(name: str) -> str:
-    """The hub id of a released model, whichever habit the name follows: big_vision, Keras, bare."""
+    """The hub id of a released model that is named as by big_vision, by Keras or without owner."""
     for pattern, target in _VANITY:
         if pattern.match(name):
             return pattern.sub(target, name)
@@ -342,7 +371,7 @@ def canonical_name(name: str) -> str:
 
 
 def find_release(name: str) -> tuple[Release, int]:
-    """The row of the table and the resolution in pixels that a hub id belongs to.
+    """The release and the resolution in pixels that a name stands for.
 
     Raises:
         ModelNotFoundError: the name follows no published pattern.

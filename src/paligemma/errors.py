@@ -16,7 +16,7 @@ class ImageError(PaliGemmaError):
 
 
 class PromptError(PaliGemmaError):
-    """A prompt is empty, too long, or not understood."""
+    """A prompt is empty, too long, or breaks the rules of its task."""
 
 
 class TokenizerError(PaliGemmaError):
@@ -28,7 +28,7 @@ class CheckpointError(PaliGemmaError):
 
 
 class ModelNotFoundError(PaliGemmaError):
-    """No model of that name, folder or file."""
+    """No model has this name, folder or file."""
 
 
 class AccessError(PaliGemmaError):

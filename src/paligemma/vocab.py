@@ -19,7 +19,15 @@ SEG_PER_MASK = SEG_PER_SIDE**2
 
 @dataclass(frozen=True, kw_only=True)
 class Vocab:
-    """Id ranges of one tokenizer. `size` is the number of rows of the embedding table."""
+    """Ids with a meaning in one tokenizer.
+
+    Attributes:
+        size: number of rows of the embedding table.
+        pad, eos, bos: ids of padding, end and beginning.
+        sep: id of the separator behind the prompt.
+        loc0: id of the first of `NUM_LOC` location tokens; negative if there are none.
+        seg0: id of the first of `NUM_SEG` mask codewords; negative if there are none.
+    """
 
     size: int
     pad: int
@@ -39,13 +47,15 @@ class Vocab:
 
     @property
     def has_objects(self) -> bool:
-        """Whether the vocabulary holds location and mask tokens; tiny test models may not."""
+        """Whether the vocabulary has location tokens and mask codewords."""
         return self.loc0 >= 0
 
     def is_loc(self, token: int) -> bool:
+        """Whether an id is a location token."""
         return self.has_objects and self.loc0 <= token < self.loc0 + NUM_LOC
 
     def is_seg(self, token: int) -> bool:
+        """Whether an id is a mask codeword."""
         return self.has_objects and self.seg0 <= token < self.seg0 + NUM_SEG
 
 

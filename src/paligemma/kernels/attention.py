@@ -14,7 +14,7 @@ MASKED_SCORE = -2.3819763e38
 
 
 def soft_cap(x: Tensor, cap: float) -> Tensor:
-    """cap * tanh(x / cap): near-identity for small x, bounded by cap."""
+    """cap * tanh(x / cap): nearly x where x is small, and never beyond the cap."""
     return torch.tanh(x / cap) * cap
 
 
@@ -60,15 +60,17 @@ def attend(
 ) -> Tensor:
     """`attend_reference` by the fastest route that computes the same function.
 
-    Without a soft-cap that is torch's fused kernel; with one, which that kernel does not know, the
-    definition with fewer passes over the scores. On a CPU both are slow in bfloat16, the kernel for
-    a single query and the plain products always; there float32 takes over, which rounds less.
+    Without a soft-cap, this is torch's fused kernel. That kernel has no soft-cap, so with one the
+    definition is computed in fewer passes over the scores. Where bfloat16 is slow on a CPU, in
+    plain products and in the fused kernel for a single query, float32 is used, which rounds less.
+
+    Args and result are those of `attend_reference`.
     """
     dtype, device = v.dtype, q.device.type
     if device == "cpu" and (softcap is not None or q.shape[1] == 1):
         q, k, v = q.float(), k.float(), v.float()
     if softcap is not None and torch.is_autocast_enabled(device):
-        # Scores and their cap stay in float32; autocast would narrow the product before the cap.
+        # Scores stay in float32 up to the cap; autocast would narrow the product before it.
         with torch.autocast(device, enabled=False):
             return _attend(q, k, v, mask, scale=scale, softcap=softcap).to(dtype)
     return _attend(q, k, v, mask, scale=scale, softcap=softcap).to(dtype)
@@ -86,7 +88,7 @@ def _attend(
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
     if mask is not None:
-        # A row with nothing to attend would give NaN. It belongs to padding; nothing reads it.
+        # A query without any key would give NaN. It is padding that nothing reads, so it gets all.
         mask = (mask | ~mask.any(dim=-1, keepdim=True))[:, None]
     mixed = F.scaled_dot_product_attention(
         q.transpose(1, 2),
@@ -104,7 +106,7 @@ def _attend_capped(
 ) -> Tensor:
     """The definition with 1/cap folded into the queries, and cap and mask into one addition.
 
-    Adding the mask's constant to a capped score gives the constant itself: it absorbs the rest.
+    A capped score added to the mask's constant gives the constant itself, which is far larger.
     """
     num_queries, num_heads = q.shape[1:3]
     num_kv = k.shape[2]

@@ -1,9 +1,11 @@
-"""Linear maps in bfloat16 on a CPU without bfloat16 arithmetic; everywhere else torch's own.
+"""Linear layers and the output head, with fast routes for bfloat16 on older CPUs.
 
-Such a CPU widens each operand before it multiplies. torch's general product does that inside its
-innermost loop, again and again. The two routes here widen every weight once and accumulate in
-float32 likewise, so that they round as often as torch does: once, at the end. Logits alone are not
-rounded at all.
+A CPU without bfloat16 arithmetic widens each operand before it multiplies. torch's general product
+does that in its innermost loop, again and again. The routes here widen every weight once. Like
+torch they accumulate in float32 and round once, at the end; logits are not rounded at all.
+Everywhere else the product is torch's own.
+
+Axes: D input width, E output width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,17 +18,18 @@ from torch import Tensor, nn
 
 # With fewer rows than this, widening the weights costs more than it saves (measured at 2..24).
 _MIN_ROWS = 16
-# Weights widened at once: few enough to stay in the cache, and rows enough for a good product.
+# Size of a block of weights that is widened at once: it stays in the CPU's cache, and has enough
+# rows for a fast product.
 _CHUNK_ELEMENTS = 1 << 20
 _CHUNK_ROWS = 256
-# Of each row of rounded logits so many are computed again.
+# Number of the largest logits of each row that are computed again in float32.
 _REFINED = 256
 
 
 @cache
 def widens_bfloat16() -> bool:
-    """Whether this CPU is known to compute bfloat16 products in float32: x86 before bf16 units."""
-    # Newer than the oldest torch that the package allows.
+    """Whether this CPU computes bfloat16 products in float32: an x86 CPU without bfloat16 units."""
+    # The oldest torch that the package allows does not have this function.
     if not hasattr(torch.cpu, "get_capabilities"):
         return False
     capabilities = torch.cpu.get_capabilities()
@@ -57,7 +60,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _is_plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether torch's own product is the best: also under autograd, which would keep copies."""
+    """Whether to use torch's own product; always under autograd, which would keep wide copies."""
     narrow = x.dtype == weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
     return not narrow or torch.is_grad_enabled() or not widens_bfloat16()
 
@@ -65,7 +68,7 @@ def _is_plain(x: Tensor, weight: Tensor) -> bool:
 def _widened(
     x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """The product in float32, a block of output columns at a time; rounded to x's dtype."""
+    """The product in float32, one block of output columns at a time; `dtype` is x's by default."""
     wide = x.float()
     y = x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
     block = max(_CHUNK_ROWS, _CHUNK_ELEMENTS // weight.shape[1])
@@ -79,14 +82,15 @@ def _widened(
 def logits_product(hidden: Tensor, table: Tensor) -> Tensor:
     """Logits in float32 whatever the table's dtype, also under autocast.
 
-    Rounded to bfloat16, logits around 20 lie an eighth apart: the two best are often equal, and the
-    lower id would win. A narrow table is not widened for one position, which would take three times
-    as long; torch's rounded product finds the 256 largest, and these are computed again in float32,
-    so that the winner and its probability are those of the weights.
+    Logits around 20 that are rounded to bfloat16 lie an eighth apart, so the two largest are often
+    equal and the lower id would win. Widening a bfloat16 table for few positions would take three
+    times as long as torch's rounded product. That product finds the 256 largest logits of each
+    position, and these are computed again in float32, so that the largest logit and its probability
+    are those of a float32 product.
 
     Args:
-        hidden: float[..., D].
-        table: float[V, D].
+        hidden: float[..., D] hidden states after the final norm.
+        table: float[V, D] embeddings.
 
     Returns:
         float32[..., V].
@@ -96,14 +100,14 @@ def logits_product(hidden: Tensor, table: Tensor) -> Tensor:
             return F.linear(hidden.float(), table.float())
         rows = hidden.reshape(-1, hidden.shape[-1]).to(table.dtype)
         if table.device.type == "cpu" and len(rows) >= _MIN_ROWS:
-            found = _widened(rows, table, None, torch.float32)
+            logits = _widened(rows, table, None, torch.float32)
         else:
-            found = _refined(linear(rows, table).float(), rows, table)
-    return found.view(*hidden.shape[:-1], len(table))
+            logits = _refined(linear(rows, table).float(), rows, table)
+    return logits.view(*hidden.shape[:-1], len(table))
 
 
 def _refined(rounded: Tensor, rows: Tensor, table: Tensor) -> Tensor:
-    """float32[N, V] with the largest of each row computed again in float32."""
+    """The rounded logits float32[N, V], the largest of each row computed again in float32."""
     largest = rounded.topk(min(_REFINED, rounded.shape[1]), dim=1).indices
     for part in torch.arange(len(rows), device=rows.device).split(_MIN_ROWS):
         ids = largest[part]

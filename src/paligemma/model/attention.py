@@ -36,11 +36,15 @@ def prefix_lm_mask(mask_ar: Tensor, mask_input: Tensor | None = None) -> Tensor:
 
 
 def sliding_window_mask(query_positions: Tensor, key_positions: Tensor, window: int) -> Tensor:
-    """Keys less than `window` positions behind the query: transformers' Gemma 2, not big_vision.
+    """Which keys lie less than `window` positions behind the query.
+
+    transformers' Gemma 2 has such a window, big_vision has none. Keys after the query are left to
+    the causal mask.
 
     Args:
         query_positions: int[B, T].
         key_positions: int[B, S].
+        window: number of positions, the query's own included.
 
     Returns:
         bool[B, T, S].
@@ -53,6 +57,8 @@ def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor,
 
     Args:
         positions: int[B, T], 0-based.
+        head_dim: size H of a head.
+        theta: base of the angles, 10,000 in every release.
 
     Returns:
         Two float32[B, T, 1, H/2]; angle i is position / theta^(2i/H).
@@ -70,6 +76,9 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Args:
         x: float[B, T, heads, H].
         cos, sin: float32[B, T, 1, H/2] from `rope_tables`.
+
+    Returns:
+        float[B, T, heads, H] in x's dtype.
 
     Source: big_vision models/ppp/gemma.py, _apply_rope.
     """

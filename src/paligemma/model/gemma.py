@@ -20,7 +20,7 @@ from paligemma.model.kv_cache import KVCache
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * (1 + scale) in float32; scale is stored as offset from one."""
+    """x / sqrt(mean(x^2) + eps) * (1 + scale), computed in float32."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -35,12 +35,12 @@ class RMSNorm(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What every block of one forward shares.
+    """Inputs that all blocks of one forward share.
 
     Attributes:
         cos, sin: float32[B, T, 1, H/2] rotary tables of the tokens.
         masks: bool[B, T, S] of even and of odd layers, or None where every key in use is attended.
-        cache: keys and values so far, or None.
+        cache: keys and values of earlier tokens, or None.
     """
 
     cos: Tensor
@@ -50,6 +50,8 @@ class Context:
 
 
 class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
     def __init__(self, config: TextConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
@@ -62,7 +64,7 @@ class Attention(nn.Module):
         self.out = Linear(config.num_heads * config.head_dim, config.width, bias=False)
 
     def forward(self, x: Tensor, context: Context, num_outputs: int) -> Tensor:
-        """float[B, T, D] -> float[B, num_outputs, D] of the last tokens."""
+        """float[B, T, D] -> float[B, num_outputs, D], the last tokens."""
         last = slice(-num_outputs, None)
         # [B, T, D] -> [B, T, heads, H]
         q = self.q(x[:, last]).unflatten(-1, (-1, self.head_dim))
@@ -87,13 +89,14 @@ class MLP(nn.Module):
         self.down = Linear(config.mlp_dim, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """float[B, T, D] -> float[B, T, D]."""
         return self.down(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
 
 
 class Block(nn.Module):
-    """Pre-norm block; Gemma 2 also normalises what each half adds.
+    """Attention and MLP with a norm before each of them; Gemma 2 has one behind each, too.
 
-    Dropout sits after the post-attention norm but before the post-feed-forward norm, as in the
+    Dropout follows the norm behind attention but precedes the norm behind the MLP, as in the
     original.
     """
 
@@ -109,7 +112,7 @@ class Block(nn.Module):
         self.dropout = 0.0
 
     def forward(self, x: Tensor, context: Context, num_outputs: int) -> Tensor:
-        """float[B, T, D] -> float[B, num_outputs, D] of the last tokens."""
+        """float[B, T, D] -> float[B, num_outputs, D], the last tokens."""
         mixed = self.post_attn_norm(self.attn(self.pre_attn_norm(x), context, num_outputs))
         x = x[:, -num_outputs:] + F.dropout(mixed, self.dropout, self.training)
         widened = F.dropout(self.mlp(self.pre_ffw_norm(x)), self.dropout, self.training)
@@ -123,8 +126,7 @@ class Gemma(nn.Module):
         super().__init__()
         self.config = config
         self.embed = TiedEmbedding(vocab_size, config.width)
-        # The factor on text embeddings takes the dtype that the checkpoint's table had; see
-        # `set_embed_scale`.
+        # Factor on text embeddings; `set_embed_scale` rounds it to the checkpoint's dtype.
         self.embed_scale = config.width**0.5
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -132,8 +134,10 @@ class Gemma(nn.Module):
     def set_embed_scale(self, table_dtype: torch.dtype) -> None:
         """Round sqrt(width) to the dtype of the checkpoint's embedding table, as the original does.
 
-        A bfloat16 table gives 45.25 for a width of 2048, and keeps doing so when its values are
-        widened to float32.
+        A bfloat16 table of width 2048 gives 45.25, and still does after it was cast to float32.
+
+        Args:
+            table_dtype: dtype of the table in the checkpoint.
         """
         self.embed_scale = (
             torch.tensor(self.config.width**0.5, dtype=torch.float64).to(table_dtype).item()
@@ -172,9 +176,10 @@ class Gemma(nn.Module):
             x: float[B, T, D] embeddings.
             positions: int64[B, T], 0-based.
             mask: bool[B, T, S] or None when every key in use may be attended.
-            cache: written to when given; slots for these tokens must have been claimed.
-            num_outputs: how many of the last tokens are wanted; the last block computes the others
-                only as keys and values. All by default.
+            cache: keys and values of earlier tokens, to which those of these tokens are added in
+                slots that were claimed for them; None computes without a cache.
+            num_outputs: number of last tokens to return, all by default. The last block computes
+                only keys and values of the others.
 
         Returns:
             float[B, num_outputs, D].
@@ -201,7 +206,7 @@ class Gemma(nn.Module):
         if mask is None:
             return window
         if mask.shape[1] == mask.shape[2]:
-            # Tokens that see each other, image and prefix, are one block; the window spares it.
+            # Image and prefix see each other, and the window does not apply among them.
             window = window | mask.mT
         return mask & window
 

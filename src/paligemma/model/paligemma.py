@@ -19,11 +19,14 @@ from paligemma.model.siglip import SigLIP
 
 
 class PaliGemmaModel(nn.Module):
-    """Soft tokens of the image in front of the text, one decoder over both.
+    """One decoder over the soft tokens of the image and the text after them.
 
     Every method takes the image as soft tokens, so that one image can serve many prompts. The
     weights of a new model are whatever memory holds: `init_weights` draws them, and
     `paligemma.weights` loads them.
+
+    Args:
+        config: sizes of tower, decoder and vocabulary.
     """
 
     def __init__(self, config: PaliGemmaConfig) -> None:
@@ -68,9 +71,10 @@ class PaliGemmaModel(nn.Module):
 
         Args:
             soft_tokens: float[B, I, D] from `encode_image`, or None for text only.
-            tokens: int64[B, T].
-            mask_ar: int[B, T].
-            mask_input: bool[B, T], or None when padding is marked by mask_ar alone, as in training.
+            tokens: int64[B, T] token ids.
+            mask_ar: int[B, T], 1 opens an autoregressive step.
+            mask_input: bool[B, T] valid tokens, or None when mask_ar alone marks padding, as in
+                training.
             with_image: return the image positions too, in front of the text.
 
         Returns:
@@ -93,16 +97,21 @@ class PaliGemmaModel(nn.Module):
         *,
         final_softcap: bool = False,
     ) -> Tensor:
-        """Logits of the text positions: float32[B, T, V].
+        """Logits of the text positions, without a cache.
 
-        The logits of training are never capped; `final_softcap=True` gives those of the original's
-        complete forward. Other arguments as in `hidden`.
+        Args:
+            soft_tokens, tokens, mask_ar, mask_input: as in `hidden`.
+            final_softcap: cap the logits if the config has a final soft-cap, as the original's
+                complete forward does; those of training are never capped.
+
+        Returns:
+            float32[B, T, V].
         """
         logits = self.text.logits(self.hidden(soft_tokens, tokens, mask_ar, mask_input))
         return self._cap(logits) if final_softcap else logits
 
     def new_cache(self, batch_size: int, capacity: int, dtype: torch.dtype) -> KVCache:
-        """An empty cache on the model's device."""
+        """An empty cache on the model's device; arguments as in `KVCache`."""
         text = self.config.text
         return KVCache(
             num_layers=text.depth,
@@ -125,6 +134,7 @@ class PaliGemmaModel(nn.Module):
         """Read image and prompt into the cache.
 
         Args:
+            soft_tokens, tokens, mask_ar: as in `hidden`.
             mask_input: bool[B, T] valid tokens; rows may end at different places.
             cache: has a row for each prompt, with room for image, prompt and answer.
 
@@ -144,11 +154,12 @@ class PaliGemmaModel(nn.Module):
         return self.text.logits(hidden), valid.sum(dim=1)
 
     def decode_step(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
-        """Logits after one more token a row; an image is never needed again.
+        """Logits after one more token of each row; the cache holds what is needed of the image.
 
         Args:
-            tokens: int64[B], the tokens just chosen.
-            positions: int64[B], their rotary positions.
+            tokens: int64[B] the last token of each row.
+            positions: int64[B] their rotary positions.
+            cache: keys and values of all earlier tokens; those of these tokens are added.
 
         Returns:
             float32[B, V], capped if the config has a final soft-cap.
@@ -182,9 +193,14 @@ class PaliGemmaModel(nn.Module):
 def init_weights(model: PaliGemmaModel, seed: int = 0) -> None:
     """Draw the weights of an untrained model.
 
-    Kernels are Xavier-uniform in the tower and truncated normal of variance 1/fan-in in the
-    decoder, the projector is zero, norms are the identity (big_vision models/vit.py and
-    models/ppp/gemma.py).
+    Linear layers are Xavier-uniform in the tower and truncated normal with variance 1/fan-in in the
+    decoder. The projector is zero, and norms are the identity.
+
+    Args:
+        model: the model whose parameters are set in place.
+        seed: seed of the generator.
+
+    Source: big_vision models/vit.py and models/ppp/gemma.py.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     for name, parameter in model.named_parameters():

@@ -17,7 +17,7 @@ _NORM_EPS = 1e-6
 
 
 class PatchEmbed(nn.Module):
-    """Patches in raster order, each projected: the original's convolution as a product."""
+    """Linear projection of patches in raster order; equals the original's convolution."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -25,6 +25,7 @@ class PatchEmbed(nn.Module):
         self.proj = Linear(3 * self.patch**2, config.width)
 
     def forward(self, images: Tensor) -> Tensor:
+        """float[B, R, R, 3] -> float[B, I, D]."""
         batch, height, width, _ = images.shape
         rows, columns = height // self.patch, width // self.patch
         patches = images.view(batch, rows, self.patch, columns, self.patch, 3)
@@ -33,6 +34,8 @@ class PatchEmbed(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    """Multi-head attention between all patches."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
@@ -42,6 +45,7 @@ class SelfAttention(nn.Module):
         self.out = Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """float[B, I, D] -> float[B, I, D]."""
         # [B, I, D] -> [B, N, I, H]
         q, k, v = (
             part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -52,16 +56,21 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two linear layers with a GELU between them."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.fc1 = Linear(config.width, config.mlp_dim)
         self.fc2 = Linear(config.mlp_dim, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """float[B, I, D] -> float[B, I, D]."""
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class Block(nn.Module):
+    """Attention and MLP with a norm before each of them."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=_NORM_EPS)
@@ -70,6 +79,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
+        """float[B, I, D] -> float[B, I, D]."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -89,8 +99,8 @@ class SigLIP(nn.Module):
 
         Args:
             images: float[B, R, R, 3] in [-1, 1].
-            positions: float[1, I, D] rows of the position table, where the images show a part of
-                the field only; the whole table by default.
+            positions: float[1, I, D] rows of the position table, for images that show only a part
+                of the field; the whole table by default.
 
         Returns:
             float[B, I, D] after the final norm.
@@ -105,11 +115,11 @@ def resize_position_table(table: Tensor, num_tokens: int) -> Tensor:
     """Fit a position table to another resolution.
 
     Args:
-        table: float[1, A*A, D].
-        num_tokens: B*B of the new square grid.
+        table: float[1, A*A, D], a square grid of A*A patches.
+        num_tokens: number of patches of the new square grid, B*B.
 
     Returns:
-        float[1, B*B, D]: linear interpolation whose corner samples coincide.
+        float[1, B*B, D], interpolated linearly with the corners of both grids in the same place.
 
     Source: big_vision models/vit.py, resample_posemb (scipy zoom of order 1).
     """
