@@ -13,13 +13,12 @@ import reference
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from toy_training import small_model
 
-from paligemma.config import PaliGemmaConfig, TextConfig, VisionConfig
 from paligemma.errors import CheckpointError, ConfigError
-from paligemma.model.paligemma import PaliGemmaModel, init_weights
+from paligemma.model.paligemma import PaliGemmaModel
 from paligemma.train.optim import OptimConfig, Optimizer, pattern_name
 from paligemma.train.schedule import ScheduleConfig
-from paligemma.vocab import Vocab
 
 CONSTANT = ScheduleConfig()
 WARMUP = ScheduleConfig(decay_type="linear", warmup_steps=1)
@@ -68,29 +67,7 @@ def copies(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.fixture
 def model() -> PaliGemmaModel:
-    config = PaliGemmaConfig(
-        vision=VisionConfig(
-            image_size_px=8, patch_size_px=4, width=8, depth=2, mlp_dim=12, num_heads=2
-        ),
-        text=TextConfig(
-            width=12,
-            depth=2,
-            mlp_dim=16,
-            num_heads=2,
-            num_kv_heads=1,
-            head_dim=6,
-            query_scale=6**-0.5,
-            attn_softcap=None,
-            final_softcap=None,
-            post_norms=True,
-            sliding_window=None,
-            norm_eps=1e-6,
-            rope_theta=10_000.0,
-        ),
-        vocab=Vocab(size=20, pad=0, eos=1, bos=2, sep=3, loc0=-1, seg0=-1),
-    )
-    model = PaliGemmaModel(config)
-    init_weights(model)
+    model = small_model()
     with torch.no_grad():
         model.projector.weight.fill_(0.5)
     return model

@@ -18,11 +18,11 @@ from paligemma.vocab import Vocab
 VOCAB = Vocab(size=64, pad=0, eos=1, bos=2, sep=3, loc0=-1, seg0=-1)
 CONFIG = PaliGemmaConfig(
     vision=VisionConfig(
-        image_size_px=8, patch_size_px=4, width=8, depth=1, mlp_dim=12, num_heads=2
+        image_size_px=8, patch_size_px=4, width=8, depth=2, mlp_dim=12, num_heads=2
     ),
     text=TextConfig(
         width=12,
-        depth=1,
+        depth=2,
         mlp_dim=16,
         num_heads=2,
         num_kv_heads=1,

@@ -82,15 +82,22 @@ def _question(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
     )
 
 
-def _targets(scene: Scene, phrases: list[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The objects that the phrases name, from top to bottom, and the phrase that names each."""
+def _find(task: str, scene: Scene, phrases: list[str]) -> SceneExample:
+    """Ask for the objects that the phrases name; the answer holds them from top to bottom."""
     found = [
         (k, phrase)
         for k in raster_order(scene.objects)
         for phrase in phrases
         if phrase_matches(phrase, scene.objects[k])
     ]
-    return tuple(k for k, _ in found), tuple(phrase for _, phrase in found)
+    return SceneExample(
+        task=task,
+        kind=task,
+        prefix=f"{task} {' ; '.join(phrases)}",
+        suffix=None,
+        objects=tuple(k for k, _ in found),
+        labels=tuple(phrase for _, phrase in found),
+    )
 
 
 def _present_phrases(scene: Scene, rng: np.random.Generator) -> list[str]:
@@ -110,15 +117,7 @@ def detect_all(scene: Scene, rng: np.random.Generator) -> SceneExample:
     absent = [label for label in LABELS if label not in present]
     distractors = rng.permutation(absent)[: int(rng.integers(1, 3))].tolist()
     asked = rng.permutation([*present, *distractors]).tolist()
-    objects, labels = _targets(scene, asked)
-    return SceneExample(
-        task="detect",
-        kind="detect",
-        prefix=f"detect {' ; '.join(asked)}",
-        suffix=None,
-        objects=objects,
-        labels=labels,
-    )
+    return _find("detect", scene, asked)
 
 
 def _detect(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
@@ -133,27 +132,13 @@ def _detect(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
         if phrase not in asked:
             asked.append(phrase)
     order = rng.permutation(len(asked))
-    asked = [asked[k] for k in order]
-    objects, labels = _targets(scene, asked)
-    prefix = f"detect {' ; '.join(asked)}"
-    return SceneExample(
-        task="detect", kind="detect", prefix=prefix, suffix=None, objects=objects, labels=labels
-    )
+    return _find("detect", scene, [asked[k] for k in order])
 
 
 def _segment(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
     phrases = _present_phrases(scene, rng)
     few = [p for p in phrases if sum(phrase_matches(p, o) for o in scene.objects) <= 2]
-    phrase = (few or phrases)[0]
-    objects, labels = _targets(scene, [phrase])
-    return SceneExample(
-        task="segment",
-        kind="segment",
-        prefix=f"segment {phrase}",
-        suffix=None,
-        objects=objects,
-        labels=labels,
-    )
+    return _find("segment", scene, (few or phrases)[:1])
 
 
 def _caption_region(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
