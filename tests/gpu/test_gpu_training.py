@@ -59,7 +59,7 @@ def test_losses_gradients_and_updates_are_those_of_the_cpu(pictures: list[np.nda
             loss.backward()
             if step == 0:
                 gradients[name] = {
-                    key: one.grad.cpu()
+                    key: one.grad.cpu().clone()  # The next step writes into it.
                     for key, one in pg.model.named_parameters()
                     if one.grad is not None
                 }
