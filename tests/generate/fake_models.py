@@ -22,16 +22,48 @@ def small_vocab(size: int) -> Vocab:
 
 
 class History:
-    """A cache that remembers the tokens themselves."""
+    """A cache that remembers the tokens themselves; a view shares the list of its base.
 
-    def __init__(self, rows: list[tuple[int, ...]]) -> None:
-        self.rows = rows
+    Attributes:
+        capacity: most tokens a row may have.
+    """
+
+    def __init__(
+        self, base: list[tuple[int, ...]], capacity: int, start: int = 0, stop: int | None = None
+    ) -> None:
+        self.base, self.capacity = base, capacity
+        self.span = slice(start, len(base) if stop is None else stop)
+
+    @property
+    def rows(self) -> list[tuple[int, ...]]:
+        return self.base[self.span]
+
+    @rows.setter
+    def rows(self, rows: list[tuple[int, ...]]) -> None:
+        assert len(rows) == len(self.rows)
+        assert all(len(row) <= self.capacity for row in rows)
+        self.base[self.span] = rows
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
 
     def select(self, rows: Tensor) -> History:
-        return History([self.rows[row] for row in rows.tolist()])
+        return History([self.rows[row] for row in rows.tolist()], self.capacity)
 
     def reorder(self, rows: Tensor) -> None:
         self.rows = self.select(rows).rows
+
+    def view(self, start: int, stop: int) -> History:
+        assert 0 <= start < stop <= len(self.base)
+        return History(self.base, self.capacity, start, stop)
+
+    def move(self, source: int, target: int) -> None:
+        self.base[target] = self.base[source]
+
+    def resize(self, num_rows: int, capacity: int) -> None:
+        self.base = [*self.base[:num_rows], *[()] * (num_rows - len(self.base))]
+        self.capacity, self.span = capacity, slice(0, num_rows)
 
 
 class FakeModel:
@@ -46,8 +78,8 @@ class FakeModel:
         self.num_prefills = 0
 
     def new_cache(self, batch_size: int, capacity: int, dtype: torch.dtype) -> History:
-        self.capacity = capacity
-        return History([()] * batch_size)
+        self.cache = History([()] * batch_size, capacity)
+        return self.cache
 
     def prefill(
         self,
@@ -67,7 +99,6 @@ class FakeModel:
         self.num_steps += 1
         assert positions.tolist() == [len(row) for row in cache.rows]
         cache.rows = [(*row, token) for row, token in zip(cache.rows, tokens.tolist(), strict=True)]
-        assert len(cache.rows[0]) <= self.capacity
         return self._logits(cache)
 
     def logits_after(self, seen: tuple[int, ...]) -> Tensor:

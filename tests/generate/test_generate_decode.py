@@ -19,8 +19,6 @@ from paligemma.generate import (
     Temperature,
     best_of_n,
     generate,
-    plan_batches,
-    run_in_batches,
     stream,
 )
 
@@ -190,25 +188,6 @@ def test_best_of_n_returns_the_most_probable_of_n_draws_and_reads_the_prompt_onc
         length = int(best.lengths)
         assert ours.ids[row, :length].tolist() == best.ids[0].tolist()
         assert ours.scores[row] == best.scores[0] > min(draw.scores[0] for draw in draws)
-
-
-def test_prompts_of_like_length_run_together_and_come_back_in_order() -> None:
-    lengths = [3, 9, 4, 9, 1]
-    assert plan_batches(lengths, batch_size=2) == [[1, 3], [2, 0], [4]]
-    assert plan_batches([], batch_size=2) == []
-    seen: list[list[str]] = []
-
-    def run(words: list[str]) -> list[str]:
-        seen.append(words)
-        return [word.upper() for word in words]
-
-    words = ["aaa", "b", "cc", "dddd"]
-    assert run_in_batches(words, run, length=len, batch_size=3) == ["AAA", "B", "CC", "DDDD"]
-    assert seen == [["dddd", "aaa", "cc"], ["b"]]
-    with pytest.raises(ConfigError, match="at least 1, got 0"):
-        plan_batches(lengths, batch_size=0)
-    with pytest.raises(ValueError, match="shorter"):
-        run_in_batches(words, lambda batch: batch[1:], length=len, batch_size=4)
 
 
 class BrokenModel(FakeModel):

@@ -255,3 +255,55 @@ def test_reordered_rows_are_those_of_a_selection_in_the_same_memory() -> None:
 def test_a_selected_row_that_does_not_exist_is_refused() -> None:
     with pytest.raises(IndexError):
         empty_cache().select(torch.tensor([0, 2]))
+
+
+def test_a_view_writes_into_the_rows_of_its_cache() -> None:
+    cache = empty_cache(batch_size=3)
+    prompted(cache, torch.cat((UNEQUAL, ALL[:1])))
+    view = cache.view(1, 3)
+    first, _ = extended(view)
+    assert cache.ends.tolist() == [3, 2, 4]
+    assert torch.equal(cache.keys[0][1, 1], first[0, 0])
+    assert torch.equal(cache.keys[0][2, 3], first[1, 0])
+    assert cache.valid.sum(dim=1).tolist() == [3, 2, 4]
+    # A new prompt in one row leaves the others as they are.
+    prompted(cache.view(2, 3), torch.ones(1, 2, dtype=torch.bool))
+    assert cache.ends.tolist() == [3, 2, 2]
+
+
+def test_a_moved_row_goes_on_at_its_new_place() -> None:
+    cache = empty_cache(batch_size=2)
+    prompted(cache, UNEQUAL)
+    extended(cache)
+    before = cache.select(torch.tensor([1]))
+    cache.move(1, 0)
+    for ours, theirs in zip(
+        (*cache.keys, *cache.values, cache.positions),
+        (*before.keys, *before.values, before.positions),
+        strict=True,
+    ):
+        assert torch.equal(ours[0, :2], theirs[0, :2])
+    assert cache.valid[0].tolist() == before.valid[0].tolist()
+    extended(cache.view(0, 1))
+    assert cache.ends.tolist() == [3, 2]
+
+
+def test_a_resized_cache_keeps_what_fits_and_goes_on() -> None:
+    cache = empty_cache(batch_size=2)
+    prompted(cache, UNEQUAL)
+    before = cache.select(torch.tensor([0, 1]))
+    for num_rows, capacity in ((4, 16), (2, 3), (2, 8)):
+        cache.resize(num_rows, capacity)
+        assert (cache.num_rows, cache.capacity, len(cache.ends)) == (num_rows, capacity, num_rows)
+        for ours, theirs in zip(
+            (*cache.keys, *cache.values, cache.valid, cache.positions),
+            (*before.keys, *before.values, before.valid, before.positions),
+            strict=True,
+        ):
+            assert ours.dtype == theirs.dtype
+            assert torch.equal(ours[:2, :3], theirs[:, :3])
+            assert ours[:, 3:].sum() == 0
+            assert ours[2:].sum() == 0
+        assert cache.ends[:2].tolist() == [3, 1]
+    extended(cache)
+    assert cache.ends.tolist() == [4, 2]

@@ -12,11 +12,14 @@ from paligemma.generate.options import (
     BeamOptions,
     DecodeOptions,
     LengthPenalty,
+    QueueOptions,
     check_kv_cache_dtype,
     require_number,
     require_seed,
     require_whole,
 )
+from paligemma.generate.prefill import join_soft_tokens
+from paligemma.generate.queue import DecodeQueue, TokenEvent
 from paligemma.generate.sampling import (
     Greedy,
     LocationGreedy,
@@ -25,7 +28,6 @@ from paligemma.generate.sampling import (
     Temperature,
     TopK,
 )
-from paligemma.generate.scheduler import plan_batches, run_in_batches
 
 __all__ = [
     "KV_CACHE_DTYPES",
@@ -35,25 +37,27 @@ __all__ = [
     "ClosedSet",
     "Constraint",
     "DecodeOptions",
+    "DecodeQueue",
     "Generation",
     "Greedy",
     "LengthPenalty",
     "LocationGreedy",
     "Nucleus",
     "ObjectGrammar",
+    "QueueOptions",
     "Sampler",
     "Step",
     "Temperature",
+    "TokenEvent",
     "TopK",
     "beam_search",
     "best_of_n",
     "check_kv_cache_dtype",
     "generate",
-    "plan_batches",
+    "join_soft_tokens",
     "require_number",
     "require_numbers",
     "require_seed",
     "require_whole",
-    "run_in_batches",
     "stream",
 ]

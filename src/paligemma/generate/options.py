@@ -128,6 +128,33 @@ class BeamOptions:
         return 1.0 if self.length_penalty is None else self.length_penalty.divisor(num_tokens)
 
 
+@dataclass(frozen=True, kw_only=True)
+class QueueOptions:
+    """How many answers a queue writes side by side.
+
+    Attributes:
+        max_rows: bound of the rows that are decoded together.
+        max_cache_tokens: bound of the cache: its rows times the tokens of the longest, image,
+            prompt and `max_new_tokens` together.
+        max_prefill_tokens: bound of the image and prompt tokens that are read in one pass, padding
+            included; a single longer prompt is read alone.
+        kv_cache_dtype: "bfloat16", as in the original, or "float32"; that of every row.
+    """
+
+    max_rows: int = 32
+    max_cache_tokens: int = 65_536
+    max_prefill_tokens: int = 16_384
+    kv_cache_dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "max_cache_tokens", "max_prefill_tokens"):
+            value = getattr(self, name)
+            require_whole(name, value)
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        check_kv_cache_dtype(self.kv_cache_dtype)
+
+
 Options = TypeVar("Options", DecodeOptions, BeamOptions)
 
 

@@ -5,6 +5,7 @@ Axes: B batch, I image tokens, D decoder width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,15 +70,43 @@ def prefill_prompt(
                 f"soft tokens must be [1 or {num_rows}, tokens, width] for {num_rows} prompts, "
                 f"got {list(soft_tokens.shape)}; pass what encode_image returned"
             )
-        soft_tokens = soft_tokens.to(model.device).expand(num_rows, -1, -1)
-        batch = replace(batch, images=None).to(model.device)
-    else:
-        batch = batch.to(model.device)
-        soft_tokens = None if batch.images is None else model.encode_image(batch.images)
+    elif batch.images is not None:
+        soft_tokens = model.encode_image(batch.images.to(model.device))
     num_image_tokens = 0 if soft_tokens is None else soft_tokens.shape[1]
     # The model never reads the last token of an answer, so it needs no slot.
     capacity = num_image_tokens + batch.tokens.shape[1] + max_new_tokens - 1
     cache = model.new_cache(num_rows, capacity, KV_CACHE_DTYPES[kv_cache_dtype])
+    return fill_cache(model, batch, soft_tokens, cache)
+
+
+def fill_cache(
+    model: PaliGemmaModel, batch: Batch, soft_tokens: Tensor | None, cache: KVCache
+) -> Prefilled:
+    """Run encoded images and prompts through the decoder.
+
+    Args:
+        batch: prompts; their images are ignored.
+        soft_tokens: float[B or 1, I, D], or None for text alone.
+        cache: has a row for each prompt, with room for image, prompt and answer.
+    """
+    batch = replace(batch, images=None).to(model.device)
+    if soft_tokens is not None:
+        soft_tokens = soft_tokens.to(model.device).expand(batch.num_examples, -1, -1)
     valid = batch.mask_input.bool()
     logits, positions = model.prefill(soft_tokens, batch.tokens, batch.mask_ar, valid, cache)
     return Prefilled(logits=logits, positions=positions, cache=cache, real=valid.any(dim=1))
+
+
+def join_soft_tokens(each: Sequence[Tensor | None]) -> Tensor | None:
+    """The soft tokens of a batch.
+
+    Args:
+        each: float[1, I, D] of each prompt; None for all of them where they are text alone.
+
+    Returns:
+        float[B, I, D], or [1, I, D] where all prompts share one tensor, or None.
+    """
+    present = [one for one in each if one is not None]
+    if not present:
+        return None
+    return present[0] if all(one is present[0] for one in present) else torch.cat(present)

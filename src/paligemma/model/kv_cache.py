@@ -136,6 +136,44 @@ class KVCache:
             used.copy_(used[rows])
         self.ends.copy_(self.ends[rows.to(self.ends.device)])
 
+    def view(self, start: int, stop: int) -> KVCache:
+        """Some neighbouring rows as a cache in the same memory."""
+        part = object.__new__(KVCache)
+        part.keys = [keys[start:stop] for keys in self.keys]
+        part.values = [values[start:stop] for values in self.values]
+        part.valid, part.positions = self.valid[start:stop], self.positions[start:stop]
+        part.ends = self.ends[start:stop]
+        part.length, part._place = self.length, self._place
+        return part
+
+    def move(self, source: int, target: int) -> None:
+        """Replace the row `target` by the row `source`, as far as that is filled."""
+        end = int(self.ends[source])
+        for tensor in (*self.keys, *self.values, self.positions):
+            tensor[target, :end] = tensor[source, :end]
+        self.valid[target] = self.valid[source]
+        self.ends[target] = end
+
+    def resize(self, num_rows: int, capacity: int) -> None:
+        """Allocate for other numbers of rows and slots, layer by layer, and keep what fits.
+
+        Views of the cache stay with the old memory.
+        """
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                tensors[layer] = _resized(tensor, num_rows, capacity)
+        self.valid = _resized(self.valid, num_rows, capacity)
+        self.positions = _resized(self.positions, num_rows, capacity)
+        self.ends = _resized(self.ends[:, None], num_rows, 1)[:, 0]
+
     def _require_room(self, num_tokens: int) -> None:
         if num_tokens > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, {num_tokens} were asked for")
+
+
+def _resized(tensor: Tensor, num_rows: int, capacity: int) -> Tensor:
+    """[B, capacity, ...] with other numbers of rows and slots."""
+    resized = tensor.new_zeros((num_rows, capacity, *tensor.shape[2:]))
+    kept = tensor[:num_rows, :capacity]
+    resized[: kept.shape[0], : kept.shape[1]] = kept
+    return resized

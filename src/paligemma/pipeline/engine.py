@@ -26,6 +26,7 @@ from paligemma.generate import (
     beam_search,
     best_of_n,
     generate,
+    join_soft_tokens,
     stream,
 )
 from paligemma.model import PaliGemmaModel
@@ -176,7 +177,8 @@ class Engine:
 
     def _generated(self, requests: Sequence[Request]) -> Generation:
         """What `generate` writes for the rows of one batch."""
-        batch, soft_tokens = self._batch(requests), _joined(requests)
+        batch = self._batch(requests)
+        soft_tokens = join_soft_tokens([request.soft_tokens for request in requests])
         beams = [one.decoder for one in requests if isinstance(one.decoder, BeamOptions)]
         if beams:
             return beam_search(self.model, batch, beams, soft_tokens=soft_tokens)
@@ -238,15 +240,6 @@ def _batches(requests: Sequence[Request], max_rows: int | None) -> Iterator[list
             size = max(1, min(fit, MAX_ROWS)) if max_rows is None else max_rows
             yield ordered[:size]
             ordered = ordered[size:]
-
-
-def _joined(requests: Sequence[Request]) -> Tensor | None:
-    """Soft tokens of a batch: float[B or 1, F*I, D], or None for text alone."""
-    each = [request.soft_tokens for request in requests if request.soft_tokens is not None]
-    if not each:
-        return None
-    # One picture for all rows is expanded, not copied.
-    return each[0] if all(one is each[0] for one in each) else torch.cat(each)
 
 
 def _written(generation: Generation, row: int, vocab: Vocab) -> Written:
