@@ -103,17 +103,18 @@ Published = Callable[..., Sequence[PublishedScore]]
 def make_report(
     scored: Scored,
     *,
-    published: Published = published_scores,
+    published: Published | None = None,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Report:
     """Figures with intervals, slices, and published figures of the same size and resolution.
 
     Args:
         scored: a run with its measures.
-        published: (task, our_split=) -> figures; those of the package by default.
+        published: (task, our_split=) -> figures; None takes those of the package.
         num_resamples: number for each interval; statistics too slow for that many get fewer, as
             each figure states.
     """
+    published = published or published_scores
     identity = identity_of(scored.config)
     comparable = [
         one
