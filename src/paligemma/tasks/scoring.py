@@ -76,6 +76,24 @@ def score_languages(
     )
 
 
+def coco_bbox(box_yxyx: Sequence[float], size_hw: Sequence[float] = (1, 1)) -> list[float]:
+    """Turn a normalised box into COCO's [x, y, width, height], in pixels with the size of these."""
+    (y0, x0, y1, x1), (height, width) = box_yxyx, size_hw
+    return [x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height]
+
+
+def coco_results(prediction: Prediction, size_hw: Sequence[float] = (1, 1)) -> list[dict[str, Any]]:
+    """Write the boxes of an answer as COCO's results; a box without confidence is certain."""
+    return [
+        {
+            "label": one.label,
+            "bbox": coco_bbox(one.box_yxyx, size_hw),
+            "score": 1.0 if one.score is None else one.score,
+        }
+        for one in prediction.objects
+    ]
+
+
 def submit_rows(
     examples: Sequence[Example],
     predictions: Sequence[Prediction],

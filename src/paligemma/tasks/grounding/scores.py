@@ -11,6 +11,7 @@ from paligemma.errors import DataError
 from paligemma.example import Example, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.metrics.segmentation import ObjectMask, read_tokens, referring_measures
+from paligemma.tasks.scoring import coco_results
 
 
 def score_detection(
@@ -34,25 +35,13 @@ def score_detection(
     number = {name: k for k, name in enumerate(names, start=1)}
     references, found = [], []
     for example, prediction in zip(examples, predictions, strict=True):
-        if (
-            bare := next((one for one in prediction.objects if one.score is None), None)
-        ) is not None:
+        if bare := next((one for one in prediction.objects if one.score is None), None):
             raise DataError(
                 "average precision ranks boxes, so each needs a confidence; the prediction of "
                 f"{example.id} has none for {bare.label[:80]!r}: write its score, or 1 for all"
             )
         references.append(_numbered(example, number))
-        height, width = example.references["size_hw"]
-        found.append(
-            [
-                {
-                    "label": one.label,
-                    "bbox": _bbox(one.box_yxyx, height, width),
-                    "score": one.score,
-                }
-                for one in prediction.objects
-            ]
-        )
+        found.append(coco_results(prediction, example.references["size_hw"]))
     categories = {k: name for name, k in number.items()}
     return detection_measures(found, references, categories, by_class=True)
 
@@ -67,11 +56,6 @@ def _numbered(example: Example, number: dict[str, int]) -> list[dict[str, Any]]:
             )
         rows.append({**row, "category_id": number[row["label"]]})
     return rows
-
-
-def _bbox(box_yxyx: Sequence[float], height: int, width: int) -> list[float]:
-    y0, x0, y1, x1 = box_yxyx
-    return [x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height]
 
 
 def score_referring(

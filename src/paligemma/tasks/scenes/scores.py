@@ -14,6 +14,7 @@ from paligemma.metrics.pairs import edit_distance
 from paligemma.outputs.masks import mask_iou
 from paligemma.outputs.rle import decode_rle, encode_rle
 from paligemma.scenes import Scene, SceneExample
+from paligemma.tasks.scoring import coco_bbox, coco_results
 
 SCENE_KINDS: tuple[str, ...] = ("detect", "segment", "answer", "ocr", "caption", "caption_region")
 # The headline figure of each kind.
@@ -115,7 +116,7 @@ def _detection_measures(
 ) -> list[Measure]:
     """Average precision: COCO's mean over labels, each label, and one ranking of all labels."""
     positions = np.flatnonzero(where)
-    found = [_found(predictions[k]) for k in positions.tolist()]
+    found = [coco_results(predictions[k]) for k in positions.tolist()]
     true = [_true(examples[k]) for k in positions.tolist()]
     labels = sorted({row["label"] for rows in true for row in rows})
     number = {label: k for k, label in enumerate(labels)}
@@ -183,26 +184,9 @@ def _detection_measures(
     ]
 
 
-def _found(answer: Prediction) -> list[dict[str, Any]]:
-    """Boxes of an answer as COCO's results; one without a confidence counts as certain."""
-    return [
-        {
-            "label": one.label,
-            "bbox": _xywh(one.box_yxyx),
-            "score": 1.0 if one.score is None else one.score,
-        }
-        for one in answer.objects
-    ]
-
-
 def _true(example: Example) -> list[dict[str, Any]]:
     """Objects of a picture as COCO's annotations."""
     return [
-        {"label": one["label"], "bbox": _xywh(one["box_yxyx"])}
+        {"label": one["label"], "bbox": coco_bbox(one["box_yxyx"])}
         for one in example.references["objects"]
     ]
-
-
-def _xywh(box_yxyx: Sequence[float]) -> list[float]:
-    y0, x0, y1, x1 = box_yxyx
-    return [x0, y0, x1 - x0, y1 - y0]
