@@ -39,7 +39,7 @@ QUIZ = Task(
     headline="accuracy",
     asking=Asking(text_len=32, max_new_tokens=8),
     files=(NeededFile(path="quiz.json", source="nowhere"),),
-    read=nothing,
+    reader=nothing,
     score=quiz_measures,
     traps=("Case counts.",),
 )
@@ -126,7 +126,7 @@ BOXES = Task(
     headline="count",
     asking=Asking(text_len=32, max_new_tokens=64, answer="objects"),
     files=(),
-    read=nothing,
+    reader=nothing,
     score=boxes_measures,
 )
 

@@ -54,7 +54,7 @@ TOY = Task(
     headline="accuracy",
     asking=Asking(text_len=64, max_new_tokens=4),
     files=(),
-    read=read_toy,
+    reader=read_toy,
     score=score_toy,
 )
 

@@ -47,7 +47,7 @@ def read_quiz(data: Path, split: str) -> Any:
 
 TASK = replace(
     QUIZ,
-    read=read_quiz,
+    reader=read_quiz,
     submission=submit,
     server_splits=("secret",),
     published=(

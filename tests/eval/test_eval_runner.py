@@ -121,7 +121,7 @@ def test_a_benchmark_without_question_refuses_its_place() -> None:
 
 def test_changed_files_or_another_split_are_refused_in_the_folder_of_a_run(tmp_path: Path) -> None:
     run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
-    shorter = replace(TOY, read=lambda data, split: list(read_toy(data, split))[:50])
+    shorter = replace(TOY, reader=lambda data, split: list(read_toy(data, split))[:50])
     with pytest.raises(ConfigError, match="num_examples was 200, is 50"):
         run_task(shorter, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
     with pytest.raises(ConfigError, match='split was "test", is "val"'):
@@ -223,6 +223,6 @@ def test_how_to_ask_travels_to_other_processes() -> None:
 
 
 def test_a_split_without_examples_is_named_with_its_folder(tmp_path: Path) -> None:
-    task = replace(TOY, read=lambda data, split: iter(()))
+    task = replace(TOY, reader=lambda data, split: iter(()))
     with pytest.raises(DataError, match=r"^toy test in here must hold at least one example"):
         run_task(task, ToyAnswerer(), "here", "test", EvalOptions(), tmp_path / "run")

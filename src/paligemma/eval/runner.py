@@ -112,11 +112,6 @@ def _examples(
     task: Task, data: str | Path | None, split: str, options: EvalOptions
 ) -> list[Example]:
     """The examples that are asked, in the reader's order."""
-    splits = (*task.splits, *task.server_splits)
-    if split not in splits:
-        raise ConfigError(
-            f"{task.name} has the splits {', '.join(splits)}, got {split!r}; name one of them"
-        )
     if data is None and task.files:
         raise ConfigError(
             f"{task.name} reads files from a data folder, got none; name it with --data"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paligemma.errors import ConfigError
 from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.measure import Measure
 
@@ -83,7 +84,7 @@ class Task:
         headline: name of the measure that tables print.
         asking: prompt lengths, decoding and resizing.
         files: files that must be on disk.
-        read: streams the examples of one split; raises DataError naming file, row and field.
+        reader: streams the examples of one split, see `read`.
         score: computes the figures of examples and their predictions, the headline first.
         published: keys of the published figures.
         traps: sentences on what people get wrong.
@@ -104,7 +105,7 @@ class Task:
     headline: str
     asking: Asking
     files: tuple[NeededFile, ...]
-    read: Reader
+    reader: Reader
     score: Scorer
     published: tuple[PublishedKey, ...] = ()
     traps: tuple[str, ...] = ()
@@ -114,3 +115,21 @@ class Task:
     server_splits: tuple[str, ...] = ()
     submission: Submitter | None = None
     rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def read(self, data: Path, split: str) -> Iterator[Example]:
+        """Stream the examples of one split.
+
+        Args:
+            data: the data folder.
+            split: one of `splits` or `server_splits`.
+
+        Raises:
+            ConfigError: another split.
+            DataError: a file is missing or wrong; names file, row and field.
+        """
+        known = (*self.splits, *self.server_splits)
+        if split not in known:
+            raise ConfigError(
+                f"{self.name} has the splits {', '.join(known)}, got {split!r}; name one of them"
+            )
+        return self.reader(data, split)

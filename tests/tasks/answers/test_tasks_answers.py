@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from task_files import write_csv, write_json, write_picture, write_pixels, write_text
 
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
 from paligemma.example import Example, Prediction
 from paligemma.tasks.answers import files
 from paligemma.tasks.answers.ai2d import PaintedLabel, paint_labels
@@ -278,7 +278,7 @@ def test_xgqa_averages_languages_with_and_without_english(tmp_path: Path) -> Non
     assert [one.id for one in only] == ["201_de", "202_de"]
     # One language is no average of eight.
     assert set(figures(task, only, ["yes", "no"])) == {"accuracy", "accuracy/de"}
-    with pytest.raises(DataError, match="xgqa has the languages bn"):
+    with pytest.raises(ConfigError, match="xgqa has the splits testdev, testdev_bn"):
         read(task, tmp_path, "testdev_fr")
 
 
@@ -413,5 +413,5 @@ def test_an_empty_data_folder_is_named_with_what_it_lacks(tmp_path: Path, name: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_split_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=r"has the splits .*, got 'holdout'"):
+    with pytest.raises(ConfigError, match=r"has the splits .*, got 'holdout'"):
         read(find_task(name), tmp_path, "holdout")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from task_files import write_csv, write_json, write_json_lines, write_picture, write_text
 
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
 from paligemma.example import Example, Prediction
 from paligemma.tasks.captions.docci import num_sentences
 from paligemma.tasks.captions.screens import node_bounds
@@ -134,7 +134,7 @@ def test_coco35l_takes_english_from_the_german_lines(tmp_path: Path, ending: str
     assert {one.unit for one in examples} == {"100", "101"}
     assert examples[4].pictures[0].read(1000).shape == SHAPE
     assert [one.id for one in read("coco-35l", tmp_path, "dev_fr")] == ["100_fr", "101_fr"]
-    with pytest.raises(DataError, match="coco-35l has the languages ar, bn"):
+    with pytest.raises(ConfigError, match="coco-35l has the splits dev, train, dev_ar"):
         read("coco-35l", tmp_path, "dev_xx")
 
 
@@ -410,5 +410,5 @@ def test_an_empty_caption_folder_is_named_with_what_it_lacks(tmp_path: Path, nam
     with pytest.raises(DataError, match=r"must hold .*, which comes from .*") as error:
         read(name, tmp_path)
     assert str(tmp_path) in str(error.value)
-    with pytest.raises(DataError, match=r"has the splits .*, got 'holdout'"):
+    with pytest.raises(ConfigError, match=r"has the splits .*, got 'holdout'"):
         read(name, tmp_path, "holdout")

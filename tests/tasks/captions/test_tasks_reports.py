@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
 from paligemma.example import Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.captions.mimic import report_sections
@@ -296,5 +296,5 @@ def test_a_wrong_statement_is_named(vsr: Path, changed: dict[str, Any], message:
 def test_a_missing_split_of_vsr_is_named(vsr: Path) -> None:
     with pytest.raises(DataError, match=r"splits/random/test\.jsonl.*visual-spatial-reasoning"):
         list(ROWS["vsr-random"].read(vsr, "test"))
-    with pytest.raises(DataError, match="splits test, dev, train, got 'val'"):
+    with pytest.raises(ConfigError, match="splits test, dev, train, got 'val'"):
         list(ROWS["vsr-random"].read(vsr, "val"))

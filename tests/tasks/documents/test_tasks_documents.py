@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from task_files import write_json, write_picture, write_text
 
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
 from paligemma.example import Example, Prediction
 from paligemma.tasks.documents.files import (
     read_chartqa,
@@ -89,8 +89,8 @@ def test_a_missing_docvqa_file_is_named_with_its_source(tmp_path: Path) -> None:
 
 
 def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="docvqa has the splits val, train, test, got 'dev'"):
-        list(read_docvqa(tmp_path, "dev"))
+    with pytest.raises(ConfigError, match="docvqa has the splits val, train, test, got 'dev'"):
+        ROWS["docvqa"].read(tmp_path, "dev")
 
 
 def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
 from paligemma.example import ALL_CLASSES, OBJECTS, Example, FoundObject, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.grounding.rows import TASKS
@@ -255,7 +255,7 @@ def test_missing_files_are_named(data: Path) -> None:
     (data / "val2017").rename(data / "elsewhere")
     with pytest.raises(DataError, match=r"000000000007\.jpg.*must lie in one of.*val2017"):
         list(COCO.read(data, "val"))
-    with pytest.raises(DataError, match="splits val, train, got 'test'"):
+    with pytest.raises(ConfigError, match="splits val, train, got 'test'"):
         list(COCO.read(data, "test"))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
 from paligemma.example import MASK, Example, FoundObject, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.outputs.boxes import encode_boxes, format_loc
@@ -308,7 +308,7 @@ def test_a_refs_file_that_would_run_code_is_refused(data: Path) -> None:
 
 
 def test_an_unknown_split_is_named(data: Path) -> None:
-    with pytest.raises(DataError, match="splits val, test, train, train-combined, got 'testA'"):
+    with pytest.raises(ConfigError, match="splits val, test, train, train-combined, got 'testA'"):
         list(REFCOCOG.read(data, "testA"))
 
 

@@ -14,7 +14,7 @@ from paligemma.example import Example
 from paligemma.metrics.answers import truth_word
 from paligemma.tasks.published import asking_of
 from paligemma.tasks.reading.examples import example_of
-from paligemma.tasks.reading.file_rows import of_split, read_json_lines
+from paligemma.tasks.reading.file_rows import read_json_lines
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.languages import MARVL_LANGUAGES, languages_of
 from paligemma.tasks.reading.pictures import FilePicture
@@ -30,7 +30,7 @@ TRUE, FALSE = truth_word(True), truth_word(False)
 
 def read_nlvr2(data: Path, split: str) -> Iterator[Example]:
     """Read NLVR2, the left picture first. "test" is test1, the public test split."""
-    stem = of_split({"test": "test1", "dev": "dev", "train": "train"}, split, "nlvr2")
+    stem = {"test": "test1", "dev": "dev", "train": "train"}[split]
     path = find_file(data, f"{stem}.json", f"nlvr2/data/{stem}.json", source=NLVR2)
     images = find_file(data, stem, f"images/{stem}", "images", source=NLVR2)
     for row in read_json_lines(path):
@@ -54,7 +54,7 @@ def read_nlvr2(data: Path, split: str) -> Iterator[Example]:
 
 def read_marvl(data: Path, split: str) -> Iterator[Example]:
     """Read MaRVL, one language after another, or "test_sw" alone."""
-    _, languages = languages_of(split, ["test"], MARVL_LANGUAGES, "marvl")
+    languages = languages_of(split, MARVL_LANGUAGES)
     for language in languages:
         name = f"marvl-{language}.jsonl"
         folder = f"{language}/annotations/{name}"
@@ -100,7 +100,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("{train|dev|test1}.json", NLVR2, fields="sentence, label, identifier"),
             NeededFile("{train|dev|test1}/{pair}-img0.png, -img1.png (or below images/)", NLVR2),
         ),
-        read=read_nlvr2,
+        reader=read_nlvr2,
         score=score_exact,
         published=published_keys("accuracy", "accuracy", ("NLVR2", "test", "test")),
         traps=(
@@ -124,7 +124,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile("{language}/images/{concept}/ (or images/{language}/{concept}/)", MARVL),
         ),
-        read=read_marvl,
+        reader=read_marvl,
         score=partial(score_languages, score=score_exact, languages=MARVL_LANGUAGES),
         published=(
             *published_keys("accuracy/avg5", "accuracy", ("MARVL", "avg5", "test")),

@@ -49,7 +49,7 @@ TASKS: tuple[Task, ...] = (
             ),
             _COCO_2014,
         ),
-        read=files.read_vqav2,
+        reader=files.read_vqav2,
         score=scores.score_vqa,
         published=_published(
             ("VQAv2", "minival", "minival"),
@@ -86,7 +86,7 @@ TASKS: tuple[Task, ...] = (
             ),
             _COCO_2014,
         ),
-        read=files.read_okvqa,
+        reader=files.read_okvqa,
         score=scores.score_soft,
         published=_published(("OKVQA", "val", "val")),
         traps=(
@@ -102,7 +102,7 @@ TASKS: tuple[Task, ...] = (
         splits=("val", "train"),
         asking=asking_of("aokvqa_da"),
         files=_AOKVQA_FILES,
-        read=files.read_aokvqa_direct,
+        reader=files.read_aokvqa_direct,
         score=scores.score_aokvqa_direct,
         published=_published(
             ("AOKVQA-DA", "val", "val"),
@@ -124,7 +124,7 @@ TASKS: tuple[Task, ...] = (
         splits=("val", "train"),
         asking=asking_of("aokvqa_mc"),
         files=_AOKVQA_FILES,
-        read=files.read_aokvqa_choices,
+        reader=files.read_aokvqa_choices,
         score=scores.score_aokvqa_choices,
         published=_published(
             ("AOKVQA-MC", "val", "val"),
@@ -153,7 +153,7 @@ TASKS: tuple[Task, ...] = (
             ),
             _GQA_IMAGES,
         ),
-        read=files.read_gqa,
+        reader=files.read_gqa,
         score=score_exact,
         published=_published(
             ("GQA", "testdev balanced", "testdev"),
@@ -176,7 +176,7 @@ TASKS: tuple[Task, ...] = (
             ),
             _GQA_IMAGES,
         ),
-        read=files.read_xgqa,
+        reader=files.read_xgqa,
         score=partial(score_languages, score=score_exact, languages=XGQA_LANGUAGES),
         published=(
             *published_keys("accuracy/avg7", "accuracy", ("xGQA", "avg7", "testdev")),
@@ -211,7 +211,7 @@ TASKS: tuple[Task, ...] = (
                 fields="ImageID, Rotation",
             ),
         ),
-        read=files.read_textvqa,
+        reader=files.read_textvqa,
         score=partial(scores.score_vqa, by_type=False),
         published=_published(
             ("TextVQA", "val", "val"),
@@ -240,7 +240,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile("{split}/", files.VIZWIZ),
         ),
-        read=files.read_vizwiz,
+        reader=files.read_vizwiz,
         score=scores.score_soft,
         published=_published(
             ("VizWizVQA", "val", "val"),
@@ -276,7 +276,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("ai2d/images/", ai2d.AI2D),
             NeededFile("ai2d_test_ids.csv", ai2d.AI2D, fields="one image a line"),
         ),
-        read=ai2d.read_ai2d,
+        reader=ai2d.read_ai2d,
         score=score_exact,
         published=_published(("AI2D", "test", "test")),
         traps=(

@@ -16,7 +16,7 @@ from paligemma.metrics.measure import Measure
 from paligemma.tasks.published import asking_of
 from paligemma.tasks.reading.coco_stream import stream_lists
 from paligemma.tasks.reading.examples import example_of
-from paligemma.tasks.reading.file_rows import FileRow, of_split
+from paligemma.tasks.reading.file_rows import FileRow
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.prefixes import answer_prefix, lower_ascii
 from paligemma.tasks.scoring import texts_of
@@ -45,7 +45,7 @@ def read_rsvqa(data: Path, split: str, *, variant: Literal["lr", "hr"]) -> Itera
     """
     names = LR_SPLITS if variant == "lr" else HR_SPLITS
     known = {**names, **{f"{name}{_SUFFIX}": part for name, part in names.items()}}
-    part = of_split(known, split, f"rsvqa-{variant}")
+    part = known[split]
     stem, folder, suffix, source = _PLACES[variant]
     asked = find_file(data, f"{stem}_{part}_questions.json", source=source)
     told = find_file(data, f"{stem}_{part}_answers.json", source=source)
@@ -130,7 +130,7 @@ def _task(
             ),
             NeededFile(f"{folder}/{{id}}{suffix}", source),
         ),
-        read=partial(read_rsvqa, variant=variant),
+        reader=partial(read_rsvqa, variant=variant),
         score=score_rsvqa,
         published=published_keys(
             "mean_accuracy",

@@ -16,7 +16,7 @@ from paligemma.example import Example, Prediction
 from paligemma.metrics.answers import scienceqa_measures
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.published import asking_of
-from paligemma.tasks.reading.file_rows import read_keyed, require_split
+from paligemma.tasks.reading.file_rows import read_keyed
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.scoring import texts_of
@@ -39,7 +39,6 @@ def scienceqa_suffix(index: int) -> str:
 
 def read_scienceqa(data: Path, split: str) -> Iterator[Example]:
     """Read ScienceQA with options in the order of the file; training uses `shuffle_options`."""
-    require_split(split, _SPLITS, "scienceqa")
     path = find_file(data, "problems.json", "scienceqa/problems.json", source=SCIENCEQA)
     near = path.parent.relative_to(data)
     folders = (str(near / split), str(near / "images" / split))
@@ -118,7 +117,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile("{split}/{id}/image.png or images/{split}/{id}/", SCIENCEQA),
         ),
-        read=read_scienceqa,
+        reader=read_scienceqa,
         score=score_scienceqa,
         published=published_keys(
             "accuracy",

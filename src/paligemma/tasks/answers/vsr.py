@@ -15,7 +15,7 @@ from paligemma.errors import DataError
 from paligemma.example import Asking, Example
 from paligemma.metrics.answers import truth_word
 from paligemma.tasks.reading.examples import example_of
-from paligemma.tasks.reading.file_rows import read_json_lines, require_split
+from paligemma.tasks.reading.file_rows import read_json_lines
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.formats import format_file, read_format
 from paligemma.tasks.reading.pictures import first_file
@@ -46,7 +46,6 @@ def read_vsr(data: Path, split: str, *, kind: str) -> Iterator[Example]:
         kind: "zeroshot" or "random".
     """
     name = f"vsr-{kind}"
-    require_split(split, _SPLITS, name)
     file = f"{kind}/{split}.jsonl"
     path = find_file(data, f"splits/{file}", f"data/splits/{file}", file, source=VSR)
     style = read_format(data, name, StatementFormat())
@@ -83,7 +82,7 @@ def _task(kind: str, title: str, published_split: str) -> Task:
             NeededFile("images/*.jpg", COCO_2017),
             NeededFile(format_file(name), "optional, written by you", fields="prompt"),
         ),
-        read=partial(read_vsr, kind=kind),
+        reader=partial(read_vsr, kind=kind),
         score=score_exact,
         published=published_keys("accuracy", "accuracy", ("VSR", published_split, "test")),
         traps=(

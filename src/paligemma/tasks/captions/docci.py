@@ -14,7 +14,7 @@ from paligemma.errors import DataError
 from paligemma.example import Example, Prediction
 from paligemma.metrics.judgements import NothingRule, VerdictTieRule, nes_measures
 from paligemma.metrics.measure import Measure, mean_measure
-from paligemma.tasks.reading.file_rows import FileRow, read_json_lines, require_split
+from paligemma.tasks.reading.file_rows import FileRow, read_json_lines
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.reading.prefixes import CAPTION_PREFIX
@@ -30,7 +30,6 @@ _SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?:\s+|$)")
 
 def read_docci(data: Path, split: str) -> Iterator[Example]:
     """Read one picture with its description; references name the optional judgements."""
-    require_split(split, SPLITS, "docci")
     path = find_file(data, "docci_descriptions.jsonlines", source=DOCCI)
     images = find_file(data, "images", "docci_images", source=DOCCI)
     for row in read_json_lines(path):

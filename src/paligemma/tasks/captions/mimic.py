@@ -18,7 +18,7 @@ from typing import Any
 from paligemma.errors import DataError
 from paligemma.example import Example, Prediction
 from paligemma.metrics.measure import Measure
-from paligemma.tasks.reading.file_rows import FileRow, read_csv, read_json_lines, require_split
+from paligemma.tasks.reading.file_rows import FileRow, read_csv, read_json_lines
 from paligemma.tasks.reading.files import find_file, read_text
 from paligemma.tasks.reading.formats import read_format
 from paligemma.tasks.reading.pictures import FilePicture
@@ -75,7 +75,6 @@ def read_mimic_cxr(data: Path, split: str) -> Iterator[Example]:
     References name the file of graphs, which may be absent. Studies with neither findings nor an
     impression are left out and counted in the log.
     """
-    require_split(split, MIMIC_SPLITS, "mimic-cxr")
     names = [f"mimic-cxr-2.{minor}.0-split.csv{end}" for minor in (0, 1) for end in (".gz", "")]
     path = find_file(data, *names, source=MIMIC_JPG)
     reports = find_file(data, "mimic-cxr-reports/files", "files", source=MIMIC)

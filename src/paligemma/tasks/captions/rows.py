@@ -55,7 +55,7 @@ _XM3600 = Task(
         ),
         NeededFile("images/{key}.jpg", files.CROSSMODAL),
     ),
-    read=files.read_xm3600,
+    reader=files.read_xm3600,
     score=partial(score_languages, score=score_captions, languages=XM3600_LANGUAGES),
     published=(
         *published_keys("cider/avg36", "CIDEr", ("XM3600", "test (avg)", "test")),
@@ -82,7 +82,7 @@ TASKS: tuple[Task, ...] = (
         splits=("val", "test", "train"),
         asking=asking_of("cococap"),
         files=_COCO_FILES,
-        read=files.read_coco_captions,
+        reader=files.read_coco_captions,
         published=_cider(("COCO captions", "val", "val"), ("COCOcap", "val", "val")),
         traps=(_WHOLE_SPLIT, "The split is Karpathy's val of 5,000, not COCO's own of 40,504."),
         transfer="cococap",
@@ -100,7 +100,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile("validation/ (test/), or below Images/", files.OPEN_IMAGES),
         ),
-        read=files.read_nocaps,
+        reader=files.read_nocaps,
         published=_cider(("NoCaps", "val", "val")),
         traps=(_WHOLE_SPLIT, "Answered by the COCO captions model, without training."),
         transfer="cococap",
@@ -122,7 +122,7 @@ TASKS: tuple[Task, ...] = (
             ),
             *_COCO_FILES,
         ),
-        read=files.read_coco35l,
+        reader=files.read_coco35l,
         score=partial(score_languages, score=score_captions, languages=COCO35L_LANGUAGES),
         published=(
             *published_keys("cider/avg35", "CIDEr", ("COCO-35L", "dev (avg)", "dev")),
@@ -148,7 +148,7 @@ TASKS: tuple[Task, ...] = (
         _XM3600,
         name="xm3600-tokenized",
         title="XM3600, tokenised captions",
-        read=partial(files.read_xm3600, tokenized=True),
+        reader=partial(files.read_xm3600, tokenized=True),
         published=(),
         traps=(
             "References are caption/tokenized; predictions are not segmented, so that th, zh and "
@@ -169,7 +169,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile("train_images/ (test_images/)", files.TEXTCAPS),
         ),
-        read=files.read_textcaps,
+        reader=files.read_textcaps,
         published=_cider(("TextCaps", "val", "val")),
         traps=(
             _WHOLE_SPLIT,
@@ -198,7 +198,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile("SciCap-No-Subfig-Img/{split}/", files.SCICAP),
         ),
-        read=files.read_scicap,
+        reader=files.read_scicap,
         score=partial(score_captions, bleu=True),
         published=(
             *_cider(
@@ -225,7 +225,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("split/{split}_screens.txt", screens.SCREEN2WORDS, fields="screenId"),
             _RICO_FILE,
         ),
-        read=screens.read_screen2words,
+        reader=screens.read_screen2words,
         published=_cider(("Screen2words", "test", "test"), ("Screen2Words", "test", "test")),
         traps=(_WHOLE_SPLIT, "Answers are cut at 24 tokens."),
         transfer="screen2words",
@@ -244,7 +244,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("{split}.txt (or split/{split}.txt)", screens.WIDGETCAP),
             _RICO_FILE,
         ),
-        read=screens.read_widgetcap,
+        reader=screens.read_widgetcap,
         published=_cider(
             ("Widget Captioning", "test", "test"),
             ("WidgetCap", "test", "test"),
@@ -278,7 +278,7 @@ TASKS: tuple[Task, ...] = (
                 fields="example_id, caption, labels[][]",
             ),
         ),
-        read=docci.read_docci,
+        reader=docci.read_docci,
         score=docci.score_docci,
         published=(
             *published_keys("nes", "non-entailment sentences %", _DOCCI),
@@ -323,7 +323,7 @@ TASKS: tuple[Task, ...] = (
                 fields="id, report, prediction, reference",
             ),
         ),
-        read=mimic.read_mimic_cxr,
+        reader=mimic.read_mimic_cxr,
         score=mimic.score_reports,
         published=(
             *published_keys("cider", "CIDEr", _MIMIC),

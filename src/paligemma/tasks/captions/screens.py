@@ -19,7 +19,6 @@ from paligemma.tasks.reading.file_rows import (
     read_csv,
     read_object,
     require_object,
-    require_split,
 )
 from paligemma.tasks.reading.files import find_file, read_text_lines
 from paligemma.tasks.reading.pictures import picture_size_hw
@@ -40,7 +39,6 @@ _BETWEEN_CAPTIONS = "|"
 
 def read_screen2words(data: Path, split: str) -> Iterator[Example]:
     """Read one screen with the summaries that people wrote of it."""
-    require_split(split, SPLITS, "screen2words")
     table = find_file(
         data, "screen_summaries.csv", "screen2words/screen_summaries.csv", source=SCREEN2WORDS
     )
@@ -62,7 +60,6 @@ def read_screen2words(data: Path, split: str) -> Iterator[Example]:
 
 def read_widgetcap(data: Path, split: str) -> Iterator[Example]:
     """Read one widget with all its captions, marked on its screen by a red box."""
-    require_split(split, SPLITS, "widgetcap")
     table = find_file(
         data, "widget_captions.csv", "widget-caption/widget_captions.csv", source=WIDGETCAP
     )

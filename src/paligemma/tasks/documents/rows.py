@@ -46,7 +46,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile("{split}/documents/*.png or spdocvqa_images/*.png", files.RRC),
         ),
-        read=files.read_docvqa,
+        reader=files.read_docvqa,
         published=_anls_keys("DocVQA", "DocVQA"),
         traps=(*_ANLS_TRAPS, "The prompt is the bare question, without `answer en`."),
         transfer="docvqa",
@@ -64,7 +64,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile("images/*.jpeg", files.RRC),
         ),
-        read=files.read_infovqa,
+        reader=files.read_infovqa,
         published=_anls_keys("InfoVQA", "Infographic VQA"),
         traps=(
             *_ANLS_TRAPS,
@@ -88,7 +88,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("train2014/", "COCO 2014, for the pictures under coco-text/"),
             NeededFile(files.STVQA_LIST, files.STVQA_LIST_SOURCE, fields="one image path a line"),
         ),
-        read=files.read_stvqa,
+        reader=files.read_stvqa,
         published=_anls_keys("ST-VQA", "SceneText VQA"),
         traps=(
             *_ANLS_TRAPS,
@@ -114,7 +114,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile("{split}/png/*.png", files.CHARTQA),
         ),
-        read=files.read_chartqa,
+        reader=files.read_chartqa,
         score=scores.score_chartqa,
         published=(
             *published_keys(
@@ -150,7 +150,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile("images/{id}.jpg", files.OCRVQA),
         ),
-        read=files.read_ocrvqa,
+        reader=files.read_ocrvqa,
         score=partial(score_exact, lower=True),
         published=published_keys("accuracy", "accuracy", ("OCR-VQA", "test", "test")),
         traps=(
@@ -176,7 +176,7 @@ TASKS: tuple[Task, ...] = (
                 "Visual Genome; with COCO's train2014/ and val2014/ for the train split",
             ),
         ),
-        read=counting.read_tallyqa,
+        reader=counting.read_tallyqa,
         score=scores.score_counts,
         published=tuple(
             key
@@ -206,7 +206,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile(counting.QUESTIONS_FILE, counting.QUESTIONS, fields="question, one a row"),
         ),
-        read=counting.read_countbenchqa,
+        reader=counting.read_countbenchqa,
         score=scores.score_counts,
         published=published_keys("accuracy", "accuracy", ("CountBenchQA", "all", "all")),
         traps=(

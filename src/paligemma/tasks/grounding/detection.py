@@ -25,7 +25,6 @@ from paligemma.tasks.reading.coco import (
     read_detection_set,
 )
 from paligemma.tasks.reading.examples import example_of
-from paligemma.tasks.reading.file_rows import of_split
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.pictures import FilePicture
 
@@ -93,7 +92,7 @@ def read_detection(
         places: places of the files.
         names_classes: ask for all classes of the file by name instead of "all classes".
     """
-    theirs = of_split(places.splits, split, places.name)
+    theirs = places.splits[split]
     candidates = [place.format(split=theirs) for place in places.annotations]
     found = read_detection_set(find_file(data, *candidates, source=places.source))
     folders = [Path(data) / place.format(split=theirs) for place in places.pictures]

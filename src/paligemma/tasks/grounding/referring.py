@@ -23,7 +23,7 @@ from paligemma.tasks.reading.coco import (
 )
 from paligemma.tasks.reading.coco_stream import stream_lists
 from paligemma.tasks.reading.examples import example_of
-from paligemma.tasks.reading.file_rows import FileRow, list_rows, require_split
+from paligemma.tasks.reading.file_rows import FileRow, list_rows
 from paligemma.tasks.reading.files import find_file, read_json
 from paligemma.tasks.reading.pictures import FilePicture, first_file
 from paligemma.tasks.reading.plain_pickle import read_plain_pickle
@@ -90,7 +90,6 @@ def read_refer(data: Path, split: str, *, dataset: str) -> Iterator[Example]:
         split: one of SPLITS, or "train-combined".
         dataset: "refcoco", "refcoco+" or "refcocog".
     """
-    require_split(split, (*SPLITS[dataset], COMBINED), dataset)
     if split == COMBINED:
         yield from _read_combined(data)
         return

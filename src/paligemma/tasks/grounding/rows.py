@@ -46,7 +46,7 @@ def _referring(dataset: str, title: str) -> Task:
             ),
             NeededFile("train2017/*.jpg", referring.COCO_TRAIN),
         ),
-        read=partial(referring.read_refer, dataset=dataset),
+        reader=partial(referring.read_refer, dataset=dataset),
         score=scores.score_referring,
         published=published_keys("miou", "mIoU", *places),
         traps=(
@@ -98,7 +98,7 @@ def _detection(
             ),
             NeededFile(places.pictures[0], places.source),
         ),
-        read=partial(detection.read_detection, places=places, names_classes=names_classes),
+        reader=partial(detection.read_detection, places=places, names_classes=names_classes),
         score=partial(scores.score_detection, classes=classes),
         published=published,
         traps=(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -200,18 +200,6 @@ def require_object(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where} must be a JSON object, got {repr(row)[:80]}")
     return row
-
-
-def require_split(split: str, splits: Collection[str], task: str) -> None:
-    """Raise DataError where a task has no such split."""
-    if split not in splits:
-        raise DataError(f"{task} has the splits {', '.join(splits)}, got {split!r}")
-
-
-def of_split(names: Mapping[str, _Value], split: str, task: str) -> _Value:
-    """Return the value of a split; raise DataError where the task has no such split."""
-    require_split(split, names, task)
-    return names[split]
 
 
 def _checked(found: Any, name: str, kind: type[_Value], where: str) -> _Value:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paligemma.errors import DataError
-from paligemma.tasks.reading.file_rows import require_split
-
 ENGLISH = "en"
 # Source: big_vision datasets/coco35l and datasets/xm3600; XM3600 adds Cuzco Quechua.
 _COCO35L = (
@@ -19,22 +16,7 @@ XGQA_LANGUAGES = ("bn", "de", "en", "id", "ko", "pt", "ru", "zh")
 MARVL_LANGUAGES = ("id", "sw", "ta", "tr", "zh")
 
 
-def languages_of(
-    split: str, stems: Sequence[str], languages: Sequence[str], task: str
-) -> tuple[str, Sequence[str]]:
-    """Split a name into stem and languages: "dev" has all languages, "dev_de" has one.
-
-    Args:
-        split: "STEM" or "STEM_LANGUAGE".
-        stems: stems that the task has.
-        languages: languages that the task has.
-        task: name of the task, for errors.
-
-    Raises:
-        DataError: another stem, or another language.
-    """
-    stem, _, only = split.partition("_")
-    require_split(stem, stems, task)
-    if only and only not in languages:
-        raise DataError(f"{task} has the languages {', '.join(languages)}, got {only!r}")
-    return stem, [only] if only else languages
+def languages_of(split: str, languages: Sequence[str]) -> Sequence[str]:
+    """Return the languages of a split: "dev" has all of them, "dev_de" has one."""
+    _, _, only = split.partition("_")
+    return [only] if only else languages

@@ -30,7 +30,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile("val2014/", files.COCO_VAL),
         ),
-        read=files.read_pope,
+        reader=files.read_pope,
         score=scores.score_pope,
         published=(
             *published_keys("accuracy", "accuracy", ("POPE", "mean", "test")),
@@ -61,7 +61,7 @@ TASKS: tuple[Task, ...] = (
             ),
             NeededFile("MMVP Images/{1..300}.jpg", files.MMVP),
         ),
-        read=files.read_mmvp,
+        reader=files.read_mmvp,
         score=scores.score_mmvp,
         published=published_keys("paired_accuracy", "paired accuracy", ("MMVP", "all", "all")),
         traps=(
@@ -91,7 +91,7 @@ TASKS: tuple[Task, ...] = (
                 fields="texts, vectors",
             ),
         ),
-        read=files.read_objaverse,
+        reader=files.read_objaverse,
         score=objaverse.score_objaverse,
         published=published_keys(
             "cosine",

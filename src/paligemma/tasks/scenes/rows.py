@@ -213,7 +213,7 @@ def scenes_task(
         headline=f"{first}_{METRICS[first]}",
         asking=_ASKING[first],
         files=(),
-        read=read,
+        reader=read,
         score=score_scenes,
         traps=(
             "Pictures are drawn at the model's own size up to 224 px, so that models of different "

@@ -81,7 +81,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("ch4_test_images/img_{n}.jpg", words.ICDAR15),
             own_format("icdar15", _WORD_FIELDS),
         ),
-        read=words.read_icdar15,
+        reader=words.read_icdar15,
         published=_published(_WORD_RECORDS, "ICDAR'15 Incidental test", "test", _WORD_METRICS),
         traps=(*_WORD_TRAPS, "Files may begin with a byte-order mark; texts may hold commas."),
     ),
@@ -97,7 +97,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("Images/Test/img{n}.jpg", words.TOTAL_TEXT),
             own_format("total-text", _WORD_FIELDS),
         ),
-        read=words.read_total_text,
+        reader=words.read_total_text,
         published=_published(_WORD_RECORDS, "Total-Text test", "test", _WORD_METRICS),
         traps=(*_WORD_TRAPS, "The ground truth is read as txt; the .mat files are not read."),
     ),
@@ -114,7 +114,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("{split}/*.png", tables.PUBTABNET),
             own_format("pubtabnet", "prompt, coords_order"),
         ),
-        read=tables.read_pubtabnet,
+        reader=tables.read_pubtabnet,
         published=_published(_TABLE_RECORDS, "PubTabNet", "val", _TABLE_METRICS),
         traps=(
             *_TABLE_TRAPS,
@@ -135,7 +135,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("pages/{company}/{year}/page_{n}.png", tables.FINTABNET_PAGES),
             own_format("fintabnet", "prompt, coords_order, page_dpi"),
         ),
-        read=tables.read_fintabnet,
+        reader=tables.read_fintabnet,
         published=_published(_TABLE_RECORDS, "FinTabNet", "test", _TABLE_METRICS),
         traps=(
             *_TABLE_TRAPS,
@@ -156,7 +156,7 @@ TASKS: tuple[Task, ...] = (
             ),
             own_format("molecules", "prompt"),
         ),
-        read=transcriptions.read_molecules,
+        reader=transcriptions.read_molecules,
         score=scores.score_molecules,
         published=published_keys(
             "full_match", "full match %", ("molecular structure recognition", "ChemDraw", "test")
@@ -182,7 +182,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("grandstaff/**/*.krn, *.jpg", transcriptions.GRANDSTAFF),
             own_format("grandstaff", "prompt, ending, clean, distorted"),
         ),
-        read=transcriptions.read_grandstaff,
+        reader=transcriptions.read_grandstaff,
         score=scores.score_music,
         published=_published(
             "music score recognition",

@@ -19,7 +19,6 @@ from paligemma.example import Example
 from paligemma.metrics.spotting import MAX_VERTICES
 from paligemma.outputs.boxes import encode_boxes, format_loc
 from paligemma.tasks.reading.examples import example_of
-from paligemma.tasks.reading.file_rows import of_split
 from paligemma.tasks.reading.files import find_file, read_text
 from paligemma.tasks.reading.formats import read_format
 from paligemma.tasks.reading.pictures import first_file, picture_size_hw
@@ -103,7 +102,7 @@ def read_icdar15(data: Path, split: str) -> Iterator[Example]:
         ),
         "train": (("ch4_training_localization_transcription_gt",), "ch4_training_images"),
     }
-    truth, pictures = of_split(folders, split, "icdar15")
+    truth, pictures = folders[split]
     return _examples(
         find_file(data, *truth, source=ICDAR15),
         find_file(data, pictures, source=ICDAR15),
@@ -115,7 +114,7 @@ def read_icdar15(data: Path, split: str) -> Iterator[Example]:
 
 def read_total_text(data: Path, split: str) -> Iterator[Example]:
     """Read Total-Text: `poly_gt_img{n}.txt` beside `img{n}.jpg`; `#` marks words of no concern."""
-    folder = of_split({"test": "Test", "train": "Train"}, split, "total-text")
+    folder = {"test": "Test", "train": "Train"}[split]
     places = (
         f"txt_format/{folder}",
         f"Groundtruth/Text/Legacy/txt_format/{folder}",

@@ -18,10 +18,8 @@ from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import (
     FileRow,
     list_rows,
-    of_split,
     read_keyed,
     read_list,
-    require_split,
 )
 from paligemma.tasks.reading.files import find_file, read_json, read_text_lines
 from paligemma.tasks.reading.prefixes import CAPTION_PREFIX, answer_prefix
@@ -42,7 +40,7 @@ SPLITS = ("test", "val", "train")
 def read_msrvtt_cap(data: Path, split: str) -> Iterator[Example]:
     """Read MSR-VTT captions: one example a video with all its captions."""
     names = {"test": "test", "val": "validate", "train": "train"}
-    own = of_split(names, split, "msrvtt-cap")
+    own = names[split]
     stem = "test" if split == "test" else "train_val"
     path = find_file(data, f"{stem}_videodatainfo.json", source=MSRVTT)
     table = read_json(path)
@@ -84,7 +82,7 @@ def read_msvd_qa(data: Path, split: str) -> Iterator[Example]:
 def read_activitynet_cap(data: Path, split: str) -> Iterator[Example]:
     """Read ActivityNet captions: one example a segment, with one caption."""
     names = {"test": "val_2", "val": "val_1", "train": "train"}
-    stem = of_split(names, split, "activitynet-cap")
+    stem = names[split]
     path = find_file(data, f"{stem}.json", f"captions/{stem}.json", source=ACTIVITYNET)
     videos = _videos(data, "activitynet_cap")
     for name, row in read_keyed(path):
@@ -107,7 +105,6 @@ def read_activitynet_cap(data: Path, split: str) -> Iterator[Example]:
 
 def read_activitynet_qa(data: Path, split: str) -> Iterator[Example]:
     """Read ActivityNet questions, with the nine types of question as slices."""
-    require_split(split, SPLITS, "activitynet-qa")
     asked, told = (
         find_file(data, f"{split}_{kind}.json", f"dataset/{split}_{kind}.json", source=ANET_QA)
         for kind in ("q", "a")
@@ -140,7 +137,7 @@ def read_vatex(data: Path, split: str) -> Iterator[Example]:
         "val": ("vatex_validation_v1.0.json",),
         "train": ("vatex_training_v1.0.json",),
     }
-    path = find_file(data, *of_split(names, split, "vatex"), source=VATEX)
+    path = find_file(data, *names[split], source=VATEX)
     videos = _videos(data, "vatex_cap")
     for row in read_list(path):
         name, captions = row.text("videoID"), row.texts("enCap")
@@ -154,7 +151,6 @@ def _read_qa(
 ) -> Iterator[Example]:
     """Read the layout of MSR-VTT QA and MSVD QA: a list of rows with a numbered video."""
     task = transfer.replace("_", "-")
-    require_split(split, SPLITS, task)
     path = find_file(data, f"{split}_qa.json", source=source)
     videos = _videos(data, transfer)
     for row in read_list(path):
