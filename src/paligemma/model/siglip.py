@@ -126,6 +126,6 @@ def resize_position_table(table: Tensor, num_tokens: int) -> Tensor:
     old, new = int(table.shape[1] ** 0.5), int(num_tokens**0.5)
     if old == new:
         return table
-    grid = table.unflatten(1, (old, old)).permute(0, 3, 1, 2).float()
+    grid = table.unflatten(1, (old, old)).permute(0, 3, 1, 2).double()
     grid = F.interpolate(grid, size=(new, new), mode="bilinear", align_corners=True)
     return grid.flatten(2).transpose(1, 2).to(table.dtype)
