@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from golden_set import original_arrays
 from reference import ForwardOracle
 
 from paligemma.config import PaliGemmaConfig
@@ -40,8 +41,12 @@ def image(size_px: int) -> np.ndarray:
 
 
 def oracle_of(model: PaliGemmaModel) -> ForwardOracle:
-    weights = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
-    return ForwardOracle(weights=weights, config=model.config)
+    arrays = original_arrays(dict(model.named_parameters()), model.config)
+    return ForwardOracle(
+        weights={name: array.astype(np.float64) for name, array in arrays.items()},
+        query_scale=model.config.text.query_scale,
+        attn_softcap=model.config.text.attn_softcap,
+    )
 
 
 def fast_logits(
