@@ -592,7 +592,7 @@ def stages_of(options: argparse.Namespace) -> list[Stage]:
 
     stages = [
         Stage(name="ceilings", run=measure_ceilings, limit_s=60),
-        Stage(name="tiny against the CPU", run=compare_tiny, limit_s=90),
+        Stage(name="tiny against the CPU", run=compare_tiny, limit_s=200),
         Stage(name="two full-width layers against the CPU", run=compare_two_layers),
         Stage(name="build ours", run=build_ours, limit_s=90),
     ]
