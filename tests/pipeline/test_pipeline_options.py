@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_folder import DESK
@@ -128,3 +129,15 @@ def test_pieces_of_a_stream_never_split_a_character() -> None:
     assert list(text_pieces(steps, decode)) == ["a", " ", "\N{SNOWMAN}", "!"]
     assert "".join(text_pieces(steps[:-2], decode)) == whole[:2] + "\N{REPLACEMENT CHARACTER}"
     assert list(text_pieces([], decode)) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"best_of": 2}])
+def test_a_seed_of_numpy_draws_as_the_same_number_does(
+    random_tiny: PaliGemma, options: dict[str, Any]
+) -> None:
+    encoded = random_tiny.encode_image(DESK)
+    plain, numpy = (
+        random_tiny.read(encoded, temperature=2.0, seed=seed, max_new_tokens=4, **options)
+        for seed in (3, np.int64(3))
+    )
+    assert numpy.token_logprobs == plain.token_logprobs

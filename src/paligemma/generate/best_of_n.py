@@ -60,7 +60,7 @@ def best_of_n(
     vocab, device = model.config.vocab, model.device
     with torch.inference_mode():
         drawn = [
-            replace(one, seed=(one.seed + _SEED_STEP * sample) % MAX_SEED)
+            replace(one, seed=(int(one.seed) + _SEED_STEP * sample) % MAX_SEED)
             for one in own
             for sample in range(n)
         ]

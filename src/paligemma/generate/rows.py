@@ -64,7 +64,7 @@ class Row:
             grammar = RowGrammar.begin(constraint, options, vocab)
         return cls(
             options=options,
-            generator=torch.Generator(device=device).manual_seed(options.seed),
+            generator=torch.Generator(device=device).manual_seed(int(options.seed)),
             room=options.max_new_tokens,
             grammar=grammar,
         )
