@@ -5,6 +5,7 @@ What a kill interrupts leaves a hidden file or folder beside the target, never a
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from paligemma.errors import ConfigError
 
@@ -69,6 +71,16 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
             f"a file needs a folder that is there and can be written, got {path} "
             f"({error.strerror or error}); make that folder or name another"
         ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file as `write_whole` does.
+
+    Raises:
+        ConfigError: see `write_whole`.
+        ValueError: a number is infinite or NaN, which JSON cannot hold.
+    """
+    write_whole(path, [json.dumps(value, indent=1, allow_nan=False) + "\n"])
 
 
 def require_writable(folder: Path) -> None:

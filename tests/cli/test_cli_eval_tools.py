@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from fake_runs import QUIZ, answers, questions, write_run
 
-from paligemma.eval import report
 from paligemma.example import Example, Prediction
 from paligemma.tasks import catalog, published
 from paligemma.tasks.published import PublishedScore
@@ -65,7 +64,6 @@ def one_task(monkeypatch: pytest.MonkeyPatch) -> None:
         return [PUBLISHED] if our_split in (None, "val") else []
 
     monkeypatch.setattr(published, "published", figures)
-    monkeypatch.setattr(report, "published_scores", figures)
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -54,12 +54,26 @@ rule_option = click.option(
 )
 
 
-class Record(TypedDict):
-    """What a run notes of itself."""
+def file_option(*names: str, **more: Any) -> Callable[..., Any]:
+    """An option that names a file."""
+    kind = click.Path(path_type=Path, dir_okay=False)
+    return click.option(*names, type=kind, metavar="FILE", **more)
 
-    model: str
-    command: str
-    progress: bool
+
+def show(body: Any, table: str, *, as_json: bool) -> None:
+    """One JSON object or a text on standard output."""
+    if as_json:
+        echo_json(body)
+    else:
+        click.echo(table)
+
+
+def write_result(path: Path, text: str) -> None:
+    """A file of its own, named on standard error."""
+    from paligemma.whole_file import write_whole
+
+    write_whole(path, [text])
+    click.echo(f"paligemma: wrote {path}", err=True)
 
 
 def task_command(task: Task) -> click.Command:
@@ -76,7 +90,12 @@ def task_command(task: Task) -> click.Command:
     @click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
     @click.option("--batch-size", type=int, default=16, show_default=True, help="Examples at once.")
     @click.option(
-        "--workers", type=int, default=2, show_default=True, help="Threads that read pictures."
+        "--workers",
+        "num_workers",
+        type=int,
+        default=2,
+        show_default=True,
+        help="Threads that read pictures.",
     )
     @click.option(
         "--processes",
@@ -87,7 +106,7 @@ def task_command(task: Task) -> click.Command:
     )
     @click.option("--gpus-each", type=float, default=0.0, help="GPUs of each of these; none.")
     @click.option("--ray-address", metavar="HOST:PORT", help="A Ray cluster; this machine alone.")
-    @click.option("--beams", type=int, metavar="B", help="Instead of the benchmark's.")
+    @click.option("--beams", "num_beams", type=int, metavar="B", help="Instead of the benchmark's.")
     @click.option("--max-new-tokens", type=int, metavar="N", help="Instead of the benchmark's.")
     @click.option(
         "--prompt",
@@ -145,51 +164,38 @@ def run_benchmark(
     model: ModelChoice,
     data: Path | None,
     split: str,
-    limit: int | None,
-    seed: int,
-    batch_size: int,
-    workers: int,
     processes: int,
     gpus_each: float,
     ray_address: str | None,
-    beams: int | None,
-    max_new_tokens: int | None,
-    prompt: str | None,
     output: Path | None,
     as_json: bool,
     with_page: bool,
-    noise_piece: str = NOISE,
     rules: tuple[str, ...] = (),
+    **asked: Any,
 ) -> None:
-    """Answer, score and report; what can be wrong is looked at before a model is loaded."""
+    """Answer, score and report; mistakes of the user are found before a model is loaded.
+
+    Args:
+        asked: fields of `EvalOptions`; the other arguments are the options of the command.
+    """
     from paligemma.eval.options import EvalOptions, chosen_rules
     from paligemma.eval.runner import evaluate, run_task
 
-    chosen = dict(model.options)
-    options = EvalOptions(
-        limit=limit,
-        seed=seed,
-        batch_size=batch_size,
-        num_workers=workers,
-        prompt=prompt,
-        # The benchmark's own filter, not the model's, unless one is asked for.
-        resize_method=chosen.pop("resize_method", None),
-        num_beams=beams,
-        max_new_tokens=max_new_tokens,
-        noise_piece=noise_piece,
-        rules=chosen_rules(task, rules),
-    )
+    loading = dict(model.options)
+    # The benchmark's own filter, not the model's, unless one is asked for.
+    resize_method = loading.pop("resize_method", None)
+    options = EvalOptions(resize_method=resize_method, rules=chosen_rules(task, rules), **asked)
     _look_at_data(task, data, split, options)
     folder = output or default_folder(task, split, model, data, options)
     click.echo(f"paligemma: the run is kept in {folder}", err=True)
-    record: Record = {
+    record: dict[str, Any] = {
         "model": model.name,
         "command": shlex.join(["paligemma", *sys.argv[1:]]),
         "progress": True,
     }
     if processes == 1 and ray_address is None:
-        asked = ModelChoice(name=model.name, options=chosen).load()
-        run = evaluate(task, asked, data, split, options, folder, **record)
+        loaded = ModelChoice(name=model.name, options=loading).load()
+        run = evaluate(task, loaded, data, split, options, folder, **record)
     else:
         from paligemma.jobs.cluster import Cluster
         from paligemma.jobs.model_answerer import load_answerer
@@ -197,7 +203,7 @@ def run_benchmark(
         make = partial(
             load_answerer,
             model.name,
-            chosen,
+            loading,
             options.asking_of(task),
             noise_piece=options.noise_piece,
             needs_masks=task.asking.answer == MASK,
@@ -229,24 +235,23 @@ def report_run(
     """Score a run, write scores.json and the page, and show the figures.
 
     Args:
-        rules: of scoring; those of the run by default.
+        task: benchmark of the run.
+        run: its answers.
+        as_json: print one object instead of a table.
+        with_page: write the page.
+        rules: rules of scoring; those of the run by default.
     """
     from paligemma.eval.page import report_page
-    from paligemma.eval.report import make_report, to_table
+    from paligemma.eval.report import SCORES, make_report, to_table
     from paligemma.eval.scored import score_run
-    from paligemma.jobs.run_folder import SCORES
-    from paligemma.whole_file import write_whole
+    from paligemma.whole_file import write_json
 
     report = make_report(score_run(run, task, rules=rules))
     body = report.to_json()
-    write_whole(run.path / SCORES, [json.dumps(body, indent=1, allow_nan=False) + "\n"])
+    write_json(run.path / SCORES, body)
     if with_page:
-        write_whole(run.path / PAGE, [report_page(report, pictures=partial(pictures_of, run))])
-        click.echo(f"paligemma: wrote {run.path / PAGE}", err=True)
-    if as_json:
-        echo_json({**body, "folder": str(run.path)})
-    else:
-        click.echo(to_table(report))
+        write_result(run.path / PAGE, report_page(report, pictures=partial(pictures_of, run)))
+    show({**body, "folder": str(run.path)}, to_table(report), as_json=as_json)
 
 
 def task_of(run: Run) -> Task:

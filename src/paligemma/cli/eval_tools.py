@@ -14,12 +14,15 @@ import click
 
 from paligemma.cli.eval_run import (
     data_option,
+    file_option,
     html_option,
     json_option,
     pictures_of,
     report_run,
     rule_option,
     run_folder,
+    show,
+    write_result,
 )
 from paligemma.cli.show import echo_json
 from paligemma.errors import ConfigError, DataError
@@ -28,7 +31,7 @@ from paligemma.example import MASK
 if TYPE_CHECKING:
     from paligemma.eval.vectors import MetricSummary
     from paligemma.example import Example
-    from paligemma.jobs.run_folder import RunConfig
+    from paligemma.jobs.run_folder import Run, RunConfig
     from paligemma.tasks.task import Task
 
 
@@ -47,19 +50,9 @@ if TYPE_CHECKING:
 @click.option(
     "--model", "model_name", default="", metavar="NAME", help="Whose; for published figures."
 )
-@click.option(
-    "--html",
-    "page",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write the page there.",
-)
-@click.option(
-    "--mask-codec",
-    "codec_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="vae-oid.npz, for masks that are spelt in the text alone.",
+@file_option("--html", "page", help="Write the page there.")
+@file_option(
+    "--mask-codec", "codec_path", help="vae-oid.npz, for masks that are spelt in the text alone."
 )
 @rule_option
 @json_option
@@ -86,7 +79,6 @@ def score_command(
     from paligemma.eval.report import make_report, to_table
     from paligemma.eval.scored import score_matched
     from paligemma.tasks.catalog import find_task
-    from paligemma.whole_file import write_whole
 
     task = find_task(name)
     chosen = chosen_rules(task, rules)
@@ -109,12 +101,8 @@ def score_command(
     if page is not None:
         from paligemma.eval.page import report_page
 
-        write_whole(page, [report_page(report)])
-        click.echo(f"paligemma: wrote {page}", err=True)
-    if as_json:
-        echo_json(report.to_json())
-    else:
-        click.echo(to_table(report))
+        write_result(page, report_page(report))
+    show(report.to_json(), to_table(report), as_json=as_json)
 
 
 def _examples(
@@ -159,26 +147,27 @@ def _examples(
 @json_option
 def report_command(run: Path, rules: tuple[str, ...], with_page: bool, as_json: bool) -> None:
     """Score RUN again, as far as it has come, and write its scores.json and page."""
-    from paligemma.eval.options import chosen_rules
     from paligemma.jobs.run_folder import load_run
     from paligemma.tasks.catalog import find_task
 
     loaded = load_run(run)
     task = find_task(loaded.config.task)
-    chosen = chosen_rules(task, rules) if rules else None
+    chosen = _rules(loaded, rules)
     report_run(task, loaded, as_json=as_json, with_page=with_page, rules=chosen)
+
+
+def _rules(run: Run, rules: tuple[str, ...]) -> dict[str, str] | None:
+    """Rules of scoring that the user chose; None where those of the run hold."""
+    from paligemma.eval.options import chosen_rules
+    from paligemma.tasks.catalog import find_task
+
+    return chosen_rules(find_task(run.config.task), rules) if rules else None
 
 
 @click.command("compare")
 @click.argument("first", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("second", type=click.Path(path_type=Path, file_okay=False))
-@click.option(
-    "--html",
-    "page",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write a page with both answers beside each other.",
-)
+@file_option("--html", "page", help="Write a page with both answers beside each other.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the resampling.")
 @rule_option
 @json_option
@@ -195,27 +184,17 @@ def compare_command(
     Examples that only one of them has answered are left out and counted.
     """
     from paligemma.eval.compare import compare, to_table
-    from paligemma.eval.options import chosen_rules
     from paligemma.eval.scored import score_run
     from paligemma.jobs.run_folder import load_run
-    from paligemma.tasks.catalog import find_task
-    from paligemma.whole_file import write_whole
 
     runs = [load_run(path) for path in (first, second)]
-    scored = []
-    for run in runs:
-        chosen = chosen_rules(find_task(run.config.task), rules) if rules else None
-        scored.append(score_run(run, rules=chosen))
+    scored = [score_run(run, rules=_rules(run, rules)) for run in runs]
     found = compare(*scored, seed=seed)
     if page is not None:
         from paligemma.eval.compare_page import compare_page
 
-        write_whole(page, [compare_page(found, pictures=partial(pictures_of, runs[0]))])
-        click.echo(f"paligemma: wrote {page}", err=True)
-    if as_json:
-        echo_json(found.to_json())
-    else:
-        click.echo(to_table(found))
+        write_result(page, compare_page(found, pictures=partial(pictures_of, runs[0])))
+    show(found.to_json(), to_table(found), as_json=as_json)
 
 
 @click.command("calibrate")
@@ -282,20 +261,12 @@ def _calibration_lines(part: Any) -> str:
 
 @click.command("submission")
 @run_folder
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    metavar="FILE",
-    help="Where it goes.",
-)
+@file_option("--output", "-o", required=True, help="Where it goes.")
 @json_option
 def submission_command(run: Path, output: Path, as_json: bool) -> None:
     """Write the answers of RUN as the benchmark's test server takes them."""
     from paligemma.jobs.run_folder import load_run
     from paligemma.tasks.catalog import find_task, tasks
-    from paligemma.whole_file import write_whole
 
     loaded = load_run(run)
     task = find_task(loaded.config.task)
@@ -308,13 +279,10 @@ def submission_command(run: Path, output: Path, as_json: bool) -> None:
             f"{len(loaded.examples):,}; go on with the run first"
         )
     body = task.submission(*loaded.answered())
-    write_whole(output, [json.dumps(body, ensure_ascii=False) + "\n"])
-    click.echo(f"paligemma: wrote {output}", err=True)
-    if as_json:
-        echo_json({"task": task.name, "file": str(output), "num": len(loaded.examples)})
-    else:
-        num = len(loaded.examples)
-        click.echo(f"{num:,} answer{'s' if num != 1 else ''}")
+    write_result(output, json.dumps(body, ensure_ascii=False) + "\n")
+    num = len(loaded.examples)
+    body = {"task": task.name, "file": str(output), "num": num}
+    show(body, f"{num:,} answer{'s' if num != 1 else ''}", as_json=as_json)
 
 
 @click.command("vectors")
@@ -330,11 +298,9 @@ def vectors_command(file: Path, as_json: bool) -> None:
 
     found = summarize(check_vectors(file))
     failed = sum(one.num - one.num_passed for one in found)
-    if as_json:
-        rows = [_vector_row(one) for one in found]
-        echo_json({"file": str(file), "num_failed": failed, "metrics": rows})
-    else:
-        click.echo(_vector_lines(found))
+    rows = [_vector_row(one) for one in found]
+    body = {"file": str(file), "num_failed": failed, "metrics": rows}
+    show(body, _vector_lines(found), as_json=as_json)
     if failed:
         click.get_current_context().exit(1)
 

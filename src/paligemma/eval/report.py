@@ -13,9 +13,10 @@ from paligemma.eval.figures import Figure, figures_of, published_json, rounded
 from paligemma.eval.scored import Scored
 from paligemma.jobs.run_folder import RunConfig
 from paligemma.metrics.interval import NUM_RESAMPLES
+from paligemma.tasks import published as package
 from paligemma.tasks.published import PublishedScore
-from paligemma.tasks.published import published as published_scores
 
+SCORES = "scores.json"
 FORMAT = 1
 
 
@@ -114,7 +115,7 @@ def make_report(
         num_resamples: number for each interval; statistics too slow for that many get fewer, as
             each figure states.
     """
-    published = published or published_scores
+    published = published or package.published
     identity = identity_of(scored.config)
     comparable = [
         one

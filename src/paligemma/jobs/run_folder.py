@@ -1,12 +1,11 @@
-"""A run on disk: what was asked, every answer as it came, and the scores; survives a kill.
+"""A run on disk: its questions, and every answer as it came; survives a kill.
 
     run.json           what was run, and how to run it again
     examples.jsonl     the questions with their references, in order
     predictions.jsonl  answers, appended batch by batch; each line carries the run's key
-    scores.json        the figures
 
 Only predictions.jsonl grows; every other file appears whole or not at all. Nothing here needs a
-model, so that reports and foreign predictions are read without one.
+model, so that runs are read back without one.
 """
 
 from __future__ import annotations
@@ -29,14 +28,9 @@ from paligemma.jobs.json_lines import (
     prediction_to_json,
     read_rows,
 )
-from paligemma.whole_file import write_whole
+from paligemma.whole_file import write_json, write_whole
 
-RUN, EXAMPLES, PREDICTIONS, SCORES = (
-    "run.json",
-    "examples.jsonl",
-    "predictions.jsonl",
-    "scores.json",
-)
+RUN, EXAMPLES, PREDICTIONS = "run.json", "examples.jsonl", "predictions.jsonl"
 _KEY_DIGITS = 16
 
 
@@ -46,14 +40,14 @@ class RunConfig:
 
     Attributes:
         task: name of the benchmark.
-        split: of it.
-        model: as the user named it.
+        split: name of its split.
+        model: name of the model, as the user wrote it.
         data: folder of the benchmark's files; None where it needs none.
         settings: everything that changes an answer, as JSON holds it; the key is made of it.
         sampling: limit and seed, which chose the examples.
-        command: to run it again.
-        environment: versions and device, for the record.
-        rules: of scoring, where they are not the benchmark's defaults; no part of the key.
+        command: command that runs it again.
+        environment: versions, for the record.
+        rules: rules of scoring that are not the benchmark's defaults; no part of the key.
     """
 
     task: str
@@ -90,8 +84,7 @@ class RunConfig:
                 f"{', '.join(missing) or 'a table of settings'}; it is no run of this program"
             )
         kinds: dict[str, Any] = {"model": str, "data": str | None, "command": str}
-        kinds |= {"sampling": dict, "environment": dict}
-        kinds["rules"] = dict
+        kinds |= {"sampling": dict, "environment": dict, "rules": dict}
         for name, kind in kinds.items():
             if not isinstance(row.get(name, {}), kind):
                 raise DataError(
@@ -112,11 +105,11 @@ class Run:
     """A run read back.
 
     Attributes:
-        path: the folder.
+        path: folder of the run.
         config: what was run.
-        examples: in order; pictures are left out, `runner.read_again` opens them.
-        predictions: by example id; those of a run under way are incomplete.
-        num_duplicates: answers beyond the first to one example, left out.
+        examples: questions in order; those read back from disk have no pictures.
+        predictions: answers by example id; those of a run under way are incomplete.
+        num_duplicates: number of answers beyond the first to one example, which are left out.
     """
 
     path: Path
@@ -170,8 +163,8 @@ class RunFolder:
                 )
             lines = (json.dumps(example_to_json(one)) + "\n" for one in examples)
             write_whole(folder.path / EXAMPLES, lines)
-            # Last, because it says that the folder is complete.
-            folder.write_json(RUN, config.to_json())
+            # Last, because its presence means that the folder is complete.
+            write_json(folder.path / RUN, config.to_json())
         except OSError as error:
             raise ConfigError(
                 f"a run needs a folder that can be written, got {folder.path} ({error}); "
@@ -248,6 +241,21 @@ class RunFolder:
             found.setdefault(one.id, one)
         return found
 
+    def read(self, examples: Sequence[Example] | None = None) -> Run:
+        """The run as it stands on disk.
+
+        Args:
+            examples: its questions with their pictures; read back without them by default.
+        """
+        predictions = self.predictions()
+        return Run(
+            path=self.path,
+            config=self.config,
+            examples=self.examples() if examples is None else list(examples),
+            predictions=predictions,
+            num_duplicates=self.num_duplicates,
+        )
+
     def append(self, predictions: Sequence[Prediction]) -> None:
         """Write answers to the end; they survive a kill or power cut once this returns."""
         if self._file is None:
@@ -257,15 +265,6 @@ class RunFolder:
         self._file.write("".join(line + "\n" for line in lines).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
-
-    def write_json(self, name: str, value: Any) -> None:
-        """One file, whole or not at all."""
-        write_whole(self.path / name, [json.dumps(value, indent=1, allow_nan=False) + "\n"])
-
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """What `write_json` wrote; None where it was not written yet."""
-        path = self.path / name
-        return read_json_object(path) if path.is_file() else None
 
     def __enter__(self) -> RunFolder:
         # Made if need be, and never emptied, whoever else begins at this moment.
@@ -292,15 +291,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         DataError: there is none, or a file is damaged; the message names file and line.
     """
-    folder = RunFolder(path)
-    predictions = folder.predictions()
-    return Run(
-        path=folder.path,
-        config=folder.config,
-        examples=folder.examples(),
-        predictions=predictions,
-        num_duplicates=folder.num_duplicates,
-    )
+    return RunFolder(path).read()
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -121,23 +121,17 @@ class Job:
                 bar.update(len(new))
 
     def _finished(self) -> Run:
-        predictions = self.folder.predictions()
-        failed = [one for one in predictions.values() if one.error is not None]
+        run = self.folder.read(self.examples)
+        failed = [one for one in run.predictions.values() if one.error is not None]
         if failed:
             logger.warning(
                 "%d of %d examples could not be asked and count as empty answers, such as %s: %s",
                 len(failed),
-                len(self.examples),
+                len(run.examples),
                 failed[0].id,
                 failed[0].error,
             )
-        return Run(
-            path=self.folder.path,
-            config=self.folder.config,
-            examples=list(self.examples),
-            predictions=predictions,
-            num_duplicates=self.folder.num_duplicates,
-        )
+        return run
 
 
 def environment() -> dict[str, str]:
