@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from paligemma.errors import DataError, PaliGemmaError
+from paligemma.metrics.measure import Measure
 
 logger = logging.getLogger(__name__)
 
 Vector = Mapping[str, Any]
-# A vector -> a result in the shape of its `expected`.
-Check = Callable[[Vector], Any]
+Params = Mapping[str, Any]
+# Predictions, references and params of a vector -> a result in the shape of its `expected`.
+Check = Callable[[Any, Any, Params], Any]
 
 FAMILIES = ("captions", "texts", "structure", "prompts")
 MAX_BYTES = 256 * 2**20
@@ -70,6 +72,16 @@ def checks() -> dict[str, Check]:
     for family in FAMILIES:
         found.update(import_module(f"{__name__}.{family}").CHECKS)
     return found
+
+
+def by_name(measures: Sequence[Measure]) -> dict[str, float]:
+    """Name -> value."""
+    return {one.name: one.value for one in measures}
+
+
+def per_example(measure: Measure) -> list[float]:
+    """What each example adds."""
+    return [] if measure.per_example is None else measure.per_example.tolist()
 
 
 def check_vectors(path: Path | str) -> list[VectorResult]:
@@ -128,7 +140,9 @@ def check_vector(vector: Vector, known: Mapping[str, Check] | None = None) -> Ve
     difference, problem = math.nan, f"no metric here is named {vector['metric']!r}"
     if check is not None:
         try:
-            found = check(vector)
+            found = check(
+                vector["predictions"], vector.get("references"), vector.get("params") or {}
+            )
             tolerance = float(vector.get("tolerance", DEFAULT_TOLERANCE))
             difference, problem = _compare(vector["expected"], found, tolerance, "expected")
         except PaliGemmaError as error:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paligemma.eval.vectors import Check, Vector
-from paligemma.eval.vectors.texts import by_name, per_example
+from paligemma.eval.vectors import Check, Params, by_name, per_example
 from paligemma.metrics.caption import caption_measures
 from paligemma.metrics.measure import mean_measure
 from paligemma.metrics.ptb import ptb_tokenize, ptb_tokenize_batch
@@ -13,27 +12,22 @@ from paligemma.metrics.subsets import score_by_language
 from paligemma.tasks.reading.languages import ENGLISH
 
 
-def _tokenize(vector: Vector) -> str:
-    return ptb_tokenize(vector["predictions"])
-
-
-def _tokenize_batch(vector: Vector) -> list[str]:
+def _tokenize_batch(predictions: Any, references: Any, params: Params) -> list[str]:
     # The vectors show what Java makes of line breaks that are none to us.
-    return ptb_tokenize_batch(vector["predictions"], java_line_breaks=True)
+    return ptb_tokenize_batch(predictions, java_line_breaks=True)
 
 
-def _captioning(vector: Vector) -> dict[str, Any]:
-    found = caption_measures(vector["predictions"], vector["references"], bleu=True, rouge=True)
+def _captioning(predictions: Any, references: Any, params: Params) -> dict[str, Any]:
+    found = caption_measures(predictions, references, bleu=True, rouge=True)
     return by_name(found) | {"cider_per_image": per_example(found[0])}
 
 
-def _languages(vector: Vector) -> dict[str, float]:
-    scores = vector["predictions"]
-    names = list(scores)
+def _languages(predictions: Any, references: Any, params: Params) -> dict[str, float]:
+    names = list(predictions)
     others = [name for name in names if name != ENGLISH]
     found = score_by_language(
         names,
-        lambda rows: [mean_measure("score", [scores[names[row]] for row in rows])],
+        lambda rows: [mean_measure("score", [predictions[names[row]] for row in rows])],
         expected=names,
         averages={"avg_without_en": others, "avg_all": names},
     )
@@ -41,7 +35,7 @@ def _languages(vector: Vector) -> dict[str, float]:
 
 
 CHECKS: dict[str, Check] = {
-    "ptb_tokenize": _tokenize,
+    "ptb_tokenize": lambda found, truth, params: ptb_tokenize(found),
     "ptb_tokenize_batch": _tokenize_batch,
     "captioning": _captioning,
     "multilingual_average": _languages,

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from paligemma.errors import DataError
-from paligemma.eval.vectors import Check, Vector
-from paligemma.eval.vectors.texts import params
+from paligemma.eval.vectors import Check, Params
 from paligemma.outputs.boxes import encode_boxes, format_loc, format_seg
 from paligemma.processing.sentencepiece_model import SEPARATOR_PIECE
 from paligemma.tasks.answers.scienceqa import scienceqa_prefix, scienceqa_suffix
@@ -19,42 +18,42 @@ from paligemma.tasks.reading.prefixes import (
 )
 
 # A row of a benchmark -> prefix and suffix.
-Row = Mapping[str, Any]
-Wording = Callable[[Row], tuple[str, str]]
+_Row = Mapping[str, Any]
+Wording = Callable[[_Row], tuple[str, str]]
 
 
-def _answer(row: Row) -> tuple[str, str]:
+def _answer(row: _Row) -> tuple[str, str]:
     return answer_prefix(row["question"]), row["answers"][0]
 
 
-def _lower_answer(row: Row) -> tuple[str, str]:
+def _lower_answer(row: _Row) -> tuple[str, str]:
     return answer_prefix(row["question"]), row["answers"][0].lower()
 
 
-def _bare(row: Row) -> tuple[str, str]:
+def _bare(row: _Row) -> tuple[str, str]:
     return bare_prefix(row["question"]), row["answers"][0]
 
 
-def _choices(row: Row) -> tuple[str, str]:
+def _choices(row: _Row) -> tuple[str, str]:
     return choices_prefix(row["question"], row["possible_answers"]), row["answer"]
 
 
-def _science(row: Row) -> tuple[str, str]:
+def _science(row: _Row) -> tuple[str, str]:
     prefix = scienceqa_prefix(row["question"], row["hint"], row["choices"])
     return prefix, scienceqa_suffix(row["answer"])
 
 
-def _caption(row: Row) -> tuple[str, str]:
+def _caption(row: _Row) -> tuple[str, str]:
     # A row that tells only the language stands for any caption.
     return caption_prefix(row.get("language", "en")), row.get("caption", "(one caption)")
 
 
-def _expression(row: Row) -> tuple[str, str]:
+def _expression(row: _Row) -> tuple[str, str]:
     box = format_loc(encode_boxes(row["box_ymin_xmin_ymax_xmax"]))
     return bare_prefix(row["sentence"]), box + format_seg(row["seg"])
 
 
-def _statement(row: Row) -> tuple[str, str]:
+def _statement(row: _Row) -> tuple[str, str]:
     return answer_prefix(row["sentence"]), str(row["label"])
 
 
@@ -73,12 +72,12 @@ _BENCHMARKS: dict[Wording, str] = {
 _WORDING = {name: wording for wording, names in _BENCHMARKS.items() for name in names.split()}
 
 
-def _prompt(vector: Vector) -> dict[str, str]:
-    task = params(vector)["task"]
+def _prompt(predictions: Any, references: Any, params: Params) -> dict[str, str]:
+    task = params["task"]
     wording = _WORDING.get(task.lower().replace("_", "").replace("-", ""))
     if wording is None:
         raise DataError(f"no wording of {task!r} is known; one of {', '.join(_WORDING)}")
-    prefix, suffix = wording(vector["predictions"])
+    prefix, suffix = wording(predictions)
     return {"prefix": prefix, "separator": SEPARATOR_PIECE, "suffix": suffix}
 
 

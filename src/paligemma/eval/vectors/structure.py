@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from paligemma.errors import DataError
-from paligemma.eval.vectors import Check, Vector
-from paligemma.eval.vectors.texts import by_name, per_example
+from paligemma.eval.vectors import Check, Params, by_name, per_example
 from paligemma.metrics.detection import coco_summary
 from paligemma.metrics.grits import GridScore, grits_con, grits_top, read_cells
 from paligemma.metrics.segmentation import ObjectMask, read_object, referring_measures
@@ -79,9 +78,9 @@ def drawn_map(shape: Mapping[str, Any]) -> np.ndarray:
     return values
 
 
-def _referring(vector: Vector) -> dict[str, Any]:
+def _referring(predictions: Any, references: Any, params: Params) -> dict[str, Any]:
     found, truths = [], []
-    for prediction, shape in zip(vector["predictions"], vector["references"], strict=True):
+    for prediction, shape in zip(predictions, references, strict=True):
         mask = drawn_mask(shape)
         values = drawn_map(prediction["mask64"])
         # "txt" stands for any token of ordinary text.
@@ -98,13 +97,12 @@ def _referring(vector: Vector) -> dict[str, Any]:
     }
 
 
-def _loc_tokens(vector: Vector) -> dict[str, Any]:
-    bins = encode_boxes(vector["references"])
+def _loc_tokens(predictions: Any, references: Any, params: Params) -> dict[str, Any]:
+    bins = encode_boxes(references)
     return {"encoded": format_loc(bins), "decoded": [float(one) for one in decode_boxes(bins)]}
 
 
-def _spotting(vector: Vector) -> dict[str, float]:
-    predictions, references = vector["predictions"], vector["references"]
+def _spotting(predictions: Any, references: Any, params: Params) -> dict[str, float]:
     counts = count_words(predictions, references)
     values = by_name(spotting_measures(predictions, references))
     figures = {theirs: values[ours] for theirs, ours in _SPOTTING.items()}
@@ -116,16 +114,15 @@ def _spotting(vector: Vector) -> dict[str, float]:
     }
 
 
-def _teds(vector: Vector) -> dict[str, float]:
-    prediction, reference = vector["predictions"], vector["references"]
+def _teds(predictions: Any, references: Any, params: Params) -> dict[str, float]:
     return {
-        "teds": table_similarity(prediction, reference),
-        "teds_struct": table_similarity(prediction, reference, structure_only=True),
+        "teds": table_similarity(predictions, references),
+        "teds_struct": table_similarity(predictions, references, structure_only=True),
     }
 
 
-def _grits(vector: Vector) -> dict[str, float]:
-    wanted, found = read_cells(vector["references"]), read_cells(vector["predictions"])
+def _grits(predictions: Any, references: Any, params: Params) -> dict[str, float]:
+    wanted, found = read_cells(references), read_cells(predictions)
     if not wanted:
         raise DataError("the reference of a table must be well-formed; escape & and close all tags")
     values: dict[str, float] = {}
@@ -138,15 +135,11 @@ def _grits(vector: Vector) -> dict[str, float]:
     return values
 
 
-def _detection(vector: Vector) -> dict[str, float]:
-    return coco_summary(vector["predictions"], vector["references"])
-
-
 CHECKS: dict[str, Check] = {
     "referring_segmentation": _referring,
     "loc_tokens": _loc_tokens,
     "text_spotting_hiertext": _spotting,
     "teds": _teds,
     "grits": _grits,
-    "detection_map": _detection,
+    "detection_map": lambda found, truth, params: coco_summary(found, truth),
 }
