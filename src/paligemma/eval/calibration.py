@@ -41,7 +41,7 @@ class Bin:
 
     Attributes:
         low, high: bounds of their confidences.
-        num: how many.
+        num: number of answers.
         confidence: their mean confidence; 0 without any.
         accuracy: share that was right.
     """
@@ -58,11 +58,11 @@ class Reliability:
     """How confidences compare with what came true.
 
     Attributes:
-        bins: equally wide, from 0 to 1.
+        bins: equally wide bins from 0 to 1.
         ece: mean distance of a bin's confidence from its accuracy, weighted by its answers.
         brier: mean squared distance of confidence from hit (1) or miss (0).
         nll: mean negative log-likelihood of hit or miss, in nats.
-        num: answers.
+        num: number of answers.
     """
 
     bins: tuple[Bin, ...]

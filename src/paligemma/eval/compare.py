@@ -89,12 +89,12 @@ class Comparison:
 
     Attributes:
         first, second: scored on the common examples, in one order.
-        differences: of every measure that both have, the headline first.
+        differences: differences of every measure that both have, the headline first.
         gains: float64[N], what the second run gains on each example, positive is better; None
             where the benchmark gives single examples no score.
-        scores: of both runs' single examples, see `example_scores`.
+        scores: scores of both runs' single examples, see `example_scores`.
         num_only_first, num_only_second: examples that one run alone has answered; left out.
-        notices: what differs between the runs beside the model.
+        notices: sentences on how the runs differ beside the model.
     """
 
     first: Scored

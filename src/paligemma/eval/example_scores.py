@@ -17,12 +17,12 @@ from paligemma.example import Prediction
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExampleScores:
-    """A number an example.
+    """A score for each example.
 
     Attributes:
-        name: of the figure.
+        name: name of the figure.
         values: float64[N]; NaN where it does not apply.
-        is_error: better low.
+        is_error: whether a lower score is better.
         threshold: boxes below this confidence do not count; 0 counts all.
     """
 
@@ -33,7 +33,7 @@ class ExampleScores:
 
 
 def example_scores(scored: Scored) -> ExampleScores | None:
-    """What the headline says of single examples; of boxes F1, since average precision says nothing.
+    """Scores of single examples: parts of the headline, or F1 of boxes where it has none.
 
     Returns:
         None where a figure has no parts and answers are no boxes.
@@ -74,7 +74,7 @@ def _box_scores(scored: Scored) -> ExampleScores:
 def worst(scored: Scored, scores: ExampleScores | None, num: int) -> list[int]:
     """Positions of the worst examples: of equally bad ones, those the model was surest of.
 
-    An answer that is wrong and sure says more than one that is wrong and unsure.
+    A wrong answer that the model was sure of shows more than one that it was unsure of.
     """
     if scores is None:
         return []

@@ -1,6 +1,6 @@
-"""Predictions that somebody else made: read, checked and matched with a task's examples.
+"""Reads predictions that another program made, checks them and matches them with examples.
 
-What cannot be scored as it stands is named and counted, never dropped in silence:
+A notice names and counts everything that cannot be scored as it stands:
 
     missing id            scored as an empty answer, or refused
     id of no example      left out
@@ -37,13 +37,13 @@ _PIXELS_FROM = 4.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Submission:
-    """A file of predictions.
+class ForeignPredictions:
+    """Predictions of a file.
 
     Attributes:
-        path: where it lies.
-        predictions: by example id; every number is finite.
-        duplicates: ids of lines that were left out, once a line.
+        path: the file.
+        predictions: predictions by example id; every number is finite.
+        duplicates: ids of lines that were left out, once for each line.
         bad_scores: ids of predictions with a confidence that was not finite, now 0.
         bad_boxes: ids of predictions with an object whose box is no place, now left out.
         far_boxes: ids of predictions with a box far outside the picture, as pixels would be.
@@ -57,13 +57,15 @@ class Submission:
     far_boxes: tuple[str, ...] = ()
 
 
-def read_predictions(path: str | os.PathLike[str], examples: Sequence[Example] = ()) -> Submission:
+def read_predictions(
+    path: str | os.PathLike[str], examples: Sequence[Example] = ()
+) -> ForeignPredictions:
     """Predictions of a file with `id`, `text`, and where there are any `objects` in each row.
 
     Args:
         path: JSON lines, or one JSON list of the same rows; also the result files of
             `official_rows`.
-        examples: of the split, for result files whose boxes are in pixels.
+        examples: questions of the split, for result files whose boxes are in pixels.
 
     Raises:
         DataError: unreadable, or a row that is no prediction; named by line.
@@ -90,7 +92,7 @@ def read_predictions(path: str | os.PathLike[str], examples: Sequence[Example] =
         found[one.id] = replace(one, objects=objects, logprob=logprob)
     if not found:
         raise DataError(f"{path} must hold at least one prediction, got none; name another file")
-    return Submission(
+    return ForeignPredictions(
         path=path,
         predictions=found,
         duplicates=tuple(duplicates),
@@ -133,13 +135,13 @@ def _first_character(path: Path) -> bytes:
 
 
 def match_examples(
-    submission: Submission, examples: Sequence[Example], *, missing: str = EMPTY
+    foreign: ForeignPredictions, examples: Sequence[Example], *, missing: str = EMPTY
 ) -> tuple[list[Prediction], list[str]]:
     """One prediction an example, in order, and a sentence for everything that was amiss.
 
     Args:
-        submission: what was read.
-        examples: of the split.
+        foreign: predictions of a file.
+        examples: questions of the split, in order.
         missing: "empty" scores an example without prediction as an empty answer; "refuse" raises.
 
     Raises:
@@ -149,17 +151,17 @@ def match_examples(
     if missing not in (EMPTY, REFUSE):
         raise ConfigError(f"missing must be {EMPTY} or {REFUSE}, got {missing!r}")
     ids = {one.id for one in examples}
-    absent = [one.id for one in examples if one.id not in submission.predictions]
-    extra = [name for name in submission.predictions if name not in ids]
+    absent = [one.id for one in examples if one.id not in foreign.predictions]
+    extra = [name for name in foreign.predictions if name not in ids]
     if len(absent) == len(ids):
         raise DataError(
-            f"{submission.path} must hold ids of the split, but none of its "
-            f"{len(submission.predictions)} is: it has {_some(extra)}, the split "
+            f"{foreign.path} must hold ids of the split, but none of its "
+            f"{len(foreign.predictions)} is: it has {_some(extra)}, the split "
             f"{_some([one.id for one in examples])}; write the task's ids"
         )
     if absent and missing == REFUSE:
         raise DataError(
-            f"{submission.path} must answer every example, misses {len(absent)} of {len(ids)}: "
+            f"{foreign.path} must answer every example, misses {len(absent)} of {len(ids)}: "
             f"{_some(absent)}; add them, or count them as empty answers"
         )
     notices = [
@@ -167,17 +169,17 @@ def match_examples(
         for names, what in (
             (absent, f"of {len(ids)} examples have no prediction and count as empty answers"),
             (extra, "predictions belong to no example and were left out"),
-            (submission.duplicates, "further lines repeat an id and were left out"),
-            (submission.bad_scores, "predictions hold a confidence that is no number; it became 0"),
-            (submission.bad_boxes, "predictions hold a box that is no number; it was left out"),
+            (foreign.duplicates, "further lines repeat an id and were left out"),
+            (foreign.bad_scores, "predictions hold a confidence that is no number; it became 0"),
+            (foreign.bad_boxes, "predictions hold a box that is no number; it was left out"),
             (
-                submission.far_boxes,
+                foreign.far_boxes,
                 "predictions hold a box far outside the picture; box_yxyx is in [0, 1], not pixels",
             ),
         )
         if names
     ]
-    found = submission.predictions
+    found = foreign.predictions
     matched = [
         found.get(one.id, Prediction(id=one.id, text="", error="no prediction")) for one in examples
     ]
@@ -187,12 +189,12 @@ def match_examples(
 def decoded_masks(
     predictions: Sequence[Prediction], examples: Sequence[Example], codec: MaskCodec
 ) -> list[Prediction]:
-    """The predictions, with the objects that a text spells where no objects came beside it.
+    """The predictions, with the objects that a text spells where it came without objects.
 
     Args:
-        predictions: one an example, in order.
-        examples: of a benchmark of masks, whose references hold `mask` with its size.
-        codec: decodes the codewords.
+        predictions: one prediction for each example, in order.
+        examples: questions of a benchmark of masks, whose references hold `mask` with its size.
+        codec: decoder of the codewords.
     """
     from paligemma.jobs.model_answerer import found_object
     from paligemma.outputs.assemble import to_detections

@@ -26,8 +26,8 @@ def own_rows(rows: Iterator[Placed], examples: Sequence[Example]) -> Iterator[Pl
     """Rows with `id`, `text` and `objects`, whichever way they were written.
 
     Args:
-        rows: where each stands, and the row.
-        examples: of the split; boxes in pixels need the sizes and categories that they hold.
+        rows: place of each row, for errors, and the row.
+        examples: questions of the split; boxes in pixels need their sizes and categories.
 
     Raises:
         DataError: a detection that is malformed, or of a picture or task without a size.
@@ -48,7 +48,7 @@ def own_rows(rows: Iterator[Placed], examples: Sequence[Example]) -> Iterator[Pl
 
 
 def _text_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The row, or what it says under this project's names."""
+    """The row under this project's names, as it is where its names are others."""
     name = next((key for key in _IDS if key in row), None)
     text = [key for key in _TEXTS if key in row]
     if name is None or len(text) != 1:

@@ -1,4 +1,4 @@
-"""What a user may change about a run, and what of it changes an answer."""
+"""What a user may change about a run, and which of these changes alter an answer."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ _PLACE = re.compile(r"\{[^{}]*\}")
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """How a benchmark is run; what is None is as the benchmark says.
+    """How a benchmark is run; None takes what the benchmark prescribes.
 
     Attributes:
-        limit: examples, drawn evenly by `seed`; None asks all.
-        seed: of that draw.
-        batch_size: examples answered together. Part of the run's key, because an answer may depend
-            on its batch by rounding.
+        limit: number of examples, drawn evenly by `seed`; None asks all.
+        seed: seed of that draw.
+        batch_size: number of examples answered together. It is part of the run's key, because an
+            answer may depend on its batch by rounding.
         num_workers: threads that read pictures while the model answers; 0 reads in turn.
-        prompt: other words than the benchmark's, where "{prefix}" stands for those and "{question}"
-            for the question in them, without `answer en` and choices.
-        resize_method: see `processing.resize`.
-        num_beams: 1 is greedy.
-        max_new_tokens: bound of an answer.
-        rules: of scoring, see `chosen_rules`; they change no answer.
-        noise_piece: piece that pads answers with all classes; barred from them, if the vocabulary
-            has it as a single token, while its probability stays in the confidences.
+        prompt: the user's prompt, where "{prefix}" stands for the benchmark's own and "{question}"
+            for the question in it, without `answer en` and choices.
+        resize_method: one of `processing.resize.RESIZE_METHODS`.
+        num_beams: number of hypotheses of beam search; 1 is greedy.
+        max_new_tokens: largest number of tokens of an answer.
+        noise_piece: see `jobs.model_answerer.ModelAnswerer`.
+        rules: rules of scoring, see `chosen_rules`; they change no answer.
+
+    Raises:
+        ConfigError: a value out of its range, or a prompt with another place than these.
     """
 
     limit: int | None = None
@@ -88,7 +90,7 @@ class EvalOptions:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def prompted(self, examples: Iterable[Example]) -> Iterator[Example]:
-        """The examples with the prompt that is really asked.
+        """The examples with the prompts that the model is asked.
 
         Raises:
             ConfigError: "{question}" where the benchmark's words hold none.
@@ -109,7 +111,7 @@ class EvalOptions:
         return _PLACE.sub(lambda place: places[place[0]], self.prompt or "")
 
     def settings(self, task: Task) -> dict[str, Any]:
-        """What of this changes an answer, beside the examples themselves."""
+        """The options that change an answer, as JSON holds them."""
         asking = replace(task.asking, **self._changes())
         fields = {
             name: value
@@ -128,18 +130,18 @@ def _asking(
     return replace(general if special is None else special(example), **changes)
 
 
-def chosen_rules(task: Task, said: Iterable[str]) -> dict[str, str]:
+def chosen_rules(task: Task, stated: Iterable[str]) -> dict[str, str]:
     """The rules of scoring that differ from the benchmark's defaults.
 
     Args:
         task: the benchmark; `Task.rules` names what it offers.
-        said: "name=value" each; of one name the last counts.
+        stated: "name=value" each; if a name comes twice, the last value counts.
 
     Raises:
         ConfigError: a rule or value that the benchmark does not offer.
     """
     found = {}
-    for one in said:
+    for one in stated:
         name, _, chosen = one.partition("=")
         if chosen not in task.rules.get(name, ()):
             offered = [f"{rule}={choice}" for rule in task.rules for choice in task.rules[rule]]

@@ -22,7 +22,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ModelIdentity:
-    """What decides which published figures a model is held against.
+    """Properties of a model that published figures are comparable by.
 
     Attributes:
         family: "PaliGemma" or "PaliGemma 2"; None where unknown.
@@ -46,7 +46,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Report:
-    """Everything a page or a table says of a run.
+    """Everything that a page or a table shows of a run.
 
     Attributes:
         scored: the run.
@@ -137,7 +137,7 @@ def make_report(
 
 
 def identity_of(config: RunConfig) -> ModelIdentity:
-    """Family, size and resolution: what the run noted, else what the model's name says."""
+    """Family, size and resolution, which the run noted or the model's name states."""
     found, noted = named_release(config.model), config.settings
     release, side_px = (None, None) if found is None else found
     return ModelIdentity(

@@ -41,7 +41,7 @@ def evaluate(
         asked: model that is measured.
         data: folder of the benchmark's files; None for a task that draws its own.
         split: name of one of the task's splits.
-        options: what the user changed.
+        options: the user's changes.
         folder: folder of the run, see `jobs.run_folder`; new, or of the same run.
         model: name of the model, for the record.
         command: command that runs this again, for the record.

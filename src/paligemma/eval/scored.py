@@ -26,10 +26,10 @@ class Scored:
 
     Attributes:
         task: the benchmark.
-        config: what was run.
-        examples, predictions: in one order.
-        measures: the headline first.
-        num_asked: examples that were to be answered, the unanswered ones too.
+        config: record of the run.
+        examples, predictions: questions and their answers, in one order.
+        measures: figures of the scorer, the headline first.
+        num_asked: number of examples that were to be answered, the unanswered ones too.
         notices: one sentence for everything that was amiss with the predictions.
     """
 
@@ -62,9 +62,9 @@ def score_run(
     """Score what a run has answered so far.
 
     Args:
-        run: from `run_folder.load_run`.
+        run: a run, complete or under way.
         task: its benchmark; found by name by default.
-        rules: of scoring, from `options.chosen_rules`; those of the run by default.
+        rules: rules of scoring from `options.chosen_rules`; those of the run by default.
 
     Raises:
         DataError: nothing was answered yet.

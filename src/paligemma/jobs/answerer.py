@@ -36,8 +36,8 @@ def answered(
     """Answer batches in turn while threads read the pictures of the batches to come.
 
     Args:
-        answerer: what answers.
-        batches: in the order in which they are answered.
+        answerer: model or stand-in that answers.
+        batches: numbered batches in the order in which they are answered.
         num_workers: number of threads; 0 reads and answers in turn.
     """
     if not num_workers:

@@ -119,7 +119,7 @@ def _found_to_json(one: FoundObject) -> dict[str, Any]:
 
 
 def finite(value: float) -> float | None:
-    """JSON knows no infinity and no NaN."""
+    """The number; None where it is infinite or NaN, which JSON cannot hold."""
     return float(value) if math.isfinite(value) else None
 
 

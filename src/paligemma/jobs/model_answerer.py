@@ -64,7 +64,7 @@ class ModelAnswerer:
 
     Args:
         asked: model, processor and mask codec.
-        asking_of: says how an example is asked.
+        asking_of: function from an example to how it is asked.
         noise_piece: piece that pads answers with all classes. Such an answer may not contain it, if
             the vocabulary has it as a single token; its probability stays in the confidences.
         needs_masks: refuse a model without mask codec, rather than find no mask at all.
@@ -114,7 +114,7 @@ class ModelAnswerer:
     # Without the model
 
     def read(self, examples: Sequence[Example]) -> list[ReadExample | str]:
-        """Each example as the model reads it, or a sentence that says why it cannot be read."""
+        """Each example as the model reads it, or a sentence why it cannot be read."""
         shown: dict[str, ReadPictures | str] = {}
         found: list[ReadExample | str] = []
         for example in examples:

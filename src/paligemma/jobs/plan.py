@@ -30,9 +30,9 @@ def sample_examples(
 
     Args:
         examples: a stream; never held whole where there is a limit.
-        limit: how many; None, or more than there are, takes all.
-        seed: of the draw; the same sample for the same examples and seed.
-        where: the examples come from, for the message.
+        limit: number of examples; None, or more than there are, takes all.
+        seed: seed of the draw; the same examples and seed give the same sample.
+        where: place that the examples come from, for the message.
 
     Raises:
         DataError: no example, or an id that occurs twice or is no Unicode.

@@ -36,7 +36,7 @@ _KEY_DIGITS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What was run.
+    """Record of a run.
 
     Attributes:
         task: name of the benchmark.
@@ -106,7 +106,7 @@ class Run:
 
     Attributes:
         path: folder of the run.
-        config: what was run.
+        config: record of the run.
         examples: questions in order; those read back from disk have no pictures.
         predictions: answers by example id; those of a run under way are incomplete.
         num_duplicates: number of answers beyond the first to one example, which are left out.

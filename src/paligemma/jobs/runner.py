@@ -2,7 +2,7 @@
 
 A run that is killed goes on where it stood and ends with the same answers, because its batches are
 fixed beforehand (`plan`) and each is on disk before the next begins (`run_folder`). Nothing here
-needs a model: what answers is passed in.
+needs a model: the caller passes an answerer.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Job:
 
         Args:
             path: folder of the run; new, or of the same run.
-            config: what is run; its settings name everything that changes an answer.
+            config: record of the run; its settings hold everything that changes an answer.
             examples: questions in order.
             batch_size: most examples that are answered together.
 

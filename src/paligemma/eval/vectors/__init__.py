@@ -1,7 +1,7 @@
 """Holds our metrics to other people's numbers: files of predictions, references and scores.
 
 A file is JSON, {"vectors": [{"id", "metric", "predictions", "references", "params"?, "expected",
-"tolerance"?}]}; what each metric expects is told by the functions in `CHECKS` of the modules here.
+"tolerance"?}]}; `CHECKS` of the modules here maps each metric to the function that computes it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class VectorResult:
     """How one vector came out.
 
     Attributes:
-        id, metric: of the vector.
+        id, metric: id and metric of the vector.
         passed: every expected value is met within the vector's tolerance.
         largest_difference: between numbers; NaN where none could be compared.
         message: what differs or went wrong; empty where it passed.
@@ -87,7 +87,7 @@ def per_example(measure: Measure) -> list[float]:
 def check_vectors(path: Path | str) -> list[VectorResult]:
     """Compute every vector of a file and compare.
 
-    A metric that nobody here knows and a vector that cannot be computed are reported as failed, so
+    A metric without a check and a vector that cannot be computed are reported as failed, so
     that one of them does not hide the others.
 
     Args:
@@ -132,8 +132,8 @@ def check_vector(vector: Vector, known: Mapping[str, Check] | None = None) -> Ve
     """Compute one vector and compare; see `check_vectors`.
 
     Args:
-        vector: of the documented form.
-        known: see `checks`, which is the default.
+        vector: vector of the form in the module's docstring.
+        known: checks by metric; those of `checks` by default.
     """
     check = (checks() if known is None else known).get(vector["metric"])
     found: Any = None
