@@ -177,8 +177,10 @@ def test_slow_statistics_get_fewer_resamples_and_a_headline_more_patience(
     }
     (values,) = resampled_values({"slow": (takes(0.1), 2)}, np.arange(2), headline="slow").values()
     assert len(values) == 1000
-    (values,) = resampled_values({"x": (takes(0.1), 2)}, np.arange(2), most={"x": 2}).values()
-    assert len(values) == 2
+    (values,) = resampled_values(
+        {"x": (takes(0.1), 2)}, np.arange(2), few=["x"], headline="x"
+    ).values()
+    assert len(values) == 200
     # Twenty million draws at most, and never fewer than 200 resamples for that.
     (values,) = resampled_values({"x": (takes(0.0), 40_000)}, np.arange(40_000)).values()
     assert len(values) == 500

@@ -235,7 +235,7 @@ def _asking_for_three_tokens(example: Example) -> Asking:
 
 
 def test_another_process_loads_the_model_by_its_name(tiny: PaliGemma) -> None:
-    make = partial(load_answerer, "tiny", {"mode": "exact"}, _asking_for_three_tokens)
+    make = partial(load_answerer, "tiny", {"mode": "exact"}, asking_of=_asking_for_three_tokens)
     # Ray sends it as bytes.
     answerer = pickle.loads(pickle.dumps(make))()
     assert answerer.settings() == ModelAnswerer(tiny, lambda one: ASKING).settings()

@@ -17,7 +17,7 @@ import click
 from paligemma.cli.options import ModelChoice, model_options
 from paligemma.cli.show import echo_json
 from paligemma.errors import ConfigError, DataError, PaliGemmaError
-from paligemma.example import ALL_CLASSES, MASK, NOISE
+from paligemma.example import ALL_CLASSES, NOISE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,16 +200,11 @@ def run_benchmark(
         from paligemma.jobs.cluster import Cluster
         from paligemma.jobs.model_answerer import load_answerer
 
-        make = partial(
-            load_answerer,
-            model.name,
-            loading,
-            options.asking_of(task),
-            noise_piece=options.noise_piece,
-            needs_masks=task.asking.answer == MASK,
-        )
         cluster = Cluster(
-            make_answerer=make, num_workers=processes, gpus_each=gpus_each, address=ray_address
+            make_answerer=partial(load_answerer, model.name, loading, **options.answering(task)),
+            num_workers=processes,
+            gpus_each=gpus_each,
+            address=ray_address,
         )
         run = run_task(task, cluster, data, split, options, folder, **record)
     if split in task.server_splits:

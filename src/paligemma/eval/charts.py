@@ -13,6 +13,7 @@ from paligemma.eval.html import Html, el
 if TYPE_CHECKING:
     from paligemma.eval.calibration import Reliability
 
+_NUM_BINS = 24
 _W, _H = 320.0, 220.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 8.0, 8.0, 34.0
 
@@ -95,11 +96,11 @@ def reliability_diagram(found: Reliability) -> Html:
     return _plot(parts, "share right over confidence")
 
 
-def histogram(values: Sequence[int], label: str, num_bins: int = 24) -> Html:
+def histogram(values: Sequence[int], label: str) -> Html:
     """How often which whole number occurs; the last bin takes the longest one percent."""
     numbers = np.asarray(values, np.int64)
     end = int(np.quantile(numbers, 0.99, method="higher")) if len(numbers) else 0
-    width = end // num_bins + 1
+    width = end // _NUM_BINS + 1
     num = end // width + 1
     counts = np.bincount(np.minimum(numbers // width, num - 1), minlength=num)
     peak = max(int(counts.max()), 1)

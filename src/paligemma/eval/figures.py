@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paligemma.errors import DataError
-from paligemma.eval.resampling import FEW_RESAMPLES, resampled_values, unit_of
+from paligemma.eval.resampling import resampled_values, unit_of
 from paligemma.eval.scored import Scored
 from paligemma.example import Example
 from paligemma.metrics.interval import bounds
@@ -117,7 +117,7 @@ def figures_of(
         statistics,
         unit_of(scored.examples),
         num_resamples=num_resamples,
-        most=dict.fromkeys(sliced, FEW_RESAMPLES),
+        few=sliced.keys(),
         headline=headline,
     )
     figures = [

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from paligemma.errors import ConfigError
-from paligemma.example import NOISE, Asking, Example
+from paligemma.example import MASK, NOISE, Asking, Example
 from paligemma.processing.resize import require_resize_method
 from paligemma.tasks.reading.prefixes import question_of
 from paligemma.tasks.task import Task
@@ -84,6 +84,14 @@ class EvalOptions:
     def asking_of(self, task: Task) -> Callable[[Example], Asking]:
         """How each example is asked, with the user's changes; it pickles if `asking_for` does."""
         return partial(_asking, task.asking, task.asking_for, self._changes())
+
+    def answering(self, task: Task) -> dict[str, Any]:
+        """Keywords of `ModelAnswerer` for this benchmark; they pickle."""
+        return {
+            "asking_of": self.asking_of(task),
+            "noise_piece": self.noise_piece,
+            "needs_masks": task.asking.answer == MASK,
+        }
 
     def _changes(self) -> dict[str, Any]:
         names = ("resize_method", "num_beams", "max_new_tokens")

@@ -104,7 +104,7 @@ def text_outcomes(scored: Scored) -> Outcomes:
     )
 
 
-def object_outcomes(scored: Scored, *, min_iou: float = MIN_IOU) -> Outcomes:
+def object_outcomes(scored: Scored) -> Outcomes:
     """Boxes: a hit takes the free object of its label that it overlaps most, the surest box first.
 
     Boxes without a confidence are left out, and so are those that cover an ignored region.
@@ -120,7 +120,7 @@ def object_outcomes(scored: Scored, *, min_iou: float = MIN_IOU) -> Outcomes:
         truth = true_objects(example.references) or []
         num_true.update(one.label for one in truth if not one.is_ignored)
         found = [one for one in answer.objects if one.score is not None]
-        for one, is_hit in matched(found, truth, min_iou):
+        for one, is_hit in matched(found, truth):
             rows.append((float(one.score or 0.0), is_hit, one.label, position))
     return Outcomes(
         confidence=np.array([row[0] for row in rows], np.float64),
@@ -132,7 +132,7 @@ def object_outcomes(scored: Scored, *, min_iou: float = MIN_IOU) -> Outcomes:
 
 
 def matched(
-    found: Sequence[FoundObject], truth: Sequence[TrueObject], min_iou: float = MIN_IOU
+    found: Sequence[FoundObject], truth: Sequence[TrueObject]
 ) -> list[tuple[FoundObject, bool]]:
     """Boxes of one picture, the surest first, with whether each found an object."""
     free = list(truth)
@@ -146,9 +146,9 @@ def matched(
         iou = box_iou(np.array([one.box_yxyx], np.float64), boxes)
         # An ignored region may be covered any number of times.
         best = max(
-            range(len(own)), key=lambda k: (iou[k] >= min_iou, not own[k].is_ignored, iou[k])
+            range(len(own)), key=lambda k: (iou[k] >= MIN_IOU, not own[k].is_ignored, iou[k])
         )
-        if iou[best] < min_iou:
+        if iou[best] < MIN_IOU:
             out.append((one, False))
         elif not own[best].is_ignored:
             free.remove(own[best])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def resampled_values(
     statistics: Mapping[str, tuple[Statistic, int]],
     units: np.ndarray,
     *,
-    most: Mapping[str, int] | None = None,
+    few: Collection[str] = (),
     headline: str = "",
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
@@ -46,7 +46,7 @@ def resampled_values(
     Args:
         statistics: int64[num] weights -> figure, with num, by name.
         units: int64[N] from `unit_of`; examples of one unit are drawn together.
-        most: largest number of resamples of some statistics.
+        few: names of statistics that get `FEW_RESAMPLES` at most.
         headline: name of the statistic that may be slow.
         num_resamples: number for a quick statistic over up to 20,000 examples; slow ones and those
             over very many get fewer, down to `FEW_RESAMPLES`, very slow ones none.
@@ -67,7 +67,7 @@ def resampled_values(
         counts = {}
         for name, statistic in group.items():
             patience = _PATIENCE if name == headline else 1
-            bound = min(wanted, (most or {}).get(name, wanted))
+            bound = min(wanted, FEW_RESAMPLES) if name in few else wanted
             counts[name] = min(bound, _affordable(statistic, num, wanted, patience))
         values |= _drawn_values(group, own, counts, seed)
     return values

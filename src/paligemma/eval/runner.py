@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from paligemma.errors import ConfigError
 from paligemma.eval.options import EvalOptions
-from paligemma.example import MASK, Example
+from paligemma.example import Example
 from paligemma.jobs.answerer import Answerer
 from paligemma.jobs.cluster import Cluster
 from paligemma.jobs.plan import sample_examples
@@ -53,15 +53,9 @@ def evaluate(
     """
     from paligemma.jobs.model_answerer import ModelAnswerer
 
-    answerer = ModelAnswerer(
-        asked,
-        options.asking_of(task),
-        noise_piece=options.noise_piece,
-        needs_masks=task.asking.answer == MASK,
-    )
     return run_task(
         task,
-        answerer,
+        ModelAnswerer(asked, **options.answering(task)),
         data,
         split,
         options,

@@ -17,6 +17,7 @@ from paligemma.jobs.run_folder import Run, RunConfig
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.task import Task
 
+_MAX_CHARS = 400
 _TEXT_FIELDS = ("answers", "answer", "references", "captions", "texts", "text", "label")
 
 
@@ -169,7 +170,7 @@ def only(scored: Scored, ids: Sequence[str]) -> Scored:
     return replace(scored, examples=examples, predictions=answers, measures=measures)
 
 
-def reference_words(references: Any, *, most: int = 400) -> str:
+def reference_words(references: Any) -> str:
     """References for people: the text, the texts with how often each occurs, or short JSON."""
     if isinstance(references, Mapping):
         texts = [references[name] for name in _TEXT_FIELDS if name in references]
@@ -181,4 +182,4 @@ def reference_words(references: Any, *, most: int = 400) -> str:
     text = references
     if not isinstance(text, str):
         text = json.dumps(references, default=str, ensure_ascii=False)
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return text if len(text) <= _MAX_CHARS else text[: _MAX_CHARS - 3] + "..."

@@ -265,27 +265,15 @@ class ModelAnswerer:
         )
 
 
-def load_answerer(
-    model: str,
-    loading: Mapping[str, Any],
-    asking_of: AskingOf,
-    *,
-    noise_piece: str = NOISE,
-    needs_masks: bool = False,
-) -> ModelAnswerer:
+def load_answerer(model: str, loading: Mapping[str, Any], **answering: Any) -> ModelAnswerer:
     """Load a model by its name and make it answer; a worker process calls this.
 
     Args:
         model: name, folder or file, as `PaliGemma.from_pretrained` takes it.
         loading: keywords of `PaliGemma.from_pretrained`.
-        asking_of: see `ModelAnswerer`, like the other arguments.
+        answering: other arguments of `ModelAnswerer`.
     """
-    return ModelAnswerer(
-        PaliGemma.from_pretrained(model, **loading),
-        asking_of,
-        noise_piece=noise_piece,
-        needs_masks=needs_masks,
-    )
+    return ModelAnswerer(PaliGemma.from_pretrained(model, **loading), **answering)
 
 
 def found_object(
