@@ -62,7 +62,7 @@ TASKS: tuple[Task, ...] = (
             "Minival is the end of val; a model that was trained on all of val has seen it.",
             "minival takes the end of the file; the data sets that big_vision builds are shuffled "
             "by a hash, and minival-shuffled takes their end.",
-            "Where ten annotators agree nothing is cleaned up: `Yes` scores 0 against ten `yes`.",
+            "Where ten annotators agree, nothing is cleaned up: `Yes` scores 0 against ten `yes`.",
         ),
         transfer="vqav2",
         server_splits=("test", "test-dev"),
@@ -90,8 +90,8 @@ TASKS: tuple[Task, ...] = (
         score=scores.score_soft,
         published=_published(("OKVQA", "val", "val")),
         traps=(
-            "A third of a point for every annotator who agrees, up to one; nothing is cleaned up, "
-            "and no annotator is left out as in VQAv2.",
+            "Every annotator who agrees gives a third of a point, up to one; nothing is cleaned "
+            "up, and no annotator is left out as in VQAv2.",
             "The answers are the stemmed ones, not raw_answer.",
         ),
         transfer="okvqa",
@@ -159,7 +159,7 @@ TASKS: tuple[Task, ...] = (
             ("GQA", "testdev balanced", "testdev"),
             ("GQA", "testdev", "testdev"),
         ),
-        traps=("The balanced questions: 12,578 of testdev, not all 172,174.",),
+        traps=("The splits hold the balanced questions: 12,578 of testdev, not all 172,174.",),
         transfer="gqa",
     ),
     _question(
@@ -220,7 +220,7 @@ TASKS: tuple[Task, ...] = (
         ),
         traps=(
             _SERVER_TRAP,
-            "Some pictures lie on their side; without OpenImages' id files they stay so.",
+            "Some pictures lie on their side; only OpenImages' id files turn them upright.",
             "Pictures of val lie in train_images.",
         ),
         transfer="textvqa",
@@ -249,7 +249,8 @@ TASKS: tuple[Task, ...] = (
         ),
         traps=(
             _SERVER_TRAP,
-            "Val is scored by a third a match, without clean-up; the server as VQAv2.",
+            "The score on val is a third for each match, without clean-up; the server scores as "
+            "VQAv2.",
             "The second report prints test figures of the first in a column headed val.",
         ),
         transfer="vizwizvqa",
@@ -280,8 +281,8 @@ TASKS: tuple[Task, ...] = (
         score=score_exact,
         published=_published(("AI2D", "test", "test")),
         traps=(
-            "Case counts.",
-            "Where a question asks for letters they are painted over the labels, here in "
+            "The comparison is case-sensitive.",
+            "Where a question asks for letters, they are painted over the labels, here in "
             f"{ai2d.FONT_NAME}, in the original in DM Sans.",
             "Two spaces follow `answer en`, and options stand between space, tab, space.",
         ),

@@ -152,8 +152,8 @@ TASKS: tuple[Task, ...] = (
         title="RSVQA low resolution",
         splits=LR_SPLITS,
         parts="{split}",
-        trap="The reference evaluator writes two figures under one name here; ours is the mean "
-        "over comp, presence and rural_urban.",
+        trap="The reference evaluator writes two figures under one name; ours is the mean over "
+        "comp, presence and rural_urban.",
         tested=("test",),
     ),
     _task(
@@ -161,7 +161,7 @@ TASKS: tuple[Task, ...] = (
         title="RSVQA high resolution",
         splits=HR_SPLITS,
         parts="{test|test_phili|val|train}",
-        trap="test2 is the files called test_phili, of another region.",
+        trap="test2 reads the files called test_phili, of another region.",
         tested=("test", "test2"),
     ),
 )

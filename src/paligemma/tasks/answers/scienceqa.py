@@ -128,7 +128,7 @@ TASKS: tuple[Task, ...] = (
         traps=(
             "Only questions with a picture count.",
             "Options are shuffled in training only; evaluation keeps the order of the file.",
-            "The answer must begin with `The answer is X.`; a space before it is a failure.",
+            "The answer must begin with `The answer is X.`, without a space before it.",
         ),
         transfer="science_qa",
     ),

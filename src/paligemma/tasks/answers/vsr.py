@@ -86,7 +86,7 @@ def _task(kind: str, title: str, published_split: str) -> Task:
         score=score_exact,
         published=published_keys("accuracy", "accuracy", ("VSR", published_split, "test")),
         traps=(
-            "The data changed in March 2023; older figures are of other splits.",
+            "The data changed in March 2023; older figures belong to other splits.",
             "Labels are 1 and 0 in the files, `True` and `False` in answers, case included.",
             "Zero-shot here means that no concept of the test is in the training split; the "
             "published models were trained on that split.",

@@ -18,7 +18,7 @@ from paligemma.tasks.reading.languages import COCO35L_LANGUAGES, XM3600_LANGUAGE
 from paligemma.tasks.scoring import score_captions, score_languages, submit_rows
 from paligemma.tasks.task import NeededFile, Task, published_keys
 
-_WHOLE_SPLIT = "CIDEr weighs words by the whole split: scores of parts cannot be averaged."
+_WHOLE_SPLIT = "CIDEr weighs words by the whole split, so scores of parts cannot be averaged."
 _COCO_FILES = (
     NeededFile(
         "dataset_coco.json",
@@ -102,7 +102,7 @@ TASKS: tuple[Task, ...] = (
         ),
         reader=files.read_nocaps,
         published=_cider(("NoCaps", "val", "val")),
-        traps=(_WHOLE_SPLIT, "Answered by the COCO captions model, without training."),
+        traps=(_WHOLE_SPLIT, "The COCO captions model answers it without further training."),
         transfer="cococap",
         is_zero_shot=True,
         server_splits=("test",),
@@ -251,10 +251,10 @@ TASKS: tuple[Task, ...] = (
             ("WidgetCap", "dev", "dev"),
         ),
         traps=(
-            "Scored with all captions of a widget; two earlier papers took one.",
-            "The widget is a red box, one pixel wide, drawn after resizing; the prompt says "
-            "nothing of it.",
-            "Figures on dev are of models trained on train alone.",
+            "The score uses all captions of a widget; two earlier papers use one.",
+            "A red box, one pixel wide and drawn after resizing, marks the widget; the prompt "
+            "does not mention it.",
+            "Figures on dev belong to models trained on train alone.",
         ),
         transfer="widgetcap",
     ),
@@ -274,7 +274,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("images/", docci.DOCCI),
             NeededFile(
                 f"{docci.JUDGEMENTS_FILE} (only for NES)",
-                "your raters, who judge every sentence of these very captions",
+                "your raters, who judge every sentence of exactly these captions",
                 fields="example_id, caption, labels[][]",
             ),
         ),
@@ -286,12 +286,12 @@ TASKS: tuple[Task, ...] = (
             *published_keys("characters", "mean characters", _DOCCI),
         ),
         traps=(
-            "NES rests on people's judgements; no scorer replaces them, and short captions err "
-            "less, so read it beside the lengths.",
+            "NES rests on people's judgements, which no scorer replaces. Short captions err less,"
+            " so read it beside the lengths.",
             "Neither the published prompt nor the training length is known.",
-            "What a tie of entailment with another verdict counts is not said; ours is not "
-            "entailed, `--rule ties=entailed` or `ties=left_out` changes it.",
-            "Sentences with nothing to assess are left out; `--rule nothing=counted` counts them "
+            "No source states the count of a tie of entailment with another verdict; ours is not "
+            "entailed, and `--rule ties=entailed` or `ties=left_out` changes it.",
+            "Sentences with nothing to assess do not count; `--rule nothing=counted` counts them "
             "as entailed.",
         ),
         rules=docci.NES_RULES,
@@ -332,11 +332,11 @@ TASKS: tuple[Task, ...] = (
             *published_keys("radgraph_partial", "RadGraph F1", _MIMIC),
         ),
         traps=(
-            "For PaliGemma 2 an LLM took mentions of earlier studies out of the reports; that is "
-            "not done here, so figures do not quite compare.",
-            "RadGraph F1 needs graphs of all reports, from a network that is had separately and "
-            f"whose graphs go into {mimic.GRAPHS_FILE}; which of its levels was published is not "
-            "said, the partial one is compared.",
+            "For PaliGemma 2 an LLM removed mentions of earlier studies from the reports; the "
+            "reports here keep them, so figures do not quite compare.",
+            "RadGraph F1 needs graphs of all reports from a separate network, in "
+            f"{mimic.GRAPHS_FILE}; no source states the published level, so the partial one is "
+            "compared.",
             "Every picture of a study is an example with the study's report.",
         ),
     ),

@@ -68,7 +68,7 @@ TASKS: tuple[Task, ...] = (
         published=_anls_keys("InfoVQA", "Infographic VQA"),
         traps=(
             *_ANLS_TRAPS,
-            "On val every order of an answer's comma-separated parts is right; elsewhere not.",
+            "On val, and only there, every order of an answer's comma-separated parts is right.",
             "Answers are lower-cased before training, A to Z alone; scoring lowers every letter.",
         ),
         transfer="infovqa",
@@ -132,7 +132,7 @@ TASKS: tuple[Task, ...] = (
         traps=(
             "The single figure is the mean of the human and the augmented score, not over rows.",
             "The prompt is the bare question, without `answer en`.",
-            "0.05 matches 5 %, 5 does not; 2020 matches 2014, being within five per cent.",
+            "0.05 matches 5 %, 5 does not; 2020 matches 2014, because it is within five per cent.",
         ),
         transfer="chartqa",
     ),
@@ -189,7 +189,7 @@ TASKS: tuple[Task, ...] = (
             )
         ),
         traps=(
-            "Simple and complex questions are two figures; their mixture is not published.",
+            "Simple and complex questions have a figure each; their mixture is unpublished.",
             "Number words up to twenty count as digits, on both sides.",
         ),
         transfer="tallyqa",
@@ -211,7 +211,7 @@ TASKS: tuple[Task, ...] = (
         published=published_keys("accuracy", "accuracy", ("CountBenchQA", "all", "all")),
         traps=(
             "Published figures rest on 540 pictures, of which the hub still has 491 and 490 are "
-            "usable: say how many you had.",
+            "usable; state how many you had.",
             "The questions belong to the rows of the parquet file by their order.",
         ),
         transfer="tallyqa",

@@ -50,8 +50,9 @@ def _referring(dataset: str, title: str) -> Task:
         score=scores.score_referring,
         published=published_keys("miou", "mIoU", *places),
         traps=(
-            "The prompt is the sentence alone: no `segment` before it.",
-            "The refs files are pickles: only their plain data is read, nothing in them is run.",
+            "The prompt is the sentence alone, without `segment` before it.",
+            "The refs files are pickles: the reader takes their plain data and runs nothing in "
+            "them.",
             "A perfect box still loses pixels: edges are truncated, so a perfect answer can have "
             "an IoU of 0.9.",
             "Published figures are MIoU, the mean over sentences; much of the literature prints "
@@ -70,7 +71,7 @@ _ASK_ALL = Asking(
 )
 # Eighty names are about 250 tokens of prompt.
 _ASK_NAMES = replace(_ASK_ALL, text_len=_MAX_ANSWER_TOKENS + 512, answer=OBJECTS)
-_UNKNOWN = "Separator and length of the published models are unknown; these are ours."
+_UNKNOWN = "Separator and length of the published models are unknown; ours are a choice."
 
 
 def _detection(
@@ -102,16 +103,16 @@ def _detection(
         score=partial(scores.score_detection, classes=classes),
         published=published,
         traps=(
-            "Every box needs a confidence; where a model is not made to go on to the end, boxes "
-            "that it never writes cost recall.",
+            "Every box needs a confidence; a model that stops early loses recall by the boxes "
+            "that it never writes.",
             "At most a hundred boxes of a picture count, and crowds are neither found nor missed.",
-            "Pictures without objects stay in: boxes on them are mistakes.",
+            "Pictures without objects stay in, and boxes on them are mistakes.",
             *traps,
         ),
     )
 
 
-_NAMED = "Asks for all classes by name; published figures come from `detect all classes`."
+_NAMED = "The prompt names all classes; published figures come from `detect all classes`."
 
 TASKS: tuple[Task, ...] = (
     _referring("refcoco", "RefCOCO"),
@@ -138,7 +139,7 @@ TASKS: tuple[Task, ...] = (
         "DocLayNet",
         detection.DOCLAYNET,
         _UNKNOWN,
-        "Whether the published figures are of test or of val is not said.",
+        "No source states whether the published figures belong to test or val.",
         names_classes=False,
         classes=DOCLAYNET_CLASSES,
         published=published_keys("ap", "mAP", ("object detection", "DocLayNet", "test")),
@@ -154,6 +155,6 @@ TASKS: tuple[Task, ...] = (
         "own-detection",
         "Own detection set in COCO's format",
         detection.OWN,
-        "Asks `detect a ; b` for all classes of the file, in the order of their ids.",
+        "The prompt is `detect a ; b` with all classes of the file, in the order of their ids.",
     ),
 )

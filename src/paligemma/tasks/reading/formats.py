@@ -25,7 +25,7 @@ def own_format(task: str, fields: str) -> NeededFile:
         task: name of the benchmark.
         fields: names of the fields that the file may set.
     """
-    source = "optional, written by you: how your model was taught"
+    source = "optional, written by you: the format of your model"
     return NeededFile(format_file(task), source, fields=fields)
 
 

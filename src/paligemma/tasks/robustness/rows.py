@@ -43,7 +43,7 @@ TASKS: tuple[Task, ...] = (
         traps=(
             "The released configuration asks the bare question; reported figures come from "
             "`answer en {question}`. `--prompt '{question}'` asks the former.",
-            "The official script reads free text; the published accuracy wants exactly yes or no.",
+            "The official script reads free text; the published accuracy needs exactly yes or no.",
         ),
         transfer="vqav2",
         is_zero_shot=True,
@@ -66,10 +66,10 @@ TASKS: tuple[Task, ...] = (
         published=published_keys("paired_accuracy", "paired accuracy", ("MMVP", "all", "all")),
         traps=(
             "A pair counts only if both of its questions are right.",
-            "Rows 99, 100, 279 and 280 are wrong in the file; say whether you score `corrected`.",
-            "How free text was matched with the options is not published; ours wants the text of "
-            "the right option, case and outer spaces aside. `--rule options=letter` wants its "
-            "letter, `options=either` one of them.",
+            "Rows 99, 100, 279 and 280 are wrong in the file; state whether you score `corrected`.",
+            "The published rule for free text is unknown; ours needs the text of the right "
+            "option, ignoring case and outer spaces. `--rule options=letter` needs its letter, "
+            "`options=either` one of them.",
         ),
         rules={"options": get_args(OptionRule)},
         transfer="vqav2",
@@ -100,10 +100,10 @@ TASKS: tuple[Task, ...] = (
             ("Objaverse Multiview", "all", "all"),
         ),
         traps=(
-            "The published figures pool five sampled answers a question; ours pools the greedy "
-            "ones of eight views and four questions.",
-            "The weighting of answers is not fully published; ours is the sum of probabilities of "
-            "equal answers, others are reported beside it.",
+            "The published figures pool five sampled answers a question; ours pool the greedy "
+            "answers of eight views and four questions.",
+            "The weighting of answers is not fully published; ours is the sum of probabilities of"
+            " equal answers, and the report has others beside it.",
             "Underscores of a category become spaces before it is embedded.",
         ),
         transfer="vqav2",

@@ -43,8 +43,8 @@ _WORD_FIELDS = "prompt, text_first, between, separator"
 _WORD_TRAPS = (
     "Text must be equal to the letter; the data set's own scripts ignore case and some signs, so "
     "their figures do not compare.",
-    "The model writes upright boxes; whether the published figures compare them with outlines or "
-    f"with upright boxes is not said, so both are printed (the latter end in {scores.UPRIGHT}).",
+    "The model writes upright boxes; no source states whether the published figures compare them "
+    f"with outlines or with upright boxes ({scores.UPRIGHT}), so the report has both.",
     "Prompt and layout of the published model are unknown.",
 )
 _tables = partial(
@@ -62,7 +62,7 @@ _TABLE_METRICS = {
     "grits_con": "GriTS-Con",
 }
 _TABLE_TRAPS = (
-    "Places of cells (`coords`) are taken out before scoring.",
+    "Scoring ignores the places of cells (`coords`).",
     "Pictures are padded to a square with white; coordinates are of the square.",
     "`th` is another tag than `td` to TEDS.",
     "Prompt, order of the coordinates and padding side of the published model are unknown.",
@@ -99,7 +99,7 @@ TASKS: tuple[Task, ...] = (
         ),
         reader=words.read_total_text,
         published=_published(_WORD_RECORDS, "Total-Text test", "test", _WORD_METRICS),
-        traps=(*_WORD_TRAPS, "The ground truth is read as txt; the .mat files are not read."),
+        traps=(*_WORD_TRAPS, "The reader takes the ground truth as txt, not as .mat files."),
     ),
     _tables(
         name="pubtabnet",
@@ -118,7 +118,7 @@ TASKS: tuple[Task, ...] = (
         published=_published(_TABLE_RECORDS, "PubTabNet", "val", _TABLE_METRICS),
         traps=(
             *_TABLE_TRAPS,
-            "Which split the published figures are of is not said; most papers use val.",
+            "No source states the split of the published figures; most papers use val.",
         ),
     ),
     _tables(
@@ -140,7 +140,8 @@ TASKS: tuple[Task, ...] = (
         traps=(
             *_TABLE_TRAPS,
             "Boxes are PDF points from the bottom left; they are turned to pixels from the top.",
-            "PaliGemma 2 corrected training labels from the PDF text; that is not done here.",
+            "PaliGemma 2 corrected training labels from the PDF text; the labels here are "
+            "uncorrected.",
         ),
     ),
     Task(
@@ -191,10 +192,10 @@ TASKS: tuple[Task, ...] = (
             {scores.CER_WITHOUT_SPACES: "CER %", "ser": "SER %", "ler": "LER %"},
         ),
         traps=(
-            "The scorer of the time of publication left spaces out of CER; `cer` counts them, as "
+            "The scorer at the time of publication left spaces out of CER; `cer` counts them, as "
             "its later version does.",
             "Rates are pooled over all scores and may exceed 100.",
-            "Bar numbers are taken out on both sides; whether PaliGemma 2 did so is not said.",
+            "Scoring drops bar numbers on both sides; no source states whether PaliGemma 2 did so.",
         ),
     ),
 )

@@ -12,9 +12,10 @@ from paligemma.tasks.task import NeededFile, Reader, Task, published_keys
 from paligemma.tasks.video import files
 
 _TRAPS = (
-    "Videos vanish: the published scores rest on what could be had, so publish the ids you used.",
+    "Videos vanish: published scores rest on those that were available, so publish the ids you "
+    "used.",
     "Frames are resized without antialiasing and are not rounded to grey levels.",
-    "A stride counts stored frames; frames extracted at another rate show another stretch of time.",
+    "A stride counts stored frames; frames extracted at another rate cover another span of time.",
 )
 _VIDEOS = NeededFile(
     "frames/{video}/*.jpg or videos/{video}.mp4",
@@ -66,7 +67,7 @@ TASKS: tuple[Task, ...] = (
         records=("MSR-VTT (captioning)", "MSRVTT-CAP"),
         traps=(
             "Published scores use 2,094 of the 2,990 test videos.",
-            "`start time` and `end time` are of the YouTube video; the released clips are cut.",
+            "`start time` and `end time` refer to the YouTube video; the released clips are cut.",
         ),
     ),
     _task(
@@ -90,7 +91,7 @@ TASKS: tuple[Task, ...] = (
         reader=files.read_msvd_qa,
         transfer="msvd_qa",
         records=("MSVD (QA)", "MSVD-QA"),
-        traps=("8 frames, 26 apart: not the 16 of the other sets.",),
+        traps=("A clip has 8 frames, 26 apart, not 16 as in the other sets.",),
     ),
     _task(
         "activitynet-cap",
@@ -105,8 +106,8 @@ TASKS: tuple[Task, ...] = (
         captions=True,
         records=("ActivityNet (captioning)", "ActivityNet-CAP"),
         traps=(
-            "Our test is val_2 and our val is val_1: the sizes of the published splits fit that, "
-            "no source says it.",
+            "Our test is val_2 and our val is val_1, which fits the sizes of the published "
+            "splits; no source states it.",
             "Each segment is one example with one reference; scores per paragraph differ.",
         ),
     ),
