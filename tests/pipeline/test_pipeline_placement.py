@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,14 @@ from tiny_folder import DESK
 
 from paligemma import Detections, PaliGemma, TextAnswer
 from paligemma.example import OBJECTS, Asking, Example
+from paligemma.generate import (
+    ClosedSet,
+    DecodeOptions,
+    DecodeQueue,
+    Nucleus,
+    QueueOptions,
+    Temperature,
+)
 from paligemma.jobs.model_answerer import ModelAnswerer
 from paligemma.tasks.scenes.rows import ScenePicture
 from paligemma.tiny.locations import spread_losses
@@ -26,6 +35,28 @@ from paligemma.weights.save import save_model
 PROMPTS = ["caption en", "answer en how many red stars are there in the picture?", "ocr"]
 OPTIM = OptimConfig(lr=1e-3, wd=1e-4, schedule=((".*", ScheduleConfig(warmup_steps=2)),))
 SHORT: dict[str, Any] = {"max_new_tokens": 6}
+
+
+def queued(pg: PaliGemma) -> list[tuple[int, int, float, bool]]:
+    """Rows of unequal prompts, samplers, bans and grammars that share two places of a queue."""
+    model, vocab = pg.model, pg.model.config.vocab
+    queue = DecodeQueue(model, QueueOptions(max_rows=2, kv_cache_dtype="float32"))
+    plain_row = DecodeOptions(max_new_tokens=5, kv_cache_dtype="float32", record_loc_probs=True)
+    grammar = ClosedSet(vocab=vocab, answers=((40,), (41, 42, 43, 44, 45)))
+    soft_tokens = pg.encode_image(DESK).soft_tokens
+    for prompt, options, constraint in (
+        (PROMPTS[0], plain_row, None),
+        (PROMPTS[1], replace(plain_row, sampler=Temperature(1.0), seed=3), None),
+        (PROMPTS[2], replace(plain_row, sampler=Nucleus(0.9), banned_ids=(46,)), grammar),
+        (PROMPTS[0], replace(plain_row, banned_ids=(7, 8), max_new_tokens=3), None),
+    ):
+        row = pg.processor.prompt_row(prompt)
+        queue.submit(row, options, soft_tokens=soft_tokens, constraint=constraint)
+    events = []
+    while len(queue):
+        events += queue.step()
+    return [(event.handle, event.token, event.logprob, event.cut) for event in events]
+
 
 Ask = Callable[[PaliGemma], Any]
 WAYS: Mapping[str, Ask] = {
@@ -42,6 +73,7 @@ WAYS: Mapping[str, Ask] = {
     "best of": lambda pg: pg.caption(DESK, temperature=1.0, best_of=3, **SHORT),
     "beams": lambda pg: pg.caption(DESK, num_beams=3, length_penalty=1.0, **SHORT),
     "batch": lambda pg: pg.generate_batch([DESK] * 3, PROMPTS, **SHORT),
+    "queue": queued,
     "stream": lambda pg: list(pg.stream(DESK, "caption en", **SHORT)),
 }
 
