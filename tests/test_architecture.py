@@ -20,7 +20,12 @@ PACKAGE = ROOT / "src" / "paligemma"
 # A room that is several modules lists them.
 ROWS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"ground": ("errors", "config", "vocab")},
-    {"batch": ("batch",), "kernels": ("kernels",), "whole_file": ("whole_file",)},
+    {
+        "batch": ("batch",),
+        "kernels": ("kernels",),
+        "whole_file": ("whole_file",),
+        "json_file": ("json_file",),
+    },
     {
         "model": ("model",),
         "adapt": ("adapt",),

@@ -6,7 +6,6 @@ here.
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 import sys
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from paligemma import json_file
 from paligemma.config import PaliGemmaConfig, TextConfig, VisionConfig
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.vocab import GEMMA_VOCAB, Vocab
@@ -25,7 +25,6 @@ from paligemma.weights.dtypes import dtype_name
 Conventions = Literal["big_vision", "transformers"]
 CONVENTIONS: tuple[Conventions, ...] = ("big_vision", "transformers")
 EXTRA = "paligemma"
-_MAX_JSON_BYTES = 4 << 20
 
 _VISION_DEFAULTS = {
     "hidden_size": 768,
@@ -64,19 +63,14 @@ _GEMMA2_DEFAULTS = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of bounded size.
+    """A JSON object within the bounds of `json_file`.
 
     Raises:
-        CheckpointError: unreadable, too large, or not an object.
+        CheckpointError: unreadable, beyond the bounds, or not an object.
     """
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise CheckpointError(
-                f"a JSON file of a checkpoint may have {_MAX_JSON_BYTES} bytes, {path} has "
-                f"{path.stat().st_size}; is it the right file?"
-            )
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = json_file.read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} must be readable JSON, it is not ({error}); fetch it again"
         ) from error

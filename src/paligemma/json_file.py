@@ -1,0 +1,72 @@
+"""JSON from outside, within bounds: bytes, depth, and numbers that a float can hold.
+
+What is read takes at most 30 times the bytes of its file in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+# Of a file that describes something: a config, an index, a calibration, a run.
+MAX_BYTES = 4 << 20
+MAX_DEPTH = 64
+# Every whole number of so many digits is within the range of a float.
+_MAX_DIGITS = 308
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it has more bytes than `max_bytes`, or see `parse_json`.
+    """
+    with open(path, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"it may have {max_bytes} bytes and has more")
+    return parse_json(data)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of JSON text.
+
+    Raises:
+        ValueError: no JSON, deeper than `MAX_DEPTH`, or with a number that is infinite, NaN or
+            beyond the range of a float.
+    """
+    try:
+        value = json.loads(text, parse_float=_real, parse_int=_whole, parse_constant=_refuse)
+    except RecursionError:
+        raise _too_deep() from None
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return value
+    raise _too_deep()
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"objects and lists may be nested {MAX_DEPTH} deep")
+
+
+def _real(text: str) -> float:
+    value = float(text)
+    return value if value - value == 0.0 else _refuse(text)
+
+
+def _whole(text: str) -> int:
+    return int(text) if len(text) <= _MAX_DIGITS else _refuse(text)
+
+
+def _refuse(text: str) -> NoReturn:
+    shown = text if len(text) <= 20 else text[:20] + "..."
+    raise ValueError(f"a number must be finite and below 1e308, got {shown}")
