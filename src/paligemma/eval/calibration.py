@@ -41,7 +41,6 @@ class Bin:
 
     Attributes:
         low, high: bounds of their confidences.
-        num: number of answers.
         confidence: their mean confidence; 0 without any.
         accuracy: share that was right.
     """
@@ -62,7 +61,6 @@ class Reliability:
         ece: mean distance of a bin's confidence from its accuracy, weighted by its answers.
         brier: mean squared distance of confidence from hit (1) or miss (0).
         nll: mean negative log-likelihood of hit or miss, in nats.
-        num: number of answers.
     """
 
     bins: tuple[Bin, ...]
@@ -198,8 +196,6 @@ def fit_objects(
     """Temperature of all boxes together, then a threshold for each label on tempered confidences.
 
     Args:
-        outcomes: result of `object_outcomes`.
-        precision: see `best_threshold`.
         origin: facts about the run, kept beside the figures of the fit.
 
     Raises:

@@ -31,14 +31,10 @@ class Difference:
     """One figure of both runs, in the unit of published tables.
 
     Attributes:
-        measure: name of the figure.
-        first, second: values of the two runs.
         low, high: bounds of the 95 % interval of second minus first; NaN where there is none.
         sign_share: resamples in which the difference has the sign it has over all examples; those
             without a difference count half. NaN without resamples.
         num: number of examples it rests on.
-        num_resamples: number of resamples the interval rests on.
-        is_error: whether a lower figure is better.
     """
 
     measure: str
@@ -178,10 +174,8 @@ def compare(
 
     Args:
         first: the run to beat.
-        second: the other run.
         num_resamples: number of resamples of the paired bootstrap; examples of one unit are drawn
             together.
-        seed: seed of the resampling.
 
     Raises:
         DataError: runs of different tasks or splits, of different questions under one id, or

@@ -29,7 +29,6 @@ def compare_page(found: Comparison, *, pictures: OpenPictures | None = None) -> 
     """The page of a comparison, one file that asks for nothing.
 
     Args:
-        found: the comparison.
         pictures: opens the pictures of the examples that the page shows; None leaves them out.
     """
     first, second = found.first.config, found.second.config

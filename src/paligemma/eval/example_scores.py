@@ -20,9 +20,7 @@ class ExampleScores:
     """A score for each example.
 
     Attributes:
-        name: name of the figure.
         values: float64[N]; NaN where it does not apply.
-        is_error: whether a lower score is better.
         threshold: boxes below this confidence do not count; 0 counts all.
     """
 

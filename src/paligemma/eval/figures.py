@@ -36,8 +36,6 @@ class Figure:
         value: the figure; NaN where it is undefined.
         low, high: bounds of its 95 % bootstrap interval; NaN where there is none.
         num: number of examples it rests on.
-        num_resamples: number of resamples the interval rests on.
-        is_error: whether a lower figure is better.
         published: comparable published figures of the same model size and resolution.
     """
 
@@ -105,9 +103,7 @@ def figures_of(
     """All figures of a run, the headline first, and the headline by each slice of the examples.
 
     Args:
-        scored: a run with its measures.
         comparable: published figures of the same size and resolution.
-        num_resamples: see `resampled_values`.
     """
     sliced = {json.dumps(key): (key, one) for key, one in _sliced_headline(scored).items()}
     statistics = {one.name: (one.statistic, one.num) for one in scored.measures}

@@ -26,7 +26,6 @@ class EvalOptions:
 
     Attributes:
         limit: number of examples, drawn evenly by `seed`; None asks all.
-        seed: seed of that draw.
         batch_size: number of examples answered together. It is part of the run's key, because an
             answer may depend on its batch by rounding.
         num_workers: threads that read pictures while the model answers; 0 reads in turn.
@@ -34,7 +33,6 @@ class EvalOptions:
             for the question in it, without `answer en` and choices.
         resize_method: one of `processing.resize.RESIZE_METHODS`.
         num_beams: number of hypotheses of beam search; 1 is greedy.
-        max_new_tokens: largest number of tokens of an answer.
         noise_piece: see `jobs.model_answerer.ModelAnswerer`.
         rules: rules of scoring, see `chosen_rules`; they change no answer.
 

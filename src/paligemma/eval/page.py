@@ -45,7 +45,6 @@ def report_page(report: Report, *, pictures: OpenPictures | None = None) -> str:
     """The page of a run, one file that asks for nothing.
 
     Args:
-        report: figures of the run.
         pictures: opens the pictures of the examples that the page shows; None leaves them out.
     """
     config = report.scored.config

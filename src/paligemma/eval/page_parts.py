@@ -80,12 +80,10 @@ def tile(
     """One example with its pictures, prompt, reference and answers.
 
     Args:
-        example: the question.
         tag: its score.
         pictures: what `example_picture` made.
         answers: text by title.
         said: title of the answer that stands out.
-        class_: style of the tile.
     """
     words = {"prompt": example.prefix, "reference": truth_words(example), **answers}
     pairs = [

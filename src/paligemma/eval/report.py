@@ -49,7 +49,6 @@ class Report:
     """Everything that a page or a table shows of a run.
 
     Attributes:
-        scored: the run.
         identity: family, size and resolution of the model.
         figures: the scorer's figures, the headline first.
         slices: the headline by each slice of the examples.
@@ -110,7 +109,6 @@ def make_report(
     """Figures with intervals, slices, and published figures of the same size and resolution.
 
     Args:
-        scored: a run with its measures.
         published: (task, our_split=) -> figures; None takes those of the package.
         num_resamples: number for each interval; statistics too slow for that many get fewer, as
             each figure states.

@@ -50,7 +50,6 @@ def resampled_values(
         headline: name of the statistic that may be slow.
         num_resamples: number for a quick statistic over up to 20,000 examples; slow ones and those
             over very many get fewer, down to `FEW_RESAMPLES`, very slow ones none.
-        seed: seed of the resampling.
 
     Returns:
         float64[R] by name, R resamples.

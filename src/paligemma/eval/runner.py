@@ -37,11 +37,7 @@ def evaluate(
     """Answer a split of a benchmark with a model, or go on with a run that was cut.
 
     Args:
-        task: the benchmark.
-        asked: model that is measured.
         data: folder of the benchmark's files; None for a task that draws its own.
-        split: name of one of the task's splits.
-        options: the user's changes.
         folder: folder of the run, see `jobs.run_folder`; new, or of the same run.
         model: name of the model, for the record.
         command: command that runs this again, for the record.

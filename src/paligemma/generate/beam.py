@@ -91,7 +91,6 @@ def beam_search(
     can catch up with it.
 
     Args:
-        batch: as in `generate`.
         options: options of every row, or one for each row; all with the same number of beams.
         soft_tokens: float[B or 1, I, D] from `model.encode_image`, to ask an encoded image again.
 

@@ -37,13 +37,7 @@ def best_of_n(
     """The best of n sampled answers to every prompt, by the plain sum of log-probabilities.
 
     The model reads image and prompt once, whatever n is. The first of the n answers is the one that
-    `generate` draws with the same options; the others have seeds derived from theirs.
-
-    Args:
-        batch: as in `generate`.
-        options: options of every row, or one for each row.
-        n: number of answers drawn to each prompt.
-        soft_tokens: as in `generate`.
+    `generate` draws with the same arguments; the others have seeds derived from theirs.
 
     Raises:
         ConfigError: n out of bounds, or a greedy sampler, which would draw the same answer n times.

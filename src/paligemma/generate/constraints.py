@@ -63,7 +63,6 @@ class ClosedSet:
     """The answer is one of the given token sequences, followed by EOS.
 
     Attributes:
-        vocab: the model's ids.
         answers: token ids of each answer, without EOS.
     """
 
@@ -124,8 +123,6 @@ class ObjectGrammar:
         labels: token ids of each label as it follows a box (with its leading space); None for free
             text; () for no label, as in referring-expression outputs.
         separator: token ids between two objects, " ; " in the released vocabulary.
-        with_masks: sixteen codewords after every box.
-        max_objects: most objects.
         min_objects: fewest objects; 0 lets the model answer that there is nothing.
         max_label_tokens: bound of a free label.
     """
@@ -241,10 +238,8 @@ class RowGrammar:
     """A constraint at work on one answer.
 
     Attributes:
-        constraint: the automaton.
         state: its state after the tokens written so far.
         banned_ids: ids that are never chosen, whatever the automaton allows.
-        eos: id that ends the answer.
     """
 
     constraint: Constraint

@@ -35,7 +35,6 @@ class DecodeOptions:
         kv_cache_dtype: "bfloat16", as in the original, or "float32".
         record_loc_probs: keep the probabilities of all 1,024 location tokens wherever the answer
             contains one.
-        seed: seed of the sampler's generator.
         eos_look_behind: number of steps by which the check for the end may lag, so that a GPU does
             not wait for the host. It costs that many steps at the end and changes no answer.
     """
@@ -133,7 +132,6 @@ class QueueOptions:
     """How many answers a queue writes side by side.
 
     Attributes:
-        max_rows: bound of the rows that are decoded together.
         max_cache_tokens: bound of the cache: its rows times the tokens of the longest, image,
             prompt and `max_new_tokens` together.
         max_prefill_tokens: bound of the image and prompt tokens that are read in one pass, padding

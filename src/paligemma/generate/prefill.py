@@ -58,7 +58,6 @@ def prefill_prompt(
         soft_tokens: float[B, I, D] from `model.encode_image`, or [1, I, D] to ask many questions
             about one image. The images of the batch are then ignored.
         max_new_tokens: number of answer tokens that the cache must have room for.
-        kv_cache_dtype: a key of `KV_CACHE_DTYPES`.
 
     Raises:
         PromptError: the soft tokens belong to another number of rows.

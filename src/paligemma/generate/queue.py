@@ -36,7 +36,6 @@ class TokenEvent:
 
     Attributes:
         handle: the row, as `submit` returned it.
-        token: id of the token.
         logprob: its log-softmax in the unmodified logits; NaN where the model produced NaN.
         loc_probs: float32[1024], the probability of every location token, where the row records
             them and the token is one.
@@ -89,7 +88,6 @@ class DecodeQueue:
 
     Args:
         model: on its device, in evaluation mode.
-        options: bounds of rows and cache.
     """
 
     def __init__(self, model: PaliGemmaModel, options: QueueOptions) -> None:
@@ -116,10 +114,8 @@ class DecodeQueue:
         """Let a row wait for its turn.
 
         Args:
-            prompt: text of the prompt.
             soft_tokens: float[1, I, D] from `model.encode_image`, or None for text alone. Rows may
                 share a tensor.
-            constraint: grammar of the answer, or None.
 
         Returns:
             Handle of the row, a number that no other row of this queue has.

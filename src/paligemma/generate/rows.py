@@ -30,8 +30,6 @@ class Row:
     """One answer while it is written.
 
     Attributes:
-        options: sampler, banned ids, and what is recorded.
-        generator: source of the row's draws.
         room: number of tokens that may still be written.
         grammar: what may follow the tokens written so far; None where anything may.
     """
@@ -50,9 +48,6 @@ class Row:
         device: torch.device,
     ) -> Row:
         """A row before its first token.
-
-        Args:
-            device: device of the logits.
 
         Raises:
             ConfigError: the options do not fit the vocabulary, or the grammar does not fit the
@@ -170,7 +165,6 @@ def begin_rows(
     """The rows of a batch before their first tokens.
 
     Args:
-        options: options of each row.
         constraint: a grammar for every row, or one for each row; None leaves the model free.
         real: bool[B], False for rows that only pad the batch; these need no grammar. None where no
             row has one.

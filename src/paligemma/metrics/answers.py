@@ -49,16 +49,10 @@ def exact_match_measures(
     """Compute the share of answers equal to their reference (GQA, NLVR2, OCR-VQA with `lower`).
 
     Args:
-        predictions: one answer a question; None where there is none.
-        references: the right answer of each question.
-        lower: lower-case both sides before they are compared.
         groups: name of each question's group, to report each group as well.
 
     Returns:
         "accuracy", then "accuracy/GROUP" of every group in alphabetical order.
-
-    Raises:
-        DataError: lengths differ, or there is nothing to score.
     """
     require_same_length("exact match", predictions=predictions, references=references)
     pairs = zip(predictions, references, strict=True)
@@ -94,16 +88,11 @@ def tallyqa_measures(
     """Compute counting accuracy: strings must be equal after number words became digits.
 
     Args:
-        predictions: one answer a question.
-        references: the right counts.
         is_simple: TallyQA's `issimple` of each question; None where it is unknown, or for all.
 
     Returns:
         "accuracy"; "accuracy/simple" and "accuracy/complex" where such questions exist; then
         "accuracy/count_N" of every count that occurs.
-
-    Raises:
-        DataError: lengths differ, or there is nothing to score.
     """
     require_same_length("counting accuracy", predictions=predictions, references=references)
     ours, counts = list(map(count_digits, predictions)), list(map(count_digits, references))
@@ -128,7 +117,6 @@ def rsvqa_bin_answer(answer: str, question_type: str, *, resolution: Resolution 
     Args:
         answer: answer in the file, "12" or "12m2".
         question_type: type of the question; "count" is binned at low resolution, "area" at high.
-        resolution: "lr" or "hr".
 
     Raises:
         DataError: the answer is not the number it should be.
@@ -159,7 +147,6 @@ def rsvqa_measures(
     """Compute RSVQA's lower-cased equality by question type, and the unweighted mean over types.
 
     Args:
-        predictions: one answer a question.
         references: right answers, binned where the task bins.
         types: type of each question: "comp", "presence", "rural_urban", "count" or "area".
 
@@ -167,9 +154,6 @@ def rsvqa_measures(
         "mean_accuracy" over the types present (PaliGemma's figure on the non-numeric splits);
         "accuracy" over questions; "accuracy/TYPE"; "mean_accuracy/nonum" over comp, presence and
         rural_urban, and "mean_accuracy/comp+presence", each where all of its types are present.
-
-    Raises:
-        DataError: lengths differ, or there is nothing to score.
     """
     require_same_length("RSVQA", predictions=predictions, references=references, types=types)
     overall, *each = exact_match_measures(predictions, references, lower=True, groups=types)
@@ -191,7 +175,6 @@ def scienceqa_measures(predictions: Sequence[str], references: Sequence[str]) ->
     """Compute ScienceQA's accuracy of letters; an answer of another form is wrong.
 
     Args:
-        predictions: one answer a question.
         references: right answers, such as "The answer is B."
 
     Returns:

@@ -31,17 +31,11 @@ def caption_measures(
 
     Args:
         predictions: one caption an image; "" scores 0, and only the first 20,000 characters count.
-        references: captions of each image, at least one.
-        bleu: compute BLEU-1 to BLEU-4 too, "bleu_4" first.
-        rouge: compute ROUGE-L too.
         tokenize: tokenise by `ptb_tokenize`; False for texts that are tokens separated by spaces.
 
     Returns:
         "cider", then "bleu_4", "bleu_1", "bleu_2", "bleu_3", then "rouge_l". CIDEr lies between 0
         and 10 and tables print it times 100, the rest between 0 and 1.
-
-    Raises:
-        DataError: no image, an image without a reference, or lists of different lengths.
 
     Source: CIDEr-D in Vedantam et al. 2015, section 4; BLEU in Papineni et al. 2002, section 2;
     ROUGE-L in Lin 2004, section 3; the details as in pycocoevalcap 1.2.
@@ -57,7 +51,8 @@ def caption_measures(
     image = np.concatenate([np.arange(len(said)), image_of_reference])
     ngrams = count_ngrams([*said, *wanted])
     is_reference = np.arange(len(image)) >= len(said)
-    measures = [_cider(ngrams, image, is_reference)]
+    # A resample keeps the document frequencies of all images.
+    measures = [mean_measure("cider", cider_d(ngrams, image, is_reference))]
     if bleu:
         measures += _bleu(ngrams, image, is_reference)
     if rouge:
@@ -77,17 +72,10 @@ def _require(predictions: Sequence[str], references: Sequence[Sequence[str]]) ->
 # CIDEr-D
 
 
-def _cider(ngrams: list[NGrams], image: np.ndarray, is_reference: np.ndarray) -> Measure:
-    """Compute CIDEr-D; a resample keeps the document frequencies of all images."""
-    values = cider_d(ngrams, image, is_reference)
-    return mean_measure("cider", values)
-
-
 def cider_d(ngrams: list[NGrams], image: np.ndarray, is_reference: np.ndarray) -> np.ndarray:
     """Compute CIDEr-D of each image against all others.
 
     Args:
-        ngrams: n-grams of every text, by order.
         image: int[T], image of each text, 0 to N - 1; every image has one candidate.
         is_reference: bool[T], whether a text is a reference.
 

@@ -36,12 +36,7 @@ class DetectionRows:
 
     def take(self, rows: np.ndarray) -> DetectionRows:
         """Select some rows, or another order."""
-        return DetectionRows(
-            image=self.image[rows],
-            category=self.category[rows],
-            box=self.box[rows],
-            score=self.score[rows],
-        )
+        return DetectionRows(**{name: values[rows] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +56,6 @@ def read_detections(
     """Read detections with "category_id" or "label", "bbox" and "score".
 
     Args:
-        images: rows of each image.
         number: position of each category by its id.
         by_name: position of each category by its name.
 

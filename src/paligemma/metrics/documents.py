@@ -41,13 +41,7 @@ def anls(
     """Compute one minus the normalised edit distance to the nearest reference, 0 from half on.
 
     Args:
-        prediction: answer of the model.
-        references: right answers, at least one.
-        variant: see `AnlsVariant`.
         lower: lower-case both sides, which only "big_vision" can leave out.
-
-    Returns:
-        In [0, 1].
 
     Raises:
         DataError: no reference, an unknown variant, or a variant that always lower-cases.
@@ -73,16 +67,7 @@ def anls_measures(
     """Compute ANLS of DocVQA, InfoVQA and ST-VQA.
 
     Args:
-        predictions: one answer a question.
-        references: right answers of each question.
-        variant: see `AnlsVariant`.
         any_order: accept comma-separated references in any order, as on InfoVQA's validation split.
-
-    Returns:
-        "anls".
-
-    Raises:
-        DataError: lengths differ, nothing to score, or a question without references.
     """
     require_same_length("ANLS", predictions=predictions, references=references)
     require_answers("ANLS", references)
@@ -138,16 +123,11 @@ def relaxed_accuracy_measures(
     """Compute relaxed accuracy of ChartQA.
 
     Args:
-        predictions: one answer a question.
-        references: the right answer of each question.
         groups: "human" or "augmented" for each question.
 
     Returns:
         "relaxed_accuracy", the unweighted mean over groups; "exact_accuracy", lower-cased equality
         over all questions; then "relaxed_accuracy/GROUP".
-
-    Raises:
-        DataError: lengths differ, or there is nothing to score.
     """
     require_same_length("relaxed accuracy", predictions=predictions, references=references)
     is_right = np.array(list(map(is_relaxed_match, predictions, references)))

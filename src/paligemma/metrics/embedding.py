@@ -53,7 +53,6 @@ def pooled_answer(answers: Sequence[str], logprobs: Sequence[float]) -> tuple[st
 
     Args:
         answers: sampled answers, repeats kept.
-        logprobs: log-probability of each answer.
 
     Returns:
         The answer, and the log of its summed probability.

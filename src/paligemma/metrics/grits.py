@@ -10,7 +10,7 @@ Axes: R rows and C columns of the true grid, P rows and Q columns of the predict
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -22,7 +22,6 @@ from paligemma.metrics.pairs import require_same_length
 
 MAX_POSITIONS = 5000
 MAX_GRID_CHARACTERS = 1_000_000
-_JUNK_LENGTH = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,57 +189,18 @@ def _enclosed(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def _text_likeness(true: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
-    """Compute likeness float64[len(true), len(predicted)] in [0, 1]."""
+    """Compute the ratio of difflib, float64[len(true), len(predicted)] in [0, 1]."""
     out = np.zeros((len(true), len(predicted)))
     letters = [set(text) for text in true]
     for q, other in enumerate(predicted):
-        places: dict[str, list[int]] = {}
-        for place, letter in enumerate(other):
-            places.setdefault(letter, []).append(place)
+        matcher = SequenceMatcher(None, "", other)  # indexes `other` once for all true texts
         for r, text in enumerate(true):
             if text == other:
                 out[r, q] = 1.0
-            elif not letters[r].isdisjoint(places):
-                common = _num_in_blocks(text, other, places)
-                out[r, q] = 2 * common / (len(text) + len(other))
+            elif not letters[r].isdisjoint(other):
+                matcher.set_seq1(text)
+                out[r, q] = matcher.ratio()
     return out
-
-
-def _num_in_blocks(text: str, other: str, places: Mapping[str, Sequence[int]]) -> int:
-    """Count characters in difflib's matching blocks: the longest common run, then left and right.
-
-    Args:
-        text: true text.
-        other: predicted text.
-        places: places of each letter of `other`, ascending.
-    """
-    if len(other) >= _JUNK_LENGTH:  # from there on difflib passes over frequent letters
-        matcher = SequenceMatcher(None, text, other)
-        return sum(block.size for block in matcher.get_matching_blocks())
-    total = 0
-    waiting = [(0, len(text), 0, len(other))]
-    while waiting:
-        low, high, other_low, other_high = waiting.pop()
-        size = end = other_end = 0
-        run: dict[int, int] = {}  # end of a common run in `other` -> its length
-        for place in range(low, high):
-            longer: dict[int, int] = {}
-            for other_place in places.get(text[place], ()):
-                if other_place < other_low:
-                    continue
-                if other_place >= other_high:
-                    break
-                length = longer[other_place] = run.get(other_place - 1, 0) + 1
-                if length > size:
-                    size, end, other_end = length, place + 1, other_place + 1
-            run = longer
-        if size:
-            total += size
-            if low < end - size and other_low < other_end - size:
-                waiting.append((low, end - size, other_low, other_end - size))
-            if end < high and other_end < other_high:
-                waiting.append((end, high, other_end, other_high))
-    return total
 
 
 def _grid_score(rewards: np.ndarray) -> GridScore:

@@ -19,8 +19,6 @@ def resamples(units: np.ndarray, num_resamples: int, seed: int = 0) -> Iterator[
     Args:
         units: int64[N], number of each example's unit, from 0; examples of one unit are drawn
             together.
-        num_resamples: number of resamples.
-        seed: seed of the drawing.
     """
     num = int(units.max()) + 1
     rng = np.random.default_rng(seed)

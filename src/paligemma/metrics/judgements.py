@@ -36,7 +36,6 @@ def sentence_verdict(labels: Sequence[str], *, ties: VerdictTieRule = "non_entai
 
     Args:
         labels: label of each rater, one of `RATER_LABELS`.
-        ties: see `VerdictTieRule`.
 
     Returns:
         "entailed", "non_entailed", "nothing", or None where a tie is left out.
@@ -76,8 +75,6 @@ def nes_measures(
     Args:
         judgements: labels of the raters for each sentence of each image.
         captions: the caption of each image, for the mean number of characters.
-        ties: see `VerdictTieRule`.
-        nothing: see `NothingRule`.
 
     Returns:
         "nes", "sentences" a caption, and "characters" where captions are given.

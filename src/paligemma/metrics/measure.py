@@ -22,7 +22,6 @@ class Measure:
         name: name such as "cider" or "accuracy/yesno", where a slice follows the slash.
         statistic: computes the figure in its own unit from int64[N], how often each example
             counts; NaN where it is undefined for these examples.
-        num: number of examples, N.
         num_used: number of examples in the slice of the figure; None for all.
         per_example: float64[N], contribution of each example, by which the worst are found; NaN
             where it does not apply, None where a figure has no parts.

@@ -36,7 +36,6 @@ def canonical_smiles(
     `[R1]` becomes a numbered dummy atom, any other bracket that RDKit cannot read a plain one.
 
     Args:
-        smiles: text as written.
         keep_cis_trans: keep the marks of double bonds.
         keep_chirality: keep stereocentres and isotopes.
 
@@ -67,9 +66,6 @@ def tanimoto(prediction: str, reference: str) -> float | None:
 
     Returns:
         In [0, 1], 0 where the prediction is no molecule; None where the reference is none.
-
-    Raises:
-        MissingExtraError: RDKit is not installed.
     """
     chem, quiet = _rdkit()
     from rdkit.DataStructs import FingerprintSimilarity
@@ -98,19 +94,11 @@ def molecule_measures(predictions: Sequence[str], references: Sequence[str]) -> 
     Where a text is no molecule the texts themselves are compared; a prediction without atoms is
     never right.
 
-    Args:
-        predictions: SMILES of each picture.
-        references: true SMILES.
-
     Returns:
         "full_match" (chirality counts, cis and trans do not: PaliGemma 2's figure),
         "full_match_cis_trans", "graph_match" (chirality and isotopes do not count), "valid", the
         share of predictions that are molecules, and "tanimoto" over references that are molecules,
         left out where none is.
-
-    Raises:
-        DataError: lengths differ, or there is nothing to score.
-        MissingExtraError: RDKit is not installed.
     """
     require_same_length("molecule match", predictions=predictions, references=references)
     pairs = list(zip(predictions, references, strict=True))

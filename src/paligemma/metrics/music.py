@@ -54,16 +54,8 @@ def omr_measures(
 ) -> list[Measure]:
     """Compute error rates of the corpus: all edits over all reference units; they may exceed 1.
 
-    Args:
-        predictions: one transcription a score.
-        references: kern text of each score.
-        cer: see `CerVariant`.
-
     Returns:
         "cer", "ser" and "ler"; "cer" is left out where the references hold no character.
-
-    Raises:
-        DataError: lengths differ, or there is nothing to score.
     """
     require_same_length("music error rates", predictions=predictions, references=references)
     require_choice("the variant of CER", cer, CerVariant)

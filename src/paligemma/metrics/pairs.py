@@ -12,10 +12,6 @@ from paligemma.metrics.extras import missing_extra
 def require_same_length(what: str, **lists: Sized) -> None:
     """Refuse parallel lists that are not equally long, or empty.
 
-    Args:
-        what: name of the metric, for the message.
-        lists: lists by their names.
-
     Raises:
         DataError: lengths differ, or there is no example.
     """
@@ -31,8 +27,6 @@ def require_choice(what: str, value: object, choices: object) -> None:
     """Refuse an option that is none of its names.
 
     Args:
-        what: name of the option, for the message.
-        value: value of the option.
         choices: `Literal` type of the names.
 
     Raises:
@@ -67,7 +61,6 @@ def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
 
     Args:
         a: short string, or any short sequence of units that compare.
-        b: other string or sequence.
     """
     while a and b and a[-1] == b[-1]:
         a, b = a[:-1], b[:-1]
@@ -86,10 +79,6 @@ def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
 
 def levenshtein(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """Compute `edit_distance` by rapidfuzz, which is fast enough for long texts.
-
-    Args:
-        a: string, or a list of units that compare.
-        b: other string or sequence.
 
     Raises:
         MissingExtraError: rapidfuzz is not installed.

@@ -57,17 +57,10 @@ def ptb_tokenize_batch(captions: Sequence[str], *, java_line_breaks: bool = Fals
     """Split each caption as `ptb_tokenize` does.
 
     Args:
-        captions: captions in any order.
         java_line_breaks: read them as the Java program reads a file of lines. Line breaks other
             than a newline then begin another caption, and shift all that follow (the last ones fall
             out); and a stop after an initial ("vitamin C.") is lost where the next caption begins
             with a word such as "A", one after "no." kept where it begins with a digit.
-
-    Returns:
-        As many as captions.
-
-    Raises:
-        DataError: not strings, or one longer than 20,000 characters.
     """
     if not java_line_breaks:
         return [ptb_tokenize(caption) for caption in captions]

@@ -25,10 +25,6 @@ LEVELS: tuple[GraphLevel, ...] = ("partial", "simple", "complete")
 def graph_facts(graph: Graph, level: GraphLevel) -> set[tuple[Any, ...]]:
     """Collect the facts of one report; tokens keep their case, except in relations.
 
-    Args:
-        graph: graph of the report, see `Graph`.
-        level: level of detail, see `GraphLevel`.
-
     Raises:
         DataError: the graph is ill-formed.
     """
@@ -55,20 +51,12 @@ def set_f1(prediction: Set[Any], reference: Set[Any]) -> float:
 
 
 def radgraph_f1(prediction: Graph, reference: Graph, level: GraphLevel = "partial") -> float:
-    """Compute F1 of one report; a report without entities scores 0, as in the package.
-
-    Raises:
-        DataError: a graph is ill-formed.
-    """
+    """Compute F1 of one report; a report without entities scores 0, as in the package."""
     return set_f1(graph_facts(prediction, level), graph_facts(reference, level))
 
 
 def cxr_report_metric(prediction: Graph, reference: Graph) -> tuple[float, float]:
-    """Compute F1 of entities and F1 of relations with their ends; the metric is their mean.
-
-    Raises:
-        DataError: a graph is ill-formed.
-    """
+    """Compute F1 of entities and F1 of relations with their ends; the metric is their mean."""
     entity_f1 = set_f1(graph_facts(prediction, "simple"), graph_facts(reference, "simple"))
     return entity_f1, set_f1(_relation_facts(prediction), _relation_facts(reference))
 
@@ -78,7 +66,6 @@ def radgraph_measures(predictions: Sequence[Graph], references: Sequence[Graph])
 
     Args:
         predictions: graph of each answer, see `Graph` and `extract_graphs`.
-        references: graphs of the true reports.
 
     Returns:
         "radgraph_partial", "radgraph_simple", "radgraph_complete", and CXR-Report-Metric's
@@ -111,9 +98,6 @@ def extract_graphs(reports: Sequence[str], *, model: str = "radgraph-xl") -> lis
     Args:
         reports: texts of the reports; an empty text has no entities.
         model: name of the model: "radgraph", "radgraph-xl" or "modern-radgraph-xl".
-
-    Returns:
-        One graph a report.
 
     Raises:
         MissingExtraError: the package radgraph is not installed.

@@ -39,8 +39,6 @@ def ndcg(
         scores: float[D], score of each document; the highest ranks first.
         relevance: float[D], relevance of each document, at least 0.
         k: number of documents that count, at least 1.
-        gain: see `Gain`.
-        ties: see `RankTieRule`.
 
     Returns:
         In [0, 1].
@@ -88,12 +86,6 @@ def ndcg_measures(
     Args:
         scores: float[D] a query; D may differ.
         relevance: float[D] a query.
-        k: number of documents that count.
-        gain: see `Gain`.
-        ties: see `RankTieRule`.
-
-    Returns:
-        "ndcg@K".
 
     Raises:
         DataError: as `ndcg`, naming the query.

@@ -70,7 +70,6 @@ def read_object(text: str, image_wh: tuple[int, int], decode: DecodeMask) -> Obj
     above 0 is foreground.
 
     Args:
-        text: see `read_tokens`.
         image_wh: width and height of the picture that the mask is compared on.
         decode: decodes the codewords of one mask to its map; for a codec
             `lambda codes: codec.decode(torch.from_numpy(codes)[None])[0].numpy()`.

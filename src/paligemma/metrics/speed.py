@@ -23,12 +23,6 @@ def cpu_table(
 ) -> dict[str, float]:
     """Compute tokens a second as the table prints them, without the time of the vision tower.
 
-    Args:
-        prefill_seconds: duration of the whole prefill.
-        extend_seconds: duration of all decoding steps together.
-        prefill_tokens: number of tokens in the prefill.
-        extend_calls: number of decoding steps.
-
     Returns:
         "prefill_tok_per_s" and "extend_tok_per_s".
 

@@ -102,20 +102,15 @@ def count_words(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Words:
-    """Words of one image: geometries object[N], areas float64[N], texts, and who counts bool[N]."""
+    """Words of one image: object[N] geometries and texts, float64[N] areas, bool[N] who counts."""
 
     shapes: np.ndarray
     areas: np.ndarray
-    texts: list[str]
+    texts: np.ndarray
     is_legible: np.ndarray
 
     def take(self, keep: np.ndarray) -> _Words:
-        return _Words(
-            shapes=self.shapes[keep],
-            areas=self.areas[keep],
-            texts=[text for text, kept in zip(self.texts, keep, strict=True) if kept],
-            is_legible=self.is_legible[keep],
-        )
+        return _Words(**{name: values[keep] for name, values in vars(self).items()})
 
 
 def _words(rows: Sequence[Mapping[str, Any]], where: str, *, upright: bool = False) -> _Words:
@@ -135,7 +130,7 @@ def _words(rows: Sequence[Mapping[str, Any]], where: str, *, upright: bool = Fal
     return _Words(
         shapes=shapes,
         areas=areas,
-        texts=[str(row.get("text", "")) for row in rows],
+        texts=np.array([str(row.get("text", "")) for row in rows], object),
         is_legible=np.array([bool(row.get("legible", True)) for row in rows], bool),
     )
 

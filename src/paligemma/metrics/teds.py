@@ -69,8 +69,6 @@ def table_similarity(prediction: str, reference: str, *, structure_only: bool = 
     """Compute 1 minus the edit distance over the larger number of nodes; 0 without a table.
 
     Args:
-        prediction: HTML document of the answer.
-        reference: true HTML document.
         structure_only: ignore the contents of cells.
     """
     found, wanted = read_table(prediction), read_table(reference)
@@ -91,7 +89,6 @@ class TableNode:
     Attributes:
         label: tag, column span and row span; the spans are None except for `td`.
         content: inline tags and characters of a `td`, one token each.
-        children: child nodes in order.
     """
 
     label: tuple[str, int | None, int | None]

@@ -52,8 +52,6 @@ def tree_distance(a: Postorder, b: Postorder, cost: np.ndarray) -> float:
     """Compute the least cost of turning one tree into the other.
 
     Args:
-        a: shape of the tree with N nodes.
-        b: shape of the tree with M nodes.
         cost: float64[N, M] in [0, 1], cost of renaming a node.
     """
     distance = np.zeros_like(cost)

@@ -69,7 +69,6 @@ def vqa_accuracies(predictions: Sequence[str], answers: Sequence[Sequence[str]])
     against ten "yes".
 
     Args:
-        predictions: one answer a question, as decoded.
         answers: answers of the annotators of each question, ten as a rule, repeats kept.
 
     Returns:
@@ -99,15 +98,10 @@ def vqa_measures(
     """Compute VQA accuracy, and the same for each answer type that occurs.
 
     Args:
-        predictions: one answer a question.
-        answers: see `vqa_accuracies`.
         answer_types: "yes/no", "number" or "other" for each question.
 
     Returns:
         "accuracy", then "accuracy/yesno", "accuracy/number", "accuracy/other".
-
-    Raises:
-        DataError: as `vqa_accuracies`.
     """
     scores = vqa_accuracies(predictions, answers)
     measures = [mean_measure("accuracy", scores)]
@@ -136,10 +130,7 @@ def soft_accuracy_measures(
     """Compute soft accuracy, by which OKVQA, A-OKVQA and VizWiz are scored on local splits.
 
     Args:
-        predictions: one answer a question; None where there is none.
         answers: answers of the annotators of each question, repeats kept.
-        drop: whether each question is left out.
-        lower: lower-case both sides.
 
     Returns:
         "accuracy", and "accuracy_any", the share of questions with any match.

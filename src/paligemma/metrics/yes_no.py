@@ -47,8 +47,6 @@ def pope_measures(
     """Compute POPE by the reference evaluator, and by the official script as "official_...".
 
     Args:
-        predictions: one answer a question.
-        references: right answer of each question, "yes" or "no".
         files: "random", "popular" or "adversarial" for each question; None for a single file.
 
     Returns:
@@ -102,10 +100,8 @@ def mmvp_is_right(
     """Whether an answer names the right option, case and outer spaces aside.
 
     Args:
-        prediction: answer as decoded.
         options: options such as "(a) Open (b) Closed".
         correct: value of the column "Correct Answer", "(a)" or "a".
-        rule: see `OptionRule`.
 
     Raises:
         DataError: the options are ill-formed, or none has that letter.
@@ -125,7 +121,6 @@ def mmvp_measures(is_right: Sequence[bool], pairs: Sequence[str]) -> list[Measur
     """Compute MMVP's figures: a pair counts where both of its questions are right.
 
     Args:
-        is_right: whether each question is answered rightly, in any order.
         pairs: name of each question's pair; a pair has two questions.
 
     Returns:

@@ -26,7 +26,6 @@ def to_detections(
     """Detections of one image.
 
     Args:
-        parsed: result of `parse_objects` or `parse_tokens`.
         image_wh: width and height of the original image, pixels.
         codec: decoder of `<seg>` codewords; without one masks stay codewords.
         divisor: number by which a bin is divided; see `boxes.encode_boxes`.

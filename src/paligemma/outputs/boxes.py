@@ -130,7 +130,6 @@ def format_detections(
         boxes_yxyx: float[N, 4] in [0, 1].
         labels: N labels; None writes none, as RefCOCO does.
         codes: sixteen codewords for each object, or None for boxes alone.
-        divisor: see `encode_boxes`.
 
     Returns:
         For example `<loc0010><loc0020><loc0300><loc0400> cat ; <loc0005>... dog`.

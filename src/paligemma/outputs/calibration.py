@@ -54,7 +54,6 @@ class TextCalibration:
 
     Attributes:
         temperature: divisor of the log-odds of the answer's probability.
-        fitted_on: see `ObjectCalibration`.
     """
 
     temperature: float
@@ -122,7 +121,6 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
     """Write a calibration, whole or not at all.
 
     Args:
-        calibration: the calibration.
         path: a file, or a model's folder, where the file is calibration.json.
 
     Raises:

@@ -37,7 +37,6 @@ def score_object(
 
     Args:
         positions: positions of the object's tokens.
-        record: ids with their probabilities.
         tolerance: distance that still counts as agreement, as a share of the axis; 0.01 is ten
             bins.
 

@@ -37,11 +37,8 @@ def to_coco(
     """COCO annotations of one image; with scores they are also COCO results.
 
     Args:
-        items: the objects.
-        image_id: id of the image.
         category_ids: id of each label.
         polygons: whether masks are written as polygons (holes filled) instead of run lengths.
-        first_id: id of the first annotation.
 
     Returns:
         `{"id", "image_id", "category_id", "bbox": [x, y, w, h], "area", "iscrowd": 0}`, with
@@ -82,7 +79,6 @@ def to_yolo(
     """The text of a YOLO label file, one line per object.
 
     Args:
-        items: the objects.
         class_names: labels; the position of a label is its class.
         polygons: whether a line is `class x y x y ...` of the largest outline (the box's corners
             where there is no mask) instead of `class cx cy w h`.

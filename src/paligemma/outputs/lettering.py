@@ -35,7 +35,6 @@ class Lettering:
     """One font at one size, with the characters it can draw.
 
     Attributes:
-        font: the font as Pillow draws it.
         size_px: height of the letters' box.
     """
 

@@ -62,10 +62,7 @@ def parse_tokens(
     """Objects of emitted tokens, with confidences; tokens from the first end token on are ignored.
 
     Args:
-        record: ids with their probabilities.
-        vocab: id ranges of locations and codewords.
         decode: function from ids in [0, vocab.size) to text, such as `tokenizer.decode`.
-        tolerance: see `score_object`.
 
     Returns:
         The objects with scores, and the rest.

@@ -26,8 +26,6 @@ class Sizes:
     """Lengths in pixels of the canvas, all from its area so that every picture looks alike.
 
     Attributes:
-        letters: the font at its size.
-        line: width of lines.
         gap: distance between things that are written.
     """
 
@@ -44,7 +42,6 @@ class Sizes:
         Args:
             wh: width and height of the canvas, pixels.
             texts: everything that will be written, which decides the font.
-            scale: factor of letters and lines.
             font_path: a TrueType font; None chooses one.
 
         Raises:
@@ -72,13 +69,9 @@ def draw_plate(
     """Write a name and a confidence on a rounded plate where it hides no other plate.
 
     Args:
-        canvas: the picture to write on.
-        name: label of the object.
         box: box of the object, to which the plate keeps close.
         score: confidence, or None to leave it out.
-        colour: colour of the plate.
         taken: plates that are there already; the new plate is appended.
-        sizes: sizes of this canvas.
     """
     letters = sizes.letters
     pad = max(3, 2 * sizes.gap // 3)

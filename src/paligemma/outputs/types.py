@@ -106,7 +106,6 @@ class ParsedOutput:
         objects: objects in the order of the text.
         rest: pieces that belong to no object, in order, without separators, joined by single
             spaces.
-        text: the whole text.
     """
 
     objects: tuple[ParsedObject, ...]
@@ -152,10 +151,8 @@ class Detection:
         label: label that the model wrote, or None.
         box_yxyx: the emitted box, normalised; kept as emitted even if swapped or empty.
         image_wh: width and height of the image, pixels.
-        score: confidence in [0, 1], or None; the product of the three below where they exist.
-        box_score: confidence of the box, or None.
-        label_score: confidence of the label, or None.
-        mask_score: confidence of the mask, or None.
+        score: confidence in [0, 1], or None; the product of `box_score`, `label_score` and
+            `mask_score` where they exist.
         box_expected_yxyx: mean of the model's distribution over bins, finer than one bin, or None.
         box_std_yxyx: standard deviation of that distribution, normalised as the box is.
         codes: the sixteen mask codewords, or None.

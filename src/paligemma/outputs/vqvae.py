@@ -374,9 +374,6 @@ def mask_to_codes(codec: MaskCodec, mask: np.ndarray, box_yxyx: np.ndarray) -> n
 
     Returns:
         int64[16] in [0, K).
-
-    Raises:
-        DataError: see `crop_mask`.
     """
     patch = torch.from_numpy(crop_mask(mask, box_yxyx))[None]
     return codec.encode(patch.to(codec._vq_vae._embedding.device))[0].cpu().numpy()

@@ -133,7 +133,6 @@ def draw_background(
 
     Args:
         hw: height and width of the canvas in pixels.
-        rng: generator of every choice.
         name: one of BACKGROUNDS; None draws a random one.
         tone_rgb: colour that mid grey becomes, 0..255; None draws a random one.
 

@@ -85,7 +85,6 @@ def draw_scene(seed: int, options: SceneOptions | None = None) -> Scene:
     Args:
         seed: seed of the picture, 0 or more. Equal seeds and options give equal pictures; the two
             splits give different pictures for one seed.
-        options: canvas, split and bounds; None means SceneOptions().
 
     Returns:
         A scene with 1..max_objects objects, each inside the canvas and at least 85 % visible. No

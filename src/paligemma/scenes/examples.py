@@ -208,8 +208,6 @@ def sample_example(
     """Build one example of a random kind.
 
     Args:
-        scene: the picture.
-        rng: generator of every choice.
         weights: kind -> relative frequency; kinds that are absent are never drawn. None means
             DEFAULT_WEIGHTS.
 

@@ -23,15 +23,12 @@ _COLOR_JITTER = 11
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Patch:
-    """One drawn object before it is placed.
+    """One drawn object before it is placed; label, color and text are those of `SceneObject`.
 
     Attributes:
         paint: uint8[h, w, 3], colours.
         alpha: uint8[h, w], opacity of the paint, halo included.
         mask: bool[h, w], the object without its halo; never empty.
-        label: as in `SceneObject`.
-        color: as in `SceneObject`.
-        text: as in `SceneObject`.
         char_boxes: (character, y0, x0, y1, x1) in pixels of the patch.
     """
 
@@ -131,7 +128,6 @@ def draw_shape(
 
     Args:
         label: one of SHAPES.
-        color: one of COLORS.
         side_px: longer side before rotation, in pixels.
         rng: generator of the rotation (+-15 degrees, none for a circle) and the shade.
         aspect: width over height before rotation; None draws one in 0.85..1.18.
@@ -185,9 +181,7 @@ def draw_digit(index: int, color: str, height_px: float, rng: np.random.Generato
 
     Args:
         index: index of the handwriting, 0..1796; its value is the object's text.
-        color: one of COLORS.
         height_px: height of the written digit in pixels, before slant.
-        rng: generator of width, slant and rotation.
 
     Returns:
         A patch whose mask is the ink without the halo.
@@ -247,9 +241,7 @@ def draw_sign(
 
     Args:
         text: printable ASCII, 1..12 characters.
-        color: colour of the plate, one of COLORS.
         cap_px: height of the capitals in pixels.
-        rng: generator of padding and shade.
         face: font, one of FONTS.
 
     Returns:

@@ -32,10 +32,8 @@ class PublishedScore:
     """One published figure.
 
     Attributes:
-        measure: our name of the figure.
         value: figure in the unit of published tables: shares and CIDEr times 100.
         std: standard deviation over fine-tuning runs; None where not given.
-        model: name of the model in the source.
         family: "PaliGemma" or "PaliGemma 2".
         size: "3B", "10B", "28B"; None for other systems.
         resolution: side of the input in pixels; None for other systems.
@@ -43,7 +41,6 @@ class PublishedScore:
         split: name of the split in the source.
         is_test_server: whether only a test server can compute it.
         kind: "transfer", "mix", "zero_shot", or a kind of study.
-        note: note of the record, "" where there is none.
     """
 
     measure: str
@@ -64,7 +61,6 @@ def published(task: Task, *, our_split: str | None = None) -> list[PublishedScor
     """Collect the published figures of a task, those with a spread over runs first.
 
     Args:
-        task: the benchmark.
         our_split: split on disk with which the figures must be comparable; all figures by
             default, those of test servers among them.
     """
@@ -94,9 +90,6 @@ def caveats() -> tuple[str, ...]:
 
 def transfer_recipe(name: str) -> dict[str, Any]:
     """Look up a published fine-tuning recipe.
-
-    Args:
-        name: id of the recipe in `transfers.json`.
 
     Raises:
         ConfigError: no recipe has this id.

@@ -62,8 +62,6 @@ def score_languages(
 
     Args:
         examples: examples whose slice "language" names the language.
-        predictions: their predictions, in the same order.
-        score: scorer of one language.
         languages: languages of the benchmark. "avgN" averages all N of them; where English is
             one of them, the average over the others comes first.
     """
@@ -104,8 +102,6 @@ def submit_rows(
     """Write one row an example, as most test servers take them.
 
     Args:
-        examples: examples of one split.
-        predictions: their predictions, in the same order.
         key: name of the field with the example's id, a whole number where it has digits alone.
         answer: name of the field with the answer.
     """

@@ -54,8 +54,6 @@ def published_keys(
     """Build the keys of one measure.
 
     Args:
-        measure: our name of the figure.
-        metric: name of the figure in the records.
         places: task, split and our split of each key; see `PublishedKey`.
     """
     return tuple(
@@ -82,11 +80,8 @@ class Task:
             video, grounding, robustness, structure.
         splits: splits that can be scored from files on disk; the first is the reported one.
         headline: name of the measure that tables print.
-        asking: prompt lengths, decoding and resizing.
-        files: files that must be on disk.
         reader: streams the examples of one split, see `read`.
         score: computes the figures of examples and their predictions, the headline first.
-        published: keys of the published figures.
         traps: sentences on what people get wrong.
         transfer: name of the published transfer recipe whose model answers it.
         is_zero_shot: whether that model was trained on another task.
@@ -118,10 +113,6 @@ class Task:
 
     def read(self, data: Path, split: str) -> Iterator[Example]:
         """Stream the examples of one split.
-
-        Args:
-            data: the data folder.
-            split: one of `splits` or `server_splits`.
 
         Raises:
             ConfigError: another split.

@@ -27,7 +27,6 @@ def contact_sheet(examples: Sequence[Example], predictions: Sequence[Prediction]
 
     Args:
         examples: examples of `tasks.scenes`, in order and with their pictures.
-        predictions: their answers, in the same order.
     """
     by_picture: dict[str | None, list[Answered]] = {}
     for example, answer in zip(examples, predictions, strict=True):

@@ -55,7 +55,6 @@ def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
 
     Args:
         scene: the picture, whole patches wide.
-        patch_px: side of a patch.
     """
     grid = scene.image.shape[0] // patch_px
     cut = scene.object_map.reshape(grid, patch_px, grid, patch_px)
@@ -101,7 +100,6 @@ def boxes_in_field(
     Args:
         box: float32[B, I, 4] of `PatchTargets`.
         grid: number of patches along a side of the picture.
-        patch_px: side of a patch.
         corner: (row, column) of the picture's first patch in the field.
 
     Returns:
@@ -157,7 +155,6 @@ def patch_losses(answers: dict[str, Tensor], targets: dict[str, Tensor]) -> dict
     """Compute the mean loss of each target over the patches to which it applies.
 
     Args:
-        answers: output of `PatchHeads`.
         targets: fields of `PatchTargets`, each stacked over the batch.
 
     Returns:

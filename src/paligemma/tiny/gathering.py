@@ -50,7 +50,6 @@ def gathered(named: tuple[set[int], set[int]] | None, scene: Scene, *, has_two: 
 
     Args:
         named: result of `naming.named_objects`.
-        scene: the picture.
         has_two: whether the prompt names two sides.
 
     Returns:

@@ -34,8 +34,6 @@ def spread_losses(
     Args:
         logits: float[N, V].
         targets: int64[N], token ids.
-        label_smoothing: as in `token_losses`.
-        loc0: first location id.
         sigma_bins: standard deviation in bins, above 0.
 
     Returns:

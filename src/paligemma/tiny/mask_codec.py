@@ -44,14 +44,8 @@ class MaskCodecTraining:
     """How a codec is trained.
 
     Attributes:
-        steps: number of updates.
-        batch_size: masks a step.
         num_masks: number of masks that are drawn once and then shown repeatedly, 1..1_000_000.
         canvas_px: sides of the square scenes from which masks are cut, in turn.
-        channels: see `MaskCodecConfig`.
-        hidden: see `MaskCodecConfig`.
-        code_dim: see `MaskCodecConfig`.
-        num_codes: see `MaskCodecConfig`.
         learning_rate: peak learning rate; the warm-up is linear and the decay a cosine.
         warmup_steps: length of the warm-up.
         commitment: factor of the commitment loss.
@@ -60,7 +54,6 @@ class MaskCodecTraining:
         reseed_share: share of the run during which codewords are moved, 0..1.
         report_every: number of steps between two reports.
         seed: seed of the weights and of the order of the masks.
-        first_scene: first scene seed.
 
     Raises:
         ConfigError: a number is out of bounds.
@@ -107,7 +100,6 @@ class MaskCodecProgress:
     """One report of a training, averaged over the steps since the last report.
 
     Attributes:
-        step: number of steps done.
         loss: reconstruction loss plus weighted commitment loss.
         iou: mean overlap of masks and reconstructions, both at 64x64, 0..1.
         num_live: number of codewords in use.
@@ -146,10 +138,7 @@ def collect_masks(
     """Cut the masks of drawn objects out by their boxes, as `mask_to_codes` does.
 
     Args:
-        num_masks: number of masks.
         split: handwriting that is shown, "train" or "heldout".
-        canvas_px: sides of the square scenes, in turn.
-        first_scene: seed of the first scene.
         box_shift_px: largest shift of each edge of a box in pixels, drawn from the scene's seed.
     """
     masks = np.empty((num_masks, MASK_SIZE_PX, MASK_SIZE_PX), np.uint8)
@@ -182,7 +171,6 @@ def train_mask_codec(
     """Train a codec; equal options, machine and thread count give an equal codec.
 
     Args:
-        options: how the codec is trained.
         masks: training masks; drawn by the options if None.
         on_step: called every `report_every` steps and after the last one.
 
@@ -339,10 +327,6 @@ def train_codec_file(
     Args:
         path: file of the codec, ending in `.safetensors` or `.npz`; stored as float16, with the
             record beside it as `.json`.
-        options: how the codec is trained.
-        command: command line that the record states.
-        num_heldout: number of held-out masks to measure on.
-        on_step: called every `report_every` steps and after the last one.
 
     Returns:
         The record: command, options, wall time in seconds, curve and figures.

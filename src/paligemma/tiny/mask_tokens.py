@@ -44,7 +44,6 @@ def mask_token_targets(
             none.
         boxes_px: float[N, 4], boxes (top, left, bottom, right) of the objects.
         codes: int64[N, 16], codewords of the objects in raster order.
-        patch_px: side of a patch.
 
     Returns:
         int64[I, 4]; NO_TARGET where the patch shows no object or the point lies off its box.

@@ -28,12 +28,10 @@ class Stage:
         prompts_per_scene: prompts for each picture; 0 trains the image tower alone.
         lr: peak learning rate.
         warmup_steps: length of the linear warm-up.
-        losses: factors of the auxiliary losses.
         boxes_in_field: patch targets hold edges in the field instead of distances from the patch.
         kinds: kind of prompt -> relative frequency; None takes the default frequencies of `scenes`.
         squashed_share: share of the pictures that are drawn wider or higher than square and then
             squashed to a square, as photographs are.
-        scenes: options of the drawn pictures.
     """
 
     name: str

@@ -30,12 +30,7 @@ TRAIN_SEED = 0
 
 
 def tiny_config(vocab: Vocab, image_size_px: int = 224) -> PaliGemmaConfig:
-    """Config of about ten million parameters: PaliGemma 2's post-norms, soft-cap, grouped heads.
-
-    Args:
-        vocab: vocabulary of the tokenizer.
-        image_size_px: side of the input.
-    """
+    """Config of about ten million parameters: PaliGemma 2's post-norms, soft-cap, grouped heads."""
     return PaliGemmaConfig(
         vision=VisionConfig(
             image_size_px=image_size_px,
@@ -72,10 +67,6 @@ def init_tiny(model: PaliGemmaModel, seed: int = 0) -> None:
     of the first two blocks attends to one neighbour. The embeddings of neighbouring location
     tokens start close to each other, so that what is learnt about one coordinate holds for those
     beside it. All of these weights stay free to change.
-
-    Args:
-        model: changed in place.
-        seed: seed of the random weights.
     """
     init_weights(model, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -130,9 +121,7 @@ def _whitening(patch_px: int, width: int, num_scenes: int = 300) -> tuple[Tensor
     """Weight float[width, 3*P*P] and bias that give patches of training scenes unit covariance.
 
     Args:
-        patch_px: side P of a patch.
         width: number of directions that are kept, those of the largest variance.
-        num_scenes: number of scenes from which the covariance is computed.
     """
     side = 7 * patch_px
     pictures = [

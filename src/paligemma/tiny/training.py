@@ -45,7 +45,6 @@ def train_tiny(
         output: folder of the stages; the model is written to `output/model`.
         parts: folder of the tokenizer and the mask codec, named as in `PART_FILES`.
         only: name of the one stage to run; the stages before it must be complete.
-        progress: show a bar on standard error.
 
     Returns:
         The model's folder, or None while the last stage has not been run.
@@ -106,15 +105,12 @@ def run_stage(
     """Run or resume one stage; equal arguments, machine and thread count give an equal model.
 
     Args:
-        stage: the row of `STAGES`.
         folder: folder of the whole training; the stage writes to `folder/NAME`.
-        tokenizer: tokenizer of the model.
         codec: mask codec that writes the targets of segmentation; None where nothing is segmented.
         before: checkpoint of the stage before, or None to start from `init_tiny`.
         seed: first scene seed of this stage, and seed of the objective's new heads.
         settings: what else must be equal for the stage to resume.
         num_workers: processes that draw the batches.
-        progress: show a bar on standard error.
     """
     with torch.random.fork_rng(devices=[]):
         # The heads of the objective draw their weights from torch's global generator.

@@ -35,7 +35,6 @@ class VectorResult:
     """How one vector came out.
 
     Attributes:
-        id, metric: id and metric of the vector.
         passed: every expected value is met within the vector's tolerance.
         largest_difference: between numbers; NaN where none could be compared.
         message: what differs or went wrong; empty where it passed.
@@ -53,10 +52,8 @@ class MetricSummary:
     """All vectors of one metric.
 
     Attributes:
-        metric: its name.
         num_passed, num: vectors that passed, and all.
         largest_difference: between numbers, over all; NaN where none could be compared.
-        first_failure: the first vector that did not pass.
     """
 
     metric: str

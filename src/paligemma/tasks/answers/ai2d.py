@@ -44,12 +44,7 @@ class PaintedLabel:
 
 @dataclass(frozen=True, kw_only=True)
 class RelabelledPicture:
-    """A picture whose labels are painted over.
-
-    Attributes:
-        picture: picture below the paint.
-        labels: labels in the order in which they are painted.
-    """
+    """A picture whose labels are painted over."""
 
     picture: FilePicture
     labels: tuple[PaintedLabel, ...]

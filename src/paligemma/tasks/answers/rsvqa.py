@@ -38,10 +38,8 @@ def read_rsvqa(data: Path, split: str, *, variant: Literal["lr", "hr"]) -> Itera
     """Read RSVQA of either resolution.
 
     Args:
-        data: the data folder.
         split: one of LR_SPLITS or HR_SPLITS, which leaves out the questions for numbers; "_all"
             after it keeps them, with counts (low resolution) and areas (high) as ranges.
-        variant: "lr" or "hr".
     """
     names = LR_SPLITS if variant == "lr" else HR_SPLITS
     known = {**names, **{f"{name}{_SUFFIX}": part for name, part in names.items()}}

@@ -59,8 +59,6 @@ def submit_aokvqa(
     """Map questions to answers of one kind; the server takes both kinds together in one file.
 
     Args:
-        examples: examples of one split.
-        predictions: their predictions, in the same order.
         kind: "direct_answer" or "multiple_choice".
     """
     return {one.id: {kind: said.text} for one, said in zip(examples, predictions, strict=True)}

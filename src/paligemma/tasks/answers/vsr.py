@@ -42,7 +42,6 @@ def read_vsr(data: Path, split: str, *, kind: str) -> Iterator[Example]:
 
     Args:
         data: folder with `splits/{kind}/{split}.jsonl` and COCO's pictures.
-        split: "test", "dev" or "train".
         kind: "zeroshot" or "random".
     """
     name = f"vsr-{kind}"

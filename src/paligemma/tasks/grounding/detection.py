@@ -36,11 +36,9 @@ class DetectionFiles:
     """Places of the files of a set; {split} stands for the split.
 
     Attributes:
-        name: name of the benchmark, for errors.
         splits: name of each of our splits in the files.
         annotations: places of the annotation file below the data folder, the official one first.
         pictures: places of the folder of pictures, likewise.
-        source: place where the user can get them.
         beside: whether pictures may also lie beside the annotation file.
     """
 
@@ -87,9 +85,6 @@ def read_detection(
     """Read one example a picture, pictures without objects too.
 
     Args:
-        data: the data folder.
-        split: a split of `places`.
-        places: places of the files.
         names_classes: ask for all classes of the file by name instead of "all classes".
     """
     theirs = places.splits[split]

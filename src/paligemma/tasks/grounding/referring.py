@@ -56,7 +56,6 @@ class Ref:
     """One object that people described.
 
     Attributes:
-        ref_id, ann_id, image_id: ids in the files.
         split: "train", "val", "test", "testA" or "testB".
         sentences: (sent_id, sentence) of each description.
     """
@@ -88,7 +87,6 @@ def read_refer(data: Path, split: str, *, dataset: str) -> Iterator[Example]:
     Args:
         data: folder with `refcoco/refs(unc).p` and so on, COCO's instances and its pictures.
         split: one of SPLITS, or "train-combined".
-        dataset: "refcoco", "refcoco+" or "refcocog".
     """
     if split == COMBINED:
         yield from _read_combined(data)
@@ -170,9 +168,7 @@ class Outlines:
     """The pictures and objects of the annotation file that some refs describe.
 
     Args:
-        data: the data folder.
         dataset: data set, whose own `instances.json` is read where COCO's file is missing.
-        refs: refs whose objects are kept.
 
     Raises:
         DataError: no annotation file, or an object is not in it.

@@ -23,7 +23,6 @@ def score_detection(
     """Compute COCO's average precision and recall, and average precision by class.
 
     Args:
-        examples: examples of `read_detection`.
         predictions: predictions whose objects each have a confidence.
         classes: names that may be found; None takes those of the prompt.
     """

@@ -18,12 +18,7 @@ if TYPE_CHECKING:
 
 
 def referring_target(example: Example, codec: MaskCodec) -> str:
-    """Write the answer to train on: four location tokens, sixteen codewords, no label.
-
-    Args:
-        example: example of `read_refer`.
-        codec: codec that writes masks as codewords.
-    """
+    """Write the answer to train on: four location tokens, sixteen codewords, no label."""
     from paligemma.outputs.vqvae import mask_to_codes
 
     box = np.asarray(example.references["box_yxyx"])
@@ -62,8 +57,6 @@ def noisy_target(
 
     Args:
         boxes_yxyx: boxes normalised to [0, 1].
-        labels: labels of the boxes.
-        rng: generator of the order and the noise.
         max_tokens: tokens that the answer may have.
         count_tokens: counts the tokens of a text.
         separator: text between two objects; the published one is unknown.

@@ -126,7 +126,6 @@ def benchmark_examples(
     """Choose the prompts of one picture, at most one a kind, the same for any choice of kinds.
 
     Args:
-        scene: scene of the picture.
         index: place of the picture in the benchmark; kinds of question take turns along it, and
             where a kind does not apply, another scarce kind is drawn.
         kinds: some of SCENE_KINDS; a picture without writing has no "ocr", three of four have no
@@ -173,10 +172,8 @@ def scenes_task(
     """Build the benchmark over the pictures 0..limit - 1 of a seed.
 
     Args:
-        limit: number of pictures.
         seed: seed of the benchmark; every seed has its own pictures.
         size_px: side of the drawn pictures.
-        kinds: kinds of prompts, some of `SCENE_KINDS`.
 
     Raises:
         ConfigError: a number is out of bounds, or a kind is unknown.

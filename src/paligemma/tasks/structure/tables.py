@@ -42,7 +42,6 @@ class TableFormat:
     """Prompt and layout of a table; unpublished, so these are ours.
 
     Attributes:
-        prompt: prompt of every picture.
         coords_order: order of the four location tokens of a cell: x0 y0 x1 y1 in any order.
         page_dpi: resolution at which FinTabNet's pages were rendered, pixels an inch.
     """
@@ -110,7 +109,6 @@ def table_target(
     """Write the answer to train on: HTML with the place of every cell that holds something.
 
     Args:
-        table: structure and contents.
         boxes_xyxy_px: boxes of the cells in pixels of the picture, None for a cell without one.
         side_px: side of the square to which the picture is padded, on the right and below.
         order: see `TableFormat.coords_order`.

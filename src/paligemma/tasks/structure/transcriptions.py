@@ -40,7 +40,6 @@ class MusicFormat:
     """Prompt and comparison of a score; unpublished, so these are ours.
 
     Attributes:
-        prompt: prompt of every picture.
         ending: ending of the transcription files, ".krn" or ".bekrn"; separators are taken out.
         clean: take bar numbers and outer blank space out of reference and answer.
         distorted: show the distorted pictures; published figures are of the others.

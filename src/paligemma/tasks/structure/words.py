@@ -44,7 +44,6 @@ class WordFormat:
     """Prompt and layout of words with boxes; unpublished, so these are ours.
 
     Attributes:
-        prompt: prompt of every picture.
         text_first: whether the word stands before its box.
         between: text between a word and its box.
         separator: text between two words.

@@ -89,10 +89,7 @@ class Videos:
     were, so a missing video is left out and named in the log; only a lack of all is an error.
 
     Args:
-        data: the data folder.
         folders: folders below it where videos may lie.
-        num_frames: frames that a clip shows.
-        stride: distance between them, in stored frames.
     """
 
     def __init__(self, data: Path, folders: Sequence[str], *, num_frames: int, stride: int) -> None:
