@@ -139,6 +139,14 @@ class Linear(nn.Linear):
         """float[..., D] -> float[..., E]."""
         return linear(x, self.weight, self.bias)
 
+    def dense(self) -> Tensor:
+        """float32[E, D]: the weights as a matrix, which an adapter is added to."""
+        return self.weight.detach().float()
+
+    def assign(self, dense: Tensor) -> None:
+        """Take float32[E, D] as the weights, rounded to the layer's dtype."""
+        self.weight = nn.Parameter(dense.to(self.weight.dtype), requires_grad=False)
+
 
 class TiedEmbedding(nn.Module):
     """Token embeddings and output head: one table serves both.

@@ -1,0 +1,1 @@
+"""Changes to a built model from outside: low-rank adapters."""

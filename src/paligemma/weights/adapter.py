@@ -1,0 +1,251 @@
+"""Adapters on disk, in PEFT's layout: adapter_config.json beside adapter_model.safetensors.
+
+PEFT loads what is written here, and what PEFT wrote is read, whichever spelling of transformers'
+names it has. Settings that change the arithmetic and are not computed here are refused by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from paligemma.adapt.lora import PARTS, Adapter, LoraConfig, LoraUpdate, layer_names
+from paligemma.errors import CheckpointError
+from paligemma.model import PaliGemmaModel
+from paligemma.weights.hf import bare_name, spell, unspell
+from paligemma.weights.hf_config import read_json
+from paligemma.whole_file import staging_folder, write_json
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_LEAVES = {
+    "lora_A.weight": "down",
+    "lora_B.weight": "up",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",
+}
+# Fields that say nothing about the arithmetic, or were used only to begin the training.
+_HARMLESS = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "exclude_modules",
+    "inference_mode", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout",
+    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
+    "revision", "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
+    "eva_config", "ensure_weight_tying",
+}  # fmt: skip
+# These begin from other base weights than the ones that are published.
+_PLAIN_STARTS = (True, False, "true", "gaussian", "eva", "orthogonal")
+# SigLIP's pooling head, which PaliGemma does not use; adapters by suffix reach it all the same.
+_UNUSED = "vision_tower.head."
+
+
+def save_adapter(
+    adapter: Adapter,
+    model: PaliGemmaModel,
+    folder: str | os.PathLike[str],
+    *,
+    base: str,
+    extra_files: Mapping[str, str] | None = None,
+) -> Path:
+    """Write an adapter so that PEFT and `load_adapter` read it.
+
+    Args:
+        adapter: the adapter.
+        model: the model that it was trained on, which names the layers.
+        folder: appears complete or, after an error, not at all; must not exist.
+        base: name of the model, as a user would load it.
+        extra_files: further text files of the folder, name -> content.
+
+    Raises:
+        CheckpointError: the folder exists, or the disk refuses.
+    """
+    target = Path(folder)
+    if target.exists():
+        raise CheckpointError(
+            f"an adapter is written to a new folder, {target} exists; name another"
+        )
+    generation = model.config.generation
+    tensors: dict[str, Tensor] = {}
+    for name, update in adapter.updates.items():
+        module = _peft_name(name, generation)
+        tensors[f"{module}.lora_A.weight"] = update.down
+        tensors[f"{module}.lora_B.weight"] = update.up
+        if update.magnitude is not None:
+            tensors[f"{module}.lora_magnitude_vector"] = update.magnitude
+    config = adapter.config
+    described = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rank_stabilised,
+        "use_dora": config.dora,
+        "bias": "none",
+        # Whole names, so that the tower's layers of equal suffix stay as they are.
+        "target_modules": sorted(
+            {key.rpartition(".lora_")[0].removeprefix(f"{_PREFIX}model.") for key in tensors}
+        ),
+        "inference_mode": True,
+        "task_type": None,
+    }
+    try:
+        with staging_folder(target) as staging:
+            contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+            save_file(contiguous, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+            write_json(staging / CONFIG_FILE, described)
+            for name, text in (extra_files or {}).items():
+                (staging / name).write_text(text, encoding="utf-8")
+            os.replace(staging, target)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"the adapter {target} cannot be written ({error})") from error
+    return target
+
+
+def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapter:
+    """Read an adapter that `save_adapter` or PEFT wrote.
+
+    Args:
+        folder: holds adapter_config.json and adapter_model.safetensors.
+        model: the model that it will be attached to.
+
+    Raises:
+        CheckpointError: unreadable files, an adapter for another model, or settings that are not
+            computed here.
+    """
+    path = Path(folder)
+    raw = read_json(path / CONFIG_FILE)
+    _refuse_unknown(raw, path)
+    try:
+        with safe_open(path / WEIGHTS_FILE, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"an adapter's weights lie in {WEIGHTS_FILE}, {path} has none that is readable "
+            f"({error}); of .bin files make one with peft's save_pretrained"
+        ) from error
+    layers = {
+        bare_name(f"{name}.weight", model.config.generation).removesuffix(".weight"): name
+        for name in layer_names(model, tuple(PARTS))
+    }
+    found: dict[str, dict[str, Tensor]] = {}
+    unknown = []
+    for key, tensor in tensors.items():
+        module, leaf = _split(key)
+        if module.startswith(_UNUSED):
+            logger.warning("%s changes SigLIP's pooling head, which PaliGemma does not use", path)
+        elif leaf in _LEAVES and module in layers:
+            found.setdefault(module, {})[_LEAVES[leaf]] = tensor.float()
+        else:
+            unknown.append(key)
+    if unknown or not found:
+        shown = ", ".join(unknown[:5]) or "nothing"
+        raise CheckpointError(
+            f"an adapter holds updates of linear layers, {path} holds {shown}"
+            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; merge whole layers "
+            "and token rows into the model with the program that wrote them"
+        )
+    updates = {}
+    for module in layers:
+        if module in found:
+            name = layers[module]
+            updates[name] = _update(path, raw, module, name, found[module], model)
+    return Adapter(config=_config(raw, updates), updates=updates)
+
+
+def _peft_name(layer: str, generation: int) -> str:
+    bare = bare_name(f"{layer}.weight", generation).removesuffix(".weight")
+    return _PREFIX + spell(bare, "current").replace("vision_tower.vision_model.", "vision_tower.")
+
+
+def _split(key: str) -> tuple[str, str]:
+    """A key of the file as (bare name of the module, leaf)."""
+    key = key.removeprefix(_PREFIX)
+    module, leaf = key, ""
+    for known in (*_LEAVES, "weight", "bias"):
+        if key.endswith("." + known):
+            module, leaf = key[: -len(known) - 1], known
+            break
+    return unspell(module), leaf
+
+
+def _refuse_unknown(raw: Mapping[str, Any], path: Path) -> None:
+    problems = []
+    if raw.get("peft_type") != "LORA":
+        problems.append(f"peft_type is {raw.get('peft_type')!r}, not 'LORA'")
+    if raw.get("bias", "none") != "none":
+        problems.append(f"bias is {raw['bias']!r}, not 'none'")
+    if raw.get("init_lora_weights", True) not in _PLAIN_STARTS:
+        problems.append(f"init_lora_weights is {raw['init_lora_weights']!r}")
+    known = _HARMLESS | {"bias", "init_lora_weights"}
+    problems += [
+        f"{field} is {value!r}" for field, value in raw.items() if value and field not in known
+    ]
+    if problems:
+        raise CheckpointError(
+            f"an adapter must be a plain LoRA, rsLoRA or DoRA, in {path / CONFIG_FILE} "
+            f"{' and '.join(problems)[:300]}; merge it with peft"
+        )
+
+
+def _update(
+    path: Path,
+    raw: Mapping[str, Any],
+    module: str,
+    name: str,
+    parts: Mapping[str, Tensor],
+    model: PaliGemmaModel,
+) -> LoraUpdate:
+    layer = model.get_submodule(name)
+    down, up, magnitude = (parts.get(leaf) for leaf in ("down", "up", "magnitude"))
+    wanted = (layer.out_features, layer.in_features)
+    if down is None or up is None or down.ndim != 2 or up.ndim != 2:
+        raise CheckpointError(f"an update has lora_A and lora_B, {path} lacks one of {module}")
+    if (len(up), down.shape[1]) != wanted or up.shape[1] != len(down):
+        raise CheckpointError(
+            f"an adapter fits the model it was trained for, {module} of {path} changes a layer of "
+            f"size {(len(up), down.shape[1])}, this model's has {wanted}; load its own base, "
+            f"{raw.get('base_model_name_or_path')!r}"
+        )
+    if bool(raw.get("use_dora")) != (magnitude is not None):
+        raise CheckpointError(
+            f"a DoRA adapter has a magnitude of every layer, check {module} of {path}"
+        )
+    alpha = _alpha(raw, module)
+    root = math.sqrt(len(down)) if raw.get("use_rslora") else len(down)
+    return LoraUpdate(down, up, scale=alpha / root, magnitude=magnitude)
+
+
+def _alpha(raw: Mapping[str, Any], module: str) -> float:
+    """alpha of one layer: of the first pattern that its name ends in, else that of all."""
+    patterns = raw.get("alpha_pattern") or {}
+    for pattern, alpha in patterns.items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            return float(alpha)
+    return float(raw.get("lora_alpha", 8))
+
+
+def _config(raw: Mapping[str, Any], updates: Mapping[str, LoraUpdate]) -> LoraConfig:
+    parts = [
+        part
+        for part, pattern in PARTS.items()
+        if any(re.fullmatch(pattern, name) for name in updates)
+    ]
+    return LoraConfig(
+        rank=max(len(update.down) for update in updates.values()),
+        alpha=float(raw.get("lora_alpha", 8)),
+        parts=tuple(parts),
+        dropout=float(raw.get("lora_dropout") or 0.0),
+        rank_stabilised=bool(raw.get("use_rslora")),
+        dora=bool(raw.get("use_dora")),
+    )

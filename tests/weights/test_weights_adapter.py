@@ -1,0 +1,246 @@
+"""Adapters against PEFT over transformers, both ways, and their equivalences."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from paligemma.adapt.lora import Adapter, LoraConfig, attach, detach, merge
+from paligemma.errors import CheckpointError, ConfigError
+from paligemma.model import PaliGemmaModel
+from paligemma.weights.adapter import load_adapter, save_adapter
+from paligemma.weights.load import load_model
+from paligemma.weights.save import save_model
+
+pytestmark = [
+    pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning"),
+    pytest.mark.filterwarnings("default::UserWarning"),
+]
+
+IMAGE_ID = 130
+ALL = ("decoder", "vision", "projector")
+KINDS = {
+    "plain": LoraConfig(rank=4, alpha=8, parts=ALL),
+    "rank-stabilised": LoraConfig(rank=4, alpha=8, parts=("decoder.mlp",), rank_stabilised=True),
+    "dora": LoraConfig(rank=3, alpha=6, parts=ALL, dora=True),
+}
+generations = pytest.mark.parametrize("generation", [1, 2])
+kinds = pytest.mark.parametrize("kind", list(KINDS))
+
+
+@pytest.fixture
+def base(make_config: Any, make_model: Any, tmp_path: Path) -> Any:
+    """A function from a generation to our model, and the folder of its file."""
+
+    def make(generation: int) -> tuple[PaliGemmaModel, Path]:
+        folder = tmp_path / "base"
+        save_model(make_model(make_config(generation)), folder)
+        return load_model(folder), folder
+
+    return make
+
+
+def theirs(folder: Path) -> Any:
+    from transformers import PaliGemmaForConditionalGeneration
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return PaliGemmaForConditionalGeneration.from_pretrained(
+        folder, attn_implementation="eager"
+    ).eval()
+
+
+def example() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 28, 28, 3, generator=generator) * 2 - 1
+    tokens = torch.randint(3, 128, (2, 9), generator=generator)
+    return image, tokens, torch.zeros_like(tokens)
+
+
+@torch.no_grad()
+def our_logits(model: PaliGemmaModel) -> Tensor:
+    image, tokens, mask_ar = example()
+    return model(model.encode_image(image), tokens, mask_ar)
+
+
+@torch.no_grad()
+def their_logits(model: Any, num_image: int) -> Tensor:
+    image, tokens, _ = example()
+    ids = torch.cat([torch.full((len(tokens), num_image), IMAGE_ID), tokens], dim=1)
+    out = model(
+        input_ids=ids,
+        pixel_values=image.permute(0, 3, 1, 2),
+        token_type_ids=torch.zeros_like(ids),
+        attention_mask=torch.ones_like(ids),
+    )
+    return out.logits[:, num_image:, :130]
+
+
+def filled(adapter: Adapter, seed: int = 1) -> Adapter:
+    """The adapter with random matrices, so that it changes every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            if name.endswith("up"):
+                parameter.normal_(std=0.2, generator=generator)
+            if name.endswith("magnitude"):
+                parameter.mul_(1 + 0.1 * torch.rand(parameter.shape, generator=generator))
+    return adapter
+
+
+@generations
+@kinds
+def test_peft_answers_like_us_with_an_adapter_that_we_wrote(
+    generation: int, kind: str, base: Any, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    model, folder = base(generation)
+    before = our_logits(model)
+    adapter = filled(Adapter.new(model, KINDS[kind]))
+    save_adapter(adapter, model, tmp_path / "adapter", base=str(folder))
+    attach(model, adapter)
+    ours = our_logits(model)
+    peft_model = PeftModel.from_pretrained(theirs(folder), tmp_path / "adapter").eval()
+    names = [name for name, _ in peft_model.named_parameters() if "lora_A" in name]
+    assert len(names) == len(adapter.updates)
+    num_image = model.config.num_image_tokens
+    assert (ours - before).abs().max() > 1
+    assert torch.allclose(ours, their_logits(peft_model, num_image), atol=2e-4, rtol=0)
+
+
+@generations
+@kinds
+def test_we_answer_like_peft_with_an_adapter_that_peft_wrote(
+    generation: int, kind: str, base: Any, tmp_path: Path
+) -> None:
+    import peft
+
+    model, folder = base(generation)
+    config = KINDS[kind]
+    torch.manual_seed(0)
+    peft_model = peft.get_peft_model(
+        theirs(folder),
+        peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=5,
+            # By suffix: decoder, tower and the pooling head that PaliGemma does not use.
+            target_modules=["q_proj", "out_proj", "down_proj"],
+            rank_pattern={"down_proj": 2},
+            alpha_pattern={r"layers\.0\.self_attn\.q_proj": 7},
+            use_rslora=config.rank_stabilised,
+            use_dora=config.dora,
+            init_lora_weights=False,
+        ),
+    ).eval()
+    peft_model.save_pretrained(tmp_path / "adapter")
+    adapter = load_adapter(tmp_path / "adapter", model)
+    attach(model, adapter)
+    theirs_logits = their_logits(peft_model, model.config.num_image_tokens)
+    assert torch.allclose(our_logits(model), theirs_logits, atol=2e-4, rtol=0)
+
+
+@generations
+@kinds
+def test_a_merged_adapter_answers_like_the_attached_one(
+    generation: int, kind: str, base: Any
+) -> None:
+    model, _ = base(generation)
+    for name, parameter in model.named_parameters():
+        if name.endswith("q.weight"):
+            # Attention scores of 67 would enlarge every rounding.
+            parameter.detach().mul_(0.1)
+    before = our_logits(model)
+    attach(model, filled(Adapter.new(model, KINDS[kind])))
+    live = our_logits(model)
+    merge(model)
+    assert (our_logits(model) - live).abs().max() <= 1e-5
+    assert (live - before).abs().max() > 1
+
+
+def test_a_detached_adapter_leaves_no_trace_and_a_new_one_changes_nothing(base: Any) -> None:
+    model, _ = base(2)
+    before, names = our_logits(model), [name for name, _ in model.named_parameters()]
+    adapter = Adapter.new(model, LoraConfig(rank=4))
+    attach(model, adapter)
+    assert torch.equal(our_logits(model), before)
+    assert not adapter.is_active
+    attach(model, filled(Adapter.new(model, LoraConfig(rank=2, parts=("vision",)))))
+    assert not torch.equal(our_logits(model), before)
+    detach(model)
+    assert torch.equal(our_logits(model), before)
+    assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_an_adapter_that_is_read_back_is_the_one_that_was_written(
+    base: Any, tmp_path: Path
+) -> None:
+    model, _ = base(1)
+    adapter = filled(Adapter.new(model, KINDS["dora"]))
+    save_adapter(adapter, model, tmp_path / "adapter", base="some/base")
+    again = load_adapter(tmp_path / "adapter", model)
+    assert again.config == LoraConfig(
+        rank=3, alpha=6, dora=True,
+        parts=("decoder.attention", "decoder.mlp", "vision.attention", "vision.mlp", "projector"),
+    )  # fmt: skip
+    written, read = dict(adapter.named_parameters()), dict(again.named_parameters())
+    assert written.keys() == read.keys()
+    assert all(torch.equal(written[name], read[name]) for name in written)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"use_dora": True}, "magnitude"),
+    ],
+)
+def test_a_setting_that_is_not_computed_is_refused_by_name(
+    change: dict[str, Any], words: str, base: Any, tmp_path: Path
+) -> None:
+    model, _ = base(1)
+    folder = save_adapter(
+        filled(Adapter.new(model, LoraConfig(rank=2))), model, tmp_path / "adapter", base="x"
+    )
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=words):
+        load_adapter(folder, model)
+
+
+def test_an_adapter_of_another_model_names_its_base(
+    base: Any, make_config: Any, make_model: Any, tmp_path: Path
+) -> None:
+    model, _ = base(1)
+    folder = save_adapter(
+        Adapter.new(model, LoraConfig(rank=2)), model, tmp_path / "adapter", base="the/base"
+    )
+    config = make_config(1)
+    wider = replace(config, text=replace(config.text, mlp_dim=config.text.mlp_dim * 2))
+    with pytest.raises(CheckpointError, match="the/base"):
+        load_adapter(folder, make_model(wider))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rank": 0}, "1..4096"),
+        ({"alpha": float("nan")}, "alpha"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"parts": ("decoder.atention",)}, "did you mean decoder.attention"),
+        ({"parts": ()}, "at least one part"),
+    ],
+)
+def test_a_bad_setting_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        LoraConfig(**options)
