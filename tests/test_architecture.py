@@ -25,6 +25,7 @@ ROWS: tuple[dict[str, tuple[str, ...]], ...] = (
         "kernels": ("kernels",),
         "whole_file": ("whole_file",),
         "json_file": ("json_file",),
+        "one_writer": ("one_writer",),
     },
     {
         "model": ("model",),

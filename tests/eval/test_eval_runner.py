@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,45 @@ def test_a_cut_batch_is_answered_whole_and_only_its_missing_lines_are_added(
     assert path.read_bytes() == b"".join(lines)
     assert run.predictions == expected
     assert run.num_duplicates == 0
+
+
+def test_what_another_writer_answered_meanwhile_is_not_asked_again(tmp_path: Path) -> None:
+    class Late(ToyAnswerer):
+        """Is overtaken by a whole run between the plan and the first answer."""
+
+        def settings(self) -> dict[str, object]:
+            if not list(tmp_path.iterdir()):
+                run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
+            return dict(super().settings())
+
+    late = Late()
+    run = run_task(TOY, late, None, "test", OPTIONS, tmp_path)
+    assert (late.batches, run.num_duplicates, len(run.predictions)) == ([], 0, 200)
+
+
+def test_of_three_that_begin_at_once_no_answer_is_doubled_and_none_is_misled(
+    tmp_path: Path,
+) -> None:
+    starts = threading.Barrier(3)
+    said = []
+
+    def begin() -> None:
+        starts.wait()
+        try:
+            run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path / "run")
+        except ConfigError as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=begin) for _ in range(3)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    run = load_run(tmp_path / "run")
+    assert (len(run.predictions), run.num_duplicates) == (200, 0)
+    assert all("another process is writing to" in one for one in said)
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["examples.jsonl", "predictions.jsonl", "run.json"]
 
 
 def test_the_limit_is_a_seeded_sample_of_the_split(tmp_path: Path) -> None:

@@ -141,6 +141,17 @@ def test_two_writers_at_once_are_refused(folder: RunFolder) -> None:
         RunFolder(folder.path).__enter__()
 
 
+def test_answers_are_never_added_through_a_link(folder: RunFolder, tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger.txt"
+    stranger.write_text("a line without its end")
+    (folder.path / "predictions.jsonl").unlink()
+    (folder.path / "predictions.jsonl").symlink_to(stranger)
+    with pytest.raises(ConfigError, match=r"predictions.jsonl, which cannot be written"):
+        folder.__enter__()
+    assert stranger.read_text() == "a line without its end"
+    assert not (folder.path / ".writer").exists()
+
+
 def test_a_folder_without_a_run_and_predictions_without_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="name a run"):
         load_run(tmp_path)
@@ -148,7 +159,7 @@ def test_a_folder_without_a_run_and_predictions_without_one_are_refused(tmp_path
     with pytest.raises(ConfigError, match=r"predictions.jsonl but no run.json"):
         RunFolder.create(tmp_path, _config(), EXAMPLES)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="a run needs a folder that can be written"):
+    with pytest.raises(ConfigError, match="a result needs a folder that can be written"):
         RunFolder.create(tmp_path / "file" / "run", _config(), EXAMPLES)
 
 

@@ -14,7 +14,7 @@ import torch
 from toy_training import OPTIM, RandomBatches, TextObjective, digest, small_model
 
 from paligemma.batch import Batch
-from paligemma.errors import CheckpointError
+from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
 from paligemma.train.checkpoint import checkpoints
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
@@ -159,6 +159,20 @@ def test_a_run_with_another_configuration_is_refused(
     with pytest.raises(CheckpointError, match=f"but {changed} changed; use another output folder"):
         train(model, TextObjective(), RandomBatches(), optim, options, whole[2])
     assert digest(model) == digest(small_model())
+
+
+def test_two_trainings_at_once_in_one_folder_are_refused(whole, tmp_path: Path) -> None:
+    class Second(RandomBatches):
+        """Begins another training in the middle of the first."""
+
+        def batch(self, step: int) -> Batch:
+            if step == 2:
+                with pytest.raises(ConfigError, match="another process is writing to"):
+                    run(tmp_path)
+            return super().batch(step)
+
+    model, _ = run(tmp_path, Second())
+    assert (digest(model), metrics(tmp_path)) == whole[:2]
 
 
 def test_a_run_with_other_data_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from io import BufferedRandom
 from pathlib import Path
@@ -28,6 +29,7 @@ from paligemma.jobs.json_lines import (
     prediction_to_json,
     read_rows,
 )
+from paligemma.one_writer import one_writer
 from paligemma.whole_file import write_json, write_whole
 
 RUN, EXAMPLES, PREDICTIONS = "run.json", "examples.jsonl", "predictions.jsonl"
@@ -139,6 +141,7 @@ class RunFolder:
         self.path = Path(path)
         self.num_duplicates = 0
         self._file: BufferedRandom | None = None
+        self._open = ExitStack()
         self._config: RunConfig | None = None
 
     @classmethod
@@ -151,27 +154,24 @@ class RunFolder:
             ConfigError: the folder holds a run with other settings, or cannot be written.
         """
         folder = cls(path)
-        if folder.exists():
-            folder.require_same(config)
-            return folder
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            if (folder.path / PREDICTIONS).exists():
-                raise ConfigError(
-                    f"{folder.path} holds {PREDICTIONS} but no {RUN}; name another folder, or "
-                    "score that file by itself"
-                )
-            lines = (json.dumps(example_to_json(one)) + "\n" for one in examples)
-            write_whole(folder.path / EXAMPLES, lines)
-            # Last, because its presence means that the folder is complete.
-            write_json(folder.path / RUN, config.to_json())
-        except OSError as error:
-            raise ConfigError(
-                f"a run needs a folder that can be written, got {folder.path} ({error}); "
-                "name another"
-            ) from error
-        folder._config = config
+        if not folder.exists():
+            with one_writer(folder.path):
+                folder._begin(config, examples)
+        folder.require_same(config)
         return folder
+
+    def _begin(self, config: RunConfig, examples: Sequence[Example]) -> None:
+        if self.exists():  # another process was quicker
+            return
+        if (self.path / PREDICTIONS).exists():
+            raise ConfigError(
+                f"{self.path} holds {PREDICTIONS} but no {RUN}; name another folder, or "
+                "score that file by itself"
+            )
+        lines = (json.dumps(example_to_json(one)) + "\n" for one in examples)
+        write_whole(self.path / EXAMPLES, lines)
+        # Last, because its presence means that the folder is complete.
+        write_json(self.path / RUN, config.to_json())
 
     def exists(self) -> bool:
         """Whether a run was begun here."""
@@ -267,22 +267,24 @@ class RunFolder:
         os.fsync(self._file.fileno())
 
     def __enter__(self) -> RunFolder:
-        # Made if need be, and never emptied, whoever else begins at this moment.
-        descriptor = os.open(self.path / PREDICTIONS, os.O_RDWR | os.O_CREAT, 0o666)
-        file = os.fdopen(descriptor, "r+b")
-        try:
-            _lock(file, self.path)
-            _cut_torn_line(file)
-        except BaseException:
-            file.close()
-            raise
-        self._file = file
+        with ExitStack() as stack:
+            stack.enter_context(one_writer(self.path))
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            try:
+                descriptor = os.open(self.path / PREDICTIONS, flags, 0o666)
+            except OSError as error:
+                raise ConfigError(
+                    f"answers are added to {self.path / PREDICTIONS}, which cannot be written "
+                    f"({error.strerror}); make it writable, or name another folder"
+                ) from error
+            self._file = stack.enter_context(os.fdopen(descriptor, "r+b"))
+            _cut_torn_line(self._file)
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file = None
+        self._open.close()
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
@@ -331,20 +333,6 @@ def _cut_torn_line(file: BufferedRandom) -> None:
     if last < end:
         file.truncate(last)
     file.seek(last)
-
-
-def _lock(file: BufferedRandom, path: Path) -> None:
-    """Hold the file until it is closed; a killed process lets go by itself."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows; there two writers are the user's own care
-        return
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ConfigError(
-            f"another process is writing to {path}; wait for it or name another folder"
-        ) from error
 
 
 def _short(value: Any) -> str:

@@ -35,13 +35,11 @@ class Job:
         folder: folder of the run, on disk with run.json and examples.jsonl.
         examples: questions in order, with pictures.
         plan: batches as positions in `examples`.
-        done: answers that earlier runs left, by example id.
     """
 
     folder: RunFolder
     examples: Sequence[Example]
     plan: Sequence[tuple[int, ...]]
-    done: Mapping[str, Prediction]
 
     @classmethod
     def begin(
@@ -51,7 +49,7 @@ class Job:
         examples: Sequence[Example],
         batch_size: int,
     ) -> Job:
-        """Fix the batches, and begin the folder or find what is done in it.
+        """Fix the batches, and begin the folder unless it is there.
 
         Args:
             path: folder of the run; new, or of the same run.
@@ -63,12 +61,7 @@ class Job:
             ConfigError: the folder holds another run or cannot be written.
         """
         folder = RunFolder.create(path, config, examples)
-        return cls(
-            folder=folder,
-            examples=examples,
-            plan=plan_batches(examples, batch_size),
-            done=folder.predictions(),
-        )
+        return cls(folder=folder, examples=examples, plan=plan_batches(examples, batch_size))
 
     def run(
         self, answerer: Answerer | Cluster, *, num_workers: int = 0, progress: bool = False
@@ -85,26 +78,35 @@ class Job:
             DataError: an answerer answered other examples than those of the batch.
         """
         with self.folder:
+            # Read under the lock: what another writer has just answered is not asked again.
+            done = self.folder.predictions()
+            batches = self._open(done)
             answers = (
-                answerer.answered(self._open())
+                answerer.answered(batches)
                 if isinstance(answerer, Cluster)
-                else answered(answerer, self._open(), num_workers)
+                else answered(answerer, batches, num_workers)
             )
-            self._keep(answers, progress=progress)
+            self._keep(answers, done, progress=progress)
         return self._finished()
 
-    def _open(self) -> Iterator[NumberedBatch]:
-        for number in open_batches(self.plan, self.examples, self.done):
+    def _open(self, done: Mapping[str, Prediction]) -> Iterator[NumberedBatch]:
+        for number in open_batches(self.plan, self.examples, done):
             yield number, self._batch(number)
 
     def _batch(self, number: int) -> list[Example]:
         return [self.examples[position] for position in self.plan[number]]
 
-    def _keep(self, answers: Iterable[NumberedAnswers], *, progress: bool) -> None:
+    def _keep(
+        self,
+        answers: Iterable[NumberedAnswers],
+        done: Mapping[str, Prediction],
+        *,
+        progress: bool,
+    ) -> None:
         """Append the answers of each batch as it comes, without those that a cut batch left."""
         with tqdm(
             total=len(self.examples),
-            initial=sum(one.id in self.done for one in self.examples),
+            initial=sum(one.id in done for one in self.examples),
             unit="example",
             disable=not progress,
             smoothing=0.05,
@@ -116,7 +118,7 @@ class Job:
                         f"batch {number} asked {len(asked)} examples and got {len(predictions)} "
                         "answers, or answers to others; an answerer must keep their order"
                     )
-                new = [one for one in predictions if one.id not in self.done]
+                new = [one for one in predictions if one.id not in done]
                 self.folder.append(new)
                 bar.update(len(new))
 

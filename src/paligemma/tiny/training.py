@@ -17,6 +17,7 @@ from torch import Tensor
 
 from paligemma.errors import ConfigError
 from paligemma.model.paligemma import PaliGemmaModel
+from paligemma.one_writer import one_writer
 from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
@@ -50,8 +51,8 @@ def train_tiny(
         The model's folder, or None while the last stage has not been run.
 
     Raises:
-        ConfigError: a stage of that name does not exist, the stage before it is not complete, or
-            a file of `parts` is missing.
+        ConfigError: a stage of that name does not exist, the stage before it is not complete, a
+            file of `parts` is missing, or another process writes to the folder.
     """
     names = [stage.name for stage in STAGES]
     if only is not None and only not in names:
@@ -66,28 +67,29 @@ def train_tiny(
     tokenizer, codec = Tokenizer.from_file(files["tokenizer"]), load_mask_codec(files["mask_codec"])
     hashes = {part: sha256(path) for part, path in files.items()}
     model = None
-    for index, stage in enumerate(STAGES):
-        if only not in (None, stage.name):
-            continue
-        model = run_stage(
-            stage,
-            output,
-            tokenizer=tokenizer,
-            codec=codec,
-            before=_last_checkpoint(output, STAGES[index - 1]) if index else None,
-            seed=TRAIN_SEED + index * _SEEDS_A_STAGE,
-            settings=hashes,
-            progress=progress,
+    with one_writer(output):
+        for index, stage in enumerate(STAGES):
+            if only not in (None, stage.name):
+                continue
+            model = run_stage(
+                stage,
+                output,
+                tokenizer=tokenizer,
+                codec=codec,
+                before=_last_checkpoint(output, STAGES[index - 1]) if index else None,
+                seed=TRAIN_SEED + index * _SEEDS_A_STAGE,
+                settings=hashes,
+                progress=progress,
+            )
+        if model is None or only not in (None, names[-1]):
+            return None
+        # The model knows places to some pixels, not to a bin; see `LocationGreedy`.
+        model.config = replace(model.config, weigh_locations=True)
+        folder = save_model(
+            model, output / "model", dtype="float16", extra_files=files.values(), overwrite=True
         )
-    if model is None or only not in (None, names[-1]):
-        return None
-    # The model knows places to some pixels, not to a bin; see `LocationGreedy`.
-    model.config = replace(model.config, weigh_locations=True)
-    folder = save_model(
-        model, output / "model", dtype="float16", extra_files=files.values(), overwrite=True
-    )
-    (folder / "training.json").write_text(json.dumps(training_record(output), indent=1))
-    return folder
+        (folder / "training.json").write_text(json.dumps(training_record(output), indent=1))
+        return folder
 
 
 def run_stage(

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from paligemma.one_writer import one_writer
 from paligemma.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
 from paligemma.train.data import BatchSource, batches
 from paligemma.train.optim import OptimConfig, Optimizer
@@ -78,9 +79,22 @@ def train(
 
     Raises:
         CheckpointError: the folder holds a run with another configuration.
+        ConfigError: another process writes to the folder, or it cannot be written.
         KeyboardInterrupt: the run was interrupted; its checkpoint is written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with one_writer(folder):
+        return _train(model, objective, source, optim, options, folder, settings or {})
+
+
+def _train(
+    model: nn.Module,
+    objective: nn.Module,
+    source: BatchSource[Any],
+    optim: OptimConfig,
+    options: LoopOptions,
+    folder: Path,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
     extra = dict(objective.named_parameters())
     optimizer = Optimizer(
         model,
@@ -90,7 +104,7 @@ def train(
         extra_schedule=_first_live_schedule(optim) if extra else None,
     )
     state = TrainState(model=model, objective=objective, optimizer=optimizer)
-    described = {"optim": asdict(optim), "total_steps": options.total_steps, **(settings or {})}
+    described = {"optim": asdict(optim), "total_steps": options.total_steps, **settings}
     meta = json.loads(json.dumps(described))
     if found := checkpoints(folder):
         load_checkpoint(found[-1], state, meta)
