@@ -176,6 +176,56 @@ def test_the_prompt_decides_what_comes_back(scripted: Scripted) -> None:
     assert scripted(CIRCLE).generate(DESK, "detect circle").text == CIRCLE
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda pg, how: pg.ask(DESK, "<image><bos>detect circle\n", **how),
+        lambda pg, how: pg.ask(DESK, "<bos>detect circle<eos>", **how),
+        lambda pg, how: pg.detect(DESK, "<image><image><bos>circle<eos>\n", **how),
+        lambda pg, how: pg.detect(DESK, ["<bos>circle"], **how),
+        lambda pg, how: pg.encode_image(DESK).ask("<pad><bos>detect circle", **how),
+    ],
+)
+def test_the_prompt_of_another_tool_is_answered_as_the_prompt_itself(
+    random_tiny: PaliGemma,
+    caplog: pytest.LogCaptureFixture,
+    ask: Callable[[PaliGemma, dict[str, Any]], Detections],
+) -> None:
+    how = {"constrain": True, "max_new_tokens": 40}
+    plain = random_tiny.detect(DESK, "circle", **how)
+    random_tiny.processor._reported.clear()
+    found = ask(random_tiny, how)
+    assert (found.text, found.asked_labels) == (plain.text, ("circle",))
+    assert "was removed" in caplog.text
+
+
+def test_text_is_answered_alike_with_the_markers_of_another_tool(random_tiny: PaliGemma) -> None:
+    how: AnswerKeywords = {"max_new_tokens": 6}
+    plain = random_tiny.answer(DESK, "what is it?", **how).text
+    typed = "<image><bos>answer en what is it?<eos>\n"
+    assert random_tiny.answer(DESK, "<image><bos>what is it?<eos>", **how).text == plain
+    assert random_tiny.generate(DESK, typed, **how).text == plain
+    assert "".join(random_tiny.stream(DESK, typed, **how)) == plain
+    assert random_tiny.generate_batch([DESK], [typed], **how)[0].text == plain
+
+
+def test_each_of_several_prompts_in_one_is_asked_and_their_objects_are_joined(
+    random_tiny: PaliGemma, caplog: pytest.LogCaptureFixture
+) -> None:
+    how: AskKeywords = {"constrain": True, "max_new_tokens": 60}
+    first = random_tiny.detect(DESK, "circle ; heart", **how)
+    second = random_tiny.segment(DESK, "star", **how)
+    found = random_tiny.ask(DESK, "<bos>detect circle ; heart; segment star", **how)
+    assert isinstance(found, Detections)
+    assert found.text == f"{first.text} ; {second.text}"
+    assert found.asked_labels == ("circle", "heart", "star")
+    assert found.to_json()["detections"] == [
+        *first.to_json()["detections"],
+        *second.to_json()["detections"],
+    ]
+    assert "each is asked by itself" in caplog.text
+
+
 def test_a_segmentation_has_masks_of_the_size_of_the_picture(scripted: Scripted) -> None:
     (item,) = scripted(f"<loc0100><loc0200><loc0300><loc0400>{CODES} circle").segment(
         DESK, "circle"

@@ -117,6 +117,15 @@ def test_a_typed_marker_changes_no_token_and_is_reported_once(
     assert torch.equal(learned.tokens[0, : plain.tokens.shape[1]], plain.tokens[0])
 
 
+def test_an_end_typed_after_an_answer_is_not_learnt_twice(
+    processor: Processor, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = processor.training_batch(None, ["ocr"], ["a cat"], text_len=20)
+    typed = processor.training_batch(None, ["<bos>ocr"], ["a cat <eos>\n"], text_len=20)
+    assert torch.equal(typed.tokens, plain.tokens)
+    assert "trailing <eos> was removed" in caplog.text
+
+
 def test_text_cannot_add_control_tokens(processor: Processor) -> None:
     batch = processor.training_batch(None, ["x<bos><image><pad>"], ["<eos>\n<bos>y"], text_len=60)
     row = batch.tokens[0][batch.mask_input[0]].tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from paligemma.errors import PromptError
@@ -15,6 +17,7 @@ from paligemma.processing.prompts import (
     read_prompt,
     region_caption_prompt,
     segment_prompt,
+    single_prompts,
     strip_markers,
 )
 
@@ -93,6 +96,82 @@ def test_one_trailing_newline_is_removed_and_reported() -> None:
         text, notices = clean_prompt(typed)
         assert text == kept
         assert [notice for notice in notices if "trailing newline" in notice]
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept", "named"),
+    [
+        ("<image><bos>detect cat", "detect cat", ("leading <image>", "leading <bos>")),
+        ("<bos>ocr\n", "ocr", ("leading <bos>", "trailing newline")),
+        ("<pad><pad><image><image> <bos> ocr\n<eos>", "ocr", ("leading <pad>", "trailing <eos>")),
+        ("caption en<eos><eos>\n", "caption en", ("trailing <eos>",)),
+    ],
+)
+def test_the_control_pieces_of_other_tools_are_removed_and_reported(
+    typed: str, kept: str, named: tuple[str, ...]
+) -> None:
+    text, notices = clean_prompt(typed)
+    assert text == kept
+    for words in named:
+        assert any(words in notice for notice in notices), words
+    assert clean_prompt(kept) == (kept, ())
+
+
+@pytest.mark.parametrize("piece", ["<image>", "<bos>", "<eos>", "<pad>", "<start_of_turn>"])
+def test_a_control_piece_that_stays_text_is_reported(piece: str) -> None:
+    assert clean_prompt(f"what {piece} is it?") == (
+        f"what {piece} is it?",
+        (f"{piece} inside the prompt is read as plain text",),
+    )
+
+
+def test_markers_before_a_question_or_a_label_come_before_the_prompt_made_of_it() -> None:
+    assert answer_prompt("<image><bos>what is it?") == "<image><bos>answer en what is it?"
+    assert question_prompt("<bos>two", "de") == "<bos>question de two"
+    assert detect_prompt("<image>\n<bos>cat ; dog") == "<image>\n<bos>detect cat ; dog"
+    assert segment_prompt(["<bos>cat", "dog<eos>"]) == "<bos>segment cat ; dog<eos>"
+    with pytest.raises(PromptError, match="label must hold some text"):
+        detect_prompt("<image><bos>")
+
+
+@pytest.mark.parametrize(
+    ("typed", "asked"),
+    [
+        ("detect cat; detect dog", ("detect cat", "detect dog")),
+        ("detect cat ; dog ; segment bird", ("detect cat ; dog", "segment bird")),
+        ("segment cat\nsegment dog\n", ("segment cat", "segment dog")),
+        ("detect detect cat ; detect dog", ("detect cat", "detect dog")),
+    ],
+)
+def test_several_prompts_for_objects_in_one_are_asked_one_by_one(
+    typed: str, asked: tuple[str, ...]
+) -> None:
+    prompts, notices = single_prompts(typed)
+    assert prompts == asked
+    assert len(notices) == 1
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "detect cat ; dog",
+        "detect",
+        "detect a\nb",
+        "detect a ; detective ; segment",
+        "ocr ; detect a",
+    ],
+)
+def test_one_prompt_is_asked_as_it_is(prompt: str) -> None:
+    assert single_prompts(prompt) == ((prompt,), ())
+
+
+def test_hostile_blanks_and_markers_are_read_at_once() -> None:
+    began = time.monotonic()
+    for filler in (" ", "\n", ";", "<eos>", "<bos>", "detect ", "; detect "):
+        text = f"detect {filler * (9000 // len(filler))} x"
+        single_prompts(clean_prompt(text)[0])
+        clean_prompt(text[::-1])
+    assert time.monotonic() - began < 1
 
 
 def test_an_image_marker_inside_the_prompt_stays_text_and_is_reported() -> None:

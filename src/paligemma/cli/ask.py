@@ -225,9 +225,9 @@ def _ask_objects(
         return found.above(threshold)
 
     answers = _answer_each(images, prompt, ask, model=model, output=output)
-    from paligemma.processing.prompts import object_prompt, strip_markers
+    from paligemma.processing.prompts import clean_prompt, object_prompt
 
-    if object_prompt(strip_markers(prompt)[0]) is None:
+    if object_prompt(clean_prompt(prompt)[0]) is None:
         from paligemma.outputs.types import TextAnswer
 
         idle = ["--constrain"] if constrain else []

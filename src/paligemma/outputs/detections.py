@@ -16,7 +16,7 @@ import numpy as np
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.outputs import export
-from paligemma.outputs.boxes import box_iou
+from paligemma.outputs.boxes import SEPARATOR, box_iou
 from paligemma.outputs.types import Detection
 from paligemma.outputs.words import detections_json, detections_text
 
@@ -285,6 +285,18 @@ class Detections(Sequence[Detection]):
     ) -> None:
         """Write `draw(image)` as PNG, whole or not at all."""
         export.save_png(self.draw(image, style=style), path)
+
+
+def join_detections(many: Sequence[Detections]) -> Detections:
+    """The objects of several questions about one image, in order, as those of one question."""
+    labels = dict.fromkeys(label for found in many for label in found.asked_labels)
+    return replace(
+        many[0],
+        items=tuple(item for found in many for item in found),
+        text=SEPARATOR.join(found.text for found in many),
+        rest=" ".join(found.rest for found in many if found.rest),
+        asked_labels=tuple(labels),
+    )
 
 
 def class_names(many: Iterable[Detections]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from paligemma.errors import ImageError, PromptError
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.boxes import Box, encode_boxes, format_loc, require_box
-from paligemma.outputs.detections import Detections
+from paligemma.outputs.detections import Detections, join_detections
 from paligemma.outputs.parse import parse_tokens, text_answer
 from paligemma.outputs.types import ParsedOutput, TextAnswer
 from paligemma.pipeline.engine import MAX_ROWS, Engine, Request, Written
@@ -28,6 +28,7 @@ from paligemma.pipeline.options import (
     AnswerKeywords,
     AnswerOptions,
     AskKeywords,
+    ObjectOptions,
     RunSettings,
     chosen,
     chosen_for_asking,
@@ -146,7 +147,8 @@ class PaliGemma:
         Args:
             image: a picture, a list of frames, or None for text alone.
             prompt: `detect ...` and `segment ...` give Detections, and so does every answer in
-                which the model wrote boxes; other answers are text.
+                which the model wrote boxes; other answers are text. Several such prompts in one,
+                `detect cat ; segment dog`, are each asked, and their objects are joined.
             options: fields of `AnswerOptions` and `ObjectOptions`.
 
         Raises:
@@ -154,27 +156,30 @@ class PaliGemma:
             CheckpointError: the mask codec that a segment prompt needs cannot be read.
         """
         of_answer, of_objects = chosen_for_asking(options)
-        asks = prompts.object_prompt(prompts.clean_prompt(prompt)[0])
-        bound = MAX_OBJECT_TOKENS if asks else MAX_TEXT_TOKENS
-        request = self._request(prompt, of_answer, bound)
-        if asks and of_objects.constrain:
-            of_answer.require_one_answer("a grammar")
-            encode = self.processor.tokenizer.encode
-            grammar = object_grammar(self.vocab, encode, asks)
-            request = replace(request, constraint=grammar)
-        asks_masks = asks is not None and asks.task == "segment"
-        if asks_masks:
+        prefixes = self.processor.prefixes(prompt) if image is not None else (prompt,)
+        asked = [prompts.object_prompt(prefix) for prefix in prefixes]
+        requests = []
+        for prefix, asks in zip(prefixes, asked, strict=True):
+            bound = MAX_OBJECT_TOKENS if asks else MAX_TEXT_TOKENS
+            request = self._request(prefix, of_answer, bound)
+            if asks and of_objects.constrain:
+                of_answer.require_one_answer("a grammar")
+                grammar = object_grammar(self.vocab, self.processor.tokenizer.encode, asks)
+                request = replace(request, constraint=grammar)
+            requests.append(request)
+        if any(asks is not None and asks.task == "segment" for asks in asked):
             _ = self.mask_codec  # A codec that cannot be read is reported before the model runs.
         encoded = None if image is None else self.encode_image(image)
-        written = self._written([about(request, encoded)])[0]
-        parsed = parse_tokens(written.record, self.vocab, self.processor.tokenizer.decode)
-        if encoded is None or not (asks or parsed.objects):
-            return self._text(written)
-        found = self._detections(parsed, encoded, asks.labels if asks else ())
-        found = found.selected(of_objects.threshold, of_objects.max_overlap)
-        if asks_masks:
-            warn_of_missing_masks(found, has_codec=self.mask_codec is not None)
-        return found
+        written = self._written([about(request, encoded) for request in requests])
+        decode = self.processor.tokenizer.decode
+        parsed = [parse_tokens(one.record, self.vocab, decode) for one in written]
+        if encoded is None or not (asked[0] or parsed[0].objects):
+            return self._text(written[0])
+        found = [
+            self._detections(one, encoded, asks, of_objects)
+            for one, asks in zip(parsed, asked, strict=True)
+        ]
+        return found[0] if len(found) == 1 else join_detections(found)
 
     def detect(
         self, image: Picture, labels: str | Sequence[str], **options: Unpack[AskKeywords]
@@ -326,12 +331,21 @@ class PaliGemma:
         return text_answer(written.record, self.vocab, self.processor.tokenizer.decode)
 
     def _detections(
-        self, parsed: ParsedOutput, encoded: EncodedImage, asked_labels: tuple[str, ...]
+        self,
+        parsed: ParsedOutput,
+        encoded: EncodedImage,
+        asks: prompts.ObjectPrompt | None,
+        options: ObjectOptions,
     ) -> Detections:
         has_masks = any(item.seg is not None for item in parsed.objects)
         codec = self.mask_codec if has_masks else None
         found = to_detections(parsed, encoded.image_wh, codec=codec)
-        return replace(found, asked_labels=asked_labels, picture=encoded.picture)
+        labels = () if asks is None else asks.labels
+        found = replace(found, asked_labels=labels, picture=encoded.picture)
+        found = found.selected(options.threshold, options.max_overlap)
+        if asks is not None and asks.task == "segment":
+            warn_of_missing_masks(found, has_codec=self.mask_codec is not None)
+        return found
 
 
 def _require_picture(image: Picture | None, what: str) -> None:

@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 
 from paligemma.batch import TokenRow
 from paligemma.processing.processor import ExampleImages, Processor, layout
-from paligemma.processing.prompts import clean_prompt, strip_markers
+from paligemma.processing.prompts import (
+    clean_prompt,
+    single_prompts,
+    strip_eos,
+    strip_markers,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +100,10 @@ def inspect_example(
     """
     training = suffix is not None
     text, notices = (strip_markers if training else clean_prompt)(prefix)
+    answer, of_answer = strip_eos(suffix or "")
     tokenizer = processor.tokenizer
     row = layout(
-        tokenizer.encode(text), tokenizer.encode(suffix or ""), processor.vocab, add_eos=training
+        tokenizer.encode(text), tokenizer.encode(answer), processor.vocab, add_eos=training
     )
     roles = _text_roles(row)
     if text_len is not None:
@@ -109,7 +115,7 @@ def inspect_example(
         pictures=pictures,
         num_image_tokens=len(pictures) * tokens_per_image,
         tokens=tuple(_token_views(processor, row, roles, training)),
-        notices=notices,
+        notices=(*notices, *of_answer, *single_prompts(text)[1]),
     )
 
 

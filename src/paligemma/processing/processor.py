@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -21,12 +22,20 @@ from paligemma.batch import Batch, TokenRow
 from paligemma.errors import PromptError
 from paligemma.processing.image import MAX_PIXELS, ImageSource
 from paligemma.processing.pixels import ExampleImages, PixelReader, stack_pixels
-from paligemma.processing.prompts import clean_prompt, require_bounded, strip_markers
+from paligemma.processing.prompts import (
+    clean_prompt,
+    require_bounded,
+    single_prompts,
+    strip_eos,
+    strip_markers,
+)
 from paligemma.processing.resize import BICUBIC
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.vocab import Vocab
 
 logger = logging.getLogger(__name__)
+
+Cleaned = TypeVar("Cleaned")
 
 
 def layout(
@@ -102,6 +111,10 @@ class Processor:
     def image_size_px(self) -> int:
         return self.reader.image_size_px
 
+    def prefixes(self, prompt: str) -> tuple[str, ...]:
+        """The prefixes that a typed prompt asks for, mostly one; see `single_prompts`."""
+        return self._reporting(single_prompts, self._reporting(clean_prompt, prompt))
+
     def prompt_row(self, prompt: str, suffix: str = "") -> TokenRow:
         """The tokens of one prompt to be continued.
 
@@ -113,6 +126,7 @@ class Processor:
             PromptError: a bad prompt.
         """
         prefix = self._reporting(clean_prompt, prompt)
+        suffix = self._reporting(strip_eos, suffix)
         return layout(
             self.tokenizer.encode(prefix), self.tokenizer.encode(suffix), self.vocab, add_eos=False
         )
@@ -187,7 +201,7 @@ class Processor:
         rows = [
             layout(
                 self.tokenizer.encode(self._reporting(strip_markers, prefix)),
-                self.tokenizer.encode(suffix),
+                self.tokenizer.encode(self._reporting(strip_eos, suffix)),
                 self.vocab,
                 add_eos=True,
             )
@@ -210,14 +224,16 @@ class Processor:
         """Sampled frames of a clip, see `PixelReader.video_pixels`."""
         return self.reader.video_pixels(frames, num_frames, stride, offset)
 
-    def _reporting(self, clean: Callable[[str], tuple[str, tuple[str, ...]]], prompt: str) -> str:
+    def _reporting(
+        self, clean: Callable[[str], tuple[Cleaned, tuple[str, ...]]], typed: str
+    ) -> Cleaned:
         """Applies a cleaning function and logs each kind of notice once."""
-        text, notices = clean(prompt)
+        cleaned, notices = clean(typed)
         for notice in notices:
             if notice not in self._reported:
                 self._reported.add(notice)
                 logger.warning("%s", notice)
-        return text
+        return cleaned
 
     def _batch(
         self,

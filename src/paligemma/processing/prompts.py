@@ -16,30 +16,53 @@ from paligemma.errors import PromptError
 MAX_PROMPT_CHARS = 10_000
 CAPTION_STYLES = ("caption", "cap", "describe")
 
-_LEADING_IMAGES = re.compile(r"(?:\s*<image>)+\s*")
+# What other tools put around a prompt, as text or as the pieces they decoded.
+_LEADING_MARKERS = re.compile(r"(?:\s*<(?:image|bos|pad)>)+\s*")
 _TRAILING_NEWLINE = re.compile(r"\r?\n\Z")
+_CONTROL_PIECE = re.compile(r"<(?:image|bos|eos|pad|start_of_turn|end_of_turn)>")
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _OBJECT_PROMPT = re.compile(r"\s*(detect|segment)\s+(.*)", re.DOTALL)
+_OBJECT_PROMPT_BEGINS = re.compile(r"\s*(?:detect|segment)\s+\S")
+_TASK_TWICE = re.compile(r"(detect|segment)\s+(?=\1\s+\S)")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,8})?")
 _LOCATION = re.compile(r"(?:<loc(?:0\d{3}|10[01]\d|102[0-3])>){4}")
 
 
 def strip_markers(text: str) -> tuple[str, tuple[str, ...]]:
-    """Removes leading `<image>` markers and one trailing newline, which other tools ask for.
+    """Removes what other tools ask for around a prompt: leading `<image>`, `<bos>` and `<pad>`,
+    trailing `<eos>`, and one trailing newline.
 
     Returns:
         The text and one sentence for each thing removed or worth knowing.
     """
     notices = []
-    if leading := _LEADING_IMAGES.match(text):
+    if leading := _LEADING_MARKERS.match(text):
         text = text[leading.end() :]
-        notices.append("a leading <image> was removed: pictures are passed as images, not as text")
-    if "<image>" in text:
-        notices.append("<image> inside the prompt is read as plain text")
+        if "<image>" in leading[0]:
+            notices.append(
+                "a leading <image> was removed: pictures are passed as images, not as text"
+            )
+        for marker in ("<bos>", "<pad>"):
+            if marker in leading[0]:
+                notices.append(f"a leading {marker} was removed: it is added by itself")
+    text, of_end = strip_eos(text)
+    notices += of_end
     if newline := _TRAILING_NEWLINE.search(text):
         text = text[: newline.start()]
         notices.append("a trailing newline was removed: the separator is added by itself")
+    for marker in dict.fromkeys(_CONTROL_PIECE.findall(text)):
+        notices.append(f"{marker} inside the prompt is read as plain text")
     return text, tuple(notices)
+
+
+def strip_eos(text: str) -> tuple[str, tuple[str, ...]]:
+    """Removes `<eos>` at the end of a prompt or an answer to learn; returns as `strip_markers`."""
+    kept = text.rstrip()
+    if not kept.endswith("<eos>"):
+        return text, ()
+    while kept.endswith("<eos>"):
+        kept = kept.removesuffix("<eos>").rstrip()
+    return kept, ("a trailing <eos> was removed: it belongs to no prompt, and answers get it",)
 
 
 def require_bounded(what: str, text: str) -> None:
@@ -94,12 +117,14 @@ def region_caption_prompt(location: str) -> str:
 
 def answer_prompt(question: str, lang: str = "en") -> str:
     """`answer en {question}`."""
-    return f"answer {_language(lang)} {_one_line('question', question)}"
+    markers, question = _markers(question)
+    return f"{markers}answer {_language(lang)} {_one_line('question', question)}"
 
 
 def question_prompt(answer: str, lang: str = "en") -> str:
     """`question en {answer}`: asks for a question that has this answer."""
-    return f"question {_language(lang)} {_one_line('answer', answer)}"
+    markers, answer = _markers(answer)
+    return f"{markers}question {_language(lang)} {_one_line('answer', answer)}"
 
 
 def read_prompt() -> str:
@@ -109,12 +134,12 @@ def read_prompt() -> str:
 
 def detect_prompt(labels: str | Sequence[str]) -> str:
     """`detect a ; b`; labels are a sequence, or one string with ";" between them."""
-    return f"detect {_join_labels(labels)}"
+    return _object_prompt("detect", labels)
 
 
 def segment_prompt(labels: str | Sequence[str]) -> str:
     """`segment a ; b`; labels are a sequence, or one string with ";" between them."""
-    return f"segment {_join_labels(labels)}"
+    return _object_prompt("segment", labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,21 +164,55 @@ def object_prompt(prefix: str) -> ObjectPrompt | None:
     return ObjectPrompt(task=asked[1], labels=tuple(dict.fromkeys(filter(None, labels))))
 
 
-def _join_labels(labels: str | Sequence[str]) -> str:
+def single_prompts(prefix: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The prompts of one text that asks for objects several times, as `detect a ; detect b` does.
+
+    Returns:
+        The prompts, each to be asked by itself, and a sentence where they are not the text itself.
+    """
+    if object_prompt(prefix) is None:
+        return (prefix,), ()
+    text = prefix.strip()
+    each: list[str] = []
+    for piece in re.split(r"[;\n]", text):
+        if not each or _OBJECT_PROMPT_BEGINS.match(piece):
+            each.append(piece)
+        else:
+            each[-1] += f";{piece}"
+    each = [_once(one.strip()) for one in (each if len(each) > 1 else [text])]
+    if each == [text]:
+        return (prefix,), ()
+    return tuple(each), ("the prompt says more than once what to do; each is asked by itself",)
+
+
+def _once(prompt: str) -> str:
+    """The prompt without the first of two equal words of a task."""
+    twice = _TASK_TWICE.match(prompt)
+    return prompt[twice.end() :] if twice else prompt
+
+
+def _object_prompt(task: str, labels: str | Sequence[str]) -> str:
     if isinstance(labels, str):
         labels = labels.split(";")
     if not isinstance(labels, Sequence):
         raise PromptError(f"labels must be a text or a list, got {reprlib.repr(labels)}")
     if not labels:
         raise PromptError("at least one label is needed, got none; say what to look for")
-    cleaned = [_one_line("label", label) for label in labels]
+    markers, first = _markers(labels[0])
+    cleaned = [_one_line("label", label) for label in (first, *labels[1:])]
     for label in cleaned:
         if ";" in label:
             raise PromptError(
                 f"a label must not hold ';', which separates labels, got {label!r}; "
                 "pass them as separate labels"
             )
-    return " ; ".join(cleaned)
+    return f"{markers}{task} {' ; '.join(cleaned)}"
+
+
+def _markers(text: str) -> tuple[str, str]:
+    """Leading markers, which go in front of the prompt for `clean_prompt` to report; the rest."""
+    leading = _LEADING_MARKERS.match(text) if isinstance(text, str) else None
+    return (leading[0], text[leading.end() :]) if leading else ("", text)
 
 
 def _one_line(what: str, text: str) -> str:
