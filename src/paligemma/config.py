@@ -315,6 +315,16 @@ RELEASES: tuple[Release, ...] = (
 )
 
 
+def published_ids() -> list[str]:
+    """Hub ids of every release that is no pattern, smallest first."""
+    return [
+        release.pattern.format(res=resolution)
+        for release in RELEASES
+        for resolution in release.resolutions_px
+        if "*" not in release.pattern
+    ]
+
+
 def release_of(config: PaliGemmaConfig) -> Release | None:
     """The first release with the sizes of a model, or None.
 

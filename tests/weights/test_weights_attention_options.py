@@ -14,8 +14,8 @@ from paligemma.config import PaliGemmaConfig, release_config
 from paligemma.errors import ConfigError
 from paligemma.pipeline.loading import LoadOptions
 from paligemma.weights.big_vision import BigVisionReader
-from paligemma.weights.catalog import Checkpoint
 from paligemma.weights.load import AttentionOptions, read_config
+from paligemma.weights.model_files import Checkpoint
 
 
 @pytest.fixture(scope="module")

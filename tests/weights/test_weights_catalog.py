@@ -247,9 +247,9 @@ def test_a_folder_without_weights_says_what_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "b.npz").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"one \.npz, .* a\.npz, b\.npz; name the file"):
         resolve(tmp_path)
-    (tmp_path / "lonely.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="for safetensors name the folder"):
-        resolve(tmp_path / "lonely.safetensors")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(CheckpointError, match=r"must be a \.safetensors or a big_vis"):
+        resolve(tmp_path / "notes.txt")
 
 
 def test_pieces_are_put_in_the_order_of_their_numbers(tmp_path: Path) -> None:

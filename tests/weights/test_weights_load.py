@@ -13,8 +13,8 @@ from torch import nn
 
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model.siglip import resize_position_table
-from paligemma.weights import catalog
 from paligemma.weights import load as load_module
+from paligemma.weights import model_files
 from paligemma.weights import save as save_module
 from paligemma.weights.load import OpenCheckpoint, load_model
 from paligemma.weights.npz import NpzWriter
@@ -321,7 +321,7 @@ def test_converting_copies_what_belongs_to_the_model(
     make_config, make_model, tmp_path: Path
 ) -> None:
     save_model(make_model(make_config(1)), tmp_path / "a")
-    belongs = [*catalog.TOKENIZERS, *catalog.CODECS, "calibration.json"]
+    belongs = [*model_files.TOKENIZERS, *model_files.CODECS, "calibration.json"]
     for name in [*belongs, "optimizer.pt"]:
         (tmp_path / "a" / name).write_bytes(name.encode())
     convert(tmp_path / "a", tmp_path / "b", layout="npz")

@@ -18,10 +18,10 @@ from paligemma.processing.image import MAX_PIXELS
 from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, require_resize_method
 from paligemma.processing.tokenizer import load_tokenizer
-from paligemma.weights.catalog import Checkpoint
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hf_config import CONVENTIONS, Conventions
 from paligemma.weights.load import AttentionOptions, OpenCheckpoint
+from paligemma.weights.model_files import Checkpoint
 
 CODEC_VARIABLE = "PALIGEMMA_MASK_CODEC"
 

@@ -25,11 +25,12 @@ from paligemma.processing.tokenizer import load_tokenizer
 from paligemma.vocab import NUM_LOC, NUM_SEG
 from paligemma.weights import statistics
 from paligemma.weights.big_vision import BigVisionReader
-from paligemma.weights.catalog import Checkpoint, resolve
+from paligemma.weights.catalog import resolve
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hashes import sha256, stated_hashes
 from paligemma.weights.hf import HFReader
 from paligemma.weights.load import load_model, open_weights, read_config
+from paligemma.weights.model_files import Checkpoint
 
 Level = Literal["ok", "warning", "error"]
 _MAX_PER_CHECK = 20

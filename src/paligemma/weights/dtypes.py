@@ -38,10 +38,13 @@ def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         CheckpointError: a finite weight would become infinite.
     """
     result = tensor.to(dtype)
-    narrows = dtype == torch.float16 and tensor.dtype != torch.float16
+    narrows = tensor.dtype == torch.float64 or (
+        dtype == torch.float16 and tensor.dtype != torch.float16
+    )
     if narrows and bool((result.isinf() & tensor.isfinite()).any()):
         largest = tensor[tensor.isfinite()].abs().max().item()
         raise CheckpointError(
-            f"float16 holds numbers up to 65504, {name} reaches {largest:.6g}; use bfloat16"
+            f"{dtype_name(dtype)} holds numbers up to {torch.finfo(dtype).max:.6g}, {name} reaches "
+            f"{largest:.6g}; use {'bfloat16' if dtype == torch.float16 else 'the original'}"
         )
     return result

@@ -8,8 +8,9 @@ of its fifth version, which also drops `vision_model.`. Inside this module names
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,10 @@ from torch import Tensor
 
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError
-from paligemma.weights.shapes import compare_shapes, parameter_shapes
+from paligemma.weights.dtypes import cast
+from paligemma.weights.shapes import compare_shapes, few, parameter_shapes
+
+_log = logging.getLogger(__name__)
 
 Spelling = Literal["published", "current"]
 SPELLINGS: tuple[Spelling, ...] = ("published", "current")
@@ -28,7 +32,15 @@ SPELLINGS: tuple[Spelling, ...] = ("published", "current")
 ROW_MULTIPLE = 64
 _EMBED = "language_model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PATCH = "vision_tower.embeddings.patch_embedding.weight"
+# A key that every spelling has once and no other model is likely to have.
+_ANCHOR = "multi_modal_projector.linear.weight"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 # Buffers of old files, which follow from the config.
 _IGNORED = (".position_ids", ".rotary_emb.inv_freq")
 _LAYER = r"\.(?:blocks|layers)\.(\d+)\."
@@ -136,6 +148,15 @@ def from_file(torch_name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor
     return tensor[: shape[0]] if torch_name == "text.embed.weight" else tensor
 
 
+def foreign_prefix(keys: Iterable[str]) -> str:
+    """What stands before every name of the model, as wrappers of it leave it; "" if nothing does.
+
+    Where the projector's key appears with and without a prefix, or with two, there is no telling.
+    """
+    found = {key.removesuffix(_ANCHOR) for key in keys if key.endswith(_ANCHOR)}
+    return found.pop().removesuffix("model.") if len(found) == 1 else ""
+
+
 class HFReader:
     """Safetensors files of one checkpoint as torch parameters, memory-mapped.
 
@@ -156,6 +177,7 @@ class HFReader:
         self._shards: dict[str, Any] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
+        opened = []
         for path in paths:
             try:
                 shard = self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))
@@ -165,13 +187,24 @@ class HFReader:
                     f"a safetensors file must be complete, {path} is not readable ({error}); "
                     "fetch it again"
                 ) from error
-            for key in shard.keys():  # noqa: SIM118 - no mapping
-                self._add(path, shard, key)
+            opened += [(path, shard, key) for key in shard.keys()]  # noqa: SIM118 - no mapping
+        prefix = foreign_prefix(key for _, _, key in opened)
+        for path, shard, key in opened:
+            if key.startswith(prefix):
+                self._add(path, shard, key, unspell(key.removeprefix(prefix)))
+        left = [key for _, _, key in opened if not key.startswith(prefix)]
+        if prefix:
+            _log.warning(
+                "%s has the model's tensors under the prefix %r, which is left out%s",
+                self.name,
+                prefix,
+                f"; {len(left)} others are not read: {few(left, 3)}" if left else "",
+            )
+        self._settle_oddities()
 
-    def _add(self, path: Path, shard: Any, key: str) -> None:
+    def _add(self, path: Path, shard: Any, key: str, bare: str) -> None:
         if key.endswith(_IGNORED):
             return
-        bare = unspell(key)
         if bare in self._keys:
             raise CheckpointError(
                 f"each tensor must appear once, {path} holds {key} beside {self._keys[bare]}; "
@@ -187,6 +220,22 @@ class HFReader:
         self._shapes[bare] = tuple(part.get_shape())
         self._dtypes[bare] = _DTYPES[part.get_dtype()]
 
+    def _settle_oddities(self) -> None:
+        """Layouts of other programs that hold the same weights; each is said."""
+        # A tied table is saved once, under the name that comes first in the alphabet.
+        self._table = _HEAD if _HEAD in self._keys and _EMBED not in self._keys else _EMBED
+        if self._table == _HEAD:
+            _log.warning("%s has the embedding table as %s", self.name, self._keys[_HEAD])
+        kernel = self._shapes.get(_PATCH, ())
+        self._channels_last = len(kernel) == 4 and kernel[3] == 3 != kernel[1]
+        if self._channels_last:
+            _log.warning("%s has its patch kernel as MLX has it, channels last", self.name)
+            self._shapes[_PATCH] = (kernel[0], kernel[3], kernel[1], kernel[2])
+        wide = [bare for bare, dtype in self._dtypes.items() if dtype == torch.float64]
+        if wide:
+            _log.warning("%s holds float64, which is narrowed to float32", self.name)
+            self._dtypes |= dict.fromkeys(wide, torch.float32)
+
     def __enter__(self) -> HFReader:
         return self
 
@@ -195,12 +244,12 @@ class HFReader:
 
     def table_dtype(self) -> torch.dtype:
         """Dtype of the embedding table, which decides how sqrt(width) is rounded."""
-        return self._dtypes[_EMBED]
+        return self._dtypes[self._table]
 
     @property
     def num_rows(self) -> int:
         """Rows of the embedding table."""
-        return self._shapes[_EMBED][0]
+        return self._shapes[self._table][0]
 
     def dtypes(self) -> set[torch.dtype]:
         return set(self._dtypes.values())
@@ -212,6 +261,8 @@ class HFReader:
             for name, shape in parameter_shapes(config).items()
         }
         found = dict(self._shapes)
+        if self._table in found:
+            found[_EMBED] = found.pop(self._table)
         rows = found.get(_EMBED, (0,))[0]
         if config.vocab.size < rows <= config.vocab.size + ROW_MULTIPLE:
             wanted[_EMBED] = (rows, config.text.width)
@@ -237,7 +288,12 @@ class HFReader:
     def get(self, torch_name: str, config: PaliGemmaConfig) -> Tensor:
         """One parameter; memory-mapped unless its layout differs."""
         bare = bare_name(torch_name, config.generation)
+        bare = self._table if bare == _EMBED else bare
         tensor = self._shards[bare].get_tensor(self._keys[bare])
+        if tensor.dtype == torch.float64:
+            tensor = cast(tensor, torch.float32, torch_name)
+        if bare == _PATCH and self._channels_last:
+            tensor = tensor.permute(0, 3, 1, 2)
         return from_file(torch_name, tensor, parameter_shapes(config)[torch_name])
 
     def tensors(self, config: PaliGemmaConfig) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,7 @@ from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
 from paligemma.model.siglip import resize_position_table
 from paligemma.weights.big_vision import BigVisionReader
-from paligemma.weights.catalog import Checkpoint, resolve
+from paligemma.weights.catalog import resolve
 from paligemma.weights.dtypes import cast, parse_dtype
 from paligemma.weights.hf import HFReader
 from paligemma.weights.hf_config import (
@@ -28,9 +28,13 @@ from paligemma.weights.hf_config import (
     read_json,
     stored_embed_scale,
 )
+from paligemma.weights.model_files import Checkpoint
 from paligemma.weights.npz import NpzReader
 
 logger = logging.getLogger(__name__)
+
+_MAX_FAULTS = 10
+_MAX_SHOWN = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +95,14 @@ def read_config(
 
 
 def require_fit(weights: HFReader | BigVisionReader, config: PaliGemmaConfig) -> None:
-    """Raise one CheckpointError that names every missing, unexpected and misshaped key."""
+    """Raise one CheckpointError that names missing, unexpected and misshaped keys, ten at most."""
     problems = weights.problems(config)
     if problems:
         raise CheckpointError(
             f"a checkpoint must hold exactly the model's tensors, {weights.name} has "
             f"{len(problems)} faults; fetch it again or correct config.json:\n  "
-            + "\n  ".join(problems)
+            + "\n  ".join(problem[:_MAX_SHOWN] for problem in problems[:_MAX_FAULTS])
+            + (f"\n  and {len(problems) - _MAX_FAULTS} more" * (len(problems) > _MAX_FAULTS))
         )
 
 

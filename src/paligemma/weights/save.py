@@ -20,13 +20,14 @@ from paligemma.model import PaliGemmaModel
 from paligemma.outputs.calibration import FILE_NAME as CALIBRATION
 from paligemma.weights import hf
 from paligemma.weights.big_vision import BigVisionReader, write_npz
-from paligemma.weights.catalog import CODECS, TOKENIZERS, Layout, npz_names, resolve
+from paligemma.weights.catalog import resolve
 from paligemma.weights.dtypes import cast, parse_dtype
 from paligemma.weights.hf_config import hf_config, rounded_embed_scale, stored_embed_scale
 from paligemma.weights.load import open_weights, read_config, require_fit
+from paligemma.weights.model_files import CODECS, TOKENIZERS, Layout, npz_names
 from paligemma.weights.npz import NpzWriter
 from paligemma.weights.safetensors_file import INDEX_NAME, SafetensorsWriter
-from paligemma.weights.shapes import parameter_shapes
+from paligemma.weights.shapes import few, parameter_shapes
 from paligemma.whole_file import staging_folder
 
 _log = logging.getLogger(__name__)
@@ -251,13 +252,13 @@ def _atomic_folder(folder: Path, extra_files: tuple[Path, ...], overwrite: bool)
     if foreign:
         raise CheckpointError(
             f"a checkpoint is written to a folder without other weights, {folder} holds "
-            f"{_few(foreign)}; choose another folder or move them away"
+            f"{few(foreign)}; choose another folder or move them away"
         )
     old = _replaced(folder, extra_files)
     if old and not overwrite:
         raise CheckpointError(
             f"a checkpoint is written to a folder without one, {folder} holds "
-            f"{_few([path.name for path in old])}; choose another folder or allow overwriting"
+            f"{few([path.name for path in old])}; choose another folder or allow overwriting"
         )
     try:
         with staging_folder(folder) as staging:
@@ -293,7 +294,3 @@ def _replaced(folder: Path, extra_files: tuple[Path, ...]) -> list[Path]:
         # One that stayed could be taken instead of the new one.
         names += kind if {*names} & {*kind} else ()
     return [folder / name for name in dict.fromkeys(names) if (folder / name).exists()]
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -11,6 +11,7 @@ from paligemma.config import PaliGemmaConfig
 from paligemma.model import PaliGemmaModel
 
 Shapes = Mapping[str, tuple[int, ...]]
+_MAX_SHOWN = 200
 
 
 @lru_cache(maxsize=32)
@@ -32,3 +33,10 @@ def compare_shapes(wanted: Shapes, found: Shapes) -> list[str]:
             if key in wanted and wanted[key] != shape
         ),
     ]
+
+
+def few(names: Sequence[str], count: int = 9) -> str:
+    """The first names, each of bounded length, and the number of the others."""
+    shown = [name if len(name) <= _MAX_SHOWN else name[:_MAX_SHOWN] + "..." for name in names]
+    rest = len(names) - count
+    return ", ".join(shown[:count]) + (f" and {rest} more" if rest > 0 else "")

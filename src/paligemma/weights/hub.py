@@ -1,0 +1,218 @@
+"""Downloading a model from the hub; a copy on this machine is read whatever the hub answers."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from paligemma.config import named_release, published_ids
+from paligemma.errors import (
+    AccessError,
+    CheckpointError,
+    MissingExtraError,
+    ModelNotFoundError,
+    PaliGemmaError,
+)
+from paligemma.weights.model_files import in_folder
+from paligemma.weights.safetensors_file import INDEX_NAME
+
+_log = logging.getLogger(__name__)
+
+# Exactly what is read; the hub's folders also hold other copies of the same weights.
+HUB_FILES = (
+    "config.json",
+    "model*.safetensors",
+    INDEX_NAME,
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+)
+# A hub id this alike is a misspelt release; a fine-tune's own name rarely is.
+_ALIKE = 0.9
+_MAX_SHOWN = 160
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def download(hub_id: str, revision: str | None, *, ask: bool) -> Path:
+    """The folder of a model of the hub on this machine.
+
+    Args:
+        hub_id: owner/name.
+        revision: branch, tag or commit; None is the main branch.
+        ask: whether the hub may be asked; without, only an earlier download is used.
+
+    Raises:
+        AccessError: the hub refuses, fails or cannot be reached, or the cache cannot be written.
+        ModelNotFoundError: the hub has no such model or revision.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtraError(
+            f"loading {hub_id} from the hub needs huggingface_hub; pip install 'paligemma[hub]', "
+            "or download the folder yourself and name it"
+        ) from error
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo_id=hub_id,
+                revision=revision,
+                allow_patterns=list(HUB_FILES),
+                local_files_only=not ask,
+            )
+        )
+    # What the library raises depends on its version and on whoever answers in the hub's place.
+    except Exception as error:
+        explained = _explain(error, hub_id, revision)
+        cached = _cached(hub_id, revision)
+        if cached is None:
+            raise explained from error
+        if ask and not _is_offline(error):
+            _log.warning("the copy of %s on this machine is read: %s", hub_id, explained)
+        return cached
+
+
+def _cached(hub_id: str, revision: str | None) -> Path | None:
+    """The folder of an earlier download that holds all weights."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        config = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+        if isinstance(config, str):
+            return in_folder(hub_id, Path(config).parent).folder
+    except (CheckpointError, OSError, ValueError):
+        pass
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _is_offline(error: BaseException) -> bool:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    return any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error))
+
+
+def _explain(error: Exception, hub_id: str, revision: str | None) -> PaliGemmaError:
+    from huggingface_hub import errors
+
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, errors.RevisionNotFoundError):
+            return ModelNotFoundError(
+                f"a revision must exist on the hub, {hub_id} has no {revision!r}; leave it out"
+            )
+        if isinstance(cause, errors.HFValidationError):
+            return ModelNotFoundError(
+                f"a model must be a folder, an .npz file or a hub id (owner/name), got {hub_id!r}"
+            )
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(cause, errors.HfHubHTTPError) and status is not None:
+            return _answered(int(status), hub_id, cause)
+        if type(cause) is not FileNotFoundError and isinstance(cause, OSError) and cause.errno:
+            return _cache_fault(cause, hub_id)
+    if _has_odd_token():
+        return AccessError(
+            "a token of the hub is letters, digits and underscores, HF_TOKEN (or the stored login) "
+            "holds other characters; copy it again"
+        )
+    said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    said = said[:_MAX_SHOWN]
+    names = {name.__name__ for cause in causes for name in type(cause).__mro__}
+    if "RemoteProtocolError" in names or "ReadError" in names or "Consistency" in str(error):
+        return AccessError(
+            f"the download of {hub_id} broke off ({said}); start it again, complete files are kept"
+        )
+    if names & {"LocalEntryNotFoundError", "TransportError", "ConnectionError", "HTTPError"} and (
+        "FileMetadataError" not in names
+    ):
+        return AccessError(
+            f"{hub_id} is not on this machine and the hub cannot be reached (offline, or "
+            "HF_HUB_OFFLINE is set); connect once to download it, or copy its folder here and name "
+            f"that{_hint(hub_id)}"
+        )
+    return AccessError(
+        f"what answers in the hub's place is not the hub ({said}); sign in to the network if it "
+        f"has a login page, check HF_ENDPOINT and the proxy, or copy the folder of {hub_id} here"
+    )
+
+
+def _answered(status: int, hub_id: str, error: BaseException) -> PaliGemmaError:
+    from huggingface_hub import errors
+
+    if status == 404 and not isinstance(error, errors.EntryNotFoundError):
+        if named_release(hub_id):
+            return AccessError(_refused(hub_id))
+        return ModelNotFoundError(
+            f"a hub id must exist, https://huggingface.co/{hub_id} does not (or is private: set "
+            f"HF_TOKEN); check the spelling{_hint(hub_id)}"
+        )
+    if status in (401, 403) or isinstance(error, errors.RepositoryNotFoundError):
+        return AccessError(_refused(hub_id))
+    if status == 429:
+        return AccessError(
+            f"the hub answered 429 to the download of {hub_id}: too many requests came from here; "
+            "wait some minutes, or set HF_TOKEN, whose owner may ask more often"
+        )
+    what = "it is out of order" if status >= 500 else "it does not serve what it lists"
+    return AccessError(
+        f"the hub answered {status} to the download of {hub_id}: {what}; try again later"
+    )
+
+
+def _cache_fault(error: OSError, hub_id: str) -> AccessError:
+    """Errors of the operating system: of the disk, or of the network."""
+    from huggingface_hub import constants
+
+    cache = constants.HF_HUB_CACHE
+    if error.errno in _NO_ROOM:
+        return AccessError(
+            f"the disk of the hub's cache {cache} is full; make room, or set HF_HOME to a folder "
+            "on another disk"
+        )
+    if isinstance(error, ConnectionError | TimeoutError) or error.filename is None:
+        return AccessError(
+            f"{hub_id} is not on this machine and the hub cannot be reached ({error.strerror}); "
+            "connect once to download it, or copy its folder here and name that" + _hint(hub_id)
+        )
+    return AccessError(
+        f"the hub's cache {cache} must be writable, it is not ({error.strerror}); change its "
+        "rights, or set HF_HOME to another folder"
+    )
+
+
+def _has_odd_token() -> bool:
+    from huggingface_hub import get_token
+
+    try:
+        token = get_token() or ""
+    except (OSError, ValueError):
+        return True
+    return not all("!" <= character <= "~" for character in token)
+
+
+def _hint(hub_id: str) -> str:
+    """The release that a hub id may have been meant to name; "" if it is one, or is like none."""
+    if named_release(hub_id):
+        return ""
+    close = difflib.get_close_matches(hub_id, published_ids(), n=1, cutoff=_ALIKE)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _refused(hub_id: str) -> str:
+    return (
+        f"the hub gives {hub_id} only to those who accepted its licence; accept it at "
+        f"https://huggingface.co/{hub_id} and set HF_TOKEN to a token of that account"
+        + _hint(hub_id)
+    )

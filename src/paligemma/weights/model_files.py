@@ -1,0 +1,241 @@
+"""From a folder or a file to the files of one model: weights, config, tokenizer and mask codec."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from paligemma.errors import CheckpointError
+from paligemma.weights.hf_config import read_json
+from paligemma.weights.safetensors_file import INDEX_NAME
+from paligemma.weights.shapes import few
+
+_log = logging.getLogger(__name__)
+
+Layout = Literal["hf", "npz"]
+SINGLE_NAME = "model.safetensors"
+TOKENIZERS = ("tokenizer.model", "tokenizer.json", "paligemma_tokenizer.model")
+CODECS = ("mask_codec.safetensors", "vae-oid.npz")
+_SHARD = re.compile(r"(.*)-(\d{1,5})-of-(\d{1,5})\.safetensors")
+_MAX_SHARDS = 1000
+_MAX_DIGITS = 9
+_PUBLISHED = "take the published safetensors or npz of the same model"
+# Files of other programs, and what to do with such a folder.
+_FOREIGN = (
+    (
+        ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt"),
+        "pickled weights, which can run code and are not read; load them with transformers and "
+        "save them as safetensors with save_pretrained",
+    ),
+    (("*.gguf",), f"GGUF weights of llama.cpp, which are not read; {_PUBLISHED}"),
+    (("*.h5", "*.keras"), f"weights of Keras, which are not read; {_PUBLISHED}"),
+    (("*.onnx", "onnx/*.onnx"), f"an ONNX export, which is not read; {_PUBLISHED}"),
+    (
+        ("_CHECKPOINT_METADATA", "manifest.ocdbt", "*/manifest.ocdbt"),
+        f"an Orbax checkpoint, which is not read; {_PUBLISHED}",
+    ),
+    (("*.sbs",), f"weights of gemma.cpp, which are not read; {_PUBLISHED}"),
+    (("*.msgpack",), f"weights of Flax, which are not read; {_PUBLISHED}"),
+    (("*.tflite", "*.task", "*.litertlm"), f"a LiteRT export, which is not read; {_PUBLISHED}"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Files of one model; paths that a checkpoint lacks are None.
+
+    Attributes:
+        name: as the user gave it.
+        folder: where the files lie.
+        layout: "hf" (safetensors) or "npz" (big_vision).
+        weights: safetensors shards, or the npz, or its pieces in order.
+        config: config.json.
+        tokenizer: SentencePiece model or tokenizer.json.
+        mask_codec: weights of the segmentation codec.
+    """
+
+    name: str
+    folder: Path
+    layout: Layout
+    weights: tuple[Path, ...]
+    config: Path | None
+    tokenizer: Path | None
+    mask_codec: Path | None
+
+
+def in_file(name: str, path: Path) -> Checkpoint:
+    """The model that a file named by the user belongs to.
+
+    Raises:
+        CheckpointError: the file is of another kind, or a piece of the model is missing.
+    """
+    if path.name == INDEX_NAME or _SHARD.fullmatch(path.name):
+        return in_folder(name, path.parent)
+    if path.suffix == ".safetensors":
+        return _checkpoint(name, path.parent, "hf", (path,))
+    if ".npz" not in path.name:
+        raise CheckpointError(
+            f"a single file must be a .safetensors or a big_vision .npz, {path} is "
+            f"{_foreign_kind(path.parent, path.name) or 'another; name the folder of the model'}"
+        )
+    base = path.with_name(re.sub(r"\.part[^/]*$", "", path.name))
+    pieces = (path,) if base == path else _pieces(base)
+    return _checkpoint(name, path.parent, "npz", pieces)
+
+
+def _pieces(base: Path) -> tuple[Path, ...]:
+    """The `.part*` pieces in the order of their numbers or letters; none may be left out."""
+
+    def order(path: Path) -> tuple[int, str]:
+        # part2 before part10, and partaa before partab
+        tail = path.name.rsplit(".part", 1)[1]
+        digits = re.sub(r"\D", "", tail)
+        return (int(digits[:9]) if digits else 0, tail)
+
+    pieces = tuple(sorted(base.parent.glob(base.name + ".part*"), key=order))
+    tails = [path.name.rsplit(".part", 1)[1] for path in pieces]
+    missing = _missing(tails)
+    if missing:
+        raise CheckpointError(
+            f"every piece of {base} must be there, missing: "
+            f"{', '.join(f'{base.name}.part{tail}' for tail in missing[:9])}; finish the download"
+        )
+    return pieces
+
+
+def _missing(tails: list[str]) -> list[str]:
+    """Numbers (0, 1, ...) or letters (aa, ab, ...) that a series leaves out before its end."""
+    width = len(tails[0])
+    if all(tail.isascii() and tail.isdigit() for tail in tails):
+        numbers = {int(tail) for tail in tails if len(tail) <= _MAX_DIGITS}
+        padded = tails[0].startswith("0") and width > 1
+        first = min(*numbers, 1) if numbers else 0
+        return [
+            f"{number:0{width if padded else 1}}"
+            for number in itertools.islice(range(first, max(numbers, default=0)), _MAX_SHARDS)
+            if number not in numbers
+        ]
+    if width <= 2 and all(re.fullmatch(f"[a-z]{{{width}}}", tail) for tail in tails):
+        series = map("".join, itertools.product(string.ascii_lowercase, repeat=width))
+        return [tail for tail in series if tail < max(tails) and tail not in tails]
+    return []
+
+
+def in_folder(name: str, folder: Path) -> Checkpoint:
+    """The model that a folder holds.
+
+    Raises:
+        CheckpointError: it holds none, a part of one, or several; or it cannot be read.
+    """
+    try:
+        return _in_readable_folder(name, folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"a model folder must be readable, {folder} is not ({error.strerror}); change its "
+            "rights or copy it"
+        ) from error
+
+
+def _in_readable_folder(name: str, folder: Path) -> Checkpoint:
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    if SINGLE_NAME in files:
+        if INDEX_NAME in files:
+            _log.warning("%s is read, the index beside it is not", folder / SINGLE_NAME)
+        return _checkpoint(name, folder, "hf", (folder / SINGLE_NAME,))
+    if INDEX_NAME in files:
+        return _checkpoint(name, folder, "hf", _indexed(folder / INDEX_NAME, files))
+    bases = npz_names(folder)
+    if len(bases) == 1:
+        base = folder / bases.pop()
+        return _checkpoint(name, folder, "npz", (base,) if base.is_file() else _pieces(base))
+    if bases:
+        raise CheckpointError(
+            f"a folder must hold one .npz, {folder} holds {', '.join(sorted(bases))}; name the file"
+        )
+    if "adapter_config.json" in files:
+        raise CheckpointError(
+            f"{folder} holds an adapter, not a model; load the model it was trained on and add it"
+        )
+    others = _without_index(folder, files)
+    if others:
+        named = few([path.name for path in others])
+        _log.warning("%s has no index; what it holds is read: %s", folder, named)
+        return _checkpoint(name, folder, "hf", others)
+    raise CheckpointError(
+        f"a model folder must hold {SINGLE_NAME}, {INDEX_NAME} or an .npz, {folder} holds "
+        f"{_foreign_kind(folder) or 'none; is it the right folder, and was the download complete?'}"
+    )
+
+
+def _foreign_kind(folder: Path, name: str | None = None) -> str | None:
+    """What a folder, or one file of it, holds of other programs, and the remedy."""
+    for patterns, sentence in _FOREIGN:
+        for pattern in patterns:
+            if any(name in (None, path.name) for path in folder.glob(pattern)):
+                return sentence
+    return None
+
+
+def _without_index(folder: Path, files: set[str]) -> tuple[Path, ...]:
+    """Safetensors under other names than a model has, in order; a series must be complete."""
+    names = sorted(name for name in files - {*CODECS} if name.endswith(".safetensors"))
+    series = [match for match in map(_SHARD.fullmatch, names) if match]
+    wanted = {
+        f"{stem}-{number:0{len(count)}}-of-{count}.safetensors"
+        for stem, _, count in (match.groups() for match in series)
+        for number in range(1, min(int(count), _MAX_SHARDS) + 1)
+    }
+    if missing := sorted(wanted - files):
+        raise CheckpointError(
+            f"every file of a series must be there, {folder} misses {few(missing)}; "
+            "finish the download"
+        )
+    return tuple(folder / name for name in names)
+
+
+def npz_names(folder: Path) -> set[str]:
+    """Names of a folder's npz files that may hold a model; of pieces, the name of the whole."""
+    return {
+        re.sub(r"\.part[^/]*$", "", path.name)
+        for path in folder.glob("*.npz*")
+        if path.name not in CODECS and path.is_file()
+    }
+
+
+def _indexed(index: Path, files: set[str]) -> tuple[Path, ...]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} must list its files under weight_map; fetch it again")
+    names = sorted({str(name) for name in weight_map.values()})
+    if len(names) > _MAX_SHARDS or any(Path(name).name != name for name in names):
+        raise CheckpointError(
+            f"{index} may name at most {_MAX_SHARDS} files beside it, without folders; fetch it "
+            "again from its publisher"
+        )
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise CheckpointError(
+            f"every file that {index} names must be there, missing: {few(missing)}; "
+            "finish the download"
+        )
+    return tuple(index.parent / name for name in names)
+
+
+def _checkpoint(name: str, folder: Path, layout: Layout, weights: tuple[Path, ...]) -> Checkpoint:
+    def first(names: tuple[str, ...]) -> Path | None:
+        return next((folder / n for n in names if (folder / n).is_file()), None)
+
+    return Checkpoint(
+        name=name,
+        folder=folder,
+        layout=layout,
+        weights=weights,
+        config=first(("config.json",)),
+        tokenizer=first(TOKENIZERS),
+        mask_codec=first(CODECS),
+    )
