@@ -204,15 +204,18 @@ def test_an_output_that_takes_nothing_is_one_sentence(unbuffered: str) -> None:
     assert line.startswith("paligemma: standard output cannot be written (No space left")
 
 
-def test_an_error_of_the_system_elsewhere_is_not_taken_for_one_of_the_output(
-    monkeypatch: pytest.MonkeyPatch,
+def test_an_error_of_the_system_elsewhere_is_one_sentence_that_names_the_file(
+    paligemma: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: ModelChoice) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device", "/full/disk")
 
     monkeypatch.setattr(ModelChoice, "load", broken)
-    with pytest.raises(OSError, match="No space left"):
-        cli.main(["caption", str(DESK)])
+    done = paligemma("caption", DESK)
+    (line,) = done.err.splitlines()
+    assert (done.status, done.out) == (1, "")
+    assert line.startswith("paligemma: a file or the disk failed: No space left on device (/full/")
+    assert "in broken\n" in paligemma("-v", "caption", DESK).err
 
 
 def printed_as(encoding: str, monkeypatch: pytest.MonkeyPatch, *words: object) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from toy_training import OPTIM, TextObjective, digest, small_model
 
 from paligemma.errors import CheckpointError
@@ -76,6 +77,21 @@ def test_only_the_newest_two_are_kept_and_the_order_is_by_step(
     assert [path.name for path in checkpoints(tmp_path)] == ["step_0000007", "step_0000011"]
 
 
+def test_a_checkpoint_without_room_is_one_sentence_and_the_one_before_stays(
+    trained: TrainState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, trained, META)
+    before = [path.name for path in tmp_path.iterdir()]
+
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match=rf"No space left.*goes on from {before[0]}"):
+        save_checkpoint(tmp_path, trained, META)
+    assert [path.name for path in tmp_path.iterdir()] == before
+
+
 def test_a_folder_half_written_is_no_checkpoint(
     trained: TrainState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +104,7 @@ def test_a_folder_half_written_is_no_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", cut)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(CheckpointError, match="no space left"):
             save_checkpoint(tmp_path, trained, META)
     assert list(tmp_path.iterdir()) == checkpoints(tmp_path) == [complete]
     # A kill leaves its unfinished folder, which the next attempt at this step removes.

@@ -106,7 +106,7 @@ def test_metrics_of_repeated_steps_and_a_line_cut_in_half_are_dropped(
     assert mean == pytest.approx(whole[1][1]["loss"], abs=2e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_gives_the_handlers_back(
     whole, tmp_path: Path, number: int
 ) -> None:
@@ -117,6 +117,27 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_gives_the_handlers_back(
     assert signal.getsignal(number) is before
     model, _ = run(tmp_path)
     assert digest(model) == whole[0]
+
+
+def test_a_signal_that_the_caller_ignores_does_not_end_a_training(whole, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        model, _ = run(
+            tmp_path, FailingSource(source=RandomBatches(), step=3, signal=signal.SIGHUP)
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert digest(model) == whole[0]
+
+
+def test_metrics_are_not_written_through_a_link(tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / METRICS_FILE).symlink_to(precious)
+    with pytest.raises(ConfigError, match="is a link to another file; move it away"):
+        run(tmp_path / "run")
+    assert precious.read_text() == "mine"
 
 
 def test_handlers_are_given_back_when_the_data_fails(tmp_path: Path) -> None:

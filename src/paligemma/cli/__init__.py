@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import logging
 import os
 import re
@@ -15,8 +14,11 @@ from typing import Any
 
 import click
 
+from paligemma.cli.stopping import Stopped, signals_as_exceptions
+from paligemma.cli.terminal import GuardedStream, guarded_streams
 from paligemma.errors import ConfigError, PaliGemmaError
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -76,37 +78,50 @@ class LazyGroup(click.Group):
         prog_name = prog_name or "paligemma"
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        _write_any_character()
-        try:
-            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        except PaliGemmaError as error:
-            asked_wrongly = isinstance(error, ConfigError)
-            sentence = _with_option_names(str(error)) if asked_wrongly else str(error)
-            click.echo(f"paligemma: {sentence}", err=True)
-            status = EXIT_BAD_INPUT
-        except OSError as error:
-            if not _was_writing(error):
-                raise
-            _drop_output()
-            click.echo(
-                f"paligemma: standard output cannot be written ({error.strerror}); "
-                "send it where there is room",
-                err=True,
-            )
-            status = EXIT_BAD_INPUT
-        except click.Abort:
-            status = EXIT_INTERRUPTED
-        except click.ClickException as error:
-            error.show()
-            status = error.exit_code
-        sys.exit(status)
+        words = list(sys.argv[1:] if args is None else args)
+        with guarded_streams(), signals_as_exceptions():
+            try:
+                status = super().main(
+                    words, prog_name, complete_var, standalone_mode=False, obj=words, **extra
+                )
+            except PaliGemmaError as error:
+                asked_wrongly = isinstance(error, ConfigError)
+                sentence = _with_option_names(str(error)) if asked_wrongly else str(error)
+                _complain(sentence)
+                status = EXIT_BAD_INPUT
+            except OSError as error:
+                if _was_writing(error):
+                    _drop_output()
+                    _complain(
+                        f"standard output cannot be written ({error.strerror}); "
+                        "send it where there is room"
+                    )
+                    status = EXIT_BAD_INPUT
+                else:
+                    logging.getLogger(__name__).info("where it failed:", exc_info=error)
+                    _complain(_of_the_system(error))
+                    status = EXIT_FAILED
+            except click.Abort as error:
+                stop = error.__cause__
+                status = stop.exit_code if isinstance(stop, Stopped) else EXIT_INTERRUPTED
+            except click.ClickException as error:
+                error.show()
+                status = error.exit_code
+            sys.exit(status)
 
 
-def _write_any_character() -> None:
-    """Spell what standard output cannot encode as escapes instead of failing on it."""
-    stream = sys.stdout
-    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
-        stream.reconfigure(errors="backslashreplace")
+def _complain(sentence: str) -> None:
+    # Colour codes are shown as what they are, not taken away.
+    click.echo(f"paligemma: {sentence}", err=True, color=True)
+
+
+def _of_the_system(error: OSError) -> str:
+    """The system's own words with the file, and what helps."""
+    place = f" ({error.filename})" if error.filename else ""
+    return (
+        f"a file or the disk failed: {error.strerror or error}{place}; "
+        "see to its place, rights and room, and try again"
+    )
 
 
 def _was_writing(error: BaseException) -> bool:
@@ -114,7 +129,8 @@ def _was_writing(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_code is click.echo.__code__
+    writers = (click.echo.__code__, GuardedStream.write.__code__)
+    return trace is not None and trace.tb_frame.f_code in writers
 
 
 def _drop_output() -> None:
@@ -145,7 +161,12 @@ class StderrLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record, or keep it for later."""
         if self._held is None:
-            click.echo(f"paligemma: {record.getMessage()}", err=True)
+            trace = (
+                f"\n{logging.Formatter().formatException(record.exc_info)}"
+                if record.exc_info
+                else ""
+            )
+            _complain(record.getMessage() + trace)
         else:
             self._held.append(record)
 
@@ -164,7 +185,7 @@ class StderrLog(logging.Handler):
 stderr_log = StderrLog()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "color": True})
 @click.version_option(package_name="paligemma")
 @click.option("-v", "--verbose", is_flag=True, help="Also say what takes how long.")
 def main(verbose: bool) -> None:

@@ -16,6 +16,7 @@ import click
 
 from paligemma.cli.options import ModelChoice, model_options
 from paligemma.cli.show import echo_json
+from paligemma.cli.stopping import when_stopped
 from paligemma.errors import ConfigError, DataError, PaliGemmaError
 from paligemma.example import ALL_CLASSES, NOISE
 
@@ -122,6 +123,7 @@ def task_command(task: Task) -> click.Command:
     )
     @json_option
     @html_option
+    @when_stopped("goes on where it stopped")
     def command(**values: Any) -> None:
         run_benchmark(task, **values)
 

@@ -13,6 +13,7 @@ import click
 
 from paligemma.cli.eval_run import default_folder, html_option, json_option, report_run
 from paligemma.cli.options import ModelChoice, model_options
+from paligemma.cli.stopping import when_stopped
 from paligemma.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ _STEP_FILES = ("model.safetensors", "state.json")
 )
 @json_option
 @html_option
+@when_stopped("goes on where it stopped")
 def scenes_command(
     model: ModelChoice,
     limit: int,

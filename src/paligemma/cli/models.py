@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from paligemma.cli.show import echo_json
+from paligemma.cli.stopping import when_stopped
 
 _VERDICTS = {
     "ok": "Nothing is wrong with it.",
@@ -122,6 +123,7 @@ def _require_finite(ctx: click.Context, option: click.Parameter, value: float) -
     is_flag=True,
     help="Replace the checkpoint that FOLDER holds; its other files stay.",
 )
+@when_stopped("begins anew, as nothing was written")
 def convert(
     source: str,
     folder: Path,

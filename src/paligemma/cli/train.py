@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from paligemma.cli.stopping import when_stopped
+
 
 @click.group("train")
 def train_group() -> None:
@@ -36,6 +38,7 @@ def train_group() -> None:
 @click.option("--stage", "only", default=None, help="Run only this stage; all by default.")
 @click.option("--threads", type=click.IntRange(1, 256), default=None, help="CPU threads.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
+@when_stopped("goes on where it stopped")
 def tiny_command(
     output: Path, parts: Path | None, only: str | None, threads: int | None, quiet: bool
 ) -> None:
@@ -65,6 +68,7 @@ def tiny_command(
 )
 @click.option("--steps", type=int, default=None, help="Number of updates; 3600 by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and order.")
+@when_stopped("begins anew, as nothing was written")
 def codec_command(output: Path, steps: int | None, seed: int) -> None:
     """Train the mask codec on masks of drawn pictures; takes about seven minutes."""
     from dataclasses import replace
@@ -94,6 +98,7 @@ def codec_command(output: Path, steps: int | None, seed: int) -> None:
     show_default=True,
     help="File to write.",
 )
+@when_stopped("begins anew, as nothing was written")
 def tokenizer_command(output: Path) -> None:
     """Train the small tokenizer on prompts and answers of drawn pictures; takes half a minute."""
     from paligemma.tiny.start import make_tokenizer

@@ -60,11 +60,18 @@ def require_codec_suffix(path: Path) -> None:
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write the arrays, whole or not at all; or CheckpointError."""
     require_codec_suffix(path)
-    with whole_file(path) as partial:
-        if path.suffix == ".npz":
-            stored: dict[str, Any] = arrays
-            np.savez(partial, **stored)
-        else:
-            from safetensors.numpy import save_file
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
 
-            save_file(arrays, partial)
+    try:
+        with whole_file(path) as partial:
+            if path.suffix == ".npz":
+                stored: dict[str, Any] = arrays
+                np.savez(partial, **stored)
+            else:
+                save_file(arrays, partial)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"a mask codec needs a place with room and rights, {path} could not be written "
+            f"({error}); name another"
+        ) from error

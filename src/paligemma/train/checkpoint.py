@@ -59,25 +59,36 @@ def save_checkpoint(
 
     Returns:
         The folder of the checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be written; older ones stay.
     """
     moments, counters = state.optimizer.export_state()
     target = folder / f"step_{counters['steps_done']:07d}"
-    for left in folder.glob(f".{target.name}.*"):  # by a kill at this very step
-        shutil.rmtree(left)
-    with staging_folder(target) as staging:
-        for name, tensors in (
-            ("model", state.model.state_dict()),
-            ("objective", state.objective.state_dict()),
-            ("optimizer", moments),
-        ):
-            contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-            save_file(contiguous, staging / f"{name}.safetensors")
-        record = {"counters": counters, "run": meta}
-        (staging / "state.json").write_text(json.dumps(record, indent=1))
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(staging, target)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    try:
+        for left in folder.glob(f".{target.name}.*"):  # by a kill at this very step
+            shutil.rmtree(left)
+        with staging_folder(target) as staging:
+            for name, tensors in (
+                ("model", state.model.state_dict()),
+                ("objective", state.objective.state_dict()),
+                ("optimizer", moments),
+            ):
+                contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+                save_file(contiguous, staging / f"{name}.safetensors")
+            record = {"counters": counters, "run": meta}
+            (staging / "state.json").write_text(json.dumps(record, indent=1))
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(staging, target)
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    except (OSError, SafetensorError) as error:
+        before = [path.name for path in checkpoints(folder)]
+        resumed = f"the run goes on from {before[-1]}" if before else "the run begins anew"
+        raise CheckpointError(
+            f"a checkpoint needs room and rights in {folder}, it could not be written ({error}); "
+            f"make room, and {resumed}"
+        ) from error
     return target
 
 

@@ -35,8 +35,11 @@ class _Steps(Dataset[Made]):
 
 def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches all processes; the loop still needs its batch, to end on a checkpoint.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal and a supervisor send these to all processes; the loop still needs its batch, to
+    # end on a checkpoint. A worker ends when the loop does.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def batches(source: BatchSource[Made], first: int, total: int, num_workers: int) -> Iterator[Made]:

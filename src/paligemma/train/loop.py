@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from paligemma.errors import ConfigError
 from paligemma.one_writer import one_writer
 from paligemma.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
 from paligemma.train.data import BatchSource, batches
@@ -60,8 +61,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a model, from the newest checkpoint in the folder if it holds one.
 
-    An interrupt (Ctrl-C, SIGTERM) writes a checkpoint first. A run that is killed without warning
-    loses at most `save_every` steps and repeats them on the same data.
+    An interrupt (Ctrl-C, SIGTERM, SIGHUP) writes a checkpoint first. A run that is killed without
+    warning loses at most `save_every` steps and repeats them on the same data.
 
     Args:
         model: the model, trained in place.
@@ -78,7 +79,8 @@ def train(
         The last line of metrics.
 
     Raises:
-        CheckpointError: the folder holds a run with another configuration.
+        CheckpointError: the folder holds a run with another configuration, or a checkpoint cannot
+            be written.
         ConfigError: another process writes to the folder, or it cannot be written.
         KeyboardInterrupt: the run was interrupted; its checkpoint is written.
     """
@@ -130,11 +132,11 @@ def _train(
                 with (folder / METRICS_FILE).open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 bar.set_postfix(loss=f"{line['loss']:.3f}")
-            if done % options.save_every == 0 or last or interrupted.asked:
+            if done % options.save_every == 0 or last or interrupted.asked is not None:
                 save_checkpoint(folder, state, meta)
             bar.update()
-            if interrupted.asked:
-                raise KeyboardInterrupt
+            if interrupted.asked is not None:
+                interrupted.stop()
     finally:
         bar.close()
         interrupted.restore()
@@ -170,20 +172,35 @@ class _Window:
 
 
 class _Interrupt:
-    """Turns the first Ctrl-C or SIGTERM into a request, so that a step is never cut in half."""
+    """Turns the first signal to end into a request, so that a step is never cut in half."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self._old = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
+        self.asked: int | None = None
+        self._old: dict[int, Any] = {}
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP.
+            # What the caller ignores, as nohup does, stays ignored.
+            if number is None or signal.getsignal(number) == signal.SIG_IGN:
+                continue
             try:
                 self._old[number] = signal.signal(number, self._ask)
             except ValueError:  # Not in the main thread: the caller owns the signals.
                 logger.debug("signals are handled by the main thread")
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        self.asked = True
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        self.asked = number
         self.restore()
+
+    def stop(self) -> NoReturn:
+        """End as the signal would have ended the program: by the caller's handler, if it has one.
+
+        Raises:
+            KeyboardInterrupt: the caller has none, or it did not end the program.
+        """
+        handler = None if self.asked is None else self._old[self.asked]
+        if callable(handler):
+            handler(self.asked, None)
+        raise KeyboardInterrupt
 
     def restore(self) -> None:
         for number, handler in self._old.items():
@@ -196,6 +213,10 @@ def _first_live_schedule(optim: OptimConfig) -> ScheduleConfig:
 
 def _drop_lines_after(path: Path, step: int) -> None:
     """Remove the metrics of steps that will be repeated, and a line that a kill cut in half."""
+    if path.is_symlink():
+        raise ConfigError(
+            f"a training writes its own {path.name}, {path} is a link to another file; move it away"
+        )
     if not path.exists():
         return
     kept = []
