@@ -47,6 +47,21 @@ def test_smoothing_spreads_over_the_other_classes_only() -> None:
     assert wrong.item() == pytest.approx(1.093825, abs=1e-6)
 
 
+def test_the_smoothed_gradient_is_exact_over_a_whole_vocabulary() -> None:
+    num_classes, eps = 257_152, 0.2
+    logits = 8 * torch.randn(2, num_classes, generator=torch.Generator().manual_seed(0))
+    # A probability of 1, so that the gradient has no error of the softmax in it.
+    logits[:, 7] = 60.0
+    logits.requires_grad_()
+    token_losses(logits, torch.tensor([7, 9]), eps).sum().backward()
+    expected = torch.softmax(logits.detach().double(), dim=-1)
+    for row, target in enumerate((7, 9)):
+        distribution = reference.smoothed_target(target, num_classes, eps)
+        expected[row] -= torch.from_numpy(distribution)
+    # 1 minus a target of 0.8 at the most, in a rounding or two each.
+    torch.testing.assert_close(logits.grad.double(), expected, rtol=0, atol=4 * 2.0**-24)
+
+
 def test_losses_are_float32_whatever_the_logits_are() -> None:
     logits = torch.zeros(2, 3, 8, dtype=torch.bfloat16)
     losses = token_losses(logits, torch.zeros(2, 3, dtype=torch.int64))

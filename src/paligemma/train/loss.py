@@ -56,15 +56,15 @@ def token_losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) 
         raise ConfigError(
             f"label_smoothing must lie in [0, 1 - 1/{num_classes}], got {label_smoothing}"
         )
-    # torch spreads its eps over all V classes, the target included.
-    spread = label_smoothing * num_classes / (num_classes - 1)
-    flat = F.cross_entropy(
-        logits.float().flatten(0, -2),
-        targets.flatten(),
-        reduction="none",
-        label_smoothing=min(spread, 1.0),
-    )
-    return flat.view(targets.shape)
+    flat, target = logits.float().flatten(0, -2), targets.flatten()
+    losses = F.cross_entropy(flat, target, reduction="none")
+    if label_smoothing:
+        # sum_j q_j (log sum exp x - x_j) without a sum of weights q: torch's own smoothing adds
+        # them up in float32 for the gradient, and over 257,152 classes loses four digits of it.
+        off = label_smoothing / (num_classes - 1)
+        chosen = flat.gather(1, target[:, None])[:, 0]
+        losses = losses + off * (num_classes * chosen - flat.sum(dim=-1))
+    return losses.view(targets.shape)
 
 
 def per_example_loss(token_losses: Tensor, weights: Tensor) -> Tensor:
