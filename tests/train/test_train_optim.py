@@ -156,6 +156,32 @@ def test_decay_is_not_multiplied_by_the_learning_rate() -> None:
         assert torch.equal(model.get_parameter(name), before[name])
 
 
+def test_a_decay_of_a_millionth_is_a_millionth() -> None:
+    # 1 - 1e-6 in float32 is 1 - 1.01e-6. Each parameter is rounded too, but every one its own way.
+    model = nn.Module()
+    start = 1.0 + torch.rand(100_000, generator=torch.Generator().manual_seed(0))
+    model.register_parameter("img-kernel", nn.Parameter(start.clone()))
+    _, update = toy_optimizer(model, wd=1e-6)
+    update([0.0])
+    moved = start.double() - model.get_parameter("img-kernel").detach().double()
+    assert moved.mean() / start.double().mean() == pytest.approx(1e-6, rel=2e-3)
+
+
+def test_norms_of_millions_of_elements_keep_the_digits_of_float32() -> None:
+    draw = torch.Generator().manual_seed(0)
+    model = nn.Module()
+    start, gradient = (torch.randn(3000, 1000, generator=draw) for _ in range(2))
+    model.register_parameter("llm-embed", nn.Parameter(start.clone()))
+    optimizer, _ = toy_optimizer(model, lr=0.0625)
+    parameter = model.get_parameter("llm-embed")
+    parameter.grad = gradient.clone()
+    metrics = optimizer.step(measure_update=True)
+    arrays = {"grad_norm": gradient, "param_norm": parameter, "update_norm": parameter - start}
+    for name, array in arrays.items():
+        exact = array.detach().double().norm().item()
+        assert metrics[name].item() == pytest.approx(exact, rel=2e-7), name
+
+
 def test_only_kernels_of_tower_and_projector_decay(model: PaliGemmaModel) -> None:
     with torch.no_grad():
         for parameter in model.parameters():

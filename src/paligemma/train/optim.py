@@ -138,9 +138,11 @@ class Optimizer:
 
         schedule * (lr * lr_mult * adam_direction + wd * wd_mult * parameter).
 
-    Frozen parameters have no state and no part in the norm. `torch.optim.AdamW` does this with
-    lr * lr_mult * schedule as the learning rate of a group and wd * wd_mult / (lr * lr_mult) as
-    its decay. Where the schedule is 0 only the moments move.
+    Frozen parameters have no state and no part in the norm. `torch.optim.Adam` does this with
+    lr * lr_mult * schedule as the learning rate of a group, after the decay. `torch.optim.AdamW`
+    would multiply by 1 - rate, and the rounding of that to float32 is several per cent of a rate
+    such as 1e-6. A rate below about 5e-8 is less than a float32 parameter can take and has no
+    effect. Where the schedule is 0 only the moments move.
     """
 
     def __init__(
@@ -206,13 +208,13 @@ class Optimizer:
             groups.setdefault((pattern, lr_mult, wd_mult), []).append(parameter)
         if not groups:
             raise ConfigError("every parameter is frozen; give at least one pattern a schedule")
-        self._adam = torch.optim.AdamW(
+        self._adam = torch.optim.Adam(
             [
                 {
                     "params": parameters,
                     "schedule": pattern,
                     "peak_lr": config.lr * lr_mult,
-                    "weight_decay": config.wd * wd_mult / (config.lr * lr_mult),
+                    "decay": config.wd * wd_mult,
                 }
                 for (pattern, lr_mult, wd_mult), parameters in groups.items()
             ],
@@ -255,12 +257,16 @@ class Optimizer:
         gradients = [p.grad for p in parameters if p.grad is not None]
         metrics = {"grad_norm": global_norm(gradients)}
         if self.config.grad_clip_norm is not None:
-            factor = (self.config.grad_clip_norm / metrics["grad_norm"]).clamp(max=1.0)
-            torch._foreach_mul_(gradients, factor)
+            clip = (self.config.grad_clip_norm / metrics["grad_norm"]).clamp(max=1.0)
+            torch._foreach_mul_(gradients, clip)
         before: list[Tensor] = [p.detach().clone() for p in parameters] if measure_update else []
         factors = self.schedule_factors()
         for group in self._adam.param_groups:
-            group["lr"] = group["peak_lr"] * factors[group["schedule"]]
+            factor = factors[group["schedule"]]
+            group["lr"] = group["peak_lr"] * factor
+            if group["decay"]:
+                own = group["params"]
+                torch._foreach_add_(own, own, alpha=-group["decay"] * factor)
         self._adam.step()
         self.steps_done += 1
         metrics["param_norm"] = global_norm(self._all)
@@ -329,8 +335,18 @@ class Optimizer:
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean norm float32[] of all tensors together, over all shards of each."""
-    norm = torch.nn.utils.get_total_norm(tensors)
+    """Return the Euclidean norm float32[] of all tensors together, over all shards of each.
+
+    torch adds the squares of a whole tensor on a CPU one after the other: in float32 that is 0.4 %
+    off at 50 million elements and 3 % at 200 million. Row by row every sum stays short.
+    """
+    squares = [
+        torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
+        .square()
+        .sum()
+        for x in tensors
+    ]
+    norm = torch.stack(squares).sum().sqrt()
     return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).float()
 
 
