@@ -124,13 +124,13 @@ class Rows:
                 row.grammar = row.grammar and row.grammar.after(token)
         for row in self._rows:
             row.room -= 1
-        log_total = logits.logsumexp(dim=-1)
-        chosen = logits.gather(1, tokens[:, None])[:, 0] - log_total
+        logprobs = logits.log_softmax(dim=-1)
+        chosen = logprobs.gather(1, tokens[:, None])[:, 0]
         return Choice(
             tokens=tokens,
             logprobs=torch.where(active, chosen, 0.0),
             crowded=crowded & active,
-            loc_probs=self._loc_probs(logits, log_total, tokens, active),
+            loc_probs=self._loc_probs(logprobs, tokens, active),
         )
 
     def _sample(self, choosable: Tensor) -> Tensor:
@@ -144,14 +144,14 @@ class Rows:
         return tokens
 
     def _loc_probs(
-        self, logits: Tensor, log_total: Tensor, tokens: Tensor, active: Tensor
+        self, logprobs: Tensor, tokens: Tensor, active: Tensor
     ) -> dict[int, Tensor] | None:
         if self._recording is None:
             return None
         loc0 = self._vocab.loc0
         is_loc = active & self._recording & (tokens >= loc0) & (tokens < loc0 + NUM_LOC)
         places = is_loc.nonzero()[:, 0]
-        probs = (logits[places, loc0 : loc0 + NUM_LOC] - log_total[places, None]).exp()
+        probs = logprobs[places, loc0 : loc0 + NUM_LOC].exp()
         return dict(zip(places.tolist(), probs, strict=True))
 
 
