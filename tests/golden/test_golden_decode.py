@@ -61,7 +61,8 @@ def assert_same_answers(
         widened(ours.ids, decoding.num_tokens),
         ids * kept,
         choice_margins(allowed, ids),
-        2 * np.abs(logp - exact)[kept].max(),
+        # Two logits, each rounded once, at the least.
+        max(2 * np.abs(logp - exact)[kept].max(), 2.0**-23 * np.abs(logits).max()),
         in_order=True,
     )
     same = ~np.isin(np.arange(len(ids)), ties.rows)
@@ -72,6 +73,8 @@ def assert_same_answers(
         logp[kept],
         exact[kept],
         noise=NOISE[decoding.kv_cache_dtype],
+        # (logit - greatest logit) - log(sum of exponentials), and that sum is 1 or more.
+        summed=np.maximum(1.0, np.abs(exact[kept])),
     )
     assert np.array_equal(ours.lengths[same], kept.sum(axis=1)[same])
     assert np.array_equal(ours.finished[same], (ids == EOS).any(axis=1)[same])

@@ -62,6 +62,16 @@ def test_a_definition_that_is_not_the_original_s_is_noticed_whatever_ours_is() -
         assert_within_rounding(exact * 1.01, exact * 1.01, exact)
 
 
+def test_a_sum_that_cancels_may_be_off_by_a_unit_of_what_was_added_and_no_more() -> None:
+    exact, added = np.full(9, -1e-12), np.ones(9)
+    original = np.zeros(9)
+    assert_within_rounding(exact - 2.0**-24, original, exact, summed=added)
+    with pytest.raises(AssertionError, match=r"1.79e-07 > 1.19e-07"):
+        assert_within_rounding(exact - 1.5 * 2.0**-23, original, exact, summed=added)
+    with pytest.raises(AssertionError, match="not the original's"):
+        assert_within_rounding(exact, original, exact)
+
+
 def test_only_a_near_tie_may_fall_either_way_and_is_reported() -> None:
     original, margins = np.array([[3, 4, 5], [6, 7, 8]]), np.array([[9, 1e-7, 9], [9, 9, 9]])
     compare_choices(original, original, margins, 1e-6).report()
