@@ -10,7 +10,7 @@ from toy_task import TOY, ToyAnswerer
 
 from paligemma.errors import DataError
 from paligemma.eval.options import EvalOptions
-from paligemma.eval.runner import run_task
+from paligemma.eval.runner import evaluate
 from paligemma.jobs.cluster import Cluster
 
 OPTIONS = EvalOptions(batch_size=9, limit=100)
@@ -25,16 +25,16 @@ class Broken(ToyAnswerer):
 
 
 def main(root: Path) -> None:
-    alone = run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, root / "alone")
-    spread = run_task(TOY, TWO, None, "test", OPTIONS, root / "spread")
+    alone = evaluate(TOY, ToyAnswerer(), None, "test", OPTIONS, root / "alone")
+    spread = evaluate(TOY, TWO, None, "test", OPTIONS, root / "spread")
     path = root / "spread" / "predictions.jsonl"
     whole = path.read_bytes()
     # Cut in the middle of a batch and of a line.
     path.write_bytes(whole[: len(whole) // 2])
-    again = run_task(TOY, TWO, None, "test", OPTIONS, root / "spread")
+    again = evaluate(TOY, TWO, None, "test", OPTIONS, root / "spread")
     try:
         broken = Cluster(make_answerer=Broken, num_workers=2)
-        run_task(TOY, broken, None, "test", OPTIONS, root / "broken")
+        evaluate(TOY, broken, None, "test", OPTIONS, root / "broken")
     except DataError as error:
         words = str(error)
     print(

@@ -17,7 +17,7 @@ from pathlib import Path
 from toy_task import TOY, ToyAnswerer
 
 from paligemma.eval.options import EvalOptions
-from paligemma.eval.runner import run_task
+from paligemma.eval.runner import evaluate
 from paligemma.jobs.run_folder import load_run
 
 OPTIONS = EvalOptions(batch_size=9, num_workers=0, limit=190, seed=3)
@@ -31,7 +31,7 @@ def begin(folder: Path) -> int:
     if child:
         return child
     try:
-        run_task(TOY, ToyAnswerer(BATCH_S), None, "test", OPTIONS, folder, command="toy")
+        evaluate(TOY, ToyAnswerer(BATCH_S), None, "test", OPTIONS, folder, command="toy")
     except BaseException as error:
         sys.stderr.write(f"{error!r}\n")
         os._exit(1)
@@ -79,7 +79,7 @@ def main(root: Path, num_kills: int, seed: int) -> None:
         if status:
             raise SystemExit("a run failed")
     whole = root / "whole"
-    run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, whole, command="toy")
+    evaluate(TOY, ToyAnswerer(), None, "test", OPTIONS, whole, command="toy")
     expected = load_run(whole)
     value = TOY.score(*expected.answered())[0].value
     runs = [load_run(folder) for folder in folders]

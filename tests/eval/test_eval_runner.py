@@ -15,7 +15,7 @@ from toy_task import TOY, Grey, ToyAnswerer, read_toy
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.options import EvalOptions
-from paligemma.eval.runner import read_again, run_task
+from paligemma.eval.runner import evaluate, read_again
 from paligemma.example import Asking, Example, Prediction
 from paligemma.jobs.run_folder import load_run
 from paligemma.tasks.task import NeededFile
@@ -25,7 +25,7 @@ OPTIONS = EvalOptions(batch_size=16)
 
 def test_a_run_answers_every_example_once_and_records_how(tmp_path: Path) -> None:
     answerer = ToyAnswerer()
-    run = run_task(TOY, answerer, None, "val", OPTIONS, tmp_path, model="m", command="eval toy")
+    run = evaluate(TOY, answerer, None, "val", OPTIONS, tmp_path, model="m", command="eval toy")
     assert [len(batch) for batch in answerer.batches] == [16] * 12 + [8]
     assert sorted(run.predictions) == sorted(one.id for one in run.examples)
     assert run.missing == []
@@ -41,7 +41,7 @@ def test_a_run_answers_every_example_once_and_records_how(tmp_path: Path) -> Non
 
 def test_reading_ahead_changes_nothing(tmp_path: Path) -> None:
     runs = [
-        run_task(TOY, ToyAnswerer(), None, "test", replace(OPTIONS, num_workers=n), tmp_path / n_)
+        evaluate(TOY, ToyAnswerer(), None, "test", replace(OPTIONS, num_workers=n), tmp_path / n_)
         for n, n_ in ((0, "a"), (3, "b"))
     ]
     assert runs[0].predictions == runs[1].predictions
@@ -50,10 +50,10 @@ def test_reading_ahead_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_complete_run_asks_nothing_again(tmp_path: Path) -> None:
-    run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
+    evaluate(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
     before = (tmp_path / "predictions.jsonl").read_bytes()
     idle = ToyAnswerer()
-    run_task(TOY, idle, None, "test", OPTIONS, tmp_path)
+    evaluate(TOY, idle, None, "test", OPTIONS, tmp_path)
     assert idle.batches == []
     assert (tmp_path / "predictions.jsonl").read_bytes() == before
 
@@ -62,13 +62,13 @@ def test_a_cut_batch_is_answered_whole_and_only_its_missing_lines_are_added(
     tmp_path: Path,
 ) -> None:
     full = ToyAnswerer()
-    expected = run_task(TOY, full, None, "test", OPTIONS, tmp_path / "a").predictions
+    expected = evaluate(TOY, full, None, "test", OPTIONS, tmp_path / "a").predictions
     path = tmp_path / "a" / "predictions.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     # The third batch keeps five of its sixteen lines, and half of a sixth.
     path.write_bytes(b"".join(lines[: 2 * 16 + 5]) + lines[2 * 16 + 5][:40])
     rest = ToyAnswerer()
-    run = run_task(TOY, rest, None, "test", OPTIONS, tmp_path / "a")
+    run = evaluate(TOY, rest, None, "test", OPTIONS, tmp_path / "a")
     assert rest.batches == full.batches[2:]
     assert path.read_bytes() == b"".join(lines)
     assert run.predictions == expected
@@ -117,7 +117,7 @@ def test_of_three_that_begin_at_once_no_answer_is_doubled_and_none_is_misled(
 def test_the_limit_is_a_seeded_sample_of_the_split(tmp_path: Path) -> None:
     def ids(seed: int, name: str) -> list[str]:
         options = replace(OPTIONS, limit=30, seed=seed)
-        run = run_task(TOY, ToyAnswerer(), None, "test", options, tmp_path / name)
+        run = evaluate(TOY, ToyAnswerer(), None, "test", options, tmp_path / name)
         return [one.id for one in run.examples]
 
     first = ids(0, "a")
@@ -128,11 +128,11 @@ def test_the_limit_is_a_seeded_sample_of_the_split(tmp_path: Path) -> None:
 
 def test_other_words_are_asked_and_belong_to_the_key(tmp_path: Path) -> None:
     options = replace(OPTIONS, prompt="{prefix} please")
-    run = run_task(TOY, ToyAnswerer(), None, "test", options, tmp_path)
+    run = evaluate(TOY, ToyAnswerer(), None, "test", options, tmp_path)
     assert all(one.prefix.startswith("answer en ") for one in run.examples)
     assert all(one.prefix.endswith(" please") for one in run.examples)
     with pytest.raises(ConfigError, match=r"prompt was .* please\", is null"):
-        run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
+        evaluate(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -160,22 +160,22 @@ def test_a_benchmark_without_question_refuses_its_place() -> None:
 
 
 def test_changed_files_or_another_split_are_refused_in_the_folder_of_a_run(tmp_path: Path) -> None:
-    run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
+    evaluate(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
     shorter = replace(TOY, reader=lambda data, split: list(read_toy(data, split))[:50])
     with pytest.raises(ConfigError, match="num_examples was 200, is 50"):
-        run_task(shorter, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
+        evaluate(shorter, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
     with pytest.raises(ConfigError, match='split was "test", is "val"'):
-        run_task(TOY, ToyAnswerer(), None, "val", OPTIONS, tmp_path)
+        evaluate(TOY, ToyAnswerer(), None, "val", OPTIONS, tmp_path)
     with pytest.raises(ConfigError, match="batch_size was 16, is 8"):
-        run_task(TOY, ToyAnswerer(), None, "test", replace(OPTIONS, batch_size=8), tmp_path)
+        evaluate(TOY, ToyAnswerer(), None, "test", replace(OPTIONS, batch_size=8), tmp_path)
 
 
 def test_splits_and_data_folders_are_checked_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="splits test, val, got 'train'"):
-        run_task(TOY, ToyAnswerer(), None, "train", OPTIONS, tmp_path)
+        evaluate(TOY, ToyAnswerer(), None, "train", OPTIONS, tmp_path)
     filed = replace(TOY, files=(NeededFile(path="a.json", source="somewhere"),))
     with pytest.raises(ConfigError, match="name it with --data"):
-        run_task(filed, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
+        evaluate(filed, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,7 +185,7 @@ def test_answers_in_another_order_are_refused(tmp_path: Path) -> None:
             return super().answer(examples, prepared)[::-1]
 
     with pytest.raises(DataError, match="an answerer must keep their order"):
-        run_task(TOY, Turned(), None, "test", OPTIONS, tmp_path)
+        evaluate(TOY, Turned(), None, "test", OPTIONS, tmp_path)
 
 
 def test_examples_that_cannot_be_asked_are_counted_and_end_no_run(
@@ -200,14 +200,14 @@ def test_examples_that_cannot_be_asked_are_counted_and_end_no_run(
             ]
 
     with caplog.at_level(logging.WARNING):
-        run = run_task(TOY, Blind(), None, "test", OPTIONS, tmp_path)
+        run = evaluate(TOY, Blind(), None, "test", OPTIONS, tmp_path)
     assert len(run.missing) == 0
     assert "20 of 200 examples could not be asked" in caplog.text
     assert "no such file" in caplog.text
 
 
 def test_pictures_of_single_examples_are_found_again(tmp_path: Path) -> None:
-    run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
+    evaluate(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
     run = load_run(tmp_path)
     assert run.examples[7].pictures == ()
     found = read_again(TOY, run, ["test/7", "gone"])
@@ -220,7 +220,7 @@ def test_pictures_of_single_examples_are_found_again(tmp_path: Path) -> None:
 def test_the_bar_tells_examples_done_and_time_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path, progress=True)
+    evaluate(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path, progress=True)
     shown = capsys.readouterr().err
     assert "200/200" in shown
     assert "example/s" in shown
@@ -265,4 +265,4 @@ def test_how_to_ask_travels_to_other_processes() -> None:
 def test_a_split_without_examples_is_named_with_its_folder(tmp_path: Path) -> None:
     task = replace(TOY, reader=lambda data, split: iter(()))
     with pytest.raises(DataError, match=r"^toy test in here must hold at least one example"):
-        run_task(task, ToyAnswerer(), "here", "test", EvalOptions(), tmp_path / "run")
+        evaluate(task, ToyAnswerer(), "here", "test", EvalOptions(), tmp_path / "run")

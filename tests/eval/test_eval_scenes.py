@@ -17,7 +17,7 @@ from paligemma.errors import ConfigError
 from paligemma.eval.figures import Figure
 from paligemma.eval.options import EvalOptions
 from paligemma.eval.report import Report, make_report, to_table
-from paligemma.eval.runner import evaluate, run_task
+from paligemma.eval.runner import evaluate
 from paligemma.eval.scored import score_run
 from paligemma.example import Example, FoundObject, Prediction
 from paligemma.jobs.answerer import Answerer
@@ -104,7 +104,7 @@ class _Sometimes(_Silent):
 
 
 def run(answerer: Answerer, task: Task, folder: Path) -> Run:
-    return run_task(task, answerer, None, "heldout", EvalOptions(), folder, model="somebody")
+    return evaluate(task, answerer, None, "heldout", EvalOptions(), folder, model="somebody")
 
 
 def report(answerer: Answerer, task: Task, folder: Path) -> Report:

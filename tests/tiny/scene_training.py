@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,8 @@ from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.tiny.data import SceneSource
-from paligemma.tiny.objective import LossWeights, SceneObjective
+from paligemma.tiny.objective import SceneObjective
+from paligemma.tiny.stages import LossWeights, Stage
 from paligemma.tiny.start import PATCH_PX, tiny_config
 
 EMBEDDED = Path(str(resources.files("paligemma"))) / "models" / "tiny"
@@ -54,18 +56,19 @@ def small_objective(model: PaliGemmaModel, **weights: float) -> SceneObjective:
 
 def small_source(**changes: object) -> SceneSource:
     """Two scenes a step, two prompts each; windows of 64 px in a field of 96 px."""
-    side = changes.pop("window_px", WINDOW_PX)
-    assert isinstance(side, int)
-    source = SceneSource(
-        processor=Processor(tokenizer(), side),
+    chosen: dict[str, Any] = {"num_scenes": 2, "prompts_per_scene": 2, "boxes_in_field": True}
+    chosen |= {"window_px": WINDOW_PX, "seed": 0, "mask_tokens": False, "naming": False, **changes}
+    seed = chosen.pop("seed")
+    losses = LossWeights(
+        mask_token=float(chosen.pop("mask_tokens")), naming=float(chosen.pop("naming"))
+    )
+    stage = Stage(name="small", total_steps=1, lr=1e-3, losses=losses, **chosen)
+    return SceneSource(
+        stage=stage,
+        processor=Processor(tokenizer(), stage.window_px),
         field_px=FIELD_PX,
         codec=mask_codec(),
         patch_px=PATCH_PX,
-        num_scenes=2,
-        prompts_per_scene=2,
         text_len=96,
-        kinds=None,
-        seed=0,
-        boxes_in_field=True,
+        seed=seed,
     )
-    return replace(source, **changes)  # type: ignore[arg-type]

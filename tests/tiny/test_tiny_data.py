@@ -98,11 +98,12 @@ def test_a_source_without_prompts_trains_the_tower_alone() -> None:
 def test_boxes_and_masks_in_answers_are_those_of_the_picture() -> None:
     source = small_source(kinds={"segment": 1.0}, window_px=FIELD_PX, num_scenes=4)
     scenes = [
-        draw_scene(k, SceneOptions(size_hw=(FIELD_PX, FIELD_PX))) for k in range(source.num_scenes)
+        draw_scene(k, SceneOptions(size_hw=(FIELD_PX, FIELD_PX)))
+        for k in range(source.stage.num_scenes)
     ]
     checked = 0
     for row, (prompt, answer) in enumerate(rows_as_text(source.batch(0))):
-        scene = scenes[row // source.prompts_per_scene]
+        scene = scenes[row // source.stage.prompts_per_scene]
         for found in parse_objects(answer).objects:
             box = np.array(decode_boxes(np.array(found.loc)))
             offsets = [np.abs(box - one.box_yxyx).max() for one in scene.objects]

@@ -128,7 +128,7 @@ def test_a_batch_says_it_of_every_row() -> None:
     rows = named[~named[:, 0, 0].isnan()]
     assert 0 < rows[..., 0].mean() < 0.5
     # No more centres than objects.
-    assert rows[..., 2:].sum(dim=(1, 2)).max() <= source.scenes.num_objects_max
+    assert rows[..., 2:].sum(dim=(1, 2)).max() <= source.stage.scenes.num_objects_max
     assert small_source(window_px=FIELD_PX).batch(0).named is None
 
 

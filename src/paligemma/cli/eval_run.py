@@ -181,7 +181,7 @@ def run_benchmark(
         asked: fields of `EvalOptions`; the other arguments are the options of the command.
     """
     from paligemma.eval.options import EvalOptions, chosen_rules
-    from paligemma.eval.runner import evaluate, run_task
+    from paligemma.eval.runner import evaluate
 
     loading = dict(model.options)
     # The benchmark's own filter, not the model's, unless one is asked for.
@@ -208,7 +208,7 @@ def run_benchmark(
             gpus_each=gpus_each,
             address=ray_address,
         )
-        run = run_task(task, cluster, data, split, options, folder, **record)
+        run = evaluate(task, cluster, data, split, options, folder, **record)
     if split in task.server_splits:
         click.echo(
             f"paligemma: only a server has the answers of {task.name} {split}; "

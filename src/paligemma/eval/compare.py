@@ -64,19 +64,12 @@ class Difference:
 
     def to_json(self) -> dict[str, Any]:
         """Numbers as tables print them; null where undefined."""
-        return {
-            "measure": self.measure,
-            "first": rounded(self.first),
-            "second": rounded(self.second),
-            "difference": rounded(self.value),
-            "low": rounded(self.low),
-            "high": rounded(self.high),
-            "sign_share": rounded(self.sign_share),
-            "is_clear": self.is_clear,
-            "is_error": self.is_error,
-            "num": self.num,
-            "num_resamples": self.num_resamples,
-        }
+        row: dict[str, Any] = {"measure": self.measure}
+        row |= {name: rounded(getattr(self, name)) for name in ("first", "second")}
+        row["difference"] = rounded(self.value)
+        row |= {name: rounded(getattr(self, name)) for name in ("low", "high", "sign_share")}
+        kept = ("is_clear", "is_error", "num", "num_resamples")
+        return row | {name: getattr(self, name) for name in kept}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import math
 
+from paligemma.eval import page_parts as parts
 from paligemma.eval.compare import Comparison, Difference, verdict
 from paligemma.eval.html import Html, el, joined, page
-from paligemma.eval.page_parts import (
-    OpenPictures,
-    Pictures,
-    answer_words,
-    card,
-    commands,
-    example_picture,
-    interval_words,
-    notes_list,
-    section,
-    shown_answer,
-    table,
-    table_row,
-    tile,
-)
 
 _NUM_EXAMPLES = 12
 
 
-def compare_page(found: Comparison, *, pictures: OpenPictures | None = None) -> str:
+def compare_page(found: Comparison, *, pictures: parts.OpenPictures | None = None) -> str:
     """The page of a comparison, one file that asks for nothing.
 
     Args:
@@ -47,18 +33,18 @@ def compare_page(found: Comparison, *, pictures: OpenPictures | None = None) -> 
         ),
         el("div", *map(_card, found.differences[:3]), _counts(found), class_="cards"),
         _table(found),
-        notes_list(found.notes),
+        parts.notes_list(found.notes),
         _examples("Where the second gains most", found, won, read),
         _examples("Where the second loses most", found, lost, read),
-        commands("To repeat both", first.command, second.command),
+        parts.commands("To repeat both", first.command, second.command),
     )
 
 
 def _card(one: Difference) -> Html:
-    interval = f"95 % interval {interval_words(one.low, one.high, '+')}"
+    interval = f"95 % interval {parts.interval_words(one.low, one.high, '+')}"
     if math.isnan(one.low):
         interval = "no interval"
-    return card(
+    return parts.card(
         el("div", f"{one.measure}, second minus first", class_="quiet"),
         el("span", f"{one.value:+.2f}", class_=_class(one)),
         el("p", f"{one.first:.2f} to {one.second:.2f}"),
@@ -89,21 +75,21 @@ def _counts(found: Comparison) -> Html | None:
 
 def _table(found: Comparison) -> Html:
     rows = [
-        table_row(
+        parts.table_row(
             one.measure,
             f"{one.first:.2f}",
             f"{one.second:.2f}",
             el("td", f"{one.value:+.2f}", class_=_class(one)),
-            interval_words(one.low, one.high, "+"),
+            parts.interval_words(one.low, one.high, "+"),
             "" if math.isnan(one.sign_share) else f"{100 * one.sign_share:.1f} %",
             f"{one.num:,}",
         )
         for one in found.differences
     ]
     names = ("", "first", "second", "difference", "95 % interval", "same sign", "examples")
-    return section(
+    return parts.section(
         "All figures",
-        table(table_row(*names, name="th"), rows),
+        parts.table(parts.table_row(*names, name="th"), rows),
         el(
             "p",
             "Same sign: share of resampled example sets on which the difference points the same "
@@ -114,28 +100,28 @@ def _table(found: Comparison) -> Html:
 
 
 def _examples(
-    title: str, found: Comparison, positions: list[int], pictures: Pictures | None
+    title: str, found: Comparison, positions: list[int], pictures: parts.Pictures | None
 ) -> Html | None:
     if not positions or found.gains is None:
         return None
     tiles = [_tile(found, k, float(found.gains[k]), pictures) for k in positions]
-    return section(title, el("div", *tiles, class_="cards tiles"))
+    return parts.section(title, el("div", *tiles, class_="cards tiles"))
 
 
-def _tile(found: Comparison, position: int, gain: float, pictures: Pictures | None) -> Html:
+def _tile(found: Comparison, position: int, gain: float, pictures: parts.Pictures | None) -> Html:
     example = found.first.examples[position]
     scores = found.scores or (None, None)
     answers = [
-        shown_answer(scored, position, of_run)
+        parts.shown_answer(scored, position, of_run)
         for scored, of_run in zip((found.first, found.second), scores, strict=True)
     ]
     # Both answers where they hold boxes, else the picture once.
     shown = [one for one in answers if one.objects] or answers[:1]
-    return tile(
+    return parts.tile(
         example,
         f"{gain:+.3g}",
-        [example_picture(example, one, pictures) for one in shown],
-        {"first": answer_words(answers[0]), "second": answer_words(answers[1])},
+        [parts.example_picture(example, one, pictures) for one in shown],
+        {"first": parts.answer_words(answers[0]), "second": parts.answer_words(answers[1])},
         said="second",
         class_=f"card tile {'won' if gain > 0 else 'lost'}",
     )

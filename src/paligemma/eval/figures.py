@@ -84,17 +84,8 @@ def rounded(value: float) -> float | None:
 
 def published_json(one: PublishedScore) -> dict[str, Any]:
     """A published figure with its source."""
-    return {
-        "value": one.value,
-        "std": one.std,
-        "measure": one.measure,
-        "family": one.family,
-        "size": one.size,
-        "resolution": one.resolution,
-        "split": one.split,
-        "is_test_server": one.is_test_server,
-        "source": one.source,
-    }
+    names = ("value", "std", "measure", "family", "size", "resolution", "split", "is_test_server")
+    return {name: getattr(one, name) for name in (*names, "source")}
 
 
 def figures_of(

@@ -7,33 +7,13 @@ import math
 from collections.abc import Sequence
 
 from paligemma.errors import DataError
+from paligemma.eval import page_parts as parts
 from paligemma.eval.calibration import Reliability, reliability
-from paligemma.eval.charts import (
-    bar,
-    histogram,
-    interval_chart,
-    reliability_diagram,
-    scale_end,
-)
+from paligemma.eval.charts import bar, histogram, interval_chart, reliability_diagram, scale_end
 from paligemma.eval.example_scores import confidence, example_scores, worst
 from paligemma.eval.figures import Figure
 from paligemma.eval.html import Html, el, joined, page
 from paligemma.eval.outcomes import has_objects, object_outcomes, text_outcomes, true_objects
-from paligemma.eval.page_parts import (
-    OpenPictures,
-    answer_words,
-    card,
-    commands,
-    example_picture,
-    figure_words,
-    interval_words,
-    notes_list,
-    section,
-    shown_answer,
-    table,
-    table_row,
-    tile,
-)
 from paligemma.eval.report import Report, notes
 from paligemma.eval.scored import Scored
 
@@ -41,7 +21,7 @@ _NUM_WORST = 12
 _MAX_CARDS = 6
 
 
-def report_page(report: Report, *, pictures: OpenPictures | None = None) -> str:
+def report_page(report: Report, *, pictures: parts.OpenPictures | None = None) -> str:
     """The page of a run, one file that asks for nothing.
 
     Args:
@@ -59,7 +39,7 @@ def report_page(report: Report, *, pictures: OpenPictures | None = None) -> str:
             class_="lead",
         ),
         el("div", *map(_card, whole[:_MAX_CARDS]), class_="cards"),
-        notes_list(notes(report)),
+        parts.notes_list(notes(report)),
         _figures_table(whole) if len(whole) > _MAX_CARDS else None,
         _slices(report),
         _charts(report.scored),
@@ -71,13 +51,13 @@ def report_page(report: Report, *, pictures: OpenPictures | None = None) -> str:
 def _card(one: Figure) -> Html:
     """One figure with its interval and what was published."""
     published = one.published[0].value if one.published else None
-    words = f"95 % interval {interval_words(one.low, one.high)}, {one.num:,} examples"
+    words = f"95 % interval {parts.interval_words(one.low, one.high)}, {one.num:,} examples"
     if math.isnan(one.low):
         words = f"{one.num:,} examples; no interval"
     better = " (lower is better)" if one.is_error else None
-    return card(
+    return parts.card(
         el("div", one.measure, better, class_="quiet"),
-        figure_words(one.value),
+        parts.figure_words(one.value),
         interval_chart(one.value, one.low, one.high, published),
         el("p", words, class_="quiet"),
         None if published is None else _published_words(one, published),
@@ -101,14 +81,18 @@ def _figures_table(figures: Sequence[Figure]) -> Html:
     compared = ("published", "difference") if is_compared else ()
     rows = []
     for one in figures:
-        cells = [one.measure, figure_words(one.value), interval_words(one.low, one.high)]
+        cells = [
+            one.measure,
+            parts.figure_words(one.value),
+            parts.interval_words(one.low, one.high),
+        ]
         if is_compared:
             difference = one.difference
             cells.append(f"{one.published[0].value:g}" if one.published else "")
             cells.append("" if difference is None else f"{difference:+.2f}")
-        rows.append(table_row(*cells, f"{one.num:,}"))
-    head = table_row("", "score", "95 % interval", *compared, "examples", name="th")
-    return section("All figures", table(head, rows))
+        rows.append(parts.table_row(*cells, f"{one.num:,}"))
+    head = parts.table_row("", "score", "95 % interval", *compared, "examples", name="th")
+    return parts.section("All figures", parts.table(head, rows))
 
 
 def _slices(report: Report) -> Html | None:
@@ -127,18 +111,18 @@ def _slices(report: Report) -> Html | None:
         top = scale_end([one.value for _, one in found] + [one.high for _, one in found])
         rows.append(el("tr", el("td", title, colspan=5.0), class_="by"))
         rows += [
-            table_row(
+            parts.table_row(
                 name,
                 el("td", bar(one.value, one.low, one.high, top), class_="bar"),
-                figure_words(one.value),
-                el("td", interval_words(one.low, one.high), class_="roomy"),
+                parts.figure_words(one.value),
+                el("td", parts.interval_words(one.low, one.high), class_="roomy"),
                 f"{one.num:,}",
             )
             for name, one in found
         ]
     interval = el("th", "95 % interval", class_="roomy")
-    head = table_row("", "", "score", interval, "examples", name="th")
-    return section("Where it is good and bad", table(head, rows, "card scroll tall"))
+    head = parts.table_row("", "", "score", interval, "examples", name="th")
+    return parts.section("Where it is good and bad", parts.table(head, rows, "card scroll tall"))
 
 
 def _charts(scored: Scored) -> Html:
@@ -163,7 +147,7 @@ def _charts(scored: Scored) -> Html:
     empty = sum(n == 0 for n in lengths)
     caption = f"How many {unit} answers have; {empty:,} of {len(lengths):,} have none."
     figures.append(el("figure", histogram(lengths, unit), el("figcaption", caption), class_="card"))
-    return section("Confidence and length", el("div", *figures, class_="cards wide"))
+    return parts.section("Confidence and length", el("div", *figures, class_="cards wide"))
 
 
 def run_reliability(scored: Scored) -> Reliability | None:
@@ -175,7 +159,7 @@ def run_reliability(scored: Scored) -> Reliability | None:
     return reliability(found.confidence, found.is_hit)
 
 
-def _worst_examples(scored: Scored, open_pictures: OpenPictures | None) -> Html | None:
+def _worst_examples(scored: Scored, open_pictures: parts.OpenPictures | None) -> Html | None:
     scores = example_scores(scored)
     positions = worst(scored, scores, _NUM_WORST)
     if scores is None or not positions:
@@ -186,16 +170,16 @@ def _worst_examples(scored: Scored, open_pictures: OpenPictures | None) -> Html 
         words += f" Boxes below {scores.threshold:.2f}, where F1 is best, are left out."
     tiles = []
     for k in positions:
-        example, answer = scored.examples[k], shown_answer(scored, k, scores)
-        answers = {"answer": answer_words(answer)}
+        example, answer = scored.examples[k], parts.shown_answer(scored, k, scores)
+        answers = {"answer": parts.answer_words(answer)}
         if sure := confidence(answer):
             answers["confidence"] = f"{sure:.3f}"
         if answer.error:
             answers["error"] = answer.error
         tag = f"{scores.name} {scores.values[k]:.3g}"
-        pictures = [example_picture(example, answer, read)]
-        tiles.append(tile(example, tag, pictures, answers, said="answer"))
-    return section(
+        pictures = [parts.example_picture(example, answer, read)]
+        tiles.append(parts.tile(example, tag, pictures, answers, said="answer"))
+    return parts.section(
         "The worst examples",
         el("p", words, class_="quiet"),
         el("div", *tiles, class_=f"cards {'two' if has_objects(scored) else 'tiles'}"),
@@ -206,7 +190,7 @@ def _repeat(report: Report) -> Html:
     config = report.scored.config
     versions = ", ".join(f"{k} {v}" for k, v in config.environment.items() if v)
     return joined(
-        commands("To repeat it", config.command),
+        parts.commands("To repeat it", config.command),
         el(
             "p",
             f"Settings {config.key}; examples {report.ids_hash}, the hash of "

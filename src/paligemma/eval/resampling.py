@@ -38,7 +38,7 @@ def resampled_values(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Each statistic's values over resamples, NaN where it is undefined.
+    """Each statistic's values over resamples: float64[R] by name, NaN where it is undefined.
 
     Statistics over as many examples as there are share their resamples; the others, over pairs or
     groups, are resampled by their own number.
@@ -50,9 +50,6 @@ def resampled_values(
         headline: name of the statistic that may be slow.
         num_resamples: number for a quick statistic over up to 20,000 examples; slow ones and those
             over very many get fewer, down to `FEW_RESAMPLES`, very slow ones none.
-
-    Returns:
-        float64[R] by name, R resamples.
     """
     by_num: dict[int, dict[str, Statistic]] = {}
     for name, (statistic, num) in statistics.items():
@@ -68,23 +65,13 @@ def resampled_values(
             patience = _PATIENCE if name == headline else 1
             bound = min(wanted, FEW_RESAMPLES) if name in few else wanted
             counts[name] = min(bound, _affordable(statistic, num, wanted, patience))
-        values |= _drawn_values(group, own, counts, seed)
+        drawn: dict[str, list[float]] = {name: [] for name in group}
+        for number, weights in enumerate(resamples(own, max(counts.values(), default=0), seed)):
+            for name, statistic in group.items():
+                if number < counts[name]:
+                    drawn[name].append(_value_of(statistic, weights))
+        values |= {name: np.array(found, np.float64) for name, found in drawn.items()}
     return values
-
-
-def _drawn_values(
-    statistics: Mapping[str, Statistic],
-    units: np.ndarray,
-    counts: Mapping[str, int],
-    seed: int,
-) -> dict[str, np.ndarray]:
-    """Each statistic's values over its first resamples: float64[counts[name]] by name."""
-    values: dict[str, list[float]] = {name: [] for name in statistics}
-    for number, weights in enumerate(resamples(units, max(counts.values(), default=0), seed)):
-        for name, statistic in statistics.items():
-            if number < counts[name]:
-                values[name].append(_value_of(statistic, weights))
-    return {name: np.array(found, np.float64) for name, found in values.items()}
 
 
 def _value_of(statistic: Statistic, weights: np.ndarray) -> float:

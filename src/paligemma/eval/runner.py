@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     task: Task,
-    asked: PaliGemma,
+    asked: PaliGemma | Answerer | Cluster,
     data: str | Path | None,
     split: str,
     options: EvalOptions,
@@ -34,9 +34,10 @@ def evaluate(
     command: str = "",
     progress: bool = False,
 ) -> Run:
-    """Answer a split of a benchmark with a model, or go on with a run that was cut.
+    """Answer a split of a benchmark, or go on with a run that was cut.
 
     Args:
+        asked: model that is measured, anything else that answers, or a cluster of it.
         data: folder of the benchmark's files; None for a task that draws its own.
         folder: folder of the run, see `jobs.run_folder`; new, or of the same run.
         model: name of the model, for the record.
@@ -48,34 +49,11 @@ def evaluate(
         DataError: the benchmark's files are not there, or not as documented.
     """
     from paligemma.jobs.model_answerer import ModelAnswerer
+    from paligemma.pipeline.paligemma import PaliGemma
 
-    return run_task(
-        task,
-        ModelAnswerer(asked, **options.answering(task)),
-        data,
-        split,
-        options,
-        folder,
-        model=model,
-        command=command,
-        progress=progress,
-    )
-
-
-def run_task(
-    task: Task,
-    answerer: Answerer | Cluster,
-    data: str | Path | None,
-    split: str,
-    options: EvalOptions,
-    folder: str | Path,
-    *,
-    model: str = "",
-    command: str = "",
-    progress: bool = False,
-) -> Run:
-    """`evaluate` with anything that answers, or a cluster of it; other arguments as there."""
-    settings = answerer.settings()
+    if isinstance(asked, PaliGemma):
+        asked = ModelAnswerer(asked, **options.answering(task))
+    settings = asked.settings()
     examples = _examples(task, data, split, options)
     config = RunConfig(
         task=task.name,
@@ -95,7 +73,7 @@ def run_task(
         rules=options.rules,
     )
     job = Job.begin(folder, config, examples, options.batch_size)
-    return job.run(answerer, num_workers=options.num_workers, progress=progress)
+    return job.run(asked, num_workers=options.num_workers, progress=progress)
 
 
 def _examples(

@@ -6,7 +6,6 @@ from paligemma.generate.constraints import ClosedSet, Constraint, ObjectGrammar
 from paligemma.generate.decode import generate, stream
 from paligemma.generate.generation import Generation, Step, require_numbers
 from paligemma.generate.options import (
-    KV_CACHE_DTYPES,
     MAX_BEAMS,
     MAX_NEW_TOKENS,
     BeamOptions,
@@ -20,17 +19,9 @@ from paligemma.generate.options import (
 )
 from paligemma.generate.prefill import join_soft_tokens
 from paligemma.generate.queue import DecodeQueue, TokenEvent
-from paligemma.generate.sampling import (
-    Greedy,
-    LocationGreedy,
-    Nucleus,
-    Sampler,
-    Temperature,
-    TopK,
-)
+from paligemma.generate.sampling import Greedy, LocationGreedy, Nucleus, Sampler, Temperature, TopK
 
 __all__ = [
-    "KV_CACHE_DTYPES",
     "MAX_BEAMS",
     "MAX_NEW_TOKENS",
     "BeamOptions",

@@ -135,13 +135,7 @@ def _search(
         counts = sorted({one.num_beams for one in own})
         raise ConfigError(f"the rows of a batch must have the same number of beams, got {counts}")
     num_steps = max(one.max_new_tokens for one in own)
-    prompt = prefill_prompt(
-        model,
-        batch,
-        soft_tokens=soft_tokens,
-        max_new_tokens=num_steps,
-        kv_cache_dtype=own[0].kv_cache_dtype,
-    )
+    prompt = prefill_prompt(model, batch, own, soft_tokens=soft_tokens)
     real, device = prompt.real, prompt.logits.device
     prompt = prompt.repeat(num_beams)
     logits, positions, cache = prompt.logits, prompt.positions, prompt.cache

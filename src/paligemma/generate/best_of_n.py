@@ -59,13 +59,7 @@ def best_of_n(
             for sample in range(n)
         ]
         rows = begin_rows(drawn, None, None, vocab, device)
-        prompt = prefill_prompt(
-            model,
-            batch,
-            soft_tokens=soft_tokens,
-            max_new_tokens=max(one.max_new_tokens for one in own),
-            kv_cache_dtype=own[0].kv_cache_dtype,
-        ).repeat(n)
+        prompt = prefill_prompt(model, batch, own, soft_tokens=soft_tokens).repeat(n)
     generation = collect(answer(model, prompt, rows))
     return generation.select(best_rows(generation.scores, n))
 

@@ -34,11 +34,9 @@ class Constraint(Protocol):
     @property
     def min_tokens(self) -> int:
         """Number of tokens of the shortest answer, EOS included."""
-        ...
 
     def start(self) -> Hashable:
         """The state before the first token."""
-        ...
 
     def allowed(self, state: Any, room: int) -> Tensor:
         """Tokens that may follow: bool[V] on the CPU, never empty, which the caller may change.
@@ -46,16 +44,13 @@ class Constraint(Protocol):
         Args:
             room: number of tokens that may still be written, the next one included.
         """
-        ...
 
     def ample_room(self, state: Any) -> int:
         """A room in which nothing is forbidden for lack of room: with any larger one, `allowed`
         gives the same tokens."""
-        ...
 
     def advance(self, state: Any, token: int) -> Hashable:
         """The state after an allowed token other than EOS."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +81,7 @@ class ClosedSet:
         return self._trie.shortest + 1
 
     def start(self) -> int:
-        return self._trie.start()
+        return 0
 
     def allowed(self, state: int, room: int) -> Tensor:
         mask = torch.zeros(self.vocab.size, dtype=torch.bool)
@@ -197,9 +192,7 @@ class ObjectGrammar:
         position = token - self.vocab.loc0
         if len(state.bins) % 4:
             return replace(state, bins=(*state.bins, position))
-        return _ObjectState(
-            num_objects=state.num_objects + 1, bins=(position,), text=self._text.start()
-        )
+        return _ObjectState(num_objects=state.num_objects + 1, bins=(position,))
 
     def _allow_between_boxes(self, mask: Tensor, state: _ObjectState, room: int) -> None:
         """After a complete box, or before the first."""

@@ -68,13 +68,7 @@ def stream(
     own = per_row(options, batch.num_examples)
     real = batch.mask_input.bool().any(dim=1)
     rows = begin_rows(own, constraint, real, model.config.vocab, model.device)
-    prompt = prefill_prompt(
-        model,
-        batch,
-        soft_tokens=soft_tokens,
-        max_new_tokens=max(one.max_new_tokens for one in own),
-        kv_cache_dtype=own[0].kv_cache_dtype,
-    )
+    prompt = prefill_prompt(model, batch, own, soft_tokens=soft_tokens)
     yield from answer(model, prompt, rows)
 
 

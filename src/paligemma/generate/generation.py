@@ -68,17 +68,9 @@ class Generation:
 
     def select(self, rows: Tensor) -> Generation:
         """The given rows, int64[B']."""
-        return Generation(
-            ids=self.ids[rows],
-            logprobs=self.logprobs[rows],
-            scores=self.scores[rows],
-            lengths=self.lengths[rows],
-            finished=self.finished[rows],
-            cut=self.cut[rows],
-            loc_probs=None
-            if self.loc_probs is None
-            else tuple(self.loc_probs[row] for row in rows.tolist()),
-        )
+        chosen = {name: one[rows] for name, one in vars(self).items() if isinstance(one, Tensor)}
+        locations = self.loc_probs and tuple(self.loc_probs[row] for row in rows.tolist())
+        return Generation(**chosen, loc_probs=locations)
 
 
 def collect(steps: Iterable[Step]) -> Generation:

@@ -1,60 +1,25 @@
 """The text between two boxes, or a whole answer, as small automata over token ids.
 
-A state is a plain hashable value. Each automaton counts the tokens that it still needs, so that a
-grammar never starts what the length bound would cut. A state may have two marks: `ends` (EOS may
-follow) and `opens` (a box must follow).
+A state is a whole number, 0 at the start. Each automaton counts the tokens that it still needs, so
+that a grammar never starts what the length bound would cut. A state may have two marks: `ends` (EOS
+may follow) and `opens` (the separator is complete, so that a box must follow). `shortest` is the
+number of tokens of the shortest label, `longest` that of the longest one that a token can make
+unavoidable. `allow` marks in bool[V] the text tokens that may follow:
+
+    room    tokens that may still be written, the next one included
+    end     tokens needed once `ends` holds: 1, or infinity where the answer may not end yet
+    box     tokens needed once `opens` holds; infinity where no further box may follow
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from paligemma.vocab import NUM_LOC, NUM_SEG, Vocab
-
-
-class LabelText(Protocol):
-    """The tokens after a box, up to EOS or to the next box.
-
-    Attributes:
-        shortest: number of tokens of the shortest label.
-        longest: number of tokens of the longest label that a token can make unavoidable.
-    """
-
-    shortest: int
-    longest: int
-
-    def start(self) -> int:
-        """The state before the first token."""
-        ...
-
-    def advance(self, state: int, token: int) -> int:
-        """The state after an allowed token."""
-        ...
-
-    def ends(self, state: int) -> bool:
-        """Whether EOS may follow."""
-        ...
-
-    def opens(self, state: int) -> bool:
-        """Whether the separator is complete, so that a box must follow."""
-        ...
-
-    def allow(self, mask: Tensor, state: int, *, room: float, end: float, box: float) -> None:
-        """Mark in bool[V] the text tokens that may follow.
-
-        Args:
-            room: number of tokens that may still be written, the next one included.
-            end: number of tokens needed once `ends` holds: 1, or infinity where the answer may not
-                end yet.
-            box: number of tokens needed once `opens` holds; infinity where no further box may
-                follow.
-        """
-        ...
 
 
 class TokenTrie:
@@ -72,9 +37,6 @@ class TokenTrie:
         self.longest = max(len(sequence) for sequence in sequences)
         self._to_end = self._distances(self._ends)
         self._to_open = self._distances(self._opens)
-
-    def start(self) -> int:
-        return 0
 
     def advance(self, state: int, token: int) -> int:
         return self._children[state][token]
@@ -130,9 +92,6 @@ class FreeText:
         self._text[vocab.seg0 : vocab.seg0 + NUM_SEG] = False
         self._separator_ids = sorted(set(self._separator))
 
-    def start(self) -> int:
-        return 0
-
     def advance(self, state: int, token: int) -> int:
         written, matched = divmod(state, self._base)
         return (written + 1) * self._base + self._match(matched, token)
@@ -174,3 +133,6 @@ class FreeText:
             if tail[-length:] == self._separator[:length]:
                 return length
         return 0
+
+
+LabelText = TokenTrie | FreeText

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from paligemma.batch import Batch
 from paligemma.errors import PromptError
-from paligemma.generate.options import KV_CACHE_DTYPES
+from paligemma.generate.options import KV_CACHE_DTYPES, BeamOptions, DecodeOptions
 from paligemma.model import KVCache, PaliGemmaModel
 
 
@@ -47,17 +47,16 @@ class Prefilled:
 def prefill_prompt(
     model: PaliGemmaModel,
     batch: Batch,
+    options: Sequence[DecodeOptions] | Sequence[BeamOptions],
     *,
     soft_tokens: Tensor | None,
-    max_new_tokens: int,
-    kv_cache_dtype: str,
 ) -> Prefilled:
     """Encode the images unless `soft_tokens` are given, and run the prompt through the decoder.
 
     Args:
         soft_tokens: float[B, I, D] from `model.encode_image`, or [1, I, D] to ask many questions
             about one image. The images of the batch are then ignored.
-        max_new_tokens: number of answer tokens that the cache must have room for.
+        options: options of each row from `per_row`; the cache has room for the longest answer.
 
     Raises:
         PromptError: the soft tokens belong to another number of rows.
@@ -73,8 +72,9 @@ def prefill_prompt(
         soft_tokens = model.encode_image(batch.images.to(model.device))
     num_image_tokens = 0 if soft_tokens is None else soft_tokens.shape[1]
     # The model never reads the last token of an answer, so it needs no slot.
-    capacity = num_image_tokens + batch.tokens.shape[1] + max_new_tokens - 1
-    cache = model.new_cache(num_rows, capacity, KV_CACHE_DTYPES[kv_cache_dtype])
+    longest = max(one.max_new_tokens for one in options)
+    capacity = num_image_tokens + batch.tokens.shape[1] + longest - 1
+    cache = model.new_cache(num_rows, capacity, KV_CACHE_DTYPES[options[0].kv_cache_dtype])
     return fill_cache(model, batch, soft_tokens, cache)
 
 

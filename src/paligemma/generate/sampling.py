@@ -29,7 +29,6 @@ class Sampler(Protocol):
 
     def __call__(self, logits: Tensor, generator: Generators = None) -> Tensor:
         """float32[B, V] -> int64[B]."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -121,14 +120,11 @@ class Nucleus:
 
 
 def nucleus_keep(logits: Tensor, p: float) -> Tensor:
-    """The tokens of the nucleus, with the token that crosses p and every tie with it.
+    """The tokens of the nucleus, with the token that crosses p and every tie with it: bool[B, V].
 
     Args:
         logits: float32[B, V], temperature already applied.
         p: probability in (0, 1].
-
-    Returns:
-        bool[B, V].
 
     Source: big_vision trainers/proj/paligemma/predict_fns.py, nucleus sampling.
     """
@@ -140,14 +136,11 @@ def nucleus_keep(logits: Tensor, p: float) -> Tensor:
 
 
 def draw(logits: Tensor, generator: Generators = None) -> Tensor:
-    """One draw in each row from softmax(logits), by the Gumbel-max rule: no host synchronisation.
+    """One draw in each row from softmax(logits): int64[B]. Gumbel-max never waits for the device.
 
     Args:
         logits: float32[B, V]; a token at -inf is never drawn.
         generator: with a generator of its own, a row draws the same whatever its neighbours.
-
-    Returns:
-        int64[B].
     """
     exponential = torch.empty_like(logits)
     if isinstance(generator, Sequence):

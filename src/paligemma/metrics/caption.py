@@ -73,14 +73,11 @@ def _require(predictions: Sequence[str], references: Sequence[Sequence[str]]) ->
 
 
 def cider_d(ngrams: list[NGrams], image: np.ndarray, is_reference: np.ndarray) -> np.ndarray:
-    """Compute CIDEr-D of each image against all others.
+    """Compute CIDEr-D of each image against all others: float64[N] in [0, 10].
 
     Args:
         image: int[T], image of each text, 0 to N - 1; every image has one candidate.
         is_reference: bool[T], whether a text is a reference.
-
-    Returns:
-        float64[N], between 0 and 10; the mean is the figure of the corpus.
     """
     num = int(image.max()) + 1
     references = np.flatnonzero(is_reference)
@@ -140,14 +137,9 @@ def _bleu(ngrams: list[NGrams], image: np.ndarray, is_reference: np.ndarray) -> 
     for n, order in enumerate(ngrams):
         guessed[image[~is_reference], n] = order.totals[~is_reference]
         correct[:, n] = _clipped_matches(order, image, is_reference, num)
-    lengths = ngrams[0].totals
-    candidate_length = guessed[:, 0]
-    reference_length = _closest(candidate_length, lengths[is_reference], image[is_reference])
-    names = [f"bleu_{n}" for n in range(1, MAX_ORDER + 1)]
-    measures = [
-        _bleu_measure(name, n + 1, correct, guessed, candidate_length, reference_length)
-        for n, name in enumerate(names)
-    ]
+    reference = _closest(guessed[:, 0], ngrams[0].totals[is_reference], image[is_reference])
+    counts = np.column_stack([correct, guessed, reference])
+    measures = [_bleu_measure(order, counts) for order in range(1, MAX_ORDER + 1)]
     return [measures[-1], *measures[:-1]]
 
 
@@ -172,47 +164,24 @@ def _closest(length: np.ndarray, reference_lengths: np.ndarray, image: np.ndarra
     return reference_lengths[by_image[first]]
 
 
-def _bleu_measure(
-    name: str,
-    order: int,
-    correct: np.ndarray,
-    guessed: np.ndarray,
-    candidate_length: np.ndarray,
-    reference_length: np.ndarray,
-) -> Measure:
-    def statistic(weights: np.ndarray) -> float:
-        return float(
-            _bleu_value(
-                (weights @ correct)[None],
-                (weights @ guessed)[None],
-                np.atleast_1d(weights @ candidate_length),
-                np.atleast_1d(weights @ reference_length),
-                order,
-            )[0]
-        )
-
+def _bleu_measure(order: int, counts: np.ndarray) -> Measure:
     return Measure(
-        name=name,
-        statistic=statistic,
-        num=len(correct),
-        num_used=len(correct),
-        per_example=_bleu_value(correct, guessed, candidate_length, reference_length, order),
+        name=f"bleu_{order}",
+        statistic=lambda weights: float(_bleu_value(weights @ counts, order)),
+        num=len(counts),
+        num_used=len(counts),
+        per_example=_bleu_value(counts, order),
     )
 
 
-def _bleu_value(
-    correct: np.ndarray,
-    guessed: np.ndarray,
-    candidate_length: np.ndarray,
-    reference_length: np.ndarray,
-    order: int,
-) -> np.ndarray:
-    """Compute float64[B] from counts, float64[B, 4], and lengths, float64[B]."""
-    precisions = (correct[:, :order] + _TINY) / (guessed[:, :order] + _SMALL)
-    ratio = (candidate_length + _TINY) / (reference_length + _SMALL)
+def _bleu_value(counts: np.ndarray, order: int) -> np.ndarray:
+    """Compute float64[...] from float64[..., 9]: matches, n-grams, and the reference's length."""
+    correct, guessed, reference = np.split(counts, [MAX_ORDER, 2 * MAX_ORDER], axis=-1)
+    precisions = (correct[..., :order] + _TINY) / (guessed[..., :order] + _SMALL)
+    ratio = (guessed[..., 0] + _TINY) / (reference[..., 0] + _SMALL)
     with np.errstate(over="ignore"):
         brevity = np.exp(np.minimum(0.0, 1 - 1 / ratio))
-    return precisions.prod(axis=1) ** (1 / order) * brevity
+    return precisions.prod(axis=-1) ** (1 / order) * brevity
 
 
 # ROUGE-L

@@ -16,14 +16,11 @@ from paligemma.metrics.pairs import require_same_length
 
 
 def cosine_similarity(predictions: ArrayLike, references: ArrayLike) -> np.ndarray:
-    """Compute the cosine between each prediction's embedding and its reference's.
+    """Compute the cosine of each prediction with its reference: float64[N] in [-1, 1].
 
     Args:
         predictions: float[N, D].
         references: float[N, D] of the same encoder.
-
-    Returns:
-        float64[N] in [-1, 1].
 
     Raises:
         DataError: shapes differ, a number is not finite, or an embedding is all zero.

@@ -104,12 +104,10 @@ def molecule_measures(predictions: Sequence[str], references: Sequence[str]) -> 
     pairs = list(zip(predictions, references, strict=True))
 
     def matches(*, keep_cis_trans: bool, keep_chirality: bool) -> np.ndarray:
-        def spelt(smiles: str) -> str:
-            options = {"keep_cis_trans": keep_cis_trans, "keep_chirality": keep_chirality}
-            return canonical_smiles(smiles, **options)[0]
-
+        options = {"keep_cis_trans": keep_cis_trans, "keep_chirality": keep_chirality}
+        spelt = [[canonical_smiles(one, **options)[0] for one in pair] for pair in pairs]
         # What holds no atom, such as "/", is as empty as "".
-        return np.array([spelt(ours) == spelt(truth) != "" for ours, truth in pairs])
+        return np.array([ours == truth != "" for ours, truth in spelt])
 
     is_valid = np.array([canonical_smiles(one)[1] for one in predictions])
     similarity = np.array([tanimoto(*pair) for pair in pairs], np.float64)

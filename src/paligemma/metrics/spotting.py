@@ -15,7 +15,7 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.metrics.extras import missing_extra
-from paligemma.metrics.measure import Measure
+from paligemma.metrics.measure import Measure, Statistic
 from paligemma.metrics.pairs import require_same_length
 
 MIN_WORD_IOU = 0.5
@@ -195,31 +195,19 @@ def _measures(
         total = float(weights @ totals)
         return float(weights @ parts) / total if total else 1.0
 
-    def precision(weights: np.ndarray) -> float:
-        return share(weights, hits, counts.num_predicted)
-
-    def recall(weights: np.ndarray) -> float:
-        return share(weights, hits, counts.num_true)
-
     def f1(weights: np.ndarray) -> float:
-        p, r = precision(weights), recall(weights)
+        p, r = statistics["precision"](weights), statistics["recall"](weights)
         return 2 * r * p / (r + p) if r + p else 0.0
 
-    def tightness(weights: np.ndarray) -> float:
-        return share(weights, overlap, hits)
-
-    def quality(weights: np.ndarray) -> float:
-        return tightness(weights) * f1(weights)
-
+    statistics: dict[str, Statistic] = {
+        "f1": f1,
+        "precision": lambda weights: share(weights, hits, counts.num_predicted),
+        "recall": lambda weights: share(weights, hits, counts.num_true),
+        "tightness": lambda weights: share(weights, overlap, hits),
+        "pq": lambda weights: statistics["tightness"](weights) * f1(weights),
+    }
     with np.errstate(divide="ignore", invalid="ignore"):
         by_image = 2 * hits / (counts.num_true + counts.num_predicted)
-    statistics = {
-        "f1": f1,
-        "precision": precision,
-        "recall": recall,
-        "tightness": tightness,
-        "pq": quality,
-    }
     return [
         Measure(
             name=f"{prefix}_{name}",

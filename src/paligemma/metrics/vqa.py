@@ -63,16 +63,13 @@ def leave_one_out_accuracy(num_matches: int, num_answers: int = 10) -> float:
 
 
 def vqa_accuracies(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
-    """Compute the accuracy of each question.
+    """Compute the accuracy of each question: float64[N] in [0, 1].
 
     Where the annotators of a question all agree nothing is normalised, so that "Yes" scores 0
     against ten "yes".
 
     Args:
         answers: answers of the annotators of each question, ten as a rule, repeats kept.
-
-    Returns:
-        float64[N] in [0, 1].
 
     Raises:
         DataError: lengths differ, nothing to score, or a question with fewer than two answers.

@@ -26,14 +26,11 @@ _OBJECT_TOKEN = re.compile(r"<loc\d{4}>|<seg\d{3}>")
 
 
 def encode_boxes(boxes_yxyx: ArrayLike, *, divisor: Divisor = 1023) -> np.ndarray:
-    """Bins of normalised coordinates, rounded half to even in float32 and clipped.
+    """Bins of normalised coordinates: int64[..., 4] in [0, 1023], rounded half to even in float32.
 
     Args:
         boxes_yxyx: float[..., 4] in [0, 1]; coordinates slightly outside are clipped.
         divisor: number by which a bin is divided to give its coordinate.
-
-    Returns:
-        int64[..., 4] in [0, 1023].
 
     Raises:
         DataError: a coordinate is not finite.
@@ -87,14 +84,11 @@ def box_xyxy_px_to_yxyx(box_xyxy_px: Sequence[float], image_wh: tuple[float, flo
 
 
 def box_iou(a_yxyx: ArrayLike, b_yxyx: ArrayLike) -> np.ndarray:
-    """Intersection over union of boxes, 0 where both are empty.
+    """Intersection over union of boxes, 0 where both are empty: float64[...] in [0, 1].
 
     Args:
         a_yxyx: float[..., 4].
         b_yxyx: float[..., 4], broadcast against a; any axis order or unit, the same for both.
-
-    Returns:
-        float64[...] in [0, 1].
     """
     a, b = np.asarray(a_yxyx, np.float64), np.asarray(b_yxyx, np.float64)
     overlap = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,18 +13,14 @@ from paligemma.vocab import NUM_LOC
 DEFAULT_TOLERANCE = 0.01
 
 
-@dataclass(frozen=True, kw_only=True)
-class ObjectPositions:
-    """Positions of an object's tokens in the record, and the emitted bins."""
-
-    bins: tuple[int, ...]
-    loc: tuple[int, ...]
-    seg: tuple[int, ...] | None
-    label: tuple[int, int] | None
-
-
 def score_object(
-    positions: ObjectPositions, record: TokenRecord, tolerance: float = DEFAULT_TOLERANCE
+    record: TokenRecord,
+    *,
+    bins: Sequence[int],
+    loc: Sequence[int],
+    seg: Sequence[int] | None,
+    label: tuple[int, int] | None,
+    tolerance: float = DEFAULT_TOLERANCE,
 ) -> ObjectScores:
     """Confidence of one object from the probabilities of its tokens.
 
@@ -36,7 +31,8 @@ def score_object(
     the parts that exist. A probability that is not a number counts as 0.
 
     Args:
-        positions: positions of the object's tokens.
+        bins: the emitted bins.
+        loc, seg, label: positions of the object's tokens in the record; of a label start and end.
         tolerance: distance that still counts as agreement, as a share of the axis; 0.01 is ten
             bins.
 
@@ -46,20 +42,20 @@ def score_object(
     probs = np.exp(clean_logprobs(record.logprobs))
     expected = std = None
     if record.loc_probs is None:
-        coordinates = [probs[t] for t in positions.loc]
+        coordinates = [probs[t] for t in loc]
     else:
-        rows = np.nan_to_num(record.loc_probs[list(positions.loc)].astype(np.float64), posinf=0)
+        rows = np.nan_to_num(record.loc_probs[list(loc)].astype(np.float64), posinf=0)
         rows = np.clip(rows, 0, 1)
         reach = round(tolerance * (NUM_LOC - 1))
         coordinates = [
             min(1.0, row[max(0, b - reach) : b + reach + 1].sum())
-            for row, b in zip(rows, positions.bins, strict=True)
+            for row, b in zip(rows, bins, strict=True)
         ]
-        moments = [_mean_and_std(row, b) for row, b in zip(rows, positions.bins, strict=True)]
+        moments = [_mean_and_std(row, b) for row, b in zip(rows, bins, strict=True)]
         expected, std = as_box(m for m, _ in moments), as_box(s for _, s in moments)
     box_score = _geometric_mean(coordinates)
-    mask_score = None if positions.seg is None else _geometric_mean(probs[list(positions.seg)])
-    label_score = None if positions.label is None else float(probs[slice(*positions.label)].prod())
+    mask_score = None if seg is None else _geometric_mean(probs[list(seg)])
+    label_score = None if label is None else float(probs[slice(*label)].prod())
     parts = [p for p in (box_score, label_score, mask_score) if p is not None]
     return ObjectScores(
         box_score=box_score,

@@ -31,13 +31,9 @@ def polygons(mask: np.ndarray, *, tolerance_px: float = 0.0) -> list[np.ndarray]
 
 
 def trace_rings(mask: np.ndarray) -> list[np.ndarray]:
-    """All outlines: around foreground clockwise (positive area), around holes the other way.
+    """All outlines of bool[H, W], float64[N, 2] each, the corners (x, y) only.
 
-    Args:
-        mask: bool[H, W].
-
-    Returns:
-        float64[N, 2] each, the corners (x, y) only.
+    They go clockwise around foreground (positive area) and the other way around holes.
     """
     padded = np.pad(np.asarray(mask, bool), 1)
     height, width = mask.shape[0] + 1, mask.shape[1] + 1  # of the grid of pixel corners
@@ -75,15 +71,7 @@ def ring_area(ring: np.ndarray) -> float:
 
 
 def simplify_ring(ring: np.ndarray, tolerance_px: float) -> np.ndarray:
-    """Fewer corners, none farther than the tolerance from the new outline (Douglas-Peucker).
-
-    Args:
-        ring: float64[N, 2], not closed.
-        tolerance_px: largest distance of a dropped corner.
-
-    Returns:
-        float64[M, 2], M <= N.
-    """
+    """Drop corners of float64[N, 2] within the tolerance of the new outline (Douglas-Peucker)."""
     num = len(ring)
     if num <= 3:
         return ring

@@ -14,17 +14,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from paligemma.outputs.boxes import format_loc, format_seg
-from paligemma.outputs.confidence import (
-    DEFAULT_TOLERANCE,
-    ObjectPositions,
-    clean_logprobs,
-    score_object,
-)
+from paligemma.outputs.confidence import DEFAULT_TOLERANCE, clean_logprobs, score_object
 from paligemma.outputs.types import (
     ObjectScores,
     ParsedObject,
@@ -69,7 +63,7 @@ def parse_tokens(
     """
     ids = _before_end(record.ids, vocab)
     found, rest = _parse(_IdSource(ids, vocab, decode))
-    objects = tuple(f.to_object(score_object(f.positions, record, tolerance)) for f in found)
+    objects = tuple(f.scored(record, tolerance) for f in found)
     return ParsedOutput(objects=objects, rest=rest, text=_decode_known(ids, vocab, decode))
 
 
@@ -93,19 +87,9 @@ class _Item:
     end: int
 
 
-class _Source(Protocol):
-    """Where items come from: characters of a text, or token ids."""
-
-    def items(self) -> list[_Item]: ...
-
-    def read(self, item: _Item) -> str: ...
-
-    def cut_label(self, item: _Item) -> tuple[int, str, str]:
-        """End position of the label, the label, and the text after its first ";"."""
-        ...
-
-
 class _TextSource:
+    """Items of the characters of a text."""
+
     def __init__(self, text: str) -> None:
         self._text = text
 
@@ -128,11 +112,14 @@ class _TextSource:
         return self._text[item.start : item.end]
 
     def cut_label(self, item: _Item) -> tuple[int, str, str]:
+        """End position of the label, the label, and the text after its first ";"."""
         label, _, after = self.read(item).partition(";")
         return item.start + len(label), label.strip(), after
 
 
 class _IdSource:
+    """Items of token ids."""
+
     def __init__(self, ids: list[int], vocab: Vocab, decode: Decode) -> None:
         self._ids, self._vocab = ids, vocab
         self._decode = lambda part: _decode_known(part, vocab, decode)
@@ -170,6 +157,9 @@ class _IdSource:
         return (high - 1 if before == label.strip() else high), label.strip(), after
 
 
+_Source = _TextSource | _IdSource
+
+
 @dataclass(frozen=True)
 class _Found:
     loc: list[_Item]
@@ -177,14 +167,16 @@ class _Found:
     label: str | None
     label_span: tuple[int, int] | None
 
-    @property
-    def positions(self) -> ObjectPositions:
-        return ObjectPositions(
-            bins=tuple(i.value for i in self.loc),
-            loc=tuple(i.start for i in self.loc),
-            seg=None if self.seg is None else tuple(i.start for i in self.seg),
+    def scored(self, record: TokenRecord, tolerance: float) -> ParsedObject:
+        scores = score_object(
+            record,
+            bins=[i.value for i in self.loc],
+            loc=[i.start for i in self.loc],
+            seg=None if self.seg is None else [i.start for i in self.seg],
             label=self.label_span,
+            tolerance=tolerance,
         )
+        return self.to_object(scores)
 
     def to_object(self, scores: ObjectScores | None = None) -> ParsedObject:
         y0, x0, y1, x1 = (i.value for i in self.loc)

@@ -39,13 +39,10 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
 
 
 def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
-    """The mask of run lengths.
+    """The mask of run lengths: bool[H, W].
 
     Args:
         rle: `{"size": [H, W], "counts": text or bytes or list of runs}`.
-
-    Returns:
-        bool[H, W].
 
     Raises:
         DataError: size or counts are malformed, too large, or do not fill the mask exactly.

@@ -102,7 +102,7 @@ class ResidualBlock(nn.Module):
 
 
 class Codebook(nn.Module):
-    """K codewords and their running averages; moved by `update`, never by a gradient."""
+    """K codewords and their running averages; moved by `update_codebook`, not by a gradient."""
 
     _embedding: Tensor
     _ema_cluster_size: Tensor
@@ -124,29 +124,6 @@ class Codebook(nn.Module):
     def lookup(self, codes: Tensor) -> Tensor:
         """Codewords of indices: int64[...] -> float[..., D]."""
         return F.embedding(codes, self._embedding)
-
-    @torch.no_grad()
-    def update(
-        self, latents: Tensor, codes: Tensor, *, decay: float, epsilon: float, reseed_below: float
-    ) -> int:
-        """Move the codewords; see `MaskCodec.update_codebook`."""
-        latents = latents.reshape(-1, latents.shape[-1]).float()
-        one_hot = F.one_hot(codes.reshape(-1), self._embedding.shape[0]).float()  # [B*S, K]
-        self._ema_cluster_size.lerp_(one_hot.sum(0), 1 - decay)
-        self._ema_w.lerp_(one_hot.T @ latents, 1 - decay)
-        dead = torch.nonzero(self._ema_cluster_size < reseed_below).flatten()
-        if len(dead):
-            chosen = torch.randint(len(latents), (len(dead),), device=latents.device)
-            # The count of average use keeps a moved codeword long enough to be chosen.
-            count = len(latents) / len(self._ema_cluster_size)
-            self._ema_w[dead] = latents[chosen] * count
-            self._ema_cluster_size[dead] = count
-        total = self._ema_cluster_size.sum()
-        smoothed = (self._ema_cluster_size + epsilon) / (
-            total + len(self._ema_cluster_size) * epsilon
-        )
-        self._embedding.copy_(self._ema_w / (smoothed * total)[:, None])
-        return len(dead)
 
 
 class MaskCodec(nn.Module):
@@ -218,25 +195,19 @@ class MaskCodec(nn.Module):
 
     @torch.no_grad()
     def encode(self, masks: Tensor) -> Tensor:
-        """Codewords of masks.
+        """Codewords of masks: int64[B, 16] in [0, K), raster order.
 
         Args:
             masks: float[B, 64, 64] in [0, 1], each the crop of one object's box.
-
-        Returns:
-            int64[B, 16] in [0, K), raster order.
         """
         return self._vq_vae.nearest(self.latents(masks))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Masks of codewords.
+        """Masks of codewords: float32[B, 64, 64] around [-1, 1], not clipped; foreground is > 0.
 
         Args:
             codes: int64[B, 16] in [0, K).
-
-        Returns:
-            float32[B, 64, 64] around [-1, 1], not clipped; foreground is > 0.
 
         Raises:
             DataError: codes have another shape or leave the codebook.
@@ -258,6 +229,7 @@ class MaskCodec(nn.Module):
         grid = codewords.transpose(1, 2).unflatten(2, (SEG_PER_SIDE, SEG_PER_SIDE))  # [B, D, 4, 4]
         return self.decoder(grid)[:, 0]
 
+    @torch.no_grad()
     def update_codebook(
         self,
         latents: Tensor,
@@ -281,9 +253,22 @@ class MaskCodec(nn.Module):
         Returns:
             Number of codewords that were moved.
         """
-        return self._vq_vae.update(
-            latents, codes, decay=decay, epsilon=epsilon, reseed_below=reseed_below
-        )
+        book, latents = self._vq_vae, latents.reshape(-1, latents.shape[-1]).float()
+        counts = book._ema_cluster_size
+        one_hot = F.one_hot(codes.reshape(-1), len(counts)).float()  # [B*S, K]
+        counts.lerp_(one_hot.sum(0), 1 - decay)
+        book._ema_w.lerp_(one_hot.T @ latents, 1 - decay)
+        dead = torch.nonzero(counts < reseed_below).flatten()
+        if len(dead):
+            chosen = torch.randint(len(latents), (len(dead),), device=latents.device)
+            # The count of average use keeps a moved codeword long enough to be chosen.
+            count = len(latents) / len(counts)
+            book._ema_w[dead] = latents[chosen] * count
+            counts[dead] = count
+        total = counts.sum()
+        smoothed = (counts + epsilon) / (total + len(counts) * epsilon)
+        book._embedding.copy_(book._ema_w / (smoothed * total)[:, None])
+        return len(dead)
 
     def save(
         self, path: str | Path, *, dtype: str = "float32", with_averages: bool = False
@@ -366,14 +351,11 @@ def mask_codec_from_arrays(arrays: Mapping[str, np.ndarray], *, source: str) -> 
 
 
 def mask_to_codes(codec: MaskCodec, mask: np.ndarray, box_yxyx: np.ndarray) -> np.ndarray:
-    """The sixteen codewords of an object (big_vision op `refcoco_mask2str`).
+    """The sixteen codewords of an object (big_vision op `refcoco_mask2str`): int64[16] in [0, K).
 
     Args:
         mask: uint8[H, W] in 0..255, or bool[H, W].
         box_yxyx: float[4], the object's box normalised to [0, 1].
-
-    Returns:
-        int64[16] in [0, K).
     """
     patch = torch.from_numpy(crop_mask(mask, box_yxyx))[None]
     return codec.encode(patch.to(codec._vq_vae._embedding.device))[0].cpu().numpy()

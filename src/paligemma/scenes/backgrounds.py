@@ -129,15 +129,12 @@ def draw_background(
     name: str | None = None,
     tone_rgb: tuple[int, int, int] | None = None,
 ) -> np.ndarray:
-    """Draw a background.
+    """Draw a background: uint8[H, W, 3].
 
     Args:
         hw: height and width of the canvas in pixels.
         name: one of BACKGROUNDS; None draws a random one.
         tone_rgb: colour that mid grey becomes, 0..255; None draws a random one.
-
-    Returns:
-        uint8[H, W, 3].
     """
     if name is None:
         # A photograph in two of five pictures; otherwise one of the textures.

@@ -10,21 +10,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from paligemma.errors import DataError
+from paligemma.scenes import questions
 from paligemma.scenes.language import describe, join_list, phrase_matches, position_of, raster_order
-from paligemma.scenes.questions import (
-    MIN_POSITION_MARGIN,
-    QuestionAnswer,
-    absent_phrase,
-    ask_color,
-    ask_comparison,
-    ask_count,
-    ask_position,
-    ask_presence,
-    ask_reading,
-    pick,
-    reading_question,
-    references,
-)
+from paligemma.scenes.questions import pick
 from paligemma.scenes.scene import LABELS, Scene, SceneExample
 
 Builder = Callable[[Scene, np.random.Generator], SceneExample | None]
@@ -46,7 +34,7 @@ def _ocr(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
 
 
 def _answer(
-    kind: str, ask: Callable[[Scene, np.random.Generator], QuestionAnswer | None]
+    kind: str, ask: Callable[[Scene, np.random.Generator], questions.QuestionAnswer | None]
 ) -> Builder:
     def build(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
         found = ask(scene, rng)
@@ -65,14 +53,14 @@ def _question(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
         others = [o for o in scene.objects if o is not item]
         place, margin = position_of(item)
         if item.text and all(item.text != o.text for o in others):
-            reading = reading_question(scene, index, rng)
+            reading = questions.reading_question(scene, index, rng)
             if reading:
                 choices.append((item.text.strip(), reading))
-        names = references(scene, index)
+        names = questions.references(scene, index)
         if item.label in names and all(item.color != o.color for o in others):
             choices.append((item.color, f"what color is the {item.label}?"))
         is_alone = all(place != position_of(o)[0] for o in others)
-        if names and is_alone and margin >= MIN_POSITION_MARGIN:
+        if names and is_alone and margin >= questions.MIN_POSITION_MARGIN:
             choices.append((place, f"where is the {names[0]}?"))
     if not choices:
         return None
@@ -127,7 +115,9 @@ def _detect(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
     present = _present_phrases(scene, rng)
     asked: list[str] = []
     for _ in range(num_phrases):
-        phrase = present.pop() if present and rng.random() < 0.8 else absent_phrase(scene, rng)
+        phrase = (
+            present.pop() if present and rng.random() < 0.8 else questions.absent_phrase(scene, rng)
+        )
         # No two phrases may name one object; a near-miss of another phrase is allowed.
         if phrase not in asked:
             asked.append(phrase)
@@ -155,12 +145,12 @@ def _caption_region(scene: Scene, rng: np.random.Generator) -> SceneExample | No
 _BUILDERS: dict[str, Builder] = {
     "caption": _caption,
     "ocr": _ocr,
-    "color": _answer("color", ask_color),
-    "count": _answer("count", ask_count),
-    "presence": _answer("presence", ask_presence),
-    "position": _answer("position", ask_position),
-    "reading": _answer("reading", ask_reading),
-    "comparison": _answer("comparison", ask_comparison),
+    "color": _answer("color", questions.ask_color),
+    "count": _answer("count", questions.ask_count),
+    "presence": _answer("presence", questions.ask_presence),
+    "position": _answer("position", questions.ask_position),
+    "reading": _answer("reading", questions.ask_reading),
+    "comparison": _answer("comparison", questions.ask_comparison),
     "question": _question,
     "detect": _detect,
     "segment": _segment,

@@ -23,6 +23,8 @@ MODEL_KINDS = ("transfer", "zero_shot", "mix")
 _FRACTIONS = {("readme", "BLEU-4")}
 # Order of the sources: figures with a spread over runs first, then the report that measured them.
 _SOURCES = ("pg2_t13", "pg1_t1", "pg1_misc", "readme", "pg2_t15")
+# Fields of a record that a score has under the same name.
+_COPIED = ("model", "family", "size", "resolution", "split", "kind")
 # Records with this note name another split than the one that was scored.
 _SERVER_NOTE = "equal to the test-server value"
 
@@ -120,6 +122,11 @@ def asking_of(transfer: str) -> Asking:
     )
 
 
+def transferred(name: str) -> dict[str, Any]:
+    """Build the fields of a `Task` that a published transfer decides: its asking and its name."""
+    return {"asking": asking_of(name), "transfer": name}
+
+
 def _score(key: PublishedKey, record: dict[str, Any]) -> PublishedScore:
     scale = 100.0 if (record["source"], record["metric"]) in _FRACTIONS else 1.0
     std, note = record.get("std"), record.get("note", "")
@@ -127,14 +134,9 @@ def _score(key: PublishedKey, record: dict[str, Any]) -> PublishedScore:
         measure=key.measure,
         value=record["value"] * scale,
         std=None if std is None else std * scale,
-        model=record["model"],
-        family=record["family"],
-        size=record["size"],
-        resolution=record["resolution"],
+        **{name: record[name] for name in _COPIED},
         source=_table()["sources"][record["source"]],
-        split=record["split"],
         is_test_server=key.our_split is None or _SERVER_NOTE in note,
-        kind=record["kind"],
         note=note,
     )
 

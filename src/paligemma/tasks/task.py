@@ -31,6 +31,23 @@ class NeededFile:
     fields: str = field(default="", kw_only=True)
 
 
+def files_from(source: str, *files: str | tuple[str, str] | NeededFile) -> tuple[NeededFile, ...]:
+    """List the files of a benchmark, most of them from one source.
+
+    Args:
+        source: place where the user can get the files that do not name another.
+        files: path of each, alone or with the fields that are read from it; or a whole file.
+    """
+
+    def needed(one: str | tuple[str, str] | NeededFile) -> NeededFile:
+        if isinstance(one, NeededFile):
+            return one
+        path, fields = (one, "") if isinstance(one, str) else one
+        return NeededFile(path, source, fields=fields)
+
+    return tuple(map(needed, files))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PublishedKey:
     """Place of a figure of this task in `published_scores.json`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,12 +13,13 @@ from paligemma.batch import Batch
 from paligemma.outputs.vqvae import MaskCodec, crop_mask
 from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, resize
-from paligemma.scenes import Scene, SceneOptions, draw_scene, sample_example
+from paligemma.scenes import Scene, draw_scene, sample_example
 from paligemma.tasks.scenes.rows import Box, scene_prefix, scene_suffix
 from paligemma.tiny.dense import boxes_in_field, patch_targets
 from paligemma.tiny.gathering import gathered
 from paligemma.tiny.mask_tokens import mask_token_targets
 from paligemma.tiny.naming import named_objects, named_patches
+from paligemma.tiny.stages import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,71 +49,55 @@ class SceneSource:
     """Batches of scenes that are drawn anew for every step.
 
     Attributes:
+        stage: numbers and kinds of pictures, prompts and targets; the processor sets their size.
         processor: makes the token rows; its image size is the side of the drawn pictures.
         field_px: side of the model's input; larger than the pictures where they are windows of it.
         codec: turns masks into mask tokens; None where nothing is segmented.
-        patch_px: side of a patch of the tower.
-        num_scenes: number of pictures in a batch.
-        prompts_per_scene: number of prompts for each picture, which is encoded once.
         text_len: largest number of tokens that the model reads.
-        kinds: kind of prompt -> relative frequency; None takes the defaults of `sample_example`.
         seed: first scene seed; evaluation draws from another range.
-        squashed_share: share of the pictures that are drawn wider or higher than square and then
-            squashed to a square, as photographs are.
-        scenes: options of the drawn pictures; the processor sets their size.
-        boxes_in_field: turn the boxes of `patches` into places in the field.
-        mask_tokens: make the targets of `tiny.mask_tokens`, which needs a codec.
-        naming: make the targets of `tiny.naming` and `tiny.gathering`, which needs prompts.
     """
 
+    stage: Stage
     processor: Processor
     field_px: int
     codec: MaskCodec | None
     patch_px: int
-    num_scenes: int
-    prompts_per_scene: int
     text_len: int
-    kinds: Mapping[str, float] | None
     seed: int
-    squashed_share: float = 0.0
-    scenes: SceneOptions = field(default_factory=SceneOptions)
-    boxes_in_field: bool = False
-    mask_tokens: bool = False
-    naming: bool = False
 
     def batch(self, step: int) -> SceneBatch:
         """Draw the batch of a step, counted from 0; equal steps give equal batches."""
         rng = np.random.default_rng((self.seed, step))
-        first = self.seed + step * self.num_scenes
-        scenes = [self._draw(first + k, rng) for k in range(self.num_scenes)]
+        first = self.seed + step * self.stage.num_scenes
+        scenes = [self._draw(first + k, rng) for k in range(self.stage.num_scenes)]
         corner = self._corner(rng)
         targets = [patch_targets(scene, self.patch_px) for scene in scenes]
         patches = {
             name: torch.from_numpy(np.stack([getattr(one, name) for one in targets]))
             for name in ("label", "color", "value", "chars", "order", "box")
         }
-        if self.boxes_in_field:
+        if self.stage.boxes_in_field:
             grid = self.processor.image_size_px // self.patch_px
             boxes = boxes_in_field(patches["box"].numpy(), grid, self.patch_px, corner or (0, 0))
             patches["box"] = torch.from_numpy(boxes)
-        if self.mask_tokens and self.codec is not None:
+        if self.stage.losses.mask_token and self.codec is not None:
             tokens = [
                 self._mask_tokens(scene, one.owner, self.codec)
                 for scene, one in zip(scenes, targets, strict=True)
             ]
             patches["mask_tokens"] = torch.from_numpy(np.stack(tokens))
         pictures = torch.stack([self.processor.pixels(scene.image) for scene in scenes])
-        if self.codec is None or not self.prompts_per_scene:
+        if self.codec is None or not self.stage.prompts_per_scene:
             text = Batch.from_rows([], pad=self.processor.vocab.pad, images=pictures)
             return SceneBatch(text=text, patches=patches, corner=corner)
         prefixes, suffixes, named, known = [], [], [], []
         locate = partial(self._locate, corner=corner)
         for scene, target in zip(scenes, targets, strict=True):
-            for _ in range(self.prompts_per_scene):
-                example = sample_example(scene, rng, self.kinds)
+            for _ in range(self.stage.prompts_per_scene):
+                example = sample_example(scene, rng, self.stage.kinds)
                 prefixes.append(scene_prefix(example, locate))
                 suffixes.append(scene_suffix(scene, example, self.codec, locate))
-                if self.naming:
+                if self.stage.losses.naming:
                     of_prompt = named_objects(scene, example)
                     has_two = example.kind == "comparison"
                     named.append(self._named(scene, target.owner, of_prompt))
@@ -161,10 +145,10 @@ class SceneSource:
     def _draw(self, seed: int, rng: np.random.Generator) -> Scene:
         side = self.processor.image_size_px
         hw = (side, side)
-        if rng.random() < self.squashed_share:
+        if rng.random() < self.stage.squashed_share:
             long_side = int(side * rng.uniform(1.0, 1.5))
             hw = (side, long_side) if rng.random() < 0.75 else (long_side, side)
-        return _squashed(draw_scene(seed, replace(self.scenes, size_hw=hw)), side)
+        return _squashed(draw_scene(seed, replace(self.stage.scenes, size_hw=hw)), side)
 
 
 def _squashed(scene: Scene, side: int) -> Scene:

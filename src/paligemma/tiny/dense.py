@@ -152,13 +152,10 @@ class PatchHeads(nn.Module):
 
 
 def patch_losses(answers: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Compute the mean loss of each target over the patches to which it applies.
+    """Compute the mean loss of each target over the patches that have it: float32[] by name.
 
     Args:
         targets: fields of `PatchTargets`, each stacked over the batch.
-
-    Returns:
-        float32[] by name of the target.
     """
     losses = {
         name: masked_cross_entropy(answers[name], targets[name])

@@ -45,15 +45,12 @@ class EdgeHead(nn.Module):
 
 
 def patch_centres(side: int, grid: int, corner: tuple[int, int] = (0, 0)) -> Tensor:
-    """Compute where the patches of a picture lie in the field.
+    """Compute the centre (y, x) of each patch in the field: float[side * side, 2] in [0, 1].
 
     Args:
         side: number of patches along a side of the picture.
         grid: number of patches along a side of the field.
         corner: (row, column) of the picture's first patch in the field.
-
-    Returns:
-        float[side * side, 2]: (y, x) of each centre, normalised to [0, 1] of the field.
     """
     rows, columns = ((torch.arange(side) + first + 0.5) / grid for first in corner)
     return torch.cartesian_prod(rows, columns)

@@ -26,7 +26,7 @@ def spread_losses(
     loc0: int,
     sigma_bins: float,
 ) -> Tensor:
-    """Compute the cross-entropy of every token, with a Gaussian for a target that is a location.
+    """Compute each token's cross-entropy, with a Gaussian for a location target: float32[N].
 
     The one-hot part of its target distribution becomes a Gaussian over the 1,024 location ids, cut
     at 4 standard deviations and at both ends of the range, then normalised.
@@ -35,9 +35,6 @@ def spread_losses(
         logits: float[N, V].
         targets: int64[N], token ids.
         sigma_bins: standard deviation in bins, above 0.
-
-    Returns:
-        float32[N].
     """
     bins = targets - loc0
     (rows,) = torch.where((bins >= 0) & (bins < NUM_LOC))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,15 +12,11 @@ from paligemma.model import PaliGemmaModel
 from paligemma.tiny.data import SceneBatch
 from paligemma.tiny.dense import BOX_UNIT_PX, PatchHeads, masked_cross_entropy, patch_losses
 from paligemma.tiny.edges import EdgeHead, edge_loss, patch_centres
-from paligemma.tiny.gathering import (
-    GatheringHead,
-    ends_of_prompts,
-    gathering_loss,
-    tokens_at,
-)
+from paligemma.tiny.gathering import GatheringHead, ends_of_prompts, gathering_loss, tokens_at
 from paligemma.tiny.locations import spread_losses
 from paligemma.tiny.mask_tokens import MaskTokenHead
 from paligemma.tiny.naming import NamingHead, naming_loss
+from paligemma.tiny.stages import LossWeights
 from paligemma.train.loss import TokenLoss, token_losses, training_loss
 from paligemma.vocab import NUM_LOC, NUM_SEG
 
@@ -38,28 +34,6 @@ PATCH_WEIGHTS = {
 
 # Spread of the target of a patch's own place; a patch is 73 bins wide.
 _PLACE_SIGMA_BINS = 8.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossWeights:
-    """Factors of the auxiliary losses that are added to the loss on text; 0 leaves a loss out.
-
-    Attributes:
-        patch: factor of the patch losses, see `tiny.dense`.
-        edge: factor of the losses on edges and places, see `tiny.edges`.
-        mask_token: factor of the loss on mask codewords, see `tiny.mask_tokens`.
-        naming: factor of the loss on the objects that a prompt names, see `tiny.naming`.
-        gathering: factor of the loss on counts and places, see `tiny.gathering`.
-        loc_sigma_bins: standard deviation of a location target in bins, see `tiny.locations`; 0
-            is the original's one-hot target.
-    """
-
-    patch: float = 1.0
-    edge: float = 0.0
-    mask_token: float = 0.0
-    naming: float = 0.0
-    gathering: float = 0.0
-    loc_sigma_bins: float = 0.0
 
 
 class SceneObjective(nn.Module):

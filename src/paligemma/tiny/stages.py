@@ -7,9 +7,30 @@ from dataclasses import dataclass, field, replace
 
 from paligemma.errors import ConfigError
 from paligemma.scenes import SceneOptions
-from paligemma.tiny.objective import LossWeights
 from paligemma.train.optim import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Factors of the auxiliary losses that are added to the loss on text; 0 leaves a loss out.
+
+    Attributes:
+        patch: factor of the patch losses, see `tiny.dense`.
+        edge: factor of the losses on edges and places, see `tiny.edges`.
+        mask_token: factor of the loss on mask codewords, see `tiny.mask_tokens`.
+        naming: factor of the loss on the objects that a prompt names, see `tiny.naming`.
+        gathering: factor of the loss on counts and places, see `tiny.gathering`.
+        loc_sigma_bins: standard deviation of a location target in bins, see `tiny.locations`; 0
+            is the original's one-hot target.
+    """
+
+    patch: float = 1.0
+    edge: float = 0.0
+    mask_token: float = 0.0
+    naming: float = 0.0
+    gathering: float = 0.0
+    loc_sigma_bins: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

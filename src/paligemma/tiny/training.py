@@ -127,20 +127,13 @@ def run_stage(
         model.load_state_dict(load_file(before / "model.safetensors"))
         _load_objective(objective, load_file(before / "objective.safetensors"))
     source = SceneSource(
+        stage=stage,
         processor=Processor(tokenizer, stage.window_px),
         field_px=model.config.vision.image_size_px,
         codec=codec,
         patch_px=PATCH_PX,
-        num_scenes=stage.num_scenes,
-        prompts_per_scene=stage.prompts_per_scene,
         text_len=_TEXT_LEN,
-        kinds=stage.kinds,
         seed=seed,
-        squashed_share=stage.squashed_share,
-        scenes=stage.scenes,
-        boxes_in_field=stage.boxes_in_field,
-        mask_tokens=stage.losses.mask_token > 0,
-        naming=stage.losses.naming > 0,
     )
     options = LoopOptions(
         total_steps=stage.total_steps,

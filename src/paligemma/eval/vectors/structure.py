@@ -34,14 +34,11 @@ _SPOTTING = {
 
 
 def drawn_mask(shape: Mapping[str, Any]) -> np.ndarray:
-    """A mask from its description.
+    """A mask from its description: bool[height, width].
 
     Args:
         shape: "height", "width", and "rects" [y0, x0, y1, x1), half-open, or "disks" [cy, cx, r]
             of set pixels.
-
-    Returns:
-        bool[height, width].
 
     Raises:
         DataError: more than 16 million pixels, or none.
@@ -59,14 +56,11 @@ def drawn_mask(shape: Mapping[str, Any]) -> np.ndarray:
 
 
 def drawn_map(shape: Mapping[str, Any]) -> np.ndarray:
-    """A decoded map of a mask from its description.
+    """A decoded map of a mask from its description: float32[64, 64].
 
     Args:
         shape: "ramp" [first, last] along "axis" ("x" by default), or "background" and "rects"
             [y0, x0, y1, x1, value], half-open.
-
-    Returns:
-        float32[64, 64].
     """
     if "ramp" in shape:
         first, last = (float(end) for end in shape["ramp"])

@@ -24,11 +24,7 @@ from paligemma.metrics.molecules import molecule_measures
 from paligemma.metrics.music import omr_measures
 from paligemma.metrics.radgraph import LEVELS, cxr_report_metric, radgraph_f1
 from paligemma.metrics.speed import cpu_table, relative_quality
-from paligemma.metrics.vqa import (
-    normalize_answer,
-    soft_accuracy_measures,
-    vqa_measures,
-)
+from paligemma.metrics.vqa import normalize_answer, soft_accuracy_measures, vqa_measures
 from paligemma.metrics.yes_no import mmvp_measures, pope_measures
 
 # What the vectors call the figures of `pope_measures`.

@@ -12,7 +12,7 @@ from unicodedata import normalize
 
 from paligemma.example import Example
 from paligemma.metrics.answers import truth_word
-from paligemma.tasks.published import asking_of
+from paligemma.tasks.published import transferred
 from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import read_json_lines
 from paligemma.tasks.reading.files import find_file
@@ -20,7 +20,7 @@ from paligemma.tasks.reading.languages import MARVL_LANGUAGES, languages_of
 from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.reading.prefixes import answer_prefix
 from paligemma.tasks.scoring import score_exact, score_languages
-from paligemma.tasks.task import NeededFile, Task, published_keys
+from paligemma.tasks.task import Task, files_from, published_keys
 
 NLVR2 = "github.com/lil-lab/nlvr (nlvr2/data); pictures from its authors on request"
 MARVL = "marvl-challenge.github.io/download"
@@ -90,15 +90,16 @@ def _folders(images: Path) -> dict[str, Path]:
 
 TASKS: tuple[Task, ...] = (
     Task(
+        **transferred("nlvr2"),
         name="nlvr2",
         title="NLVR2",
         family="pairs",
         splits=("test", "dev", "train"),
         headline="accuracy",
-        asking=asking_of("nlvr2"),
-        files=(
-            NeededFile("{train|dev|test1}.json", NLVR2, fields="sentence, label, identifier"),
-            NeededFile("{train|dev|test1}/{pair}-img0.png, -img1.png (or below images/)", NLVR2),
+        files=files_from(
+            NLVR2,
+            ("{train|dev|test1}.json", "sentence, label, identifier"),
+            "{train|dev|test1}/{pair}-img0.png, -img1.png (or below images/)",
         ),
         reader=read_nlvr2,
         score=score_exact,
@@ -107,22 +108,18 @@ TASKS: tuple[Task, ...] = (
             "The answer is `True` or `False`, with a capital.",
             "img0 is the left picture and comes first.",
         ),
-        transfer="nlvr2",
     ),
     Task(
+        **transferred("nlvr2"),
         name="marvl",
         title="MaRVL",
         family="pairs",
         splits=("test", *(f"test_{one}" for one in MARVL_LANGUAGES)),
         headline="accuracy/avg5",
-        asking=asking_of("nlvr2"),
-        files=(
-            NeededFile(
-                "marvl-{id|sw|ta|tr|zh}.jsonl",
-                MARVL,
-                fields="caption, left_img, right_img, label, id, concept",
-            ),
-            NeededFile("{language}/images/{concept}/ (or images/{language}/{concept}/)", MARVL),
+        files=files_from(
+            MARVL,
+            ("marvl-{id|sw|ta|tr|zh}.jsonl", "caption, left_img, right_img, label, id, concept"),
+            "{language}/images/{concept}/ (or images/{language}/{concept}/)",
         ),
         reader=read_marvl,
         score=partial(score_languages, score=score_exact, languages=MARVL_LANGUAGES),
@@ -136,7 +133,6 @@ TASKS: tuple[Task, ...] = (
             "Languages are averaged without weights.",
             "The prompt starts `answer en` whatever the language; labels are `True` and `False`.",
         ),
-        transfer="nlvr2",
         is_zero_shot=True,
     ),
 )

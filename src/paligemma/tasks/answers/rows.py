@@ -9,11 +9,11 @@ from __future__ import annotations
 from functools import partial
 
 from paligemma.tasks.answers import ai2d, files, pairs, rsvqa, scienceqa, scores, vsr
-from paligemma.tasks.published import asking_of
+from paligemma.tasks.published import transferred
 from paligemma.tasks.reading.coco import COCO_IMAGES
 from paligemma.tasks.reading.languages import XGQA_LANGUAGES
 from paligemma.tasks.scoring import score_exact, score_languages, submit_rows
-from paligemma.tasks.task import NeededFile, Task, published_keys
+from paligemma.tasks.task import NeededFile, Task, files_from, published_keys
 
 _COCO_2014 = NeededFile("train2014/, val2014/ (test2015/)", COCO_IMAGES)
 _GQA_IMAGES = NeededFile("images/{imageId}.jpg", files.GQA)
@@ -32,20 +32,19 @@ _published = partial(published_keys, "accuracy", "accuracy")
 
 TASKS: tuple[Task, ...] = (
     _question(
+        **transferred("vqav2"),
         name="vqav2",
         title="VQAv2",
         splits=("minival", "minival-shuffled", "val", "train"),
-        asking=asking_of("vqav2"),
-        files=(
-            NeededFile(
+        files=files_from(
+            files.VQA,
+            (
                 "v2_OpenEnded_mscoco_{train2014|val2014|test2015|test-dev2015}_questions.json",
-                files.VQA,
-                fields="questions[]: question_id, image_id, question",
+                "questions[]: question_id, image_id, question",
             ),
-            NeededFile(
+            (
                 "v2_mscoco_{train2014|val2014}_annotations.json",
-                files.VQA,
-                fields="annotations[]: question_id, answers[].answer, answer_type",
+                "annotations[]: question_id, answers[].answer, answer_type",
             ),
             _COCO_2014,
         ),
@@ -64,25 +63,23 @@ TASKS: tuple[Task, ...] = (
             "by a hash, and minival-shuffled takes their end.",
             "Where ten annotators agree, nothing is cleaned up: `Yes` scores 0 against ten `yes`.",
         ),
-        transfer="vqav2",
         server_splits=("test", "test-dev"),
         submission=partial(submit_rows, key="question_id"),
     ),
     _question(
+        **transferred("okvqa"),
         name="okvqa",
         title="OK-VQA",
         splits=("val", "train"),
-        asking=asking_of("okvqa"),
-        files=(
-            NeededFile(
+        files=files_from(
+            files.OKVQA,
+            (
                 "OpenEnded_mscoco_{train2014|val2014}_questions.json",
-                files.OKVQA,
-                fields="questions[]: question_id, image_id, question",
+                "questions[]: question_id, image_id, question",
             ),
-            NeededFile(
+            (
                 "mscoco_{train2014|val2014}_annotations.json",
-                files.OKVQA,
-                fields="annotations[]: question_id, answers[].answer, question_type",
+                "annotations[]: question_id, answers[].answer, question_type",
             ),
             _COCO_2014,
         ),
@@ -94,13 +91,12 @@ TASKS: tuple[Task, ...] = (
             "up, and no annotator is left out as in VQAv2.",
             "The answers are the stemmed ones, not raw_answer.",
         ),
-        transfer="okvqa",
     ),
     _question(
+        **transferred("aokvqa_da"),
         name="aokvqa-da",
         title="A-OKVQA, direct answers",
         splits=("val", "train"),
-        asking=asking_of("aokvqa_da"),
         files=_AOKVQA_FILES,
         reader=files.read_aokvqa_direct,
         score=scores.score_aokvqa_direct,
@@ -114,15 +110,14 @@ TASKS: tuple[Task, ...] = (
             "The data set's own scorer leaves out questions flagged difficult_direct_answer; the "
             "published figures on val keep them.",
         ),
-        transfer="aokvqa_da",
         server_splits=("test",),
         submission=partial(scores.submit_aokvqa, kind="direct_answer"),
     ),
     _question(
+        **transferred("aokvqa_mc"),
         name="aokvqa-mc",
         title="A-OKVQA, multiple choice",
         splits=("val", "train"),
-        asking=asking_of("aokvqa_mc"),
         files=_AOKVQA_FILES,
         reader=files.read_aokvqa_choices,
         score=scores.score_aokvqa_choices,
@@ -136,15 +131,14 @@ TASKS: tuple[Task, ...] = (
             "Two spaces follow `answer en`, and options stand between space, tab, space.",
             "The answer is the text of an option, not its letter.",
         ),
-        transfer="aokvqa_mc",
         server_splits=("test",),
         submission=partial(scores.submit_aokvqa, kind="multiple_choice"),
     ),
     _question(
+        **transferred("gqa"),
         name="gqa",
         title="GQA",
         splits=("testdev", "val", "train"),
-        asking=asking_of("gqa"),
         files=(
             NeededFile(
                 "{split}_balanced_questions.json",
@@ -160,14 +154,13 @@ TASKS: tuple[Task, ...] = (
             ("GQA", "testdev", "testdev"),
         ),
         traps=("The splits hold the balanced questions: 12,578 of testdev, not all 172,174.",),
-        transfer="gqa",
     ),
     _question(
+        **transferred("gqa"),
         name="xgqa",
         title="xGQA",
         splits=("testdev", *(f"testdev_{one}" for one in XGQA_LANGUAGES)),
         headline="accuracy/avg7",
-        asking=asking_of("gqa"),
         files=(
             NeededFile(
                 "annotations/zero_shot/testdev_balanced_questions_{language}.json",
@@ -190,21 +183,17 @@ TASKS: tuple[Task, ...] = (
             "Questions are in eight languages, the prompt starts `answer en`, answers are English.",
             "The reports leave English out (avg7), the model card keeps it (avg8).",
         ),
-        transfer="gqa",
         is_zero_shot=True,
     ),
     _question(
+        **transferred("textvqa"),
         name="textvqa",
         title="TextVQA",
         splits=("val", "train"),
-        asking=asking_of("textvqa"),
-        files=(
-            NeededFile(
-                "TextVQA_0.5.1_{split}.json",
-                files.TEXTVQA,
-                fields="data[]: question_id, image_id, question, answers",
-            ),
-            NeededFile("train_images/ (test_images/)", files.TEXTVQA),
+        files=files_from(
+            files.TEXTVQA,
+            ("TextVQA_0.5.1_{split}.json", "data[]: question_id, image_id, question, answers"),
+            "train_images/ (test_images/)",
             NeededFile(
                 "train-images-boxable-with-rotation.csv (test-images-with-rotation.csv), optional",
                 files.OPEN_IMAGES_IDS,
@@ -223,22 +212,18 @@ TASKS: tuple[Task, ...] = (
             "Some pictures lie on their side; only OpenImages' id files turn them upright.",
             "Pictures of val lie in train_images.",
         ),
-        transfer="textvqa",
         server_splits=("test",),
         submission=partial(submit_rows, key="question_id"),
     ),
     _question(
+        **transferred("vizwizvqa"),
         name="vizwiz",
         title="VizWiz-VQA",
         splits=("val", "train"),
-        asking=asking_of("vizwizvqa"),
-        files=(
-            NeededFile(
-                "annotations/{split}.json",
-                files.VIZWIZ,
-                fields="image, question, answers[].answer, answer_type",
-            ),
-            NeededFile("{split}/", files.VIZWIZ),
+        files=files_from(
+            files.VIZWIZ,
+            ("annotations/{split}.json", "image, question, answers[].answer, answer_type"),
+            "{split}/",
         ),
         reader=files.read_vizwiz,
         score=scores.score_soft,
@@ -253,29 +238,23 @@ TASKS: tuple[Task, ...] = (
             "VQAv2.",
             "The second report prints test figures of the first in a column headed val.",
         ),
-        transfer="vizwizvqa",
         server_splits=("test",),
         submission=partial(submit_rows, key="image"),
     ),
     _question(
+        **transferred("ai2d"),
         name="ai2d",
         title="AI2D",
         splits=("test", "train"),
-        asking=asking_of("ai2d"),
-        files=(
-            NeededFile(
+        files=files_from(
+            ai2d.AI2D,
+            (
                 "ai2d/questions/{image}.json",
-                ai2d.AI2D,
-                fields="imageName; questions: text -> answerTexts, correctAnswer, abcLabel, "
-                "questionId",
+                "imageName; questions: text -> answerTexts, correctAnswer, abcLabel, questionId",
             ),
-            NeededFile(
-                "ai2d/annotations/{image}.json",
-                ai2d.AI2D,
-                fields="text: id -> rectangle, replacementText",
-            ),
-            NeededFile("ai2d/images/", ai2d.AI2D),
-            NeededFile("ai2d_test_ids.csv", ai2d.AI2D, fields="one image a line"),
+            ("ai2d/annotations/{image}.json", "text: id -> rectangle, replacementText"),
+            "ai2d/images/",
+            ("ai2d_test_ids.csv", "one image a line"),
         ),
         reader=ai2d.read_ai2d,
         score=score_exact,
@@ -286,7 +265,6 @@ TASKS: tuple[Task, ...] = (
             f"{ai2d.FONT_NAME}, in the original in DM Sans.",
             "Two spaces follow `answer en`, and options stand between space, tab, space.",
         ),
-        transfer="ai2d",
     ),
     *scienceqa.TASKS,
     *pairs.TASKS,

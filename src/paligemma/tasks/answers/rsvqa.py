@@ -13,14 +13,14 @@ from typing import Any, Literal
 from paligemma.example import Example, Prediction
 from paligemma.metrics.answers import rsvqa_bin_answer, rsvqa_measures
 from paligemma.metrics.measure import Measure
-from paligemma.tasks.published import asking_of
+from paligemma.tasks.published import transferred
 from paligemma.tasks.reading.coco_stream import stream_lists
 from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import FileRow
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.prefixes import answer_prefix, lower_ascii
 from paligemma.tasks.scoring import texts_of
-from paligemma.tasks.task import NeededFile, Task, published_keys
+from paligemma.tasks.task import Task, files_from, published_keys
 
 # Split -> part of the file names. "_all" keeps the questions that ask for a number.
 LR_SPLITS = {"test": "test", "val": "val", "train": "train"}
@@ -109,24 +109,20 @@ def _task(
     stem, folder, suffix, source = _PLACES[variant]
     name = f"RSVQA-{variant}"
     return Task(
+        **transferred(f"rsvqa_{variant}"),
         name=name.lower(),
         title=title,
         family="remote-sensing",
         splits=(*splits, *(f"{name}{_SUFFIX}" for name in splits)),
         headline="mean_accuracy",
-        asking=asking_of(f"rsvqa_{variant}"),
-        files=(
-            NeededFile(
+        files=files_from(
+            source,
+            (
                 f"{stem}_{parts}_questions.json",
-                source,
-                fields="questions[]: id, img_id, type, question, active, answers_ids",
+                "questions[]: id, img_id, type, question, active, answers_ids",
             ),
-            NeededFile(
-                f"{stem}_{parts}_answers.json",
-                source,
-                fields="answers[]: id, question_id, answer, active",
-            ),
-            NeededFile(f"{folder}/{{id}}{suffix}", source),
+            (f"{stem}_{parts}_answers.json", "answers[]: id, question_id, answer, active"),
+            f"{folder}/{{id}}{suffix}",
         ),
         reader=partial(read_rsvqa, variant=variant),
         score=score_rsvqa,
@@ -140,7 +136,6 @@ def _task(
             ),
         ),
         traps=(*_TRAPS, trap),
-        transfer=f"rsvqa_{variant}",
     )
 
 

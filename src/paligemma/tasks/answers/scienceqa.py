@@ -15,12 +15,12 @@ import numpy as np
 from paligemma.example import Example, Prediction
 from paligemma.metrics.answers import scienceqa_measures
 from paligemma.metrics.measure import Measure
-from paligemma.tasks.published import asking_of
+from paligemma.tasks.published import transferred
 from paligemma.tasks.reading.file_rows import read_keyed
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.scoring import texts_of
-from paligemma.tasks.task import NeededFile, Task, published_keys
+from paligemma.tasks.task import Task, files_from, published_keys
 
 SCIENCEQA = "scienceqa.github.io (problems.json and the image archives)"
 _SPLITS = ("test", "val", "train")
@@ -103,19 +103,16 @@ def _letter(index: int) -> str:
 
 TASKS: tuple[Task, ...] = (
     Task(
+        **transferred("science_qa"),
         name="scienceqa",
         title="ScienceQA (questions with a picture)",
         family="answers",
         splits=_SPLITS,
         headline="accuracy",
-        asking=asking_of("science_qa"),
-        files=(
-            NeededFile(
-                "problems.json",
-                SCIENCEQA,
-                fields="id -> split, image, question, hint, choices, answer",
-            ),
-            NeededFile("{split}/{id}/image.png or images/{split}/{id}/", SCIENCEQA),
+        files=files_from(
+            SCIENCEQA,
+            ("problems.json", "id -> split, image, question, hint, choices, answer"),
+            "{split}/{id}/image.png or images/{split}/{id}/",
         ),
         reader=read_scienceqa,
         score=score_scienceqa,
@@ -130,6 +127,5 @@ TASKS: tuple[Task, ...] = (
             "Options are shuffled in training only; evaluation keeps the order of the file.",
             "The answer must begin with `The answer is X.`, without a space before it.",
         ),
-        transfer="science_qa",
     ),
 )

@@ -11,12 +11,12 @@ from functools import partial
 
 from paligemma.example import Asking
 from paligemma.tasks.captions import docci, files, mimic, screens
-from paligemma.tasks.published import asking_of
+from paligemma.tasks.published import transferred
 from paligemma.tasks.reading.coco import COCO_IMAGES
 from paligemma.tasks.reading.formats import own_format
 from paligemma.tasks.reading.languages import COCO35L_LANGUAGES, XM3600_LANGUAGES
 from paligemma.tasks.scoring import score_captions, score_languages, submit_rows
-from paligemma.tasks.task import NeededFile, Task, published_keys
+from paligemma.tasks.task import NeededFile, Task, files_from, published_keys
 
 _WHOLE_SPLIT = "CIDEr weighs words by the whole split, so scores of parts cannot be averaged."
 _COCO_FILES = (
@@ -41,19 +41,16 @@ _captions = partial(
 _cider = partial(published_keys, "cider", "CIDEr")
 
 _XM3600 = Task(
+    **transferred("coco35l"),
     name="xm3600",
     title="XM3600",
     family="captions",
     splits=("test", *(f"test_{one}" for one in XM3600_LANGUAGES)),
     headline="cider/avg35",
-    asking=asking_of("coco35l"),
-    files=(
-        NeededFile(
-            "captions.jsonl",
-            files.CROSSMODAL,
-            fields="image/key, and for every language caption, caption/tokenized",
-        ),
-        NeededFile("images/{key}.jpg", files.CROSSMODAL),
+    files=files_from(
+        files.CROSSMODAL,
+        ("captions.jsonl", "image/key, and for every language caption, caption/tokenized"),
+        "images/{key}.jpg",
     ),
     reader=files.read_xm3600,
     score=partial(score_languages, score=score_captions, languages=XM3600_LANGUAGES),
@@ -71,27 +68,25 @@ _XM3600 = Task(
         "Thai, Chinese or Japanese sentence is one word.",
         "avg35 leaves English out; avg36 has all languages.",
     ),
-    transfer="coco35l",
     is_zero_shot=True,
 )
 
 TASKS: tuple[Task, ...] = (
     _captions(
+        **transferred("cococap"),
         name="coco-captions",
         title="COCO captions",
         splits=("val", "test", "train"),
-        asking=asking_of("cococap"),
         files=_COCO_FILES,
         reader=files.read_coco_captions,
         published=_cider(("COCO captions", "val", "val"), ("COCOcap", "val", "val")),
         traps=(_WHOLE_SPLIT, "The split is Karpathy's val of 5,000, not COCO's own of 40,504."),
-        transfer="cococap",
     ),
     _captions(
+        **transferred("cococap"),
         name="nocaps",
         title="NoCaps",
         splits=("val",),
-        asking=asking_of("cococap"),
         files=(
             NeededFile(
                 "nocaps_val_4500_captions.json (nocaps_test_image_info.json)",
@@ -103,17 +98,16 @@ TASKS: tuple[Task, ...] = (
         reader=files.read_nocaps,
         published=_cider(("NoCaps", "val", "val")),
         traps=(_WHOLE_SPLIT, "The COCO captions model answers it without further training."),
-        transfer="cococap",
         is_zero_shot=True,
         server_splits=("test",),
     ),
     Task(
+        **transferred("coco35l"),
         name="coco-35l",
         title="COCO-35L",
         family="captions",
         splits=("dev", "train", *(f"dev_{one}" for one in COCO35L_LANGUAGES)),
         headline="cider/avg34",
-        asking=asking_of("coco35l"),
         files=(
             NeededFile(
                 "coco_mt_{split}.jsonl (or .bz2)",
@@ -141,7 +135,6 @@ TASKS: tuple[Task, ...] = (
             "Every language is scored by itself; English captions are those of the German lines.",
             "The model card and the first report print different averages.",
         ),
-        transfer="coco35l",
     ),
     _XM3600,
     replace(
@@ -157,17 +150,14 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     _captions(
+        **transferred("textcaps"),
         name="textcaps",
         title="TextCaps",
         splits=("val", "train"),
-        asking=asking_of("textcaps"),
-        files=(
-            NeededFile(
-                "TextCaps_0.1_{split}.json",
-                files.TEXTCAPS,
-                fields="data[]: image_id, image_name, caption_str",
-            ),
-            NeededFile("train_images/ (test_images/)", files.TEXTCAPS),
+        files=files_from(
+            files.TEXTCAPS,
+            ("TextCaps_0.1_{split}.json", "data[]: image_id, image_name, caption_str"),
+            "train_images/ (test_images/)",
         ),
         reader=files.read_textcaps,
         published=_cider(("TextCaps", "val", "val")),
@@ -177,26 +167,24 @@ TASKS: tuple[Task, ...] = (
             "Training targets are lower-cased, A to Z alone; references are not, the tokeniser "
             "does it.",
         ),
-        transfer="textcaps",
         server_splits=("test",),
     ),
     _captions(
+        **transferred("scicap"),
         name="scicap",
         title="SciCap",
         splits=("test", "val", "train"),
-        asking=asking_of("scicap"),
-        files=(
-            NeededFile(
+        files=files_from(
+            files.SCICAP,
+            (
                 "List-of-Files-for-Each-Experiments/First-Sentence/No-Subfig/{split}/file_idx.json",
-                files.SCICAP,
-                fields="names of pictures",
+                "names of pictures",
             ),
-            NeededFile(
+            (
                 "SciCap-Caption-All/{split}/{id}.json",
-                files.SCICAP,
-                fields="1-lowercase-and-token-and-remove-figure-index.caption",
+                "1-lowercase-and-token-and-remove-figure-index.caption",
             ),
-            NeededFile("SciCap-No-Subfig-Img/{split}/", files.SCICAP),
+            "SciCap-No-Subfig-Img/{split}/",
         ),
         reader=files.read_scicap,
         score=partial(score_captions, bleu=True),
@@ -213,35 +201,31 @@ TASKS: tuple[Task, ...] = (
             "First sentences of figures without parts; the dataset has five other selections.",
             "The model card prints BLEU-4 as a fraction; here it is times 100.",
         ),
-        transfer="scicap",
     ),
     _captions(
+        **transferred("screen2words"),
         name="screen2words",
         title="Screen2Words",
         splits=screens.SPLITS,
-        asking=asking_of("screen2words"),
-        files=(
-            NeededFile("screen_summaries.csv", screens.SCREEN2WORDS, fields="screenId, summary"),
-            NeededFile("split/{split}_screens.txt", screens.SCREEN2WORDS, fields="screenId"),
+        files=files_from(
+            screens.SCREEN2WORDS,
+            ("screen_summaries.csv", "screenId, summary"),
+            ("split/{split}_screens.txt", "screenId"),
             _RICO_FILE,
         ),
         reader=screens.read_screen2words,
         published=_cider(("Screen2words", "test", "test"), ("Screen2Words", "test", "test")),
         traps=(_WHOLE_SPLIT, "Answers are cut at 24 tokens."),
-        transfer="screen2words",
     ),
     _captions(
+        **transferred("widgetcap"),
         name="widgetcap",
         title="WidgetCap",
         splits=screens.SPLITS,
-        asking=asking_of("widgetcap"),
-        files=(
-            NeededFile(
-                "widget_captions.csv",
-                screens.WIDGETCAP,
-                fields="screenId, nodeId, captions with | between them",
-            ),
-            NeededFile("{split}.txt (or split/{split}.txt)", screens.WIDGETCAP),
+        files=files_from(
+            screens.WIDGETCAP,
+            ("widget_captions.csv", "screenId, nodeId, captions with | between them"),
+            "{split}.txt (or split/{split}.txt)",
             _RICO_FILE,
         ),
         reader=screens.read_widgetcap,
@@ -256,7 +240,6 @@ TASKS: tuple[Task, ...] = (
             "does not mention it.",
             "Figures on dev belong to models trained on train alone.",
         ),
-        transfer="widgetcap",
     ),
     Task(
         name="docci",
@@ -265,13 +248,10 @@ TASKS: tuple[Task, ...] = (
         splits=docci.SPLITS,
         headline="nes",
         asking=Asking(text_len=256, max_new_tokens=192),
-        files=(
-            NeededFile(
-                "docci_descriptions.jsonlines",
-                docci.DOCCI,
-                fields="example_id, split, image_file, description",
-            ),
-            NeededFile("images/", docci.DOCCI),
+        files=files_from(
+            docci.DOCCI,
+            ("docci_descriptions.jsonlines", "example_id, split, image_file, description"),
+            "images/",
             NeededFile(
                 f"{docci.JUDGEMENTS_FILE} (only for NES)",
                 "your raters, who judge every sentence of exactly these captions",

@@ -14,12 +14,7 @@ from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.outputs.boxes import Box
 from paligemma.tasks.reading.examples import example_of
-from paligemma.tasks.reading.file_rows import (
-    FileRow,
-    read_csv,
-    read_object,
-    require_object,
-)
+from paligemma.tasks.reading.file_rows import FileRow, read_csv, read_object, require_object
 from paligemma.tasks.reading.files import find_file, read_text_lines
 from paligemma.tasks.reading.pictures import picture_size_hw
 from paligemma.tasks.reading.prefixes import CAPTION_PREFIX

@@ -9,9 +9,9 @@ from __future__ import annotations
 from functools import partial
 
 from paligemma.tasks.documents import counting, files, scores
-from paligemma.tasks.published import asking_of
+from paligemma.tasks.published import transferred
 from paligemma.tasks.scoring import score_exact, submit_rows
-from paligemma.tasks.task import NeededFile, PublishedKey, Task, published_keys
+from paligemma.tasks.task import NeededFile, PublishedKey, Task, files_from, published_keys
 
 
 def _anls_keys(task: str, *readme: str) -> tuple[PublishedKey, ...]:
@@ -35,34 +35,33 @@ _anls = partial(
 
 TASKS: tuple[Task, ...] = (
     _anls(
+        **transferred("docvqa"),
         name="docvqa",
         title="DocVQA",
-        asking=asking_of("docvqa"),
-        files=(
-            NeededFile(
+        files=files_from(
+            files.RRC,
+            (
                 "{split}_v1.0_withQT.json (test_v1.0.json)",
-                files.RRC,
-                fields="data[]: questionId, question, image, answers, question_types",
+                "data[]: questionId, question, image, answers, question_types",
             ),
-            NeededFile("{split}/documents/*.png or spdocvqa_images/*.png", files.RRC),
+            "{split}/documents/*.png or spdocvqa_images/*.png",
         ),
         reader=files.read_docvqa,
         published=_anls_keys("DocVQA", "DocVQA"),
         traps=(*_ANLS_TRAPS, "The prompt is the bare question, without `answer en`."),
-        transfer="docvqa",
         submission=partial(submit_rows, key="questionId"),
     ),
     _anls(
+        **transferred("infovqa"),
         name="infovqa",
         title="InfographicVQA",
-        asking=asking_of("infovqa"),
-        files=(
-            NeededFile(
+        files=files_from(
+            files.RRC,
+            (
                 "infographicsVQA_{train_v1.0|val_v1.0_withQT|test_v1.0}.json",
-                files.RRC,
-                fields="data[]: questionId, question, image_local_name, answers",
+                "data[]: questionId, question, image_local_name, answers",
             ),
-            NeededFile("images/*.jpeg", files.RRC),
+            "images/*.jpeg",
         ),
         reader=files.read_infovqa,
         published=_anls_keys("InfoVQA", "Infographic VQA"),
@@ -71,20 +70,16 @@ TASKS: tuple[Task, ...] = (
             "On val, and only there, every order of an answer's comma-separated parts is right.",
             "Answers are lower-cased before training, A to Z alone; scoring lowers every letter.",
         ),
-        transfer="infovqa",
         submission=partial(submit_rows, key="questionId"),
     ),
     _anls(
+        **transferred("stvqa"),
         name="st-vqa",
         title="ST-VQA",
-        asking=asking_of("stvqa"),
-        files=(
-            NeededFile(
-                "{train|test}_task_3.json",
-                files.RRC,
-                fields="data[]: question_id, file_path, question, answers",
-            ),
-            NeededFile("train_images/, test_task3_images/", files.RRC),
+        files=files_from(
+            files.RRC,
+            ("{train|test}_task_3.json", "data[]: question_id, file_path, question, answers"),
+            "train_images/, test_task3_images/",
             NeededFile("train2014/", "COCO 2014, for the pictures under coco-text/"),
             NeededFile(files.STVQA_LIST, files.STVQA_LIST_SOURCE, fields="one image path a line"),
         ),
@@ -97,22 +92,18 @@ TASKS: tuple[Task, ...] = (
             "Pictures of coco-text are replaced by COCO's full-size ones.",
             "Answers are lower-cased before training, A to Z alone; scoring lowers every letter.",
         ),
-        transfer="stvqa",
         submission=partial(submit_rows, key="question_id"),
     ),
     _task(
+        **transferred("chartqa"),
         name="chartqa",
         title="ChartQA",
         splits=("test", "val", "train"),
         headline="relaxed_accuracy",
-        asking=asking_of("chartqa"),
-        files=(
-            NeededFile(
-                "{split}/{split}_{human|augmented}.json",
-                files.CHARTQA,
-                fields="imgname, query, label",
-            ),
-            NeededFile("{split}/png/*.png", files.CHARTQA),
+        files=files_from(
+            files.CHARTQA,
+            ("{split}/{split}_{human|augmented}.json", "imgname, query, label"),
+            "{split}/png/*.png",
         ),
         reader=files.read_chartqa,
         score=scores.score_chartqa,
@@ -134,21 +125,20 @@ TASKS: tuple[Task, ...] = (
             "The prompt is the bare question, without `answer en`.",
             "0.05 matches 5 %, 5 does not; 2020 matches 2014, because it is within five per cent.",
         ),
-        transfer="chartqa",
     ),
     _task(
+        **transferred("ocrvqa"),
         name="ocr-vqa",
         title="OCR-VQA",
         splits=("test", "val", "train"),
         headline="accuracy",
-        asking=asking_of("ocrvqa"),
-        files=(
-            NeededFile(
+        files=files_from(
+            files.OCRVQA,
+            (
                 "dataset.json",
-                files.OCRVQA,
-                fields="id -> questions[], answers[], imageURL, split (1 train, 2 val, 3 test)",
+                "id -> questions[], answers[], imageURL, split (1 train, 2 val, 3 test)",
             ),
-            NeededFile("images/{id}.jpg", files.OCRVQA),
+            "images/{id}.jpg",
         ),
         reader=files.read_ocrvqa,
         score=partial(score_exact, lower=True),
@@ -157,14 +147,13 @@ TASKS: tuple[Task, ...] = (
             "Both sides are lower-cased when scoring; training keeps the case.",
             "The model card and the first report print different figures for the same models.",
         ),
-        transfer="ocrvqa",
     ),
     _task(
+        **transferred("tallyqa"),
         name="tallyqa",
         title="TallyQA",
         splits=("test", "train"),
         headline="accuracy/simple",
-        asking=asking_of("tallyqa"),
         files=(
             NeededFile(
                 "{split}.json",
@@ -192,14 +181,13 @@ TASKS: tuple[Task, ...] = (
             "Simple and complex questions have a figure each; their mixture is unpublished.",
             "Number words up to twenty count as digits, on both sides.",
         ),
-        transfer="tallyqa",
     ),
     _task(
+        **transferred("tallyqa"),
         name="countbenchqa",
         title="CountBenchQA",
         splits=("all",),
         headline="accuracy",
-        asking=asking_of("tallyqa"),
         files=(
             NeededFile(
                 "train-*.parquet or countbench.jsonl", counting.COUNTBENCH, fields="image, number"
@@ -214,7 +202,6 @@ TASKS: tuple[Task, ...] = (
             "usable; state how many you had.",
             "The questions belong to the rows of the parquet file by their order.",
         ),
-        transfer="tallyqa",
         is_zero_shot=True,
     ),
 )

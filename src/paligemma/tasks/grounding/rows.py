@@ -13,7 +13,7 @@ from paligemma.example import ALL_CLASSES, MASK, OBJECTS, Asking
 from paligemma.tasks.grounding import detection, referring, scores
 from paligemma.tasks.published import asking_of
 from paligemma.tasks.reading.class_names import COCO_CLASSES, DOCLAYNET_CLASSES
-from paligemma.tasks.task import NeededFile, PublishedKey, Task, published_keys
+from paligemma.tasks.task import NeededFile, PublishedKey, Task, files_from, published_keys
 
 
 def _referring(dataset: str, title: str) -> Task:
@@ -32,19 +32,19 @@ def _referring(dataset: str, title: str) -> Task:
         splits=(*splits, referring.COMBINED),
         headline="miou",
         asking=replace(asking_of("refcoco_seg"), answer=MASK),
-        files=(
+        files=files_from(
+            referring.COCO_TRAIN,
             NeededFile(
                 f"{referring.refs_file(dataset)}.p",
                 referring.REFER,
                 fields="ref_id, ann_id, image_id, split, sentences[]: sent, sent_id",
             ),
-            NeededFile(
+            (
                 "instances_train2017.json",
-                referring.COCO_TRAIN,
-                fields="images[]: id, file_name, height, width; "
+                "images[]: id, file_name, height, width; "
                 "annotations[]: id, image_id, bbox, segmentation",
             ),
-            NeededFile("train2017/*.jpg", referring.COCO_TRAIN),
+            "train2017/*.jpg",
         ),
         reader=partial(referring.read_refer, dataset=dataset),
         score=scores.score_referring,
@@ -90,14 +90,14 @@ def _detection(
         splits=tuple(places.splits),
         headline="ap",
         asking=_ASK_NAMES if names_classes else _ASK_ALL,
-        files=(
-            NeededFile(
+        files=files_from(
+            places.source,
+            (
                 places.annotations[0],
-                places.source,
-                fields="images[]: id, file_name, height, width; annotations[]: image_id, "
+                "images[]: id, file_name, height, width; annotations[]: image_id, "
                 "category_id, bbox, area, iscrowd; categories[]: id, name",
             ),
-            NeededFile(places.pictures[0], places.source),
+            places.pictures[0],
         ),
         reader=partial(detection.read_detection, places=places, names_classes=names_classes),
         score=partial(scores.score_detection, classes=classes),

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import get_args
 
 from paligemma.metrics.yes_no import OptionRule
-from paligemma.tasks.published import asking_of
+from paligemma.tasks.published import asking_of, transferred
 from paligemma.tasks.robustness import files, objaverse, scores
-from paligemma.tasks.task import NeededFile, Task, published_keys
+from paligemma.tasks.task import NeededFile, Task, files_from, published_keys
 
 TASKS: tuple[Task, ...] = (
     Task(
@@ -49,17 +49,16 @@ TASKS: tuple[Task, ...] = (
         is_zero_shot=True,
     ),
     Task(
+        **transferred("vqav2"),
         name="mmvp",
         title="MMVP",
         family="robustness",
         splits=("all", "corrected"),
         headline="paired_accuracy",
-        asking=asking_of("vqav2"),
-        files=(
-            NeededFile(
-                "Questions.csv", files.MMVP, fields="Index, Question, Options, Correct Answer"
-            ),
-            NeededFile("MMVP Images/{1..300}.jpg", files.MMVP),
+        files=files_from(
+            files.MMVP,
+            ("Questions.csv", "Index, Question, Options, Correct Answer"),
+            "MMVP Images/{1..300}.jpg",
         ),
         reader=files.read_mmvp,
         score=scores.score_mmvp,
@@ -72,16 +71,15 @@ TASKS: tuple[Task, ...] = (
             "`options=either` one of them.",
         ),
         rules={"options": get_args(OptionRule)},
-        transfer="vqav2",
         is_zero_shot=True,
     ),
     Task(
+        **transferred("vqav2"),
         name="objaverse",
         title="Objaverse multiview",
         family="robustness",
         splits=("all",),
         headline="cosine",
-        asking=asking_of("vqav2"),
         files=(
             NeededFile("lvis-annotations.json", files.OBJAVERSE, fields="category -> uids"),
             NeededFile("views/{uid}/*.png", "eight renderings of each object"),
@@ -106,7 +104,6 @@ TASKS: tuple[Task, ...] = (
             " equal answers, and the report has others beside it.",
             "Underscores of a category become spaces before it is embedded.",
         ),
-        transfer="vqav2",
         is_zero_shot=True,
     ),
 )

@@ -12,7 +12,7 @@ from functools import partial
 from paligemma.example import Asking
 from paligemma.tasks.reading.formats import own_format
 from paligemma.tasks.structure import scores, tables, transcriptions, words
-from paligemma.tasks.task import NeededFile, PublishedKey, Task, published_keys
+from paligemma.tasks.task import NeededFile, PublishedKey, Task, files_from, published_keys
 
 
 def _asking(length: int, *, pad_to_square: bool) -> Asking:
@@ -72,13 +72,10 @@ TASKS: tuple[Task, ...] = (
     _words(
         name="icdar15",
         title="ICDAR'15 Incidental",
-        files=(
-            NeededFile(
-                "Challenge4_Test_Task4_GT/gt_img_{n}.txt",
-                words.ICDAR15,
-                fields="x1,y1,x2,y2,x3,y3,x4,y4,text",
-            ),
-            NeededFile("ch4_test_images/img_{n}.jpg", words.ICDAR15),
+        files=files_from(
+            words.ICDAR15,
+            ("Challenge4_Test_Task4_GT/gt_img_{n}.txt", "x1,y1,x2,y2,x3,y3,x4,y4,text"),
+            "ch4_test_images/img_{n}.jpg",
             own_format("icdar15", _WORD_FIELDS),
         ),
         reader=words.read_icdar15,
@@ -88,13 +85,13 @@ TASKS: tuple[Task, ...] = (
     _words(
         name="total-text",
         title="Total-Text",
-        files=(
-            NeededFile(
+        files=files_from(
+            words.TOTAL_TEXT,
+            (
                 "txt_format/Test/poly_gt_img{n}.txt",
-                words.TOTAL_TEXT,
-                fields="x: [[..]], y: [[..]], ornt: [..], transcriptions: [..]",
+                "x: [[..]], y: [[..]], ornt: [..], transcriptions: [..]",
             ),
-            NeededFile("Images/Test/img{n}.jpg", words.TOTAL_TEXT),
+            "Images/Test/img{n}.jpg",
             own_format("total-text", _WORD_FIELDS),
         ),
         reader=words.read_total_text,
@@ -105,13 +102,13 @@ TASKS: tuple[Task, ...] = (
         name="pubtabnet",
         title="PubTabNet",
         splits=("val", "train"),
-        files=(
-            NeededFile(
+        files=files_from(
+            tables.PUBTABNET,
+            (
                 "PubTabNet_2.0.0.jsonl",
-                tables.PUBTABNET,
-                fields="filename, split, imgid, html.structure.tokens, html.cells[]: tokens, bbox",
+                "filename, split, imgid, html.structure.tokens, html.cells[]: tokens, bbox",
             ),
-            NeededFile("{split}/*.png", tables.PUBTABNET),
+            "{split}/*.png",
             own_format("pubtabnet", "prompt, coords_order"),
         ),
         reader=tables.read_pubtabnet,
@@ -174,13 +171,10 @@ TASKS: tuple[Task, ...] = (
         splits=("test", "val", "train"),
         headline=scores.CER_WITHOUT_SPACES,
         asking=_asking(1024, pad_to_square=True),
-        files=(
-            NeededFile(
-                "partitions_grandstaff/types/{split}.txt",
-                transcriptions.GRANDSTAFF,
-                fields="one path a line",
-            ),
-            NeededFile("grandstaff/**/*.krn, *.jpg", transcriptions.GRANDSTAFF),
+        files=files_from(
+            transcriptions.GRANDSTAFF,
+            ("partitions_grandstaff/types/{split}.txt", "one path a line"),
+            "grandstaff/**/*.krn, *.jpg",
             own_format("grandstaff", "prompt, ending, clean, distorted"),
         ),
         reader=transcriptions.read_grandstaff,

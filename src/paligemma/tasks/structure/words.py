@@ -105,7 +105,9 @@ def read_icdar15(data: Path, split: str) -> Iterator[Example]:
     return _examples(
         find_file(data, *truth, source=ICDAR15),
         find_file(data, pictures, source=ICDAR15),
-        _Files(truth="gt_img_{n}.txt", picture="img_{n}", source=ICDAR15, parse=_icdar_words),
+        names=("gt_img_{n}.txt", "img_{n}"),
+        source=ICDAR15,
+        parse=_icdar_words,
         style=read_format(data, "icdar15", WordFormat()),
         split=split,
     )
@@ -125,12 +127,9 @@ def read_total_text(data: Path, split: str) -> Iterator[Example]:
     return _examples(
         find_file(data, *places, source=TOTAL_TEXT),
         find_file(data, f"Images/{folder}", f"totaltext/Images/{folder}", source=TOTAL_TEXT),
-        _Files(
-            truth="poly_gt_img{n}.txt",
-            picture="img{n}",
-            source=TOTAL_TEXT,
-            parse=_total_text_words,
-        ),
+        names=("poly_gt_img{n}.txt", "img{n}"),
+        source=TOTAL_TEXT,
+        parse=_total_text_words,
         style=read_format(data, "total-text", WordFormat()),
         split=split,
     )
@@ -147,32 +146,30 @@ def _refuse_matlab(data: Path, folder: str) -> None:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Files:
-    """Names of the files of a set, and the parser of its ground truth."""
-
-    truth: str
-    picture: str
-    source: str
-    parse: Callable[[str, Path], Iterator[dict[str, Any]]]
-
-
 def _examples(
-    truth: Path, pictures: Path, files: _Files, *, style: WordFormat, split: str
+    truth: Path,
+    pictures: Path,
+    *,
+    names: tuple[str, str],
+    source: str,
+    parse: Callable[[str, Path], Iterator[dict[str, Any]]],
+    style: WordFormat,
+    split: str,
 ) -> Iterator[Example]:
-    pattern = re.compile(re.escape(files.truth).replace(r"\{n\}", r"(\d{1,9})"))
+    """Read the pictures of a set; `names` are those of the truth and of the picture of number n."""
+    pattern = re.compile(re.escape(names[0]).replace(r"\{n\}", r"(\d{1,9})"))
     numbers = sorted(
         int(match[1]) for path in truth.iterdir() if (match := pattern.fullmatch(path.name))
     )
     if not numbers:
-        raise DataError(f"{truth} must hold {files.truth}, which comes from {files.source}")
+        raise DataError(f"{truth} must hold {names[0]}, which comes from {source}")
     for n in numbers:
-        path = truth / files.truth.format(n=n)
-        stem = files.picture.format(n=n)
+        path = truth / names[0].format(n=n)
+        stem = names[1].format(n=n)
         picture = first_file(pictures, [f"{stem}{end}" for end in (".jpg", ".JPG", ".png")])
         size_hw = picture_size_hw(picture)
-        text = read_text(path, max_bytes=MAX_TRUTH_BYTES, source=files.source)
-        words = list(files.parse(text, path))
+        text = read_text(path, max_bytes=MAX_TRUTH_BYTES, source=source)
+        words = list(parse(text, path))
         if len(words) > MAX_WORDS:
             raise DataError(f"a picture may have {MAX_WORDS} words, {path} has {len(words)}")
         yield example_of(

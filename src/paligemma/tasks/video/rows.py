@@ -6,7 +6,7 @@ arXiv:2407.07726 appendix B.
 
 from __future__ import annotations
 
-from paligemma.tasks.published import asking_of
+from paligemma.tasks.published import transferred
 from paligemma.tasks.scoring import score_captions, score_exact
 from paligemma.tasks.task import NeededFile, Reader, Task, published_keys
 from paligemma.tasks.video import files
@@ -37,18 +37,17 @@ def _task(
     """One benchmark, of captions or of answers."""
     measure, metric = ("cider", "CIDEr") if captions else ("accuracy", "accuracy")
     return Task(
+        **transferred(transfer),
         name=name,
         title=title,
         family="video",
         splits=files.SPLITS,
         headline=measure,
-        asking=asking_of(transfer),
         files=(*needed, _VIDEOS),
         reader=reader,
         score=score_captions if captions else score_exact,
         published=published_keys(measure, metric, *((task, "test", "test") for task in records)),
         traps=(*_TRAPS, *traps),
-        transfer=transfer,
     )
 
 
