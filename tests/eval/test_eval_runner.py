@@ -81,11 +81,11 @@ def test_what_another_writer_answered_meanwhile_is_not_asked_again(tmp_path: Pat
 
         def settings(self) -> dict[str, object]:
             if not list(tmp_path.iterdir()):
-                run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
+                evaluate(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path)
             return dict(super().settings())
 
     late = Late()
-    run = run_task(TOY, late, None, "test", OPTIONS, tmp_path)
+    run = evaluate(TOY, late, None, "test", OPTIONS, tmp_path)
     assert (late.batches, run.num_duplicates, len(run.predictions)) == ([], 0, 200)
 
 
@@ -98,7 +98,7 @@ def test_of_three_that_begin_at_once_no_answer_is_doubled_and_none_is_misled(
     def begin() -> None:
         starts.wait()
         try:
-            run_task(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path / "run")
+            evaluate(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path / "run")
         except ConfigError as error:
             said.append(str(error))
 
