@@ -78,11 +78,7 @@ class Reliability:
 def reliability(
     confidence: np.ndarray, is_hit: np.ndarray, *, num_bins: int = NUM_BINS
 ) -> Reliability:
-    """Compare confidences float[D] in [0, 1] with hits bool[D].
-
-    Raises:
-        DataError: there is none.
-    """
+    """Compare confidences float[D] in [0, 1] with hits bool[D]."""
     if not len(confidence):
         raise DataError("reliability needs at least one answer with a confidence, got none")
     p, y = np.asarray(confidence, np.float64), np.asarray(is_hit, np.float64)
@@ -160,7 +156,6 @@ def best_threshold(
     Args:
         confidence: float[D].
         is_hit: bool[D].
-        num_true: objects there are.
         precision: the lowest threshold at which at least this share is right; by default the one
             with the best F1.
 
@@ -200,7 +195,6 @@ def fit_objects(
 
     Raises:
         ConfigError: a precision outside (0, 1].
-        DataError: no hit or no miss.
     """
     if precision is not None and not 0 < precision <= 1:
         raise ConfigError(f"precision must lie in (0, 1], got {precision:g}")
@@ -227,11 +221,7 @@ def fit_objects(
 
 
 def fit_text(outcomes: Outcomes, *, origin: Mapping[str, Any] | None = None) -> TextCalibration:
-    """Temperature of answers in words; arguments as for `fit_objects`.
-
-    Raises:
-        DataError: all answers are right, or all wrong.
-    """
+    """Temperature of answers in words; arguments as for `fit_objects`."""
     return TextCalibration(
         temperature=fit_temperature(outcomes.confidence, outcomes.is_hit),
         fitted_on={**(origin or {}), **_figures(outcomes)},

@@ -34,7 +34,6 @@ class Difference:
         low, high: bounds of the 95 % interval of second minus first; NaN where there is none.
         sign_share: resamples in which the difference has the sign it has over all examples; those
             without a difference count half. NaN without resamples.
-        num: number of examples it rests on.
     """
 
     measure: str
@@ -212,11 +211,7 @@ def compare(
 
 
 def _common(first: Scored, second: Scored) -> tuple[list[str], tuple[str, ...]]:
-    """Ids of the common examples, and sentences on how the two runs differ.
-
-    Raises:
-        DataError: the runs cannot be compared.
-    """
+    """Ids of the common examples, and sentences on how the two runs differ."""
     ours, theirs = first.config, second.config
     if (ours.task, ours.split) != (theirs.task, theirs.split):
         raise DataError(

@@ -12,11 +12,7 @@ _NUM_EXAMPLES = 12
 
 
 def compare_page(found: Comparison, *, pictures: parts.OpenPictures | None = None) -> str:
-    """The page of a comparison, one file that asks for nothing.
-
-    Args:
-        pictures: opens the pictures of the examples that the page shows; None leaves them out.
-    """
+    """The page of a comparison, one file that asks for nothing."""
     first, second = found.first.config, found.second.config
     title = f"{found.first.task.title} ({first.split})"
     won, lost = (found.largest(_NUM_EXAMPLES, won=won) for won in (True, False))

@@ -35,7 +35,6 @@ class Figure:
         by, group: name and value of the slice of examples it is limited to; "" for all.
         value: the figure; NaN where it is undefined.
         low, high: bounds of its 95 % bootstrap interval; NaN where there is none.
-        num: number of examples it rests on.
         published: comparable published figures of the same model size and resolution.
     """
 
@@ -91,11 +90,7 @@ def published_json(one: PublishedScore) -> dict[str, Any]:
 def figures_of(
     scored: Scored, comparable: Sequence[PublishedScore], num_resamples: int
 ) -> tuple[list[Figure], list[Figure]]:
-    """All figures of a run, the headline first, and the headline by each slice of the examples.
-
-    Args:
-        comparable: published figures of the same size and resolution.
-    """
+    """All figures of a run, the headline first, and the headline by each slice of the examples."""
     sliced = {json.dumps(key): (key, one) for key, one in _sliced_headline(scored).items()}
     statistics = {one.name: (one.statistic, one.num) for one in scored.measures}
     statistics |= {name: (one.statistic, one.num) for name, (_, one) in sliced.items()}

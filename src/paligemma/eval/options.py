@@ -32,8 +32,6 @@ class EvalOptions:
         prompt: the user's prompt, where "{prefix}" stands for the benchmark's own and "{question}"
             for the question in it, without `answer en` and choices.
         resize_method: one of `processing.resize.RESIZE_METHODS`.
-        num_beams: number of hypotheses of beam search; 1 is greedy.
-        noise_piece: see `jobs.model_answerer.ModelAnswerer`.
         rules: rules of scoring, see `chosen_rules`; they change no answer.
 
     Raises:
@@ -140,7 +138,6 @@ def chosen_rules(task: Task, stated: Iterable[str]) -> dict[str, str]:
     """The rules of scoring that differ from the benchmark's defaults.
 
     Args:
-        task: the benchmark; `Task.rules` names what it offers.
         stated: "name=value" each; if a name comes twice, the last value counts.
 
     Raises:

@@ -22,11 +22,7 @@ _MAX_CARDS = 6
 
 
 def report_page(report: Report, *, pictures: parts.OpenPictures | None = None) -> str:
-    """The page of a run, one file that asks for nothing.
-
-    Args:
-        pictures: opens the pictures of the examples that the page shows; None leaves them out.
-    """
+    """The page of a run, one file that asks for nothing."""
     config = report.scored.config
     title = f"{report.scored.task.title} ({config.split})"
     whole = [one for one in report.figures if "/" not in one.measure] or list(report.figures)

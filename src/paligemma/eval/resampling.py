@@ -46,8 +46,6 @@ def resampled_values(
     Args:
         statistics: int64[num] weights -> figure, with num, by name.
         units: int64[N] from `unit_of`; examples of one unit are drawn together.
-        few: names of statistics that get `FEW_RESAMPLES` at most.
-        headline: name of the statistic that may be slow.
         num_resamples: number for a quick statistic over up to 20,000 examples; slow ones and those
             over very many get fewer, down to `FEW_RESAMPLES`, very slow ones none.
     """

@@ -26,7 +26,6 @@ class Scored:
     """Examples with their answers and the figures over them.
 
     Attributes:
-        config: record of the run.
         examples, predictions: questions and their answers, in one order.
         measures: figures of the scorer, the headline first.
         num_asked: number of examples that were to be answered, the unanswered ones too.

@@ -114,7 +114,6 @@ class ObjectGrammar:
     Boxes are upright and not empty: ymin < ymax and xmin < xmax.
 
     Attributes:
-        vocab: the model's ids.
         labels: token ids of each label as it follows a box (with its leading space); None for free
             text; () for no label, as in referring-expression outputs.
         separator: token ids between two objects, " ; " in the released vocabulary.

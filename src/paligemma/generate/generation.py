@@ -20,7 +20,6 @@ class Step:
     """One more token in every row that is still being written.
 
     Attributes:
-        index: 0 for the first token of the answer.
         tokens: int64[B], 0 in rows that had ended before.
         logprobs: float32[B], log-softmax of the unmodified logits; 0 in rows that had ended before.
         active: bool[B], rows that wrote a token in this step, EOS included.

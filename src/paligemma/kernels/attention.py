@@ -30,7 +30,6 @@ def attend_reference(
         q: float[B, T, N, H], already rotated, not scaled.
         k, v: float[B, S, K, H].
         mask: bool[B, T, S] or None when everything may be attended.
-        scale: factor on the queries.
         softcap: bound of the scores, or None.
 
     Returns:

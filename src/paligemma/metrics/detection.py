@@ -169,7 +169,6 @@ class CocoMatches:
     """Detections matched with objects, ranked by category and falling confidence.
 
     Attributes:
-        names: names of the K categories, in order of their ids.
         image: int64[D], position of each detection's image.
         starts: int64[K + 1], where each category's detections begin.
         rank: int64[D], the detection's place within its image and category.

@@ -48,9 +48,6 @@ def pooled_answer(answers: Sequence[str], logprobs: Sequence[float]) -> tuple[st
     The exact weighting behind the published figure is not known; this sums exp(log-probability)
     over equal answers, and the first of equally likely ones wins.
 
-    Args:
-        answers: sampled answers, repeats kept.
-
     Returns:
         The answer, and the log of its summed probability.
 

@@ -56,7 +56,6 @@ def grits_measures(predictions: Sequence[str], references: Sequence[str]) -> lis
     Args:
         predictions: `<table>...</table>` as well-formed XML. A table that is ill-formed, has a
             span below 1 or more than 5000 grid positions scores 0.
-        references: true tables, likewise.
 
     Returns:
         "grits_top", "grits_con", each followed by its precision and recall

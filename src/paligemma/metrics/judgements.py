@@ -34,9 +34,6 @@ def sentence_verdict(labels: Sequence[str], *, ties: VerdictTieRule = "non_entai
 
     A verdict tied with "nothing to assess" wins, and neutral tied with contradiction is no tie.
 
-    Args:
-        labels: label of each rater, one of `RATER_LABELS`.
-
     Returns:
         "entailed", "non_entailed", "nothing", or None where a tie is left out.
 

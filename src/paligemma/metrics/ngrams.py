@@ -20,7 +20,6 @@ class NGrams:
         text: int64[R], number of the text, ascending.
         kind: int64[R], number of the n-gram, 0 to `num_kinds` - 1; ascending within a text.
         count: int64[R], occurrences in the text, at least 1.
-        num_kinds: number of different n-grams of all texts.
         totals: int64[T], number of n-grams of each text.
     """
 

@@ -34,7 +34,6 @@ class ObjectMask:
     """One object: its box and its mask.
 
     Attributes:
-        box_yxyx: box normalised to [0, 1].
         mask: bool[H, W] at the size of the picture, a `MaskRegion`, or COCO's run lengths.
     """
 
@@ -93,7 +92,6 @@ def referring_measures(
 
     Args:
         predictions: object of each answer; None for an invalid one, which overlaps nothing.
-        references: true objects; each holds a pixel.
 
     Returns:
         "miou", "ciou", "boxacc_0.5", "boxacc_0.75" (box overlap of at least that much) and

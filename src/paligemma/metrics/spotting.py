@@ -29,9 +29,6 @@ class SpottingCounts:
     """Counts from which every figure is computed, float64[images] each.
 
     Attributes:
-        num_true: number of words to find.
-        num_predicted: number of predictions that count.
-        found: number of predictions that match a word.
         read: number of those with the text of the word.
         found_iou, read_iou: sums of their overlaps.
         num_empty: number of predictions without an area, which count and match nothing.

@@ -23,8 +23,6 @@ def score_by_language(
     """Score every language by itself, then average without weights.
 
     Args:
-        score: computes the figures of some rows, over those rows alone.
-        expected: languages of the benchmark, in the order of the result.
         averages: languages of each average by its name; an average is left out where one of its
             languages has no examples.
 

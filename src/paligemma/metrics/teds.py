@@ -32,7 +32,6 @@ def teds_measures(predictions: Sequence[str], references: Sequence[str]) -> list
     Args:
         predictions: HTML documents; see `wrap_table` for bare tables. One that is empty, holds no
             table, has a span that is no number, more than 3000 nodes or 200 levels scores 0.
-        references: true tables, likewise; the parser repairs broken HTML on both sides.
 
     Returns:
         "teds", "s_teds", and "unreadable", the share of predictions that hold no table.
@@ -66,11 +65,7 @@ def teds_measures(predictions: Sequence[str], references: Sequence[str]) -> list
 
 
 def table_similarity(prediction: str, reference: str, *, structure_only: bool = False) -> float:
-    """Compute 1 minus the edit distance over the larger number of nodes; 0 without a table.
-
-    Args:
-        structure_only: ignore the contents of cells.
-    """
+    """Compute 1 minus the edit distance over the larger number of nodes; 0 without a table."""
     found, wanted = read_table(prediction), read_table(reference)
     if found is None or wanted is None:
         return 0.0

@@ -51,7 +51,6 @@ def leave_one_out_accuracy(num_matches: int, num_answers: int = 10) -> float:
     """Compute the mean over annotators of min(1, matches among the others / 3).
 
     Args:
-        num_matches: number of annotators who gave the predicted answer.
         num_answers: number of annotators, at least 2.
 
     Returns:

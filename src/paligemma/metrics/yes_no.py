@@ -100,7 +100,6 @@ def mmvp_is_right(
     """Whether an answer names the right option, case and outer spaces aside.
 
     Args:
-        options: options such as "(a) Open (b) Closed".
         correct: value of the column "Correct Answer", "(a)" or "a".
 
     Raises:

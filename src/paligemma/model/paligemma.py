@@ -24,9 +24,6 @@ class PaliGemmaModel(nn.Module):
     Every method takes the image as soft tokens, so that one image can serve many prompts. The
     weights of a new model are whatever memory holds: `init_weights` draws them, and
     `paligemma.weights` loads them.
-
-    Args:
-        config: sizes of tower, decoder and vocabulary.
     """
 
     def __init__(self, config: PaliGemmaConfig) -> None:
@@ -100,7 +97,6 @@ class PaliGemmaModel(nn.Module):
         """Logits of the text positions, without a cache.
 
         Args:
-            soft_tokens, tokens, mask_ar, mask_input: as in `hidden`.
             final_softcap: cap the logits if the config has a final soft-cap, as the original's
                 complete forward does; those of training are never capped.
 
@@ -134,7 +130,6 @@ class PaliGemmaModel(nn.Module):
         """Read image and prompt into the cache.
 
         Args:
-            soft_tokens, tokens, mask_ar: as in `hidden`.
             mask_input: bool[B, T] valid tokens; rows may end at different places.
             cache: has a row for each prompt, with room for image, prompt and answer.
 
@@ -195,10 +190,6 @@ def init_weights(model: PaliGemmaModel, seed: int = 0) -> None:
 
     Linear layers are Xavier-uniform in the tower and truncated normal with variance 1/fan-in in the
     decoder. The projector is zero, and norms are the identity.
-
-    Args:
-        model: the model whose parameters are set in place.
-        seed: seed of the generator.
 
     Source: big_vision models/vit.py and models/ppp/gemma.py.
     """

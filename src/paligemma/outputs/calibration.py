@@ -36,7 +36,6 @@ class ObjectCalibration:
     """Calibration of boxes.
 
     Attributes:
-        temperature: divisor of the log-odds of confidences.
         thresholds: lowest calibrated confidence of each label; above 1 drops the label.
         default_threshold: lowest calibrated confidence of every other label.
         fitted_on: task, split, model, goal and figures of the fit, for the record.
@@ -50,11 +49,7 @@ class ObjectCalibration:
 
 @dataclass(frozen=True, kw_only=True)
 class TextCalibration:
-    """Calibration of answers in words.
-
-    Attributes:
-        temperature: divisor of the log-odds of the answer's probability.
-    """
+    """Calibration of answers in words."""
 
     temperature: float
     fitted_on: Mapping[str, Any] = field(default_factory=dict)

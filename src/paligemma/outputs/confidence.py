@@ -31,7 +31,6 @@ def score_object(
     the parts that exist. A probability that is not a number counts as 0.
 
     Args:
-        bins: the emitted bins.
         loc, seg, label: positions of the object's tokens in the record; of a label start and end.
         tolerance: distance that still counts as agreement, as a share of the axis; 0.01 is ten
             bins.

@@ -23,11 +23,7 @@ _MAX_TEXT_LINES = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Lengths in pixels of the canvas, all from its area so that every picture looks alike.
-
-    Attributes:
-        gap: distance between things that are written.
-    """
+    """Lengths in pixels of the canvas, all from its area so that every picture looks alike."""
 
     letters: Lettering
     line: int

@@ -61,7 +61,6 @@ class ObjectScores:
         box_score: geometric mean of the four coordinate confidences.
         label_score: product of the label's token probabilities; None without a label.
         mask_score: geometric mean of the codeword probabilities; None without a mask.
-        score: product of the parts that exist.
         expected_yxyx: mean of each coordinate's bin distribution, in bins; None where the
             distribution is unknown.
         std_yxyx: standard deviation of the same distribution, in bins.
@@ -118,7 +117,6 @@ class TextAnswer:
     """An answer in words with its confidence; `str` and a notebook show the text.
 
     Attributes:
-        text: the decoded answer.
         score: product of the token probabilities up to and including the end token, or None.
         token_logprobs: log-probability of each of these tokens.
     """
@@ -148,7 +146,6 @@ class Detection:
     """One object found in an image.
 
     Attributes:
-        label: label that the model wrote, or None.
         box_yxyx: the emitted box, normalised; kept as emitted even if swapped or empty.
         image_wh: width and height of the image, pixels.
         score: confidence in [0, 1], or None; the product of `box_score`, `label_score` and
@@ -156,7 +153,6 @@ class Detection:
         box_expected_yxyx: mean of the model's distribution over bins, finer than one bin, or None.
         box_std_yxyx: standard deviation of that distribution, normalised as the box is.
         codes: the sixteen mask codewords, or None.
-        region: the decoded mask, or None.
     """
 
     label: str | None

@@ -38,7 +38,6 @@ class MaskCodecConfig:
     Attributes:
         channels: widths of the three outer convolution stages, from 32x32 down to 8x8.
         hidden: width at 4x4, and of the residual blocks.
-        code_dim: width of one codeword.
         num_codes: rows of the codebook; the vocabulary has 128 `<seg>` tokens.
     """
 

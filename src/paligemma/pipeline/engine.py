@@ -48,12 +48,9 @@ class Request:
     """One prompt to be answered.
 
     Attributes:
-        row: the prompt as tokens.
         soft_tokens: float[1, F*I, D] from `Engine.encode`, or None for text alone. Requests may
             share a picture.
-        decoder: how the answer is written.
         best_of: number of drawn answers from which the most probable is kept.
-        constraint: grammar of the answer, or None.
     """
 
     row: TokenRow
@@ -82,7 +79,6 @@ class Written:
 
     Attributes:
         record: ids with their log-probabilities, end token included.
-        logprob: sum of the log-probabilities.
         is_cut: whether a larger bound would have given another answer, see `Generation.cut`.
     """
 
@@ -92,12 +88,7 @@ class Written:
 
 
 class Engine:
-    """Runs one model in the precision that it was loaded for.
-
-    Args:
-        model: on its device.
-        settings: how it computes.
-    """
+    """Runs one model in the precision that it was loaded for."""
 
     def __init__(self, model: PaliGemmaModel, settings: RunSettings) -> None:
         self.model = model
@@ -139,7 +130,6 @@ class Engine:
         batch have pictures of one size, prompts of like length and the same way of decoding.
 
         Args:
-            requests: prompts with their pictures.
             max_rows: most rows that are decoded together; None is `MAX_ROWS`, and fewer where these
                 would have more than `MAX_PREFIX_TOKENS`.
 

@@ -117,10 +117,7 @@ class Pretrained:
     """A loaded model and what belongs to it.
 
     Attributes:
-        model: in evaluation mode, on its device.
-        processor: the model's processor.
         mask_codec: file of the mask codec, read when first needed; None where there is none.
-        settings: how the model computes.
     """
 
     model: PaliGemmaModel
@@ -134,7 +131,6 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
 
     Args:
         name: "tiny", a hub id such as "google/paligemma2-3b-mix-448", a folder, or an .npz.
-        options: how to load it.
 
     Raises:
         PaliGemmaError: unknown name, files that do not fit, or an option out of its range.

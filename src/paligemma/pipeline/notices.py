@@ -34,7 +34,6 @@ def warn_of_missing_masks(found: Detections, *, has_codec: bool) -> None:
     """Warn of objects of a segment prompt that came as boxes alone.
 
     Args:
-        found: the objects.
         has_codec: whether codewords were decoded; a missing codec has its own warning.
     """
     num_maskless = sum((item.region if has_codec else item.codes) is None for item in found)

@@ -178,8 +178,6 @@ class AnswerOptions:
         """The options of the decoder that these options name.
 
         Args:
-            settings: settings of the model that will answer.
-            vocab: the model's vocabulary.
             max_new_tokens: bound of the answer where the user gave none.
 
         Raises:
@@ -218,10 +216,6 @@ class AnswerOptions:
 def chosen(kind: type[Options], keywords: Mapping[str, Any]) -> Options:
     """Options from the keywords of a method.
 
-    Args:
-        kind: a dataclass of options.
-        keywords: what the user passed.
-
     Raises:
         ConfigError: an unknown option; the error names the nearest ones. Values are checked by
             `kind`.
@@ -255,13 +249,7 @@ def _require_known(keywords: Mapping[str, Any], known: list[str]) -> None:
 def object_grammar(
     vocab: Vocab, encode: Callable[[str], list[int]], asked: ObjectPrompt
 ) -> ObjectGrammar:
-    """The grammar of the option `constrain`.
-
-    Args:
-        vocab: the model's vocabulary.
-        encode: tokenizer's function from text to ids.
-        asked: task and labels of the prompt.
-    """
+    """The grammar of the option `constrain`."""
     return ObjectGrammar(
         vocab=vocab,
         labels=[encode(f" {label}") for label in asked.labels],

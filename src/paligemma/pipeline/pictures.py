@@ -41,7 +41,6 @@ class EncodedImage:
     Attributes:
         soft_tokens: float[1, F*I, D].
         image_wh: width and height of the (first) picture, pixels.
-        owner: the model that encoded it, and that answers.
         picture: uint8[H, W, 3], the (first) picture itself; None where it came as prepared pixels.
     """
 
@@ -67,9 +66,6 @@ def encode_pictures(
 
     Args:
         images: pictures, lists of frames, prepared pixels or encoded images.
-        engine: runs the model.
-        processor: the model's processor.
-        owner: the model that the results belong to.
 
     Raises:
         ImageError: a bad picture, or an image that another model encoded.

@@ -11,7 +11,6 @@ def checked(steps: Iterable[Step], on_cut: Callable[[], None]) -> Iterator[Step]
     """The steps of a single row, with the error and the report that a whole answer would give.
 
     Args:
-        steps: steps of `generate.stream`.
         on_cut: called after the last step where the bound cut the answer.
 
     Raises:
@@ -29,7 +28,6 @@ def text_pieces(steps: Iterable[Step], decode: Callable[[Sequence[int]], str]) -
     """Pieces of text; a character of several tokens comes whole.
 
     Args:
-        steps: steps of a single row.
         decode: text of ids, up to the end token.
     """
     ids: list[int] = []

@@ -242,7 +242,6 @@ def draw_sign(
     Args:
         text: printable ASCII, 1..12 characters.
         cap_px: height of the capitals in pixels.
-        face: font, one of FONTS.
 
     Returns:
         A patch whose mask is the whole plate, with a box for each character.

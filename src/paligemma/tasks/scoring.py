@@ -103,7 +103,6 @@ def submit_rows(
 
     Args:
         key: name of the field with the example's id, a whole number where it has digits alone.
-        answer: name of the field with the answer.
     """
     return [
         {key: int(one.id) if one.id.isdecimal() else one.id, answer: said.text}

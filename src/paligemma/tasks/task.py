@@ -53,7 +53,6 @@ class PublishedKey:
     """Place of a figure of this task in `published_scores.json`.
 
     Attributes:
-        measure: our name of the figure.
         task, split, metric: names in the records, which spell one benchmark in several ways.
         our_split: our split with which it is comparable; None where only a test server gives it.
     """
@@ -96,10 +95,7 @@ class Task:
         family: page of the documentation: captions, answers, documents, remote-sensing, pairs,
             video, grounding, robustness, structure.
         splits: splits that can be scored from files on disk; the first is the reported one.
-        headline: name of the measure that tables print.
-        reader: streams the examples of one split, see `read`.
         score: computes the figures of examples and their predictions, the headline first.
-        traps: sentences on what people get wrong.
         transfer: name of the published transfer recipe whose model answers it.
         is_zero_shot: whether that model was trained on another task.
         asking_for: gives the asking of one example, where a benchmark mixes kinds; None asks all

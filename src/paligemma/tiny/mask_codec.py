@@ -47,12 +47,10 @@ class MaskCodecTraining:
         num_masks: number of masks that are drawn once and then shown repeatedly, 1..1_000_000.
         canvas_px: sides of the square scenes from which masks are cut, in turn.
         learning_rate: peak learning rate; the warm-up is linear and the decay a cosine.
-        warmup_steps: length of the warm-up.
         commitment: factor of the commitment loss.
         decay: share of the old codebook average that a step keeps, 0..1.
         reseed_below: uses a batch below which a codeword is moved onto a latent; 0 moves none.
         reseed_share: share of the run during which codewords are moved, 0..1.
-        report_every: number of steps between two reports.
         seed: seed of the weights and of the order of the masks.
 
     Raises:
@@ -172,7 +170,6 @@ def train_mask_codec(
 
     Args:
         masks: training masks; drawn by the options if None.
-        on_step: called every `report_every` steps and after the last one.
 
     Returns:
         The codec in evaluation mode, float32.
@@ -264,7 +261,6 @@ def measure_mask_codec(
     """Measure how well a codec rebuilds masks and how hard its codewords are to predict.
 
     Args:
-        codec: the codec.
         data: masks that it was not trained on.
         shifted: the same objects cut out by boxes that are moved by a pixel; needed for `stable`.
 

@@ -40,8 +40,6 @@ class SceneObjective(nn.Module):
     """Loss of one batch of scenes: the original's loss on text and weighted auxiliary losses.
 
     Args:
-        vision_width: width of the image tower.
-        text_width: width of the decoder.
         weights: factors of the auxiliary losses. A head exists where its factor is above 0, and
             needs a batch with its targets; the patch heads always exist.
     """
@@ -161,7 +159,6 @@ class _Watched:
     """A context that keeps the output of one block of the decoder, never that of the last one.
 
     Args:
-        model: the model whose decoder runs within the context.
         share: share of the decoder's blocks, after which the output is kept.
     """
 

@@ -45,7 +45,6 @@ class Stage:
         total_steps: length of the learning-rate schedule in steps.
         stop_at: step after which the next stage takes over, before the schedule has ended; None
             runs the whole schedule.
-        num_scenes: pictures a step.
         prompts_per_scene: prompts for each picture; 0 trains the image tower alone.
         lr: peak learning rate.
         warmup_steps: length of the linear warm-up.

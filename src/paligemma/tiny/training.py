@@ -111,8 +111,6 @@ def run_stage(
         codec: mask codec that writes the targets of segmentation; None where nothing is segmented.
         before: checkpoint of the stage before, or None to start from `init_tiny`.
         seed: first scene seed of this stage, and seed of the objective's new heads.
-        settings: what else must be equal for the stage to resume.
-        num_workers: processes that draw the batches.
     """
     with torch.random.fork_rng(devices=[]):
         # The heads of the objective draw their weights from torch's global generator.

@@ -29,7 +29,6 @@ class TrainState:
     """Everything that an interrupted run needs to continue.
 
     Attributes:
-        model: the model in training.
         objective: the objective, whose parameters are trained beside the model's; may have none.
         optimizer: the optimiser, which holds the moments and the number of updates done.
     """
@@ -52,8 +51,6 @@ def save_checkpoint(
     """Write `folder/step_NNNNNNN` and delete all checkpoints but the newest.
 
     Args:
-        folder: folder of the run.
-        state: what is written.
         meta: configuration of the run, stored as JSON; a run that resumes must have the same.
         keep: number of checkpoints that stay.
 
@@ -96,8 +93,6 @@ def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> None
     """Load a checkpoint into the model, the objective and the optimiser.
 
     Args:
-        path: folder of the checkpoint.
-        state: changed in place.
         meta: configuration of the run that resumes.
 
     Raises:

@@ -46,7 +46,6 @@ def batches(source: BatchSource[Made], first: int, total: int, num_workers: int)
     """Yield the batches of the steps `first`..`total - 1` in order.
 
     Args:
-        source: makes the batches.
         first: first step, counted from 0.
         total: step before which the batches end.
         num_workers: processes that make batches ahead of need; 0 makes them in this process.

@@ -38,7 +38,6 @@ class LoopOptions:
         log_every: number of steps that are averaged into one line of metrics.jsonl.
         save_every: number of steps between checkpoints.
         num_workers: number of processes that make batches; 0 makes them in this process.
-        progress: show a bar on standard error.
     """
 
     total_steps: int
@@ -65,11 +64,9 @@ def train(
     warning loses at most `save_every` steps and repeats them on the same data.
 
     Args:
-        model: the model, trained in place.
         objective: a module that is called with the model and a batch and returns the loss
             float32[] and a dict of scalars to log; its parameters are trained beside the model's.
         source: makes the batches, of any type that the objective takes.
-        optim: the update rule.
         options: length of the run, and how often it logs and saves.
         folder: folder of the checkpoints and of metrics.jsonl.
         settings: what else must be equal for a run to resume, such as data and seed; stored as

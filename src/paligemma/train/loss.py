@@ -91,7 +91,6 @@ def training_loss(
     """Compute the loss of a training batch: a mean over tokens, then over examples.
 
     Args:
-        model: the model in training.
         batch: rows of text_len + 1 tokens with mask_loss. mask_input is not used, because padding
             opens autoregressive steps of its own.
         label_smoothing: as in `token_losses`.
@@ -117,7 +116,6 @@ def perplexity(model: PaliGemmaModel, batch: Batch, *, average: bool = True) -> 
     """Compute the negative log-likelihood of the supervised tokens, in nats and not smoothed.
 
     Args:
-        model: the model to measure.
         batch: rows of text_len + 1 tokens. Without mask_loss every position counts, padding
             included, as in the original.
         average: divide by the number of supervised tokens; otherwise return the sum.

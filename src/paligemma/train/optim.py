@@ -160,8 +160,6 @@ class Optimizer:
         """Sort the parameters into groups.
 
         Args:
-            model: the model; its parameters stay on their device.
-            config: the update rule.
             total_steps: number of updates in the whole run.
             batch_size: examples an update, which durations in examples or epochs need.
             data_size: examples an epoch, which durations in epochs need.

@@ -172,7 +172,6 @@ def learning_rate_schedule(
     """Build the factor as a pure function of the step.
 
     Args:
-        config: shape of the schedule.
         total_steps: length of the run.
         batch_size: examples a step; durations in examples or epochs need it.
         data_size: examples an epoch, summed over the sources of a mixture; epochs need it.

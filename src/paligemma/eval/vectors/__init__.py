@@ -101,11 +101,7 @@ def check_vectors(path: Path | str) -> list[VectorResult]:
 
 
 def read_vectors(path: Path | str) -> list[Vector]:
-    """The vectors of a file, checked for form.
-
-    Raises:
-        DataError: see `check_vectors`.
-    """
+    """The vectors of a file, checked for form."""
     path = Path(path)
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -126,12 +122,7 @@ def read_vectors(path: Path | str) -> list[Vector]:
 
 
 def check_vector(vector: Vector, known: Mapping[str, Check] | None = None) -> VectorResult:
-    """Compute one vector and compare; see `check_vectors`.
-
-    Args:
-        vector: vector of the form in the module's docstring.
-        known: checks by metric; those of `checks` by default.
-    """
+    """Compute one vector and compare; see `check_vectors`."""
     check = (checks() if known is None else known).get(vector["metric"])
     found: Any = None
     difference, problem = math.nan, f"no metric here is named {vector['metric']!r}"

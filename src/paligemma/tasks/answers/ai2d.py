@@ -35,7 +35,6 @@ class PaintedLabel:
 
     Attributes:
         corners_xy: left upper and right lower corner, in pixels.
-        text: text of the label, printed as large as fits.
     """
 
     corners_xy: tuple[Corner, Corner]

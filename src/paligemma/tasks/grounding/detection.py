@@ -39,7 +39,6 @@ class DetectionFiles:
         splits: name of each of our splits in the files.
         annotations: places of the annotation file below the data folder, the official one first.
         pictures: places of the folder of pictures, likewise.
-        beside: whether pictures may also lie beside the annotation file.
     """
 
     name: str

@@ -56,7 +56,6 @@ class Ref:
     """One object that people described.
 
     Attributes:
-        split: "train", "val", "test", "testA" or "testB".
         sentences: (sent_id, sentence) of each description.
     """
 

@@ -31,9 +31,6 @@ def score_mmvp(
     """Compute paired accuracy; an answer is right that names the right option by the rule.
 
     A pair is left out where the sample holds only one of its questions.
-
-    Raises:
-        DataError: no whole pair.
     """
     pairs = [one.unit or one.id for one in examples]
     num = Counter(pairs)

@@ -86,11 +86,7 @@ def scene_suffix(
     codec: MaskCodec,
     locate: Callable[[Box], Box] = _in_place,
 ) -> str:
-    """Write the true answer: text, or boxes and masks as location and mask tokens.
-
-    Args:
-        locate: see `scene_prefix`.
-    """
+    """Write the true answer: text, or boxes and masks as location and mask tokens."""
     if example.suffix is not None:
         return example.suffix
     boxes = [scene.objects[k].box_yxyx for k in example.objects]
@@ -174,9 +170,6 @@ def scenes_task(
     Args:
         seed: seed of the benchmark; every seed has its own pictures.
         size_px: side of the drawn pictures.
-
-    Raises:
-        ConfigError: a number is out of bounds, or a kind is unknown.
     """
     if not 1 <= limit <= MAX_SCENES:
         raise ConfigError(f"limit must lie in 1..{MAX_SCENES} pictures, got {limit}")

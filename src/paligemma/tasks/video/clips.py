@@ -39,8 +39,6 @@ class Clip:
 
     Attributes:
         path: a folder with one picture a frame, in the order of their names, or a video file.
-        num_frames: number of frames shown.
-        stride: distance between them, in stored frames.
         start_s, end_s: bounds of the segment; the whole video if `end_s` is None.
         duration_s: duration of the whole video, by which a segment is found in a folder of frames.
     """
