@@ -108,6 +108,7 @@ class TextConfig:
             transformers uses 4096 for Gemma 2.
         norm_eps: constant under the root of every norm.
         rope_theta: base of the rotary angles.
+        tied_head: whether the embedding table is the output head too, as in every release.
     """
 
     width: int
@@ -123,6 +124,7 @@ class TextConfig:
     sliding_window: int | None
     norm_eps: float
     rope_theta: float
+    tied_head: bool = True
 
     def __post_init__(self) -> None:
         _require_sizes(self, "width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")

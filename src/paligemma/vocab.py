@@ -27,6 +27,8 @@ class Vocab:
         sep: id of the separator behind the prompt.
         loc0: id of the first of `NUM_LOC` location tokens; negative if there are none.
         seg0: id of the first of `NUM_SEG` mask codewords; negative if there are none.
+        image: id of transformers' `<image>` where tokens of a fine-tune follow it; None where it
+            has the id `size`.
     """
 
     size: int
@@ -36,6 +38,7 @@ class Vocab:
     sep: int
     loc0: int
     seg0: int
+    image: int | None = None
 
     def __post_init__(self) -> None:
         highest = max(self.pad, self.eos, self.bos, self.sep, self.loc0 + NUM_LOC - 1)

@@ -14,6 +14,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_json import hub_json
 
 from paligemma.errors import MissingExtraError, PromptError, TokenizerError
 from paligemma.processing import tokenizer as tokenizer_module
@@ -60,36 +61,6 @@ def raw_model(path: Path) -> bytes:
     tail = append_object_pieces(b"")
     assert model.endswith(tail)
     return model[: -len(tail)]
-
-
-def hub_json(source: Tokenizer, path: Path) -> Path:
-    """The same vocabulary as a tokenizer.json: merges are all splits, in the order of ids."""
-    from tokenizers import AddedToken, decoders, models, normalizers
-    from tokenizers import Tokenizer as HubTokenizer
-
-    pieces = [source.piece(token) for token in range(source.vocab.size)]
-    ids = {piece: token for token, piece in enumerate(pieces)}
-    learned = pieces[5 : source.vocab.loc0]
-    merges = [
-        (piece[:cut], piece[cut:])
-        for piece in learned
-        for cut in range(1, len(piece))
-        if piece[:cut] in learned and piece[cut:] in learned
-    ]
-    hub = HubTokenizer(models.BPE(vocab=ids, merges=merges, unk_token="<unk>", fuse_unk=True))
-    hub.normalizer = normalizers.Replace(" ", "▁")
-    hub.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
-    hub.add_tokens([AddedToken("\n", normalized=False)])
-    hub.add_special_tokens([AddedToken(piece, normalized=False) for piece in pieces[:4]])
-    # Location pieces as plain added tokens, mask pieces wrongly marked special: both are met.
-    hub.add_tokens([AddedToken(piece, normalized=False) for piece in object_pieces()[:1024]])
-    hub.add_special_tokens(
-        [AddedToken(piece, normalized=False) for piece in object_pieces()[1024:]]
-    )
-    hub.add_special_tokens([AddedToken("<image>", normalized=False)])
-    hub.enable_truncation(max_length=3)
-    hub.save(str(path))
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -362,3 +333,69 @@ def test_the_hub_file_marks_special_pieces_that_text_may_hold(
     }
     assert added["<seg000>"]
     assert not added["<loc0000>"]  # otherwise the agreement above would not cover both cases
+
+
+REGEX = {"Regex": "(a|a)*$"}
+DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+HOSTILE = {
+    "regex": {"normalizer": {"type": "Replace", "pattern": REGEX, "content": ""}},
+    "doubling": {"normalizer": {"type": "Sequence", "normalizers": [DOUBLE] * 40}},
+    "many steps": {
+        "normalizer": {"type": "Sequence", "normalizers": [DOUBLE | {"content": "b"}] * 17}
+    },
+    "charsmap": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "split": {"pre_tokenizer": {"type": "Split", "pattern": REGEX, "behavior": "Isolated"}},
+    "decoder": {"decoder": {"type": "Replace", "pattern": REGEX, "content": "b"}},
+    "empty": {"normalizer": DOUBLE | {"pattern": {"String": ""}, "content": ""}},
+    "unigram": {"model": {"type": "Unigram", "vocab": []}},
+    "deep": {"x": json.loads("[" * 90 + "]" * 90)},
+    "number": {"x": 10**400},
+    "ids": {"added_tokens": [{"id": "7", "content": "a"}]},
+    "tokens": {"added_tokens": 7},
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_a_tokenizer_json_with_steps_without_bounds_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path, change: dict[str, object]
+) -> None:
+    path = hub_json(tokenizer, tmp_path / "tokenizer.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(TokenizerError, match=r"cannot be read as one .*; download it again"):
+        Tokenizer.from_file(path)
+
+
+def test_chance_and_templates_of_a_tokenizer_json_are_left_out(
+    tokenizer: Tokenizer, hub_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = hub_json(tokenizer, tmp_path / "tokenizer.json")
+    body = json.loads(path.read_text())
+    body["model"]["dropout"] = 0.9
+    body["post_processor"] = {"type": "TemplateProcessing", "single": "what?"}
+    path.write_text(json.dumps(body))
+    assert [Tokenizer.from_file(path).encode(t) for t in TEXTS] == list(
+        map(hub_tokenizer.encode, TEXTS)
+    )
+
+
+def test_a_panic_of_the_library_is_a_sentence(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tokenizers
+
+    class PanicException(BaseException):
+        """As PyO3 raises it."""
+
+    def raising(error: BaseException) -> object:
+        def from_str(_: str) -> object:
+            raise error
+
+        return type("Tokenizer", (), {"from_str": staticmethod(from_str)})
+
+    path = hub_json(tokenizer, tmp_path / "tokenizer.json")
+    monkeypatch.setattr(tokenizers, "Tokenizer", raising(PanicException("index out of bounds")))
+    with pytest.raises(TokenizerError, match=r"\(index out of bounds\); download it again"):
+        Tokenizer.from_file(path)
+    monkeypatch.setattr(tokenizers, "Tokenizer", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        Tokenizer.from_file(path)

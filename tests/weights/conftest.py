@@ -49,7 +49,7 @@ def _model(config: PaliGemmaConfig, seed: int = 0) -> PaliGemmaModel:
         # Attention scores of the decoder reach 60 (generation 1) and 67 (2), the cap being 50.
         scores = name.endswith(("q.weight", "k.weight"))
         std = (0.6 if name.startswith("text.") else 0.4) if scores else 0.2
-        if name == "text.embed.weight":
+        if name in ("text.embed.weight", "text.embed.head"):
             std = 0.1  # or the tied head repeats one token for ever
         with torch.no_grad():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

@@ -238,16 +238,54 @@ def test_a_published_table_of_more_rows_than_padding_explains_is_misshaped(
 
 
 @pytest.mark.parametrize("key", ["language_model.lm_head.weight", "lm_head.weight"])
-def test_a_tied_head_may_be_stored_and_must_equal_the_table(
-    make_config, make_model, tmp_path: Path, key: str
+def test_a_head_is_a_table_of_its_own_only_where_a_token_s_row_differs(
+    make_config, make_model, tmp_path: Path, caplog, key: str
 ) -> None:
     model = make_model(make_config(2))
-    save_model(model, tmp_path / "hf")
-    table = model.text.embed.weight.detach()
-    rewrite(tmp_path / "hf", lambda t: t.update({key: table.clone()}))
-    assert same(load_model(tmp_path / "hf"), model)
-    rewrite(tmp_path / "hf", lambda t: t.update({key: table + 1}))
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from .* ties them"):
+    save_model(model, tmp_path / "hf", pad_rows=True)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    table = load_file(tmp_path / "hf" / "model.safetensors")[
+        "language_model.model.embed_tokens.weight"
+    ]
+    assert len(table) == 192
+    for row, is_own in ((191, False), (130, False), (129, True), (77, True)):
+        head = table.clone()
+        head[row] += 1
+        rewrite(tmp_path / "hf", lambda t, head=head: t.update({key: head}))
+        for ties in (True, False):
+            caplog.clear()
+            body = json.dumps(config | {"tie_word_embeddings": ties})
+            (tmp_path / "hf" / "config.json").write_text(body)
+            loaded = load_model(tmp_path / "hf")
+            assert torch.equal(loaded.text.embed.weight, table[:130])
+            assert loaded.config.text.tied_head is not is_own
+            assert ("differs from the embedding in 1 rows" in caplog.text) == (is_own and ties)
+            if is_own:
+                assert torch.equal(loaded.text.embed.head, head[:130])
+
+
+def test_a_head_of_its_own_answers_and_is_saved(make_config, make_model, tmp_path: Path) -> None:
+    model = make_model(make_config(1, tied_head=False))
+    x = torch.ones(1, 32)
+    assert torch.allclose(model.text.logits(x), model.text.embed.head.sum(dim=1))
+    save_model(model, tmp_path / "a", pad_rows=True)
+    convert(tmp_path / "a", tmp_path / "b", spelling="current")
+    for folder in ("a", "b"):
+        loaded = load_model(tmp_path / folder)
+        assert loaded.config == model.config
+        assert same(loaded, model)
+        body = json.loads((tmp_path / folder / "config.json").read_text())
+        assert body["tie_word_embeddings"] is body["text_config"]["tie_word_embeddings"] is False
+    with pytest.raises(CheckpointError, match="this model's head differs; write the layout hf"):
+        convert(tmp_path / "a", tmp_path / "c", layout="npz")
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("left", ["language_model.lm_head.weight", "embed_tokens"])
+def test_an_untied_head_needs_both_tables(make_config, make_model, tmp_path, left: str) -> None:
+    save_model(make_model(make_config(2, tied_head=False)), tmp_path / "hf")
+    rewrite(tmp_path / "hf", lambda t: [t.pop(key) for key in list(t) if left in key])
+    with pytest.raises(CheckpointError, match=r"does not tie .* lacks lm_head\.weight or the emb"):
         load_model(tmp_path / "hf")
 
 

@@ -183,3 +183,15 @@ class TiedEmbedding(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """float[..., D] -> float32[..., V]; see `logits_product`."""
         return logits_product(hidden, self.weight)
+
+
+class UntiedEmbedding(TiedEmbedding):
+    """Token embeddings, and an output head that was trained apart from them."""
+
+    def __init__(self, num_tokens: int, width: int) -> None:
+        super().__init__(num_tokens, width)
+        self.head = nn.Parameter(torch.empty(num_tokens, width))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float[..., D] -> float32[..., V]; see `logits_product`."""
+        return logits_product(hidden, self.head)

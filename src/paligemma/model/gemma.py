@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from paligemma.config import TextConfig
 from paligemma.kernels.attention import attend
-from paligemma.kernels.linear import Linear, TiedEmbedding
+from paligemma.kernels.linear import Linear, TiedEmbedding, UntiedEmbedding
 from paligemma.model.attention import apply_rope, rope_tables, sliding_window_mask
 from paligemma.model.kv_cache import KVCache
 
@@ -120,12 +120,13 @@ class Block(nn.Module):
 
 
 class Gemma(nn.Module):
-    """Token embedding, decoder blocks, final norm and tied output head."""
+    """Token embedding, decoder blocks, final norm and output head, usually the embedding."""
 
     def __init__(self, config: TextConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
-        self.embed = TiedEmbedding(vocab_size, config.width)
+        layer = TiedEmbedding if config.tied_head else UntiedEmbedding
+        self.embed = layer(vocab_size, config.width)
         # Factor on text embeddings; `set_embed_scale` rounds it to the checkpoint's dtype.
         self.embed_scale = config.width**0.5
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))

@@ -203,7 +203,7 @@ def init_weights(model: PaliGemmaModel, seed: int = 0) -> None:
                 value.fill_(1.0)
         elif name == "vision.pos_embedding":
             value.normal_(std=model.config.vision.width**-0.5, generator=generator)
-        elif name == "text.embed.weight":
+        elif name in ("text.embed.weight", "text.embed.head"):
             value.normal_(std=model.config.text.width**-0.5, generator=generator)
         elif name.startswith("text.") and value.ndim == 2:
             # 0.87962566 is the standard deviation of a unit normal cut at two deviations.

@@ -14,7 +14,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from paligemma import json_file
 from paligemma.errors import MissingExtraError, PromptError, TokenizerError
+from paligemma.processing.added_tokens import (
+    ADDED_NAME,
+    IMAGE_PIECE,
+    MAX_JSON_BYTES,
+    AddedPattern,
+    AddedToken,
+    added_tokens,
+)
+from paligemma.processing.hub_json import vetted
 from paligemma.processing.sentencepiece_model import (
     BOS_PIECE,
     EOS_PIECE,
@@ -25,8 +35,8 @@ from paligemma.processing.sentencepiece_model import (
     object_pieces,
 )
 from paligemma.vocab import NUM_LOC, NUM_SEG, Vocab
+from paligemma.whole_file import write_json
 
-IMAGE_PIECE = "<image>"  # added by transformers after the last id; no part of the vocabulary
 CONTROL_PIECES = (PAD_PIECE, EOS_PIECE, BOS_PIECE, IMAGE_PIECE)
 MAX_FILE_BYTES = 128 << 20
 _REMEDY = "use the tokenizer that was published with the checkpoint"
@@ -52,10 +62,17 @@ class _Backend(Protocol):
 class _SentencePiece:
     file_name = "tokenizer.model"
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, listed: Sequence[AddedToken] = ()) -> None:
+        self._ids: dict[str, int] = {}
         self._processor = self._load(model)
         if self.find("<loc0000>") is None:
             self._processor = self._load(append_object_pieces(model))
+        self._num_pieces = self._processor.get_piece_size()
+        added = [token for token in listed if token.id >= self._num_pieces]
+        self.added = {token.id: token.text for token in added}
+        self._ids |= {token.text: token.id for token in added}
+        typed = [token for token in added if token.text not in CONTROL_PIECES]
+        self._pattern = AddedPattern(typed) if typed else None
 
     @staticmethod
     def _load(model: bytes) -> Any:
@@ -67,18 +84,31 @@ class _SentencePiece:
 
     @property
     def size(self) -> int:
-        return self._processor.get_piece_size()
+        return max((self._num_pieces - 1, *self.added)) + 1
 
     def encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+        if self._pattern is None:
+            return self._processor.encode(text)
+        ids: list[int] = []
+        for part in self._pattern.split(text):
+            ids += [part] if isinstance(part, int) else self._processor.encode(part)
+        return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self._processor.decode(ids)
+        runs = itertools.groupby(ids, key=lambda token: token < self._num_pieces)
+        return "".join(
+            self._processor.decode(list(run)) if ordinary else "".join(map(self.piece, run))
+            for ordinary, run in runs
+        )
 
     def piece(self, token: int) -> str:
+        if token >= self._num_pieces:
+            return self.added.get(token, "")
         return self._processor.id_to_piece(token)
 
     def find(self, piece: str) -> int | None:
+        if piece in self._ids:
+            return self._ids[piece]
         token = self._processor.piece_to_id(piece)  # unk for what it does not know
         return token if self._processor.id_to_piece(token) == piece else None
 
@@ -97,22 +127,20 @@ class _HubJson:
                 "tokenizer.json needs the package `tokenizers`, which is not installed; "
                 "run pip install 'paligemma[hub]' or place tokenizer.model beside it"
             ) from error
-        self._tokenizer = tokenizers.Tokenizer.from_str(self._only_controls_special(text))
+        content = vetted(json_file.parse_json(text))
+        listed = content["added_tokens"]
+        self._num_ids = max((token["id"] for token in listed), default=-1) + 1
+        # Hub files mark some pieces as special that SentencePiece matches in text; undo that.
+        for token in listed:
+            token["special"] = token["content"] in (*CONTROL_PIECES, UNK_PIECE)
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
         self._tokenizer.encode_special_tokens = True  # a typed special token is ordinary text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
-    @staticmethod
-    def _only_controls_special(text: str) -> str:
-        """Hub files mark some pieces as special that SentencePiece matches in text; undo that."""
-        content = json.loads(text)
-        for token in content.get("added_tokens", []):
-            token["special"] = token["content"] in (*CONTROL_PIECES, UNK_PIECE)
-        return json.dumps(content)
-
     @property
     def size(self) -> int:
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+        return max(self._tokenizer.get_vocab_size(with_added_tokens=True), self._num_ids)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -153,14 +181,17 @@ class Tokenizer:
             MissingExtraError: a tokenizer.json without the `tokenizers` package.
         """
         path = Path(path)
-        data = _read_bounded(path)
+        data = _read_bounded(path, MAX_JSON_BYTES if path.suffix == ".json" else MAX_FILE_BYTES)
         try:
             if path.suffix == ".json":
                 return cls(_HubJson(data.decode()))
-            return cls(_SentencePiece(data))
+            return cls(_SentencePiece(data, added_tokens(path.parent)))
         except (TokenizerError, MissingExtraError):
             raise
-        except Exception as error:  # both libraries raise bare Exception or RuntimeError
+        # Both libraries raise bare Exception or RuntimeError; a panic of Rust is no Exception.
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise TokenizerError(
                 f"a tokenizer must be a SentencePiece model or a tokenizer.json, "
                 f"but {path} cannot be read as one ({str(error)[:200]}); download it again"
@@ -226,9 +257,15 @@ class Tokenizer:
             )
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the file the tokenizer was read from, object pieces included, into a folder."""
+        """Writes the file the tokenizer was read from, object pieces included, into a folder.
+
+        Tokens that a SentencePiece model cannot hold go into added_tokens.json beside it.
+        """
         path = Path(folder) / self._backend.file_name
         path.write_bytes(self._backend.to_bytes())
+        if isinstance(self._backend, _SentencePiece) and self._backend.added:
+            names = {text: token for token, text in self._backend.added.items()}
+            write_json(path.with_name(ADDED_NAME), names)
         return path
 
     def _require_known(self, token: int) -> None:
@@ -261,12 +298,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     )
 
 
-def _read_bounded(path: Path) -> bytes:
+def _read_bounded(path: Path, max_bytes: int) -> bytes:
     try:
         size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
+        if size > max_bytes:
             raise TokenizerError(
-                f"a tokenizer file may have {MAX_FILE_BYTES} bytes, {path} has {size}; "
+                f"this tokenizer file may have {max_bytes} bytes, {path} has {size}; "
                 "Gemma's has 4 to 35 million"
             )
         return path.read_bytes()
@@ -294,7 +331,10 @@ def _find_vocab(backend: _Backend) -> Vocab:
     size = backend.size
     while backend.piece(size - 1) == IMAGE_PIECE:  # an id of transformers, not of the model
         size -= 1
-    return Vocab(size=size, **special)
+    image = backend.find(IMAGE_PIECE)
+    if image is not None and image >= size:
+        image = None
+    return Vocab(size=size, image=image, **special)
 
 
 def _find_piece(backend: _Backend, piece: str) -> int:

@@ -29,8 +29,9 @@ from paligemma.weights.catalog import resolve
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hashes import sha256, stated_hashes
 from paligemma.weights.hf import HFReader
-from paligemma.weights.load import load_model, open_weights, read_config
+from paligemma.weights.load import load_model, open_weights, read_config, unnamed_rows
 from paligemma.weights.model_files import Checkpoint
+from paligemma.weights.shapes import few
 
 Level = Literal["ok", "warning", "error"]
 _MAX_PER_CHECK = 20
@@ -310,6 +311,10 @@ def _check_tokenizer(seen: _Examination) -> Iterator[tuple[Level, str]]:
         "ok",
         f"{vocab.size:,} pieces, {ids}, locations from {vocab.loc0}, masks from {vocab.seg0}",
     )
+    if vocab.image is not None:
+        first = vocab.image + 1
+        names = [tokenizer.piece(token) for token in range(first, vocab.size)]
+        yield "ok", f"{len(names)} tokens of a fine-tune from {first} on: {few(names)}"
     if vocab.size < seen.config.vocab.size:
         spare = seen.config.vocab.size - vocab.size
         yield "warning", f"{spare} embedding rows have no piece; the model could answer with them"
@@ -318,9 +323,14 @@ def _check_tokenizer(seen: _Examination) -> Iterator[tuple[Level, str]]:
 def _check_embeddings(seen: _Examination) -> Iterator[tuple[Level, str]]:
     vocab = seen.config.vocab
     table = _table(seen)
-    if isinstance(seen.reader, HFReader) and seen.reader.num_rows > vocab.size:
+    unnamed = unnamed_rows(seen.reader, seen.config)
+    if unnamed:
+        yield "warning", unnamed
+    elif isinstance(seen.reader, HFReader) and seen.reader.num_rows > vocab.size:
         extra = seen.reader.num_rows - vocab.size
         yield "ok", f"{extra} rows after the vocabulary are transformers' padding and are not used"
+    if not seen.config.text.tied_head:
+        yield "ok", "the output head was trained apart from the embedding table and is used"
     if vocab.has_objects:
         for what, first, count in (
             ("location", vocab.loc0, NUM_LOC),

@@ -30,8 +30,10 @@ Spelling = Literal["published", "current"]
 SPELLINGS: tuple[Spelling, ...] = ("published", "current")
 # transformers appends rows for `<image>` and pads to a multiple of 64.
 ROW_MULTIPLE = 64
+_ROWS_AT_ONCE = 1 << 13
 _EMBED = "language_model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
+TABLES = ("text.embed.weight", "text.embed.head")
 _PATCH = "vision_tower.embeddings.patch_embedding.weight"
 # A key that every spelling has once and no other model is likely to have.
 _ANCHOR = "multi_modal_projector.linear.weight"
@@ -94,6 +96,8 @@ def bare_name(torch_name: str, generation: int) -> str:
     """
     if torch_name == "vision.pos_embedding":
         return _VISION + "embeddings.position_embedding.weight"
+    if torch_name == "text.embed.head":
+        return _HEAD
     module, leaf = torch_name.rsplit(".", 1)
     layer = re.search(_LAYER, torch_name)
     if layer:
@@ -145,7 +149,7 @@ def from_file(torch_name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor
     if torch_name == "vision.pos_embedding":
         return tensor[None]
     # Rows of the table beyond the vocabulary are padding of transformers.
-    return tensor[: shape[0]] if torch_name == "text.embed.weight" else tensor
+    return tensor[: shape[0]] if torch_name in TABLES else tensor
 
 
 def foreign_prefix(keys: Iterable[str]) -> str:
@@ -251,6 +255,17 @@ class HFReader:
         """Rows of the embedding table."""
         return self._shapes[self._table][0]
 
+    @property
+    def has_head(self) -> bool:
+        """Whether the file has an output head beside the embedding table."""
+        return _HEAD in self._keys and self._table != _HEAD
+
+    def num_unnamed(self, config: PaliGemmaConfig) -> int:
+        """Rows behind the last token that no padding explains: not to the next multiple of 64."""
+        first = config.vocab.size + (config.vocab.image is None)
+        padded = -(-first // ROW_MULTIPLE) * ROW_MULTIPLE
+        return 0 if self.num_rows in (first - 1, first, padded) else self.num_rows - first
+
     def dtypes(self) -> set[torch.dtype]:
         return set(self._dtypes.values())
 
@@ -264,7 +279,9 @@ class HFReader:
         if self._table in found:
             found[_EMBED] = found.pop(self._table)
         rows = found.get(_EMBED, (0,))[0]
-        if config.vocab.size < rows <= config.vocab.size + ROW_MULTIPLE:
+        # Rows behind the last token are padding; without tokens of a fine-tune, one for `<image>`.
+        most = config.vocab.size + ROW_MULTIPLE
+        if config.vocab.size < rows and (rows <= most or config.vocab.image is not None):
             wanted[_EMBED] = (rows, config.text.width)
         if _HEAD in found:
             wanted[_HEAD] = wanted[_EMBED]
@@ -273,17 +290,26 @@ class HFReader:
             {spelt[bare]: shape for bare, shape in wanted.items()},
             {spelt[bare]: shape for bare, shape in found.items()},
         )
-        if not problems and _HEAD in found and not self._head_is_tied():
+        if not problems and config.text.tied_head and self.num_apart(config.vocab.size):
             problems.append(
                 f"value: {self._keys[_HEAD]} differs from {self._keys[_EMBED]}, the model ties them"
             )
         return problems
 
-    def _head_is_tied(self) -> bool:
-        """Compare 256 rows over the whole table; all of it would double the loading time."""
-        rows = torch.linspace(0, self.num_rows - 1, 256).long().unique()
-        head, table = (self._shards[k].get_tensor(self._keys[k])[rows] for k in (_HEAD, _EMBED))
-        return torch.equal(head, table)
+    def num_apart(self, num_tokens: int) -> int:
+        """In how many of the first rows head and embedding differ; 0 where they are one table."""
+        if not {_HEAD, _EMBED} <= self._keys.keys():
+            return 0
+        head, table = (self._shards[k].get_slice(self._keys[k]) for k in (_HEAD, _EMBED))
+        if head.get_shape()[1:] != table.get_shape()[1:]:
+            return 0
+        return sum(
+            int((head[rows] != table[rows]).any(dim=1).sum())
+            for rows in (
+                slice(start, min(start + _ROWS_AT_ONCE, num_tokens))
+                for start in range(0, num_tokens, _ROWS_AT_ONCE)
+            )
+        )
 
     def get(self, torch_name: str, config: PaliGemmaConfig) -> Tensor:
         """One parameter; memory-mapped unless its layout differs."""

@@ -242,13 +242,31 @@ def _vocab(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> Vocab:
                     f"{EXTRA}.{name} of config.json must be a token id, got {reprlib.repr(value)}"
                 )
         ids["pad"] = extra["pad"]
-        return Vocab(size=size, sep=extra["sep"], loc0=extra["loc0"], seg0=extra["seg0"], **ids)
-    if size != GEMMA_VOCAB.size:
+        own = Vocab(size=size, sep=extra["sep"], loc0=extra["loc0"], seg0=extra["seg0"], **ids)
+        return with_num_tokens(
+            own, _Fields(EXTRA, extra, {"num_tokens": size}).integer("num_tokens")
+        )
+    if size < GEMMA_VOCAB.size:
         raise ConfigError(
             f"a vocabulary must have {GEMMA_VOCAB.size} ids or state its own in the object "
             f'"{EXTRA}" (pad, sep, loc0, seg0) of config.json, got {size} ids; add that object'
         )
-    return replace(GEMMA_VOCAB, **ids)
+    return replace(GEMMA_VOCAB, size=size, **ids)
+
+
+def with_num_tokens(vocab: Vocab, num_tokens: int) -> Vocab:
+    """The vocabulary with tokens of a fine-tune behind `<image>`, up to so many in all."""
+    if num_tokens <= vocab.size:
+        return vocab
+    image = vocab.size if vocab.image is None else vocab.image
+    return replace(vocab, size=num_tokens, image=image)
+
+
+def is_tied(raw: Mapping[str, Any]) -> bool:
+    """Whether the file ties the output head to the embedding table."""
+    text = raw.get("text_config")
+    stated = [part.get("tie_word_embeddings") for part in (raw, text) if isinstance(part, dict)]
+    return False not in stated
 
 
 def stored_embed_scale(raw: Mapping[str, Any]) -> float | None:
@@ -283,11 +301,11 @@ def hf_config(
         "bos_token_id": vocab.bos,
         "eos_token_id": vocab.eos,
         "pad_token_id": vocab.pad,
-        "image_token_index": vocab.size,
+        "image_token_index": vocab.size if vocab.image is None else vocab.image,
         "vocab_size": num_rows,
         "hidden_size": text.width,
         "projection_dim": text.width,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": text.tied_head,
         "torch_dtype": dtype_name(dtype),
         "text_config": _hf_text(text, num_rows) | {"torch_dtype": dtype_name(dtype)},
         "vision_config": {
@@ -308,6 +326,8 @@ def hf_config(
     extra: dict[str, Any] = {}
     if vocab != GEMMA_VOCAB:
         extra |= {"pad": vocab.pad, "sep": vocab.sep, "loc0": vocab.loc0, "seg0": vocab.seg0}
+    if vocab.image is not None:
+        extra["num_tokens"] = vocab.size
     if not text.post_norms and not math.isclose(text.query_scale, text.head_dim**-0.5):
         extra["query_scale"] = text.query_scale
     if embed_scale is not None and embed_scale != rounded_embed_scale(config, dtype):
@@ -331,6 +351,7 @@ def _hf_text(text: TextConfig, num_rows: int) -> dict[str, Any]:
         "hidden_activation": "gelu_pytorch_tanh",
         "rms_norm_eps": text.norm_eps,
         "rope_theta": text.rope_theta,
+        **({} if text.tied_head else {"tie_word_embeddings": False}),
     }
     if not text.post_norms:
         if text.attn_softcap is not None:

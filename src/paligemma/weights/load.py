@@ -17,6 +17,7 @@ from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
 from paligemma.model.siglip import resize_position_table
+from paligemma.processing.added_tokens import IMAGE_PIECE, added_tokens
 from paligemma.weights.big_vision import BigVisionReader
 from paligemma.weights.catalog import resolve
 from paligemma.weights.dtypes import cast, parse_dtype
@@ -25,8 +26,10 @@ from paligemma.weights.hf_config import (
     Conventions,
     by_conventions,
     config_from_hf,
+    is_tied,
     read_json,
     stored_embed_scale,
+    with_num_tokens,
 )
 from paligemma.weights.model_files import Checkpoint
 from paligemma.weights.npz import NpzReader
@@ -83,7 +86,7 @@ def read_config(
     raw: dict[str, Any] = {}
     if checkpoint.config is not None:
         raw = read_json(checkpoint.config)
-        config = config_from_hf(raw, conventions=conventions)
+        config = _with_added_tokens(config_from_hf(raw, conventions=conventions), checkpoint)
     elif isinstance(weights, BigVisionReader):
         config = by_conventions(weights.infer_config(), conventions)
     else:
@@ -91,7 +94,38 @@ def read_config(
             f"safetensors need the config.json they were published with, {checkpoint.folder} has "
             "none; fetch it"
         )
+    if isinstance(weights, HFReader):
+        config = _with_head(config, raw, weights)
     return (attention or AttentionOptions()).applied(config), raw
+
+
+def _with_added_tokens(config: PaliGemmaConfig, checkpoint: Checkpoint) -> PaliGemmaConfig:
+    """The config with the tokens of a fine-tune that the tokenizer's files list."""
+    listed = added_tokens(checkpoint.folder)
+    last = max((token.id for token in listed if token.text != IMAGE_PIECE), default=0)
+    return replace(config, vocab=with_num_tokens(config.vocab, last + 1))
+
+
+def _with_head(config: PaliGemmaConfig, raw: dict[str, Any], weights: HFReader) -> PaliGemmaConfig:
+    """The config with an output head of its own where the file has one that differs."""
+    ties = is_tied(raw)
+    if not weights.has_head:
+        if not ties:
+            raise CheckpointError(
+                f"a head that config.json does not tie to the embedding must be a tensor of its "
+                f"own, {weights.name} lacks lm_head.weight or the embedding; save both, or set "
+                "tie_word_embeddings to true if they are one"
+            )
+        return config
+    num_apart = weights.num_apart(config.vocab.size)
+    if num_apart and ties:
+        logger.warning(
+            "%s has an lm_head.weight that differs from the embedding in %d rows, though "
+            "config.json ties them; the head of the file is used",
+            weights.name,
+            num_apart,
+        )
+    return replace(config, text=replace(config.text, tied_head=not num_apart))
 
 
 def require_fit(weights: HFReader | BigVisionReader, config: PaliGemmaConfig) -> None:
@@ -104,6 +138,24 @@ def require_fit(weights: HFReader | BigVisionReader, config: PaliGemmaConfig) ->
             + "\n  ".join(problem[:_MAX_SHOWN] for problem in problems[:_MAX_FAULTS])
             + (f"\n  and {len(problems) - _MAX_FAULTS} more" * (len(problems) > _MAX_FAULTS))
         )
+
+
+def unnamed_rows(weights: HFReader | BigVisionReader, config: PaliGemmaConfig) -> str | None:
+    """A sentence about rows of the table that may be tokens of a fine-tune without a name."""
+    count = weights.num_unnamed(config) if isinstance(weights, HFReader) else 0
+    if not count:
+        return None
+    return (
+        f"{count} rows of the embedding table behind the last token have no name and are not "
+        "used; if the fine-tune added tokens, put its added_tokens.json or tokenizer.json beside "
+        "the weights"
+    )
+
+
+def _warn_of_unnamed_rows(weights: HFReader | BigVisionReader, config: PaliGemmaConfig) -> None:
+    sentence = unnamed_rows(weights, config)
+    if sentence:
+        logger.warning("%s: %s", weights.name, sentence)
 
 
 class OpenCheckpoint:
@@ -151,6 +203,7 @@ class OpenCheckpoint:
             if config is None:
                 config, self._raw = read_config(source, self._weights, conventions, attention)
             require_fit(self._weights, config)
+            _warn_of_unnamed_rows(self._weights, config)
             self.table_dtype = self._weights.table_dtype()
             self._files = files.pop_all()
         self._stored_config = config

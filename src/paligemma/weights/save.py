@@ -18,6 +18,7 @@ from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.calibration import FILE_NAME as CALIBRATION
+from paligemma.processing.added_tokens import ADDED_NAME
 from paligemma.weights import hf
 from paligemma.weights.big_vision import BigVisionReader, write_npz
 from paligemma.weights.catalog import resolve
@@ -38,6 +39,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 SIDE_FILES = (
     *TOKENIZERS,
     "tokenizer_config.json",
+    ADDED_NAME,
     "special_tokens_map.json",
     "preprocessor_config.json",
     *CODECS,
@@ -204,6 +206,11 @@ def _write(
 ) -> None:
     num_rows = config.vocab.size
     if plan.layout == "npz":
+        if not config.text.tied_head:
+            raise CheckpointError(
+                "an npz of big_vision has one table for embedding and head, this model's head "
+                "differs; write the layout hf"
+            )
         with NpzWriter(folder / NPZ_NAME) as npz:
             write_npz(npz, config, source.get, dtype=plan.dtype, fused=plan.fused_qkv)
     else:
@@ -225,13 +232,13 @@ def _write_safetensors(
         keys[name]: hf.file_shape(name, config, shape)
         for name, shape in parameter_shapes(config).items()
     }
-    shapes[keys["text.embed.weight"]] = (num_rows, config.text.width)
+    shapes |= {keys[name]: (num_rows, config.text.width) for name in hf.TABLES if name in keys}
     with SafetensorsWriter(
         folder, shapes, dtype=plan.dtype, max_shard_bytes=plan.max_shard_bytes
     ) as writer:
         for name, tensor in source.stream():
             tensor = cast(hf.to_file(name, tensor.detach(), config), plan.dtype, name)
-            if name == "text.embed.weight" and num_rows > tensor.shape[0]:
+            if name in hf.TABLES and num_rows > tensor.shape[0]:
                 mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
                 tensor = torch.cat((tensor, mean.expand(num_rows - tensor.shape[0], -1)))
             writer.write(keys[name], tensor)
