@@ -178,14 +178,85 @@ def test_options_out_of_bounds_are_refused(
     assert (done.status, words in done.err) == (2, True), done.err
 
 
-def test_a_picture_that_cannot_be_read_counts_as_an_empty_answer(
+def test_examples_that_could_not_be_asked_are_named_and_asked_again(
     paligemma: Any, docvqa: Path
 ) -> None:
-    (docvqa / "spdocvqa_images" / "b.png").write_bytes(b"no picture")
-    done = paligemma("eval", "docvqa", "--data", docvqa, "--max-new-tokens", 2, "--json")
-    assert done.status == 0
+    damaged = docvqa / "spdocvqa_images" / "b.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"no picture")
+    words = (
+        "eval",
+        "docvqa",
+        "--data",
+        docvqa,
+        "--max-new-tokens",
+        2,
+        "--json",
+        "--output",
+        "mine",
+    )
+    done = paligemma(*words)
+    assert done.status == 1
     (notice,) = done.json["notices"]
-    assert notice.startswith("3 answers are empty because of an error, such as 101: ")
+    assert notice.startswith(
+        "3 of 6 examples could not be asked and count as empty answers (101, 103, 105), such as "
+        "101: "
+    )
+    assert [one["id"] for one in done.json["failed"]] == ["101", "103", "105"]
+    assert "3 of 6 examples could not be asked, more than the share of 0.01" in done.err
+    assert "could not be asked" in Path("mine/report.html").read_text()
+    allowed = paligemma(*words, "--max-failed", 0.5)
+    assert (allowed.status, allowed.json["failed"]) == (0, done.json["failed"])
+    damaged.write_bytes(whole)
+    mended = paligemma(*words)
+    assert (mended.status, mended.json["notices"], mended.json["failed"]) == (0, [], [])
+    assert mended.json["num_scored"] == NUM
+
+
+def test_a_submission_without_some_answers_says_so(paligemma: Any, docvqa: Path) -> None:
+    (docvqa / "spdocvqa_images" / "b.png").unlink()
+    words = ("eval", "docvqa", "--data", docvqa, "--split", "test", "--output", "mine")
+    assert paligemma(*words, "--max-new-tokens", 2).status == 1
+    done = paligemma("eval", "submission", "mine", "-o", "out.json")
+    assert done.status == 0
+    assert "3 answers are empty because their examples could not be asked: 101, 103" in done.err
+
+
+def test_where_no_picture_is_found_nothing_is_asked(paligemma: Any, docvqa: Path) -> None:
+    pictures = docvqa / "spdocvqa_images"
+    pictures.rename(docvqa / "elsewhere")
+    pictures.mkdir()
+    words = ("eval", "docvqa", "--data", docvqa, "--output", "mine", "--max-new-tokens", 2)
+    done = paligemma(*words, "--model", "no/such")
+    assert done.status == 2
+    assert f"needs the pictures of docvqa val in {docvqa}, but none of the first 6" in done.err
+    assert f"no picture 'a.png' lies in {pictures} or a folder inside" in done.err
+    assert not Path("mine").exists()
+    # Unpacked once more than they should be, and under other suffixes.
+    (docvqa / "elsewhere").rename(pictures / "spdocvqa_images")
+    for one in list(pictures.rglob("*.png")):
+        one.rename(one.with_suffix(".PNG"))
+    assert paligemma(*words).status == 0
+
+
+def test_a_name_that_leaves_the_data_folder_is_never_read(
+    paligemma: Any, docvqa: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "secret.png")
+    path = docvqa / "val_v1.0_withQT.json"
+    table = json.loads(path.read_text())
+    (docvqa / "spdocvqa_images").rename(docvqa / "documents")
+    (docvqa / "spdocvqa_images").mkdir()
+    (docvqa / "documents").rename(docvqa / "spdocvqa_images" / "documents")
+    for row, name in zip(
+        table["data"], ("../../secret.png", f"{tmp_path}/secret.png"), strict=False
+    ):
+        row["image"] = name
+    path.write_text(json.dumps(table))
+    words = ("eval", "docvqa", "--data", docvqa, "--output", "mine", "--max-new-tokens", 2)
+    done = paligemma(*words, "--json")
+    assert (done.status, [one["id"] for one in done.json["failed"]]) == (1, ["100", "101"])
+    assert all("a picture must lie below" in one["error"] for one in done.json["failed"])
 
 
 def test_a_folder_is_named_after_the_command() -> None:
@@ -251,6 +322,34 @@ def test_masks_that_a_text_spells_are_decoded_with_a_codec(paligemma: Any, tmp_p
     nothing = {"label": "", "box_yxyx": [0, 0, 1, 1], "mask": encode_rle(np.zeros((20, 40), bool))}
     file.write_text(json.dumps({"id": "1-1", "text": text, "objects": [nothing]}) + "\n")
     assert paligemma(*words, "--mask-codec", codec).json["score"] == 0.0
+
+
+def test_objects_beside_an_empty_text_count(paligemma: Any, tmp_path: Path) -> None:
+    codec = Path(str(resources.files("paligemma"))) / "models/tiny/mask_codec.safetensors"
+    mask, text = referring_run(tmp_path / "run", codec)
+    file = tmp_path / "run" / "theirs.jsonl"
+    right = {"label": "dog", "box_yxyx": [0.25, 0.25, 0.75, 0.75]}
+
+    def score(text: str, *objects: dict[str, Any]) -> tuple[dict[str, float], str]:
+        file.write_text(json.dumps({"id": "1-1", "text": text, "objects": objects}) + "\n")
+        done = paligemma("eval", "score", file, "--task", "refcoco", "--json")
+        assert done.status == 0, done.err
+        body = done.json
+        figures = {one["measure"]: one["value"] for one in body["figures"]}
+        return figures, " ".join(body["notices"])
+
+    whole, notices = score("", {**right, "mask": encode_rle(mask)})
+    assert (whole["miou"], whole["boxacc_0.75"], whole["invalid"], notices) == (100, 100, 0, "")
+    assert score("the dog", {**right, "mask": encode_rle(mask)})[0] == whole
+    # Boxes alone have no figure of masks, rather than one of 0.
+    boxes, notices = score("", right)
+    assert boxes == {"boxacc_0.5": 100, "boxacc_0.75": 100, "invalid": 0}
+    assert "1 answers are a box without a mask (1-1)" in notices
+    turned = {**right, "box_yxyx": [0.75, 0.25, 0.25, 0.75], "mask": encode_rle(mask)}
+    assert score("", turned)[0]["invalid"] == 100
+    # A text that spells places is the answer, as the original reads it.
+    spelt = score(text[: 4 * len("<loc0000>")] + " dog", {**right, "mask": encode_rle(mask)})
+    assert (spelt[0]["miou"], spelt[0]["invalid"]) == (0, 100)
 
 
 def test_a_benchmark_without_masks_takes_no_codec(paligemma: Any, tmp_path: Path) -> None:

@@ -223,7 +223,8 @@ def test_errors_and_missing_answers_are_told(tmp_path: Any) -> None:
     scored = score_run(write_run(tmp_path / "run", questions(["a", "b", "c"]), said), QUIZ)
     assert scored.notices == (
         "1 of 3 examples have no answer yet and are left out; go on with the run",
-        "1 answers are empty because of an error, such as q0: cannot read a.jpg",
+        "1 of 2 examples could not be asked and count as empty answers (q0), such as q0: cannot "
+        "read a.jpg",
     )
     assert all(
         notice in to_table(make_report(scored, published=says())) for notice in scored.notices

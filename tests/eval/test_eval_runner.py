@@ -17,7 +17,7 @@ from paligemma.errors import ConfigError, DataError
 from paligemma.eval.options import EvalOptions
 from paligemma.eval.runner import evaluate, read_again
 from paligemma.example import Asking, Example, Prediction
-from paligemma.jobs.run_folder import load_run
+from paligemma.jobs.run_folder import Run, load_run
 from paligemma.tasks.task import NeededFile
 
 OPTIONS = EvalOptions(batch_size=16)
@@ -201,9 +201,49 @@ def test_examples_that_cannot_be_asked_are_counted_and_end_no_run(
 
     with caplog.at_level(logging.WARNING):
         run = evaluate(TOY, Blind(), None, "test", OPTIONS, tmp_path)
-    assert len(run.missing) == 0
+    assert (len(run.missing), len(run.failed)) == (0, 20)
     assert "20 of 200 examples could not be asked" in caplog.text
     assert "no such file" in caplog.text
+
+
+def test_an_error_is_no_answer_and_is_asked_again(tmp_path: Path) -> None:
+    class Blind(ToyAnswerer):
+        """Cannot read some pictures, for a reason that may change."""
+
+        def __init__(self, ids: set[str], error: str = "no such file") -> None:
+            super().__init__()
+            self.ids, self.error = ids, error
+
+        def answer(self, examples: Sequence[Example], prepared: list[int]) -> list[Prediction]:
+            made = super().answer(examples, prepared)
+            return [
+                replace(one, text="", error=self.error) if one.id in self.ids else one
+                for one in made
+            ]
+
+    def lines() -> list[str]:
+        return (tmp_path / "predictions.jsonl").read_text().splitlines()
+
+    def run(answerer: ToyAnswerer) -> Run:
+        return evaluate(TOY, answerer, None, "test", OPTIONS, tmp_path)
+
+    run(Blind({"test/7", "test/90"}))
+    first = lines()
+    still = Blind({"test/7", "test/90"})
+    run(still)
+    # Both batches were asked, and their other answers and the same errors are not written twice.
+    assert (len(still.batches), lines()) == (2, first)
+    half = Blind({"test/90"}, "it is damaged")
+    assert [one.error for one in run(half).failed] == ["it is damaged"]
+    assert (len(half.batches), lines()[:200], len(lines())) == (2, first, 202)
+    whole = ToyAnswerer()
+    mended = run(whole)
+    assert (len(whole.batches), mended.failed, mended.num_duplicates) == (1, [], 0)
+    idle = ToyAnswerer()
+    run(idle)
+    assert idle.batches == []
+    expected = evaluate(TOY, ToyAnswerer(), None, "test", OPTIONS, tmp_path / "b").predictions
+    assert mended.predictions == expected
 
 
 def test_pictures_of_single_examples_are_found_again(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,14 @@ def task_command(task: Task) -> click.Command:
         metavar="RUN",
         help=f"Folder of the run; one below {RUNS} by default. A run that is there goes on.",
     )
+    @click.option(
+        "--max-failed",
+        type=click.FloatRange(0, 1),
+        default=0.01,
+        show_default=True,
+        metavar="SHARE",
+        help="Examples that may lack a readable picture or prompt; beyond it the exit code is 1.",
+    )
     @json_option
     @html_option
     @when_stopped("goes on where it stopped")
@@ -170,6 +179,7 @@ def run_benchmark(
     gpus_each: float,
     ray_address: str | None,
     output: Path | None,
+    max_failed: float,
     as_json: bool,
     with_page: bool,
     rules: tuple[str, ...] = (),
@@ -217,8 +227,25 @@ def run_benchmark(
         )
         if as_json:
             echo_json({"task": task.name, "split": split, "run": str(folder)})
-        return
-    report_run(task, run, as_json=as_json, with_page=with_page, rules=options.rules)
+    else:
+        report_run(task, run, as_json=as_json, with_page=with_page, rules=options.rules)
+    _require_asked(run, max_failed)
+
+
+def _require_asked(run: Run, max_failed: float) -> None:
+    """End with exit code 1 where too many examples could not be asked."""
+    from paligemma.eval.scored import some_ids
+
+    failed = run.failed
+    if len(failed) > max_failed * len(run.examples):
+        click.echo(
+            f"paligemma: {len(failed):,} of {len(run.examples):,} examples could not be asked, "
+            f"more than the share of {max_failed:g} that --max-failed allows: "
+            f"{some_ids([one.id for one in failed])}; mend what they lack and repeat the command, "
+            "which asks them again",
+            err=True,
+        )
+        click.get_current_context().exit(1)
 
 
 def report_run(
@@ -300,7 +327,9 @@ def default_folder(
 
 
 def _look_at_data(task: Task, data: Path | None, split: str, options: EvalOptions) -> None:
-    """Read one example, so that a missing or empty file is not found out after minutes."""
+    """Read the first examples, so that a missing file is not found out after minutes."""
+    from paligemma.eval.runner import NUM_TRIED, require_pictures
+
     if not task.files:
         return
     if data is None:
@@ -309,8 +338,8 @@ def _look_at_data(task: Task, data: Path | None, split: str, options: EvalOption
             f"{task.name} reads its files from a folder, got none; download {needed} (see "
             f"`paligemma eval list {task.name}`) and name the folder with --data"
         )
-    if next(options.prompted(task.read(data, split)), None) is None:
-        raise DataError(
-            f"{task.name} {split} in {data} must hold at least one example, got none; check its "
-            "file"
-        )
+    where = f"{task.name} {split} in {data}"
+    first = list(islice(options.prompted(task.read(data, split)), NUM_TRIED))
+    if not first:
+        raise DataError(f"{where} must hold at least one example, got none; check its file")
+    require_pictures(first, where)

@@ -265,6 +265,7 @@ def _calibration_lines(part: Any) -> str:
 @json_option
 def submission_command(run: Path, output: Path, as_json: bool) -> None:
     """Write the answers of RUN as the benchmark's test server takes them."""
+    from paligemma.eval.scored import some_ids
     from paligemma.jobs.run_folder import load_run
     from paligemma.tasks.catalog import find_task, tasks
 
@@ -277,6 +278,12 @@ def submission_command(run: Path, output: Path, as_json: bool) -> None:
         raise DataError(
             f"a submission answers every example, {run} misses {len(loaded.missing):,} of "
             f"{len(loaded.examples):,}; go on with the run first"
+        )
+    if failed := loaded.failed:
+        click.echo(
+            f"paligemma: {len(failed):,} answers are empty because their examples could not be "
+            f"asked: {some_ids([one.id for one in failed])}; go on with the run to ask them again",
+            err=True,
         )
     body = task.submission(*loaded.answered())
     write_result(output, json.dumps(body, ensure_ascii=False) + "\n")

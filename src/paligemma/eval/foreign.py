@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.official_rows import own_rows
+from paligemma.eval.scored import some_ids
 from paligemma.example import Example, FoundObject, Prediction
 from paligemma.jobs.json_lines import prediction_from_json, read_rows
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from paligemma.outputs.vqvae import MaskCodec
 
 EMPTY, REFUSE = "empty", "refuse"
-_NAMED = 5
 # Of a picture's sides; more is no place, and would overflow as an area. Pixels stay below.
 _FARTHEST = 1e6
 # Farther than any box that a model places beside a picture: such numbers are pixels.
@@ -156,16 +156,16 @@ def match_examples(
     if len(absent) == len(ids):
         raise DataError(
             f"{foreign.path} must hold ids of the split, but none of its "
-            f"{len(foreign.predictions)} is: it has {_some(extra)}, the split "
-            f"{_some([one.id for one in examples])}; write the task's ids"
+            f"{len(foreign.predictions)} is: it has {some_ids(extra)}, the split "
+            f"{some_ids([one.id for one in examples])}; write the task's ids"
         )
     if absent and missing == REFUSE:
         raise DataError(
             f"{foreign.path} must answer every example, misses {len(absent)} of {len(ids)}: "
-            f"{_some(absent)}; add them, or count them as empty answers"
+            f"{some_ids(absent)}; add them, or count them as empty answers"
         )
     notices = [
-        f"{len(names)} {what}: {_some(names)}"
+        f"{len(names)} {what}: {some_ids(names)}"
         for names, what in (
             (absent, f"of {len(ids)} examples have no prediction and count as empty answers"),
             (extra, "predictions belong to no example and were left out"),
@@ -214,7 +214,3 @@ def decoded_masks(
             one = replace(one, objects=objects)
         decoded.append(one)
     return decoded
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

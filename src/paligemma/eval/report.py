@@ -92,6 +92,11 @@ class Report:
             "num_asked": self.scored.num_asked,
             "num_scored": len(self.scored.examples),
             "notices": list(self.scored.notices),
+            "failed": [
+                {"id": one.id, "error": one.error}
+                for one in self.scored.predictions
+                if one.error is not None
+            ],
             "ids_hash": self.ids_hash,
             "run": config.to_json(),
         }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paligemma.errors import ConfigError
+from paligemma.errors import ConfigError, DataError, ImageError
 from paligemma.eval.options import EvalOptions
 from paligemma.example import Example
 from paligemma.jobs.answerer import Answerer
@@ -16,10 +17,15 @@ from paligemma.jobs.cluster import Cluster
 from paligemma.jobs.plan import sample_examples
 from paligemma.jobs.run_folder import Run, RunConfig, examples_digest
 from paligemma.jobs.runner import Job, environment
+from paligemma.processing.image import MAX_PIXELS
+from paligemma.tasks.reading.finding import look_again
 from paligemma.tasks.task import Task
 
 if TYPE_CHECKING:
     from paligemma.pipeline.paligemma import PaliGemma
+
+# Examples whose pictures are tried before anything is asked.
+NUM_TRIED = 8
 
 
 def evaluate(
@@ -53,6 +59,8 @@ def evaluate(
         asked = ModelAnswerer(asked, **options.answering(task))
     settings = asked.settings()
     examples = _examples(task, data, split, options)
+    if data is not None:
+        require_pictures(examples, f"{task.name} {split} in {data}")
     config = RunConfig(
         task=task.name,
         split=split,
@@ -89,6 +97,29 @@ def _examples(
         options.seed,
         where=f"{task.name} {split}" + ("" if data is None else f" in {data}"),
     )
+
+
+def require_pictures(examples: Iterable[Example], where: str) -> None:
+    """Refuse to ask anything where not one of the first pictures can be read.
+
+    Raises:
+        DataError: none of them can; the message says where the first was looked for.
+    """
+    look_again()
+    failed: list[ImageError] = []
+    for one in islice(examples, NUM_TRIED):
+        try:
+            for picture in one.pictures:
+                picture.read(MAX_PIXELS)
+        except ImageError as error:
+            failed.append(error)
+        else:
+            return
+    if failed:
+        raise DataError(
+            f"a run needs the pictures of {where}, but none of the first {len(failed)} examples "
+            f"has one that can be read, so nothing was asked: {failed[0]}"
+        )
 
 
 def read_again(task: Task, run: Run, ids: Iterable[str]) -> dict[str, Example]:

@@ -12,12 +12,13 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.eval.options import chosen_rules
-from paligemma.example import ALL_CLASSES, OBJECTS, Example, Prediction
+from paligemma.example import ALL_CLASSES, MASK, OBJECTS, Example, Prediction
 from paligemma.jobs.run_folder import Run, RunConfig
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.task import Task
 
 _MAX_CHARS = 400
+_NUM_NAMED = 5
 _TEXT_FIELDS = ("answers", "answer", "references", "captions", "texts", "text", "label")
 
 
@@ -111,7 +112,8 @@ def score_matched(
     unread = [one for one in predictions if one.error not in (None, "no prediction")]
     if unread:
         more.append(
-            f"{len(unread):,} answers are empty because of an error, such as {unread[0].id}: "
+            f"{len(unread):,} of {len(examples):,} examples could not be asked and count as empty "
+            f"answers ({some_ids([one.id for one in unread])}), such as {unread[0].id}: "
             f"{unread[0].error}"
         )
     if noted := [one for one in predictions if one.note is not None]:
@@ -125,6 +127,17 @@ def score_matched(
             f"the noise piece {settings.get('noise_piece')!r} is no single token of this model, so "
             "only the end token was barred; name the model's own with --noise-piece"
         )
+    if task.asking.answer == MASK:
+        bare = [
+            one.id
+            for one in predictions
+            if one.objects and "<loc" not in one.text and one.objects[0].mask is None
+        ]
+        if bare:
+            more.append(
+                f"{len(bare):,} answers are a box without a mask ({some_ids(bare)}): they count "
+                "for the boxes alone; without any mask the figures of masks are left out"
+            )
     if task.asking.answer in (OBJECTS, ALL_CLASSES) and not any(one.objects for one in predictions):
         spelt = [one.id for one in predictions if "<loc" in one.text]
         if spelt:
@@ -157,6 +170,11 @@ def _measures(
             f"references must be as {task.name} wrote them, but its scorer cannot read them "
             f"({type(error).__name__}: {error}); run the benchmark again in a new folder"
         ) from error
+
+
+def some_ids(ids: Sequence[str]) -> str:
+    """The first ids, for a sentence."""
+    return ", ".join(ids[:_NUM_NAMED]) + (", ..." if len(ids) > _NUM_NAMED else "")
 
 
 def only(scored: Scored, ids: Sequence[str]) -> Scored:

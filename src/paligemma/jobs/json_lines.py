@@ -63,7 +63,8 @@ def picture_words(picture: object) -> Any:
     """The fields of a picture's dataclass as JSON, paths as text; its text otherwise."""
     if not dataclasses.is_dataclass(picture):
         return str(picture)
-    fields = {one.name: getattr(picture, one.name) for one in dataclasses.fields(picture)}
+    known = [one for one in dataclasses.fields(picture) if one.repr]
+    fields = {one.name: getattr(picture, one.name) for one in known}
     return {
         name: value if isinstance(value, int | float | str | bool | None) else str(value)
         for name, value in fields.items()

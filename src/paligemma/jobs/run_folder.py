@@ -121,6 +121,12 @@ class Run:
     num_duplicates: int = 0
 
     @property
+    def failed(self) -> list[Prediction]:
+        """Examples that could not be asked, in order; they are asked again."""
+        found = [self.predictions[one.id] for one in self.examples if one.id in self.predictions]
+        return [one for one in found if one.error is not None]
+
+    @property
     def missing(self) -> list[str]:
         """Ids of examples without an answer, in order."""
         return [one.id for one in self.examples if one.id not in self.predictions]
@@ -223,6 +229,8 @@ class RunFolder:
     def predictions(self) -> dict[str, Prediction]:
         """Answers by example id; a last line cut by a kill is dropped, later duplicates too.
 
+        An error is no answer: whatever comes later for its example takes its place.
+
         Raises:
             DataError: a damaged line, or one of another run.
         """
@@ -237,8 +245,10 @@ class RunFolder:
                     "another folder"
                 )
             one = prediction_from_json(row, f"{path}, line {at}")
-            self.num_duplicates += one.id in found
-            found.setdefault(one.id, one)
+            if one.id not in found or found[one.id].error is not None:
+                found[one.id] = one
+            elif one.error is None:
+                self.num_duplicates += 1
         return found
 
     def read(self, examples: Sequence[Example] | None = None) -> Run:

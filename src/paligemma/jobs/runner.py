@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -79,17 +79,17 @@ class Job:
         """
         with self.folder:
             # Read under the lock: what another writer has just answered is not asked again.
-            done = self.folder.predictions()
-            batches = self._open(done)
+            before = self.folder.predictions()
+            batches = self._open({name for name, one in before.items() if one.error is None})
             answers = (
                 answerer.answered(batches)
                 if isinstance(answerer, Cluster)
                 else answered(answerer, batches, num_workers)
             )
-            self._keep(answers, done, progress=progress)
+            self._keep(answers, before, progress=progress)
         return self._finished()
 
-    def _open(self, done: Mapping[str, Prediction]) -> Iterator[NumberedBatch]:
+    def _open(self, done: Container[str]) -> Iterator[NumberedBatch]:
         for number in open_batches(self.plan, self.examples, done):
             yield number, self._batch(number)
 
@@ -99,14 +99,17 @@ class Job:
     def _keep(
         self,
         answers: Iterable[NumberedAnswers],
-        done: Mapping[str, Prediction],
+        before: Mapping[str, Prediction],
         *,
         progress: bool,
     ) -> None:
-        """Append the answers of each batch as it comes, without those that a cut batch left."""
+        """Append what each batch adds to the answers that are there, as it comes.
+
+        An answer is kept; an error gives way to an answer or to another error.
+        """
         with tqdm(
             total=len(self.examples),
-            initial=sum(one.id in done for one in self.examples),
+            initial=sum(one.id in before for one in self.examples),
             unit="example",
             disable=not progress,
             smoothing=0.05,
@@ -118,22 +121,28 @@ class Job:
                         f"batch {number} asked {len(asked)} examples and got {len(predictions)} "
                         "answers, or answers to others; an answerer must keep their order"
                     )
-                new = [one for one in predictions if one.id not in done]
+                new = [one for one in predictions if _adds(one, before.get(one.id))]
                 self.folder.append(new)
-                bar.update(len(new))
+                bar.update(sum(one.id not in before for one in new))
 
     def _finished(self) -> Run:
         run = self.folder.read(self.examples)
-        failed = [one for one in run.predictions.values() if one.error is not None]
-        if failed:
+        if failed := run.failed:
             logger.warning(
-                "%d of %d examples could not be asked and count as empty answers, such as %s: %s",
+                "%d of %d examples could not be asked and count as empty answers until the same "
+                "command asks them again, such as %s: %s",
                 len(failed),
                 len(run.examples),
                 failed[0].id,
                 failed[0].error,
             )
         return run
+
+
+def _adds(new: Prediction, old: Prediction | None) -> bool:
+    if old is None:
+        return True
+    return old.error is not None and new.error != old.error
 
 
 def environment() -> dict[str, str]:

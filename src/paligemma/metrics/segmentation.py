@@ -34,11 +34,12 @@ class ObjectMask:
     """One object: its box and its mask.
 
     Attributes:
-        mask: bool[H, W] at the size of the picture, a `MaskRegion`, or COCO's run lengths.
+        mask: bool[H, W] at the size of the picture, a `MaskRegion`, or COCO's run lengths; None
+            for a box without a mask, which overlaps nothing as a mask.
     """
 
     box_yxyx: Box
-    mask: np.ndarray | MaskRegion | Mapping[str, Any]
+    mask: np.ndarray | MaskRegion | Mapping[str, Any] | None
 
 
 def read_tokens(text: str) -> tuple[Box, np.ndarray] | None:
@@ -95,7 +96,8 @@ def referring_measures(
 
     Returns:
         "miou", "ciou", "boxacc_0.5", "boxacc_0.75" (box overlap of at least that much) and
-        "invalid", the share of invalid answers.
+        "invalid", the share of invalid answers. Where there are boxes but no mask at all, the
+        figures of masks are left out.
 
     Raises:
         DataError: lengths differ, a reference mask is empty, or the masks of a pair differ in size.
@@ -111,9 +113,10 @@ def referring_measures(
             )
     intersection, union = overlaps.T
     ious = intersection / np.maximum(union, 1)
+    masks = [mean_measure("miou", ious), ratio_measure("ciou", intersection, union)]
+    named = [one for one in predictions if one is not None]
     return [
-        mean_measure("miou", ious),
-        ratio_measure("ciou", intersection, union),
+        *(masks if not named or any(one.mask is not None for one in named) else ()),
         *(mean_measure(f"boxacc_{t}", box_overlap >= t) for t in BOX_THRESHOLDS),
         mean_measure("invalid", [found is None for found in predictions], is_error=True),
     ]
@@ -121,11 +124,11 @@ def referring_measures(
 
 def _overlap(found: ObjectMask | None, truth: ObjectMask, row: int) -> tuple[int, int]:
     """Count the pixels in both masks, and in either."""
-    wanted = _pixels(truth.mask)
+    wanted = np.zeros((0, 0), bool) if truth.mask is None else _pixels(truth.mask)
     total = int(np.count_nonzero(wanted))
     if not total:
         raise DataError(f"reference mask {row} holds no pixel; leave the expression out")
-    if found is None:
+    if found is None or found.mask is None:
         return 0, total
     mask = _pixels(found.mask)
     if mask.shape != wanted.shape:

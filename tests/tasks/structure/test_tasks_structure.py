@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from paligemma.errors import DataError, ImageError
-from paligemma.example import Example, Prediction
+from paligemma.example import Example, FoundObject, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.reading.pictures import CroppedPicture, FilePicture, picture_size_hw
 from paligemma.tasks.structure.rows import TASKS
@@ -149,10 +150,33 @@ def test_a_wrong_line_of_icdar_is_named(icdar: Path, row: str) -> None:
 
 def test_missing_files_of_icdar_are_named(icdar: Path) -> None:
     (icdar / "ch4_test_images/img_2.jpg").unlink()
-    with pytest.raises(DataError, match=r"img_2\.jpg must be a picture"):
+    with pytest.raises(DataError, match=r"no picture 'img_2\.jpg' lies in"):
         list(ROWS["icdar15"].read(icdar, "test"))
     with pytest.raises(DataError, match=r"ch4_training.*rrc\.cvc\.uab\.es"):
         list(ROWS["icdar15"].read(icdar, "train"))
+
+
+def test_words_given_as_objects_count_as_those_that_a_text_spells(icdar: Path) -> None:
+    task = ROWS["icdar15"]
+    examples = list(task.read(icdar, "test"))
+    objects = []
+    for one in examples:
+        height, width = one.references["size_hw"]
+        found = []
+        for word in one.references["words"]:
+            if word["legible"]:
+                x, y = zip(*word["vertices"], strict=True)
+                box = (min(y) / height, min(x) / width, max(y) / height, max(x) / width)
+                found.append(FoundObject(label=word["text"], box_yxyx=box))
+        objects.append(tuple(found))
+    said = [
+        Prediction(id=one.id, text="", objects=found)
+        for one, found in zip(examples, objects, strict=True)
+    ]
+    figures = {one.name: one.value for one in task.score(examples, said)}
+    assert (figures["e2e_f1/upright"], figures["det_recall/upright"]) == (1.0, 1.0)
+    wrong = [replace(one, text="no <loc0001><loc0001><loc0002><loc0002>") for one in said]
+    assert {one.name: one.value for one in task.score(examples, wrong)}["det_f1/upright"] == 0.0
 
 
 TOTAL_TEXT = """x: [[115 503 494

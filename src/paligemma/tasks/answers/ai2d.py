@@ -18,7 +18,7 @@ from paligemma.tasks.answers.files import option_of
 from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import FileRow, keyed_rows, read_object
 from paligemma.tasks.reading.files import find_file, read_lines
-from paligemma.tasks.reading.pictures import FilePicture
+from paligemma.tasks.reading.pictures import FilePicture, picture_in
 from paligemma.tasks.reading.prefixes import choices_prefix
 
 AI2D = "allenai.org/data/diagrams (ai2d-all.zip, ai2d_test_ids.csv)"
@@ -88,7 +88,7 @@ def read_ai2d(data: Path, split: str) -> Iterator[Example]:
 
 def _examples(path: Path, annotation: Path, images: Path) -> Iterator[Example]:
     table = read_object(path)
-    picture = FilePicture(path=images / table.text("imageName"))
+    picture = picture_in(images, table.text("imageName"))
     labels: tuple[PaintedLabel, ...] | None = None
     for question, row in keyed_rows(table.value("questions", dict), path):
         options = row.texts("answerTexts")

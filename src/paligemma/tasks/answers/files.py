@@ -20,7 +20,7 @@ from paligemma.tasks.reading.file_rows import (
 )
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.languages import XGQA_LANGUAGES, languages_of
-from paligemma.tasks.reading.pictures import FilePicture
+from paligemma.tasks.reading.pictures import FilePicture, picture_in
 from paligemma.tasks.reading.prefixes import answer_prefix, choices_prefix
 
 VQA = "visualqa.org/download.html"
@@ -162,7 +162,7 @@ def read_textvqa(data: Path, split: str) -> Iterator[Example]:
         yield example_of(
             row.identifier("question_id"),
             answer_prefix(row.text("question")),
-            picture=FilePicture(path=images / f"{image}.jpg", quarter_turns=turns.get(image, 0)),
+            picture=picture_in(images, f"{image}.jpg", quarter_turns=turns.get(image, 0)),
             answers=answers,
             references={"answers": answers, "answer_type": "other"},
         )
@@ -177,7 +177,7 @@ def read_vizwiz(data: Path, split: str) -> Iterator[Example]:
         yield example_of(
             row.text("image"),
             answer_prefix(row.text("question")),
-            picture=images / row.text("image"),
+            picture=picture_in(images, row.text("image")),
             answers=[one for one in _answer_texts(row) if one] if is_answered else [],
             slices={"answer_type": row.text("answer_type")} if is_answered else {},
         )
@@ -220,11 +220,11 @@ def _answer_texts(row: FileRow) -> list[str]:
     return [one.text("answer") for one in row.objects("answers")]
 
 
-def _coco_picture(images: Path, row: FileRow, stem: str = "") -> Path:
-    return images / f"{stem}{row.integer('image_id'):012d}.jpg"
+def _coco_picture(images: Path, row: FileRow, stem: str = "") -> FilePicture:
+    return picture_in(images, f"{stem}{row.integer('image_id'):012d}.jpg")
 
 
-def _aokvqa_rows(data: Path, split: str) -> Iterator[tuple[FileRow, Path]]:
+def _aokvqa_rows(data: Path, split: str) -> Iterator[tuple[FileRow, FilePicture]]:
     name = f"aokvqa_v1p0_{split}.json"
     path = find_file(data, name, f"aokvqa_v1p0/{name}", source=AOKVQA)
     images = find_file(data, f"{split}2017", f"images/{split}2017", source=COCO_IMAGES)
@@ -237,7 +237,7 @@ def _gqa_rows(path: Path, images: Path, language: str) -> Iterator[Example]:
         yield example_of(
             f"{question}_{language}" if language else question,
             answer_prefix(row.text("question")),
-            picture=images / f"{row.identifier('imageId')}.jpg",
+            picture=picture_in(images, f"{row.identifier('imageId')}.jpg"),
             answers=row.text("answer"),
             slices={"language": language} if language else {},
             unit=question if language else None,

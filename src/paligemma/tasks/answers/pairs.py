@@ -5,9 +5,10 @@ Source: big_vision configs/proj/paligemma/transfers/nlvr2.py.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import cache, partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from unicodedata import normalize
 
 from paligemma.example import Example
@@ -17,7 +18,7 @@ from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import read_json_lines
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.languages import MARVL_LANGUAGES, languages_of
-from paligemma.tasks.reading.pictures import FilePicture
+from paligemma.tasks.reading.pictures import FilePicture, picture_in
 from paligemma.tasks.reading.prefixes import answer_prefix
 from paligemma.tasks.scoring import score_exact, score_languages
 from paligemma.tasks.task import Task, files_from, published_keys
@@ -41,12 +42,12 @@ def read_nlvr2(data: Path, split: str) -> Iterator[Example]:
         if label not in (TRUE, FALSE):
             raise row.error(f"label must be {TRUE} or {FALSE}, got {label!r}")
         # Training pictures lie in numbered folders.
-        folder = images / str(row.fields["directory"]) if "directory" in row else images
-        folder = folder if folder.is_dir() else images
+        folder = PurePath(str(row.fields.get("directory", "")))
+        folder = folder if os.path.isdir(images / folder) else PurePath()
         yield example_of(
             name,
             answer_prefix(row.text("sentence")),
-            picture=tuple(FilePicture(path=folder / f"{pair}-img{k}.png") for k in (0, 1)),
+            picture=tuple(picture_in(images, folder / f"{pair}-img{k}.png") for k in (0, 1)),
             answers=label,
             unit=pair,
         )
@@ -80,7 +81,7 @@ def _marvl_picture(images: Path, concept: str, name: str) -> FilePicture:
     """
     folders = _folders(images)
     folder = folders.get(normalize("NFC", concept)) or folders.get(name.split("-")[0])
-    return FilePicture(path=(folder or images) / name)
+    return picture_in(folder or images, name)
 
 
 @cache

@@ -18,6 +18,7 @@ from paligemma.tasks.reading.coco_stream import stream_lists
 from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import FileRow
 from paligemma.tasks.reading.files import find_file
+from paligemma.tasks.reading.pictures import picture_in
 from paligemma.tasks.reading.prefixes import answer_prefix, lower_ascii
 from paligemma.tasks.scoring import texts_of
 from paligemma.tasks.task import Task, files_from, published_keys
@@ -63,7 +64,7 @@ def read_rsvqa(data: Path, split: str, *, variant: Literal["lr", "hr"]) -> Itera
         yield example_of(
             str(row.integer("id")),
             answer_prefix(row.text("question")),
-            picture=images / f"{row.integer('img_id')}{suffix}",
+            picture=picture_in(images, f"{row.integer('img_id')}{suffix}"),
             answers=lower_ascii(answer),
             slices={"type": kind},
         )

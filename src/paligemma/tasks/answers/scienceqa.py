@@ -18,7 +18,7 @@ from paligemma.metrics.measure import Measure
 from paligemma.tasks.published import transferred
 from paligemma.tasks.reading.file_rows import read_keyed
 from paligemma.tasks.reading.files import find_file
-from paligemma.tasks.reading.pictures import FilePicture
+from paligemma.tasks.reading.pictures import picture_in
 from paligemma.tasks.scoring import texts_of
 from paligemma.tasks.task import Task, files_from, published_keys
 
@@ -57,7 +57,7 @@ def read_scienceqa(data: Path, split: str) -> Iterator[Example]:
         yield Example(
             id=key,
             prefix=scienceqa_prefix(question, hint, choices),
-            pictures=(FilePicture(path=images / key / row.text("image")),),
+            pictures=(picture_in(images, f"{key}/{row.text('image')}"),),
             references={
                 "answer": scienceqa_suffix(index),
                 "question": question,

@@ -18,7 +18,7 @@ from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import read_json_lines
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.formats import format_file, read_format
-from paligemma.tasks.reading.pictures import first_file
+from paligemma.tasks.reading.pictures import FilePicture, folder_of, picture_in
 from paligemma.tasks.reading.prefixes import answer_prefix
 from paligemma.tasks.scoring import score_exact
 from paligemma.tasks.task import NeededFile, Task, published_keys
@@ -58,11 +58,16 @@ def read_vsr(data: Path, split: str, *, kind: str) -> Iterator[Example]:
         yield example_of(
             str(row.number),
             style.prompt.replace(_STATEMENT, row.text("caption")),
-            picture=first_file(Path(data), [f"{folder}/{image}" for folder in _FOLDERS]),
+            picture=_picture(data, image),
             answers=truth_word(label),
             slices={"relation": relation} if isinstance(relation, str) else {},
             unit=image,
         )
+
+
+def _picture(data: Path, image: str) -> FilePicture:
+    folders = [folder for one in _FOLDERS if (folder := data / one).is_dir()] or [data]
+    return picture_in(folder_of(folders, image) or folders[0], image)
 
 
 def _task(kind: str, title: str, published_split: str) -> Task:

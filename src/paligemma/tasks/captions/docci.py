@@ -16,7 +16,7 @@ from paligemma.metrics.judgements import NothingRule, VerdictTieRule, nes_measur
 from paligemma.metrics.measure import Measure, mean_measure
 from paligemma.tasks.reading.file_rows import FileRow, read_json_lines
 from paligemma.tasks.reading.files import find_file
-from paligemma.tasks.reading.pictures import FilePicture
+from paligemma.tasks.reading.pictures import picture_in
 from paligemma.tasks.reading.prefixes import CAPTION_PREFIX
 from paligemma.tasks.scoring import texts_of
 
@@ -39,7 +39,7 @@ def read_docci(data: Path, split: str) -> Iterator[Example]:
         yield Example(
             id=row.text("example_id"),
             prefix=CAPTION_PREFIX,
-            pictures=(FilePicture(path=images / row.text("image_file")),),
+            pictures=(picture_in(images, row.text("image_file")),),
             references={"description": description, "judgements": str(data / JUDGEMENTS_FILE)},
             targets=(description,),
         )

@@ -20,13 +20,14 @@ from paligemma.tasks.reading.file_rows import (
     read_list,
     read_object,
 )
-from paligemma.tasks.reading.files import find_file, read_json
+from paligemma.tasks.reading.files import find_file, read_json, relative_name
 from paligemma.tasks.reading.languages import (
     COCO35L_LANGUAGES,
     ENGLISH,
     XM3600_LANGUAGES,
     languages_of,
 )
+from paligemma.tasks.reading.pictures import FilePicture, picture_in
 from paligemma.tasks.reading.prefixes import CAPTION_PREFIX, caption_prefix, lower_ascii
 
 KARPATHY = "cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
@@ -72,7 +73,7 @@ def read_nocaps(data: Path, split: str) -> Iterator[Example]:
         yield example_of(
             image,
             CAPTION_PREFIX,
-            picture=images / row.text("file_name"),
+            picture=picture_in(images, row.text("file_name")),
             answers=_required(captions.get(image, []), row) if split == "val" else [],
             targets=(),
             slices={"domain": row.text("domain")} if "domain" in row else {},
@@ -130,7 +131,7 @@ def read_xm3600(data: Path, split: str, *, tokenized: bool = False) -> Iterator[
             yield example_of(
                 f"{image}_{language}",
                 caption_prefix(language),
-                picture=images / f"{image}.jpg",
+                picture=picture_in(images, f"{image}.jpg"),
                 answers=_required(given.texts(field), given),
                 targets=(),
                 slices={"language": language},
@@ -156,7 +157,7 @@ def read_textcaps(data: Path, split: str) -> Iterator[Example]:
         yield example_of(
             image,
             CAPTION_PREFIX,
-            picture=images / f"{names[image]}.jpg",
+            picture=picture_in(images, f"{names[image]}.jpg"),
             answers=given,
             targets=[lower_ascii(text) for text in given],
         )
@@ -174,7 +175,7 @@ def read_scicap(data: Path, split: str) -> Iterator[Example]:
         yield example_of(
             stem,
             CAPTION_PREFIX,
-            picture=images / Path(name).name,
+            picture=picture_in(images, Path(name).name),
             answers=[texts.object(_SCICAP_TEXT).text("caption")],
         )
 
@@ -183,10 +184,10 @@ def _karpathy_rows(data: Path) -> Iterator[FileRow]:
     return read_list(find_file(data, "dataset_coco.json", source=KARPATHY), "images")
 
 
-def _coco_picture(data: Path, row: FileRow) -> Path:
-    folder = row.text("filepath")
-    images = find_file(data, folder, f"images/{folder}", source=COCO_IMAGES)
-    return images / row.text("filename")
+def _coco_picture(data: Path, row: FileRow) -> FilePicture:
+    folder = relative_name(row.text("filepath"), row.where)
+    images = find_file(data, f"{folder}", f"images/{folder}", source=COCO_IMAGES)
+    return picture_in(images, row.text("filename"))
 
 
 def _required(captions: list[str], row: FileRow) -> list[str]:

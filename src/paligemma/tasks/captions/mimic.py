@@ -21,7 +21,7 @@ from paligemma.metrics.measure import Measure
 from paligemma.tasks.reading.file_rows import FileRow, read_csv, read_json_lines
 from paligemma.tasks.reading.files import find_file, read_text
 from paligemma.tasks.reading.formats import read_format
-from paligemma.tasks.reading.pictures import FilePicture
+from paligemma.tasks.reading.pictures import picture_in
 from paligemma.tasks.scoring import texts_of
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def read_mimic_cxr(data: Path, split: str) -> Iterator[Example]:
         yield Example(
             id=dicom,
             prefix=style.prompt.replace("{indication}", indication),
-            pictures=(FilePicture(path=pictures / folder / f"s{study}" / f"{dicom}.jpg"),),
+            pictures=(picture_in(pictures, f"{folder}/s{study}/{dicom}.jpg"),),
             references={"report": answer, "study_id": study, "graphs": str(data / GRAPHS_FILE)},
             targets=(answer,),
             unit=subject,

@@ -15,8 +15,8 @@ from paligemma.example import Example
 from paligemma.outputs.boxes import Box
 from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import FileRow, read_csv, read_object, require_object
-from paligemma.tasks.reading.files import find_file, read_text_lines
-from paligemma.tasks.reading.pictures import picture_size_hw
+from paligemma.tasks.reading.files import find_file, read_text_lines, relative_name
+from paligemma.tasks.reading.pictures import picture_in
 from paligemma.tasks.reading.prefixes import CAPTION_PREFIX
 
 SCREEN2WORDS = "github.com/google-research-datasets/screen2words"
@@ -48,7 +48,7 @@ def read_screen2words(data: Path, split: str) -> Iterator[Example]:
         yield example_of(
             screen,
             CAPTION_PREFIX,
-            picture=images / f"{screen}.jpg",
+            picture=picture_in(images, f"{screen}.jpg"),
             answers=summaries[screen],
         )
 
@@ -71,7 +71,7 @@ def read_widgetcap(data: Path, split: str) -> Iterator[Example]:
         example = example_of(
             f"{screen}_{node}",
             CAPTION_PREFIX,
-            picture=images / f"{screen}.jpg",
+            picture=picture_in(images, f"{screen}.jpg"),
             answers=captions,
         )
         yield replace(example, mark_box_yxyx=_widget_box(images, screen, node, row.where))
@@ -100,8 +100,9 @@ def node_bounds(root: FileRow, node: str) -> tuple[float, float, float, float]:
 
 def _widget_box(images: Path, screen: str, node: str, where: str) -> Box:
     """Normalise the bounds of a node; the canvas has the shape of the picture."""
-    x0, y0, x1, y1 = node_bounds(_root(images / f"{screen}.json"), node)
-    height, width = picture_size_hw(images / f"{screen}.jpg")
+    name = relative_name(f"{screen}.json", where)
+    x0, y0, x1, y1 = node_bounds(_root(images / name), node)
+    height, width = picture_in(images, f"{screen}.jpg").stored_size_hw()
     canvas_width = _CANVAS_HEIGHT * (width / height)
     box = (y0 / _CANVAS_HEIGHT, x0 / canvas_width, y1 / _CANVAS_HEIGHT, x1 / canvas_width)
     inside = tuple(min(max(one, 0.0), 1.0) for one in box)

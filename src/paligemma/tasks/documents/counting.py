@@ -22,7 +22,8 @@ from paligemma.processing.image import load_image
 from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import read_json_lines, read_list
 from paligemma.tasks.reading.files import find_file
-from paligemma.tasks.reading.pictures import FilePicture
+from paligemma.tasks.reading.finding import plain_name
+from paligemma.tasks.reading.pictures import FilePicture, picture_in
 from paligemma.tasks.reading.prefixes import answer_prefix
 
 logger = logging.getLogger(__name__)
@@ -47,10 +48,17 @@ def read_tallyqa(data: Path, split: str) -> Iterator[Example]:
         yield example_of(
             f"{row.integer('image_id')}/{row.integer('question_id')}",
             answer_prefix(row.text("question")),
-            picture=data / row.text("image"),
+            picture=_tallyqa_picture(data, row.text("image")),
             answers=str(_count(row.fields.get("answer"), row.where, "answer")),
             slices=slices,
         )
+
+
+def _tallyqa_picture(data: Path, image: str) -> FilePicture:
+    """Its folder, such as `train2014`, is where a name starts, so that this may be a link."""
+    folder, _, name = image.partition("/")
+    is_folder = name and plain_name(folder) is not None
+    return picture_in(data / folder, name) if is_folder else picture_in(data, image)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +145,7 @@ def _json_rows(path: Path) -> Iterator[tuple[Picture | None, int]]:
     for row in read_json_lines(path):
         picture = None
         if row.fields.get("image") is not None:
-            picture = FilePicture(path=path.parent / row.text("image"))
+            picture = picture_in(path.parent, row.text("image"))
         yield picture, _count(row.fields.get("number"), row.where, "number")
 
 

@@ -18,6 +18,7 @@ from paligemma.tasks.reading.file_rows import (
     read_list,
 )
 from paligemma.tasks.reading.files import find_file, read_text_lines
+from paligemma.tasks.reading.pictures import FilePicture, picture_in
 from paligemma.tasks.reading.prefixes import answer_prefix, bare_prefix, lower_ascii
 
 RRC = "rrc.cvc.uab.es (Robust Reading Competition, after registering)"
@@ -51,7 +52,7 @@ def read_docvqa(data: Path, split: str) -> Iterator[Example]:
         yield example_of(
             str(row.integer("questionId")),
             bare_prefix(row.text("question")),
-            picture=images / (image if has_folder else Path(image).name),
+            picture=picture_in(images, image if has_folder else Path(image).name),
             answers=answers,
             references={"answers": answers},
             slices=_kinds(row, "question_types"),
@@ -75,7 +76,7 @@ def read_infovqa(data: Path, split: str) -> Iterator[Example]:
         yield example_of(
             str(row.integer("questionId")),
             answer_prefix(row.text("question")),
-            picture=images / row.text("image_local_name"),
+            picture=picture_in(images, row.text("image_local_name")),
             answers=answers,
             references={"answers": answers, "any_order": split == "val"},
             targets=map(lower_ascii, taught),
@@ -114,7 +115,7 @@ def read_chartqa(data: Path, split: str) -> Iterator[Example]:
             yield example_of(
                 f"{kind}/{row.number}",
                 bare_prefix(row.text("query")),
-                picture=path.parent / "png" / row.text("imgname"),
+                picture=picture_in(path.parent / "png", row.text("imgname")),
                 answers=row.text("label"),
                 slices={"kind": kind},
             )
@@ -139,7 +140,7 @@ def read_ocrvqa(data: Path, split: str) -> Iterator[Example]:
             yield example_of(
                 f"{key}/{number}",
                 answer_prefix(question),
-                picture=images / f"{key}{suffix}",
+                picture=picture_in(images, f"{key}{suffix}"),
                 answers=answer,
             )
 
@@ -161,8 +162,8 @@ def _stvqa_val_images(data: Path) -> frozenset[str]:
     return images
 
 
-def _stvqa_image(data: Path, images: Path, file_path: str) -> Path:
-    """Return the path of a picture; COCO's own replace the shrunk ones of coco-text."""
+def _stvqa_image(data: Path, images: Path, file_path: str) -> FilePicture:
+    """Return a picture; COCO's own replace the shrunk ones of coco-text."""
     if file_path.startswith("coco-text/"):
-        return data / "train2014" / Path(file_path).name
-    return images / file_path
+        return picture_in(data / "train2014", Path(file_path).name)
+    return picture_in(images, file_path)

@@ -26,7 +26,6 @@ from paligemma.tasks.reading.coco import (
 )
 from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.files import find_file
-from paligemma.tasks.reading.pictures import FilePicture
 
 ALL_CLASSES_PREFIX = "detect all classes"
 
@@ -93,15 +92,14 @@ def read_detection(
     if places.beside:
         folders.insert(0, found.path.parent)
     prefix = detect_prompt(found.classes) if names_classes else ALL_CLASSES_PREFIX
-    for one, path in picture_paths(found, folders):
-        size_hw = one.image.size_hw
+    for one, picture in picture_paths(found, folders):
         yield example_of(
             str(one.id),
             prefix,
-            picture=FilePicture(path=path, size_hw=size_hw),
+            picture=picture,
             answers=[_target(one, found)] if names_classes else [],
             references={
-                "size_hw": list(size_hw),
+                "size_hw": list(one.image.size_hw),
                 "objects": list(one.objects),
                 **({"classes": list(found.classes)} if names_classes else {}),
             },

@@ -25,7 +25,7 @@ from paligemma.tasks.reading.coco_stream import stream_lists
 from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import FileRow, list_rows
 from paligemma.tasks.reading.files import find_file, read_json
-from paligemma.tasks.reading.pictures import FilePicture, first_file
+from paligemma.tasks.reading.pictures import folder_of, picture_in
 from paligemma.tasks.reading.plain_pickle import read_plain_pickle
 
 REFER = (
@@ -42,7 +42,10 @@ SPLITS = {
     "refcoco+": ("val", "testA", "testB", "train"),
     "refcocog": ("val", "test", "train"),
 }
-_FOLDERS = ("train2017", "images/train2017", "train2014", "images/train2014", "images")
+_FOLDERS = (
+    *("train2017", "images/train2017", "train2014", "images/train2014"),
+    *("images/mscoco/images/train2014", "images"),
+)
 _INSTANCES = (
     "instances_train2017.json",
     "annotations/instances_train2017.json",
@@ -109,14 +112,13 @@ def _examples(
     if not refs:
         raise DataError(f"{dataset} has no described object in this split; check its refs file")
     outlines = Outlines(data, dataset, refs)
+    names = _names(refs[0], outlines.of(refs[0])[0])
     folder = find_file(data, *_FOLDERS, source=COCO_TRAIN)
+    folder = folder_of([data / one for one in _FOLDERS], *names) or folder
     for ref in refs:
         image, found = outlines.of(ref)
         where = f"{outlines.path}, annotation {ref.ann_id}"
-        # Pictures carry the names of 2017 or of 2014.
-        number = f"{ref.image_id:012d}.jpg"
-        names = (number, f"COCO_train2014_{number}", Path(image.file_name).name)
-        picture = FilePicture(path=first_file(folder, names), size_hw=image.size_hw)
+        picture = picture_in(folder, *_names(ref, image), size_hw=image.size_hw)
         references = {
             "box_yxyx": list(normalised(found.bbox, image)),
             "mask": run_lengths(found.segmentation, image, where),
@@ -133,6 +135,12 @@ def _examples(
                 slices={"dataset": dataset} if is_combined else {},
                 unit=str(ref.image_id),
             )
+
+
+def _names(ref: Ref, image: CocoImage) -> tuple[str, str, str]:
+    """Pictures carry the names of 2017 or of 2014."""
+    number = f"{ref.image_id:012d}.jpg"
+    return number, f"COCO_train2014_{number}", Path(image.file_name).name
 
 
 def read_refs(data: Path, dataset: str) -> list[Ref]:

@@ -62,6 +62,8 @@ def score_referring(
 ) -> list[Measure]:
     """Compute MIoU, cIoU and box accuracies of answers that begin with a box and a mask.
 
+    Of an answer whose text spells no place, the first of its objects counts.
+
     Raises:
         DataError: an answer holds mask tokens but its prediction no decoded mask.
     """
@@ -81,14 +83,19 @@ def score_referring(
 
 def _named_object(prediction: Prediction, size_hw: Sequence[int]) -> ObjectMask | None:
     """Return the object of an answer; None where the reference evaluator calls it invalid."""
+    if prediction.objects and "<loc" not in prediction.text:
+        first = prediction.objects[0]
+        y0, x0, y1, x1 = first.box_yxyx
+        is_box = y1 > y0 and x1 > x0
+        return ObjectMask(box_yxyx=first.box_yxyx, mask=first.mask) if is_box else None
     tokens = read_tokens(prediction.text)
     if tokens is None:
         return None
     box, _ = tokens
     # Edges are truncated to whole pixels; a box without any is invalid.
     edges = np.array(box, np.float32) * np.array([*size_hw] * 2, np.float32)
-    y0, x0, y1, x1 = edges.astype(int).tolist()
-    if y1 <= y0 or x1 <= x0:
+    top, left, bottom, right = edges.astype(int).tolist()
+    if bottom <= top or right <= left:
         return None
     mask = prediction.objects[0].mask if prediction.objects else None
     if mask is None:

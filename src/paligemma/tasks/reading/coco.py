@@ -17,7 +17,7 @@ from paligemma.outputs.rle import decode_rle, encode_rle
 from paligemma.tasks.reading.coco_stream import stream_lists
 from paligemma.tasks.reading.file_rows import FileRow
 from paligemma.tasks.reading.files import relative_name
-from paligemma.tasks.reading.pictures import folder_of
+from paligemma.tasks.reading.pictures import FilePicture, picture_in, require_folder_of
 
 COCO_IMAGES = "images.cocodataset.org/zips"
 MAX_CLASSES = 10_000
@@ -196,7 +196,7 @@ def read_detection_set(path: Path) -> DetectionSet:
 
 def picture_paths(
     found: DetectionSet, folders: Sequence[Path]
-) -> Iterator[tuple[LabelledImage, Path]]:
+) -> Iterator[tuple[LabelledImage, FilePicture]]:
     """Pair every picture with its file, in the first folder that holds the first picture.
 
     Raises:
@@ -206,9 +206,9 @@ def picture_paths(
         raise DataError(f"{found.path} must hold at least one image, got none")
     where = f"{found.path}: file_name"
     names = [relative_name(one.image.file_name, where) for one in found.images]
-    folder = folder_of(names[0], folders, f"{found.path}")
+    folder = require_folder_of(folders, names[0], f"{found.path}")
     for one, name in zip(found.images, names, strict=True):
-        yield one, folder / name
+        yield one, picture_in(folder, name, size_hw=one.image.size_hw)
 
 
 def _object(row: FileRow) -> tuple[int, int, dict[str, Any]]:

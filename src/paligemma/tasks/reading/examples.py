@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from paligemma.example import Example, Picture
-from paligemma.tasks.reading.pictures import FilePicture
 
 
 def example_of(
     name: str,
     prefix: str,
     *,
-    picture: Path | Picture | tuple[Picture, ...],
+    picture: Picture | tuple[Picture, ...],
     answers: str | list[str],
     references: Any = None,
     targets: Iterable[str] | None = None,
@@ -26,7 +24,7 @@ def example_of(
     Args:
         name: id of the example.
         prefix: prompt of the example.
-        picture: path of its picture, the picture, or several pictures.
+        picture: its picture, or several.
         answers: the one right answer, or all of them.
         references: data for the scorer to compare with; `answers` by default.
         targets: answers to train on; `answers` by default.
@@ -35,8 +33,6 @@ def example_of(
     """
     if targets is None:
         targets = [answers] if isinstance(answers, str) else answers
-    if isinstance(picture, Path):
-        picture = FilePicture(path=picture)
     return Example(
         id=name,
         prefix=prefix,

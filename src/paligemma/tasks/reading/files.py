@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from paligemma.errors import DataError
+from paligemma.tasks.reading.finding import plain_name
 
 # COCO's training annotations, the largest file that is read whole, have 0.45 GB.
 MAX_JSON_BYTES = 2 << 30
@@ -49,9 +50,12 @@ def relative_name(text: str, where: str) -> PurePosixPath:
     Raises:
         DataError: the path is absolute, leaves the folder, or is empty.
     """
-    name = PurePosixPath(text)
-    if name.is_absolute() or ".." in name.parts or not name.name or "\\" in text:
-        raise DataError(f"{where} must name a file below the data folder, got {text[:80]!r}")
+    name = plain_name(text)
+    if name is None:
+        raise DataError(
+            f"{where} must name a file below the data folder, got {text[:80]!r}; write the path "
+            "from that folder"
+        )
     return name
 
 

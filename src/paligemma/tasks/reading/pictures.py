@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
 from paligemma.errors import DataError, ImageError
+from paligemma.tasks.reading.finding import find_picture, matching, plain_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,13 +20,16 @@ class FilePicture:
     """A picture in a file, with its pixels as stored: the original applies no EXIF turn.
 
     Attributes:
-        path: path of the file.
+        path: path of the file, as its data file gives it; see `find_picture`.
+        folder: folder from which the data file names it, which it may not leave; that of `path` by
+            default.
         quarter_turns: counter-clockwise turns that make the stored pixels upright.
         size_hw: height and width that its annotation states; where only the EXIF turn gives this
             size, it is applied.
     """
 
     path: Path
+    folder: Path | None = field(default=None, repr=False, compare=False)
     quarter_turns: int = 0
     size_hw: tuple[int, int] | None = None
 
@@ -30,16 +37,32 @@ class FilePicture:
         """Decode to uint8[H, W, 3], of another size than `size_hw` where neither way gives it.
 
         Raises:
-            ImageError: unreadable, or larger than the bound.
+            ImageError: not found, unreadable, or larger than the bound.
         """
         from paligemma.processing.image import load_image
 
-        image = load_image(self.path, max_pixels=max_pixels, upright=False)
+        path = self.find()
+        image = load_image(path, max_pixels=max_pixels, upright=False)
         if self.size_hw not in (None, image.shape[:2]):
-            turned = load_image(self.path, max_pixels=max_pixels)
+            turned = load_image(path, max_pixels=max_pixels)
             if turned.shape[:2] == self.size_hw:
                 image = turned
         return np.ascontiguousarray(np.rot90(image, self.quarter_turns))
+
+    def find(self) -> Path:
+        """Find the file; raise ImageError as `find_picture` does."""
+        return find_picture(self.path, self.folder or self.path.parent)
+
+    def stored_size_hw(self) -> tuple[int, int]:
+        """Read height and width as stored, from the heading alone.
+
+        Raises:
+            DataError: no picture there.
+        """
+        try:
+            return picture_size_hw(self.find())
+        except ImageError as error:
+            raise DataError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +71,12 @@ class CroppedPicture:
 
     Attributes:
         path: path of the file.
+        folder: see `FilePicture`.
         box_xyxy_px: edges in whole pixels of the picture.
     """
 
     path: Path
+    folder: Path | None = field(default=None, repr=False, compare=False)
     box_xyxy_px: tuple[int, int, int, int]
 
     def read(self, max_pixels: int) -> np.ndarray:
@@ -60,7 +85,7 @@ class CroppedPicture:
         Raises:
             ImageError: unreadable, larger than the bound, or the rectangle leaves the picture.
         """
-        image = FilePicture(path=self.path).read(max_pixels)
+        image = FilePicture(path=self.path, folder=self.folder).read(max_pixels)
         x0, y0, x1, y1 = self.box_xyxy_px
         if not (0 <= x0 < x1 <= image.shape[1] and 0 <= y0 < y1 <= image.shape[0]):
             raise ImageError(
@@ -86,25 +111,47 @@ def picture_size_hw(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def first_file(folder: Path, names: Iterable[str]) -> Path:
-    """Return the first of several spellings of a file that exists, or else the first spelling."""
-    paths = [folder / name for name in names]
-    return next((path for path in paths if path.is_file()), paths[0])
-
-
-def folder_of(name: PurePath, folders: Sequence[Path], where: str) -> Path:
-    """Find the first of several folders that holds a picture.
+def picture_in(folder: Path, *names: str | PurePath, **more: Any) -> FilePicture:
+    """Make the picture of the first of several names that a folder holds, or else of the first.
 
     Args:
-        name: path of the picture below its folder.
-        folders: folders in which to look.
-        where: place that names the picture, for errors.
-
-    Raises:
-        DataError: none holds it.
+        folder: folder that the names start from.
+        names: spellings of one name.
+        more: other attributes of `FilePicture`.
     """
-    folder = next((one for one in folders if (one / name).is_file()), None)
+    name = names[0]
+    if len(names) > 1:
+        name = next(_held([folder], names), (folder, name))[1]
+    return FilePicture(path=folder / name, folder=folder, **more)
+
+
+def folder_of(folders: Sequence[Path], *names: str | PurePath) -> Path | None:
+    """Find the first of several folders that holds a picture, or else has it further inside.
+
+    Args:
+        folders: folders in which to look.
+        names: spellings of the name of the picture below its folder.
+    """
+    return next((folder for folder, _ in _held(folders, names)), None)
+
+
+def require_folder_of(folders: Sequence[Path], name: PurePath, where: str) -> Path:
+    """Find a folder as `folder_of` does; raise DataError, with the place `where`, if none is."""
+    folder = folder_of(folders, name)
     if folder is None:
         places = ", ".join(map(str, folders))
         raise DataError(f"{where}: {name} must lie in one of {places}; unpack the pictures there")
     return folder
+
+
+def _held(
+    folders: Sequence[Path], names: Sequence[str | PurePath]
+) -> Iterator[tuple[Path, str | PurePath]]:
+    """Folders and names with a file: those exactly there, then those further inside."""
+    pairs = [(folder, name) for folder in folders for name in names]
+    yield from (pair for pair in pairs if os.path.isfile(pair[0] / pair[1]))
+    for folder, name in pairs:
+        plain = plain_name(str(name))
+        with suppress(ImageError):  # an index that became too large
+            if plain is not None and matching(folder, plain):
+                yield folder, name

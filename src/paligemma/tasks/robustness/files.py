@@ -20,7 +20,8 @@ from paligemma.tasks.reading.file_rows import (
     read_json_lines,
     read_object,
 )
-from paligemma.tasks.reading.files import find_file
+from paligemma.tasks.reading.files import find_file, relative_name
+from paligemma.tasks.reading.pictures import FilePicture, picture_in
 from paligemma.tasks.reading.prefixes import answer_prefix
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def read_pope(data: Path, split: str) -> Iterator[Example]:
             yield example_of(
                 f"{kind}/{row.integer('question_id')}",
                 answer_prefix(row.text("text")),
-                picture=images / row.text("image"),
+                picture=picture_in(images, row.text("image")),
                 answers=label,
                 slices={"file": kind},
             )
@@ -84,7 +85,7 @@ def read_mmvp(data: Path, split: str) -> Iterator[Example]:
         yield example_of(
             str(index),
             answer_prefix(row.text("Question").strip()),
-            picture=images / f"{index}.jpg",
+            picture=picture_in(images, f"{index}.jpg"),
             answers=option,
             references={"options": options, "correct": correct},
             unit=f"pair {(index + 1) // 2}",
@@ -102,7 +103,7 @@ def read_objaverse(data: Path, split: str) -> Iterator[Example]:
     for category in categories.fields:
         for uid in categories.value(category, list):
             num_objects += 1
-            views = _views(folder / str(uid))
+            views = _views(folder / relative_name(str(uid), f"{category}"))
             num_used += bool(views)
             asked = itertools.product(enumerate(views), enumerate(OBJAVERSE_QUESTIONS))
             for (view, file), (number, question) in asked:
@@ -110,7 +111,7 @@ def read_objaverse(data: Path, split: str) -> Iterator[Example]:
                 yield example_of(
                     f"{uid}/{view}/{number}",
                     answer_prefix(question),
-                    picture=file,
+                    picture=FilePicture(path=file),
                     answers=name,
                     references={"category": name, "embeddings": str(data / "embeddings.npz")},
                     targets=(),

@@ -10,7 +10,7 @@ from paligemma.example import Example, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.scoring import texts_of
 from paligemma.tasks.structure.tables import strip_coords
-from paligemma.tasks.structure.words import WordFormat, box_vertices, parse_words
+from paligemma.tasks.structure.words import WordFormat, answered_words, box_vertices
 
 # Figures against upright boxes around the true words carry this ending.
 UPRIGHT = "/upright"
@@ -24,12 +24,9 @@ def score_words(examples: Sequence[Example], predictions: Sequence[Prediction]) 
     found, truth = [], []
     for example, prediction in zip(examples, predictions, strict=True):
         asked = example.references
-        words = parse_words(prediction.text, WordFormat(**asked["style"]))
+        words = answered_words(prediction, WordFormat(**asked["style"]))
         found.append(
-            [
-                {"vertices": box_vertices(bins, asked["size_hw"]), "text": word}
-                for word, bins in words
-            ]
+            [{"vertices": box_vertices(box, asked["size_hw"]), "text": word} for word, box in words]
         )
         truth.append(asked["words"])
     upright = spotting_measures(found, truth, axis_aligned=True)

@@ -20,7 +20,7 @@ from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import FileRow, require_object
 from paligemma.tasks.reading.files import find_file, parse_json, read_lines, relative_name
 from paligemma.tasks.reading.formats import read_format
-from paligemma.tasks.reading.pictures import CroppedPicture, first_file, picture_size_hw
+from paligemma.tasks.reading.pictures import CroppedPicture, FilePicture, picture_in
 
 logger = logging.getLogger(__name__)
 
@@ -133,10 +133,10 @@ def read_pubtabnet(data: Path, split: str) -> Iterator[Example]:
     if not folder.is_dir():
         folder = find_file(data, split, f"pubtabnet/{split}", source=PUBTABNET)
     for row, table in _tables(path, split):
-        picture = folder / _file_name(row)
+        picture = picture_in(folder, _file_name(row))
         targets = []
         if split == "train":
-            side_px = max(picture_size_hw(picture))
+            side_px = max(picture.stored_size_hw())
             targets = [table_target(table, table.boxes, side_px, style.coords_order)]
         yield example_of(
             row.identifier("imgid"),
@@ -155,8 +155,7 @@ def read_fintabnet(data: Path, split: str) -> Iterator[Example]:
     pages = find_file(data, "pages", "fintabnet/pages", source=FINTABNET_PAGES)
     for row, table in _tables(path, split):
         stem = _file_name(row).removesuffix(".pdf")
-        page = first_file(pages, [f"{stem}{end}" for end in (".png", ".jpg")])
-        crop = _crop(page, row, style.page_dpi)
+        crop = _crop(picture_in(pages, f"{stem}.png"), row, style.page_dpi)
         targets = []
         if split == "train":
             boxes = [crop.to_pixels(box) if box is not None else None for box in table.boxes]
@@ -196,9 +195,9 @@ class PageCrop:
         return x0 - left, height - y1 - top, x1 - left, height - y0 - top
 
 
-def _crop(page: Path, row: FileRow, dpi: int) -> PageCrop:
+def _crop(page: FilePicture, row: FileRow, dpi: int) -> PageCrop:
     box = _box(row)
-    height, width = picture_size_hw(page)
+    height, width = page.stored_size_hw()
     scale = dpi / POINTS_PER_INCH
     x0, y0, x1, y1 = (n * scale for n in box)
     edges = round(x0), round(height - y1), round(x1), round(height - y0)
@@ -206,7 +205,7 @@ def _crop(page: Path, row: FileRow, dpi: int) -> PageCrop:
     # A table may touch the edge of the page; more than a point beyond is another resolution.
     if min(left, top) < -scale or right > width + scale or bottom > height + scale:
         raise row.error(
-            f"the table at {box} points must lie on its page, but {page.name} has "
+            f"the table at {box} points must lie on its page, but {page.path.name} has "
             f"{width}x{height} pixels at {dpi} an inch; render the pages at that resolution, or "
             "state theirs as page_dpi in fintabnet-format.json"
         )
@@ -214,7 +213,9 @@ def _crop(page: Path, row: FileRow, dpi: int) -> PageCrop:
     if right <= left or bottom <= top:
         raise row.error(f"the table at {box} points has no area")
     return PageCrop(
-        picture=CroppedPicture(path=page, box_xyxy_px=(left, top, right, bottom)),
+        picture=CroppedPicture(
+            path=page.path, folder=page.folder, box_xyxy_px=(left, top, right, bottom)
+        ),
         corner_px=(left, top),
         side_px=max(right - left, bottom - top),
         page_height_px=height,

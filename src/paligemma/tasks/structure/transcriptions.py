@@ -18,7 +18,7 @@ from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import read_csv
 from paligemma.tasks.reading.files import find_file, read_lines, read_text, relative_name
 from paligemma.tasks.reading.formats import read_format
-from paligemma.tasks.reading.pictures import folder_of
+from paligemma.tasks.reading.pictures import picture_in, require_folder_of
 
 MOLSCRIBE = "github.com/thomas0809/MolScribe, synthetic benchmarks (synthetic/chemdraw.csv)"
 GRANDSTAFF = (
@@ -60,10 +60,12 @@ def read_molecules(data: Path, split: str) -> Iterator[Example]:
     for row in read_csv(path, ("file_path", "SMILES")):
         name = relative_name(row.text("file_path").strip(), row.where)
         if root is None:
-            root = folder_of(name, (Path(data), Path(data) / "data", path.parent), row.where)
+            root = require_folder_of((data, data / "data", path.parent), name, row.where)
         if not row.text("SMILES").strip():
             raise row.error("SMILES must name a molecule, got an empty field")
-        yield example_of(name.stem, style.prompt, picture=root / name, answers=row.text("SMILES"))
+        yield example_of(
+            name.stem, style.prompt, picture=picture_in(root, name), answers=row.text("SMILES")
+        )
 
 
 def read_grandstaff(data: Path, split: str) -> Iterator[Example]:
@@ -87,7 +89,7 @@ def read_grandstaff(data: Path, split: str) -> Iterator[Example]:
         yield example_of(
             str(name.with_suffix("")),
             style.prompt,
-            picture=root / name.with_name(f"{stem}.jpg"),
+            picture=picture_in(root, name.with_name(f"{stem}.jpg")),
             answers=text,
             references={"kern": text, "clean": style.clean},
             slices={"composer": name.parts[0]} if len(name.parts) > 1 else {},

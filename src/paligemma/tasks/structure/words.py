@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from paligemma.errors import DataError
-from paligemma.example import Example
+from paligemma.example import Example, Prediction
 from paligemma.metrics.spotting import MAX_VERTICES
-from paligemma.outputs.boxes import encode_boxes, format_loc
+from paligemma.outputs.boxes import Box, encode_boxes, format_loc
 from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.files import find_file, read_text
 from paligemma.tasks.reading.formats import read_format
-from paligemma.tasks.reading.pictures import first_file, picture_size_hw
+from paligemma.tasks.reading.pictures import picture_in
 from paligemma.vocab import NUM_LOC
 
 ICDAR15 = "rrc.cvc.uab.es, Incidental Scene Text (challenge 4), tasks 4.1 or 4.4, after registering"
@@ -84,10 +84,21 @@ def parse_words(text: str, style: WordFormat) -> list[tuple[str, tuple[int, ...]
     ]
 
 
-def box_vertices(bins: Sequence[int], size_hw: Sequence[int]) -> list[list[float]]:
-    """Return the corners [x, y] in pixels of a box of bins (ymin, xmin, ymax, xmax)."""
+def answered_words(answer: Prediction, style: WordFormat) -> list[tuple[str, Box]]:
+    """Read the words of an answer with normalised boxes.
+
+    They stand in its text; where this spells no place, its objects are the words.
+    """
+    if answer.objects and "<loc" not in answer.text:
+        return [(one.label, one.box_yxyx) for one in answer.objects]
+    words = parse_words(answer.text, style)
+    return [(word, tuple(n / (NUM_LOC - 1) for n in bins)) for word, bins in words]  # type: ignore[misc]
+
+
+def box_vertices(box_yxyx: Box, size_hw: Sequence[int]) -> list[list[float]]:
+    """Return the corners [x, y] in pixels of a normalised box."""
     height, width = size_hw
-    y0, x0, y1, x1 = (n / (NUM_LOC - 1) for n in bins)
+    y0, x0, y1, x1 = box_yxyx
     corners = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
     return [[x * width, y * height] for x, y in corners]
 
@@ -166,8 +177,8 @@ def _examples(
     for n in numbers:
         path = truth / names[0].format(n=n)
         stem = names[1].format(n=n)
-        picture = first_file(pictures, [f"{stem}{end}" for end in (".jpg", ".JPG", ".png")])
-        size_hw = picture_size_hw(picture)
+        picture = picture_in(pictures, f"{stem}.jpg")
+        size_hw = picture.stored_size_hw()
         text = read_text(path, max_bytes=MAX_TRUTH_BYTES, source=source)
         words = list(parse(text, path))
         if len(words) > MAX_WORDS:

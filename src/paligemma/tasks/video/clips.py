@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from paligemma.errors import DataError, ImageError
 from paligemma.metrics.extras import missing_extra
 from paligemma.processing.frames import sample_frames
 from paligemma.processing.image import load_image
+from paligemma.tasks.reading.finding import plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -135,12 +137,12 @@ class Videos:
 
     def _candidates(self, names: Sequence[str]) -> Iterator[Path]:
         for root in self._roots:
-            for name in names:
+            for name in filter(plain_name, names):
                 folder = root / name
-                if folder.is_dir() and next(_frame_files(folder), None) is not None:
+                if os.path.isdir(folder) and next(_frame_files(folder), None) is not None:
                     yield folder
                 for suffix in VIDEO_SUFFIXES:
-                    if (file := root / f"{name}{suffix}").is_file():
+                    if os.path.isfile(file := root / f"{name}{suffix}"):
                         yield file
 
 
