@@ -17,6 +17,14 @@ from typing import Any
 
 from paligemma.errors import ConfigError
 
+# Characters of up to four bytes; file systems allow 255 bytes.
+_MAX_RECALLED = 50
+
+
+def _hidden(name: str) -> str:
+    """A new hidden name that recalls another and is no longer than file systems allow."""
+    return f".{name[:_MAX_RECALLED]}.{uuid.uuid4().hex}"
+
 
 @contextmanager
 def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
@@ -29,7 +37,7 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
         sync: whether the content must reach the disk before the file is renamed, so that it
             survives a power cut.
     """
-    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    partial = path.with_name(_hidden(path.stem) + path.suffix)
     try:
         yield partial
         if sync:
@@ -46,9 +54,9 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
     What is still there at the end of the block is removed.
     """
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    staging.mkdir(parents=True)
+    staging = target.with_name(_hidden(target.name))
     try:
+        staging.mkdir(parents=True)
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -111,7 +111,7 @@ def _require_finite(ctx: click.Context, option: click.Parameter, value: float) -
 @click.option("--pad-rows", is_flag=True, help="Pad the embedding table, as published (257,216).")
 @click.option(
     "--max-shard-gb",
-    type=click.FloatRange(0.01),
+    type=click.FloatRange(0.01, 1e6),
     callback=_require_finite,
     default=5.0,
     show_default=True,

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 Layout = Literal["hf", "npz"]
 SINGLE_NAME = "model.safetensors"
+# Stands in a folder while the files of one checkpoint take the place of another's.
+UNFINISHED_NAME = ".paligemma-unfinished"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "paligemma_tokenizer.model")
 CODECS = ("mask_codec.safetensors", "vae-oid.npz")
 _SHARD = re.compile(r"(.*)-(\d{1,5})-of-(\d{1,5})\.safetensors")
@@ -143,6 +145,11 @@ def in_folder(name: str, folder: Path) -> Checkpoint:
 
 def _in_readable_folder(name: str, folder: Path) -> Checkpoint:
     files = {path.name for path in folder.iterdir() if path.is_file()}
+    if UNFINISHED_NAME in files:
+        raise CheckpointError(
+            f"{folder} was being overwritten when that was interrupted, and may mix two models; "
+            "overwrite it again"
+        )
     if SINGLE_NAME in files:
         if INDEX_NAME in files:
             _log.warning("%s is read, the index beside it is not", folder / SINGLE_NAME)

@@ -25,11 +25,17 @@ from paligemma.weights.catalog import resolve
 from paligemma.weights.dtypes import cast, parse_dtype
 from paligemma.weights.hf_config import hf_config, rounded_embed_scale, stored_embed_scale
 from paligemma.weights.load import open_weights, read_config, require_fit
-from paligemma.weights.model_files import CODECS, TOKENIZERS, Layout, npz_names
+from paligemma.weights.model_files import (
+    CODECS,
+    TOKENIZERS,
+    UNFINISHED_NAME,
+    Layout,
+    npz_names,
+)
 from paligemma.weights.npz import NpzWriter
 from paligemma.weights.safetensors_file import INDEX_NAME, SafetensorsWriter
 from paligemma.weights.shapes import few, parameter_shapes
-from paligemma.whole_file import staging_folder
+from paligemma.whole_file import staging_folder, whole_file
 
 _log = logging.getLogger(__name__)
 
@@ -253,6 +259,25 @@ def _atomic_folder(folder: Path, extra_files: tuple[Path, ...], overwrite: bool)
         extra_files: copied into it too.
         overwrite: whether `_replaced` files of the target may go.
     """
+    try:
+        old = _require_free(folder, extra_files, overwrite)
+        with staging_folder(folder) as staging:
+            yield staging
+            for path in extra_files:
+                shutil.copyfile(path, staging / path.name)
+            if folder.exists():
+                _replace_files(staging, folder, old)
+            else:
+                staging.replace(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{few([str(folder)])} must be writable with room for the weights, it is not "
+            f"({error.strerror or error}); choose another place"
+        ) from error
+
+
+def _require_free(folder: Path, extra_files: tuple[Path, ...], overwrite: bool) -> list[Path]:
+    """The files of the target that a checkpoint there replaces, if they may be replaced."""
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"a checkpoint is written to a folder, {folder} is a file")
     foreign = sorted(npz_names(folder) - {NPZ_NAME})
@@ -267,29 +292,30 @@ def _atomic_folder(folder: Path, extra_files: tuple[Path, ...], overwrite: bool)
             f"a checkpoint is written to a folder without one, {folder} holds "
             f"{few([path.name for path in old])}; choose another folder or allow overwriting"
         )
-    try:
-        with staging_folder(folder) as staging:
-            yield staging
-            for path in extra_files:
-                shutil.copyfile(path, staging / path.name)
-            if folder.exists():
-                _replace_files(staging, folder, old)
-            else:
-                staging.replace(folder)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} must be writable with room for the weights, it is not ({error}); "
-            "choose another place"
-        ) from error
+    return old
 
 
 def _replace_files(staging: Path, folder: Path, old: list[Path]) -> None:
-    new = sorted(staging.iterdir(), key=lambda path: path.name == "config.json")
-    for path in new:
-        path.replace(folder / path.name)
-    for path in old:
-        if path.name not in {p.name for p in new}:
-            path.unlink()
+    """Rename one by one, under a mark by which a kill in between is known and refused."""
+    mark = folder / UNFINISHED_NAME
+    new = {path.name for path in staging.iterdir()}
+    with whole_file(mark, sync=True) as partial:
+        partial.write_text("This folder was being overwritten; overwrite it again.\n")
+
+    def finish() -> None:
+        for path in sorted(staging.iterdir()):
+            path.replace(folder / path.name)
+        for path in old:
+            if path.name not in new:
+                path.unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
+
+    try:
+        finish()
+    except BaseException:
+        # Interrupted or refused: what is left is soon done, and half of it is worth nothing.
+        finish()
+        raise
 
 
 def _replaced(folder: Path, extra_files: tuple[Path, ...]) -> list[Path]:
