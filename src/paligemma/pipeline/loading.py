@@ -14,6 +14,7 @@ from paligemma.errors import CheckpointError, ConfigError, TokenizerError
 from paligemma.generate import check_kv_cache_dtype
 from paligemma.model import PaliGemmaModel
 from paligemma.pipeline.options import RunSettings
+from paligemma.processing.colours import WHITE, require_background
 from paligemma.processing.image import MAX_PIXELS
 from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, require_resize_method
@@ -43,6 +44,7 @@ class LoadKeywords(TypedDict, total=False):
     mask_codec: str | Path | None
     allow_url: bool
     max_pixels: int
+    background: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ class LoadOptions:
             $PALIGEMMA_MASK_CODEC.
         allow_url: whether pictures may be fetched from URLs.
         max_pixels: largest picture that is decoded.
+        background: colour under transparent parts of pictures, "white" or as CSS writes it; "none"
+            drops transparency and shows the colours under it, as the original does.
     """
 
     mode: str | None = None
@@ -80,6 +84,7 @@ class LoadOptions:
     mask_codec: str | Path | None = None
     allow_url: bool = False
     max_pixels: int = MAX_PIXELS
+    background: str = WHITE
 
     @property
     def attention(self) -> AttentionOptions:
@@ -96,6 +101,7 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         require_resize_method(self.resize_method)
+        require_background(self.background)
         _ = self.attention
         if self.conventions not in CONVENTIONS:
             raise ConfigError(
@@ -181,6 +187,7 @@ def _make_processor(opened: OpenCheckpoint, options: LoadOptions) -> Processor:
         resize_method=options.resize_method,
         allow_url=options.allow_url,
         max_pixels=options.max_pixels,
+        background=options.background,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ImageError, PromptError
@@ -38,11 +38,13 @@ from paligemma.pipeline.pictures import (
     EncodedImage,
     Picture,
     about,
+    chosen_frames,
     encode_pictures,
 )
 from paligemma.pipeline.streaming import checked, text_pieces
 from paligemma.processing import prompts
 from paligemma.processing.image import ImageSource
+from paligemma.processing.pixels import Layout
 from paligemma.processing.processor import Processor
 from paligemma.vocab import Vocab
 
@@ -289,21 +291,50 @@ class PaliGemma:
 
     # Reading pictures
 
-    def encode_image(self, image: Picture) -> EncodedImage:
+    def encode_image(
+        self,
+        image: Picture,
+        *,
+        frames: int | Sequence[int] | Literal["all"] | None = None,
+        layout: Layout | None = None,
+    ) -> EncodedImage:
         """Run the image tower once; the result goes wherever a picture does.
+
+        Args:
+            image: a picture, or a list of pictures as frames of one example.
+            frames: of an animation or a TIFF of several pages: the number of one, from 0, or
+                several or "all" as frames of one example. By default the first is read.
+            layout: how the axes of a tensor or array lie, "HWC" or "CHW", with an axis of frames
+                before them or without; its numbers are uint8 or in [0, 1]. By default an array is
+                "HWC" and a tensor "prepared": float32[R, R, 3] in [-1, 1].
 
         Raises:
             ImageError: a bad picture, or one that another model encoded.
         """
-        return self.encode_images([image])[0]
+        return self.encode_images([image], frames=frames, layout=layout)[0]
 
-    def encode_images(self, images: Sequence[Picture]) -> list[EncodedImage]:
+    def encode_images(
+        self,
+        images: Sequence[Picture],
+        *,
+        frames: int | Sequence[int] | Literal["all"] | None = None,
+        layout: Layout | None = None,
+    ) -> list[EncodedImage]:
         """Several examples, in few passes of the image tower; see `encode_image`."""
-        return encode_pictures(images, self.engine, self.processor, owner=self)
+        if frames is not None:
+            images = [
+                chosen_frames(cast(ImageSource, image), frames, self.processor) for image in images
+            ]
+        return encode_pictures(images, self.engine, self.processor, owner=self, layout=layout)
 
-    def open_picture(self, source: ImageSource) -> NDArray[Any]:
-        """uint8[H, W, 3] of a picture, upright, within the bounds this model was loaded with."""
-        return self.processor.reader.load(source)
+    def open_picture(
+        self, source: ImageSource, *, frame: int | None = None, layout: Layout | None = None
+    ) -> NDArray[Any]:
+        """uint8[H, W, 3] of a picture, upright, within the bounds this model was loaded with.
+
+        `frame` and `layout` are those of `encode_image`.
+        """
+        return self.processor.reader.load(source, frame=frame, layout=layout)
 
     # Answering
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Unpack, cast
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from paligemma.errors import ImageError
 from paligemma.pipeline.engine import Engine, Request
 from paligemma.pipeline.options import AskKeywords
 from paligemma.processing.image import ImageSource
+from paligemma.processing.pixels import Layout
 from paligemma.processing.processor import Processor
 
 if TYPE_CHECKING:
@@ -60,12 +61,21 @@ def about(request: Request, encoded: EncodedImage | None) -> Request:
 
 
 def encode_pictures(
-    images: Sequence[Picture], engine: Engine, processor: Processor, *, owner: Asked
+    images: Sequence[Picture],
+    engine: Engine,
+    processor: Processor,
+    *,
+    owner: Asked,
+    layout: Layout | None = None,
 ) -> list[EncodedImage]:
     """Encode what is not encoded yet.
 
     Args:
         images: pictures, lists of frames, prepared pixels or encoded images.
+        engine: runs the model.
+        processor: the model's processor.
+        owner: the model that the results belong to.
+        layout: see `PixelReader.pixels`.
 
     Raises:
         ImageError: a bad picture, or an image that another model encoded.
@@ -76,7 +86,7 @@ def encode_pictures(
                 "an encoded image belongs to the model that encoded it, got one of another model; "
                 "encode the picture again"
             )
-    read = [_read(one, processor) for one in images if not isinstance(one, EncodedImage)]
+    read = [_read(one, processor, layout) for one in images if not isinstance(one, EncodedImage)]
     soft_tokens = engine.encode([pixels for pixels, _ in read])
     new = iter(
         EncodedImage(
@@ -91,12 +101,27 @@ def encode_pictures(
 
 
 def _read(
-    image: ImageSource | Tensor | Frames, processor: Processor
+    image: ImageSource | Tensor | Frames, processor: Processor, layout: Layout | None
 ) -> tuple[Tensor, Tensor | NDArray[Any]]:
     """Pixels as the model reads them, and the (first) picture itself."""
+    as_picture = layout is not None and layout != "prepared"
+    if as_picture and getattr(image, "ndim", 0) == 4:
+        image = list(cast(Any, image))
     many = isinstance(image, list | tuple)
     frames = [
-        frame if isinstance(frame, Tensor) else processor.reader.load(frame)
+        frame
+        if isinstance(frame, Tensor) and not as_picture
+        else processor.reader.load(frame, layout=layout if as_picture else None)
         for frame in (cast(Frames, image) if many else [cast(ImageSource, image)])
     ]
-    return processor.pixels(frames if many else frames[0]), frames[0]
+    pixels = processor.pixels(frames if many else frames[0], layout=None if as_picture else layout)
+    return pixels, frames[0]
+
+
+def chosen_frames(
+    image: ImageSource, frames: int | Sequence[int] | Literal["all"], processor: Processor
+) -> Picture:
+    """One page or frame of a file, or several of them as the frames of one example."""
+    if isinstance(frames, int):
+        return processor.reader.load(image, frame=frames)
+    return processor.reader.load_frames(image, None if frames == "all" else frames)

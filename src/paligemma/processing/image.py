@@ -1,159 +1,196 @@
-"""Any picture to uint8 RGB: files, bytes, Pillow images, arrays and, only when asked, URLs.
+"""Any picture to uint8 RGB: files, bytes, streams, Pillow images, arrays and, when asked, URLs.
 
-Grey is replicated, alpha is dropped (the colours under it stay, as in big_vision), 16-bit values
-keep their high byte (as libpng does for TensorFlow), EXIF orientation is applied. The size in the
-header is checked before anything is decoded.
+Grey is replicated, transparent parts are laid on white, levels of more than 8 bits are scaled by
+their range, EXIF orientation is applied. `load_as_original` does what big_vision's decoder does.
+Every bound on what a picture may cost stands here, and is checked against its structure before
+anything is decoded.
 """
 
 from __future__ import annotations
 
 import io
 import logging
-import time
-import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paligemma.errors import ImageError
+from paligemma.processing import colours, pnm
+from paligemma.processing.containers import Cost, cost_of
+from paligemma.processing.decoding import Rendering, decode
+from paligemma.processing.frames import MAX_FRAMES
+from paligemma.processing.sources import encoded_bytes, require_size
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFile
 
 logger = logging.getLogger(__name__)
 
-ImageSource: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.generic]"
+ImageSource: TypeAlias = "str | Path | bytes | IO[bytes] | Image.Image | NDArray[np.generic]"
 
+# The bounds, one for each resource.
 MAX_PIXELS = 64_000_000
-MAX_ENCODED_BYTES = 256 << 20
+MAX_ENCODED_BYTES = 256 << 20  # also of metadata, which may name the same bytes many times
+MAX_PASSES_AT_FULL_SIZE = 16  # visits of all pixels; a smaller picture may have more
+MAX_STEPS = 1 << 20  # of a decoder outside the pixels, see `containers`
 URL_TIMEOUT_S = 30.0
-_URL_SCHEMES = ("http://", "https://")
-_EXIF_ORIENTATION = 0x0112
 
 # Raster formats only: Pillow would hand PostScript to another program.
-_FORMATS = (
-    *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM"),
+FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF"),
     *("JPEG2000", "AVIF", "ICO", "TGA", "PCX"),
 )
+# Formats of which Pillow needs so much memory for a pixel that fewer pixels are allowed.
+_PIXEL_WEIGHT = {"WEBP": 1.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """The keywords of `load_image`, and what messages call the picture."""
+
+    max_pixels: int
+    rendering: Rendering
+    allow_url: bool = False
+    says_frame: bool = True
+    name: str = "the picture"
 
 
 def load_image(
     source: ImageSource,
     *,
+    frame: int | None = None,
     allow_url: bool = False,
     max_pixels: int = MAX_PIXELS,
     upright: bool = True,
+    background: str = colours.WHITE,
 ) -> NDArray[np.uint8]:
     """Reads one picture.
 
     Args:
-        source: path, encoded bytes, Pillow image or array. An array is [H, W], [H, W, 1], [H, W, 3]
-            or [H, W, 4], of bool, uint8, uint16 (high byte kept) or float in [0, 1]. Of an
-            animation the first frame counts. A string starting with http:// or https:// is a URL.
+        source: path, encoded bytes, binary stream, Pillow image or array. An array is [H, W],
+            [H, W, 1], [H, W, 3] or [H, W, 4], of bool, uint8, uint16 or float in [0, 1]. A string
+            is a path, a data: or file: address or, starting with http:// or https://, a URL.
+        frame: number of the page or frame, from 0; by default the first, with a warning where
+            there are others.
         allow_url: whether URLs may be fetched.
         max_pixels: largest width x height, checked before decoding. Pillow itself refuses
             more than 178 million.
-        upright: apply EXIF orientation; big_vision's decoder leaves the pixels as they are stored.
+        upright: apply EXIF orientation.
+        background: colour under transparent parts; "none" drops transparency.
 
     Returns:
         uint8[H, W, 3] RGB.
 
     Raises:
-        ImageError: unreadable, truncated, too large, of a wrong shape or range, or an URL that was
-            not allowed or not reachable.
+        ImageError: unreadable, truncated, too large, of a wrong shape or range, without that frame,
+            or an URL that was not allowed or not reachable.
+        ConfigError: a background that is no colour.
     """
+    rendering = Rendering(upright=upright, background=colours.background_rgb(background))
+    reading = _Reading(allow_url=allow_url, max_pixels=max_pixels, rendering=rendering)
+    return _load(source, [frame], reading)[0]
+
+
+def load_frames(
+    source: ImageSource,
+    frames: Sequence[int] | None = None,
+    *,
+    allow_url: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    background: str = colours.WHITE,
+) -> list[NDArray[np.uint8]]:
+    """Reads pages or frames of one animation or TIFF; all of them by default.
+
+    Args:
+        source: as for `load_image`.
+        frames: their numbers, from 0, in the order of the result.
+        allow_url, background: as for `load_image`.
+        max_pixels: most pixels of all these frames together.
+
+    Raises:
+        ImageError: as for `load_image`, and for more than `MAX_FRAMES` frames.
+    """
+    rendering = Rendering(background=colours.background_rgb(background))
+    reading = _Reading(allow_url=allow_url, max_pixels=max_pixels, rendering=rendering)
+    return _load(source, frames, reading)
+
+
+def load_as_original(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, upright: bool = False
+) -> NDArray[np.uint8]:
+    """Reads one picture as big_vision's decoder does, which evaluation keeps.
+
+    Pixels lie as they are stored, transparency is dropped, 16 bits keep their high byte, and of an
+    animation the first frame counts. Arguments and errors as for `load_image`.
+    """
+    rendering = Rendering(upright=upright, background=None, scale_levels=False)
+    reading = _Reading(max_pixels=max_pixels, rendering=rendering, says_frame=False)
+    return _load(source, [None], reading)[0]
+
+
+def _load(
+    source: ImageSource, frames: Sequence[int | None] | None, reading: _Reading
+) -> list[NDArray[np.uint8]]:
     from PIL import Image
 
+    if frames is not None and not 1 <= len(frames) <= MAX_FRAMES:
+        raise ImageError(f"1 to {MAX_FRAMES} frames are read at once, got {len(frames)}")
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
+        reading = replace(reading, name="the array")
+        _require_frames(frames or [0], 1, reading.name)
+        return [_from_array(source, reading)]
     if isinstance(source, Image.Image):
-        return _decode(source, "the image", max_pixels, upright)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _from_bytes(bytes(source), f"{len(source)} bytes", max_pixels, upright)
-    if isinstance(source, str) and source.lower().startswith(_URL_SCHEMES):
-        if not allow_url:
-            raise ImageError(
-                f"a picture is fetched from a URL only when asked, got {source[:200]!r}; "
-                "pass allow_url=True or download it first"
-            )
-        return _from_bytes(_fetch(source), source[:200], max_pixels, upright)
-    if isinstance(source, str | Path):
-        return _from_bytes(_read_file(Path(source)), str(source), max_pixels, upright)
-    raise ImageError(
-        f"a picture must be a path, bytes, a Pillow image or an array, got {type(source).__name__}"
+        return _frames_of(source, None, None, frames, replace(reading, name="the image"))
+    data, name = encoded_bytes(
+        source, allow_url=reading.allow_url, timeout_s=URL_TIMEOUT_S, max_bytes=MAX_ENCODED_BYTES
     )
+    return _from_bytes(data, frames, replace(reading, name=name))
 
 
-def _read_file(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            raise ImageError(f"a picture must be an existing file, {path} is none; check the path")
-        _require_encoded_size(path.stat().st_size, str(path))
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: NUL in the path
-        raise ImageError(f"the picture {str(path)!r} cannot be read: {error}") from error
-
-
-def _require_encoded_size(num_bytes: int, name: str) -> None:
-    if num_bytes > MAX_ENCODED_BYTES:
-        raise ImageError(
-            f"an encoded picture may have {MAX_ENCODED_BYTES} bytes, {name} has {num_bytes}; "
-            "save it smaller"
-        )
-
-
-def _fetch(url: str) -> bytes:
-    """The body behind a URL, bounded in bytes and in time."""
-    import http.client
-    import urllib.error
-    import urllib.request
-
-    deadline = time.monotonic() + URL_TIMEOUT_S
-    body = bytearray()
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "paligemma"})
-        with urllib.request.urlopen(request, timeout=URL_TIMEOUT_S) as response:
-            if not response.url.lower().startswith(_URL_SCHEMES):
-                raise ImageError(f"a URL must stay http or https, was sent to {response.url[:200]}")
-            while chunk := response.read(1 << 16):
-                body += chunk
-                _require_encoded_size(len(body), url[:200])
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"not complete after {URL_TIMEOUT_S:.0f} s")
-    except (OSError, ValueError, urllib.error.URLError, http.client.HTTPException) as error:
-        raise ImageError(
-            f"the picture at {url[:200]} cannot be fetched ({error}); download it first"
-        ) from error
-    return bytes(body)
-
-
-def _from_bytes(data: bytes, name: str, max_pixels: int, upright: bool) -> NDArray[np.uint8]:
+def _from_bytes(
+    data: bytes, frames: Sequence[int | None] | None, reading: _Reading
+) -> list[NDArray[np.uint8]]:
     from PIL import Image
 
-    _require_encoded_size(len(data), name)
+    name = reading.name
+    require_size(len(data), name, MAX_ENCODED_BYTES)
+    cost = cost_of(data, MAX_STEPS)
+    _require_cost(cost, reading)
+    if pnm.is_pnm(data):
+        _require_frames(frames or [0], 1, name)
+        levels, largest = pnm.read_pnm(data, name)
+        grey = colours.grey_levels(levels, name, largest, scale=True)
+        return [colours.rgb_of_array(grey, name, None)]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own bound is stricter, damage is an error below
-            image = _recognised(data)
+        image = open_heading(io.BytesIO(data))
     except Image.DecompressionBombError as error:
-        raise ImageError(_too_many_pixels(name, "more than 178 million", max_pixels)) from error
+        raise ImageError(_too_many_pixels(name, "more than 178 million", reading)) from error
     except Exception as error:  # hostile headers raise whatever a plugin stumbles over
         raise ImageError(
             f"a picture must be JPEG, PNG, WebP, GIF, BMP, TIFF or another raster format, "
             f"{name} cannot be recognised as one; convert it first"
         ) from error
-    return _decode(image, name, max_pixels, upright)
+    return _frames_of(image, data, cost, frames, reading)
 
 
-def _recognised(data: bytes) -> Image.Image:
-    """The picture, its header read; many modules for rarer formats are imported only for them."""
+def open_heading(file: Path | IO[bytes]) -> ImageFile.ImageFile:
+    """Open a picture in one of `FORMATS` and read no more than its heading.
+
+    Modules for rarer formats are imported only for them.
+
+    Raises:
+        Exception: whatever a plugin stumbles over in a damaged heading.
+    """
     from PIL import Image, UnidentifiedImageError
 
-    def opened() -> Image.Image:
-        formats = [name for name in _FORMATS if name in Image.OPEN]
-        return Image.open(io.BytesIO(data), formats=formats)
+    def opened() -> ImageFile.ImageFile:
+        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
     Image.preinit()
     try:
@@ -163,108 +200,144 @@ def _recognised(data: bytes) -> Image.Image:
         return opened()
 
 
-def _too_many_pixels(name: str, found: str, max_pixels: int) -> str:
+def _require_cost(cost: Cost, reading: _Reading) -> None:
+    """Refuse what the structure of a file announces beyond the bounds."""
+    name = reading.name
+    if cost.width and cost.height:
+        _require_pixels(cost.width, cost.height, reading)
+    num_pixels = cost.width * cost.height * cost.num_passes
+    if num_pixels > MAX_PASSES_AT_FULL_SIZE * reading.max_pixels:
+        raise ImageError(
+            f"decoding may visit {MAX_PASSES_AT_FULL_SIZE} times {reading.max_pixels} pixels, "
+            f"{name} needs {cost.num_passes} passes over {cost.width}x{cost.height}; save it again"
+        )
+    if cost.num_steps > MAX_STEPS:
+        raise ImageError(
+            f"a picture may be made of {MAX_STEPS} steps of its decoder, {name} has more parts, "
+            "comments or metadata than that; save it again without them"
+        )
+    require_size(cost.num_bytes, f"the metadata of {name}", MAX_ENCODED_BYTES)
+
+
+def _too_many_pixels(name: str, found: str, reading: _Reading) -> str:
     return (
-        f"a picture may have {max_pixels} pixels, {name} has {found}; "
+        f"a picture may have {reading.max_pixels} pixels, {name} has {found}; "
         "shrink it first (in Python, max_pixels may be raised)"
     )
 
 
-def _require_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
+def _require_pixels(width: int, height: int, reading: _Reading, weight: float = 1.0) -> None:
+    name = reading.name
     if width < 1 or height < 1:
         raise ImageError(f"a picture must have at least one pixel, {name} is {width}x{height}")
-    if width * height > max_pixels:
+    if width * height * weight > reading.max_pixels:
         found = f"{width}x{height} = {width * height}"
-        raise ImageError(_too_many_pixels(name, found, max_pixels))
+        if weight > 1:
+            found += f", each counted {weight:g} times for the memory that its format needs"
+        raise ImageError(_too_many_pixels(name, found, reading))
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int, upright: bool) -> NDArray[np.uint8]:
-    _require_pixels(*image.size, name, max_pixels)
+def _require_frames(frames: Sequence[int | None], num_frames: int, name: str) -> None:
+    for frame in frames:
+        if frame is not None and not 0 <= frame < num_frames:
+            raise ImageError(
+                f"a frame must lie in 0..{num_frames - 1}, the frames of {name}, got {frame}"
+            )
+
+
+def _frames_of(
+    image: Image.Image,
+    data: bytes | None,
+    cost: Cost | None,
+    frames: Sequence[int | None] | None,
+    reading: _Reading,
+) -> list[NDArray[np.uint8]]:
+    """Decode frames of an opened picture; a Pillow image of the caller's stays where it is."""
+    name, max_pixels = reading.name, reading.max_pixels
+    _require_pixels(*image.size, reading, _PIXEL_WEIGHT.get(image.format or "", 1.0))
+    num_frames = _num_frames(image, cost)
+    frames = range(num_frames) if frames is None else frames
+    _require_frames(frames, num_frames, name)
+    size = image.width * image.height
+    if len(frames) > MAX_FRAMES or size * len(frames) > max_pixels:
+        raise ImageError(
+            f"frames read at once may be {MAX_FRAMES} of together {max_pixels} pixels, {name} has "
+            f"{len(frames)} of {image.width}x{image.height}; choose fewer"
+        )
+    start = image.tell() if num_frames > 1 else 0
+    chosen = [start if frame is None else frame for frame in frames]
+    if size * (max(chosen) + 1) > MAX_PASSES_AT_FULL_SIZE * max_pixels:
+        raise ImageError(
+            f"decoding may visit {MAX_PASSES_AT_FULL_SIZE} times {max_pixels} pixels, and frame "
+            f"{max(chosen)} of {name} comes after that many; choose an earlier one"
+        )
+    if None in frames and num_frames > 1 and reading.says_frame:
+        logger.warning(
+            "%s has %d frames, and the one read is frame %d, counted from 0; choose with --frame, "
+            "or frames= in Python",
+            name,
+            num_frames,
+            start,
+        )
+    found = []
+    for frame in chosen:
+        with _undamaged(name):
+            if num_frames > 1 and frame != image.tell():
+                image.seek(frame)
+                _require_pixels(*image.size, reading)
+            again = None if data is None else partial(_opened_at, data, frame)
+            bits = None if cost is None else cost.significant_bits
+            found.append(decode(image, name, reading.rendering, bits, again))
+    if data is None and num_frames > 1:
+        image.seek(start)
+    return found
+
+
+def _opened_at(data: bytes, frame: int) -> ImageFile.ImageFile:
+    image = open_heading(io.BytesIO(data))
+    image.seek(frame)
+    return image
+
+
+@contextmanager
+def _undamaged(name: str) -> Iterator[None]:
+    """Truncated and hostile data raise whatever the decoder meets; here it becomes a sentence."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image.load()
-            return _to_rgb(_upright(image, name) if upright else image, name)
+        yield
     except ImageError:
         raise
-    except Exception as error:  # truncated and hostile data raise whatever the decoder meets
+    except Exception as error:
         raise ImageError(
             f"a picture must be complete and undamaged, {name} cannot be decoded "
             f"({str(error)[:200]}); save it again"
         ) from error
 
 
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    from PIL import ImageOps
-
-    try:
-        if image.getexif().get(_EXIF_ORIENTATION, 1) == 1:
-            return image
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # damaged metadata beside sound pixels
-        logger.warning("%s: EXIF orientation ignored, its metadata is damaged (%s)", name, error)
-        return image
+def _num_frames(image: Image.Image, cost: Cost | None) -> int:
+    if image.format == "MPO":  # a thumbnail, depth or gain map stands beside the picture
+        return 1
+    if cost is not None and cost.num_frames is not None:
+        return max(cost.num_frames, 1)
+    return int(getattr(image, "n_frames", 1))
 
 
-def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_levels(np.asarray(image), name)
-    if image.mode == "F":
-        return _from_floats(np.asarray(image), name)
-    if image.mode in ("P", "PA", "La", "RGBa"):  # through RGBA, so that no colour turns transparent
-        image = image.convert("RGBA")
-    if image.mode == "LA":
-        image = image.convert("L")
-    return np.array(image.convert("RGB"))
-
-
-def _from_array(array: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
+def _from_array(array: NDArray[Any], reading: _Reading) -> NDArray[np.uint8]:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(
             f"an image array must be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got "
-            f"{list(array.shape)}; move the channels last"
+            f"{list(array.shape)}; move the channels last, or state layout='CHW'"
         )
-    _require_pixels(array.shape[1], array.shape[0], "the array", max_pixels)
-    if array.dtype == np.uint8:
-        return _three_channels(array)
+    name, rendering = reading.name, reading.rendering
+    _require_pixels(array.shape[1], array.shape[0], reading)
     if array.dtype == np.bool_:
-        return _three_channels(array.astype(np.uint8) * np.uint8(255))
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        return _from_levels(array, "the array")
-    if array.dtype.kind == "f":
-        return _from_floats(array, "the array")
-    raise ImageError(
-        f"an image array must be bool, uint8, uint16 or float in [0, 1], got {array.dtype}; "
-        "convert it to uint8 first"
-    )
-
-
-def _from_levels(levels: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """16-bit grey levels, possibly in a wider integer type; the high byte stays."""
-    low, high = int(levels.min()), int(levels.max())
-    if low < 0 or high > 0xFFFF:
+        array = array.astype(np.uint8) * np.uint8(255)
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        array = colours.grey_levels(array, name, None, scale=rendering.scale_levels)
+    elif array.dtype.kind == "f":
+        array = colours.grey_floats(array, name)
+    elif array.dtype != np.uint8:
         raise ImageError(
-            f"integer pixels of more than 8 bits must lie in 0..65535, {name} has {low}..{high}; "
-            "rescale it first"
+            f"an image array must be bool, uint8, uint16 or float in [0, 1], got {array.dtype}; "
+            "convert it to uint8 first"
         )
-    if 0 < high < 256:
-        logger.warning("%s: 16-bit pixels are all below 256 and become black", name)
-    return _three_channels((levels >> 8).astype(np.uint8))
-
-
-def _from_floats(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):  # also false for NaN
-        raise ImageError(
-            f"float pixels must lie in [0, 1], {name} has {low:g}..{high:g}; "
-            "divide by the largest value, or pass uint8"
-        )
-    return _three_channels(np.rint(values.astype(np.float64) * 255).astype(np.uint8))
-
-
-def _three_channels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.shape[2] == 1:
-        image = np.repeat(image, 3, axis=2)
-    return np.ascontiguousarray(image[:, :, :3])
+    return colours.rgb_of_array(array, name, rendering.background)

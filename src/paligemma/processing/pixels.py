@@ -7,19 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from paligemma.errors import ConfigError, ImageError
+from paligemma.processing.colours import WHITE, require_background
 from paligemma.processing.frames import MAX_FRAMES, sample_frames
-from paligemma.processing.image import ImageSource, load_image
+from paligemma.processing.image import ImageSource, load_frames, load_image
 from paligemma.processing.preparation import Preparation
 from paligemma.processing.resize import BILINEAR
 
+# How the numbers of a tensor or array lie: as a picture, channels last or first, or prepared.
+Layout: TypeAlias = Literal["HWC", "CHW", "prepared"]
+LAYOUTS = ("HWC", "CHW", "prepared")
 ExampleImages: TypeAlias = "ImageSource | torch.Tensor | Sequence[ImageSource | torch.Tensor]"
+
+_SLACK = 1e-3  # of rounding, beyond [-1, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,55 +37,102 @@ class PixelReader:
         resize_method: `bicubic` (what the hub does), `bilinear` or `bilinear-antialias`.
         allow_url: whether pictures may be fetched from URLs.
         max_pixels: largest picture that is decoded.
+        background: colour under transparent parts; "none" drops transparency.
 
     Raises:
-        ConfigError: an unknown resize method, or a side that is not positive.
+        ConfigError: an unknown resize method or background, or a side that is not positive.
     """
 
     image_size_px: int
     resize_method: str
     allow_url: bool
     max_pixels: int
+    background: str = WHITE
 
     def __post_init__(self) -> None:
         if self.image_size_px < 1:
             raise ConfigError(f"image_size_px must be positive, got {self.image_size_px}")
         _ = self._preparation
+        require_background(self.background)
 
     @property
     def _preparation(self) -> Preparation:
         return Preparation(size_px=self.image_size_px, resize_method=self.resize_method)
 
-    def load(self, source: ImageSource) -> NDArray[np.uint8]:
+    def load(
+        self,
+        source: ImageSource | torch.Tensor,
+        *,
+        frame: int | None = None,
+        layout: Layout | None = None,
+    ) -> NDArray[np.uint8]:
         """uint8[H, W, 3] of a picture, upright, within the bounds.
+
+        Args:
+            source: see `load_image`; a tensor of bool, uint8, uint16 or float in [0, 1] where its
+                `layout` is stated.
+            frame: number of the page or frame, from 0; by default the first.
+            layout: how the axes of a tensor or array lie, "HWC" or "CHW".
 
         Raises:
             ImageError: unreadable, too large, or a URL that is not allowed.
         """
-        return load_image(source, allow_url=self.allow_url, max_pixels=self.max_pixels)
+        if layout is not None:
+            source = _channels_last(source, layout)
+        elif isinstance(source, torch.Tensor):
+            raise ImageError(
+                "a tensor is a picture where its axes are stated, got none; pass layout='CHW' or "
+                "layout='HWC'"
+            )
+        return load_image(
+            source,
+            frame=frame,
+            allow_url=self.allow_url,
+            max_pixels=self.max_pixels,
+            background=self.background,
+        )
 
-    def pixels(self, example: ExampleImages) -> torch.Tensor:
+    def load_frames(
+        self, source: ImageSource, frames: Sequence[int] | None = None
+    ) -> list[NDArray[np.uint8]]:
+        """Pages or frames of one animation or TIFF, all by default; see `image.load_frames`."""
+        return load_frames(
+            source,
+            frames,
+            allow_url=self.allow_url,
+            max_pixels=self.max_pixels,
+            background=self.background,
+        )
+
+    def pixels(self, example: ExampleImages, *, layout: Layout | None = None) -> torch.Tensor:
         """The picture or pictures of one example as the model reads them.
 
         Args:
             example: a picture, a list of F pictures, or a float tensor made by this method or by
                 `video_pixels` earlier, which is passed through.
+            layout: what a tensor or array is: a picture of axes "HWC" or "CHW", with an axis of
+                frames before them or without, or "prepared". By default a tensor is prepared, and
+                refused where it looks like a picture in [0, 1].
 
         Returns:
             float32[R, R, 3] or, for a list, [F, R, R, 3], in [-1, 1].
 
         Raises:
-            ImageError: a bad picture, an empty list, or a tensor of another size.
+            ImageError: a bad picture, an empty list, or a tensor of another size or range.
         """
-        if isinstance(example, torch.Tensor):
+        if isinstance(example, torch.Tensor) and layout in (None, "prepared"):
+            _require_prepared_range(example, stated=layout is not None)
             return self._checked(example)
+        if layout is not None and getattr(example, "ndim", 0) == 4:
+            example = list(cast(Any, example))
         if isinstance(example, list | tuple):
             if not 1 <= len(example) <= MAX_FRAMES:
                 raise ImageError(
                     f"an example must have 1 to {MAX_FRAMES} pictures, got {len(example)}"
                 )
-            return self._checked(torch.stack([self.pixels(frame) for frame in example]))
-        image = self.load(cast(ImageSource, example))
+            frames = [self.pixels(frame, layout=layout) for frame in example]
+            return self._checked(torch.stack(frames))
+        image = self.load(cast(ImageSource, example), layout=layout)
         return torch.from_numpy(self._preparation.prepare(image))
 
     def video_pixels(
@@ -112,9 +165,44 @@ class PixelReader:
         if prepared.dtype != torch.float32 or not fits:
             raise ImageError(
                 f"prepared pixels must be float32 {list(square)}, with a frame axis or without, "
-                f"got {prepared.dtype} {list(prepared.shape)}; pass the picture itself"
+                f"got {prepared.dtype} {list(prepared.shape)}; pass the picture itself, or state "
+                "layout='CHW' or 'HWC' where the tensor is one"
             )
         return prepared
+
+
+def _channels_last(source: Any, layout: Layout) -> NDArray[Any]:
+    """A tensor or array with its channels last, as an array."""
+    if layout not in LAYOUTS[:2]:
+        raise ImageError(f"the layout of a picture is 'HWC' or 'CHW', got {layout!r:.80}")
+    if isinstance(source, torch.Tensor):
+        tensor = source.detach().cpu()
+        source = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    if not isinstance(source, np.ndarray):
+        raise ImageError(
+            f"a layout belongs to a tensor or array, got {type(source).__name__}; leave it out"
+        )
+    if source.ndim == 3 and layout == "CHW":
+        source = source.transpose(1, 2, 0)
+    return source
+
+
+def _require_prepared_range(prepared: torch.Tensor, *, stated: bool) -> None:
+    """Prepared pixels lie in [-1, 1], and hardly a picture of them has nothing below middle grey.
+
+    Raises:
+        ImageError: out of the range, or probably a picture in [0, 1] unless `stated` otherwise.
+    """
+    if prepared.numel() == 0 or not prepared.is_floating_point():
+        return  # its form is refused
+    low, high = (float(bound) for bound in prepared.detach().aminmax())
+    fits = low >= -1 - _SLACK and high <= 1 + _SLACK  # false for NaN
+    if not fits or (low >= 0 and low < 1 and not stated):
+        raise ImageError(
+            f"prepared pixels lie in [-1, 1] and below 0 where they are dark, got {low:g}.."
+            f"{high:g}; state layout='HWC' or 'CHW' where the tensor is a picture of uint8 or in "
+            "[0, 1], layout='prepared' where it is that bright"
+        )
 
 
 def stack_pixels(pixels: Sequence[torch.Tensor]) -> torch.Tensor:

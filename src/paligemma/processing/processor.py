@@ -20,8 +20,9 @@ import torch
 
 from paligemma.batch import Batch, TokenRow
 from paligemma.errors import PromptError
+from paligemma.processing.colours import WHITE
 from paligemma.processing.image import MAX_PIXELS, ImageSource
-from paligemma.processing.pixels import ExampleImages, PixelReader, stack_pixels
+from paligemma.processing.pixels import ExampleImages, Layout, PixelReader, stack_pixels
 from paligemma.processing.prompts import (
     clean_prompt,
     require_bounded,
@@ -83,6 +84,7 @@ class Processor:
         resize_method: `bicubic` (what the hub does), `bilinear` or `bilinear-antialias`.
         allow_url: whether pictures may be fetched from URLs.
         max_pixels: largest picture that is decoded.
+        background: colour under transparent parts; "none" drops transparency, as the original.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Processor:
         resize_method: str = BICUBIC,
         allow_url: bool = False,
         max_pixels: int = MAX_PIXELS,
+        background: str = WHITE,
     ) -> None:
         self.tokenizer = tokenizer
         self.reader = PixelReader(
@@ -100,6 +103,7 @@ class Processor:
             resize_method=resize_method,
             allow_url=allow_url,
             max_pixels=max_pixels,
+            background=background,
         )
         self._reported: set[str] = set()
 
@@ -209,9 +213,9 @@ class Processor:
         ]
         return self._batch(images, rows, text_len + 1, with_loss=True)
 
-    def pixels(self, example: ExampleImages) -> torch.Tensor:
+    def pixels(self, example: ExampleImages, *, layout: Layout | None = None) -> torch.Tensor:
         """Pictures of one example as the model reads them, see `PixelReader.pixels`."""
-        return self.reader.pixels(example)
+        return self.reader.pixels(example, layout=layout)
 
     def video_pixels(
         self,

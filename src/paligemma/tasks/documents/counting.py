@@ -18,7 +18,7 @@ import numpy as np
 from paligemma.errors import DataError, ImageError
 from paligemma.example import Example, Picture
 from paligemma.metrics.extras import missing_extra
-from paligemma.processing.image import load_image
+from paligemma.processing.image import load_as_original, open_heading
 from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import read_json_lines, read_list
 from paligemma.tasks.reading.files import find_file
@@ -74,7 +74,7 @@ class ParquetPicture:
         encoded = _encoded_pictures(self.path, self.row_group)[self.row]
         if encoded is None:
             raise ImageError(f"{self.path}: row {self.row} of group {self.row_group} has no image")
-        return load_image(encoded, max_pixels=max_pixels, upright=False)
+        return load_as_original(encoded, max_pixels=max_pixels)
 
 
 def read_countbenchqa(data: Path, split: str) -> Iterator[Example]:
@@ -171,14 +171,12 @@ def _encoded_pictures(path: Path, row_group: int) -> list[bytes | None]:
 
 def _has_colours(encoded: bytes | None) -> bool:
     """Whether the header announces a picture with more than one channel."""
-    from PIL import Image
-
     if not encoded:
         return False
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with open_heading(io.BytesIO(encoded)) as image:
             return len(image.getbands()) > 1
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except Exception:  # damaged headings raise whatever a plugin stumbles over
         return True  # kept; reading it later counts it as unreadable
 
 

@@ -39,12 +39,12 @@ class FilePicture:
         Raises:
             ImageError: not found, unreadable, or larger than the bound.
         """
-        from paligemma.processing.image import load_image
+        from paligemma.processing.image import load_as_original
 
         path = self.find()
-        image = load_image(path, max_pixels=max_pixels, upright=False)
+        image = load_as_original(path, max_pixels=max_pixels)
         if self.size_hw not in (None, image.shape[:2]):
-            turned = load_image(path, max_pixels=max_pixels)
+            turned = load_as_original(path, max_pixels=max_pixels, upright=True)
             if turned.shape[:2] == self.size_hw:
                 image = turned
         return np.ascontiguousarray(np.rot90(image, self.quarter_turns))
@@ -101,10 +101,10 @@ def picture_size_hw(path: Path) -> tuple[int, int]:
     Raises:
         DataError: no picture there.
     """
-    from PIL import Image
+    from paligemma.processing.image import open_heading
 
     try:
-        with Image.open(path) as picture:
+        with open_heading(path) as picture:
             width, height = picture.size
     except Exception as error:  # damaged headings raise whatever a plugin stumbles over
         raise DataError(f"{path} must be a picture: {str(error)[:200]}") from error

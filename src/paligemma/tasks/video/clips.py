@@ -21,7 +21,7 @@ import numpy as np
 from paligemma.errors import DataError, ImageError
 from paligemma.metrics.extras import missing_extra
 from paligemma.processing.frames import sample_frames
-from paligemma.processing.image import load_image
+from paligemma.processing.image import load_as_original
 from paligemma.tasks.reading.finding import plain_name
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class ClipFrame:
         if clip.path.is_dir():
             files = _segment(clip, _listing(clip.path))
             shown = sample_frames(files, clip.num_frames, clip.stride)[self.index]
-            return load_image(shown, max_pixels=max_pixels, upright=False)
+            return load_as_original(shown, max_pixels=max_pixels)
         with _LOCKS[hash(clip) % len(_LOCKS)]:
             decoded = _decode(clip, max_pixels)
         # A copy: whoever draws on a picture must not draw on the kept clip.

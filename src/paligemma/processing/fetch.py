@@ -1,0 +1,115 @@
+"""Fetching a picture from a URL within one deadline, however slowly its bytes come."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import time
+import urllib.request
+from collections.abc import Callable
+
+from paligemma.errors import ImageError
+
+SCHEMES = ("http://", "https://")
+
+
+def fetch(url: str, timeout_s: float, require_size: Callable[[int], None]) -> bytes:
+    """The body behind a URL.
+
+    Args:
+        url: address that starts with one of `SCHEMES`; redirects to other schemes are refused.
+        timeout_s: bound of the whole, with redirects, headings and body.
+        require_size: called with the number of bytes that came so far; raises where they are too
+            many.
+
+    Raises:
+        ImageError: not reachable, not there, or not complete in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    body = bytearray()
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "paligemma"})
+        with _opener(deadline).open(request, timeout=timeout_s) as response:
+            while chunk := response.read(1 << 16):
+                body += chunk
+                require_size(len(body))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        late = time.monotonic() >= deadline
+        reason = f"not complete after {timeout_s:.0f} s" if late else str(error)[:200]
+        raise ImageError(
+            f"the picture at {url[:200]} cannot be fetched ({reason}); download it first"
+        ) from error
+    return bytes(body)
+
+
+def _opener(deadline: float) -> urllib.request.OpenerDirector:
+    """Opens http and https, and nothing else that a redirect may name."""
+
+    class Response(http.client.HTTPResponse):
+        def __init__(self, sock: socket.socket, *args: object, **options: object) -> None:
+            super().__init__(sock, *args, **options)  # type: ignore[arg-type]
+            self.fp.close()
+            self.fp = io.BufferedReader(_Timed(sock, deadline))
+
+    class Plain(http.client.HTTPConnection):
+        response_class = Response
+
+        def connect(self) -> None:
+            self.timeout = _left(deadline)
+            super().connect()
+
+    class Secure(http.client.HTTPSConnection):
+        response_class = Response
+
+        def connect(self) -> None:
+            self.timeout = _left(deadline)
+            super().connect()
+
+    class Http(urllib.request.HTTPHandler):
+        def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(Plain, req)
+
+    class Https(urllib.request.HTTPSHandler):
+        def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(Secure, req)
+
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        Http(),
+        Https(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the time is over")
+    return left
+
+
+class _Timed(io.RawIOBase):
+    """The bytes of a socket until a deadline; each one waits no longer than is left of it."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._file = sock.makefile("rb", buffering=0)  # keeps the socket open until closed
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
+        self._sock.settimeout(_left(self._deadline))
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
