@@ -49,7 +49,7 @@ def png_of_size(width: int, height: int) -> bytes:
     ("data", "said"),
     [
         (DESK.read_bytes()[:5000], "complete and undamaged"),
-        (b"GIF89a" + b"\xff" * 500, "picture must be"),
+        (b"GIF89a" + b"\xff" * 500, "64000000 pixels"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be recognised"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot be recognised"),
         (b"", "cannot be recognised"),

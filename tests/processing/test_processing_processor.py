@@ -214,6 +214,61 @@ def test_prepared_pixels_of_another_form_are_refused(
         processor.pixels(prepared)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-3, 1), (0.5, 0.9), (-1, 1.1)])
+def test_tensors_that_are_no_prepared_pixels_are_refused_with_their_range_and_the_remedy(
+    processor: Processor, low: float, high: float
+) -> None:
+    tensor = torch.linspace(low, high, 32 * 32 * 3).reshape(32, 32, 3)
+    for example in (tensor, tensor[None], [tensor]):
+        with pytest.raises(ImageError, match=rf"got {low:g}\.\.{high:g}; state layout="):
+            processor.pixels(example)
+    with pytest.raises(ImageError, match="got nan"):
+        processor.pixels(torch.full((32, 32, 3), torch.nan))
+
+
+def test_prepared_pixels_without_a_dark_one_are_taken_where_that_is_stated(
+    processor: Processor,
+) -> None:
+    bright = processor.pixels(np.full((9, 9, 3), 200, np.uint8))
+    with pytest.raises(ImageError, match="layout='prepared' where it is that bright"):
+        processor.pixels(bright)
+    assert processor.pixels(bright, layout="prepared") is bright
+    white = processor.pixels(np.full((9, 9, 3), 255, np.uint8))
+    assert processor.pixels(white) is white
+    with pytest.raises(ImageError, match=r"lie in \[-1, 1\]"):
+        processor.pixels(bright * 3, layout="prepared")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.bfloat16])
+def test_a_tensor_is_a_picture_where_its_layout_is_stated(
+    processor: Processor, dtype: torch.dtype
+) -> None:
+    picture = torch.from_numpy(PICTURE)
+    tensor = picture if dtype == torch.uint8 else (picture.double() / 255).to(dtype)
+    truth = processor.pixels(PICTURE)
+    first = tensor.permute(2, 0, 1)
+    tolerance = 0.02 if dtype == torch.bfloat16 else 0.0 if dtype != torch.float16 else 0.01
+    for read in (
+        processor.pixels(tensor, layout="HWC"),
+        processor.pixels(first, layout="CHW"),
+        processor.pixels(first.numpy() if dtype != torch.bfloat16 else first, layout="CHW"),
+        processor.pixels([first], layout="CHW")[0],
+        processor.pixels(first[None], layout="CHW")[0],
+    ):
+        torch.testing.assert_close(read, truth, rtol=0, atol=tolerance)
+
+
+def test_a_layout_that_does_not_fit_is_refused(processor: Processor) -> None:
+    for example, axes, rule in (
+        (torch.zeros(32, 32, 3), "HCW", "the layout of a picture is"),
+        (torch.zeros(5, 32, 32), "CHW", "must be"),
+        ("desk.png", "CHW", "belongs to a tensor or array, got str"),
+        (torch.full((3, 8, 8), 255.0), "CHW", r"must lie in \[0, 1\], the array has 255"),
+    ):
+        with pytest.raises(ImageError, match=rule):
+            processor.pixels(example, layout=axes)  # type: ignore[arg-type]
+
+
 def test_frames_are_taken_by_stride_and_repeated_from_the_start() -> None:
     assert sample_frames(range(10), 3) == [0, 1, 2]
     assert sample_frames(range(10), 3, stride=4) == [0, 4, 8]

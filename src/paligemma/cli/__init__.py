@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,6 +196,8 @@ def main(verbose: bool) -> None:
     paligemma run photo.jpg "detect cat ; dog" --model google/paligemma2-3b-mix-448
     paligemma answer photo.jpg "what color is the car?" --json
     """
+    # What Pillow warns of is said as an error or in words of ours.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     log = logging.getLogger("paligemma")
     log.handlers[:] = [stderr_log]
     log.setLevel(logging.INFO if verbose else logging.WARNING)

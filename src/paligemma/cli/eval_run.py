@@ -149,7 +149,7 @@ def task_command(task: Task) -> click.Command:
     for parameter in command.params:
         if parameter.name == "resize_method" and isinstance(parameter, click.Option):
             parameter.help = f"Instead of the benchmark's {task.asking.resize_method}."
-        if parameter.name == "allow_url" and isinstance(parameter, click.Option):
+        if parameter.name in ("allow_url", "background") and isinstance(parameter, click.Option):
             parameter.hidden = True
     return command
 

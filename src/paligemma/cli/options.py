@@ -149,6 +149,12 @@ model_options = _gathered(
         click.option("--tokenizer", metavar="PATH", help="By default the one beside the weights."),
         click.option("--mask-codec", metavar="PATH", help="vae-oid.npz, for masks."),
         click.option("--allow-url", is_flag=True, help="Let IMAGE be an http(s) address."),
+        click.option(
+            "--background",
+            metavar="COLOR",
+            help="Seen through transparent parts; white by default. none drops transparency, as "
+            "the original does.",
+        ),
     ],
     _choose_model,
 )

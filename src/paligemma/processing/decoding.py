@@ -102,7 +102,7 @@ def decode(
         clear = image.info.get("transparency")
         if isinstance(clear, tuple):
             image.info["transparency"] = tuple(level >> 8 for level in clear)
-        high = max(top for _, top in image.getextrema()[:3])  # type: ignore[misc]
+        high = max(top for _, top in image.getextrema())  # type: ignore[misc]
         if rendering.scale_levels and again is not None and high <= _MAX_HIGH_BYTE:
             low = again()
             low.tile = [part._replace(args=_other_byte(part.args)) for part in low.tile]
@@ -178,9 +178,5 @@ def _from_two_bytes(
 ) -> NDArray[np.uint8]:
     """RGB of deep colours that end in the dark, by their true range."""
     levels = (np.asarray(high).astype(np.uint16) << 8) | np.asarray(low)
-    samples = colours.grey_levels(levels[..., :3], name, stated, scale=True)
-    if levels.shape[2] == 4:
-        alpha = levels[..., 3:]
-        scaled = colours.grey_levels(alpha, f"the alpha of {name}", stated, scale=True)
-        samples = np.concatenate([samples, scaled], axis=2)
+    samples = colours.grey_levels(levels, name, stated, scale=True)
     return colours.rgb_of_array(samples, name, background)

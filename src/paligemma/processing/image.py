@@ -273,8 +273,8 @@ def _frames_of(
         )
     if None in frames and num_frames > 1 and reading.says_frame:
         logger.warning(
-            "%s has %d frames, and the one read is frame %d, counted from 0; choose with --frame, "
-            "or frames= in Python",
+            "%s has %d frames, and frame %d is read (the first is 0); choose with --frame, or "
+            "frames= in Python",
             name,
             num_frames,
             start,

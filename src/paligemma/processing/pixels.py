@@ -121,8 +121,8 @@ class PixelReader:
             ImageError: a bad picture, an empty list, or a tensor of another size or range.
         """
         if isinstance(example, torch.Tensor) and layout in (None, "prepared"):
-            _require_prepared_range(example, stated=layout is not None)
-            return self._checked(example)
+            _require_prepared_range(self._checked(example), stated=layout is not None)
+            return example
         if layout is not None and getattr(example, "ndim", 0) == 4:
             example = list(cast(Any, example))
         if isinstance(example, list | tuple):
@@ -193,8 +193,6 @@ def _require_prepared_range(prepared: torch.Tensor, *, stated: bool) -> None:
     Raises:
         ImageError: out of the range, or probably a picture in [0, 1] unless `stated` otherwise.
     """
-    if prepared.numel() == 0 or not prepared.is_floating_point():
-        return  # its form is refused
     low, high = (float(bound) for bound in prepared.detach().aminmax())
     fits = low >= -1 - _SLACK and high <= 1 + _SLACK  # false for NaN
     if not fits or (low >= 0 and low < 1 and not stated):

@@ -17,6 +17,7 @@ _LEVELS = re.compile(
 )
 _COMMENT = re.compile(rb"#[^\r\n]*")
 _MAX_HEADING = 1 << 16
+_MAX_NUMBER_BYTES = 16  # with the blanks around it
 
 
 def heading(data: bytes) -> re.Match[bytes] | None:
@@ -65,8 +66,8 @@ def read_pnm(data: bytes, name: str) -> tuple[NDArray[Any], int]:
         levels = 1 - (_taken(np.frombuffer(digits, np.uint8), count, name) - ord("0"))
     else:
         try:
-            text = _COMMENT.sub(b"", data[found.end() :]).decode("ascii")
-            levels = _taken(np.fromstring(text, np.int32, count, sep=" "), count, name)
+            text = _COMMENT.sub(b"", data[found.end() :])[: max(_MAX_NUMBER_BYTES * count, 1 << 20)]
+            levels = _taken(np.fromstring(text.decode("ascii"), np.int32, sep=" "), count, name)
         except (ValueError, DeprecationWarning) as error:
             raise _damaged(name, "its numbers are damaged") from error
     if int(levels.min()) < 0 or int(levels.max()) > largest:

@@ -62,7 +62,7 @@ def encoded_bytes(
     if scheme.startswith("data:"):
         return _from_data_address(text, max_bytes), f"a data address of {len(text)} characters"
     if scheme.startswith("file://"):
-        text = urllib.parse.unquote(urllib.parse.urlsplit(text).path)
+        text = urllib.parse.unquote(text[len("file://") :].removeprefix("localhost"))
     return _read_file(Path(text), name, max_bytes), name
 
 

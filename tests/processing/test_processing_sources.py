@@ -1,0 +1,146 @@
+"""Where a picture may come from: files, pipes, streams, addresses and URLs, each within bounds."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma.errors import ImageError
+from paligemma.processing import image as image_module
+from paligemma.processing.image import load_image
+
+RGB = np.random.default_rng(1).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_streams_pipes_and_addresses_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a picture.png"
+    path.write_bytes(png())
+    with path.open("rb") as file:
+        assert np.array_equal(load_image(file), RGB)
+    text = base64.b64encode(png()).decode()
+    escaped = str(path).replace(" ", "%20")
+    for source in (
+        io.BytesIO(png()),
+        f"data:image/png;base64,{text}",
+        f"file://{escaped}",
+        f"file://localhost{escaped}",
+    ):
+        assert np.array_equal(load_image(source), RGB)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(png(),))
+    writer.start()
+    assert np.array_equal(load_image(pipe), RGB)
+    writer.join()
+
+
+@pytest.mark.parametrize(
+    ("source", "rule"),
+    [
+        (base64.b64encode(bytes(30_000)).decode(), "decode base64 to bytes first"),
+        ("x" * 5000 + ".png", r"5004 characters"),
+        ("data:image/png;base64,!", "cannot be recognised"),
+        ("data:image/png;base64,aaaaa", "must hold base64"),
+        ("data:", "cannot be recognised"),
+        ("file:///nowhere/a.png", "must be an existing file"),
+        (io.StringIO("text"), "open it rb"),
+    ],
+)
+def test_what_holds_no_picture_is_named_in_one_short_sentence(source: object, rule: str) -> None:
+    with pytest.raises(ImageError, match=rule) as caught:
+        load_image(source)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        place = {"/moved": "/ok.png", "/loop": "/loop", "/file": "file:///etc/hostname"}
+        if self.path in place:
+            self.send_response(302)
+            self.send_header("Location", place[self.path])
+            self.end_headers()
+            return
+        if self.path == "/slow-heading":
+            self.drip(b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 1000)
+            return
+        self.send_response(404 if self.path == "/none" else 200)
+        self.end_headers()
+        if self.path == "/slow-body":
+            self.drip(bytes(1000))
+        else:
+            self.wfile.write(png())
+
+    def drip(self, data: bytes) -> None:
+        try:
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(0.02)
+        except OSError:
+            pass
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def test_a_url_is_fetched_only_when_asked(server: str) -> None:
+    with pytest.raises(ImageError, match="allow_url=True"):
+        load_image(f"{server}/ok.png")
+    assert np.array_equal(load_image(f"{server}/ok.png", allow_url=True), RGB)
+    assert np.array_equal(load_image(f"{server}/moved", allow_url=True), RGB)
+
+
+def test_a_url_that_fails_or_is_too_long_is_named(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url, rule in (
+        (f"{server}/none", "404"),
+        (f"{server}/loop", "cannot be fetched"),
+        (f"{server}/file", "cannot be fetched"),
+        ("http://127.0.0.1:1/x", "cannot be fetched"),
+        ("http://[broken", "cannot be fetched"),
+    ):
+        with pytest.raises(ImageError, match=rule):
+            load_image(url, allow_url=True)
+    monkeypatch.setattr(image_module, "MAX_ENCODED_BYTES", 20)
+    with pytest.raises(ImageError, match="may have 20 bytes"):
+        load_image(f"{server}/ok.png", allow_url=True)
+
+
+@pytest.mark.parametrize("path", ["slow-body", "slow-heading"])
+def test_a_url_that_drips_is_given_up_when_the_whole_time_is_over(
+    server: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_module, "URL_TIMEOUT_S", 0.3)
+    start = time.monotonic()
+    with pytest.raises(ImageError, match="not complete after 0 s"):
+        load_image(f"{server}/{path}", allow_url=True)
+    assert time.monotonic() - start < 2
