@@ -24,6 +24,7 @@ PAGE_OF = {
     "structure": "eval-structure.md",
     "robustness": "eval-robustness.md",
     "scenes": "evaluation.md",
+    "own": "eval-own.md",
 }
 PAGES = sorted(set(PAGE_OF.values()))
 _MAX_SPLITS = 6

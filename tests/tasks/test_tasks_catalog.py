@@ -17,7 +17,7 @@ WITH_RECIPE = [task for task in tasks().values() if task.transfer is not None]
 WITH_FIGURES = [task for task in tasks().values() if task.published]
 FAMILY_NAMES = {
     *("captions", "answers", "documents", "remote-sensing", "pairs", "video", "grounding"),
-    *("robustness", "structure", "scenes"),
+    *("robustness", "structure", "scenes", "own"),
 }
 # Evaluations that are configured by themselves, beside the transfer whose model answers.
 OWN_RECIPES = {"pope": "pope"}

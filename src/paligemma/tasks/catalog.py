@@ -19,6 +19,7 @@ FAMILY_FOLDERS = (
     "robustness",
     "structure",
     "scenes",
+    "own",
 )
 
 

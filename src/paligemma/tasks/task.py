@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paligemma.errors import ConfigError
+from paligemma.errors import ConfigError, DataError
 from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.measure import Measure
 
@@ -104,6 +104,8 @@ class Task:
         submission: writes the answers as that server takes them; None where there is none.
         rules: choices of scoring that no paper settles: name of an argument of `score` -> its
             values, the default first.
+        row_reader: streams a split with an error in the place of each bad row, where rows are a
+            user's own; None where files are official, and a bad row means a bad file.
     """
 
     name: str
@@ -123,6 +125,18 @@ class Task:
     server_splits: tuple[str, ...] = ()
     submission: Submitter | None = None
     rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    row_reader: Callable[[Path, str], Iterator[Example | DataError]] | None = None
+
+    def rows(self, data: Path, split: str) -> Iterator[Example | DataError]:
+        """Stream the examples of one split, with an error in the place of a bad row if possible.
+
+        Raises:
+            ConfigError, DataError: as `read`.
+        """
+        if self.row_reader is None:
+            yield from self.read(data, split)
+        else:
+            yield from self.row_reader(data, split)
 
     def read(self, data: Path, split: str) -> Iterator[Example]:
         """Stream the examples of one split.

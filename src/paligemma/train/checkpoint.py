@@ -31,11 +31,22 @@ class TrainState:
     Attributes:
         objective: the objective, whose parameters are trained beside the model's; may have none.
         optimizer: the optimiser, which holds the moments and the number of updates done.
+        keeps_frozen: whether frozen parameters are stored too; a run that can load them anew, such
+            as that of an adapter, need not.
     """
 
     model: nn.Module
     objective: nn.Module
     optimizer: Optimizer
+    keeps_frozen: bool = True
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the model that a checkpoint holds."""
+        tensors = self.model.state_dict()
+        if self.keeps_frozen:
+            return tensors
+        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: tensor for name, tensor in tensors.items() if name in trained}
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -67,7 +78,7 @@ def save_checkpoint(
             shutil.rmtree(left)
         with staging_folder(target) as staging:
             for name, tensors in (
-                ("model", state.model.state_dict()),
+                ("model", state.model_tensors()),
                 ("objective", state.objective.state_dict()),
                 ("optimizer", moments),
             ):
@@ -117,7 +128,9 @@ def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> None
             f"a run resumes with the configuration it began with, but {', '.join(changed)} "
             "changed; use another output folder"
         )
-    _load(state.model, tensors["model"], path)
+    left_out = {} if state.keeps_frozen else state.model.state_dict()
+    left_out = {name: left_out[name] for name in left_out.keys() - state.model_tensors().keys()}
+    _load(state.model, left_out | tensors["model"], path)
     _load(state.objective, tensors["objective"], path)
     state.optimizer.import_state(tensors["optimizer"], counters)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -26,6 +27,8 @@ from paligemma.whole_file import whole_file
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+# No run has as many steps: seeds and steps together give every step a number of its own.
+_MAX_STEPS = 1_000_000_007
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,11 @@ class LoopOptions:
         log_every: number of steps that are averaged into one line of metrics.jsonl.
         save_every: number of steps between checkpoints.
         num_workers: number of processes that make batches; 0 makes them in this process.
+        keeps_frozen: see `TrainState`.
+        dropout_seed: with the number of the step it fixes what torch draws in that step; None
+            draws on from torch's global generator.
+        batch_size: rows an update, for schedules in examples or epochs.
+        data_size: rows an epoch, for schedules in epochs.
     """
 
     total_steps: int
@@ -46,6 +54,10 @@ class LoopOptions:
     save_every: int = 250
     num_workers: int = 1
     progress: bool = True
+    keeps_frozen: bool = True
+    dropout_seed: int | None = None
+    batch_size: int | None = None
+    data_size: int | None = None
 
 
 def train(
@@ -99,10 +111,14 @@ def _train(
         model,
         optim,
         total_steps=options.total_steps,
+        batch_size=options.batch_size,
+        data_size=options.data_size,
         extra_parameters=extra or None,
         extra_schedule=_first_live_schedule(optim) if extra else None,
     )
-    state = TrainState(model=model, objective=objective, optimizer=optimizer)
+    state = TrainState(
+        model=model, objective=objective, optimizer=optimizer, keeps_frozen=options.keeps_frozen
+    )
     described = {"optim": asdict(optim), "total_steps": options.total_steps, **settings}
     meta = json.loads(json.dumps(described))
     if found := checkpoints(folder):
@@ -118,6 +134,8 @@ def _train(
     try:
         for batch in batches(source, first, end, options.num_workers):
             optimizer.zero_grad()
+            if options.dropout_seed is not None:
+                torch.manual_seed(options.dropout_seed * _MAX_STEPS + optimizer.steps_done)
             loss, parts = objective(model, batch)
             loss.backward()
             norms = optimizer.step()

@@ -1,0 +1,1 @@
+"""A user's own pictures with prompts and answers."""

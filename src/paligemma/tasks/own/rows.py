@@ -1,0 +1,45 @@
+"""A user's own rows as a benchmark: what a fine-tuned model is measured with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from paligemma.example import OBJECTS, TEXT, Asking, Example
+from paligemma.tasks.own.files import SOURCE, SPLITS, own_rows, read_own
+from paligemma.tasks.scenes.scores import METRICS, score_scenes
+from paligemma.tasks.task import NeededFile, Task
+
+_ASK_TEXT = Asking(text_len=512, max_new_tokens=128, resize_method="bicubic", answer=TEXT)
+_ASK_OBJECTS = replace(_ASK_TEXT, max_new_tokens=256, answer=OBJECTS)
+
+
+def asking_for(example: Example) -> Asking:
+    """Return the asking of an example: boxes or words."""
+    return _ASK_OBJECTS if example.references["task"] == "detect" else _ASK_TEXT
+
+
+TASKS: tuple[Task, ...] = (
+    Task(
+        name="own",
+        title="Own rows of picture, prompt and answer",
+        family="own",
+        splits=SPLITS,
+        headline=f"detect_{METRICS['detect']}",
+        asking=_ASK_OBJECTS,
+        files=(
+            NeededFile("{split}.jsonl", SOURCE, fields="image, prefix, suffix"),
+            NeededFile("images/*", "your own pictures, beside the file or in a folder `images`"),
+        ),
+        reader=read_own,
+        row_reader=own_rows,
+        score=score_scenes,
+        traps=(
+            "The prompt decides the measure: `detect` and `segment` give average precision of "
+            "boxes, `ocr` the character error rate, any other the share of equal answers.",
+            "Pictures are turned as their EXIF says and resized as the hub resizes them (bicubic), "
+            "in training and in measuring.",
+            "Masks of `segment` rows are trained but not scored: only their boxes count.",
+        ),
+        asking_for=asking_for,
+    ),
+)

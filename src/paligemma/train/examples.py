@@ -1,0 +1,137 @@
+"""Batches of examples: any benchmark, or a user's own rows, as training reads them.
+
+Which rows a step sees, and which of several answers, follows from seed and step alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from paligemma.batch import Batch, TokenRow
+from paligemma.errors import DataError, ImageError
+from paligemma.example import Asking, Example
+from paligemma.model import PaliGemmaModel
+from paligemma.processing.pixels import stack_pixels
+from paligemma.processing.preparation import Preparation
+from paligemma.processing.processor import Processor, layout
+from paligemma.train.loss import training_loss
+
+# Streams of random numbers that must not meet.
+_ORDER, _TARGET = 0, 1
+
+
+@dataclass(frozen=True)
+class ExampleSource:
+    """Makes the batch of any step; an epoch shows every example once, in an order of its own.
+
+    Attributes:
+        examples: what is learnt, each with at least one target.
+        asking_of: how an example is asked, which decides resizing and length.
+        processor: tokenizer and size of the pictures.
+        batch_size: examples an update.
+        seed: seed of orders and of the choice among several targets.
+    """
+
+    examples: Sequence[Example]
+    asking_of: Callable[[Example], Asking]
+    processor: Processor
+    batch_size: int
+    seed: int
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0; rows are padded to the longest of them.
+
+        Raises:
+            DataError: a picture can no longer be read, or a row is longer than its `text_len`.
+        """
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.batch_of([self._example(place) for place in places], step)
+
+    def batch_of(self, examples: Sequence[Example], visit: int = 0) -> Batch:
+        """Some examples as a batch; `visit` chooses among several targets."""
+        rows = [self.row(example, visit) for example in examples]
+        images = [self._pixels(example) for example in examples]
+        return Batch.from_rows(
+            rows, pad=self.processor.vocab.pad, images=stack_pixels(images), with_loss=True
+        )
+
+    def row(self, example: Example, visit: int = 0) -> TokenRow:
+        """The tokens of an example with one of its targets and the end token."""
+        target = example.targets[0]
+        if len(example.targets) > 1:
+            rng = np.random.default_rng(
+                (self.seed, _TARGET, visit, zlib.crc32(example.id.encode()))
+            )
+            target = example.targets[int(rng.integers(len(example.targets)))]
+        tokenizer = self.processor.tokenizer
+        row = layout(
+            tokenizer.encode(example.prefix),
+            tokenizer.encode(target),
+            self.processor.vocab,
+            add_eos=True,
+        )
+        text_len = self.asking_of(example).text_len
+        if len(row) > text_len + 1:
+            raise DataError(
+                f"{example.id}: prompt and answer may have {text_len} tokens, they have "
+                f"{len(row) - 1}; a cut would lose the end token"
+            )
+        return row
+
+    def _pixels(self, example: Example) -> Tensor:
+        asking = self.asking_of(example)
+        preparation = Preparation(
+            size_px=self.processor.image_size_px,
+            resize_method=asking.train_resize_method or asking.resize_method,
+            keep_fractions=asking.keep_fractions,
+            pad_to_square=asking.pad_to_square,
+            mark_box_yxyx=example.mark_box_yxyx,
+        )
+        try:
+            frames = [
+                preparation.prepare(picture.read(self.processor.reader.max_pixels))
+                for picture in example.pictures
+            ]
+        except ImageError as error:
+            raise DataError(f"{example.id}: {error}") from error
+        return torch.from_numpy(frames[0] if len(frames) == 1 else np.stack(frames))
+
+    def _example(self, place: int) -> Example:
+        epoch, index = divmod(place, len(self.examples))
+        return self.examples[int(self._order(epoch)[index])]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        found = self._orders.get(epoch)
+        if found is None:
+            rng = np.random.default_rng((self.seed, _ORDER, epoch))
+            self._orders.clear()
+            found = self._orders[epoch] = rng.permutation(len(self.examples))
+        return found
+
+    @cached_property
+    def _orders(self) -> dict[int, np.ndarray]:
+        return {}
+
+
+class SuffixLoss(nn.Module):
+    """Objective of the loop: the loss of the answers, as `train.loss` defines it.
+
+    Args:
+        label_smoothing: see `train.loss.token_losses`.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, model: PaliGemmaModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss float32[] and what is logged beside it."""
+        found = training_loss(model, batch.to(model.device), self.label_smoothing)
+        return found.loss, {"targets": found.num_targets.sum()}
