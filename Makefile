@@ -11,13 +11,16 @@ WORKERS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean distclean
+.PHONY: help demo finetune-demo test check bench clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/ready-run ## caption, answer, read, detect and segment on a picture; overlay in demo/
 	$(BIN)/paligemma demo
+
+finetune-demo: $(VENV)/ready-run ## teach the embedded model a class it has never seen; minutes
+	$(BIN)/python examples/finetune_demo.py
 
 test: $(VENV)/ready-dev ## every test
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations=10 $(TESTS)

@@ -39,7 +39,7 @@ ROWS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"pipeline": ("pipeline",), "tasks": ("tasks",)},
     {"jobs": ("jobs",), "train": ("train",), "retrieval": ("retrieval",)},
     {"eval": ("eval",), "serve": ("serve",)},
-    {"tiny": ("tiny",)},
+    {"tiny": ("tiny",), "tuning": ("tuning",)},
     {"cli": ("cli", "__main__")},
 )
 ROOM_OF = {module: room for row in ROWS for room, modules in row.items() for module in modules}
@@ -290,6 +290,7 @@ def test_the_root_offers_these_names_and_no_more() -> None:
         "Processor",
         "TextAnswer",
         "Tokenizer",
+        "finetune",
         "load_model",
     ]
     assert len(paligemma.__all__) <= 15

@@ -39,6 +39,7 @@ def test_the_pages_that_show_python_are_these() -> None:
         "README.md",
         "docs/evaluation.md",
         "docs/faithfulness.md",
+        "docs/finetuning.md",
         "docs/outputs.md",
         "docs/prompts.md",
         "docs/quickstart.md",

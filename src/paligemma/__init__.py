@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from paligemma.pipeline.pictures import EncodedImage
     from paligemma.processing.processor import Processor
     from paligemma.processing.tokenizer import Tokenizer
+    from paligemma.tuning.finetune import finetune
     from paligemma.weights.load import load_model
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Processor",
     "TextAnswer",
     "Tokenizer",
+    "finetune",
     "load_model",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "Processor": "paligemma.processing.processor",
     "TextAnswer": "paligemma.outputs.types",
     "Tokenizer": "paligemma.processing.tokenizer",
+    "finetune": "paligemma.tuning.finetune",
     "load_model": "paligemma.weights.load",
 }
 

@@ -134,6 +134,7 @@ class AdaptedLinear(nn.Module):
     def __init__(self, base: Linear, update: LoraUpdate) -> None:
         super().__init__()
         self.base, self.update = base, update
+        self.in_features, self.out_features = base.in_features, base.out_features
 
     @property
     def dtype(self) -> torch.dtype:

@@ -47,7 +47,8 @@ COMMANDS: dict[str, Entry] = {
     "doctor": Entry("models", "doctor", "Check a checkpoint and say what is wrong with it."),
     "demo": Entry("demo", "demo", "Ask the embedded model five things about a picture."),
     "eval": Entry("eval", "eval_group", "Measure a model."),
-    "train": Entry("train", "train_group", "Train the embedded model and its mask codec."),
+    "train": Entry("train", "train_group", "Teach a model your task; or make the embedded one."),
+    "adapter": Entry("adapter", "adapter_group", "Merge an adapter into its model, or show it."),
 }
 
 

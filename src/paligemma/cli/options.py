@@ -148,6 +148,7 @@ model_options = _gathered(
         ),
         click.option("--tokenizer", metavar="PATH", help="By default the one beside the weights."),
         click.option("--mask-codec", metavar="PATH", help="vae-oid.npz, for masks."),
+        click.option("--adapter", metavar="DIR", help="LoRA adapter, or a run of `train`."),
         click.option("--allow-url", is_flag=True, help="Let IMAGE be an http(s) address."),
         click.option(
             "--background",

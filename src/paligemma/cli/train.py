@@ -1,23 +1,39 @@
-"""`paligemma train`: train the embedded model and its parts, from drawing to file."""
+"""`paligemma train`: teach a model a task; or make the embedded model, from drawing to file."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from paligemma.cli.finetune import finetune_options, run_finetune
 from paligemma.cli.stopping import when_stopped
 
 
-@click.group("train")
-def train_group() -> None:
-    """Train the embedded model, its mask codec and its tokenizer.
+@click.group("train", invoke_without_command=True)
+@finetune_options
+@click.pass_context
+def train_group(ctx: click.Context, /, **values: Any) -> None:
+    """Teach a model your task from rows of picture, prompt and answer.
+
+    \b
+    paligemma train --data cards/ --model google/paligemma2-3b-pt-448 --output runs/cards
+    paligemma detect photo.jpg king --model google/paligemma2-3b-pt-448 --adapter runs/cards
+
+    cards/ holds train.jsonl and, if there are rows to measure with, valid.jsonl; each line is
+    {"image": "a.jpg", "prefix": "detect king", "suffix": "<loc0100>...<loc0900> king"}. The same
+    command goes on with a run that was stopped.
+
+    The subcommands train the embedded model, its mask codec and its tokenizer:
 
     \b
     paligemma train tokenizer --output runs/parts/tokenizer.model
     paligemma train codec --output runs/parts/mask_codec.safetensors
     paligemma train tiny --parts runs/parts --output runs/tiny
     """
+    if ctx.invoked_subcommand is None:
+        run_finetune(**values)
 
 
 @train_group.command("tiny")

@@ -42,6 +42,7 @@ class LoadKeywords(TypedDict, total=False):
     sliding_window: int | None
     tokenizer: str | Path | None
     mask_codec: str | Path | None
+    adapter: str | Path | None
     allow_url: bool
     max_pixels: int
     background: str
@@ -64,6 +65,8 @@ class LoadOptions:
         tokenizer: file or folder; None takes the one beside the weights.
         mask_codec: vae-oid.npz or like; None takes the one beside the weights, or that of
             $PALIGEMMA_MASK_CODEC.
+        adapter: folder of a LoRA adapter in PEFT's layout, or of a run of `paligemma train`; it
+            stays beside the weights, which keep their dtype.
         allow_url: whether pictures may be fetched from URLs.
         max_pixels: largest picture that is decoded.
         background: colour under transparent parts of pictures, "white" or as CSS writes it; "none"
@@ -82,6 +85,7 @@ class LoadOptions:
     sliding_window: int | None = None
     tokenizer: str | Path | None = None
     mask_codec: str | Path | None = None
+    adapter: str | Path | None = None
     allow_url: bool = False
     max_pixels: int = MAX_PIXELS
     background: str = WHITE
@@ -148,6 +152,11 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
         mode = options.mode or ("bf16" if opened.table_dtype == torch.bfloat16 else "exact")
         dtype = torch.bfloat16 if mode == "bf16" else torch.float32
         model = opened.load(dtype=dtype, device=device)
+        if options.adapter is not None:
+            from paligemma.adapt.lora import attach
+            from paligemma.weights.adapter import adapter_folder, load_adapter
+
+            attach(model, load_adapter(adapter_folder(options.adapter), model))
         return Pretrained(
             model=model,
             processor=processor,

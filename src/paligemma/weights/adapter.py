@@ -112,6 +112,22 @@ def save_adapter(
     return target
 
 
+def adapter_folder(place: str | os.PathLike[str]) -> Path:
+    """The folder of an adapter: the place itself, or the folder `adapter` of a training run.
+
+    Raises:
+        CheckpointError: neither holds one.
+    """
+    path = Path(place).expanduser()
+    for folder in (path, path / "adapter"):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    raise CheckpointError(
+        f"an adapter is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a finished run of "
+        f"`paligemma train` that holds one, got {str(place)!r}; check the path"
+    )
+
+
 def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapter:
     """Read an adapter that `save_adapter` or PEFT wrote.
 

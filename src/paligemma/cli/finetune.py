@@ -1,0 +1,154 @@
+"""The options of `paligemma train` itself: fine-tuning on rows of a user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from paligemma.cli.stopping import when_stopped
+
+_OPTIONS = (
+    click.option(
+        "--data", type=click.Path(path_type=Path), metavar="DIR", help="Folder, or file of rows."
+    ),
+    click.option(
+        "--model",
+        envvar="PALIGEMMA_MODEL",
+        default="tiny",
+        show_default=True,
+        metavar="MODEL",
+        help="Model to begin with.",
+    ),
+    click.option(
+        "--output",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Folder of the run; runs/NAME-OF-DATA by default.",
+    ),
+    click.option(
+        "--task",
+        default="own",
+        show_default=True,
+        help="A benchmark of `eval list`, from its files.",
+    ),
+    click.option(
+        "--lora/--full", default=True, show_default=True, help="An adapter, or the model itself."
+    ),
+    click.option("--rank", type=int, metavar="R", help="Width of the adapter; 16 by default."),
+    click.option("--alpha", type=float, metavar="A", help="Its strength; 2 x R by default."),
+    click.option(
+        "--parts",
+        metavar="LIST",
+        help="What it changes: decoder, vision, projector, decoder.attention, decoder.mlp, "
+        "vision.attention, vision.mlp; with commas between. decoder by default.",
+    ),
+    click.option("--dora", is_flag=True, help="Learn norms apart from directions (DoRA)."),
+    click.option("--rslora", is_flag=True, help="Scale by the root of the rank (rsLoRA)."),
+    click.option(
+        "--freeze",
+        multiple=True,
+        metavar="PATTERN",
+        help='With --full: what stays as it is, such as "img/.*" or "llm/.*"; repeatable.',
+    ),
+    click.option(
+        "--epochs", type=float, metavar="N", help="Times every row is seen; 5 by default."
+    ),
+    click.option("--steps", type=int, metavar="N", help="Updates, in the place of epochs."),
+    click.option("--batch-size", type=int, metavar="N", help="Rows an update; 8 by default."),
+    click.option(
+        "--lr", type=float, metavar="X", help="Peak learning rate; 2e-4, with --full 1e-5."
+    ),
+    click.option("--wd", type=float, metavar="X", help="Weight decay a step; 0 by default."),
+    click.option("--label-smoothing", type=float, metavar="X", help="0 by default."),
+    click.option("--dropout", type=float, metavar="P", help="Of the decoder; 0 by default."),
+    click.option("--seed", type=int, metavar="S", help="Fixes everything drawn; 0 by default."),
+    click.option("--device", metavar="NAME", help="By default cuda if there is one, else cpu."),
+    click.option("--threads", type=click.IntRange(1, 256), help="CPU threads."),
+    click.option("--quiet", is_flag=True, help="No progress bars."),
+)
+_LORA_ONLY = {"rank": "--rank", "alpha": "--alpha", "parts": "--parts"}
+_RECIPE = ("epochs", "steps", "batch_size", "lr", "wd", "label_smoothing", "dropout", "seed")
+
+
+def finetune_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a fine-tuning to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@when_stopped("goes on where it stopped")
+def run_finetune(
+    *,
+    data: Path | None,
+    model: str,
+    output: Path | None,
+    task: str,
+    lora: bool,
+    rank: int | None,
+    alpha: float | None,
+    parts: str | None,
+    dora: bool,
+    rslora: bool,
+    freeze: tuple[str, ...],
+    device: str | None,
+    threads: int | None,
+    quiet: bool,
+    **numbers: Any,
+) -> None:
+    """Run a fine-tuning and print the figures before and after."""
+    if data is None:
+        raise click.UsageError(
+            "a fine-tuning needs --data; to make the embedded model name a subcommand: tiny, "
+            "codec or tokenizer"
+        )
+    given = {"rank": rank, "alpha": alpha, "parts": parts}
+    idle = [_LORA_ONLY[name] for name, value in given.items() if value is not None]
+    idle += [name for name, is_set in (("--dora", dora), ("--rslora", rslora)) if is_set]
+    if idle and not lora:
+        raise click.UsageError(f"{' and '.join(idle)} are of an adapter; leave --full out")
+    import torch
+
+    from paligemma.adapt.lora import LoraConfig
+    from paligemma.tuning.finetune import finetune
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = None
+    if lora:
+        rank = 16 if rank is None else rank
+        config = LoraConfig(
+            rank=rank,
+            alpha=2.0 * rank if alpha is None else alpha,
+            parts=tuple(part.strip() for part in (parts or "decoder").split(",")),
+            rank_stabilised=rslora,
+            dora=dora,
+        )
+    stated = {name: numbers[name] for name in _RECIPE if numbers[name] is not None}
+    name = data.stem if data.suffix else data.resolve().name
+    run = finetune(
+        model,
+        data=data,
+        output=output or Path("runs") / name,
+        task=task,
+        device=device,
+        progress=not quiet,
+        lora=config,
+        freeze=freeze,
+        **stated,
+    )
+    if run.figures:
+        width = max(len(one.name) for one in run.figures)
+        click.echo(f"{'on held-out rows':{width}}  before   after")
+        for one in run.figures:
+            click.echo(f"{one.name:{width}}  {one.before:6.1f}  {one.after:6.1f}")
+    if config is None:
+        click.echo(f"wrote {run.result}; try: paligemma run IMAGE PROMPT --model {run.result}")
+    else:
+        click.echo(
+            f"wrote {run.result}; try: paligemma run IMAGE PROMPT --model {model} "
+            f"--adapter {run.folder}"
+        )

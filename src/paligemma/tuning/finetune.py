@@ -1,0 +1,338 @@
+"""Fine-tuning in one call: read, scan, train, measure before and after, keep.
+
+folder/recipe.json     what was run
+folder/train/          checkpoints and metrics.jsonl; the same call goes on from here
+folder/adapter/        what was learnt, in PEFT's layout; or folder/model/ without an adapter
+folder/report.json     figures before and after
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from tqdm import tqdm
+
+from paligemma.adapt.lora import Adapter, LoraConfig, attach
+from paligemma.errors import ConfigError, DataError, ImageError
+from paligemma.example import Asking, Example, Prediction
+from paligemma.jobs.model_answerer import ModelAnswerer, fingerprint
+from paligemma.metrics.measure import Measure
+from paligemma.pipeline.loading import LoadOptions, load_processor
+from paligemma.pipeline.options import chosen
+from paligemma.pipeline.paligemma import PaliGemma
+from paligemma.processing.processor import Processor
+from paligemma.tasks.catalog import find_task
+from paligemma.tasks.task import Task
+from paligemma.train.examples import ExampleSource, SuffixLoss
+from paligemma.train.loop import LoopOptions, train
+from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_table
+from paligemma.weights.adapter import load_adapter, save_adapter
+from paligemma.weights.catalog import resolve
+from paligemma.weights.save import SIDE_FILES, save_model
+from paligemma.whole_file import require_writable, write_json
+
+logger = logging.getLogger(__name__)
+
+ADAPTER, MODEL, REPORT = "adapter", "model", "report.json"
+_HELD_OUT_SHARE, _MAX_HELD_OUT = 0.1, 200
+_BATCH = 8
+_MAX_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure before and after, times 100 where it is a share."""
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRun:
+    """What a fine-tuning left.
+
+    Attributes:
+        folder: folder of the run.
+        result: folder of the adapter, or of the model.
+        figures: figures of held-out rows before and after.
+        skipped: sentences on rows that were left out.
+    """
+
+    folder: Path
+    result: Path
+    figures: tuple[Figure, ...]
+    skipped: tuple[str, ...]
+
+
+def finetune(
+    model: str = "tiny",
+    *,
+    data: str | Path,
+    output: str | Path,
+    task: str = "own",
+    device: str | None = None,
+    num_workers: int = 1,
+    progress: bool = True,
+    **options: Unpack[RecipeKeywords],
+) -> FinetuneRun:
+    """Teach a model a task, or go on with a run that was cut.
+
+    Args:
+        model: name, folder or file, as `PaliGemma.from_pretrained` takes it.
+        data: folder of the task's files; for "own", train.jsonl and perhaps valid.jsonl. Without
+            held-out rows, a tenth of the rows is held out, at most 200.
+        output: folder of the run; new, or of the same run.
+        task: name of a benchmark; "own" is a user's own rows.
+        device: as in `LoadOptions`.
+        num_workers: processes that read pictures.
+        progress: show bars on standard error.
+        options: fields of `Recipe`: lora (also True, the default, or False), epochs, lr, ...
+
+    Raises:
+        DataError: no good row to learn from.
+        ConfigError: an option is unknown or out of its range, or the folder cannot be written.
+        CheckpointError: another run lies in the folder.
+    """
+    recipe = recipe_of(options)
+    folder = Path(output)
+    found = find_task(task)
+    processor, _ = load_processor(model, LoadOptions(device=device))
+    learnt, held_out, skipped = read_rows(found, Path(data), processor)
+    require_writable(folder)
+    asked = PaliGemma.from_pretrained(
+        model, device=device, mode=None if recipe.lora is not None else "exact"
+    )
+    for sentence in skipped[:_MAX_SHOWN]:
+        logger.warning("skipped: %s", sentence)
+    if len(skipped) > _MAX_SHOWN:
+        logger.warning("skipped: %d rows more; see %s", len(skipped) - _MAX_SHOWN, folder / REPORT)
+    described = {
+        "model": model,
+        "weights": fingerprint(asked.model),
+        "task": task,
+        "data": str(data),
+        "rows": _digest(learnt),
+        **recipe.to_json(),
+    }
+    write_json(folder / "recipe.json", described)
+    adapter = None
+    if recipe.lora is not None:
+        adapter = Adapter.new(asked.model, recipe.lora, seed=recipe.seed)
+    before = _measured(found, asked, held_out, folder / "before.json", described, progress)
+    if adapter is not None:
+        attach(asked.model, adapter)
+    _set_dropout(asked.model, recipe.dropout)
+    source = ExampleSource(
+        examples=learnt,
+        asking_of=_asking(found),
+        processor=asked.processor,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+    )
+    steps = recipe.num_steps(len(learnt))
+    train(
+        asked.model,
+        SuffixLoss(recipe.label_smoothing),
+        source,
+        recipe.optim(),
+        LoopOptions(
+            total_steps=steps,
+            log_every=max(1, min(50, steps // 20)),
+            num_workers=num_workers,
+            progress=progress,
+            keeps_frozen=adapter is None,
+            dropout_seed=recipe.seed,
+            batch_size=recipe.batch_size,
+            data_size=len(learnt),
+        ),
+        folder / "train",
+        settings=described,
+    )
+    parts = part_table(asked.model)
+    after = _measured(found, asked, held_out, None, described, progress)
+    result = _kept(asked, adapter, folder, model)
+    figures = tuple(
+        Figure(name=name, before=before[name], after=value)
+        for name, value in after.items()
+        if name in before
+    )
+    report = {
+        "recipe": described,
+        "steps": steps,
+        "rows": {"learnt": len(learnt), "held_out": len(held_out), "skipped": len(skipped)},
+        "parts": parts,
+        "figures": [asdict(one) for one in figures],
+        "skipped": list(skipped),
+    }
+    write_json(folder / REPORT, report)
+    return FinetuneRun(folder=folder, result=result, figures=figures, skipped=tuple(skipped))
+
+
+def recipe_of(options: RecipeKeywords) -> Recipe:
+    """The recipe of some keywords; `lora=True` is the default adapter, `False` none.
+
+    Raises:
+        ConfigError: an option is unknown or out of its range.
+    """
+    lora = options.get("lora", True)
+    config = LoraConfig() if lora is True else lora or None
+    return chosen(Recipe, {**options, "lora": config})
+
+
+def read_rows(
+    task: Task, data: Path, processor: Processor
+) -> tuple[list[Example], list[Example], list[str]]:
+    """Read and check every row before the first step.
+
+    Returns:
+        Rows to learn from, rows to measure with, and a sentence for each row that was left out.
+
+    Raises:
+        DataError: no good row is left.
+    """
+    skipped: list[str] = []
+    learnt = _good_rows(task, data, "train", processor, skipped)
+    if not learnt:
+        first = f"; the first of {len(skipped)} faults: {skipped[0]}" if skipped else ""
+        raise DataError(f"no row of {data} can be learnt from{first}")
+    held_out: list[Example] = []
+    for split in ("valid", "val", "test"):
+        if split in task.splits and not held_out and not data.is_file():
+            try:
+                held_out = _good_rows(task, data, split, processor, skipped)
+            except DataError:
+                logger.info("%s has no split %s", data, split)
+    if not held_out:
+        number = min(max(1, round(len(learnt) * _HELD_OUT_SHARE)), _MAX_HELD_OUT)
+        if len(learnt) > 1:
+            ranked = sorted(learnt, key=lambda one: zlib.crc32(one.id.encode()))
+            chosen = {one.id for one in ranked[:number]}
+            held_out = [one for one in learnt if one.id in chosen]
+            learnt = [one for one in learnt if one.id not in chosen]
+            logger.warning(
+                "there is no valid.jsonl: %d of %d rows are held out to measure with",
+                len(held_out),
+                len(held_out) + len(learnt),
+            )
+    return learnt, held_out, skipped
+
+
+def _good_rows(
+    task: Task, data: Path, split: str, processor: Processor, skipped: list[str]
+) -> list[Example]:
+    source = ExampleSource(
+        examples=(), asking_of=_asking(task), processor=processor, batch_size=1, seed=0
+    )
+    good = []
+    for example in task.rows(data, split):
+        try:
+            if isinstance(example, DataError):
+                raise example
+            if not example.targets:
+                raise DataError(f"{example.id}: it has no answer to learn")
+            source.row(example)
+            for picture in example.pictures:
+                picture.read(processor.reader.max_pixels)
+        except (DataError, ImageError) as error:
+            skipped.append(str(error))
+        else:
+            good.append(example)
+    return good
+
+
+def _asking(task: Task) -> Any:
+    def asking(example: Example) -> Asking:
+        return task.asking_for(example) if task.asking_for else task.asking
+
+    return asking
+
+
+def _measured(
+    task: Task,
+    asked: PaliGemma,
+    examples: Sequence[Example],
+    cached: Path | None,
+    described: dict[str, Any],
+    progress: bool,
+) -> dict[str, float]:
+    """The figures of the task's own scorer, times 100 where they are shares."""
+    if not examples:
+        return {}
+    key = {"run": json.loads(json.dumps(described)), "rows": _digest(examples)}
+    if cached is not None and cached.is_file():
+        stored = json.loads(cached.read_text(encoding="utf-8"))
+        if stored["key"] == key:
+            return stored["figures"]
+    measures = task.score(examples, _answers(task, asked, examples, progress))
+    found = {one.name: round(_value(one), 4) for one in measures if one.value == one.value}
+    if cached is not None:
+        write_json(cached, {"key": key, "figures": found})
+    return found
+
+
+def _value(measure: Measure) -> float:
+    return measure.value * measure.scale
+
+
+def _answers(
+    task: Task, asked: PaliGemma, examples: Sequence[Example], progress: bool
+) -> list[Prediction]:
+    answerer = ModelAnswerer(asked, _asking(task))
+    answers: list[Prediction] = []
+    starts = range(0, len(examples), _BATCH)
+    for start in tqdm(starts, desc="measuring", unit="batch", disable=not progress):
+        batch = examples[start : start + _BATCH]
+        answers += answerer.answer(batch, answerer.read(batch))
+    return answers
+
+
+def _kept(asked: PaliGemma, adapter: Adapter | None, folder: Path, base: str) -> Path:
+    """Write what was learnt, read it back, and refuse it unless it is the same."""
+    if adapter is None:
+        return save_model(
+            asked.model,
+            folder / MODEL,
+            extra_files=side_files(base),
+            overwrite=True,
+        )
+    target = folder / ADAPTER
+    if not target.exists():
+        save_adapter(adapter, asked.model, target, base=base)
+    again = load_adapter(target, asked.model)
+    written, read = dict(adapter.named_parameters()), dict(again.named_parameters())
+    if written.keys() != read.keys() or not all(
+        torch.equal(written[name].cpu(), read[name].cpu()) for name in written
+    ):
+        raise ConfigError(
+            f"{target} holds another adapter than this run learnt; remove it or name another "
+            "output folder"
+        )
+    if not adapter.is_active:
+        logger.warning("the adapter changes nothing: train longer, or with a higher learning rate")
+    return target
+
+
+def _set_dropout(model: torch.nn.Module, dropout: float) -> None:
+    for block in model.text.blocks:  # type: ignore[union-attr]
+        block.dropout = dropout
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    crc = 0
+    for one in examples:
+        crc = zlib.crc32(repr((one.id, one.prefix, one.targets)).encode(), crc)
+    return f"{crc:08x}"
+
+
+def side_files(base: str) -> list[Path]:
+    """What belongs to a model beside its weights: tokenizer, mask codec, calibration."""
+    folder = resolve(base).folder
+    return [folder / name for name in SIDE_FILES if (folder / name).is_file()]

@@ -1,0 +1,96 @@
+"""Merging an adapter into its model, with a proof that nothing was lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paligemma.adapt.lora import attach, merge
+from paligemma.errors import CheckpointError, ConfigError
+from paligemma.model import PaliGemmaModel
+from paligemma.tuning.finetune import side_files
+from paligemma.weights.adapter import CONFIG_FILE, adapter_folder, load_adapter
+from paligemma.weights.dtypes import dtype_name
+from paligemma.weights.hf_config import read_json
+from paligemma.weights.load import OpenCheckpoint
+from paligemma.weights.save import save_model
+
+# Largest difference of logits in float32, as a share of the largest logit.
+MAX_DIFFERENCE = 1e-5
+_PROBE_TOKENS = 12
+
+
+def base_of(adapter: str | Path) -> str:
+    """The model that an adapter's config names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    path = adapter_folder(adapter) / CONFIG_FILE
+    name = read_json(path).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{path} names no base model; name it with --model")
+    return name
+
+
+def merge_adapter(
+    adapter: str | Path, model: str | None, output: str | Path, *, dtype: str | None = None
+) -> float:
+    """Write a model with an adapter in its weights.
+
+    Args:
+        adapter: folder of the adapter, or of the run that made it.
+        model: its base; None takes the one that its config names.
+        output: folder of the merged model.
+        dtype: of the written weights; None is the base's.
+
+    Returns:
+        The largest difference of float32 logits between the merged and the adapted model, as a
+        share of the largest logit.
+
+    Raises:
+        CheckpointError: the two differ by more than `MAX_DIFFERENCE`, or the folder holds a model.
+    """
+    base = model or base_of(adapter)
+    with OpenCheckpoint(base) as opened:
+        stored = dtype or dtype_name(opened.table_dtype)
+        merged = opened.load(dtype="float32")
+    attach(merged, load_adapter(adapter_folder(adapter), merged))
+    before = _probe(merged)
+    merge(merged)
+    difference = float((_probe(merged) - before).abs().max() / before.abs().max())
+    if not difference <= MAX_DIFFERENCE:
+        raise CheckpointError(
+            f"a merged model must answer like the adapted one, logits of {adapter} on {base} "
+            f"differ by {difference:.1e}, more than {MAX_DIFFERENCE:.0e}; keep the adapter apart"
+        )
+    save_model(merged, output, dtype=stored, extra_files=side_files(base))
+    return difference
+
+
+def describe(adapter: str | Path, model: str | None = None) -> list[str]:
+    """What an adapter changes, in lines for people."""
+    folder = adapter_folder(adapter)
+    base = model or base_of(adapter)
+    with OpenCheckpoint(base) as opened:
+        loaded = load_adapter(folder, opened.load(dtype="float32"))
+    config = loaded.config
+    kind = "DoRA" if config.dora else "rsLoRA" if config.rank_stabilised else "LoRA"
+    return [
+        f"{folder}: {kind} of rank {config.rank}, alpha {config.alpha:g}, on {base}",
+        f"changes {len(loaded.updates)} layers of {', '.join(config.parts)}",
+        f"{loaded.num_parameters:,} parameters, "
+        f"{'active' if loaded.is_active else 'without effect: every update is zero'}",
+    ]
+
+
+@torch.no_grad()
+def _probe(model: PaliGemmaModel) -> Tensor:
+    """Logits float32[1, T, V] of a picture and tokens that a seed draws."""
+    generator = torch.Generator().manual_seed(0)
+    size = model.config.vision.image_size_px
+    picture = torch.rand(1, size, size, 3, generator=generator) * 2 - 1
+    tokens = torch.randint(0, model.config.vocab.size, (1, _PROBE_TOKENS), generator=generator)
+    return model(model.encode_image(picture), tokens, torch.zeros_like(tokens))
