@@ -20,6 +20,7 @@ from paligemma import json_file
 from paligemma.config import PaliGemmaConfig, TextConfig, VisionConfig
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.vocab import GEMMA_VOCAB, Vocab
+from paligemma.weights.computed_fields import has_window, require_computed
 from paligemma.weights.dtypes import dtype_name
 
 Conventions = Literal["big_vision", "transformers"]
@@ -150,6 +151,7 @@ def config_from_hf(
             f"{reprlib.repr(raw.get('model_type'))}; "
             "other architectures are not read"
         )
+    require_computed(raw)
     extra = _Fields(EXTRA, raw.get(EXTRA, {}), {})
     text_raw = raw.get("text_config", {})
     text = _text_config(text_raw, extra, conventions)
@@ -185,7 +187,7 @@ def by_conventions(config: PaliGemmaConfig, conventions: Conventions) -> PaliGem
     return replace(config, text=text)
 
 
-def _text_config(raw: object, extra: _Fields, conventions: Conventions) -> TextConfig:
+def _text_config(raw: Any, extra: _Fields, conventions: Conventions) -> TextConfig:
     kind = raw.get("model_type", "gemma") if isinstance(raw, dict) else None
     if kind not in ("gemma", "gemma2"):
         raise ConfigError(
@@ -214,7 +216,7 @@ def _text_config(raw: object, extra: _Fields, conventions: Conventions) -> TextC
         attn_softcap=fields.optional("attn_logit_softcapping") if second else None,
         final_softcap=fields.optional("final_logit_softcapping") if second and theirs else None,
         post_norms=second,
-        sliding_window=_window(fields) if second and theirs else None,
+        sliding_window=_window(fields) if second and theirs and has_window(raw) else None,
         norm_eps=fields.number("rms_norm_eps"),
         rope_theta=rope.number("rope_theta"),
     )
