@@ -6,8 +6,6 @@ every label gets the threshold that serves its objects best.
 Source: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, sections 2 and 4.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

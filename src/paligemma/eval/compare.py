@@ -4,8 +4,6 @@ Source: the paired bootstrap of Koehn, Statistical Significance Tests for Machin
 Evaluation, EMNLP 2004, section 4.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Any

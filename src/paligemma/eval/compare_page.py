@@ -1,7 +1,5 @@
 """Two runs as one page: differences with intervals, and both answers beside each other."""
 
-from __future__ import annotations
-
 import math
 
 from paligemma.eval import page_parts as parts

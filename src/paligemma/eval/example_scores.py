@@ -1,7 +1,5 @@
 """How well each single example was answered, to find the worst ones and to compare two runs."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Pages show what models wrote, and models write anything. They hold no script, an
 forbids any and every request.
 """
 
-from __future__ import annotations
-
 import html
 
 from paligemma.eval.page_style import STYLE

@@ -5,8 +5,6 @@
 {"image_id", "category_id", "bbox": [x, y, width, height], "score"}            COCO detections
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a user may change about a run, and which of these changes alter an answer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace

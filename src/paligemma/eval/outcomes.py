@@ -1,7 +1,5 @@
 """Which answers and boxes came true, each with the confidence it was given with."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

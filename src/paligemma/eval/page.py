@@ -1,7 +1,5 @@
 """A run as one page: figures beside published ones, slices, calibration, the worst examples."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Parts that the page of a run and the page of a comparison share."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The one style of all pages: light and dark, from a phone to a wide screen."""
 
-from __future__ import annotations
-
 STYLE = """
 :root{--paper:#f6f5f1;--card:#fff;--ink:#1f2328;--quiet:#646c78;--line:#e2e0d9;--fill:#edebe4;
 --ours:#0b6e99;--soft:#bcdcea;--theirs:#b45309;--good:#1a7f4b;--bad:#b3261e}

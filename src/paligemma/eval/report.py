@@ -1,7 +1,5 @@
 """What a run scored beside what was published: rows for the terminal, for JSON and for the page."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Many figures resampled together: each resample is drawn once and every statistic sees it."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence

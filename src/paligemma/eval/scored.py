@@ -1,7 +1,5 @@
 """A run with its figures: what reports, comparisons and calibrations start from."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Axes: B batch, K beams, T answer tokens, V vocabulary.
 Source: big_vision trainers/proj/paligemma/predict_fns.py, beam_decode.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

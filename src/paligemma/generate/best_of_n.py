@@ -3,8 +3,6 @@
 Source: big_vision trainers/proj/paligemma/predict_fns.py, best_of_n.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

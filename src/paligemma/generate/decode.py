@@ -4,8 +4,6 @@ Axes: B batch, I image tokens, D decoder width, V vocabulary.
 Source: big_vision trainers/proj/paligemma/predict_fns.py, decode_with_logp.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 

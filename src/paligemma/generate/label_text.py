@@ -11,8 +11,6 @@ unavoidable. `allow` marks in bool[V] the text tokens that may follow:
     box     tokens needed once `opens` holds; infinity where no further box may follow
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 

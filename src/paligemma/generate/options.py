@@ -1,7 +1,5 @@
 """How an answer is written: the options of every decoder, and the rules their values obey."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real

@@ -8,8 +8,6 @@ Every row gets the answer that it would get alone (`generate/rows.py`).
 Axes: B rows, I image tokens, D decoder width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

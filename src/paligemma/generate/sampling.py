@@ -4,8 +4,6 @@ Axes: B batch, V vocabulary.
 Source: big_vision trainers/proj/paligemma/predict_fns.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol

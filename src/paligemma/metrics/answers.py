@@ -4,8 +4,6 @@ Source: big_vision `evaluators/proj/paligemma/transfers/` (vqa, tallyqa, rsvqa, 
 `datasets/rsvqa_lr`, `datasets/rsvqa_hr`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Literal

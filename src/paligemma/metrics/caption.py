@@ -1,7 +1,5 @@
 """CIDEr-D, BLEU and ROUGE-L of captions, as the scorer of COCO captions computes them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -9,8 +9,6 @@ Axes: D detections, G objects, A area ranges, T IoU thresholds, M detections wit
 Source: cocodataset/cocoapi PythonAPI/pycocotools/cocoeval.py (evaluateImg), common/maskApi.c.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

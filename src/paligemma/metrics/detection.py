@@ -8,8 +8,6 @@ threshold; areas outermost), M detections that match in some lane.
 Source: cocodataset/cocoapi PythonAPI/pycocotools/cocoeval.py and common/maskApi.c (bbIou).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ Source: Biten et al., Scene Text Visual Question Answering, 2019, equation 1; bi
 `anls`; the package anls 0.0.2.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Callable, Sequence

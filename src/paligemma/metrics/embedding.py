@@ -3,8 +3,6 @@
 Source: PaliGemma report, Objaverse multiview; Kapoor et al., arXiv 2311.17851, for the pooling.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

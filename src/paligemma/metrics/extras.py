@@ -1,7 +1,5 @@
 """The error for a missing optional package."""
 
-from __future__ import annotations
-
 from paligemma.errors import MissingExtraError
 
 

@@ -7,8 +7,6 @@ where a row is short of cells; here such places hold an empty cell of one row an
 Axes: R rows and C columns of the true grid, P rows and Q columns of the predicted one.
 """
 
-from __future__ import annotations
-
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass

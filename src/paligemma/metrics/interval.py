@@ -3,8 +3,6 @@
 Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

@@ -4,8 +4,6 @@ Source: PaliGemma 2 report, section on long captions, which gives the protocol b
 for ties nor that for sentences without anything to assess; callers name both.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal

@@ -1,7 +1,5 @@
 """Figures that can be computed again for any resampling of their examples."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 

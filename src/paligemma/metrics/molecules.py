@@ -4,8 +4,6 @@ Source: thomas0809/MolScribe evaluate.py (SmilesEvaluator); the atom tokens are 
 atomwise_tokenizer.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Source: antoniorv6/SMT eval_functions.py (compute_poliphony_metrics) and data.py (prepare_data).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from typing import Literal

@@ -1,7 +1,5 @@
 """Counts of n-grams of many texts at once, as arrays."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Checks of lists that every metric makes first, and edit distances."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence, Sized
 from typing import get_args
 

@@ -6,8 +6,6 @@ lower-casing, and deletes some of its tokens. This module does the same without 
 Source: pycocoevalcap 1.2, tokenizer/ptbtokenizer.py; `ptb_rules` states what the program does.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache

@@ -6,8 +6,6 @@ own tables nor any other version agree with them. The ranges below are observati
 numbers. A character in none of them, each beyond U+FFFF among them, separates words and vanishes.
 """
 
-from __future__ import annotations
-
 
 def _class(ranges: str) -> str:
     """Turn hexadecimal code points and ranges into the inside of a bracket expression."""

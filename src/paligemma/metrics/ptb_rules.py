@@ -5,8 +5,6 @@ They were derived from the answers of that program to millions of strings; see
 text that must follow the token; among equals the first kind in `TOKEN_KINDS` wins.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Source: Stanford-AIMI/radgraph radgraph/rewards.py (0.1.18, which compares token
 in relations); rajpurkarlab/CXR-Report-Metric radgraph_evaluate_model.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, Literal
 

@@ -6,8 +6,6 @@ Najork, Computing information retrieval performance measures efficiently in the 
 scores, 2008.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

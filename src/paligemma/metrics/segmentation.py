@@ -4,8 +4,6 @@ Source: big_vision `evaluators/proj/paligemma/transfers/segmentation.py`. MIoU i
 expressions, cIoU (also called oIoU) divides all intersections by all unions.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

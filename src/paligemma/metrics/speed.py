@@ -3,8 +3,6 @@
 Source: PaliGemma 2 report, tables on CPU inference with quantised checkpoints.
 """
 
-from __future__ import annotations
-
 import math
 
 from paligemma.errors import DataError

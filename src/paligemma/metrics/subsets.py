@@ -1,7 +1,5 @@
 """Figures over some of the examples as figures over all, and figures by language."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 

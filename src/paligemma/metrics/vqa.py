@@ -4,8 +4,6 @@ Source: GT-Vision-Lab/VQA PythonEvaluationTools/vqaEvaluation/vqaEval.py, and bi
 `evaluators/proj/paligemma/transfers/vqav2.py` and `vqa.py`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import cache

@@ -4,8 +4,6 @@ Source: GT-Vision-Lab/VQA PythonEvaluationTools/vqaEvaluation/vqaEval.py, `contr
 `manualMap` and `articles`.
 """
 
-from __future__ import annotations
-
 ARTICLES = frozenset({"a", "an", "the"})
 
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]

@@ -4,8 +4,6 @@ Source: big_vision `evaluators/proj/paligemma/transfers/pope.py`; RUCAIBox/POPE 
 pairing of tsb0601/MMVP, rows 1 and 2, 3 and 4, and so on.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ A box is (ymin, xmin, ymax, xmax). The original writes `round(c * 1023)` and rea
 public demo and transformers' examples divide by 1024 instead, so the divisor is an argument here.
 """
 
-from __future__ import annotations
-
 import re
 import reprlib
 from collections.abc import Iterable, Sequence

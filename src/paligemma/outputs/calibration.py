@@ -4,8 +4,6 @@
 `calibration.json` and applies to every later answer.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """A mask codec on disk: read with bounds and without pickle, written whole or not at all."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Confidences of an object from the probabilities of its tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ The tracer follows the edges between pixels, so a polygon's area is exactly the 
 it encloses. Foreground pixels that touch only at a corner fall into separate rings.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 # Directions of travel with foreground on the right, in clockwise order: a right turn adds one.

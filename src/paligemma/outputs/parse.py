@@ -9,8 +9,6 @@ free text, one to three location tokens, a run of codewords that is not sixteen 
 grammar: PaliGemma, arXiv:2407.07726, section 3.2.1 and appendix B, read tolerantly.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ difference to the run two before; numbers are little-endian groups of five bits,
 for whether more follow, as characters from "0" on (pycocotools `common/maskApi.c`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

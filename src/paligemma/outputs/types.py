@@ -4,8 +4,6 @@ Boxes carry their order: `box_yxyx` is (ymin, xmin, ymax, xmax) normalised by th
 width, `box_xyxy_px` is (x0, y0, x1, y1) in pixels of the original image.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -8,8 +8,6 @@ not understand the `<seg>` tokens of the released models.
 Axes: B batch, S = 16 codewords (a 4x4 grid in raster order), D code width, K number of codewords.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Labelled pictures drawn from a seed: shapes, real handwriting and signs, with true answers."""
 
-from __future__ import annotations
-
 from paligemma.scenes.draw import draw_scene
 from paligemma.scenes.examples import (
     DEFAULT_WEIGHTS,

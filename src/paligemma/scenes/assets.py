@@ -1,7 +1,5 @@
 """Embedded handwriting, fonts and photographs, read once on first use (see data/SOURCES.md)."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from importlib import resources
 from io import BytesIO

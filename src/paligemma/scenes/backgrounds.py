@@ -1,7 +1,5 @@
 """Muted backgrounds: crops of photographs and of computed textures, recoloured at random."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

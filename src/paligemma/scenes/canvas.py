@@ -1,7 +1,5 @@
 """A picture in the making: it places patches and records which object is visible where."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from paligemma.scenes.objects import Patch

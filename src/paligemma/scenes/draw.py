@@ -1,7 +1,5 @@
 """From a seed to a labelled picture."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,8 +3,6 @@
 The prompts are those of PaliGemma's pre-training mixture (arXiv:2407.07726, section 3.2.5).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np

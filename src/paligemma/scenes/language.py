@@ -1,7 +1,5 @@
 """Words for objects: articles, plurals, descriptions and positions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from paligemma.scenes.scene import SceneObject

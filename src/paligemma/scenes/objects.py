@@ -1,7 +1,5 @@
 """Single objects as small patches: shapes, handwritten digits and signs, with exact masks."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache

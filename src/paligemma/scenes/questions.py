@@ -1,7 +1,5 @@
 """Questions about a picture, each with one true short answer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """The words on signs: short common English words of two to six letters, in upper case."""
 
-from __future__ import annotations
-
 _LIST = (
     "AIR ALARM ANGEL ANT APPLE ARM ART AUTUMN BABY BAG BAKERY BALL BANANA BAND BANK BAR BARN "
     "BASKET BATH BEACH BEAN BEAR BED BEE BELL BEST BIG BIKE BIRD BLUE BOAT BONE BOOK BOOT BOTTLE "

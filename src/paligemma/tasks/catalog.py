@@ -1,7 +1,5 @@
 """All benchmarks by name; the families are imported at the first look-up."""
 
-from __future__ import annotations
-
 import difflib
 from functools import cache
 from importlib import import_module

@@ -3,8 +3,6 @@
 Figures of a test server are marked, since no split on disk compares with them.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cache

@@ -4,8 +4,6 @@ A row names the source of its files, their reader, the prompt and decoding, the 
 published figures. Readers stream; nothing here needs a model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

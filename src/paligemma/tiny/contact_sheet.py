@@ -1,7 +1,5 @@
 """The first pictures of a run over drawn scenes with the model's answers, on one sheet."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import islice
 

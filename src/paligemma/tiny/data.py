@@ -1,7 +1,5 @@
 """Batches of drawn scenes with their targets, by step number."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from functools import partial
 

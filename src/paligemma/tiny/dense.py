@@ -7,8 +7,6 @@ from the saved model.
 Axes: B pictures, I patches of a picture in raster order, D width of the tower.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -7,8 +7,6 @@ head is dropped from the saved model.
 Axes: N soft tokens, D width of the decoder.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -8,8 +8,6 @@ and, of a single thing, its place and size. The head is dropped from the saved m
 Axes: B prompts, T tokens, D width of the decoder.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

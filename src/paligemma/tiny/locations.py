@@ -6,8 +6,6 @@ neighbouring bin is nearly right.
 Axes: N supervised tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

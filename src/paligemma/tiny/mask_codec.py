@@ -7,8 +7,6 @@ narrower than the original, because the masks are simpler; dead codewords are re
 Axes: N masks, B masks of a batch.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import time

@@ -8,8 +8,6 @@ mask tokens. The head is dropped from the saved model.
 Axes: N objects or soft tokens, I patches of a picture, K mask tokens, D width of the decoder.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from torch import Tensor, nn
 

@@ -7,8 +7,6 @@ many", "where" and "which is bigger" build on that. The head is dropped from the
 Axes: B prompts, I patches of a picture, D width of the decoder.
 """
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The training objective of the embedded model: the loss on text and the auxiliary losses."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

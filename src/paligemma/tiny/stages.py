@@ -1,7 +1,5 @@
 """Stages of the embedded model's training as a table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """Start of the embedded model `tiny`: architecture, tokenizer and first weights."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The model of a training under way, ready to be measured."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from safetensors import SafetensorError

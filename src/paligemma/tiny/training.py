@@ -1,7 +1,5 @@
 """Training of the embedded model: every stage of `tiny.stages`, and the export."""
 
-from __future__ import annotations
-
 import json
 import platform
 import time

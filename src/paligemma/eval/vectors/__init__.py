@@ -4,8 +4,6 @@ A file is JSON, {"vectors": [{"id", "metric", "predictions", "references", "para
 "tolerance"?}]}; `CHECKS` of the modules here maps each metric to the function that computes it.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """Vectors of captions, and of averages over languages."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from paligemma.eval.vectors import Check, Params, by_name, per_example

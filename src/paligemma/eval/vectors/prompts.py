@@ -1,7 +1,5 @@
 """Vectors of prompts: what a benchmark's question looks like to the model, and its answer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

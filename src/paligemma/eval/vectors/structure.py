@@ -1,7 +1,5 @@
 """Vectors of places and structure: masks, boxes, words, tables, detections."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Vectors of answers: VQA, exact match, documents, counts, letters, yes and no, similarity."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from paligemma.eval.vectors import Check, Params, by_name, per_example

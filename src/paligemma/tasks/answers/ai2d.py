@@ -3,8 +3,6 @@
 Source: the builder ai2d in big_vision/datasets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache

@@ -3,8 +3,6 @@
 Source: big_vision configs/proj/paligemma/transfers/nlvr2.py.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from functools import cache, partial

@@ -4,8 +4,6 @@ Source: big_vision configs/proj/paligemma/transfers/{vqav2,okvqa,aokvqa_da,aokvq
 vizwizvqa,ai2d}.py.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 from paligemma.tasks.answers import ai2d, files, pairs, rsvqa, scienceqa, scores, vsr

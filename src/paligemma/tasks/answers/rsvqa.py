@@ -3,8 +3,6 @@
 Source: big_vision configs/proj/paligemma/transfers/rsvqa_{lr,hr}.py, datasets/rsvqa_{lr,hr}.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -3,8 +3,6 @@
 Source: big_vision configs/proj/paligemma/transfers/science_qa.py, datasets/science_qa.
 """
 
-from __future__ import annotations
-
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

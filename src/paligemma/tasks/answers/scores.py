@@ -1,7 +1,5 @@
 """Scorers of short answers, and the files that their test servers take."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

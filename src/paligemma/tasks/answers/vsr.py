@@ -4,8 +4,6 @@ The prompt is unpublished; ours stands in `StatementFormat`, and `{task}-format.
 folder changes it. Source: arXiv:2412.03555 section 4.8.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial

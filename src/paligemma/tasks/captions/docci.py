@@ -3,8 +3,6 @@
 Source: google.github.io/docci; arXiv:2412.03555, section on long captions and table 6.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ Source: physionet.org/content/mimic-cxr/2.0.0 and mimic-cxr-jpg/2.0.0; section n
 MIT-LCP/mimic-cxr `txt/section_parser.py`; arXiv:2412.03555 section 4.7.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence

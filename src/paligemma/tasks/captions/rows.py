@@ -4,8 +4,6 @@ Source: big_vision configs/proj/paligemma/transfers/{cococap,coco35l,textcaps,sc
 widgetcap}.py; arXiv:2412.03555 sections 4.6 and 4.7.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

@@ -3,8 +3,6 @@
 Source: the builders screen2words and widgetcap in big_vision/datasets; RICO (Deka et al. 2017).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache

@@ -3,8 +3,6 @@
 Source: big_vision configs/proj/paligemma/transfers/tallyqa.py, datasets/{tallyqa,countbenchqa}.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 from collections.abc import Iterator

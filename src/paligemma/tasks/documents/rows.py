@@ -4,8 +4,6 @@ Source: big_vision configs/proj/paligemma/transfers/{docvqa,infovqa,stvqa,chartq
 tallyqa}.py.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 from paligemma.tasks.documents import counting, files, scores

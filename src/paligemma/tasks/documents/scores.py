@@ -1,7 +1,5 @@
 """Scorers of questions about documents, charts and counts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -5,8 +5,6 @@ C): the model writes boxes until its room is full and may neither stop nor write
 every box gets a confidence. Pre-trained and most fine-tuned models take "detect cat ; dog".
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass

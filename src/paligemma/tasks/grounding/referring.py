@@ -4,8 +4,6 @@ Source: github.com/lichengunc/refer; the split names follow big_vision's
 `configs/proj/paligemma/transfers/refcoco_seg.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Source: big_vision `configs/proj/paligemma/transfers/refcoco_seg.py` and
 `evaluators/proj/paligemma/transfers/segmentation.py`; arXiv:2412.03555, appendix C.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

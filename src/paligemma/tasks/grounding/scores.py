@@ -1,7 +1,5 @@
 """Scorers of detection and of referring segmentation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Source: arXiv:2311.17851, where answers are pooled over views and questions by l
 weighting is not published, so it is an option here.
 """
 
-from __future__ import annotations
-
 import logging
 import zipfile
 from collections import Counter

@@ -4,8 +4,6 @@ Source: arXiv:2407.07726 table 1 and appendix G; tsb0601/MMVP;
 big_vision configs/proj/paligemma/transfers/pope.py.
 """
 
-from __future__ import annotations
-
 from typing import get_args
 
 from paligemma.metrics.yes_no import OptionRule

@@ -1,7 +1,5 @@
 """Scorers of POPE and MMVP; those of Objaverse stand in `objaverse`."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Sequence

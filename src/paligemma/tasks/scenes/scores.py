@@ -1,7 +1,5 @@
 """How answers about drawn pictures are scored, one by one and together."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

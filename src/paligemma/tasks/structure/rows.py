@@ -5,8 +5,6 @@ Prompts and layouts of these tasks are unpublished; ours stand in `WordFormat`, 
 Source: arXiv:2412.03555 sections 4.2 to 4.5 and appendix B.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 from paligemma.example import Asking

@@ -1,7 +1,5 @@
 """Scorers of words, tables, molecules and music."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

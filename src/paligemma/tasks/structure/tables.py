@@ -4,8 +4,6 @@ Source: github.com/ibm-aur-nlp/PubTabNet (`src/utils.py`, format_html);
 developer.ibm.com/data/fintabnet.
 """
 
-from __future__ import annotations
-
 import html
 import logging
 import re

@@ -5,8 +5,6 @@ sites.google.com/view/multiscore-project/datasets (GrandStaff) and the partition
 github.com/antoniorv6/SMT.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath

@@ -3,8 +3,6 @@
 Source: rrc.cvc.uab.es challenge 4; github.com/cs-chan/Total-Text-Dataset.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Callable, Iterator, Sequence

@@ -4,8 +4,6 @@ Source: big_vision configs/proj/paligemma/transfers/{msrvtt,msvd,activitynet,vat
 arXiv:2407.07726 appendix B.
 """
 
-from __future__ import annotations
-
 from paligemma.tasks.published import transferred
 from paligemma.tasks.scoring import score_captions, score_exact
 from paligemma.tasks.task import NeededFile, Reader, Task, published_keys
