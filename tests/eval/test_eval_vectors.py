@@ -131,7 +131,7 @@ def test_one_bad_vector_does_not_hide_the_others(tmp_path: Path) -> None:
         ("", "must hold JSON"),
         ("{", "must hold JSON"),
         ("[" * 100_000, "must hold JSON"),
-        ('{"vectors": [NaN]}', "holds NaN"),
+        ('{"vectors": [NaN]}', "must be finite"),
         ("[]", 'a list "vectors"'),
         ('{"vectors": {}}', 'a list "vectors"'),
         ('{"vectors": []}', "at least one vector, got none"),
@@ -163,7 +163,7 @@ def test_a_file_that_is_missing_or_huge_is_refused(
     with pytest.raises(DataError, match="UTF-8"):
         check_vectors(tmp_path / "bytes.json")
     monkeypatch.setattr("paligemma.eval.vectors.MAX_BYTES", 3)
-    with pytest.raises(DataError, match="must not exceed 3 bytes"):
+    with pytest.raises(DataError, match="may have 3 bytes"):
         check_vectors(write(tmp_path))
 
 

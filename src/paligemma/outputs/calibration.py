@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from paligemma.errors import DataError
+from paligemma.json_file import read_json
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.types import TextAnswer
 from paligemma.whole_file import whole_file
@@ -153,9 +154,7 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
     """
     path = _file(path)
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{path} must be at most {_MAX_BYTES} bytes to be a calibration")
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = read_json(path, max_bytes=_MAX_BYTES)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} must be a readable JSON file ({error}); `paligemma eval calibrate` writes it"

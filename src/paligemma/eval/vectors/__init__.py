@@ -4,16 +4,16 @@ A file is JSON, {"vectors": [{"id", "metric", "predictions", "references", "para
 "tolerance"?}]}; `CHECKS` of the modules here maps each metric to the function that computes it.
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from paligemma.errors import DataError, PaliGemmaError
+from paligemma.json_file import read_json
 from paligemma.metrics.measure import Measure
 
 logger = logging.getLogger(__name__)
@@ -102,12 +102,10 @@ def read_vectors(path: Path | str) -> list[Vector]:
     """The vectors of a file, checked for form."""
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"a file of vectors must not exceed {MAX_BYTES} bytes: {path}")
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        data = read_json(path, max_bytes=MAX_BYTES)
     except OSError as error:
         raise DataError(f"cannot read vectors from {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path} must hold JSON in UTF-8, but {error}") from error
     vectors = data.get("vectors") if isinstance(data, dict) else None
     if not isinstance(vectors, list):
@@ -218,7 +216,3 @@ def _require_form(vector: Any, where: str) -> None:
         raise DataError(f"{where} ({vector['id']}) needs a tolerance of 0 or more, got {tolerance}")
     if not isinstance(vector.get("params") or {}, dict):
         raise DataError(f"{where} ({vector['id']}) needs an object 'params', or none")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"it holds {name}, which is no number; write a finite one")

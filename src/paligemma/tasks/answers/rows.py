@@ -25,7 +25,8 @@ _AOKVQA_FILES = (
     ),
     NeededFile("{split}2017/", COCO_IMAGES),
 )
-_question = partial(Task, family="answers", headline="accuracy")
+_question = partial(Task, family="answers", headline="accuracy", splits=("val", "train"))
+_aokvqa = partial(_question, files=_AOKVQA_FILES, server_splits=("test",))
 _published = partial(published_keys, "accuracy", "accuracy")
 
 TASKS: tuple[Task, ...] = (
@@ -68,7 +69,6 @@ TASKS: tuple[Task, ...] = (
         **transferred("okvqa"),
         name="okvqa",
         title="OK-VQA",
-        splits=("val", "train"),
         files=files_from(
             files.OKVQA,
             (
@@ -90,12 +90,10 @@ TASKS: tuple[Task, ...] = (
             "The answers are the stemmed ones, not raw_answer.",
         ),
     ),
-    _question(
+    _aokvqa(
         **transferred("aokvqa_da"),
         name="aokvqa-da",
         title="A-OKVQA, direct answers",
-        splits=("val", "train"),
-        files=_AOKVQA_FILES,
         reader=files.read_aokvqa_direct,
         score=scores.score_aokvqa_direct,
         published=_published(
@@ -108,15 +106,12 @@ TASKS: tuple[Task, ...] = (
             "The data set's own scorer leaves out questions flagged difficult_direct_answer; the "
             "published figures on val keep them.",
         ),
-        server_splits=("test",),
         submission=partial(scores.submit_aokvqa, kind="direct_answer"),
     ),
-    _question(
+    _aokvqa(
         **transferred("aokvqa_mc"),
         name="aokvqa-mc",
         title="A-OKVQA, multiple choice",
-        splits=("val", "train"),
-        files=_AOKVQA_FILES,
         reader=files.read_aokvqa_choices,
         score=scores.score_aokvqa_choices,
         published=_published(
@@ -129,7 +124,6 @@ TASKS: tuple[Task, ...] = (
             "Two spaces follow `answer en`, and options stand between space, tab, space.",
             "The answer is the text of an option, not its letter.",
         ),
-        server_splits=("test",),
         submission=partial(scores.submit_aokvqa, kind="multiple_choice"),
     ),
     _question(
@@ -187,7 +181,6 @@ TASKS: tuple[Task, ...] = (
         **transferred("textvqa"),
         name="textvqa",
         title="TextVQA",
-        splits=("val", "train"),
         files=files_from(
             files.TEXTVQA,
             ("TextVQA_0.5.1_{split}.json", "data[]: question_id, image_id, question, answers"),
@@ -217,7 +210,6 @@ TASKS: tuple[Task, ...] = (
         **transferred("vizwizvqa"),
         name="vizwiz",
         title="VizWiz-VQA",
-        splits=("val", "train"),
         files=files_from(
             files.VIZWIZ,
             ("annotations/{split}.json", "image, question, answers[].answer, answer_type"),

@@ -65,11 +65,7 @@ _ASKING = {
 }
 
 
-def _in_place(box_yxyx: Box) -> Box:
-    return box_yxyx
-
-
-def scene_prefix(example: SceneExample, locate: Callable[[Box], Box] = _in_place) -> str:
+def scene_prefix(example: SceneExample, locate: Callable[[Box], Box] = lambda box: box) -> str:
     """Write the prompt as the model reads it; a region to caption follows as location tokens.
 
     Args:
@@ -84,7 +80,7 @@ def scene_suffix(
     scene: Scene,
     example: SceneExample,
     codec: MaskCodec,
-    locate: Callable[[Box], Box] = _in_place,
+    locate: Callable[[Box], Box] = lambda box: box,
 ) -> str:
     """Write the true answer: text, or boxes and masks as location and mask tokens."""
     if example.suffix is not None:
