@@ -84,10 +84,11 @@ def tile(
         said: title of the answer that stands out.
     """
     words = {"prompt": example.prefix, "reference": truth_words(example), **answers}
-    pairs = [
-        joined(el("dt", name), el("dd", _short(text), class_="said" if name == said else None))
-        for name, text in words.items()
-    ]
+    pairs = []
+    for name, text in words.items():
+        shown = text if len(text) <= _MAX_CHARS else text[:_MAX_CHARS] + " ..."
+        style = "said" if name == said else None
+        pairs.append(joined(el("dt", name), el("dd", shown, class_=style)))
     return el(
         "article",
         *pictures,
@@ -95,10 +96,6 @@ def tile(
         el("dl", *pairs),
         class_=class_,
     )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _MAX_CHARS else text[:_MAX_CHARS] + " ..."
 
 
 def shown_answer(scored: Scored, position: int, scores: ExampleScores | None) -> Prediction:

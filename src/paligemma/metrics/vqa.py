@@ -102,9 +102,11 @@ def vqa_measures(
     if answer_types is not None:
         require_same_length("VQA accuracy", predictions=predictions, answer_types=answer_types)
         types = np.array(list(answer_types), dtype=object)
+        known = ("yes/no", "number", "other")
+        names = [name for name in known if name in answer_types]
         measures += [
             mean_measure(f"accuracy/{name.replace('/', '')}", scores, types == name)
-            for name in sorted(set(answer_types), key=_type_rank)
+            for name in (*names, *sorted(set(answer_types) - set(known)))
         ]
     return measures
 
@@ -148,8 +150,3 @@ def soft_accuracy_measures(
         mean_measure("accuracy", scores, kept),
         mean_measure("accuracy_any", scores > 0, kept),
     ]
-
-
-def _type_rank(name: str) -> tuple[int, str]:
-    order = ("yes/no", "number", "other")
-    return (order.index(name) if name in order else len(order), name)

@@ -79,8 +79,8 @@ def published(task: Task, *, our_split: str | None = None) -> list[PublishedScor
 
 def records_of(key: PublishedKey) -> list[dict[str, Any]]:
     """Look up the records that a key names, of every kind."""
-    wanted = (key.task, key.split, key.metric)
-    return [one for one in _table()["records"] if wanted == _place(one)]
+    wanted = {"task": key.task, "split": key.split, "metric": key.metric}
+    return [one for one in _table()["records"] if wanted.items() <= one.items()]
 
 
 def caveats() -> tuple[str, ...]:
@@ -143,10 +143,6 @@ def _rank(record: dict[str, Any]) -> tuple[int, bool, int]:
     source = record["source"]
     place = _SOURCES.index(source) if source in _SOURCES else len(_SOURCES)
     return MODEL_KINDS.index(record["kind"]), "std" not in record, place
-
-
-def _place(record: dict[str, Any]) -> tuple[str, str, str]:
-    return record["task"], record["split"], record["metric"]
 
 
 def _table() -> dict[str, Any]:

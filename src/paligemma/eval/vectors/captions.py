@@ -10,11 +10,6 @@ from paligemma.metrics.subsets import score_by_language
 from paligemma.tasks.reading.languages import ENGLISH
 
 
-def _tokenize_batch(predictions: Any, references: Any, params: Params) -> list[str]:
-    # The vectors show what Java makes of line breaks that are none to us.
-    return ptb_tokenize_batch(predictions, java_line_breaks=True)
-
-
 def _captioning(predictions: Any, references: Any, params: Params) -> dict[str, Any]:
     found = caption_measures(predictions, references, bleu=True, rouge=True)
     return by_name(found) | {"cider_per_image": per_example(found[0])}
@@ -34,7 +29,10 @@ def _languages(predictions: Any, references: Any, params: Params) -> dict[str, f
 
 CHECKS: dict[str, Check] = {
     "ptb_tokenize": lambda found, truth, params: ptb_tokenize(found),
-    "ptb_tokenize_batch": _tokenize_batch,
+    # The vectors show what Java makes of line breaks that are none to us.
+    "ptb_tokenize_batch": lambda found, truth, params: ptb_tokenize_batch(
+        found, java_line_breaks=True
+    ),
     "captioning": _captioning,
     "multilingual_average": _languages,
 }

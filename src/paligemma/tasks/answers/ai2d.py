@@ -92,7 +92,8 @@ def _examples(path: Path, annotation: Path, images: Path) -> Iterator[Example]:
         options = row.texts("answerTexts")
         asks_letters = row.value("abcLabel", bool)
         if asks_letters and labels is None:
-            labels = _labels(annotation)
+            texts = read_object(annotation).value("text", dict)
+            labels = tuple(_label(label) for _, label in keyed_rows(texts, annotation))
         relabelled = RelabelledPicture(picture=picture, labels=labels or ())
         yield example_of(
             row.text("questionId"),
@@ -101,11 +102,6 @@ def _examples(path: Path, annotation: Path, images: Path) -> Iterator[Example]:
             answers=option_of(row, "correctAnswer", options),
             slices={"labels": "letters" if asks_letters else "as drawn"},
         )
-
-
-def _labels(path: Path) -> tuple[PaintedLabel, ...]:
-    texts = read_object(path).value("text", dict)
-    return tuple(_label(row) for _, row in keyed_rows(texts, path))
 
 
 def _label(row: FileRow) -> PaintedLabel:

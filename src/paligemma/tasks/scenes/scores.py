@@ -115,7 +115,13 @@ def _detection_measures(
     """Average precision: COCO's mean over labels, each label, and one ranking of all labels."""
     positions = np.flatnonzero(where)
     found = [coco_results(predictions[k]) for k in positions.tolist()]
-    true = [_true(examples[k]) for k in positions.tolist()]
+    true = [
+        [
+            {"label": one["label"], "bbox": coco_bbox(one["box_yxyx"])}
+            for one in examples[k].references["objects"]
+        ]
+        for k in positions.tolist()
+    ]
     labels = sorted({row["label"] for rows in true for row in rows})
     number = {label: k for k, label in enumerate(labels)}
     numbered = [[{**row, "category_id": number[row["label"]]} for row in rows] for rows in true]
@@ -179,12 +185,4 @@ def _detection_measures(
             num_used=num_used.get(name, len(positions)),
         )
         for name, statistic in statistics.items()
-    ]
-
-
-def _true(example: Example) -> list[dict[str, Any]]:
-    """Objects of a picture as COCO's annotations."""
-    return [
-        {"label": one["label"], "bbox": coco_bbox(one["box_yxyx"])}
-        for one in example.references["objects"]
     ]

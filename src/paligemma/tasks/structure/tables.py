@@ -90,15 +90,12 @@ def table_html(table: TableRow, coords: Sequence[str | None] | None = None) -> s
             place = coords[at] if coords else None
             if place:
                 token = f'{token[:-1]} coords="{place}">'
-            parts += [token, *(_escaped(one) for one in table.cells[at])]
+            parts.append(token)
+            parts += [html.escape(one) if len(one) == 1 else one for one in table.cells[at]]
             at += 1
         else:
             parts.append(token)
     return f"<table>{''.join(parts)}</table>"
-
-
-def _escaped(token: str) -> str:
-    return html.escape(token) if len(token) == 1 else token
 
 
 def table_target(

@@ -203,7 +203,8 @@ def _wanted(container: Any, clip: Clip, max_pixels: int) -> Iterator[np.ndarray]
         time_s = 0.0 if frame.time is None else frame.time - zero_s
         if time_s < clip.start_s:
             continue
-        if num_kept == clip.num_frames or (num_kept and _is_after(time_s, clip)):
+        is_after = clip.end_s is not None and time_s >= clip.end_s
+        if num_kept == clip.num_frames or (num_kept and is_after):
             return
         if num_seen % clip.stride == 0:
             if frame.width * frame.height > max_pixels:
@@ -214,7 +215,3 @@ def _wanted(container: Any, clip: Clip, max_pixels: int) -> Iterator[np.ndarray]
             num_kept += 1
             yield frame.to_ndarray(format="rgb24")
         num_seen += 1
-
-
-def _is_after(time_s: float, clip: Clip) -> bool:
-    return clip.end_s is not None and time_s >= clip.end_s
