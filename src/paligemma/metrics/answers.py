@@ -30,13 +30,6 @@ _LETTER = re.compile(r"the answer is ([a-z])\.")
 _BIN_EDGES = ((10, "1", "10"), (100, "11", "100"), (1000, "101", "1000"))
 
 
-def is_equal(prediction: str | None, reference: str, *, lower: bool = False) -> bool:
-    """Whether two answers are the same string; None equals nothing, and nothing is stripped."""
-    if prediction is None:
-        return False
-    return prediction.lower() == reference.lower() if lower else prediction == reference
-
-
 def exact_match_measures(
     predictions: Sequence[str | None],
     references: Sequence[str],
@@ -53,8 +46,11 @@ def exact_match_measures(
         "accuracy", then "accuracy/GROUP" of every group in alphabetical order.
     """
     require_same_length("exact match", predictions=predictions, references=references)
-    pairs = zip(predictions, references, strict=True)
-    is_right = np.array([is_equal(ours, right, lower=lower) for ours, right in pairs])
+    if lower:
+        predictions = [one and one.lower() for one in predictions]
+        references = [one.lower() for one in references]
+    # None equals nothing, and nothing is stripped.
+    is_right = np.array([a == b for a, b in zip(predictions, references, strict=True)])
     measures = [mean_measure("accuracy", is_right)]
     if groups is not None:
         require_same_length("exact match", predictions=predictions, groups=groups)

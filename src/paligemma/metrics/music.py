@@ -26,22 +26,12 @@ def prepare_kern(text: str) -> str:
     return _BAR_NUMBER.sub("", text.strip("\n ")).replace("·", "")
 
 
-def kern_characters(text: str, variant: CerVariant = "current") -> list[str]:
-    """Split into characters, tabs and newlines too; spaces only if "current"."""
-    return [c for c in text if c != " "] if variant == "publication_era" else list(text)
-
-
 def kern_symbols(text: str) -> list[str]:
     """Split at single spaces, tabs and newlines; tabs and newlines are symbols themselves.
 
     Two spaces in a row enclose an empty symbol, and an empty text is one.
     """
     return text.replace("\n", f" {_LINE} ").replace("\t", f" {_TAB} ").split(" ")
-
-
-def kern_lines(text: str) -> list[str]:
-    """Split into lines; an empty text is one line."""
-    return text.split("\n")
 
 
 def omr_measures(
@@ -58,9 +48,9 @@ def omr_measures(
     require_same_length("music error rates", predictions=predictions, references=references)
     require_choice("the variant of CER", cer, CerVariant)
     units: dict[str, Callable[[str], list[str]]] = {
-        "cer": lambda text: kern_characters(text, cer),
+        "cer": lambda text: list(text.replace(" ", "") if cer == "publication_era" else text),
         "ser": kern_symbols,
-        "ler": kern_lines,
+        "ler": lambda text: text.split("\n"),
     }
     measures = []
     for name, split in units.items():

@@ -27,12 +27,6 @@ _DENIALS = {"No", "no", "not"}
 _MARKER = re.compile(r"\(([A-Za-z])\)")
 
 
-def pope_reference_answer(text: str) -> str | None:
-    """Return the lower-cased answer where it is exactly "yes" or "no", else None."""
-    lower = text.lower()
-    return lower if lower in (YES, NO) else None
-
-
 def pope_official_answer(text: str) -> str:
     """Read an answer as the script does: "no" if the first sentence holds No, no or not."""
     words = text.split(".", 1)[0].replace(",", "").split(" ")
@@ -61,7 +55,8 @@ def pope_measures(
         raise DataError(f"a POPE label must be yes or no, got {unknown[0]!r}; read `label`")
     names = ["all"] * len(references) if files is None else list(files)
     require_same_length("POPE", predictions=predictions, files=names)
-    ours = list(map(pope_reference_answer, predictions))
+    lowered = [one.lower() for one in predictions]
+    ours = [one if one in (YES, NO) else None for one in lowered]
     (accuracy, *rest), per_file = _rates("", ours, references, names)
     valid = mean_measure("valid", np.array([one is not None for one in ours]))
     official, _ = _rates(
