@@ -91,6 +91,51 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, [json.dumps(value, indent=1, allow_nan=False) + "\n"])
 
 
+# What a picture or a page that was written here begins with: a chunk of PNG, an element of HTML.
+SOFTWARE = "paligemma"
+PAGE_MARK = f'<meta name="generator" content="{SOFTWARE}">'
+_MARKS = (f"tEXtSoftware\0{SOFTWARE}".encode("latin-1"), PAGE_MARK.encode())
+
+
+def require_free(path: Path, *, overwrite: bool = False) -> None:
+    """Check that writing to `path` replaces nothing of the user's, before the work for it.
+
+    A picture or a page that was written here before may be replaced, and is known by its mark. Any
+    other file, and a link whatever it leads to, only where the user asked for that.
+
+    Args:
+        path: file to be written.
+        overwrite: the user's leave to replace what is there.
+
+    Raises:
+        ConfigError: something else is there, or the name cannot be looked up.
+    """
+    shown = str(path)
+    try:
+        if not os.path.lexists(path):
+            return
+        is_folder = path.is_dir() and not path.is_symlink()  # which no file ever replaces
+        if is_folder or overwrite or (not path.is_symlink() and _is_marked(path)):
+            return
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"a result needs a place that can be written, got {shown[:200]!r} "
+            f"({getattr(error, 'strerror', None) or error}); name another"
+        ) from error
+    raise ConfigError(
+        f"a file that is there is kept, and {shown!r} was not written by this program; "
+        "name another, or allow it with --overwrite"
+    )
+
+
+def _is_marked(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    return any(mark in start for mark in _MARKS)
+
+
 def require_writable(folder: Path) -> None:
     """Make a folder and check that it takes files, before the work whose result goes there.
 

@@ -136,7 +136,7 @@ def test_a_filter_takes_labels_a_confidence_or_both() -> None:
 
 
 def test_the_repr_is_one_line_of_count_size_and_labels() -> None:
-    pets = replace(_pets(), picture=np.zeros((100, 100, 3), np.uint8))
+    pets = replace(_pets(), open_picture=lambda: np.zeros((100, 100, 3), np.uint8))
     assert repr(pets) == "Detections(4 objects in 100x100 px: 2 'cat', 1 'dog', 1 'bee')"
     assert repr(pets[:1]) == "Detections(1 object in 100x100 px: 1 'cat')"
     assert repr(pets[:0]) == "Detections(0 objects in 100x100 px)"
@@ -149,14 +149,17 @@ def test_the_repr_is_one_line_of_count_size_and_labels() -> None:
 def test_a_notebook_shows_the_picture_with_its_boxes_no_larger_than_a_screen() -> None:
     pets = _pets()
     assert pets._repr_png_() is None  # the picture is unknown, so the notebook shows the repr
-    shown = replace(pets, picture=np.zeros((100, 100, 3), np.uint8))._repr_png_()
+    shown = replace(pets, open_picture=lambda: np.zeros((100, 100, 3), np.uint8))._repr_png_()
     assert shown is not None
     image = Image.open(io.BytesIO(shown))
     assert image.format == "PNG"
     assert len(image.getcolors(1 << 24)) > 100  # boxes and plates, not the black picture alone
     items = tuple(replace(item, image_wh=(3000, 2000)) for item in pets)
     large = replace(
-        pets, items=items, image_wh=(3000, 2000), picture=np.zeros((2000, 3000, 3), np.uint8)
+        pets,
+        items=items,
+        image_wh=(3000, 2000),
+        open_picture=lambda: np.zeros((2000, 3000, 3), np.uint8),
     )
     assert max(Image.open(io.BytesIO(large._repr_png_() or b"")).size) == 1280
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,8 +19,8 @@ from paligemma.cli.options import (
     say_idle,
 )
 from paligemma.cli.pictures import ImagesArgument, require_kept, require_pictures
-from paligemma.cli.show import echo_json, overlay_paths, write_overlay
-from paligemma.errors import DataError, ImageError
+from paligemma.cli.show import JsonResults, overlay_paths, write_overlay
+from paligemma.errors import DataError, ImageError, PaliGemmaError
 
 if TYPE_CHECKING:
     from paligemma.outputs.detections import Detections
@@ -224,15 +225,13 @@ def _ask_objects(
         # The threshold applies to the confidences that are shown.
         return found.above(threshold)
 
-    answers = _answer_each(images, prompt, ask, model=model, output=output)
+    all_text = _answer_each(images, prompt, ask, model=model, output=output)
     from paligemma.processing.prompts import clean_prompt, object_prompt
 
     if object_prompt(clean_prompt(prompt)[0]) is None:
-        from paligemma.outputs.types import TextAnswer
-
         idle = ["--constrain"] if constrain else []
         # The model may answer any prompt with boxes.
-        if all(isinstance(found, TextAnswer) for found in answers):
+        if all_text:
             stated = {
                 "--threshold": threshold,
                 "--max-overlap": overlap,
@@ -263,11 +262,11 @@ def _answer_each(
     *,
     model: ModelChoice,
     output: OutputChoice,
-) -> list[TextAnswer | Detections]:
-    """Ask the same of every example and show the answers.
+) -> bool:
+    """Ask the same of every example and show each answer as it comes; none is kept.
 
-    One of several pictures that cannot be read or drawn does not stop the others; the program then
-    ends with exit code 2.
+    One of several pictures that cannot be read, asked or drawn does not stop the others; the
+    program then ends with exit code 2.
 
     Args:
         examples: a picture each, or the frames of one example; paths, or URLs where the model may
@@ -278,55 +277,76 @@ def _answer_each(
         output: where answers go.
 
     Returns:
-        The answers of the examples that were read.
+        Whether every answer is text.
 
     Raises:
-        PaliGemmaError: bad input, before any work; later only where there is a single example.
+        PaliGemmaError: bad input, before any work; later where there is a single example, or where
+            the first fails for another reason than its picture.
     """
-    from paligemma.outputs.words import answer_line
-
     # A bad prompt or path is reported before a large model is loaded.
     _check_prompt(prompt)
     frames = [(example,) if isinstance(example, str) else example for example in examples]
     images = [image for example in frames for image in example]
     require_pictures(images, model)
-    overlays = list(overlay_paths([example[0] for example in frames], output.overlay))
-    require_kept(images, filter(None, overlays))
+    overlays = overlay_paths([example[0] for example in frames], output.overlay)
+    require_kept(images, filter(None, overlays), overwrite=output.overwrite)
     pg = model.load()
-    records = []
-    answers = []
-    failed = False
-    for example, overlay in zip(frames, overlays, strict=True):
-        name = click.format_filename(example[0]) if len(frames) > 1 else None
-        try:
-            pictures = [pg.open_picture(image) for image in example]
-            found = ask(pg, pg.encode_image(pictures if len(pictures) > 1 else pictures[0]))
-        except ImageError as error:
-            if name is None:
-                raise
-            failed = True
-            click.echo(f"paligemma: {error}", err=True)
-            records.append({"image": name, "prompt": prompt, "error": str(error)})
-            continue
-        answers.append(found)
-        shown = _pictures_json(example, pictures[0].shape[:2])
-        record = {**shown, "prompt": prompt, **found.to_json()}
-        records.append(record)
-        if not output.as_json:
-            click.echo(str(found) if name is None else f"{name}: {answer_line(found)}")
-        if overlay is not None:
+    many, failed, all_text = len(frames) > 1, False, True
+    with JsonResults(model.name, many=many) as results:
+        for number, (example, overlay) in enumerate(zip(frames, overlays, strict=True)):
+            shown = None if output.as_json else many
             try:
-                write_overlay(overlay, pictures[0], prompt, found)
-            except DataError as error:
-                failed = True
+                record, is_text = _answer_one(pg, example, prompt, ask, overlay, shown=shown)
+                all_text &= is_text
+            except PaliGemmaError as error:
+                if not many or (number == 0 and not isinstance(error, ImageError)):
+                    raise
                 click.echo(f"paligemma: {error}", err=True)
-                record["error"] = str(error)
-    if output.as_json:
-        body = records[0] if len(records) == 1 else {"results": records}
-        echo_json({"model": model.name, **body})
+                name = click.format_filename(example[0])
+                record = {"image": name, "prompt": prompt, "error": str(error)}
+            failed |= "error" in record
+            if output.as_json:
+                results.add(record)
     if failed:
         raise click.exceptions.Exit(EXIT_BAD_INPUT)
-    return answers
+    return all_text
+
+
+def _answer_one(
+    pg: PaliGemma,
+    example: Frames,
+    prompt: str,
+    ask: Ask,
+    overlay: Path | None,
+    *,
+    shown: bool | None,
+) -> tuple[dict[str, Any], bool]:
+    """Ask about one example, print the answer as text, and write its overlay.
+
+    Args:
+        shown: whether the line has the picture's name in front; None prints nothing.
+
+    Returns:
+        The record for JSON, with an error where the overlay was not written, and whether the answer
+        is text.
+    """
+    from paligemma.outputs.types import TextAnswer
+    from paligemma.outputs.words import answer_line
+
+    pictures = [pg.open_picture(image) for image in example]
+    found = ask(pg, pg.encode_image(pictures if len(pictures) > 1 else pictures[0]))
+    if shown is not None:
+        name = click.format_filename(example[0])
+        click.echo(f"{name}: {answer_line(found)}" if shown else str(found))
+    record = {**_pictures_json(example, pictures[0].shape[:2]), "prompt": prompt}
+    record.update(found.to_json())
+    if overlay is not None:
+        try:
+            write_overlay(overlay, pictures[0], prompt, found)
+        except DataError as error:
+            click.echo(f"paligemma: {error}", err=True)
+            record["error"] = str(error)
+    return record, isinstance(found, TextAnswer)
 
 
 def _check_prompt(prompt: str) -> None:

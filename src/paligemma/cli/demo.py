@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.options import ModelChoice, model_options
+from paligemma.cli.options import ModelChoice, NamedPath, model_options, overwrite_option
 from paligemma.cli.pictures import require_kept, require_pictures
-from paligemma.cli.show import (
-    echo_json,
-    make_folder,
-    write_overlay,
-)
+from paligemma.cli.show import echo_json, write_overlay
+from paligemma.whole_file import require_writable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,14 +37,17 @@ SCENE_SIZE_PX = 448
 @click.option(
     "--output-dir",
     "folder",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     default=Path("demo"),
     show_default=True,
     help="Where the overlays go.",
 )
+@overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
 @model_options
-def demo(image: str | None, folder: Path, as_json: bool, model: ModelChoice) -> None:
+def demo(
+    image: str | None, folder: Path, overwrite: bool, as_json: bool, model: ModelChoice
+) -> None:
     """Caption, question, reading, detection and segmentation of IMAGE; overlays go to demo/.
 
     Without IMAGE it is examples/desk.png of the repository, or else a drawn scene.
@@ -55,12 +55,13 @@ def demo(image: str | None, folder: Path, as_json: bool, model: ModelChoice) -> 
     from paligemma.processing.image import load_image
 
     picture = None
+    images = [] if image is None else [image]
+    require_pictures(images, model)
+    require_kept(images, [folder / f"{task}.png" for task in DRAWN], overwrite=overwrite)
     if image is not None:
-        require_pictures([image], model)
-        require_kept([image], [folder / f"{task}.png" for task in DRAWN])
         picture = load_image(image, allow_url=model.options.get("allow_url", False))
+    require_writable(folder)
     pg = model.load()
-    make_folder(folder)
     if picture is None:
         picture = _picture()
     encoded = pg.encode_image(picture)  # once, for all five

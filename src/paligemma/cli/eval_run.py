@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.options import ModelChoice, model_options
+from paligemma.cli.options import ModelChoice, NamedPath, model_options
 from paligemma.cli.show import echo_json
 from paligemma.cli.stopping import when_stopped
 from paligemma.errors import ConfigError, DataError, PaliGemmaError
@@ -35,10 +35,10 @@ PAGE = "report.html"
 # A picture on a page is small; one larger than this is left out of it.
 _MAX_PIXELS = 2**28
 
-run_folder = click.argument("run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
+run_folder = click.argument("run", type=NamedPath(file_okay=False), metavar="RUN")
 data_option = click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     default=None,
     metavar="DIR",
     help="Folder of the benchmark's files.",
@@ -58,7 +58,7 @@ rule_option = click.option(
 
 def file_option(*names: str, **more: Any) -> Callable[..., Any]:
     """An option that names a file."""
-    kind = click.Path(path_type=Path, dir_okay=False)
+    kind = NamedPath(dir_okay=False)
     return click.option(*names, type=kind, metavar="FILE", **more)
 
 
@@ -118,7 +118,7 @@ def task_command(task: Task) -> click.Command:
     )
     @click.option(
         "--output",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=NamedPath(file_okay=False),
         metavar="RUN",
         help=f"Folder of the run; one below {RUNS} by default. A run that is there goes on.",
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paligemma.cli.eval_run import default_folder, html_option, json_option, report_run
-from paligemma.cli.options import ModelChoice, model_options
+from paligemma.cli.options import ModelChoice, NamedPath, model_options
 from paligemma.cli.stopping import when_stopped
 from paligemma.errors import ConfigError
 
@@ -34,7 +34,7 @@ _STEP_FILES = ("model.safetensors", "state.json")
 @click.option("--tasks", default=None, metavar="A,B", help="Only these tasks; all by default.")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     metavar="RUN",
     help="Folder of the run; one below runs/eval by default. A run that is there goes on.",
 )

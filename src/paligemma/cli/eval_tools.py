@@ -24,6 +24,7 @@ from paligemma.cli.eval_run import (
     show,
     write_result,
 )
+from paligemma.cli.options import NamedPath
 from paligemma.cli.show import echo_json
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import MASK
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @click.command("score")
-@click.argument("predictions", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("predictions", type=NamedPath(dir_okay=False))
 @click.option("--task", "name", required=True, metavar="NAME", help="Benchmark they answer.")
 @data_option
 @click.option("--split", default=None, help="The benchmark's first by default.")
@@ -165,8 +166,8 @@ def _rules(run: Run, rules: tuple[str, ...]) -> dict[str, str] | None:
 
 
 @click.command("compare")
-@click.argument("first", type=click.Path(path_type=Path, file_okay=False))
-@click.argument("second", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("first", type=NamedPath(file_okay=False))
+@click.argument("second", type=NamedPath(file_okay=False))
 @file_option("--html", "page", help="Write a page with both answers beside each other.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the resampling.")
 @rule_option
@@ -202,7 +203,7 @@ def compare_command(
 @click.option(
     "--model",
     "model_folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     metavar="FOLDER",
     help="Where calibration.json goes: the model's folder; RUN by default.",
 )
@@ -293,7 +294,7 @@ def submission_command(run: Path, output: Path, as_json: bool) -> None:
 
 
 @click.command("vectors")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=NamedPath(dir_okay=False))
 @json_option
 def vectors_command(file: Path, as_json: bool) -> None:
     """Compute every vector of FILE with the metrics here: a line a metric.

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.options import ModelChoice, model_options
+from paligemma.cli.options import ModelChoice, NamedPath, model_options, overwrite_option
 from paligemma.cli.pictures import ImagesArgument, require_kept, require_pictures
-from paligemma.cli.show import echo_json, make_folder
+from paligemma.cli.show import echo_json
+from paligemma.whole_file import require_writable
 
 if TYPE_CHECKING:
     from paligemma.processing.inspection import ExampleView
@@ -28,10 +29,11 @@ _ATTENTION = "attention.png"
     "--output",
     "-o",
     "folder",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="DIR",
     help="Write attention.png and the resized pictures there.",
 )
+@overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
 @model_options
 def inspect(
@@ -40,6 +42,7 @@ def inspect(
     suffix: str | None,
     text_len: int | None,
     folder: Path | None,
+    overwrite: bool,
     as_json: bool,
     model: ModelChoice,
 ) -> None:
@@ -57,7 +60,9 @@ def inspect(
     require_pictures(images, model)
     if folder is not None:
         numbers = range(1, len(images) + 1)
-        require_kept(images, [folder / name for name in (*map(_picture_name, numbers), _ATTENTION)])
+        written = [folder / name for name in (*map(_picture_name, numbers), _ATTENTION)]
+        require_kept(images, written, overwrite=overwrite)
+        require_writable(folder)
     processor, config = load_processor(model.name, LoadOptions(**model.options))
     view = inspect_example(
         processor,
@@ -68,7 +73,6 @@ def inspect(
         text_len=text_len,
     )
     if folder is not None:
-        make_folder(folder)
         _write_pictures(folder, view)
     if as_json:
         echo_json(_view_json(view))

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from paligemma.cli.options import NamedPath
 from paligemma.cli.show import echo_json
 from paligemma.cli.stopping import when_stopped
 
@@ -88,7 +89,7 @@ def _require_finite(ctx: click.Context, option: click.Parameter, value: float) -
 
 @click.command()
 @click.argument("source")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=NamedPath())
 @click.option(
     "--layout",
     type=click.Choice(["hf", "npz"]),

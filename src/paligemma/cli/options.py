@@ -37,6 +37,19 @@ class Probability(click.FloatRange):
         return number
 
 
+class NamedPath(click.Path):
+    """A path that is not empty, which would silently be the current folder."""
+
+    def __init__(self, **kind: Any) -> None:
+        super().__init__(path_type=Path, **kind)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, checked."""
+        if value == "":
+            self.fail("an empty name; name a file or folder, '.' for this one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
     """Which model, and the keywords of `PaliGemma.from_pretrained`."""
@@ -58,6 +71,7 @@ class OutputChoice:
 
     as_json: bool
     overlay: Path | None
+    overwrite: bool
 
 
 def _gathered(
@@ -227,13 +241,17 @@ object_options = _gathered(
         ),
         click.option(
             "--calibration",
-            type=click.Path(path_type=Path),
+            type=NamedPath(),
             metavar="PATH",
             help="calibration.json, or the model's folder with it: honest confidences, and what "
             "reaches its label's threshold.",
         ),
     ],
     dict,
+)
+
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace files that this program did not write."
 )
 
 output_options = _gathered(
@@ -244,10 +262,11 @@ output_options = _gathered(
             "--output",
             "-o",
             "overlay",
-            type=click.Path(path_type=Path),
+            type=NamedPath(),
             metavar="PNG",
             help="Write the picture with the answer drawn on it; a folder for several pictures.",
         ),
+        overwrite_option,
     ],
     lambda values: OutputChoice(**values),
 )

@@ -11,6 +11,7 @@ import click
 
 from paligemma.cli.options import ModelChoice
 from paligemma.errors import DataError, ImageError
+from paligemma.whole_file import require_free
 
 _URL_SCHEMES = ("http://", "https://")
 # Suffixes of the formats that `processing.image` reads; a prompt seldom ends in one.
@@ -66,11 +67,18 @@ def require_pictures(images: Iterable[str], model: ModelChoice) -> None:
         raise ImageError(f"a picture must be an existing file, {which}; check the path")
 
 
-def require_kept(images: Sequence[str], written: Iterable[Path]) -> None:
-    """Check that no file to be written is one of the pictures asked about.
+def require_kept(images: Sequence[str], written: Iterable[Path], *, overwrite: bool) -> None:
+    """Check that no file to be written replaces a picture asked about, or another file of the
+    user's.
+
+    Args:
+        images: names of the pictures.
+        written: files to be written.
+        overwrite: the user's leave for other files than these pictures.
 
     Raises:
-        DataError: a file to be written is one of them, under whatever name.
+        DataError: a file to be written is one of the pictures, under whatever name.
+        ConfigError: see `require_free`.
     """
     asked = {os.path.realpath(image) for image in images}
     for path in written:
@@ -79,3 +87,4 @@ def require_kept(images: Sequence[str], written: Iterable[Path]) -> None:
                 f"pictures asked about are kept, and {str(path)!r} is one of them; "
                 "name another file or folder to write"
             )
+        require_free(path, overwrite=overwrite)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,25 +21,45 @@ if TYPE_CHECKING:
 
 
 def echo_json(body: dict[str, Any]) -> None:
-    """Print the JSON object of a command; in ASCII where standard output is not UTF-8."""
+    """Print the JSON object of a command."""
+    click.echo(_json(body))
+
+
+def _json(body: Any) -> str:
+    """JSON in one line; in ASCII where standard output is not UTF-8."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     is_utf8 = codecs.lookup(encoding).name == "utf-8"
-    click.echo(json.dumps(body, ensure_ascii=not is_utf8, allow_nan=False))
+    return json.dumps(body, ensure_ascii=not is_utf8, allow_nan=False)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder for pictures unless it is there.
+class JsonResults:
+    """The JSON object of one picture, or of several whose results are printed as they come.
 
-    Raises:
-        DataError: it cannot be made.
+    What is printed is complete JSON however the block ends, unless nothing was printed.
+
+    Args:
+        model: name of the model.
+        many: whether the object has a list of results.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"pictures need a folder that can be written, {str(folder)!r} is not one "
-            f"({error.strerror}); name another"
-        ) from error
+
+    def __init__(self, model: str, *, many: bool) -> None:
+        self._model, self._many, self._begun = model, many, False
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Print the result of one picture."""
+        if not self._many:
+            click.echo(_json({"model": self._model, **record}))
+            return
+        start = ",\n" if self._begun else f'{{"model": {_json(self._model)}, "results": [\n'
+        self._begun = True
+        click.echo(start + _json(record), nl=False)
+
+    def __enter__(self) -> JsonResults:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._begun:
+            click.echo("\n]}")
 
 
 def write_overlay(
@@ -61,7 +81,7 @@ def write_overlay(
     click.echo(f"paligemma: wrote {click.format_filename(path)}", err=True)
 
 
-def overlay_paths(images: Sequence[str], overlay: Path | None) -> Iterator[Path | None]:
+def overlay_paths(images: Sequence[str], overlay: Path | None) -> list[Path | None]:
     """The file of each picture's overlay, or None where none is wanted.
 
     Args:
@@ -72,28 +92,27 @@ def overlay_paths(images: Sequence[str], overlay: Path | None) -> Iterator[Path 
         DataError: a file cannot be written there, or two overlays would have the same name.
     """
     if overlay is None:
-        yield from [None] * len(images)
-        return
+        return [None] * len(images)
     if len(images) == 1 and not overlay.is_dir():
-        if overlay.suffix.lower() != ".png":
-            raise DataError(f"an overlay is written as .png, got {str(overlay)!r}; rename it")
         if not overlay.parent.is_dir():
             raise DataError(
                 f"an overlay needs an existing folder, there is no {str(overlay.parent)!r}; "
                 "make it first"
             )
-        yield overlay
-        return
-    if not overlay.is_dir():
+        if overlay.suffix.lower() != ".png":
+            raise DataError(f"an overlay is written as .png, got {str(overlay)!r}; rename it")
+        paths = [overlay]
+    elif not overlay.is_dir():
         raise DataError(
             f"overlays of several pictures need an existing folder, {str(overlay)!r} is not one; "
             "make it first"
         )
-    names = [f"{Path(image).stem}.png" for image in images]
-    doubled = sorted({name for name in names if names.count(name) > 1})
+    else:
+        paths = [overlay / f"{Path(image).stem}.png" for image in images]
+    doubled = sorted({path.name for path in paths if paths.count(path) > 1})
     if doubled:
         raise DataError(
             f"overlays are named after their pictures, but {', '.join(doubled)} would be written "
             "twice; ask these pictures apart"
         )
-    yield from (overlay / name for name in names)
+    return list(paths)

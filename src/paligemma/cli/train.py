@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from paligemma.cli.finetune import finetune_options, run_finetune
+from paligemma.cli.options import NamedPath
 from paligemma.cli.stopping import when_stopped
 
 
@@ -39,14 +40,14 @@ def train_group(ctx: click.Context, /, **values: Any) -> None:
 @train_group.command("tiny")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     default=Path("runs/tiny"),
     show_default=True,
     help="Folder of checkpoints and metrics; the finished model lies in its folder `model`.",
 )
 @click.option(
     "--parts",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     default=None,
     metavar="DIR",
     help="Folder of tokenizer.model and mask_codec.safetensors; those of the package by default.",
@@ -77,7 +78,7 @@ def tiny_command(
 @train_group.command("codec")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(dir_okay=False),
     default=Path("runs/mask_codec.safetensors"),
     show_default=True,
     help="File to write; its record goes beside it as .json.",
@@ -109,7 +110,7 @@ def codec_command(output: Path, steps: int | None, seed: int) -> None:
 @train_group.command("tokenizer")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(dir_okay=False),
     default=Path("runs/tokenizer.model"),
     show_default=True,
     help="File to write.",

@@ -6,7 +6,7 @@ import io
 import logging
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from paligemma.errors import ConfigError, DataError
+from paligemma.errors import ConfigError, DataError, ImageError
 from paligemma.outputs import export
 from paligemma.outputs.boxes import SEPARATOR, box_iou
 from paligemma.outputs.types import Detection
@@ -71,7 +71,9 @@ class Detections(Sequence[Detection]):
         rest: the part of the text that belongs to no object.
         asked_labels: labels of the question, in its order; () where the question named none. They
             decide the class numbers of every export.
-        picture: uint8[H, W, 3] that was asked about, for `draw`; None where it is unknown.
+        open_picture: function that gives the picture that was asked about, uint8[H, W, 3]; None
+            where it is unknown. A file is read again, so that the objects of many large pictures
+            hold none of them in memory.
     """
 
     items: tuple[Detection, ...]
@@ -79,7 +81,7 @@ class Detections(Sequence[Detection]):
     text: str = ""
     rest: str = ""
     asked_labels: tuple[str, ...] = ()
-    picture: np.ndarray | None = None
+    open_picture: Callable[[], np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -113,14 +115,24 @@ class Detections(Sequence[Detection]):
         return detections_text(self.items, text=self.text, rest=self.rest)
 
     def _repr_png_(self) -> bytes | None:
-        """The picture with its boxes, for a notebook; None where the picture is unknown."""
-        if self.picture is None:
+        """The picture with its boxes, for a notebook; None where the picture is not at hand."""
+        try:
+            shown = self.draw()
+        except (DataError, ImageError):  # such as a file that has gone
             return None
-        shown = self.draw()
         shown.thumbnail((_NOTEBOOK_SIDE_PX, _NOTEBOOK_SIDE_PX))
         file = io.BytesIO()
         shown.save(file, "PNG")
         return file.getvalue()
+
+    @property
+    def picture(self) -> np.ndarray | None:
+        """uint8[H, W, 3], the picture that was asked about; None where it is unknown.
+
+        Raises:
+            ImageError: its file can no longer be read.
+        """
+        return None if self.open_picture is None else self.open_picture()
 
     @property
     def xyxy(self) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from paligemma.errors import DataError, MissingExtraError
 from paligemma.outputs.types import Detection
-from paligemma.whole_file import whole_file
+from paligemma.whole_file import SOFTWARE, whole_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -151,8 +151,12 @@ def save_png(picture: Image.Image, path: str | Path) -> None:
     if path.suffix.lower() != ".png":
         raise DataError(f"a picture is saved as .png, got {path}; rename it")
     try:
+        from PIL.PngImagePlugin import PngInfo
+
+        mark = PngInfo()
+        mark.add_text("Software", SOFTWARE)  # by which `require_free` knows it again
         with whole_file(path) as partial:
-            picture.save(partial)
+            picture.save(partial, pnginfo=mark)
     except OSError as error:
         raise DataError(
             f"a picture needs a place that can be written, {path} is not one ({error.strerror}); "

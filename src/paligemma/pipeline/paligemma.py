@@ -372,7 +372,7 @@ class PaliGemma:
         codec = self.mask_codec if has_masks else None
         found = to_detections(parsed, encoded.image_wh, codec=codec)
         labels = () if asks is None else asks.labels
-        found = replace(found, asked_labels=labels, picture=encoded.picture)
+        found = replace(found, asked_labels=labels, open_picture=encoded.open_picture)
         found = found.selected(options.threshold, options.max_overlap)
         if asks is not None and asks.task == "segment":
             warn_of_missing_masks(found, has_codec=self.mask_codec is not None)

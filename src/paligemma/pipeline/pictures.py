@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Unpack, cast
 
+import numpy as np
 from torch import Tensor
 
 from paligemma.errors import ImageError
@@ -42,13 +45,14 @@ class EncodedImage:
     Attributes:
         soft_tokens: float[1, F*I, D].
         image_wh: width and height of the (first) picture, pixels.
-        picture: uint8[H, W, 3], the (first) picture itself; None where it came as prepared pixels.
+        open_picture: function that gives the (first) picture itself, uint8[H, W, 3], and reads a
+            file again; None where it came as prepared pixels.
     """
 
     soft_tokens: Tensor = field(repr=False)
     image_wh: tuple[int, int]
     owner: Asked = field(repr=False)
-    picture: NDArray[Any] | None = field(default=None, repr=False)
+    open_picture: Callable[[], NDArray[Any]] | None = field(default=None, repr=False)
 
     def ask(self, prompt: str, **options: Unpack[AskKeywords]) -> TextAnswer | Detections:
         """See `PaliGemma.ask`."""
@@ -87,35 +91,64 @@ def encode_pictures(
                 "encode the picture again"
             )
     read = [_read(one, processor, layout) for one in images if not isinstance(one, EncodedImage)]
-    soft_tokens = engine.encode([pixels for pixels, _ in read])
+    soft_tokens = engine.encode([one.pixels for one in read])
     new = iter(
         EncodedImage(
             soft_tokens=tokens,
-            image_wh=(first.shape[-2], first.shape[-3]),
+            image_wh=one.image_wh,
             owner=owner,
-            picture=None if isinstance(first, Tensor) else first,
+            open_picture=one.open_picture,
         )
-        for tokens, (_, first) in zip(soft_tokens, read, strict=True)
+        for tokens, one in zip(soft_tokens, read, strict=True)
     )
     return [image if isinstance(image, EncodedImage) else next(new) for image in images]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Read:
+    """One example as the model reads it, and what `EncodedImage` keeps of its (first) picture."""
+
+    pixels: Tensor
+    image_wh: tuple[int, int]
+    open_picture: Callable[[], NDArray[Any]] | None
+
+
 def _read(
     image: ImageSource | Tensor | Frames, processor: Processor, layout: Layout | None
-) -> tuple[Tensor, Tensor | NDArray[Any]]:
-    """Pixels as the model reads them, and the (first) picture itself."""
+) -> _Read:
     as_picture = layout is not None and layout != "prepared"
     if as_picture and getattr(image, "ndim", 0) == 4:
         image = list(cast(Any, image))
     many = isinstance(image, list | tuple)
+    sources = cast(Frames, image) if many else [cast(ImageSource, image)]
     frames = [
         frame
         if isinstance(frame, Tensor) and not as_picture
         else processor.reader.load(frame, layout=layout if as_picture else None)
-        for frame in (cast(Frames, image) if many else [cast(ImageSource, image)])
+        for frame in sources
     ]
     pixels = processor.pixels(frames if many else frames[0], layout=None if as_picture else layout)
-    return pixels, frames[0]
+    first = frames[0]
+    return _Read(
+        pixels=pixels,
+        image_wh=(first.shape[-2], first.shape[-3]),
+        open_picture=None
+        if isinstance(first, Tensor)
+        else _opener(sources[0], first, processor, layout if as_picture else None),
+    )
+
+
+def _opener(
+    source: ImageSource | Tensor,
+    picture: NDArray[Any],
+    processor: Processor,
+    layout: Layout | None,
+) -> Callable[[], NDArray[Any]]:
+    """Gives the picture again: from its file or bytes, or else from memory."""
+    is_url = isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+    if isinstance(source, bytes | str | Path) and not is_url:
+        return partial(processor.reader.load, source, layout=layout)
+    return partial(np.asarray, picture)
 
 
 def chosen_frames(
