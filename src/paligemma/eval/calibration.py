@@ -38,9 +38,7 @@ class Bin:
     """Answers of like confidence.
 
     Attributes:
-        low, high: bounds of their confidences.
         confidence: their mean confidence; 0 without any.
-        accuracy: share that was right.
     """
 
     low: float
@@ -234,7 +232,6 @@ def calibrate(
     Args:
         scored: a run on a split that will not be reported.
         precision: see `best_threshold`; for boxes.
-        before: an earlier calibration, whose other half is kept.
 
     Raises:
         DataError: answers without confidences, no hit, or no miss.

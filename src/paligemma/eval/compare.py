@@ -163,7 +163,6 @@ def compare(
     """Compare two runs on the examples that both have answered.
 
     Args:
-        first: the run to beat.
         num_resamples: number of resamples of the paired bootstrap; examples of one unit are drawn
             together.
 

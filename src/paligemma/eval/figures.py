@@ -33,7 +33,6 @@ class Figure:
     Attributes:
         measure: its name; a slice that the scorer itself reports follows a slash.
         by, group: name and value of the slice of examples it is limited to; "" for all.
-        value: the figure; NaN where it is undefined.
         low, high: bounds of its 95 % bootstrap interval; NaN where there is none.
         published: comparable published figures of the same model size and resolution.
     """

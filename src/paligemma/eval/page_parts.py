@@ -78,9 +78,7 @@ def tile(
     """One example with its pictures, prompt, reference and answers.
 
     Args:
-        tag: its score.
         pictures: what `example_picture` made.
-        answers: text by title.
         said: title of the answer that stands out.
     """
     words = {"prompt": example.prefix, "reference": truth_words(example), **answers}

@@ -47,8 +47,6 @@ class Report:
     """Everything that a page or a table shows of a run.
 
     Attributes:
-        identity: family, size and resolution of the model.
-        figures: the scorer's figures, the headline first.
         slices: the headline by each slice of the examples.
         elsewhere: published figures of test servers, which are not comparable.
         ids_hash: hash of the scored ids in order; equal hashes mean the same examples.

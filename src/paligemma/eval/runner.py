@@ -46,7 +46,6 @@ def evaluate(
         asked: model that is measured, anything else that answers, or a cluster of it.
         data: folder of the benchmark's files; None for a task that draws its own.
         folder: folder of the run, see `jobs.run_folder`; new, or of the same run.
-        command: command that runs this again, for the record.
 
     Raises:
         ConfigError: a split, folder or option that does not fit.

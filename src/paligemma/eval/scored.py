@@ -26,7 +26,6 @@ class Scored:
 
     Attributes:
         examples, predictions: questions and their answers, in one order.
-        measures: figures of the scorer, the headline first.
         num_asked: number of examples that were to be answered, the unanswered ones too.
         notices: one sentence for everything that was amiss with the predictions.
     """
@@ -60,8 +59,6 @@ def score_run(
     """Score what a run has answered so far.
 
     Args:
-        run: a run, complete or under way.
-        task: its benchmark; found by name by default.
         rules: rules of scoring from `options.chosen_rules`; those of the run by default.
 
     Raises:

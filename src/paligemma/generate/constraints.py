@@ -118,7 +118,6 @@ class ObjectGrammar:
             text; () for no label, as in referring-expression outputs.
         separator: token ids between two objects, " ; " in the released vocabulary.
         min_objects: fewest objects; 0 lets the model answer that there is nothing.
-        max_label_tokens: bound of a free label.
     """
 
     vocab: Vocab
@@ -230,7 +229,6 @@ class RowGrammar:
     """A constraint at work on one answer.
 
     Attributes:
-        state: its state after the tokens written so far.
         banned_ids: ids that are never chosen, whatever the automaton allows.
     """
 

@@ -82,11 +82,7 @@ class _Answer:
 
 
 class DecodeQueue:
-    """Decodes a changing set of rows; for one thread.
-
-    Args:
-        model: on its device, in evaluation mode.
-    """
+    """Decodes a changing set of rows; for one thread."""
 
     def __init__(self, model: PaliGemmaModel, options: QueueOptions) -> None:
         self.model, self.options = model, options

@@ -44,9 +44,6 @@ class LocationGreedy:
 
     A model that is sure of an object but not of its exact place spreads the probability over many
     locations, each less probable than the end of the answer. The original has no such sampler.
-
-    Attributes:
-        loc0: id of the first location.
     """
 
     loc0: int

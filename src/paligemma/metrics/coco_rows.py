@@ -55,10 +55,6 @@ def read_detections(
 ) -> DetectionRows:
     """Read detections with "category_id" or "label", "bbox" and "score".
 
-    Args:
-        number: position of each category by its id.
-        by_name: position of each category by its name.
-
     Raises:
         DataError: a field is missing or no finite number.
     """

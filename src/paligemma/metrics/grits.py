@@ -29,7 +29,6 @@ class TableCell:
     Attributes:
         row, column: position of its first row and column, from 0.
         row_span, column_span: rows and columns that it covers, at least 1.
-        text: text nodes of the cell, joined by spaces.
     """
 
     row: int

@@ -68,7 +68,6 @@ def nes_measures(
     The share is pooled over all images. Lengths come with it, because short captions err less.
 
     Args:
-        judgements: labels of the raters for each sentence of each image.
         captions: the caption of each image, for the mean number of characters.
 
     Returns:

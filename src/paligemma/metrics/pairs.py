@@ -55,11 +55,7 @@ def require_answers(what: str, answers: Sequence[Sequence[str]], *, at_least: in
 
 
 def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
-    """Count the fewest insertions, deletions and replacements from a to b, in plain Python.
-
-    Args:
-        a: short string, or any short sequence of units that compare.
-    """
+    """Count the fewest insertions, deletions and replacements from a to b, in plain Python."""
     while a and b and a[-1] == b[-1]:
         a, b = a[:-1], b[:-1]
     if not a or not b:

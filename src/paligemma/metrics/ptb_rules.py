@@ -49,7 +49,6 @@ class Kind:
     Attributes:
         starts: pattern of its first character.
         pattern: pattern whose first group is the token; the text behind the group must follow.
-        rewrite: turns the text into the token.
     """
 
     starts: re.Pattern[str]

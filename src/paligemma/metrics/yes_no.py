@@ -92,9 +92,6 @@ def mmvp_is_right(
 ) -> bool:
     """Whether an answer names the right option, case and outer spaces aside.
 
-    Args:
-        correct: value of the column "Correct Answer", "(a)" or "a".
-
     Raises:
         DataError: the options are ill-formed, or none has that letter.
     """

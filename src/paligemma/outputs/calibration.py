@@ -36,7 +36,6 @@ class ObjectCalibration:
 
     Attributes:
         thresholds: lowest calibrated confidence of each label; above 1 drops the label.
-        default_threshold: lowest calibrated confidence of every other label.
         fitted_on: task, split, model, goal and figures of the fit, for the record.
     """
 
@@ -145,9 +144,6 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
 
 def load_calibration(path: str | os.PathLike[str]) -> Calibration:
     """Read a calibration.
-
-    Args:
-        path: the file, or the model's folder that holds it.
 
     Raises:
         DataError: no such file, or a field is missing, unknown or out of bounds; it is named.

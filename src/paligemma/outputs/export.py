@@ -37,7 +37,6 @@ def to_coco(
     """COCO annotations of one image; with scores they are also COCO results.
 
     Args:
-        category_ids: id of each label.
         polygons: whether masks are written as polygons (holes filled) instead of run lengths.
 
     Returns:

@@ -32,11 +32,7 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, kw_only=True)
 class Lettering:
-    """One font at one size, with the characters it can draw.
-
-    Attributes:
-        size_px: height of the letters' box.
-    """
+    """One font at one size, with the characters it can draw."""
 
     font: _Font
     size_px: int

@@ -100,7 +100,6 @@ class ParsedOutput:
     """Everything the parser understood of a text, and the rest.
 
     Attributes:
-        objects: objects in the order of the text.
         rest: pieces that belong to no object, in order, without separators, joined by single
             spaces.
     """

@@ -145,7 +145,6 @@ class Scene:
         image: uint8[H, W, 3].
         objects: objects in drawing order, the last on top.
         object_map: uint8[H, W]; 0 is the background, k shows objects[k - 1].
-        seed: seed that draws the picture again.
     """
 
     image: np.ndarray

@@ -38,9 +38,7 @@ class PublishedScore:
         size: "3B", "10B", "28B"; None for other systems.
         resolution: side of the input in pixels; None for other systems.
         source: publication that holds the figure.
-        split: name of the split in the source.
         is_test_server: whether only a test server can compute it.
-        kind: "transfer", "mix", "zero_shot", or a kind of study.
     """
 
     measure: str

@@ -20,7 +20,6 @@ class NeededFile:
 
     Attributes:
         path: relative path, with {split} where it varies.
-        source: place where the user can get it.
         fields: fields that are read from it.
     """
 
@@ -88,8 +87,6 @@ class Task:
     """One benchmark.
 
     Attributes:
-        name: name on the command line.
-        title: name that people write.
         family: page of the documentation: captions, answers, documents, remote-sensing, pairs,
             video, grounding, robustness, structure.
         splits: splits that can be scored from files on disk; the first is the reported one.

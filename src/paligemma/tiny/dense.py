@@ -49,11 +49,7 @@ class PatchTargets:
 
 
 def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
-    """Compute the targets of every patch of a square scene.
-
-    Args:
-        scene: the picture, whole patches wide.
-    """
+    """Compute the targets of every patch of a square scene."""
     grid = scene.image.shape[0] // patch_px
     cut = scene.object_map.reshape(grid, patch_px, grid, patch_px)
     blocks = cut.transpose(0, 2, 1, 3).reshape(grid * grid, -1)

@@ -45,11 +45,9 @@ class MaskCodecTraining:
         num_masks: number of masks that are drawn once and then shown repeatedly, 1..1_000_000.
         canvas_px: sides of the square scenes from which masks are cut, in turn.
         learning_rate: peak learning rate; the warm-up is linear and the decay a cosine.
-        commitment: factor of the commitment loss.
         decay: share of the old codebook average that a step keeps, 0..1.
         reseed_below: uses a batch below which a codeword is moved onto a latent; 0 moves none.
         reseed_share: share of the run during which codewords are moved, 0..1.
-        seed: seed of the weights and of the order of the masks.
 
     Raises:
         ConfigError: a number is out of bounds.

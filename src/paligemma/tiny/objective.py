@@ -154,11 +154,7 @@ class SceneObjective(nn.Module):
 
 
 class _Watched:
-    """A context that keeps the output of one block of the decoder, never that of the last one.
-
-    Args:
-        share: share of the decoder's blocks, after which the output is kept.
-    """
+    """A context that keeps the output of one block of the decoder, never that of the last one."""
 
     hidden: Tensor
 

@@ -36,7 +36,6 @@ class Stage:
     """One stage of training.
 
     Attributes:
-        name: name of the stage and of its folder.
         window_px: side of the window of the field that is shown; 224 shows the whole field. A
             window holds fewer objects at the same scale and costs less; its place in the field is
             drawn for every step, and coordinates are those of the field.

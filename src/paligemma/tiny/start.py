@@ -159,7 +159,6 @@ def make_tokenizer(path: Path, *, num_scenes: int = 3000, vocab_size: int = 512)
     """Train the small SentencePiece vocabulary on prompts and answers of training scenes.
 
     Args:
-        path: file to write; its folder is made.
         num_scenes: number of scenes whose prompts and answers are the text.
         vocab_size: number of pieces before the location and mask pieces are appended.
 

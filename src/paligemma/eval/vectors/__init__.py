@@ -50,7 +50,6 @@ class MetricSummary:
     """All vectors of one metric.
 
     Attributes:
-        num_passed, num: vectors that passed, and all.
         largest_difference: between numbers, over all; NaN where none could be compared.
     """
 

@@ -72,7 +72,6 @@ class CocoObject:
     """An outlined object.
 
     Attributes:
-        bbox: (x, y, width, height) in pixels.
         segmentation: polygons, or run lengths.
     """
 

@@ -21,7 +21,6 @@ def score_detection(
     """Compute COCO's average precision and recall, and average precision by class.
 
     Args:
-        predictions: predictions whose objects each have a confidence.
         classes: names that may be found; None takes those of the prompt.
     """
     from paligemma.metrics.detection import detection_measures

@@ -57,10 +57,7 @@ def noisy_target(
 
     Args:
         boxes_yxyx: boxes normalised to [0, 1].
-        max_tokens: tokens that the answer may have.
-        count_tokens: counts the tokens of a text.
         separator: text between two objects; the published one is unknown.
-        noise: class of the noise boxes.
 
     Source: arXiv:2412.03555, appendix C.
     """

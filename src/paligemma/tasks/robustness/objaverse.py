@@ -33,7 +33,6 @@ def pool_answers(
     """Choose the answer of the largest weight for each object, of equal ones the first given.
 
     Args:
-        examples: examples whose unit is the object.
         predictions: their predictions, in the same order; those without an answer are left out.
         weighting: one of WEIGHTINGS.
 

@@ -165,7 +165,6 @@ def scenes_task(
 
     Args:
         seed: seed of the benchmark; every seed has its own pictures.
-        size_px: side of the drawn pictures.
     """
     if not 1 <= limit <= MAX_SCENES:
         raise ConfigError(f"limit must lie in 1..{MAX_SCENES} pictures, got {limit}")

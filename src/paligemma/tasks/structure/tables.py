@@ -63,7 +63,6 @@ class TableRow:
 
     Attributes:
         structure: HTML tokens of the table without contents.
-        cells: tokens of the contents of each cell.
         boxes: box of each cell as the file has it, None for an empty cell.
     """
 
@@ -171,8 +170,6 @@ class PageCrop:
     Attributes:
         picture: part of the page that shows the table.
         corner_px: left and top edge of the part on the page.
-        side_px: longer side of the part.
-        page_height_px: height of the page.
         pixels_a_point: pixels per PDF point.
     """
 

@@ -87,9 +87,6 @@ class Videos:
 
     Many videos of these benchmarks are no longer available. Published scores rest on those that
     were, so a missing video is left out and named in the log; only a lack of all is an error.
-
-    Args:
-        folders: folders below it where videos may lie.
     """
 
     def __init__(self, data: Path, folders: Sequence[str], *, num_frames: int, stride: int) -> None:
