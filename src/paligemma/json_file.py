@@ -16,8 +16,11 @@ MAX_DEPTH = 64
 _MAX_DIGITS = 308
 
 
-def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
+def read_json(path: Path, *, max_bytes: int = MAX_BYTES, finite: bool = True) -> Any:
     """The content of a JSON file.
+
+    Args:
+        finite: see `parse_json`.
 
     Raises:
         OSError: the file cannot be read.
@@ -27,22 +30,29 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ValueError(f"it may have {max_bytes} bytes and has more")
-    return parse_json(data)
+    return parse_json(data, finite=finite)
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, finite: bool = True, max_depth: int = MAX_DEPTH) -> Any:
     """The value of JSON text.
 
+    Args:
+        finite: refuse the whole text for a number that is infinite, NaN or beyond the range of a
+            float; otherwise these are floats, for a reader that names the row with one.
+        max_depth: how deep objects and lists may be nested.
+
     Raises:
-        ValueError: no JSON, deeper than `MAX_DEPTH`, or with a number that is infinite, NaN or
-            beyond the range of a float.
+        ValueError: no JSON, too deep, or a number that is refused.
     """
+    kinds: dict[str, Any] = {"parse_int": _whole_or_infinite}
+    if finite:
+        kinds = {"parse_float": _real, "parse_int": _whole, "parse_constant": _refuse}
     try:
-        value = json.loads(text, parse_float=_real, parse_int=_whole, parse_constant=_refuse)
+        value = json.loads(text, **kinds)
     except RecursionError:
-        raise _too_deep() from None
+        raise _too_deep(max_depth) from None
     level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(MAX_DEPTH):
+    for _ in range(max_depth):
         level = [
             inner
             for outer in level
@@ -51,11 +61,11 @@ def parse_json(text: str | bytes) -> Any:
         ]
         if not level:
             return value
-    raise _too_deep()
+    raise _too_deep(max_depth)
 
 
-def _too_deep() -> ValueError:
-    return ValueError(f"objects and lists may be nested {MAX_DEPTH} deep")
+def _too_deep(max_depth: int) -> ValueError:
+    return ValueError(f"objects and lists may be nested {max_depth} deep")
 
 
 def _real(text: str) -> float:
@@ -65,6 +75,10 @@ def _real(text: str) -> float:
 
 def _whole(text: str) -> int:
     return int(text) if len(text) <= _MAX_DIGITS else _refuse(text)
+
+
+def _whole_or_infinite(text: str) -> int | float:
+    return int(text) if len(text) <= _MAX_DIGITS else float(text)
 
 
 def _refuse(text: str) -> NoReturn:

@@ -69,6 +69,20 @@ def test_a_list_and_numbers_as_ids_are_read_too(tmp_path: Path) -> None:
     assert read.predictions == {"7": Prediction(id="7", text="yes")}
 
 
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "-1e400", "NaN"])
+def test_numbers_that_no_float_holds_cost_no_other_row(tmp_path: Path, number: str) -> None:
+    box = '{"label": "x", "box_yxyx": [0, 0, 1, %s]}, {"label": "y", "box_yxyx": [0, 0, 1, 1]}'
+    rows = [
+        f'{{"id": "a", "text": "x", "logprob": {number}}}',
+        f'{{"id": "b", "text": "", "objects": [{box % number}]}}',
+    ]
+    for text in ("\n".join(rows), f"[{', '.join(rows)}]"):
+        read = read_predictions(_file(tmp_path, text))
+        assert read.predictions["a"] == Prediction(id="a", text="x")
+        assert [one.label for one in read.predictions["b"].objects] == ["y"]
+        assert read.bad_boxes == ("b",)
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
@@ -80,10 +94,9 @@ def test_a_list_and_numbers_as_ids_are_read_too(tmp_path: Path) -> None:
         (r'{"id": "a\ud800", "text": ""}', r"an id must be Unicode .* got 'a\\ud800'"),
         ("[" * 100_000, "is no JSON"),
         ('{"id":' * 100_000, "line 1 is no JSON"),
-        (
-            '{"id": "a", "text": "", "logprob": 1%s}' % ("0" * 400),
-            "below 1.8e308, got one of 401 digits",
-        ),
+        ('{"a": ' * 70 + "1" + "}" * 70, "nested 64 deep"),
+        ('[{"id": "a", "text": ' + "[" * 70 + "]" * 70 + "}]", "nested 64 deep"),
+        ("3", "line 1 must be a JSON object, got int"),
         ('{"id": "a", "text": "", "error": ["x"]}', "error must be text"),
     ],
 )

@@ -11,7 +11,9 @@ from PIL import Image
 
 from paligemma.errors import DataError
 from paligemma.eval.foreign import match_examples, read_predictions
+from paligemma.eval.scored import score_matched
 from paligemma.example import Example, Prediction
+from paligemma.jobs.run_folder import RunConfig
 from paligemma.tasks.catalog import find_task, tasks
 
 VECTORS = [
@@ -100,6 +102,55 @@ def _pictures() -> list[Example]:
     ]
 
 
+def test_a_class_that_no_picture_shows_is_known_and_said(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 40, "height": 30}],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(("cat", "dog", "owl"), 1)],
+        "annotations": [{"id": 0, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}] * 2,
+    }
+    (tmp_path / "images").mkdir()
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    Image.new("RGB", (40, 30)).save(tmp_path / "images" / "1.jpg")
+    task = find_task("own-detection")
+    examples = list(task.read(tmp_path, "test"))
+
+    def score(*numbers: int) -> tuple[dict[str, float], str]:
+        rows = [
+            {"image_id": 1, "category_id": k, "bbox": [0, 0, 9, 9], "score": 1} for k in numbers
+        ]
+        found, notices = match_examples(read_predictions(_file(tmp_path, rows), examples), examples)
+        config = RunConfig(task=task.name, split="test", model="m")
+        scored = score_matched(task, config, examples, found, notices=notices)
+        return {one.name: one.value for one in scored.measures}, " ".join(scored.notices)
+
+    figures, notices = score(1, 2)
+    assert figures["unknown"] == 0
+    assert "1 detections are of classes that no picture shows, such as 'dog'" in notices
+    figures, notices = score(0, 2)
+    assert (figures["ap"], figures["unknown"]) == (0, 0.5)
+    assert "such as 0, and find nothing: it has 3 from 1 to 3" in notices
+
+
+@pytest.mark.parametrize("name", ["aokvqa-da", "aokvqa-mc"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_every_form_of_aokvqas_answers_is_read(
+    tmp_path: Path, name: str, indent: int | None
+) -> None:
+    options = {"options": ["dog", "cup"], "answer": "dog"}
+    references = {"answers": ["a dog"] * 10} if name == "aokvqa-da" else options
+    examples = [
+        Example(id=one, prefix="x", pictures=(), references=references) for one in ("q1", "q2")
+    ]
+    texts = ["a dog", "a cup"] if name == "aokvqa-da" else ["dog", "cup"]
+    key = "direct_answer" if name == "aokvqa-da" else "multiple_choice"
+    both = [{"direct_answer": f"a {one}", "multiple_choice": one} for one in ("dog", "cup")]
+    for answers in (texts, [{key: one} for one in texts], both):
+        path = tmp_path / "answers.json"
+        path.write_text(json.dumps(dict(zip(("q1", "q2"), answers, strict=True)), indent=indent))
+        found, _ = match_examples(read_predictions(path, examples), examples)
+        assert [one.text for one in found] == texts
+
+
 def test_boxes_are_gathered_by_picture_with_names_for_numbers(tmp_path: Path) -> None:
     rows = [
         {"image_id": 8, "category_id": 17, "bbox": [20, 10, 40, 50], "score": 0.5},
@@ -109,7 +160,11 @@ def test_boxes_are_gathered_by_picture_with_names_for_numbers(tmp_path: Path) ->
     ]
     examples = _pictures()
     matched, notices = match_examples(read_predictions(_file(tmp_path, rows), examples), examples)
-    assert notices == ["1 predictions belong to no example and were left out: 9"]
+    assert notices == [
+        "1 detections have a category_id that is none of the data's, such as 99, and find nothing: "
+        "it has 1 from 17 to 17; where yours count from another start, all find the wrong classes",
+        "1 predictions belong to no example and were left out: 9",
+    ]
     (unknown,), (first, second) = (one.objects for one in matched)
     assert (unknown.label, unknown.box_yxyx) == ("category 99", (0, 0, 1, 1))
     assert (first.label, first.score, second.score) == ("cat", 0.5, None)

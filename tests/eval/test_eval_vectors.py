@@ -100,13 +100,49 @@ def test_a_failure_says_where_and_by_how_much(tmp_path: Path) -> None:
     assert result.largest_difference == pytest.approx(0.5)
     assert result.message == "expected['relative_percent'] is 98.5, but got 98.0"
     (summary,) = summarize([result])
-    assert summary.first_failure == result
+    assert summary.failures == (result,)
 
 
 def test_the_tolerance_is_the_vectors_own(tmp_path: Path) -> None:
     loose = {**GOOD, "expected": {"relative_percent": 98.5}, "tolerance": 0.5}
     tight = {**GOOD, "expected": {"relative_percent": 98.0001}}
     assert [one.passed for one in check_vectors(write(tmp_path, loose, tight))] == [True, False]
+
+
+def test_every_failure_of_a_metric_is_kept(tmp_path: Path) -> None:
+    wrong = [{**GOOD, "id": f"v{k}", "expected": {"relative_percent": k}} for k in (97, 98, 99)]
+    (summary,) = summarize(check_vectors(write(tmp_path, *wrong)))
+    assert [one.id for one in summary.failures] == ["v97", "v99"]
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "prefix", "suffix"),
+    [
+        ("chartqa", {"query": "how many?", "label": "3"}, "how many?", "3"),
+        ("docvqa", {"question": "how many?", "answers": ["3"]}, "how many?", "3"),
+        (
+            "aokvqa_mc",
+            {"question": "what?", "choices": ["a", "b"], "idx": 1},
+            "answer en  what? choose from: a \t b",
+            "b",
+        ),
+        (
+            "aokvqa_mc",
+            {"question": "what?", "choices": ["a", "b"], "correct_choice_idx": 0},
+            "answer en  what? choose from: a \t b",
+            "a",
+        ),
+        ("vsr", {"caption": "A cat.", "label": 0}, "answer en A cat.", "False"),
+        ("marvl", {"caption": "A cat.", "label": True}, "answer en A cat.", "True"),
+        ("nlvr2", {"sentence": "A cat.", "label": "True"}, "answer en A cat.", "True"),
+    ],
+)
+def test_prompts_are_written_from_the_rows_of_the_data_files(
+    task: str, row: dict[str, Any], prefix: str, suffix: str
+) -> None:
+    expected = {"prefix": prefix, "suffix": suffix}
+    vector = {"id": "a", "metric": "prompt_format", "predictions": row, "expected": expected}
+    assert check_vector({**vector, "params": {"task": task}}).message == ""
 
 
 def test_one_bad_vector_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -131,7 +167,8 @@ def test_one_bad_vector_does_not_hide_the_others(tmp_path: Path) -> None:
         ("", "must hold JSON"),
         ("{", "must hold JSON"),
         ("[" * 100_000, "must hold JSON"),
-        ('{"vectors": [NaN]}', "must be finite"),
+        ('{"vectors": [NaN]}', "must be finite and below 1e308, got NaN"),
+        ('{"vectors": [{"id": "a", "metric": "m", "prediction": 1}]}', "got 'prediction'; correct"),
         ("[]", 'a list "vectors"'),
         ('{"vectors": {}}', 'a list "vectors"'),
         ('{"vectors": []}', "at least one vector, got none"),

@@ -151,9 +151,19 @@ def test_malformed_words_are_named(row: dict[str, Any], message: str) -> None:
         count_words([[], []], [[], [row]])
 
 
-def test_spotting_without_legible_words_is_undefined() -> None:
-    with pytest.raises(DataError, match="legible"):
-        spotting_measures([[]], [[_word(0, 0, 9, 9, legible=False)]])
+def test_a_side_without_words_scores_1_as_in_the_original_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    truth = [[_word(0, 0, 9, 9, legible=False)], []]
+    silent = {one.name: one.value for one in spotting_measures([[], []], truth)}
+    assert "none of 2 images has a legible word" in caplog.text
+    assert (silent["e2e_recall"], silent["e2e_precision"], silent["e2e_f1"]) == (1, 1, 1)
+    said = [[], [_word(0, 0, 9, 9)]]
+    loud = {one.name: one.value for one in spotting_measures(said, truth)}
+    assert (loud["det_recall"], loud["det_precision"], loud["det_f1"]) == (1, 0, 0)
+
+
+def test_spotting_needs_one_list_of_words_an_image() -> None:
     with pytest.raises(DataError, match="lists of one length"):
         spotting_measures([], [[]])
 

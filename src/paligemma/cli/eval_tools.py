@@ -110,6 +110,7 @@ def _examples(
     task: Task, predictions: Path, data: Path | None, split: str | None, model_name: str
 ) -> tuple[RunConfig, list[Example]]:
     """The split's examples: from the data folder, or from the run that the file lies in."""
+    from paligemma.jobs.plan import sample_examples
     from paligemma.jobs.run_folder import RUN, RunConfig, load_run
 
     if split is not None and split not in task.splits:
@@ -138,7 +139,8 @@ def _examples(
         settings={"predictions": str(predictions)},
         command=f"paligemma eval score {predictions} --task {task.name}",
     )
-    return config, list(task.read(data or Path("."), split))
+    where = f"{task.name} {split}" + ("" if data is None else f" in {data}")
+    return config, sample_examples(task.read(data or Path("."), split), where=where)
 
 
 @click.command("report")
@@ -314,14 +316,13 @@ def vectors_command(file: Path, as_json: bool) -> None:
 
 
 def _vector_row(one: MetricSummary) -> dict[str, Any]:
-    first = one.first_failure
     largest = one.largest_difference
     return {
         "metric": one.metric,
         "num": one.num,
         "num_passed": one.num_passed,
         "largest_difference": None if math.isnan(largest) else largest,
-        "first_failure": None if first is None else {"id": first.id, "message": first.message},
+        "failures": [{"id": failed.id, "message": failed.message} for failed in one.failures],
     }
 
 
@@ -333,7 +334,6 @@ def _vector_lines(found: Sequence[MetricSummary]) -> str:
         off = "" if math.isnan(largest) else f"  largest difference {largest:.1e}"
         word = "ok    " if one.num == one.num_passed else "FAILED"
         lines.append(f"{word}  {one.metric:{width}}  {one.num_passed:4} of {one.num:4}{off}")
-        if one.first_failure is not None:
-            lines.append(f"        {one.first_failure.id}: {one.first_failure.message}")
+        lines += [f"        {failed.id}: {failed.message}" for failed in one.failures]
     passed, num = sum(one.num_passed for one in found), sum(one.num for one in found)
     return "\n".join([*lines, f"{passed} of {num} vectors agree"])

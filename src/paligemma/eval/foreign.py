@@ -12,7 +12,6 @@ A notice names and counts everything that cannot be scored as it stands:
 from __future__ import annotations
 
 import codecs
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -20,11 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paligemma import json_file
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.official_rows import own_rows
 from paligemma.eval.scored import some_ids
 from paligemma.example import Example, FoundObject, Prediction
-from paligemma.jobs.json_lines import prediction_from_json, read_rows
+from paligemma.jobs.json_lines import MAX_LINE_BYTES, prediction_from_json, read_rows
 
 if TYPE_CHECKING:
     from paligemma.outputs.vqvae import MaskCodec
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 EMPTY, REFUSE = "empty", "refuse"
 # Of a picture's sides; more is no place, and would overflow as an area. Pixels stay below.
 _FARTHEST = 1e6
+# Of a result file that is one list; a million captions have 0.1 GB.
+MAX_BYTES = 1 << 30
 # Farther than any box that a model places beside a picture: such numbers are pixels.
 _PIXELS_FROM = 4.0
 
@@ -47,6 +49,7 @@ class ForeignPredictions:
         bad_scores: ids of predictions with a confidence that was not finite, now 0.
         bad_boxes: ids of predictions with an object whose box is no place, now left out.
         far_boxes: ids of predictions with a box far outside the picture, as pixels would be.
+        notices: sentences on what its rows hold besides.
     """
 
     path: Path
@@ -55,6 +58,7 @@ class ForeignPredictions:
     bad_scores: tuple[str, ...] = ()
     bad_boxes: tuple[str, ...] = ()
     far_boxes: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def read_predictions(
@@ -73,7 +77,8 @@ def read_predictions(
     path = Path(path)
     found: dict[str, Prediction] = {}
     duplicates, bad_scores, bad_boxes, far_boxes = [], [], [], []
-    for where, row in own_rows(_rows(path), examples):
+    notices: list[str] = []
+    for where, row in own_rows(_rows(path), examples, notices):
         one = prediction_from_json(row, where)
         if one.id in found:
             duplicates.append(one.id)
@@ -99,6 +104,7 @@ def read_predictions(
         bad_scores=tuple(bad_scores),
         bad_boxes=tuple(bad_boxes),
         far_boxes=tuple(far_boxes),
+        notices=tuple(notices),
     )
 
 
@@ -111,25 +117,35 @@ def _is_scored(one: FoundObject) -> bool:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row stands, and the row."""
-    if _first_character(path) != b"[":
+    """Where each row stands, and the row: of lines, of one list, or one object on many lines."""
+    if not _is_one_value(path):
         for number, row in read_rows(path):
             yield f"{path}, line {number}", row
         return
     try:
-        rows = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        rows = json_file.read_json(path, max_bytes=MAX_BYTES, finite=False)
+    except ValueError as error:
         raise DataError(f"{path} is no JSON ({error}); mend it") from error
+    if isinstance(rows, dict):
+        rows = [rows]
+    if not isinstance(rows, list):
+        raise DataError(f"{path} must hold a list of rows, got {type(rows).__name__}; mend it")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise DataError(f"{path}, row {number} must be a JSON object, got {row!r:.80}")
         yield f"{path}, row {number}", row
 
 
-def _first_character(path: Path) -> bytes:
+def _is_one_value(path: Path) -> bool:
+    """Whether a list or object goes on beyond its line, rather than each line being a row."""
     try:
         with open(path, "rb") as file:
-            return file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+            line = b""
+            while not line and (read := file.readline(MAX_LINE_BYTES)):
+                line = read.removeprefix(codecs.BOM_UTF8).strip()
+            return line.startswith(b"[") or (
+                line.startswith(b"{") and not line.endswith(b"}") and bool(file.read(1))
+            )
     except OSError as error:
         raise DataError(f"{path} must be a readable file ({error}); check the path") from error
 
@@ -165,19 +181,26 @@ def match_examples(
             f"{some_ids(absent)}; add them, or count them as empty answers"
         )
     notices = [
-        f"{len(names)} {what}: {some_ids(names)}"
-        for names, what in (
-            (absent, f"of {len(ids)} examples have no prediction and count as empty answers"),
-            (extra, "predictions belong to no example and were left out"),
-            (foreign.duplicates, "further lines repeat an id and were left out"),
-            (foreign.bad_scores, "predictions hold a confidence that is no number; it became 0"),
-            (foreign.bad_boxes, "predictions hold a box that is no number; it was left out"),
-            (
-                foreign.far_boxes,
-                "predictions hold a box far outside the picture; box_yxyx is in [0, 1], not pixels",
-            ),
-        )
-        if names
+        *foreign.notices,
+        *(
+            f"{len(names)} {what}: {some_ids(names)}"
+            for names, what in (
+                (absent, f"of {len(ids)} examples have no prediction and count as empty answers"),
+                (extra, "predictions belong to no example and were left out"),
+                (foreign.duplicates, "further lines repeat an id and were left out"),
+                (
+                    foreign.bad_scores,
+                    "predictions hold a confidence that is no number; it became 0",
+                ),
+                (foreign.bad_boxes, "predictions hold a box that is no number; it was left out"),
+                (
+                    foreign.far_boxes,
+                    "predictions hold a box far outside the picture; box_yxyx is in [0, 1], not "
+                    "pixels",
+                ),
+            )
+            if names
+        ),
     ]
     found = foreign.predictions
     matched = [

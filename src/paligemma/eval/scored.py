@@ -140,15 +140,41 @@ def score_matched(
                 f"{len(spelt):,} answers spell boxes in their text, such as {spelt[0]}, but none "
                 "holds objects, and only these count; write objects with confidences"
             )
+    measures = _measures(task, examples, predictions, rules)
+    if any(one.name.split("/")[0] == "cider" and one.num == 1 for one in measures):
+        more.append(
+            "CIDEr of a single picture is 0 by construction: a word counts by how few of the "
+            "pictures have it in their captions; score more pictures"
+        )
+    more += _unshown(examples, predictions)
     return Scored(
         task=task,
         config=config,
         examples=examples,
         predictions=predictions,
-        measures=_measures(task, examples, predictions, rules),
+        measures=measures,
         num_asked=len(examples) if num_asked is None else num_asked,
         notices=(*notices, *more),
     )
+
+
+def _unshown(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[str]:
+    """A sentence on detections of classes that exist but that no picture shows."""
+    references = [one.references for one in examples if isinstance(one.references, Mapping)]
+    if not references or not {"classes", "objects"} <= references[0].keys():
+        return []
+    shown = {row["label"] for one in references for row in one["objects"]}
+    absent = set(references[0]["classes"]) - shown
+    times = Counter(
+        one.label for said in predictions for one in said.objects if one.label in absent
+    )
+    if not times:
+        return []
+    some = ", ".join(f"{label[:40]!r}" for label, _ in times.most_common(_NUM_NAMED))
+    return [
+        f"{times.total():,} detections are of classes that no picture shows, such as {some}; "
+        "average precision leaves such classes out"
+    ]
 
 
 def _measures(

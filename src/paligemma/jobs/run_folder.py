@@ -29,6 +29,7 @@ from paligemma.jobs.json_lines import (
     prediction_to_json,
     read_rows,
 )
+from paligemma.json_file import read_json
 from paligemma.one_writer import one_writer
 from paligemma.whole_file import write_json, write_whole
 
@@ -313,7 +314,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         DataError: no such file, or no object in it.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} must be a readable JSON file ({error}); name a run") from error
     if not isinstance(value, dict):

@@ -1,7 +1,8 @@
 """Holds our metrics to other people's numbers: files of predictions, references and scores.
 
 A file is JSON, {"vectors": [{"id", "metric", "predictions", "references", "params"?, "expected",
-"tolerance"?}]}; `CHECKS` of the modules here maps each metric to the function that computes it.
+"tolerance"?, "obtained"?, "note"?}]}; `CHECKS` of the modules here maps each metric to the function
+that computes it.
 """
 
 import logging
@@ -26,6 +27,10 @@ Check = Callable[[Any, Any, Params], Any]
 FAMILIES = ("captions", "texts", "structure", "prompts")
 MAX_BYTES = 256 * 2**20
 DEFAULT_TOLERANCE = 1e-6
+_FIELDS = (
+    *("id", "metric", "predictions", "references", "params", "expected", "tolerance"),
+    *("obtained", "note"),  # for people
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ class MetricSummary:
     num_passed: int
     num: int
     largest_difference: float
-    first_failure: VectorResult | None = None
+    failures: tuple[VectorResult, ...] = ()
 
 
 def checks() -> dict[str, Check]:
@@ -157,7 +162,7 @@ def summarize(results: Sequence[VectorResult]) -> list[MetricSummary]:
                 num_passed=sum(row.passed for row in rows),
                 num=len(rows),
                 largest_difference=max(known, default=math.nan),
-                first_failure=next((row for row in rows if not row.passed), None),
+                failures=tuple(row for row in rows if not row.passed),
             )
         )
     return summaries
@@ -207,6 +212,11 @@ def _require_form(vector: Any, where: str) -> None:
     for name in ("id", "metric"):
         if not isinstance(vector.get(name), str):
             raise DataError(f"{where} needs a string {name!r}, got {_short(vector.get(name))}")
+    if unknown := [name for name in vector if name not in _FIELDS]:
+        raise DataError(
+            f"{where} ({vector['id']}) may have the fields {', '.join(_FIELDS)}, got "
+            f"{_short(unknown[0])}; correct it or leave it out"
+        )
     for name in ("predictions", "expected"):
         if name not in vector:
             raise DataError(f"{where} ({vector['id']}) lacks {name!r}; add it")

@@ -5,6 +5,7 @@ from typing import Any
 
 from paligemma.errors import DataError
 from paligemma.eval.vectors import Check, Params
+from paligemma.metrics.answers import truth_word
 from paligemma.outputs.boxes import encode_boxes, format_loc, format_seg
 from paligemma.processing.sentencepiece_model import SEPARATOR_PIECE
 from paligemma.tasks.answers.scienceqa import scienceqa_prefix, scienceqa_suffix
@@ -29,10 +30,15 @@ def _lower_answer(row: _Row) -> tuple[str, str]:
 
 
 def _bare(row: _Row) -> tuple[str, str]:
+    if "query" in row:  # ChartQA's own names
+        return bare_prefix(row["query"]), row["label"]
     return bare_prefix(row["question"]), row["answers"][0]
 
 
 def _choices(row: _Row) -> tuple[str, str]:
+    if "choices" in row:  # A-OKVQA's own names
+        index = row["idx"] if "idx" in row else row["correct_choice_idx"]
+        return choices_prefix(row["question"], row["choices"]), row["choices"][index]
     return choices_prefix(row["question"], row["possible_answers"]), row["answer"]
 
 
@@ -52,6 +58,8 @@ def _expression(row: _Row) -> tuple[str, str]:
 
 
 def _statement(row: _Row) -> tuple[str, str]:
+    if "caption" in row:  # own names of VSR and MaRVL, with 1 and 0 or true and false
+        return answer_prefix(row["caption"]), truth_word(row["label"])
     return answer_prefix(row["sentence"]), str(row["label"])
 
 

@@ -90,6 +90,7 @@ def read_detection(
     if places.beside:
         folders.insert(0, found.path.parent)
     prefix = detect_prompt(found.classes) if names_classes else ALL_CLASSES_PREFIX
+    listed = {"classes": list(found.classes), "category_ids": list(found.category_ids)}
     for one, picture in picture_paths(found, folders):
         yield example_of(
             str(one.id),
@@ -99,7 +100,7 @@ def read_detection(
             references={
                 "size_hw": list(one.image.size_hw),
                 "objects": list(one.objects),
-                **({"classes": list(found.classes)} if names_classes else {}),
+                **(listed if names_classes else {}),
             },
         )
 

@@ -5,6 +5,7 @@ Source: cocodataset.org, "Data format".
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from paligemma.tasks.reading.coco_stream import stream_lists
 from paligemma.tasks.reading.file_rows import FileRow
 from paligemma.tasks.reading.files import relative_name
 from paligemma.tasks.reading.pictures import FilePicture, picture_in, require_folder_of
+
+logger = logging.getLogger(__name__)
 
 COCO_IMAGES = "images.cocodataset.org/zips"
 MAX_CLASSES = 10_000
@@ -62,12 +65,14 @@ class DetectionSet:
     Attributes:
         path: path of the file.
         classes: names of the classes in the order of their ids.
+        category_ids: these ids.
         images: pictures in the order of their ids, which decides between equal confidences in
             COCO's scorer.
     """
 
     path: Path
     classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
     images: tuple[LabelledImage, ...]
 
 
@@ -155,6 +160,8 @@ def read_detection_set(path: Path) -> DetectionSet:
     images: dict[int, CocoImage] = {}
     rows: list[tuple[int, int, dict[str, Any]]] = []
     classes: dict[int, dict[str, Any]] = {}
+    seen: set[int] = set()
+    num_repeated = 0
     for name, fields in stream_lists(path, ("images", "annotations", "categories")):
         key = FileRow(fields, f"{path}, {name}").integer("id")
         row = FileRow(fields, f"{path}, {name}, id {key}")
@@ -165,6 +172,16 @@ def read_detection_set(path: Path) -> DetectionSet:
             classes[key] = fields
         else:
             rows.append(_object(row))
+            num_repeated += key in seen
+            seen.add(key)
+    if num_repeated or 0 in seen:
+        logger.warning(
+            "%s: %d annotations repeat an id, and %s has the id 0; all count here, where "
+            "pycocotools loses some of them",
+            path,
+            num_repeated,
+            "one" if 0 in seen else "none",
+        )
     used = {category for _, category, _ in rows}
     groups = {row.get("supercategory") for row in classes.values()}
     kept = {
@@ -187,6 +204,7 @@ def read_detection_set(path: Path) -> DetectionSet:
     return DetectionSet(
         path=path,
         classes=tuple(kept.values()),
+        category_ids=tuple(kept),
         images=tuple(
             LabelledImage(id=key, image=images[key], objects=tuple(objects[key]))
             for key in sorted(images)

@@ -14,6 +14,8 @@ from paligemma.errors import DataError
 from paligemma.tasks.reading.files import open_file, parse_json, read_json, read_lines
 
 _Value = TypeVar("_Value")
+# Ids have up to 19 digits; what is larger would overflow as a float somewhere.
+MAX_INTEGER = 2**64
 # Names of the types in errors.
 _KIND_WORDS = {
     str: "text",
@@ -206,6 +208,8 @@ def _checked(found: Any, name: str, kind: type[_Value], where: str) -> _Value:
     value = found
     if kind in (int, float) and isinstance(value, str):
         value = _number(value, kind)
+    if type(value) is int and abs(value) > MAX_INTEGER:
+        value = None
     if kind is float and type(value) is int:
         value = float(value)
     is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

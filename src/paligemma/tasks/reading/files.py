@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+from paligemma import json_file
 from paligemma.errors import DataError
 from paligemma.tasks.reading.finding import plain_name
 
 # COCO's training annotations, the largest file that is read whole, have 0.45 GB.
 MAX_JSON_BYTES = 2 << 30
+# View hierarchies of phone applications have up to a hundred levels, two of JSON each.
+MAX_JSON_DEPTH = 500
 # Lines of the largest streamed file, tables with all their cells, stay below 1 MB.
 MAX_LINE_BYTES = 16 << 20
 # Text after decompression; bounds what a small hostile archive can unfold to.
@@ -68,7 +70,7 @@ def read_json(path: Path) -> Any:
     try:
         with open_file(path) as file:
             data = file.read(MAX_JSON_BYTES + 1)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, ValueError) as error:  # a name may hold what no path can
         raise DataError(f"{path} cannot be read: {error}") from error
     if len(data) > MAX_JSON_BYTES:
         raise DataError(f"a JSON file may have {MAX_JSON_BYTES} bytes, {path} has more")
@@ -82,8 +84,9 @@ def parse_json(data: bytes, where: str) -> Any:
         DataError: not JSON.
     """
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
+        # Rows refuse a number that is not finite, and name their place.
+        return json_file.parse_json(data, finite=False, max_depth=MAX_JSON_DEPTH)
+    except ValueError as error:
         raise DataError(
             f"{where} must be JSON: {str(error)[:200]}; take the official file, whole"
         ) from error

@@ -73,8 +73,10 @@ def read_mmvp(data: Path, split: str) -> Iterator[Example]:
     """
     path = find_file(data, "Questions.csv", "Questions/Questions.csv", source=MMVP)
     images = find_file(data, "MMVP Images", source=MMVP)
-    for row in read_csv(path, ("Index", "Question", "Options", "Correct Answer")):
-        if not (text := row.text("Index").strip()).isdecimal() or int(text) < 1:
+    for row in read_csv(path, ("Question", "Options", "Correct Answer")):
+        # The hub's copy spells the heading with a small L.
+        text = row.text("lndex" if "lndex" in row else "Index").strip()
+        if not text.isdecimal() or not 1 <= len(text) <= 9 or int(text) < 1:
             raise row.error(f"Index must count from 1, got {text!r:.80}")
         index, options = int(text), row.text("Options")
         correct = _CORRECTED.get(index) if split == "corrected" else None
