@@ -157,10 +157,8 @@ def _check_files(seen: _Examination) -> Iterator[tuple[Level, str]]:
 
 def _check_hashes(seen: _Examination) -> Iterator[tuple[Level, str]]:
     checkpoint = seen.checkpoint
-    side = (checkpoint.config, checkpoint.tokenizer, checkpoint.mask_codec)
-    paths = [*checkpoint.weights, *(path for path in side if path is not None)]
-    stated = stated_hashes(checkpoint.folder, paths)
-    for path in paths:
+    stated = stated_hashes(checkpoint.folder, checkpoint.files)
+    for path in checkpoint.files:
         digest = sha256(path)
         if path not in stated:
             yield "ok", f"{path.name} {digest}, nothing here states what it should be"

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from paligemma.errors import CheckpointError, ConfigError
+from paligemma.whole_file import write_whole
+
+_log = logging.getLogger(__name__)
 
 SUMS_NAME = "SHA256SUMS"
 _HEX = re.compile(r"^[0-9a-f]{64}$")
@@ -17,6 +24,42 @@ def sha256(path: Path) -> str:
     """Lower-case hex digest of a file of any size."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_hub_bytes(paths: Iterable[Path]) -> None:
+    """Check files of the hub's cache, which names large ones after their SHA-256.
+
+    A file is read once: a note in the user's cache keeps its size and time of change, and while
+    they stay it is not read again.
+
+    Raises:
+        CheckpointError: a file differs from what the hub states.
+    """
+    for path in paths:
+        blob = path.resolve()
+        if not path.is_symlink() or not _HEX.match(blob.name):
+            continue
+        facts = blob.stat()
+        seal = f"{facts.st_size} {facts.st_mtime_ns}"
+        note = _notes() / f"{blob.name}-{facts.st_dev}-{facts.st_ino}"
+        if note.is_file() and note.read_text(errors="replace") == seal:
+            continue
+        digest = sha256(blob)
+        if digest != blob.name:
+            raise CheckpointError(
+                f"a file of the hub must have the bytes that it states, {path} has SHA-256 "
+                f"{digest} instead of {blob.name}; delete {blob} and load the model again"
+            )
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(note, [seal])
+        except (OSError, ConfigError) as error:
+            _log.info("%s will be read again next time: %s", path.name, error)
+
+
+def _notes() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "paligemma" / "verified"
 
 
 def stated_hashes(folder: Path, paths: Iterable[Path]) -> dict[Path, tuple[str, str]]:

@@ -142,6 +142,8 @@ def _explain(error: Exception, hub_id: str, revision: str | None) -> PaliGemmaEr
             "HF_HUB_OFFLINE is set); connect once to download it, or copy its folder here and name "
             f"that{_hint(hub_id)}"
         )
+    if isinstance(error, ValueError) and "filename" in str(error):
+        return AccessError(f"the hub lists a file of {hub_id} that cannot be kept ({said})")
     return AccessError(
         f"what answers in the hub's place is not the hub ({said}); sign in to the network if it "
         f"has a login page, check HF_ENDPOINT and the proxy, or copy the folder of {hub_id} here"
@@ -151,7 +153,8 @@ def _explain(error: Exception, hub_id: str, revision: str | None) -> PaliGemmaEr
 def _answered(status: int, hub_id: str, error: BaseException) -> PaliGemmaError:
     from huggingface_hub import errors
 
-    if status == 404 and not isinstance(error, errors.EntryNotFoundError):
+    of_a_file = "/resolve/" in str(getattr(getattr(error, "response", None), "url", ""))
+    if status == 404 and not of_a_file and not isinstance(error, errors.EntryNotFoundError):
         if named_release(hub_id):
             return AccessError(_refused(hub_id))
         return ModelNotFoundError(

@@ -21,6 +21,7 @@ from paligemma.processing.added_tokens import IMAGE_PIECE, added_tokens
 from paligemma.weights.big_vision import BigVisionReader
 from paligemma.weights.catalog import resolve
 from paligemma.weights.dtypes import cast, parse_dtype
+from paligemma.weights.hashes import require_hub_bytes
 from paligemma.weights.hf import HFReader
 from paligemma.weights.hf_config import (
     Conventions,
@@ -195,6 +196,7 @@ class OpenCheckpoint:
         if not isinstance(source, Checkpoint):
             source = resolve(source, revision=revision)
         self.checkpoint = source
+        require_hub_bytes(source.files)
         self._conventions = conventions
         self._raw: dict[str, Any] = {}
         with ExitStack() as files:

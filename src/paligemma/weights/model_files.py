@@ -69,6 +69,12 @@ class Checkpoint:
     tokenizer: Path | None
     mask_codec: Path | None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is read."""
+        side = (self.config, self.tokenizer, self.mask_codec)
+        return (*self.weights, *(path for path in side if path is not None))
+
 
 def in_file(name: str, path: Path) -> Checkpoint:
     """The model that a file named by the user belongs to.

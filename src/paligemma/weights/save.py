@@ -23,6 +23,7 @@ from paligemma.weights import hf
 from paligemma.weights.big_vision import BigVisionReader, write_npz
 from paligemma.weights.catalog import resolve
 from paligemma.weights.dtypes import cast, parse_dtype
+from paligemma.weights.hashes import require_hub_bytes
 from paligemma.weights.hf_config import hf_config, rounded_embed_scale, stored_embed_scale
 from paligemma.weights.load import open_weights, read_config, require_fit
 from paligemma.weights.model_files import (
@@ -167,6 +168,7 @@ def convert(
             what would be replaced, or the disk refuses.
     """
     checkpoint = resolve(source, revision=revision)
+    require_hub_bytes(checkpoint.files)
     with open_weights(checkpoint) as weights:
         config, raw = read_config(checkpoint, weights, "transformers")
         require_fit(weights, config)
