@@ -119,6 +119,38 @@ def test_frames_are_one_example(paligemma: Run) -> None:
     )
 
 
+def test_a_frame_of_a_file_is_chosen_and_the_first_is_reported(
+    paligemma: Run, tmp_path: Path
+) -> None:
+    pages = tmp_path / "pages.tiff"
+    sheets = [Image.new("RGB", size) for size in ((20, 10), (21, 11), (22, 12))]
+    sheets[0].save(pages, save_all=True, append_images=sheets[1:])
+    first = paligemma("caption", pages, "--json", *SHORT)
+    assert first.json["width"] == 20
+    assert "has 3 frames, and frame 0 is read" in first.err
+    second = paligemma("caption", pages, "--json", "--frame", 1, *SHORT)
+    assert (second.json["width"], second.err) == (21, CUT)
+    assert paligemma("caption", pages, "--frame", 3).status == 2
+    together = paligemma("generate", pages, "caption en", "--frames", *SHORT)
+    assert (together.status, together.err) == (0, CUT)
+
+
+def test_transparent_parts_show_the_background_that_is_named(
+    paligemma: Run, tmp_path: Path
+) -> None:
+    hidden = tmp_path / "hidden.png"
+    Image.new("RGBA", (20, 10), (9, 8, 7, 0)).save(hidden)
+    overlay = tmp_path / "overlay.png"
+    seen = []
+    for background in ((), ("--background", "#0000ff"), ("--background", "none")):
+        done = paligemma("caption", hidden, *background, "-o", overlay, *SHORT)
+        assert ("transparent in places" in done.err) == (background[-1:] != ("none",))
+        seen.append(Image.open(overlay).convert("RGB").getpixel((0, 0)))
+        overlay.unlink()
+    assert seen == [(255, 255, 255), (0, 0, 255), (9, 8, 7)]
+    assert "a background is a colour" in paligemma("caption", DESK, "--background", "x").err
+
+
 def test_overlays_are_written_for_objects_and_for_text(paligemma: Run, tmp_path: Path) -> None:
     for args in (
         ("detect", DESK, "digit", *CONSTRAINED),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from paligemma.cli import EXIT_BAD_INPUT, stderr_log
 from paligemma.cli.options import (
+    Command,
     ModelChoice,
     OutputChoice,
     decoding_options,
@@ -23,6 +24,8 @@ from paligemma.cli.show import JsonResults, overlay_paths, write_overlay
 from paligemma.errors import DataError, ImageError, PaliGemmaError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from paligemma.outputs.detections import Detections
     from paligemma.outputs.types import TextAnswer
     from paligemma.pipeline.paligemma import PaliGemma
@@ -32,10 +35,28 @@ if TYPE_CHECKING:
 # command that only passes them on takes them as `**how`.
 Ask = Callable[["PaliGemma", "EncodedImage"], "TextAnswer | Detections"]
 Frames = tuple[str, ...]  # of one example
+WhichFrame = int | Literal["all"] | None
 
-images_argument = click.argument(
-    "images", cls=ImagesArgument, nargs=-1, required=True, metavar="IMAGE..."
-)
+
+def images_argument(command: Command) -> Command:
+    """The pictures of a command, "-" for standard input, and which of their frames is meant."""
+    images = click.argument(
+        "images",
+        cls=ImagesArgument,
+        nargs=-1,
+        required=True,
+        metavar="IMAGE...",
+        callback=lambda ctx, parameter, names: tuple(
+            "/dev/stdin" if name == "-" else name for name in names
+        ),
+    )
+    frame = click.option(
+        "--frame",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Page or frame of an animation or a TIFF, from 0; the first by default.",
+    )
+    return images(frame(command))
 
 
 @click.command()
@@ -160,7 +181,11 @@ def segment(images: tuple[str, ...], labels: str, **how: Any) -> None:
 @click.command()
 @images_argument
 @click.argument("prompt")
-@click.option("--frames", is_flag=True, help="The pictures are the frames of one example.")
+@click.option(
+    "--frames",
+    is_flag=True,
+    help="The pictures, or all frames of a single file, are the frames of one example.",
+)
 @model_options
 @decoding_options
 @output_options
@@ -168,6 +193,7 @@ def generate(
     images: tuple[str, ...],
     prompt: str,
     frames: bool,
+    frame: int | None,
     model: ModelChoice,
     decoding: dict[str, Any],
     output: OutputChoice,
@@ -181,14 +207,16 @@ def generate(
     paligemma generate left.jpg right.jpg "answer en are they the same?" --frames
     """
     examples = [images] if frames else [(image,) for image in images]
+    which: WhichFrame = "all" if frames and len(images) == 1 and frame is None else frame
     shows_text = not output.as_json and output.overlay is None
     if len(examples) > 1 or not shows_text or {"num_beams", "best_of"} & decoding.keys():
-        _ask_text(examples, prompt, model=model, decoding=decoding, output=output)
+        _ask_text(examples, prompt, frame=which, model=model, decoding=decoding, output=output)
         return
     _check_prompt(prompt)
     require_pictures(images, model)
-    example = examples[0] if frames else examples[0][0]
-    pieces = model.load().stream(example, prompt, **decoding)
+    pg = model.load()
+    pictures = _opened(pg, examples[0], which)
+    pieces = pg.stream(pictures if frames else pictures[0], prompt, **decoding)
     with stderr_log.held():
         for piece in pieces:
             click.echo(piece, nl=False)
@@ -199,6 +227,7 @@ def _ask_objects(
     images: Sequence[str],
     prompt: str,
     *,
+    frame: WhichFrame,
     model: ModelChoice,
     decoding: dict[str, Any],
     objects: dict[str, Any],
@@ -225,7 +254,7 @@ def _ask_objects(
         # The threshold applies to the confidences that are shown.
         return found.above(threshold)
 
-    all_text = _answer_each(images, prompt, ask, model=model, output=output)
+    all_text = _answer_each(images, prompt, ask, frame=frame, model=model, output=output)
     from paligemma.processing.prompts import clean_prompt, object_prompt
 
     if object_prompt(clean_prompt(prompt)[0]) is None:
@@ -245,6 +274,7 @@ def _ask_text(
     examples: Sequence[str | Frames],
     prompt: str,
     *,
+    frame: WhichFrame,
     model: ModelChoice,
     decoding: dict[str, Any],
     output: OutputChoice,
@@ -252,7 +282,7 @@ def _ask_text(
     def ask(pg: PaliGemma, picture: EncodedImage) -> TextAnswer:
         return pg.generate(picture, prompt, **decoding)
 
-    _answer_each(examples, prompt, ask, model=model, output=output)
+    _answer_each(examples, prompt, ask, frame=frame, model=model, output=output)
 
 
 def _answer_each(
@@ -260,6 +290,7 @@ def _answer_each(
     prompt: str,
     ask: Ask,
     *,
+    frame: WhichFrame,
     model: ModelChoice,
     output: OutputChoice,
 ) -> bool:
@@ -273,6 +304,7 @@ def _answer_each(
             fetch them.
         prompt: the prompt that `ask` asks, for the record.
         ask: function from a model and a picture to the answer.
+        frame: frame of each picture, or all frames of each as one example.
         model: the model to load.
         output: where answers go.
 
@@ -319,6 +351,7 @@ def _answer_one(
     ask: Ask,
     overlay: Path | None,
     *,
+    frame: WhichFrame,
     shown: bool | None,
 ) -> tuple[dict[str, Any], bool]:
     """Ask about one example, print the answer as text, and write its overlay.
@@ -333,7 +366,7 @@ def _answer_one(
     from paligemma.outputs.types import TextAnswer
     from paligemma.outputs.words import answer_line
 
-    pictures = [pg.open_picture(image) for image in example]
+    pictures = _opened(pg, example, frame)
     found = ask(pg, pg.encode_image(pictures if len(pictures) > 1 else pictures[0]))
     if shown is not None:
         name = click.format_filename(example[0])
@@ -347,6 +380,12 @@ def _answer_one(
             click.echo(f"paligemma: {error}", err=True)
             record["error"] = str(error)
     return record, isinstance(found, TextAnswer)
+
+
+def _opened(pg: PaliGemma, example: Frames, frame: WhichFrame) -> list[NDArray[Any]]:
+    if frame == "all":
+        return pg.processor.reader.load_frames(example[0])
+    return [pg.open_picture(image, frame=frame) for image in example]
 
 
 def _check_prompt(prompt: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ def _is_picture_file(text: str) -> bool:
     return os.path.splitext(text)[1].lower() in _SUFFIXES and os.path.isfile(text)
 
 
+def _is_pipe(image: str) -> bool:
+    """Whether it is a named pipe, or standard input at the end of one."""
+    try:
+        return stat.S_ISFIFO(os.stat(image).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def require_pictures(images: Iterable[str], model: ModelChoice) -> None:
     """Check the names of pictures before a model is loaded.
 
@@ -60,7 +69,7 @@ def require_pictures(images: Iterable[str], model: ModelChoice) -> None:
                     f"a picture is fetched from a URL only when asked, got {image[:200]!r}; "
                     "add --allow-url or download it first"
                 )
-        elif not os.path.isfile(image):
+        elif not os.path.isfile(image) and not _is_pipe(image):
             missing.append(click.format_filename(image))
     if missing:
         which = f"{missing[0]} is not" if len(missing) == 1 else f"{' and '.join(missing)} are not"

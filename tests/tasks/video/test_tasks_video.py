@@ -128,6 +128,39 @@ def test_damaged_soundless_and_large_videos_are_image_errors(tmp_path: Path) -> 
         _shown(Clip(path=tmp_path / "words.srt", num_frames=1, stride=1))
 
 
+def test_damaged_bytes_of_a_video_are_a_frame_or_an_image_error(tmp_path: Path) -> None:
+    whole = _video(tmp_path / "whole.avi", 6).read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for number in range(60):
+        damaged = bytearray(whole[: random.integers(1, len(whole))] if number % 3 else whole)
+        for position in random.integers(0, min(len(damaged), 6000), 40):
+            damaged[position] = random.integers(256)
+        path = tmp_path / f"{number}.flv" if number % 5 == 0 else tmp_path / f"{number}.avi"
+        path.write_bytes(b"FLV\1\5" + damaged[5:] if path.suffix == ".flv" else damaged)
+        try:
+            assert Clip(path=path, num_frames=2, stride=1).frames()[1].read(10**6).shape[2] == 3
+        except ImageError:
+            refused += 1
+    assert 10 < refused < 60
+
+
+def test_a_video_filmed_on_its_side_is_turned_as_players_do(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "turned.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.set_display_rotation(90)
+        stored = np.zeros((32, 64, 3), np.uint8)
+        stored[:, :16] = 255
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(stored, format="rgb24")))
+        container.mux(stream.encode())
+    shown = Clip(path=path, num_frames=1, stride=1).frames()[0].read(2048)
+    assert np.abs(shown.astype(int) - np.rot90(stored)).max() < 20
+
+
 def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "v.mp4").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "av", None)

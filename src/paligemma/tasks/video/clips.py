@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".flv", ".mpg", ".mpeg", ".m4v")
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
+# Decoders round sides up.
+_MARGIN_PIXELS = 1 << 16
+
 # Frames are read one by one, so the clip decoded last is kept; two clips, because a reader may work
 # ahead. A clip has one lock, so that threads reading its frames decode it once.
 _CLIPS_KEPT = 2
@@ -178,7 +181,9 @@ def _decode(clip: Clip, max_pixels: int) -> list[np.ndarray]:
             if not container.streams.video:
                 raise ImageError(f"a video must hold pictures, {clip.path} has only sound or text")
             kept = list(_wanted(container, clip, max_pixels))
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except ImageError:
+        raise
+    except Exception as error:  # damaged videos raise whatever the decoder stumbles over
         raise ImageError(
             f"the video {clip.path} cannot be decoded ({str(error)[:200]}); download it again"
         ) from error
@@ -192,6 +197,9 @@ def _decode(clip: Clip, max_pixels: int) -> list[np.ndarray]:
 
 def _wanted(container: Any, clip: Clip, max_pixels: int) -> Iterator[np.ndarray]:
     stream = container.streams.video[0]
+    # The decoder itself refuses larger frames before it has memory for one.
+    stream.codec_context.options = {"max_pixels": str(2 * max_pixels + _MARGIN_PIXELS)}
+    _require_pixels(stream.codec_context, clip, max_pixels)
     zero_s = float((stream.start_time or 0) * stream.time_base)
     if clip.start_s > 0:  # lands on a key frame before
         container.seek(int((clip.start_s + zero_s) / stream.time_base), stream=stream)
@@ -204,11 +212,17 @@ def _wanted(container: Any, clip: Clip, max_pixels: int) -> Iterator[np.ndarray]
         if num_kept == clip.num_frames or (num_kept and is_after):
             return
         if num_seen % clip.stride == 0:
-            if frame.width * frame.height > max_pixels:
-                raise ImageError(
-                    f"a picture may have {max_pixels} pixels, frames of {clip.path} have "
-                    f"{frame.width}x{frame.height}; raise max_pixels"
-                )
+            _require_pixels(frame, clip, max_pixels)
             num_kept += 1
-            yield frame.to_ndarray(format="rgb24")
+            pixels = frame.to_ndarray(format="rgb24")
+            # Players turn what a telephone filmed on its side; so do extracted frames.
+            yield np.rot90(pixels, getattr(frame, "rotation", 0) // 90)
         num_seen += 1
+
+
+def _require_pixels(frame: Any, clip: Clip, max_pixels: int) -> None:
+    if frame.width * frame.height > max_pixels:
+        raise ImageError(
+            f"a picture may have {max_pixels} pixels, frames of {clip.path} have "
+            f"{frame.width}x{frame.height}; raise max_pixels"
+        )
