@@ -328,7 +328,9 @@ def _answer_each(
         for number, (example, overlay) in enumerate(zip(frames, overlays, strict=True)):
             shown = None if output.as_json else many
             try:
-                record, is_text = _answer_one(pg, example, prompt, ask, overlay, shown=shown)
+                record, is_text = _answer_one(
+                    pg, example, prompt, ask, overlay, frame=frame, shown=shown
+                )
                 all_text &= is_text
             except PaliGemmaError as error:
                 if not many or (number == 0 and not isinstance(error, ImageError)):

@@ -21,8 +21,10 @@ from paligemma.processing import pnm
 _STEPS_OF_PART = 16  # a chunk, segment, tag, or entry, each read by Python
 _STEPS_OF_COMMENT = 256  # a block of a GIF comment, which Pillow appends by copying
 _STEPS_OF_INFLATING = 8192  # a compressed chunk of a PNG, which may hold a megabyte
+_STEPS_OF_EXIF = 16384  # a segment of a JPEG, which Pillow joins by copying, and reads whole
 _INFLATED = (b"iCCP", b"zTXt", b"iTXt")
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # headings that state the size
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream
 # Passes over the pixels that a run-length BMP costs, because Pillow decodes it in Python.
@@ -84,20 +86,25 @@ def cost_of(data: bytes, max_steps: int) -> Cost:
 
 
 def _walk_jpeg(data: bytes, cost: Cost, at: int = 2) -> None:
-    num_scans = 0
-    while found := _JPEG_MARKER.search(data, at):
-        if num_scans == 0 and not cost.step(found.start() - at):  # filling is read byte by byte
-            break
-        if not cost.step():
-            break
+    """Segments until the first scan, then the marks of all scans, those of a thumbnail too."""
+    while found := _JPEG_MARKER.search(data, at, at + cost.max_steps + 2):
+        if not cost.step(found.start() - at + _STEPS_OF_PART):  # filling is read byte by byte
+            return
         marker, at = data[found.start() + 1], found.end()
-        if marker == 0xD9:  # end of the image
-            break
         if marker in (0x01, 0xD8):
             continue
-        num_scans += marker == 0xDA
+        if marker == 0xD9:  # end of the image
+            return
+        if marker == 0xDA:
+            cost.num_passes = data.count(b"\xff\xda", found.start())
+            return
+        if marker in _JPEG_FRAMES:
+            cost.see(*struct.unpack_from(">HH", data, at + 3))
+        if marker == 0xE1 and data.startswith(b"Exif", at + 2):
+            cost.step(_STEPS_OF_EXIF)
         at += struct.unpack_from(">H", data, at)[0]
-    cost.num_passes = max(num_scans, 1)
+    if len(data) - at > cost.max_steps:
+        cost.step(len(data) - at)
 
 
 def _walk_png(data: bytes, cost: Cost, at: int = 8) -> None:
