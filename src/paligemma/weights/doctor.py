@@ -133,6 +133,8 @@ class _Examination:
                 seen.append(item)
         except PaliGemmaError as error:
             seen.append(("error", str(error)))
+        except OSError as error:
+            seen.append(("error", _unreadable(error)))
         for level, message in seen:
             self.add(level, check, message)  # type: ignore[arg-type]
 
@@ -140,6 +142,13 @@ class _Examination:
     def reader(self) -> HFReader | BigVisionReader:
         assert self.weights is not None
         return self.weights
+
+
+def _unreadable(error: OSError) -> str:
+    return (
+        f"{error.filename or 'a file of the model'} cannot be read ({error.strerror}); change its "
+        "rights or copy it"
+    )
 
 
 def _check_files(seen: _Examination) -> Iterator[tuple[Level, str]]:
@@ -159,7 +168,11 @@ def _check_hashes(seen: _Examination) -> Iterator[tuple[Level, str]]:
     checkpoint = seen.checkpoint
     stated = stated_hashes(checkpoint.folder, checkpoint.files)
     for path in checkpoint.files:
-        digest = sha256(path)
+        try:
+            digest = sha256(path)
+        except OSError as error:
+            yield "error", _unreadable(error)
+            continue
         if path not in stated:
             yield "ok", f"{path.name} {digest}, nothing here states what it should be"
         elif stated[path][0] == digest:

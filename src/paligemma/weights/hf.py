@@ -184,11 +184,13 @@ class HFReader:
         opened = []
         for path in paths:
             try:
+                path.open("rb").close()  # its own error says what is wrong
                 shard = self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))
             except (SafetensorError, OSError) as error:
                 self._stack.close()
                 raise CheckpointError(
-                    f"a safetensors file must be complete, {path} is not readable ({error}); "
+                    f"a safetensors file must be complete, {path} is not readable "
+                    f"({getattr(error, 'strerror', None) or error}); "
                     "fetch it again"
                 ) from error
             opened += [(path, shard, key) for key in shard.keys()]  # noqa: SIM118 - no mapping

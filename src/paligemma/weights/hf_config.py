@@ -73,7 +73,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json_file.read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} must be readable JSON, it is not ({error}); fetch it again"
+            f"{path} must be readable JSON, it is not "
+            f"({getattr(error, 'strerror', None) or error}); fetch it again"
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, it holds {type(value).__name__}")

@@ -26,9 +26,9 @@ from torch import Tensor
 from paligemma.errors import CheckpointError
 
 _CHUNK_BYTES = 16 << 20
-# A zip member this large that shrinks this well is a bomb, not weights.
-_BOMB_BYTES = 1 << 30
-_BOMB_RATIO = 100
+# Members this large that shrink this well together are a bomb, not weights.
+_BOMB_BYTES = 64 << 20
+_BOMB_RATIO = 20
 _MAX_ARRAYS = 100_000
 # What the standard library and NumPy raise on damaged files; RuntimeError is encryption, and the
 # parser of headers answers brackets without end with a MemoryError.
@@ -135,6 +135,14 @@ class NpzReader:
                 f"{self.name} may hold at most {_MAX_ARRAYS} arrays, it holds {len(members)}; "
                 "this is no checkpoint"
             )
+        packed = sum(member.compress_size for member in members)
+        unpacked = sum(member.file_size for member in members)
+        if unpacked > max(_BOMB_BYTES, _BOMB_RATIO * packed):
+            raise CheckpointError(
+                f"weights do not shrink more than {_BOMB_RATIO}-fold, {self.name} grows from "
+                f"{packed} to {unpacked} bytes; this looks like a zip bomb, get the file from its "
+                "publisher"
+            )
         # NumPy reads members without the suffix too.
         self._members = {m.filename.removesuffix(".npy"): m for m in members}
         if len(self._members) < len(members):
@@ -180,14 +188,6 @@ class NpzReader:
             raise CheckpointError(
                 f"the size of {member.filename!r} in {self.name} must follow from its shape "
                 f"{shape}, it has {member.file_size} bytes; the file is damaged, fetch it again"
-            )
-        if member.file_size > _BOMB_BYTES and (
-            member.file_size > _BOMB_RATIO * member.compress_size
-        ):
-            raise CheckpointError(
-                f"weights do not shrink more than {_BOMB_RATIO}-fold, {member.filename!r} of "
-                f"{self.name} grows from {member.compress_size} to {member.file_size} bytes; "
-                "this looks like a zip bomb, get the file from its publisher"
             )
         return ArrayInfo(shape=shape, dtype=known[dtype], fortran_order=fortran_order)
 

@@ -266,7 +266,7 @@ def _atomic_folder(folder: Path, extra_files: tuple[Path, ...], overwrite: bool)
         with staging_folder(folder) as staging:
             yield staging
             for path in extra_files:
-                shutil.copyfile(path, staging / path.name)
+                _copy(path, staging)
             if folder.exists():
                 _replace_files(staging, folder, old)
             else:
@@ -276,6 +276,17 @@ def _atomic_folder(folder: Path, extra_files: tuple[Path, ...], overwrite: bool)
             f"{few([str(folder)])} must be writable with room for the weights, it is not "
             f"({error.strerror or error}); choose another place"
         ) from error
+
+
+def _copy(path: Path, folder: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(
+            f"what belongs to a model must be readable, {path} is not ({error.strerror}); change "
+            "its rights or move it away"
+        ) from error
+    shutil.copyfile(path, folder / path.name)
 
 
 def _require_free(folder: Path, extra_files: tuple[Path, ...], overwrite: bool) -> list[Path]:
