@@ -5,6 +5,7 @@ What a kill interrupts leaves a hidden file or folder beside the target, never a
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -75,9 +76,11 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
         with whole_file(path, sync=True) as partial, open(partial, "w", encoding="utf-8") as file:
             file.writelines(parts)
     except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise ConfigError(
             f"a file needs a folder that is there and can be written, got {path} "
-            f"({error.strerror or error}); make that folder or name another"
+            f"({error.strerror or error}); make {'room' if is_full else 'that folder'} or name "
+            "another"
         ) from error
 
 

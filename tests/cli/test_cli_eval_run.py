@@ -213,6 +213,44 @@ def test_examples_that_could_not_be_asked_are_named_and_asked_again(
     assert mended.json["num_scored"] == NUM
 
 
+def test_the_score_is_shown_where_its_page_cannot_be_written(paligemma: Any, docvqa: Path) -> None:
+    (Path("mine") / "report.html" / "in the way").mkdir(parents=True)
+    words = ("eval", "docvqa", "--data", docvqa, "--max-new-tokens", 2, "--output", "mine")
+    for command in (words, ("eval", "report", "mine")):
+        done = paligemma(*command, "--json")
+        assert done.status == 2
+        assert done.json["num_scored"] == NUM
+        assert "got mine/report.html (Is a directory)" in done.err
+    names = sorted(path.name for path in Path("mine").iterdir())
+    assert names == [
+        "examples.jsonl",
+        "predictions.jsonl",
+        "report.html",
+        "run.json",
+        "scores.json",
+    ]
+
+
+def test_ctrl_c_says_how_to_go_on(
+    paligemma: Any, docvqa: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = RunFolder.append
+
+    def stopped(self: RunFolder, predictions: Any) -> None:
+        append(self, predictions)
+        raise KeyboardInterrupt
+
+    words = ("eval", "docvqa", "--data", docvqa, "--max-new-tokens", 2, "--batch-size", 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "append", stopped)
+        done = paligemma(*words)
+    assert done.status == 130
+    assert f"paligemma eval docvqa --data {docvqa} --max-new-tokens 2 --batch-size 4" in done.err
+    again = paligemma(*words, "--json")
+    assert (again.status, again.json["num_scored"]) == (0, NUM)
+    assert "4/6" in again.err
+
+
 def test_a_submission_without_some_answers_says_so(paligemma: Any, docvqa: Path) -> None:
     (docvqa / "spdocvqa_images" / "b.png").unlink()
     words = ("eval", "docvqa", "--data", docvqa, "--split", "test", "--output", "mine")

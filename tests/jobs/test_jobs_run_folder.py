@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,39 @@ def test_an_edited_run_is_refused(folder: RunFolder) -> None:
 def test_two_writers_at_once_are_refused(folder: RunFolder) -> None:
     with folder, pytest.raises(ConfigError, match="another process is writing"):
         RunFolder(folder.path).__enter__()
+
+
+def test_a_full_disk_costs_no_answer_that_was_kept(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = folder.path / "predictions.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole.splitlines(keepends=True)[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        said = r"failed \(No space left on device\); those before"
+        with folder, pytest.raises(ConfigError, match=said):
+            folder.append([NOTHING])
+    path.write_bytes(path.read_bytes()[:-3])  # the disk took a part of the line
+    with folder:
+        folder.append([NOTHING])
+    assert path.read_bytes() == whole
+    assert not (folder.path / ".writer").exists()
+
+
+def test_an_answer_takes_the_place_of_an_error_and_never_the_other_way(folder: RunFolder) -> None:
+    other = Prediction(id="b", text="", error="it is damaged")
+    with folder:
+        folder.append([other, Prediction(id="a", text="", error="gone")])
+    assert folder.predictions() == {"a": ANSWER, "b": other}
+    answer = Prediction(id="b", text="yes")
+    with folder:
+        folder.append([answer, other])
+    run = load_run(folder.path)
+    assert (run.predictions, run.failed, run.num_duplicates) == ({"a": ANSWER, "b": answer}, [], 0)
 
 
 def test_answers_are_never_added_through_a_link(folder: RunFolder, tmp_path: Path) -> None:

@@ -272,10 +272,11 @@ def report_run(
 
     report = make_report(score_run(run, task, rules=rules))
     body = report.to_json()
+    show({**body, "folder": str(run.path)}, to_table(report), as_json=as_json)
+    # Later, so that the score is there even on a full disk.
     write_json(run.path / SCORES, body)
     if with_page:
         write_result(run.path / PAGE, report_page(report, pictures=partial(pictures_of, run)))
-    show({**body, "folder": str(run.path)}, to_table(report), as_json=as_json)
 
 
 def task_of(run: Run) -> Task:

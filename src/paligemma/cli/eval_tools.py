@@ -99,11 +99,11 @@ def score_command(
         found = decoded_masks(found, examples, codec)
         config = replace(config, settings={**config.settings, "mask_codec": fingerprint(codec)})
     report = make_report(score_matched(task, config, examples, found, notices=notices))
+    show(report.to_json(), to_table(report), as_json=as_json)
     if page is not None:
         from paligemma.eval.page import report_page
 
         write_result(page, report_page(report))
-    show(report.to_json(), to_table(report), as_json=as_json)
 
 
 def _examples(
@@ -193,11 +193,11 @@ def compare_command(
     runs = [load_run(path) for path in (first, second)]
     scored = [score_run(run, rules=_rules(run, rules)) for run in runs]
     found = compare(*scored, seed=seed)
+    show(found.to_json(), to_table(found), as_json=as_json)
     if page is not None:
         from paligemma.eval.compare_page import compare_page
 
         write_result(page, compare_page(found, pictures=partial(pictures_of, runs[0])))
-    show(found.to_json(), to_table(found), as_json=as_json)
 
 
 @click.command("calibrate")

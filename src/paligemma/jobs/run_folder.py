@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from io import BufferedRandom
 from pathlib import Path
@@ -273,9 +273,15 @@ class RunFolder:
             raise RuntimeError("append needs the folder opened by `with`")
         key = self.config.key
         lines = (json.dumps({"key": key, **prediction_to_json(one)}) for one in predictions)
-        self._file.write("".join(line + "\n" for line in lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write("".join(line + "\n" for line in lines).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise ConfigError(
+                f"answers are added to {self.path / PREDICTIONS}, which failed ({error.strerror}); "
+                "those before are kept: make room, or see to its rights, and repeat the command"
+            ) from error
 
     def __enter__(self) -> RunFolder:
         with ExitStack() as stack:
@@ -295,7 +301,8 @@ class RunFolder:
 
     def __exit__(self, *raised: object) -> None:
         self._file = None
-        self._open.close()
+        with suppress(OSError):  # What a full disk did not take was said already.
+            self._open.close()
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
