@@ -29,14 +29,9 @@ _OPTIONS = (
         help="Folder of the run; runs/NAME-OF-DATA by default.",
     ),
     click.option(
-        "--task",
-        default="own",
-        show_default=True,
-        help="A benchmark of `eval list`, from its files.",
+        "--task", metavar="NAME", help="A benchmark of `eval list`; your own rows by default."
     ),
-    click.option(
-        "--lora/--full", default=True, show_default=True, help="An adapter, or the model itself."
-    ),
+    click.option("--lora/--full", default=None, help="An adapter (default), or the model itself."),
     click.option("--rank", type=int, metavar="R", help="Width of the adapter; 16 by default."),
     click.option("--alpha", type=float, metavar="A", help="Its strength; 2 x R by default."),
     click.option(
@@ -59,6 +54,12 @@ _OPTIONS = (
     click.option("--steps", type=int, metavar="N", help="Updates, in the place of epochs."),
     click.option("--batch-size", type=int, metavar="N", help="Rows an update; 8 by default."),
     click.option(
+        "--micro-size", type=int, metavar="N", help="Rows computed at once; all by default."
+    ),
+    click.option(
+        "--checkpointing", is_flag=True, default=None, help="Less memory, a third more time."
+    ),
+    click.option(
         "--lr", type=float, metavar="X", help="Peak learning rate; 2e-4, with --full 1e-5."
     ),
     click.option("--wd", type=float, metavar="X", help="Weight decay a step; 0 by default."),
@@ -70,7 +71,35 @@ _OPTIONS = (
     click.option("--quiet", is_flag=True, help="No progress bars."),
 )
 _LORA_ONLY = {"rank": "--rank", "alpha": "--alpha", "parts": "--parts"}
-_RECIPE = ("epochs", "steps", "batch_size", "lr", "wd", "label_smoothing", "dropout", "seed")
+_RECIPE = (
+    "epochs",
+    "steps",
+    "batch_size",
+    "micro_size",
+    "checkpointing",
+    "lr",
+    "wd",
+    "label_smoothing",
+    "dropout",
+    "seed",
+)
+TRANSFER = "transfer:"
+
+
+class TrainGroup(click.Group):
+    """A group that also knows `transfer:NAME`: a published recipe, with the group's own options."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The subcommand of a name."""
+        if not cmd_name.startswith(TRANSFER):
+            return super().get_command(ctx, cmd_name)
+
+        @finetune_options
+        def train_transfer(**values: Any) -> None:
+            run_finetune(transfer=cmd_name.removeprefix(TRANSFER), **values)
+
+        name = cmd_name.removeprefix(TRANSFER)
+        return click.command(cmd_name, help=f"Train the published transfer {name}.")(train_transfer)
 
 
 def finetune_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,8 +115,8 @@ def run_finetune(
     data: Path | None,
     model: str,
     output: Path | None,
-    task: str,
-    lora: bool,
+    task: str | None,
+    lora: bool | None,
     rank: int | None,
     alpha: float | None,
     parts: str | None,
@@ -97,6 +126,7 @@ def run_finetune(
     device: str | None,
     threads: int | None,
     quiet: bool,
+    transfer: str | None = None,
     **numbers: Any,
 ) -> None:
     """Run a fine-tuning and print the figures before and after."""
@@ -108,6 +138,9 @@ def run_finetune(
     given = {"rank": rank, "alpha": alpha, "parts": parts}
     idle = [_LORA_ONLY[name] for name, value in given.items() if value is not None]
     idle += [name for name, is_set in (("--dora", dora), ("--rslora", rslora)) if is_set]
+    if transfer is not None and lora is None:
+        lora = bool(idle)
+    lora = True if lora is None else lora
     if idle and not lora:
         raise click.UsageError(f"{' and '.join(idle)} are of an adapter; leave --full out")
     import torch
@@ -127,17 +160,19 @@ def run_finetune(
             rank_stabilised=rslora,
             dora=dora,
         )
-    stated = {name: numbers[name] for name in _RECIPE if numbers[name] is not None}
+    stated: dict[str, Any] = {name: numbers[name] for name in _RECIPE if numbers[name] is not None}
+    if freeze:
+        stated["freeze"] = freeze
     name = data.stem if data.suffix else data.resolve().name
     run = finetune(
         model,
         data=data,
         output=output or Path("runs") / name,
         task=task,
+        transfer=transfer,
         device=device,
         progress=not quiet,
         lora=config,
-        freeze=freeze,
         **stated,
     )
     if run.figures:

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from paligemma.cli.finetune import finetune_options, run_finetune
+from paligemma.cli.finetune import TrainGroup, finetune_options, run_finetune
 from paligemma.cli.options import NamedPath
 from paligemma.cli.stopping import when_stopped
 
 
-@click.group("train", invoke_without_command=True)
+@click.group("train", cls=TrainGroup, invoke_without_command=True)
 @finetune_options
 @click.pass_context
 def train_group(ctx: click.Context, /, **values: Any) -> None:
@@ -21,6 +21,12 @@ def train_group(ctx: click.Context, /, **values: Any) -> None:
     \b
     paligemma train --data cards/ --model google/paligemma2-3b-pt-448 --output runs/cards
     paligemma detect photo.jpg king --model google/paligemma2-3b-pt-448 --adapter runs/cards
+
+    transfer:NAME trains a published transfer from its benchmark's official files, with the values
+    of the model's resolution; `paligemma eval docvqa` then shows the published score beside yours:
+
+    \b
+    paligemma train transfer:docvqa --data docvqa/ --model google/paligemma-3b-pt-896
 
     cards/ holds train.jsonl and, if there are rows to measure with, valid.jsonl; each line is
     {"image": "a.jpg", "prefix": "detect king", "suffix": "<loc0100>...<loc0900> king"}. The same

@@ -7,13 +7,27 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 Made = TypeVar("Made")
 MadeOnly = TypeVar("MadeOnly", covariant=True)
+
+
+@dataclass(frozen=True)
+class MicroBatches(Generic[Made]):
+    """A batch in parts that fit into memory; their gradients are added before the update.
+
+    Attributes:
+        parts: what the objective is called with, one after the other.
+        shares: factor on the loss of each part; together 1 where the loss is a mean.
+    """
+
+    parts: tuple[Made, ...]
+    shares: tuple[float, ...]
 
 
 class BatchSource(Protocol[MadeOnly]):

@@ -21,6 +21,7 @@ from paligemma.model import PaliGemmaModel
 from paligemma.processing.pixels import stack_pixels
 from paligemma.processing.preparation import Preparation
 from paligemma.processing.processor import Processor, layout
+from paligemma.train.data import MicroBatches
 from paligemma.train.loss import training_loss
 
 # Streams of random numbers that must not meet.
@@ -36,6 +37,7 @@ class ExampleSource:
         asking_of: how an example is asked, which decides resizing and length.
         processor: tokenizer and size of the pictures.
         batch_size: examples an update.
+        micro_size: most examples that are computed at once; None computes all of an update.
         seed: seed of orders and of the choice among several targets.
     """
 
@@ -44,15 +46,24 @@ class ExampleSource:
     processor: Processor
     batch_size: int
     seed: int
+    micro_size: int | None = None
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0; rows are padded to the longest of them.
+    def batch(self, step: int) -> Batch | MicroBatches[Batch]:
+        """The batch of a step, counted from 0; rows are padded to the longest beside them.
 
         Raises:
             DataError: a picture can no longer be read, or a row is longer than its `text_len`.
         """
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return self.batch_of([self._example(place) for place in places], step)
+        examples = [self._example(place) for place in places]
+        size = self.micro_size or self.batch_size
+        parts = [examples[k : k + size] for k in range(0, len(examples), size)]
+        if len(parts) == 1:
+            return self.batch_of(examples, step)
+        return MicroBatches(
+            tuple(self.batch_of(part, step) for part in parts),
+            tuple(len(part) / len(examples) for part in parts),
+        )
 
     def batch_of(self, examples: Sequence[Example], visit: int = 0) -> Batch:
         """Some examples as a batch; `visit` chooses among several targets."""

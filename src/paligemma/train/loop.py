@@ -19,7 +19,7 @@ from tqdm import tqdm
 from paligemma.errors import ConfigError
 from paligemma.one_writer import one_writer
 from paligemma.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
-from paligemma.train.data import BatchSource, batches
+from paligemma.train.data import BatchSource, MicroBatches, batches
 from paligemma.train.optim import OptimConfig, Optimizer
 from paligemma.train.schedule import ScheduleConfig
 from paligemma.whole_file import whole_file
@@ -136,10 +136,8 @@ def _train(
             optimizer.zero_grad()
             if options.dropout_seed is not None:
                 torch.manual_seed(options.dropout_seed * _MAX_STEPS + optimizer.steps_done)
-            loss, parts = objective(model, batch)
-            loss.backward()
-            norms = optimizer.step()
-            window.add({"loss": loss.detach(), **parts, **norms})
+            values = _backward(model, objective, batch)
+            window.add({**values, **optimizer.step()})
             done = optimizer.steps_done
             last = done == end
             if done % options.log_every == 0 or last:
@@ -157,6 +155,19 @@ def _train(
         interrupted.restore()
     model.eval()
     return _last_line(folder / METRICS_FILE)
+
+
+def _backward(model: nn.Module, objective: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """Add the gradients of a batch, or of its parts in turn; returns the mean of what is logged."""
+    if not isinstance(batch, MicroBatches):
+        batch = MicroBatches((batch,), (1.0,))
+    values: dict[str, Tensor] = {}
+    for part, share in zip(batch.parts, batch.shares, strict=True):
+        loss, logged = objective(model, part)
+        (loss if share == 1 else loss * share).backward()
+        for name, value in {"loss": loss.detach(), **logged}.items():
+            values[name] = values.get(name, 0) + value * share
+    return values
 
 
 class _Window:

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from paligemma.batch import Batch
 from paligemma.errors import ConfigError, DataError
 from paligemma.model.paligemma import PaliGemmaModel
 
+# Most logits that are in memory at once, 64 MB.
+CHUNK_LOGITS = 1 << 24
 # Logits float[N, V], targets int64[N] and label smoothing -> losses float32[N].
 TokenLoss = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -142,13 +145,49 @@ def _supervised_losses(
 ) -> Tensor:
     """float32[B, T]: losses where the weight is not 0, and 0 elsewhere.
 
-    Logits are computed at these positions only: over the whole vocabulary they are by far the
-    largest tensor of a step.
+    Logits are computed at these positions only and in chunks: over the whole vocabulary they are
+    by far the largest tensor of a step.
     """
     if soft_tokens is None and batch.images is not None:
         soft_tokens = model.encode_image(batch.images)
     hidden = model.hidden(soft_tokens, batch.tokens[:, :-1], batch.mask_ar[:, :-1])
     rows, columns = torch.where(weights > 0)
-    logits = model.text.logits(hidden[rows, columns])
-    losses = token_loss(logits, batch.tokens[:, 1:][rows, columns], label_smoothing)
+    losses = supervised_losses(
+        model.text.logits,
+        hidden[rows, columns],
+        batch.tokens[:, 1:][rows, columns],
+        model.config.vocab.size,
+        token_loss,
+        label_smoothing,
+    )
     return torch.zeros_like(weights).index_put((rows, columns), losses)
+
+
+def supervised_losses(
+    logits_of: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    token_loss: TokenLoss,
+    label_smoothing: float,
+) -> Tensor:
+    """Losses float32[N] of N positions, with the logits of `CHUNK_LOGITS` / V of them at a time.
+
+    Each chunk's logits are dropped after forward and computed again for its gradients.
+
+    Args:
+        logits_of: the output head, float[N, D] -> float32[N, V].
+        hidden: float[N, D].
+        targets: int64[N].
+        vocab_size: V.
+        token_loss, label_smoothing: as in `training_loss`.
+    """
+
+    def losses_of(hidden: Tensor, targets: Tensor) -> Tensor:
+        return token_loss(logits_of(hidden), targets, label_smoothing)
+
+    size = max(1, CHUNK_LOGITS // vocab_size)
+    if len(targets) <= size:
+        return losses_of(hidden, targets)
+    chunks = zip(hidden.split(size), targets.split(size), strict=True)
+    return torch.cat([checkpoint(losses_of, *one, use_reentrant=False) for one in chunks])

@@ -12,13 +12,14 @@ import json
 import logging
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
 from tqdm import tqdm
 
+from paligemma.adapt.checkpointing import checkpoint_blocks
 from paligemma.adapt.lora import Adapter, LoraConfig, attach
 from paligemma.errors import ConfigError, DataError, ImageError
 from paligemma.example import Asking, Example, Prediction
@@ -28,7 +29,8 @@ from paligemma.pipeline.loading import LoadOptions, load_processor
 from paligemma.pipeline.options import chosen
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.processing.processor import Processor
-from paligemma.tasks.catalog import find_task
+from paligemma.tasks.catalog import find_task, tasks
+from paligemma.tasks.published import transfer_recipe
 from paligemma.tasks.task import Task
 from paligemma.train.examples import ExampleSource, SuffixLoss
 from paligemma.train.loop import LoopOptions, train
@@ -77,7 +79,8 @@ def finetune(
     *,
     data: str | Path,
     output: str | Path,
-    task: str = "own",
+    task: str | None = None,
+    transfer: str | None = None,
     device: str | None = None,
     num_workers: int = 1,
     progress: bool = True,
@@ -90,7 +93,9 @@ def finetune(
         data: folder of the task's files; for "own", train.jsonl and perhaps valid.jsonl. Without
             held-out rows, a tenth of the rows is held out, at most 200.
         output: folder of the run; new, or of the same run.
-        task: name of a benchmark; "own" is a user's own rows.
+        task: name of a benchmark whose files these are; a user's own rows by default.
+        transfer: published transfer whose recipe is followed, such as "docvqa"; `options` replace
+            single values of it.
         device: as in `LoadOptions`.
         num_workers: processes that read pictures.
         progress: show bars on standard error.
@@ -101,10 +106,10 @@ def finetune(
         ConfigError: an option is unknown or out of its range, or the folder cannot be written.
         CheckpointError: another run lies in the folder.
     """
-    recipe = recipe_of(options)
-    folder = Path(output)
-    found = find_task(task)
     processor, _ = load_processor(model, LoadOptions(device=device))
+    found = _task_of(task, transfer)
+    recipe = recipe_of(options, transfer, processor.image_size_px)
+    folder = Path(output)
     learnt, held_out, skipped = read_rows(found, Path(data), processor)
     require_writable(folder)
     asked = PaliGemma.from_pretrained(
@@ -117,7 +122,8 @@ def finetune(
     described = {
         "model": model,
         "weights": fingerprint(asked.model),
-        "task": task,
+        "task": found.name,
+        "transfer": transfer,
         "data": str(data),
         "rows": _digest(learnt),
         **recipe.to_json(),
@@ -130,11 +136,14 @@ def finetune(
     if adapter is not None:
         attach(asked.model, adapter)
     _set_dropout(asked.model, recipe.dropout)
+    if recipe.checkpointing:
+        checkpoint_blocks([*asked.model.vision.blocks, *asked.model.text.blocks])
     source = ExampleSource(
         examples=learnt,
         asking_of=_asking(found),
         processor=asked.processor,
         batch_size=recipe.batch_size,
+        micro_size=recipe.micro_size,
         seed=recipe.seed,
     )
     steps = recipe.num_steps(len(learnt))
@@ -176,15 +185,39 @@ def finetune(
     return FinetuneRun(folder=folder, result=result, figures=figures, skipped=tuple(skipped))
 
 
-def recipe_of(options: RecipeKeywords) -> Recipe:
+def recipe_of(options: RecipeKeywords, transfer: str | None = None, size_px: int = 224) -> Recipe:
     """The recipe of some keywords; `lora=True` is the default adapter, `False` none.
 
+    Args:
+        transfer: published transfer that gives the values which `options` leave open.
+        size_px: side of the model's pictures, by which a transfer's values differ.
+
     Raises:
-        ConfigError: an option is unknown or out of its range.
+        ConfigError: an option or a transfer is unknown, or a value out of its range.
     """
-    lora = options.get("lora", True)
+    lora = options.get("lora", transfer is None)
     config = LoraConfig() if lora is True else lora or None
-    return chosen(Recipe, {**options, "lora": config})
+    stated = {**options, "lora": config}
+    if transfer is None:
+        return chosen(Recipe, stated)
+    published = Recipe.of_transfer(transfer, size_px)
+    if config is not None:
+        published = replace(published, freeze=())
+    if "epochs" in stated:
+        published = replace(published, steps=None)
+    names = [field.name for field in fields(Recipe)]
+    return chosen(Recipe, {**{name: getattr(published, name) for name in names}, **stated})
+
+
+def _task_of(task: str | None, transfer: str | None) -> Task:
+    """The benchmark of a name; of a transfer the one that it was trained for."""
+    if task is not None or transfer is None:
+        return find_task(task or "own")
+    trained = [one for one in tasks().values() if one.transfer == transfer and not one.is_zero_shot]
+    if not trained:
+        transfer_recipe(transfer)
+        raise ConfigError(f"no benchmark here has the transfer {transfer}; name one with task")
+    return trained[0]
 
 
 def read_rows(

@@ -10,6 +10,7 @@ from torch import nn
 
 from paligemma.adapt.lora import LoraConfig
 from paligemma.errors import ConfigError
+from paligemma.tasks.published import transfer_recipe
 from paligemma.train.optim import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
 
@@ -26,6 +27,8 @@ class RecipeKeywords(TypedDict, total=False):
     epochs: float
     steps: int | None
     batch_size: int
+    micro_size: int | None
+    checkpointing: bool
     lr: float | None
     wd: float
     warmup_percent: float
@@ -44,6 +47,10 @@ class Recipe:
         epochs: how often every row is seen.
         steps: number of updates, in the place of epochs.
         batch_size: rows an update.
+        micro_size: most rows that are computed at once; their gradients are added up, which gives
+            the same update in less memory.
+        checkpointing: compute every block again for its gradients, in the place of keeping what is
+            inside it.
         lr: peak learning rate; None is 1e-5 for the model and 2e-4 for an adapter.
         wd: weight decay a step, as in `OptimConfig`.
         warmup_percent: share of the updates over which the learning rate rises.
@@ -57,6 +64,8 @@ class Recipe:
     epochs: float = 5.0
     steps: int | None = None
     batch_size: int = 8
+    micro_size: int | None = None
+    checkpointing: bool = False
     lr: float | None = None
     wd: float = 0.0
     warmup_percent: float = 0.05
@@ -69,6 +78,11 @@ class Recipe:
             ("epochs", 0 < self.epochs <= 10_000, "positive and at most 10,000"),
             ("steps", self.steps is None or 1 <= self.steps <= 10**8, "a count of updates"),
             ("batch_size", 1 <= self.batch_size <= 65_536, "in 1..65536"),
+            (
+                "micro_size",
+                self.micro_size is None or 1 <= self.micro_size <= self.batch_size,
+                f"in 1..{self.batch_size}, the batch size",
+            ),
             ("lr", self.lr is None or 0 < self.lr < math.inf, "positive"),
             ("wd", 0 <= self.wd < math.inf, "0 or more"),
             ("warmup_percent", 0 <= self.warmup_percent <= 1, "in [0, 1]"),
@@ -98,6 +112,36 @@ class Recipe:
             patterns = (*((pattern, None) for pattern in self.freeze), (".*", schedule))
         lr = self.lr or (FULL_LR if self.lora is None else LORA_LR)
         return OptimConfig(lr=lr, wd=self.wd, schedule=patterns)
+
+    @classmethod
+    def of_transfer(cls, name: str, size_px: int) -> Recipe:
+        """A published transfer: the whole model, with the values of the resolution.
+
+        Args:
+            name: its id in `tasks/data/transfers.json`, such as "docvqa".
+            size_px: side of the model's pictures; without values of its own it takes the default.
+
+        Raises:
+            ConfigError: no transfer of that name, or one that trains nothing.
+        """
+        values = transfer_recipe(name)["hparams"]
+        chosen = values["best_by_resolution"].get(str(size_px), values["default"])
+        if chosen["lr"] == 0 or "optimizer" in chosen:
+            raise ConfigError(f"the transfer {name} trains nothing by Adam; give your own recipe")
+        # One transfer counts examples in the place of epochs.
+        examples = chosen.get("total_examples")
+        frozen = {"freeze_vit": "img/.*", "freeze_llm": "llm/.*"}
+        return cls(
+            lora=None,
+            freeze=tuple(pattern for key, pattern in frozen.items() if chosen.get(key)),
+            epochs=chosen.get("epochs", 1),
+            steps=None if examples is None else round(examples / chosen["batch_size"]),
+            batch_size=chosen["batch_size"],
+            lr=chosen["lr"],
+            wd=chosen["wd"],
+            label_smoothing=chosen["label_smoothing"],
+            dropout=chosen.get("llm_dropout", 0.0),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The recipe with its learning rate, as JSON holds it."""

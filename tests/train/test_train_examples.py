@@ -1,0 +1,205 @@
+"""Batches of examples: order, targets, parts; and the memory of the loss."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_folder import EMBEDDED
+
+from paligemma.adapt.checkpointing import checkpoint_blocks
+from paligemma.batch import Batch
+from paligemma.errors import DataError
+from paligemma.example import Asking, Example
+from paligemma.model import PaliGemmaModel
+from paligemma.model.paligemma import init_weights
+from paligemma.processing.processor import Processor
+from paligemma.processing.tokenizer import load_tokenizer
+from paligemma.tiny.start import tiny_config
+from paligemma.train import loss as loss_module
+from paligemma.train.data import MicroBatches
+from paligemma.train.examples import ExampleSource, SuffixLoss
+from paligemma.train.loss import training_loss
+
+ASKING = Asking(text_len=24, max_new_tokens=8)
+
+
+@dataclass(frozen=True)
+class Plain:
+    grey: int
+
+    def read(self, max_pixels: int) -> np.ndarray:
+        return np.full((9, 14, 3), self.grey, np.uint8)
+
+
+def examples(number: int) -> list[Example]:
+    return [
+        Example(
+            id=str(k),
+            prefix="answer en " + "what " * (k % 4),
+            pictures=(Plain(20 * k),),
+            references=None,
+            targets=("red", "blue", "a star")[: 1 + k % 3],
+        )
+        for k in range(number)
+    ]
+
+
+def source(number: int = 7, **options: int) -> ExampleSource:
+    processor = Processor(load_tokenizer(EMBEDDED), 32)
+    return ExampleSource(
+        examples=examples(number),
+        asking_of=lambda example: ASKING,
+        processor=processor,
+        **{"batch_size": 3, "seed": 5, **options},
+    )
+
+
+@pytest.fixture
+def model() -> PaliGemmaModel:
+    config = tiny_config(load_tokenizer(EMBEDDED).vocab, image_size_px=32)
+    config = replace(
+        config, vision=replace(config.vision, depth=1), text=replace(config.text, depth=2)
+    )
+    model = PaliGemmaModel(config)
+    init_weights(model)
+    return model.train()
+
+
+def gradients(model: PaliGemmaModel, batch: Batch | MicroBatches[Batch]) -> list[torch.Tensor]:
+    parts = batch if isinstance(batch, MicroBatches) else MicroBatches((batch,), (1.0,))
+    model.zero_grad()
+    for part, share in zip(parts.parts, parts.shares, strict=True):
+        (SuffixLoss()(model, part)[0] * share).backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def ids_of(made: ExampleSource, epoch: int) -> list[str]:
+    first = epoch * len(made.examples)
+    return [made._example(first + k).id for k in range(len(made.examples))]
+
+
+def test_an_epoch_shows_every_example_once_in_an_order_of_its_own() -> None:
+    made = source()
+    orders = [ids_of(made, epoch) for epoch in range(3)]
+    assert all(sorted(order) == [str(k) for k in range(7)] for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert ids_of(source(seed=6), 0) != orders[0]
+
+
+def test_a_batch_depends_on_seed_and_step_alone() -> None:
+    first, later = source(), source()
+    later.batch(9)
+    a, b = first.batch(4), later.batch(4)
+    assert isinstance(a, Batch)
+    assert isinstance(b, Batch)
+    assert torch.equal(a.tokens, b.tokens)
+    assert torch.equal(a.images, b.images)
+
+
+def test_several_targets_take_turns_and_one_row_keeps_its_end_token() -> None:
+    made = source()
+    several = made.examples[2]
+    seen = {made.row(several, visit).tokens for visit in range(40)}
+    assert len(seen) == 3
+    assert all(tokens[-1] == made.processor.vocab.eos for tokens in seen)
+
+
+def test_a_row_that_would_lose_its_end_is_refused() -> None:
+    made = source()
+    long = Example(id="long", prefix="x", pictures=(), references=None, targets=("red " * 40,))
+    with pytest.raises(DataError, match=r"long: prompt and answer may have 24 tokens"):
+        made.row(long)
+
+
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(model: PaliGemmaModel) -> None:
+    whole, parts = source(), source(micro_size=2)
+    one, many = whole.batch(1), parts.batch(1)
+    assert isinstance(many, MicroBatches)
+    assert len(many.parts) == 2
+    for a, b in zip(gradients(model, one), gradients(model, many), strict=True):
+        assert (a - b).abs().max() <= 1e-5 * max(1.0, float(a.abs().max()))
+
+
+def test_padding_to_any_length_changes_no_gradient(model: PaliGemmaModel) -> None:
+    made = source()
+    batch = made.batch(1)
+    assert isinstance(batch, Batch)
+    rows = [made.row(made._example(3 + k), 1).fit(25, made.processor.vocab.pad) for k in range(3)]
+    padded = Batch.from_rows(
+        rows, pad=made.processor.vocab.pad, images=batch.images, with_loss=True
+    )
+    assert padded.tokens.shape[1] > batch.tokens.shape[1]
+    for a, b in zip(gradients(model, batch), gradients(model, padded), strict=True):
+        assert (a - b).abs().max() <= 1e-5 * max(1.0, float(a.abs().max()))
+
+
+def test_checkpointed_blocks_give_the_same_gradients_and_keep_their_names(
+    model: PaliGemmaModel,
+) -> None:
+    batch = source().batch(0)
+    names = [name for name, _ in model.named_parameters()]
+    plain = gradients(model, batch)
+    checkpoint_blocks([*model.vision.blocks, *model.text.blocks])
+    assert [name for name, _ in model.named_parameters()] == names
+    for block in model.text.blocks:
+        block.dropout = 0.0
+    for a, b in zip(plain, gradients(model, batch), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_loss_in_chunks_is_that_of_the_whole(
+    model: PaliGemmaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = source().batch(0)
+    assert isinstance(batch, Batch)
+    whole, expected = training_loss(model, batch, 0.1).loss, gradients(model, batch)
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 2 * model.config.vocab.size)
+    assert torch.allclose(training_loss(model, batch, 0.1).loss, whole, atol=1e-6)
+    for a, b in zip(expected, gradients(model, batch), strict=True):
+        assert (a - b).abs().max() <= 1e-5 * max(1.0, float(a.abs().max()))
+
+
+_PEAKS = """
+import resource, torch
+from paligemma.kernels.linear import TiedEmbedding
+from paligemma.train import loss
+
+torch.set_num_threads(1)
+table = TiedEmbedding(257_152, 8)
+table.weight.requires_grad_(False).normal_()
+hidden = torch.randn(200, 8, requires_grad=True)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def raised(rows):
+    before = peak()
+    losses = loss.supervised_losses(
+        table.logits, hidden[:rows], torch.arange(rows), 257_152, loss.token_losses, 0.0
+    )
+    losses.sum().backward()
+    return peak() - before
+
+# A process' peak never falls: the lesser one comes first.
+loss.CHUNK_LOGITS = 33 * 257_152
+raised(2)
+chunked = raised(200)
+loss.CHUNK_LOGITS = 1 << 40
+print(chunked, chunked + raised(200))
+"""
+
+
+def test_the_peak_of_the_loss_is_a_quarter_of_the_unchunked_one() -> None:
+    # Every tensor of its own pages, which are given back when it is dropped.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "100000"}
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAKS], capture_output=True, text=True, check=True, env=environment
+    )
+    chunked, whole = map(int, done.stdout.split())
+    assert chunked <= whole / 4
