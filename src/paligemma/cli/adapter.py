@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from paligemma.cli.options import NamedPath
+
 
 @click.group("adapter")
 def adapter_group() -> None:
@@ -28,7 +30,7 @@ def inspect_command(adapter: str, model: str | None) -> None:
 @click.option("--model", help="Its base; what its config names by default.")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     required=True,
     metavar="DIR",
     help="Folder of the merged model; must not exist.",

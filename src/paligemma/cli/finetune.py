@@ -8,12 +8,11 @@ from typing import Any
 
 import click
 
+from paligemma.cli.options import NamedPath
 from paligemma.cli.stopping import when_stopped
 
 _OPTIONS = (
-    click.option(
-        "--data", type=click.Path(path_type=Path), metavar="DIR", help="Folder, or file of rows."
-    ),
+    click.option("--data", type=NamedPath(), metavar="DIR", help="Folder, or file of rows."),
     click.option(
         "--model",
         envvar="PALIGEMMA_MODEL",
@@ -24,7 +23,7 @@ _OPTIONS = (
     ),
     click.option(
         "--output",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=NamedPath(file_okay=False),
         metavar="DIR",
         help="Folder of the run; runs/NAME-OF-DATA by default.",
     ),
