@@ -79,7 +79,8 @@ def cost_of(data: bytes, max_steps: int) -> Cost:
     cost = Cost(max_steps=max_steps)
     for magic, walk in _WALKS:
         if data.startswith(magic):
-            with contextlib.suppress(struct.error, IndexError):  # the end of a truncated file
+            # Ends and offsets beyond the data are left to the decoder.
+            with contextlib.suppress(struct.error, IndexError, OverflowError):
                 walk(data, cost)
             break
     return cost
