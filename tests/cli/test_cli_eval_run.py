@@ -326,6 +326,20 @@ def test_the_page_of_drawn_scenes_shows_the_pictures_that_were_asked(
     assert page.count("data:image/jpeg;base64,") == 2
 
 
+def test_ids_that_come_twice_in_the_data_are_refused_by_run_and_score_alike(
+    paligemma: Any, docvqa: Path
+) -> None:
+    path = docvqa / "val_v1.0_withQT.json"
+    table = json.loads(path.read_text())
+    table["data"].append(table["data"][0])
+    path.write_text(json.dumps(table))
+    Path("theirs.jsonl").write_text('{"id": "100", "text": "0"}')
+    scored = paligemma("eval", "score", "theirs.jsonl", "--task", "docvqa", "--data", docvqa)
+    run = paligemma("eval", "docvqa", "--data", docvqa)
+    for done in (scored, run):
+        assert (done.status, "'100' occurs twice; remove the copy" in done.err) == (2, True)
+
+
 # Masks that somebody else's answers only spell
 
 

@@ -42,6 +42,21 @@ def test_boxes_that_are_only_spelt_in_the_text_are_told() -> None:
     assert _notices(Prediction(id="7", text="")) == ()
 
 
+def test_cider_of_a_single_picture_is_0_and_says_why() -> None:
+    task = find_task("coco-captions")
+    config = RunConfig(task=task.name, split="val", model="m", data=".")
+    examples = [
+        Example(id=str(k), prefix="caption en", pictures=(), references=[f"a {animal} runs"])
+        for k, animal in enumerate(("cat", "dog"))
+    ]
+    said = [Prediction(id=one.id, text=one.references[0]) for one in examples]
+    one = score_matched(task, config, examples[:1], said[:1])
+    assert one.headline.value == 0
+    assert "CIDEr of a single picture is 0 by construction" in one.notices[0]
+    two = score_matched(task, config, examples, said)
+    assert (two.headline.value > 0, two.notices) == (True, ())
+
+
 def test_pictures_that_are_not_those_of_the_annotation_are_named() -> None:
     note = "it is 40x30 pixels, its annotation says 40x50"
     assert _notices(Prediction(id="7", text="", note=note)) == (

@@ -14,6 +14,7 @@ from paligemma.outputs.boxes import (
     encode_boxes,
     format_detections,
 )
+from paligemma.outputs.parse import parse_objects
 
 
 @pytest.mark.parametrize("divisor", [1023, 1024])
@@ -59,6 +60,9 @@ def test_detections_and_segmentations_read_as_in_pre_training() -> None:
     text = format_detections(boxes[:1], [None], [range(16)])
     assert text.endswith("<loc1023>" + "".join(f"<seg{i:03d}>" for i in range(16)))
     assert format_detections(np.zeros((0, 4)), []) == ""
+    for label in ("<loc1024>", "x <seg128>"):  # plain text to the parser, too
+        text = format_detections(boxes[:1], [label])
+        assert [one.label for one in parse_objects(text).objects] == [label]
 
 
 @pytest.mark.parametrize("label", ["", " cat", "cat ", "a ; b", "x<loc0001>", "<seg001>", "cat\n"])

@@ -1,7 +1,8 @@
 """COCO's twelve figures of boxes, with crowds, area ranges and limits of detections.
 
 Images are matched once, all of them at a time in NumPy; figures are then accumulated for any
-weights of the images, and with weights of one they are pycocotools' own, to the last bit.
+weights of the images, and with weights of one they are pycocotools' own, to the last bit,
+where annotation ids are unique and not 0: others it loses, and here they count.
 
 Axes: D detections, G objects, K categories, T IoU thresholds, L = 4 * T lanes (an area range at a
 threshold; areas outermost), M detections that match in some lane.

@@ -20,7 +20,8 @@ Box = tuple[float, float, float, float]
 Divisor = Literal[1023, 1024]
 SEPARATOR = " ; "
 
-_OBJECT_TOKEN = re.compile(r"<loc\d{4}>|<seg\d{3}>")
+# Beyond 1023 and 127 they are plain text, to the parser too.
+_OBJECT_TOKEN = re.compile(r"<loc(0\d{3}|10[01]\d|102[0-3])>|<seg(0\d\d|1[01]\d|12[0-7])>")
 
 
 def encode_boxes(boxes_yxyx: ArrayLike, *, divisor: Divisor = 1023) -> np.ndarray:

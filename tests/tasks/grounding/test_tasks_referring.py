@@ -20,6 +20,7 @@ from paligemma.outputs.vqvae import MaskCodec
 from paligemma.processing.resize import BILINEAR
 from paligemma.tasks.grounding.rows import TASKS
 from paligemma.tasks.grounding.targets import referring_target
+from paligemma.tasks.reading.finding import look_again
 from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.task import Task
 
@@ -142,6 +143,23 @@ def test_outlines_as_run_lengths_are_read(data: Path) -> None:
 
 def test_pictures_under_their_names_of_2014_are_found(data: Path) -> None:
     (data / "train2017/000000000005.jpg").rename(data / "train2017/COCO_train2014_000000000005.jpg")
+    example = next(iter(REFCOCO.read(data, "val")))
+    assert example.pictures[0].read(10_000).shape == (20, 40, 3)
+
+
+def test_the_folder_that_holds_the_first_picture_is_taken(data: Path) -> None:
+    """As github.com/lichengunc/refer lays them out, beside a folder of others."""
+    deep = data / "images/mscoco/images/train2014"
+    deep.mkdir(parents=True)
+    for path in (data / "train2017").iterdir():
+        path.rename(deep / f"COCO_train2014_{path.name}")
+    for folder in ("train2017", "images"):
+        (data / folder / "other.jpg").touch()
+    example = next(iter(REFCOCO.read(data, "val")))
+    assert example.pictures[0].read(10_000).shape == (20, 40, 3)
+    # Under a name of its own, it is found from `images` on.
+    (data / "images/mscoco/images").rename(data / "images/mscoco/pictures")
+    look_again()
     example = next(iter(REFCOCO.read(data, "val")))
     assert example.pictures[0].read(10_000).shape == (20, 40, 3)
 

@@ -163,6 +163,29 @@ def test_a_picture_is_as_stored_unless_only_its_exif_turn_gives_the_stated_size(
     assert np.array_equal(found, pixels if shape == (2, 3) else np.rot90(pixels, -1))
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["1" + "0" * 30, "-1" + "0" * 30, "1" * 400, "1e400", "NaN", "Infinity", "1.5", '"9e99"'],
+)
+def test_a_whole_number_beyond_all_ids_is_named_with_its_row(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(f'[{{"n": 1}}, {{"n": {value}}}]')
+    first, second = read_list(path)
+    assert first.integer("n") == 1
+    with pytest.raises(DataError, match=r"rows.json, row 1: the field 'n' must be a whole number"):
+        second.integer("n")
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":', '[{"a":'])
+@pytest.mark.parametrize("depth", [600, 200_000])
+def test_json_nested_without_end_is_refused(tmp_path: Path, opening: str, depth: int) -> None:
+    for name in ("rows.json", "rows.jsonl"):
+        path = tmp_path / name
+        path.write_text(opening * depth)
+        with pytest.raises(DataError, match=name):
+            list(read_list(path) if name == "rows.json" else read_json_lines(path))
+
+
 def test_a_picture_is_turned_upright_and_travels(tmp_path: Path) -> None:
     pixels = np.zeros((2, 3, 3), np.uint8)
     pixels[0, 2] = 255

@@ -14,7 +14,7 @@ from typing import Any
 from paligemma.errors import DataError
 from paligemma.metrics.extras import missing_extra
 from paligemma.outputs.boxes import Box
-from paligemma.outputs.rle import decode_rle, encode_rle
+from paligemma.outputs.rle import MAX_MASK_PIXELS, decode_rle, encode_rle
 from paligemma.tasks.reading.coco_stream import stream_lists
 from paligemma.tasks.reading.file_rows import FileRow
 from paligemma.tasks.reading.files import relative_name
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 COCO_IMAGES = "images.cocodataset.org/zips"
 MAX_CLASSES = 10_000
+# COCO draws an outline point by point, however far beside the picture it runs.
+_FARTHEST_PX = 1e6
 # (x, y, width, height) in pixels.
 BoxXYWH = tuple[float, float, float, float]
 
@@ -85,8 +87,10 @@ def coco_image(row: FileRow) -> CocoImage:
     image = CocoImage(
         file_name=row.text("file_name"), width=row.integer("width"), height=row.integer("height")
     )
-    if image.width < 1 or image.height < 1:
-        raise row.error(f"a picture has pixels, got {image.width}x{image.height}")
+    if image.width < 1 or image.height < 1 or image.width * image.height > MAX_MASK_PIXELS:
+        raise row.error(
+            f"a picture has 1 to {MAX_MASK_PIXELS} pixels, got {image.width}x{image.height}"
+        )
     return image
 
 
@@ -246,6 +250,6 @@ def _polygons(rings: Any) -> list[list[float]]:
     numbers = [[float(n) for n in ring] for ring in rings]
     if not numbers or any(len(ring) < 6 or len(ring) % 2 for ring in numbers):
         raise ValueError("a polygon has at least three corners")
-    if any(not abs(n) < 1e9 for ring in numbers for n in ring):
+    if any(not abs(n) < _FARTHEST_PX for ring in numbers for n in ring):
         raise ValueError("a corner is no place in a picture")
     return numbers
