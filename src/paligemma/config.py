@@ -10,6 +10,7 @@ import fnmatch
 import math
 import re
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 
 from paligemma.errors import ConfigError, ModelNotFoundError
 from paligemma.vocab import GEMMA_VOCAB, Vocab
@@ -87,6 +88,17 @@ class VisionConfig:
         return self.grid**2
 
 
+_CAP = (Real, 1e-3, 1e6, "a number in [0.001, 1e6]")
+_WINDOW = (Integral, 1, 2**31 - 1, "a whole number below 2^31")
+
+
+def require_attention_value(name: str, value: float, *, off: str) -> None:
+    """Raise ConfigError unless float32 can divide by a soft-cap, or an index hold a window."""
+    kind, low, high, wanted = _WINDOW if name == "sliding_window" else _CAP
+    if type(value) is bool or not issubclass(type(value), kind) or not low <= value <= high:
+        raise ConfigError(f"{name} must be positive{off}, got {value!r}; state {wanted}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """Sizes and conventions of a Gemma or Gemma 2 decoder.
@@ -137,8 +149,8 @@ class TextConfig:
             raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         for name in ("attn_softcap", "final_softcap", "sliding_window"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{name} must be positive or None (off), got {value}")
+            if value is not None:
+                require_attention_value(name, value, off=" or None (off)")
         for name, bound in (("query_scale", math.inf), ("rope_theta", math.inf), ("norm_eps", 1)):
             value = getattr(self, name)
             if not 0 < value < bound:

@@ -79,6 +79,20 @@ def test_a_short_run_warms_up_for_half_of_it_at_most(
 
 
 @pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize("name", ["codec.npz", "codec.json"])
+def test_a_codec_that_is_there_is_kept_unless_the_user_says_otherwise(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("mine")
+    error = train("codec", "--output", tmp_path / "codec.npz").exception
+    assert isinstance(error, ConfigError)
+    assert f"{name}' was not written by this program" in str(error)
+    assert (tmp_path / name).read_text() == "mine"
+    again = train("codec", "--output", tmp_path / "codec.npz", "--overwrite").exception
+    assert isinstance(again, AssertionError)  # it goes on to draw masks
+
+
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [
@@ -125,6 +139,9 @@ def test_a_tokenizer_without_a_place_is_refused_before_any_picture_is_drawn(
     (tmp_path / "file").write_text("")
     error = train("tokenizer", "--output", tmp_path / "file" / "tokenizer.model").exception
     assert isinstance(error, ConfigError)
+    (tmp_path / "mine.model").symlink_to(tmp_path / "file")
+    error = train("tokenizer", "--output", tmp_path / "mine.model").exception
+    assert "was not written by this program" in str(error)
 
 
 SHORT = Stage(
@@ -192,3 +209,13 @@ def test_what_a_training_lacks_is_named_with_the_command_that_makes_it(
     error = train("tiny", *arguments).exception
     assert isinstance(error, ConfigError)
     assert rule in str(error)
+
+
+@pytest.mark.usefixtures("two_stages")
+def test_a_folder_of_another_model_is_not_where_the_finished_one_goes(tmp_path: Path) -> None:
+    shutil.copytree(training.EMBEDDED, tmp_path / "model")
+    (tmp_path / "model" / "training.json").unlink(missing_ok=True)
+    error = train("tiny", "--output", tmp_path).exception
+    assert isinstance(error, ConfigError)
+    assert "which holds something else" in str(error)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

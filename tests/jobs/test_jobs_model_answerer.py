@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_folder import DESK
 
 from paligemma.errors import ConfigError, ImageError
 from paligemma.example import ALL_CLASSES, MASK, OBJECTS, Asking, Example, Prediction
@@ -306,3 +307,23 @@ def test_boxes_and_masks_of_padded_pictures_are_those_of_the_picture_itself(
         assert ours.box_yxyx == pytest.approx((2 * y0, x0, 2 * y1, x1))
         assert ours.mask is not None
         assert (decode_rle(ours.mask) == theirs.mask[:112]).all()
+
+
+def test_one_picture_asked_in_two_ways_is_prepared_in_both(tiny: PaliGemma) -> None:
+    first = replace(QUESTIONS[0], pictures=(FilePicture(path=DESK),))
+    second = replace(first, id="again")
+    ways = {
+        first.id: Asking(text_len=64, max_new_tokens=4),
+        second.id: Asking(text_len=64, max_new_tokens=4, pad_to_square=True, keep_fractions=True),
+    }
+    answerer = ModelAnswerer(tiny, lambda one: ways[one.id])
+    together = answerer.read([first, second])
+    for example, read in zip((first, second), together, strict=True):
+        (alone,) = answerer.read([example])
+        assert not isinstance(read, str)
+        assert not isinstance(alone, str)
+        assert np.array_equal(read.pictures.pixels, alone.pictures.pixels)
+    one, other = together
+    assert not isinstance(one, str)
+    assert not isinstance(other, str)
+    assert not np.array_equal(one.pictures.pixels, other.pictures.pixels)

@@ -24,10 +24,11 @@ from paligemma.cli.eval_run import (
     show,
     write_result,
 )
-from paligemma.cli.options import NamedPath
+from paligemma.cli.options import NamedPath, overwrite_option
 from paligemma.cli.show import echo_json
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import MASK
+from paligemma.whole_file import require_free
 
 if TYPE_CHECKING:
     from paligemma.eval.vectors import MetricSummary
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     "--model", "model_name", default="", metavar="NAME", help="Whose; for published figures."
 )
 @file_option("--html", "page", help="Write the page there.")
+@overwrite_option
 @file_option(
     "--mask-codec", "codec_path", help="vae-oid.npz, for masks that are spelt in the text alone."
 )
@@ -65,6 +67,7 @@ def score_command(
     missing: str,
     model_name: str,
     page: Path | None,
+    overwrite: bool,
     codec_path: Path | None,
     rules: tuple[str, ...],
     as_json: bool,
@@ -81,6 +84,8 @@ def score_command(
     from paligemma.eval.scored import score_matched
     from paligemma.tasks.catalog import find_task
 
+    if page is not None:
+        require_free(page, overwrite=overwrite)
     task = find_task(name)
     chosen = chosen_rules(task, rules)
     if codec_path is not None and task.asking.answer != MASK:
@@ -171,6 +176,7 @@ def _rules(run: Run, rules: tuple[str, ...]) -> dict[str, str] | None:
 @click.argument("first", type=NamedPath(file_okay=False))
 @click.argument("second", type=NamedPath(file_okay=False))
 @file_option("--html", "page", help="Write a page with both answers beside each other.")
+@overwrite_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the resampling.")
 @rule_option
 @json_option
@@ -178,6 +184,7 @@ def compare_command(
     first: Path,
     second: Path,
     page: Path | None,
+    overwrite: bool,
     seed: int,
     rules: tuple[str, ...],
     as_json: bool,
@@ -190,6 +197,8 @@ def compare_command(
     from paligemma.eval.scored import score_run
     from paligemma.jobs.run_folder import load_run
 
+    if page is not None:
+        require_free(page, overwrite=overwrite)
     runs = [load_run(path) for path in (first, second)]
     scored = [score_run(run, rules=_rules(run, rules)) for run in runs]
     found = compare(*scored, seed=seed)
@@ -265,13 +274,15 @@ def _calibration_lines(part: Any) -> str:
 @click.command("submission")
 @run_folder
 @file_option("--output", "-o", required=True, help="Where it goes.")
+@overwrite_option
 @json_option
-def submission_command(run: Path, output: Path, as_json: bool) -> None:
+def submission_command(run: Path, output: Path, overwrite: bool, as_json: bool) -> None:
     """Write the answers of RUN as the benchmark's test server takes them."""
     from paligemma.eval.scored import some_ids
     from paligemma.jobs.run_folder import load_run
     from paligemma.tasks.catalog import find_task, tasks
 
+    require_free(output, overwrite=overwrite)
     loaded = load_run(run)
     task = find_task(loaded.config.task)
     if task.submission is None:

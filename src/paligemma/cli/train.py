@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from paligemma.cli.finetune import TrainGroup, finetune_options, run_finetune
-from paligemma.cli.options import NamedPath
+from paligemma.cli.options import NamedPath, overwrite_option
 from paligemma.cli.stopping import when_stopped
+from paligemma.whole_file import require_free
 
 
 @click.group("train", cls=TrainGroup, invoke_without_command=True)
@@ -91,8 +92,9 @@ def tiny_command(
 )
 @click.option("--steps", type=int, default=None, help="Number of updates; 3600 by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and order.")
+@overwrite_option
 @when_stopped("begins anew, as nothing was written")
-def codec_command(output: Path, steps: int | None, seed: int) -> None:
+def codec_command(output: Path, steps: int | None, seed: int, overwrite: bool) -> None:
     """Train the mask codec on masks of drawn pictures; takes about seven minutes."""
     from dataclasses import replace
 
@@ -100,6 +102,8 @@ def codec_command(output: Path, steps: int | None, seed: int) -> None:
 
     from paligemma.tiny.mask_codec import MaskCodecTraining, train_codec_file
 
+    for path in (output, output.with_suffix(".json")):
+        require_free(path, overwrite=overwrite)
     options = replace(MaskCodecTraining(), seed=seed)
     if steps is not None:
         # A short run, to try the command out, warms up for half of it at most.
@@ -121,10 +125,12 @@ def codec_command(output: Path, steps: int | None, seed: int) -> None:
     show_default=True,
     help="File to write.",
 )
+@overwrite_option
 @when_stopped("begins anew, as nothing was written")
-def tokenizer_command(output: Path) -> None:
+def tokenizer_command(output: Path, overwrite: bool) -> None:
     """Train the small tokenizer on prompts and answers of drawn pictures; takes half a minute."""
     from paligemma.tiny.start import make_tokenizer
 
+    require_free(output, overwrite=overwrite)
     make_tokenizer(output)
     click.echo(f"wrote {output}")

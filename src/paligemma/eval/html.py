@@ -7,6 +7,7 @@ forbids any and every request.
 import html
 
 from paligemma.eval.page_style import STYLE
+from paligemma.whole_file import SOFTWARE
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 # Elements without an end tag.
@@ -58,6 +59,7 @@ def page(title: str, *body: Child) -> str:
     head = el(
         "head",
         el("meta", charset="utf-8"),
+        el("meta", name_="generator", content=SOFTWARE),
         el("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         el("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name_="color-scheme", content="light dark"),

@@ -115,12 +115,14 @@ class ModelAnswerer:
 
     def read(self, examples: Sequence[Example]) -> list[ReadExample | str]:
         """Each example as the model reads it, or a sentence why it cannot be read."""
-        shown: dict[str, ReadPictures | str] = {}
+        # One picture may be prepared in two ways.
+        shown: dict[tuple[str, Preparation], ReadPictures | str] = {}
         found: list[ReadExample | str] = []
         for example in examples:
-            key = picture_key(example)
+            preparation = self._preparation(example)
+            key = (picture_key(example), preparation)
             if key not in shown:
-                shown[key] = self._pictures(example)
+                shown[key] = self._pictures(example, preparation)
             pictures, row = shown[key], self._row(example)
             if isinstance(pictures, str):
                 found.append(pictures)
@@ -130,15 +132,17 @@ class ModelAnswerer:
                 found.append(ReadExample(pictures=pictures, row=row))
         return found
 
-    def _pictures(self, example: Example) -> ReadPictures | str:
+    def _preparation(self, example: Example) -> Preparation:
         asking = self._asking_of(example)
-        preparation = Preparation(
+        return Preparation(
             size_px=self._processor.image_size_px,
             resize_method=asking.resize_method,
             keep_fractions=asking.keep_fractions,
             pad_to_square=asking.pad_to_square,
             mark_box_yxyx=example.mark_box_yxyx,
         )
+
+    def _pictures(self, example: Example, preparation: Preparation) -> ReadPictures | str:
         try:
             return read_pictures(example, preparation, self._processor.reader.max_pixels)
         except ImageError as error:

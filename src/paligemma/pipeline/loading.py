@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -11,7 +12,7 @@ import torch
 
 from paligemma.config import MAX_IMAGE_SIZE_PX, PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError, TokenizerError
-from paligemma.generate import check_kv_cache_dtype
+from paligemma.generate import check_kv_cache_dtype, require_whole
 from paligemma.model import PaliGemmaModel
 from paligemma.pipeline.options import RunSettings
 from paligemma.processing.colours import WHITE, require_background
@@ -115,6 +116,9 @@ class LoadOptions:
             RunSettings(mode=self.mode)
         if self.kv_cache_dtype is not None:
             check_kv_cache_dtype(self.kv_cache_dtype)
+        require_whole("max_pixels", self.max_pixels)
+        if self.image_size_px is not None:
+            require_whole("image_size_px", self.image_size_px)
         if self.image_size_px is not None and not 1 <= self.image_size_px <= MAX_IMAGE_SIZE_PX:
             raise ConfigError(
                 f"image_size_px must lie in 1..{MAX_IMAGE_SIZE_PX}, got {self.image_size_px}; "
@@ -205,10 +209,11 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch's two ways to say that it is not there
+    except Exception as error:  # torch has many ways to say that a device is not there
+        said = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise ConfigError(
-            f"the device must be one that torch finds here, such as cpu, got {str(device)!r} "
-            f"({str(error).splitlines()[0][:100]})"
+            "the device must be one that torch finds here, such as cpu, got "
+            f"{reprlib.repr(str(device))} ({said})"
         ) from error
     found = torch.device(device)
     if found.type == "meta":

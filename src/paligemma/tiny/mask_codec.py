@@ -7,7 +7,6 @@ narrower than the original, because the masks are simpler; dead codewords are re
 Axes: N masks, B masks of a batch.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from paligemma.outputs.vqvae import MaskCodec, MaskCodecConfig, load_mask_codec
 from paligemma.scenes import LABELS, SceneOptions, draw_scene
 from paligemma.train.schedule import ScheduleConfig, learning_rate_schedule
 from paligemma.vocab import SEG_PER_MASK
-from paligemma.whole_file import require_writable
+from paligemma.whole_file import require_writable, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -362,5 +361,5 @@ def train_codec_file(
         "heldout": measure_mask_codec(load_mask_codec(path), heldout, shifted=shifted),
         "curve": curve,
     }
-    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(path.with_suffix(".json"), record)
     return record

@@ -30,6 +30,8 @@ from paligemma.weights.save import save_model
 
 EMBEDDED = Path(str(resources.files("paligemma"))) / "models" / "tiny"
 PART_FILES = {"tokenizer": "tokenizer.model", "mask_codec": "mask_codec.safetensors"}
+# Tells the folder of a finished model from any other.
+_RECORD = "training.json"
 _TEXT_LEN = 128
 # Every stage draws its own pictures.
 _SEEDS_A_STAGE = 10_000_000
@@ -61,6 +63,12 @@ def train_tiny(
             f"a training needs {' and '.join(PART_FILES.values())} in one folder, but {parts} "
             f"lacks {' and '.join(missing)}; make them with `paligemma train tokenizer` and "
             "`paligemma train codec`"
+        )
+    folder = output / "model"
+    if folder.is_symlink() or (folder.exists() and not (folder / _RECORD).is_file()):
+        raise ConfigError(
+            f"the finished model is written to {folder}, which holds something else; move that "
+            "away or use another output folder"
         )
     tokenizer, codec = Tokenizer.from_file(files["tokenizer"]), load_mask_codec(files["mask_codec"])
     hashes = {part: sha256(path) for part, path in files.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paligemma.config import PaliGemmaConfig
+from paligemma.config import PaliGemmaConfig, require_attention_value
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
 from paligemma.model.siglip import resize_position_table
@@ -58,8 +57,8 @@ class AttentionOptions:
 
     def __post_init__(self) -> None:
         for name, value in self._named().items():
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"{name} must be positive, or 0 for off, got {value}")
+            if value != 0 or isinstance(value, bool):
+                require_attention_value(name, value, off=", or 0 for off")
 
     def applied(self, config: PaliGemmaConfig) -> PaliGemmaConfig:
         """The config with what is named here."""
