@@ -71,7 +71,7 @@ def test_a_conversion_replaces_a_checkpoint_only_when_asked(
     ("options", "said"),
     [
         (("--max-shard-gb", "nan"), "no finite number"),
-        (("--max-shard-gb", "inf"), "no finite number"),
+        (("--max-shard-gb", "inf"), "is not in the range"),
         (("--max-shard-gb", "1", "--layout", "npz"), "of the layout hf, got them with npz"),
         (("--layout", "npz", "--spelling", "current"), "of the layout hf, got them with npz"),
         (("--layout", "npz", "--pad-rows"), "of the layout hf, got them with npz"),
