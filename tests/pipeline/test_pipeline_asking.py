@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -312,6 +313,45 @@ def test_an_encoded_picture_gives_exactly_the_answers_of_the_picture(
     found = encoded.ask("detect digit", constrain=True, max_new_tokens=12)
     assert isinstance(found, Detections)
     assert found.image_wh == (640, 480)
+
+
+def test_a_tensor_or_array_is_the_picture_that_its_layout_states(random_tiny: PaliGemma) -> None:
+    rows = torch.from_numpy(np.asarray(Image.open(DESK).convert("RGB")).copy())
+    truth = random_tiny.read(DESK, max_new_tokens=6).token_logprobs
+    first = rows.permute(2, 0, 1)
+    for picture, layout in (
+        (rows, "HWC"),
+        (first, "CHW"),
+        (first / 255, "CHW"),
+        (first[None] / 255, "CHW"),
+        (first.numpy(), "CHW"),
+    ):
+        encoded = random_tiny.encode_image(picture, layout=layout)
+        assert encoded.image_wh == (640, 480)
+        assert random_tiny.read(encoded, max_new_tokens=6).token_logprobs == truth
+    assert random_tiny.open_picture(first, layout="CHW").shape == (480, 640, 3)
+    size = random_tiny.processor.image_size_px
+    with pytest.raises(ImageError, match=r"got 0\.\.1; state layout='HWC' or 'CHW'"):
+        random_tiny.read(torch.linspace(0, 1, size * size * 3).reshape(size, size, 3))
+
+
+def test_frames_of_a_file_are_one_picture_or_one_example(
+    random_tiny: PaliGemma, tmp_path: Path
+) -> None:
+    desk = Image.open(DESK).convert("RGB")
+    pages = tmp_path / "pages.tiff"
+    Image.new("RGB", (20, 10)).save(pages, save_all=True, append_images=[desk, desk])
+    truth = random_tiny.read(DESK, max_new_tokens=6).token_logprobs
+    second = random_tiny.encode_image(pages, frames=1)
+    assert random_tiny.read(second, max_new_tokens=6).token_logprobs == truth
+    both = random_tiny.encode_image(pages, frames=[1, 2])
+    pair = random_tiny.read([DESK, DESK], max_new_tokens=6).token_logprobs
+    assert random_tiny.read(both, max_new_tokens=6).token_logprobs == pair
+    every = random_tiny.encode_image(pages, frames="all")
+    assert every.image_wh == (20, 10)
+    assert every.soft_tokens.shape[1] == 3 * second.soft_tokens.shape[1]
+    with pytest.raises(ImageError, match=r"must lie in 0\.\.2"):
+        random_tiny.encode_image(pages, frames=[0, 3])
 
 
 def test_an_encoded_picture_of_another_model_is_refused(

@@ -293,6 +293,14 @@ def test_the_pixel_bound_can_be_set_and_holds_for_arrays_and_pillow() -> None:
             load_image(source, max_pixels=53)
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "JPEG2000"])
+def test_formats_that_need_more_memory_may_have_fewer_pixels(kind: str) -> None:
+    data = encoded(Image.new("RGB", (20, 10)), kind)
+    assert load_image(data, max_pixels=300).shape == (10, 20, 3)
+    with pytest.raises(ImageError, match=r"20x10 = 200, each counted 1\.5 times"):
+        load_image(data, max_pixels=299)
+
+
 def test_missing_files_folders_and_strange_sources_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,8 +46,9 @@ FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF"),
     *("JPEG2000", "AVIF", "ICO", "TGA", "PCX"),
 )
-# Formats of which Pillow needs so much memory for a pixel that fewer pixels are allowed.
-_PIXEL_WEIGHT = {"WEBP": 1.5}
+# Formats that need more memory for a pixel, so that fewer pixels are allowed: a picture at the
+# bound takes at most 800 MB.
+_PIXEL_WEIGHT = {"WEBP": 1.5, "JPEG2000": 1.5}
 
 
 @dataclass(frozen=True, kw_only=True)
