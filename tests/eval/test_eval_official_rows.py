@@ -151,6 +151,20 @@ def test_every_form_of_aokvqas_answers_is_read(
         assert [one.text for one in found] == texts
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question_id": 7, "prompt": "what?", "text": "dog", "answer_id": "x", "metadata": {}},
+        {"questionId": "7", "prediction": "dog"},
+        {"image_id": 7, "id": 1, "caption": "dog"},
+        {"id": "7", "text": "dog", "answer": "cat"},
+    ],
+)
+def test_rows_of_other_programs_are_read(tmp_path: Path, row: dict[str, Any]) -> None:
+    read = read_predictions(_file(tmp_path, [row])).predictions
+    assert {name: one.text for name, one in read.items()} == {"7": "dog"}
+
+
 def test_boxes_are_gathered_by_picture_with_names_for_numbers(tmp_path: Path) -> None:
     rows = [
         {"image_id": 8, "category_id": 17, "bbox": [20, 10, 40, 50], "score": 0.5},

@@ -1,6 +1,7 @@
 """Result files as test servers and COCO's tools take them, as rows of this project.
 
-{"question_id" | "questionId" | "image_id" | "image", "answer" | "caption"}   VQA, captions
+{"question_id" | "questionId" | "image_id" | "image",
+ "answer" | "caption" | "prediction" | "text"}                                 VQA, captions
 {question: {"direct_answer", "multiple_choice"} | answer}                      A-OKVQA
 {"image_id", "category_id", "bbox": [x, y, width, height], "score"}            COCO detections
 """
@@ -14,7 +15,7 @@ from paligemma.jobs.json_lines import number_of
 
 # The first that a row holds is taken: a VQA row may name its image beside its question.
 _IDS = ("question_id", "questionId", "image_id", "image")
-_TEXTS = ("answer", "caption", "direct_answer", "multiple_choice")
+_TEXTS = ("answer", "caption", "direct_answer", "multiple_choice", "prediction", "text")
 _NUM_NAMED = 5
 _DETECTION = frozenset({"image_id", "category_id", "bbox"})
 
@@ -45,6 +46,10 @@ def own_rows(
         # Detections that went through COCO's tools have an id of their own.
         if row.keys() >= _DETECTION and "text" not in row:
             detections.add(where, row)
+        elif {"id", "text"} <= row.keys():
+            yield where, row
+        elif (named := _text_row(row)) is not row:
+            yield where, named
         elif "id" in row or "text" in row:
             yield where, row
         elif row and all(isinstance(one, dict) for one in row.values()):

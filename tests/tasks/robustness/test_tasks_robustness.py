@@ -14,6 +14,7 @@ from task_files import write_csv, write_json, write_json_lines, write_picture
 from paligemma.errors import DataError
 from paligemma.eval.options import EvalOptions
 from paligemma.example import Example, Prediction
+from paligemma.tasks.robustness import objaverse
 from paligemma.tasks.robustness.files import (
     OBJAVERSE_QUESTIONS,
     read_mmvp,
@@ -268,6 +269,10 @@ def test_an_object_without_any_answer_counts_zero(
     ("arrays", "message"),
     [
         ({"texts": np.array(["a"])}, "must be an .npz file"),
+        (
+            {"texts": np.array(["a"]), "vectors": np.broadcast_to(np.float32(0), (1, 3 << 17))},
+            "may unfold to 1048576 bytes",
+        ),
         ({"texts": np.array([1]), "vectors": np.ones((1, 2))}, "must hold texts"),
         ({"texts": np.array(["a"]), "vectors": np.ones((2, 2))}, "must hold texts"),
         ({"texts": np.array(["a"]), "vectors": np.full((1, 2), np.nan)}, "must be finite"),
@@ -275,8 +280,9 @@ def test_an_object_without_any_answer_counts_zero(
     ],
 )
 def test_bad_embeddings_are_refused(
-    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(objaverse, "MAX_EMBEDDING_BYTES", 1 << 20)
     np.savez(tmp_path / "e.npz", **arrays)
     with pytest.raises(DataError, match=message):
         read_embeddings(tmp_path / "e.npz")

@@ -6,6 +6,7 @@ weighting is not published, so it is an option here.
 
 import logging
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from paligemma.metrics.measure import Measure, mean_measure
 
 logger = logging.getLogger(__name__)
 
+# A hundred thousand texts in 512 dimensions of float64, and the texts.
+MAX_EMBEDDING_BYTES = 1 << 30
 # Weight of an answer among those of its object: the sum of the probabilities with which it was
 # given, the largest of them, or how often it was given.
 WEIGHTINGS = ("sum_probability", "max_probability", "votes")
@@ -66,11 +69,16 @@ def read_embeddings(path: Path) -> dict[str, np.ndarray]:
         DataError: no such file, another layout, or a number that is not finite.
     """
     try:
-        with zipfile.ZipFile(path):  # np.load would take a lone array too
-            arrays = np.load(path, allow_pickle=False)
-        with arrays:
+        with zipfile.ZipFile(path) as archive:  # np.load would take a lone array too
+            num_bytes = sum(one.file_size for one in archive.infolist())
+        if num_bytes > MAX_EMBEDDING_BYTES:
+            raise ValueError(f"it may unfold to {MAX_EMBEDDING_BYTES} bytes, not {num_bytes}")
+        with np.load(path, allow_pickle=False) as arrays:
             texts, vectors = arrays["texts"], arrays["vectors"]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        *(OSError, KeyError, ValueError, EOFError, MemoryError),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as error:
         raise DataError(
             f"{path} must be an .npz file with texts and vectors ({str(error)[:200]}); embed the "
             "texts of texts_to_embed with Universal Sentence Encoder v4"
