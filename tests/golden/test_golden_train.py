@@ -173,31 +173,47 @@ def global_norm(arrays: Mapping[str, np.ndarray]) -> float:
     return float(np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in arrays.values())))
 
 
-def test_losses_and_gradient_norms_are_the_original_s(gold: GoldenModel) -> None:
-    arrays = gold.arrays("loss")
-    losses: list[list[np.ndarray]] = []
-    norms = []
-    for tag, smoothing, index in tags_of(gold, "loss_TAG"):
+@cache
+def gradient_norms(gold: GoldenModel) -> np.ndarray:
+    """Norm of the gradient with the stored weights, for every batch and smoothing of the set.
+
+    Returns:
+        float64[runs, N]: ours, the original's and those of `PRECISIONS`, in units of float64, so
+        that a large norm does not hide the error of a small one.
+    """
+    arrays, norms = gold.arrays("loss"), []
+    for tag, smoothing, index in tags_of(gold, "gradnorm_TAG"):
         model = gold.model()
-        result = training_loss(model, golden_batch(gold, index), smoothing)
-        result.loss.backward()
-        runs = all_defined(gold, index, smoothing)
+        training_loss(model, golden_batch(gold, index), smoothing).loss.backward()
+        ours = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+        exact = [global_norm(run.gradients) for run in all_defined(gold, index, smoothing)]
+        norms.append(np.array([ours, arrays[f"gradnorm_{tag}"], *exact]) / exact[0])
+    return np.array(norms).T
+
+
+def test_gradient_norms_are_the_original_s(gold: GoldenModel) -> None:
+    assert_within_rounding(*gradient_norms(gold))
+
+
+def test_losses_are_the_original_s(gold: GoldenModel) -> None:
+    arrays, model = gold.arrays("loss"), gold.model()
+    losses: list[list[np.ndarray]] = []
+    for tag, smoothing, index in tags_of(gold, "loss_TAG"):
+        with torch.no_grad():
+            result = training_loss(model, golden_batch(gold, index), smoothing)
         losses.append(
             [
-                np.append(result.per_example.detach(), result.loss.item()),
+                np.append(result.per_example, result.loss),
                 np.append(arrays[f"per_example_{tag}"], arrays[f"loss_{tag}"]),
-                *(np.append(run.per_example, run.loss) for run in runs),
+                *(
+                    np.append(run.per_example, run.loss)
+                    for run in all_defined(gold, index, smoothing)
+                ),
             ]
         )
-        ours = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
-        exact = [global_norm(run.gradients) for run in runs]
-        norms.append([ours, float(arrays[f"gradnorm_{tag}"]), *exact])
         counts = result.num_targets.float()
         assert [counts.mean().item(), counts.max().item()] == arrays[f"sup_len_{tag}"].tolist()
-    assert_within_rounding(*np.array(losses).swapaxes(0, 1), what="losses")
-    # Relative errors, so that a large norm does not hide a small one.
-    columns = np.array(norms)
-    assert_within_rounding(*(columns / columns[:, 2:3]).T, what="gradient norms")
+    assert_within_rounding(*np.array(losses).swapaxes(0, 1))
 
 
 def checksum(array: np.ndarray) -> np.ndarray:
@@ -361,14 +377,18 @@ def test_updates_are_the_original_s(gold: GoldenModel) -> None:
         every = [[update.metrics for update in run] for run in (ours, *runs)]
         metrics.append([every[0], original, *every[1:]])
         assert_frozen(gold, setting, ours[-1])
-    # [variants, runs, steps, metrics]: each step by its own spread, in units of the exact values.
-    columns = np.array(metrics)
-    exact = columns[:, 2:3]
+    # [runs, steps, variants, metrics]: each step by its own spread, in units of the exact values.
+    columns = np.moveaxis(np.array(metrics), 0, 2)
+    exact = columns[2:3]
     columns /= np.where(exact > 0, exact, 1.0)
-    for step in range(columns.shape[2]):
-        assert_within_rounding(
-            *columns[:, :, step].swapaxes(0, 1), what=f"metrics of step {step + 1}", noise=1e-2
-        )
+    for step in range(columns.shape[1]):
+        values = columns[:, step].reshape(len(columns), -1)
+        if step == 0:
+            # All variants start with one gradient, and one rounding decides its norm: by chance it
+            # may be small in the original and in the float32 runs. The norms of the other batches
+            # are rounded by the same arithmetic, so they say what is usual.
+            values = np.concatenate((values, gradient_norms(gold)), axis=1)
+        assert_within_rounding(*values, what=f"metrics of step {step + 1}", noise=1e-2)
 
 
 def assert_frozen(gold: GoldenModel, setting: Mapping[str, Any], update: Update) -> None:
