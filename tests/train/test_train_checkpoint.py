@@ -18,6 +18,7 @@ from paligemma.train.checkpoint import (
     TrainState,
     checkpoints,
     load_checkpoint,
+    resume,
     save_checkpoint,
 )
 from paligemma.train.optim import Optimizer
@@ -162,3 +163,26 @@ def test_weights_of_another_model_are_refused(trained: TrainState, tmp_path: Pat
     state = state_of(PaliGemmaModel(replace(other.config, text=wider)))
     with pytest.raises(CheckpointError, match=r"another model: [^\n]*\n.*mlp.gate.weight"):
         load_checkpoint(path, state, META)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_with_a_warning(
+    trained: TrainState, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(tmp_path, trained, META, beside={"count": 3})
+    advance(trained)
+    path = save_checkpoint(tmp_path, trained, META, beside={"count": 4}) / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1  # A bit of a weight, which nothing but the hash would notice.
+    path.write_bytes(content)
+    fresh = state_of(small_model(seed=1))
+    assert resume(tmp_path, fresh, META) == {"count": 3}
+    assert fresh.optimizer.steps_done == 3
+    assert "model.safetensors is not as it was written" in caplog.text
+    assert "goes on from the one before" in caplog.text
+
+
+def test_without_a_whole_checkpoint_nothing_is_resumed(trained: TrainState, tmp_path: Path) -> None:
+    assert resume(tmp_path, trained, META) is None
+    path = save_checkpoint(tmp_path, trained, META)
+    (path / "state.json").write_text("{")
+    assert resume(tmp_path, trained, META) is None

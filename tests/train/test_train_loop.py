@@ -106,6 +106,15 @@ def test_metrics_of_repeated_steps_and_a_line_cut_in_half_are_dropped(
     assert mean == pytest.approx(whole[1][1]["loss"], abs=2e-5)
 
 
+def test_a_line_of_metrics_averages_the_steps_before_and_after_a_cut(whole, tmp_path: Path) -> None:
+    with pytest.raises(PowerCutError):
+        # A line every five steps, a checkpoint every three: the cut falls into a line.
+        run(tmp_path / "cut", FailingSource(source=RandomBatches(), step=4), log_every=5)
+    run(tmp_path / "cut", log_every=5)
+    run(tmp_path / "whole", log_every=5)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_gives_the_handlers_back(
     whole, tmp_path: Path, number: int

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +126,44 @@ def test_two_runs_are_equal_and_a_cut_one_ends_the_same(
     shutil.rmtree(tmp_path / "b" / "adapter")
     (tmp_path / "b" / "report.json").unlink()
     assert made(tmp_path / "b") == first
+
+
+def test_a_training_killed_again_and_again_leaves_the_same_files(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    """Through the program: SIGKILL at moments that a seed draws, from the start to the end."""
+    words = [sys.executable, "-m", "paligemma", "train", "--data", str(data), "--model", str(base),
+             "--steps", "16", "--batch-size", "2", "--rank", "4", "--quiet"]  # fmt: skip
+
+    def kept(folder: Path) -> dict[str, bytes]:
+        names = ("adapter/adapter_model.safetensors", "recipe.json", "report.json")
+        return {name: (folder / name).read_bytes() for name in names}
+
+    whole = subprocess.run([*words, "--output", str(tmp_path / "whole")], capture_output=True)
+    assert whole.returncode == 0, whole.stderr
+    rng, cut = random.Random(0), [*words, "--output", str(tmp_path / "cut")]
+    started = time.monotonic()
+    process = subprocess.Popen(cut, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    kills = 0
+    while process.poll() is None:
+        assert time.monotonic() - started < 120
+        if kills < 2 and has_begun(tmp_path / "cut", kills):
+            time.sleep(rng.random() * 0.3)
+            process.kill()
+            process.wait()
+            kills += 1
+            process = subprocess.Popen(cut, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(0.01)
+    assert process.returncode == 0
+    assert kills == 2
+    assert kept(tmp_path / "cut") == kept(tmp_path / "whole")
+
+
+def has_begun(folder: Path, kills: int) -> bool:
+    """Whether a run has come as far as it is to be killed: at its start, at steps, at its end."""
+    lines = folder / "train" / "metrics.jsonl"
+    steps = lines.read_text().count("\n") if lines.exists() else 0
+    return (folder / "recipe.json").exists() if kills == 0 else steps >= 4 * kills
 
 
 def test_bad_rows_are_named_and_skipped_and_the_good_ones_are_learnt(

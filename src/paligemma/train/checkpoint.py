@@ -6,9 +6,11 @@ A kill at any moment loses no older checkpoint.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from paligemma.errors import CheckpointError
+from paligemma.errors import CheckpointError, ConfigError
 from paligemma.train.optim import Optimizer
-from paligemma.whole_file import staging_folder
+from paligemma.weights.hashes import sha256
+from paligemma.whole_file import staging_folder, write_json
 
+logger = logging.getLogger(__name__)
+
+_PARTS = ("model", "objective", "optimizer")
 _NAME = re.compile(r"step_(\d{7})")
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that cannot be read, or is not as it was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +67,20 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    folder: Path, state: TrainState, meta: dict[str, Any], *, keep: int = 2
+    folder: Path,
+    state: TrainState,
+    meta: dict[str, Any],
+    *,
+    beside: Mapping[str, Any] | None = None,
+    keep: int = 2,
 ) -> Path:
     """Write `folder/step_NNNNNNN` and delete all checkpoints but the newest.
 
+    It survives a power cut once this returns.
+
     Args:
         meta: configuration of the run, stored as JSON; a run that resumes must have the same.
+        beside: further state of the loop, as JSON holds it.
         keep: number of checkpoints that stay.
 
     Returns:
@@ -84,13 +102,20 @@ def save_checkpoint(
             ):
                 contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
                 save_file(contiguous, staging / f"{name}.safetensors")
-            record = {"counters": counters, "run": meta}
-            (staging / "state.json").write_text(json.dumps(record, indent=1))
+                _sync(staging / f"{name}.safetensors")
+            record = {
+                "counters": counters,
+                "run": meta,
+                "beside": dict(beside or {}),
+                "sha256": {name: sha256(staging / f"{name}.safetensors") for name in _PARTS},
+            }
+            write_json(staging / "state.json", record)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(staging, target)
+            _sync(folder)
         for old in checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
-    except (OSError, SafetensorError) as error:
+    except (ConfigError, OSError, SafetensorError) as error:
         before = [path.name for path in checkpoints(folder)]
         resumed = f"the run goes on from {before[-1]}" if before else "the run begins anew"
         raise CheckpointError(
@@ -100,25 +125,49 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> None:
+def resume(folder: Path, state: TrainState, meta: dict[str, Any]) -> dict[str, Any] | None:
+    """Load the newest checkpoint that is whole; one that is damaged is passed over with a warning.
+
+    Args:
+        meta: configuration of the run that resumes.
+
+    Returns:
+        What was stored `beside` it, or None where no checkpoint is whole.
+
+    Raises:
+        CheckpointError: it belongs to another model or to a run with another configuration.
+    """
+    for path in reversed(checkpoints(folder)):
+        try:
+            return load_checkpoint(path, state, meta)
+        except DamagedCheckpointError as error:
+            logger.warning("%s; the run goes on from the one before", error)
+    return None
+
+
+def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> dict[str, Any]:
     """Load a checkpoint into the model, the objective and the optimiser.
 
     Args:
         meta: configuration of the run that resumes.
 
+    Returns:
+        What was stored `beside` it.
+
     Raises:
-        CheckpointError: the checkpoint is unreadable, belongs to another model, or to a run with
-            another configuration.
+        DamagedCheckpointError: the checkpoint is unreadable, or not as it was written.
+        CheckpointError: it belongs to another model, or to a run with another configuration.
     """
     try:
         stored = json.loads((path / "state.json").read_text())
         run, counters = stored["run"], stored["counters"]
-        tensors = {
-            name: load_file(path / f"{name}.safetensors")
-            for name in ("model", "objective", "optimizer")
-        }
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(
+        files = {name: path / f"{name}.safetensors" for name in _PARTS}
+        for name, digest in stored["sha256"].items():
+            if sha256(files[name]) != digest:
+                raise ValueError(f"{name}.safetensors is not as it was written")
+        tensors = {name: load_file(file) for name, file in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise DamagedCheckpointError(
             f"the checkpoint {path} cannot be read ({error}); delete it to start from the one "
             "before"
         ) from error
@@ -133,6 +182,16 @@ def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> None
     _load(state.model, left_out | tensors["model"], path)
     _load(state.objective, tensors["objective"], path)
     state.optimizer.import_state(tensors["optimizer"], counters)
+    return stored["beside"]
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from paligemma.errors import ConfigError
 from paligemma.one_writer import one_writer
-from paligemma.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
+from paligemma.train.checkpoint import TrainState, resume, save_checkpoint
 from paligemma.train.data import BatchSource, MicroBatches, batches
 from paligemma.train.optim import OptimConfig, Optimizer
 from paligemma.train.schedule import ScheduleConfig
@@ -121,14 +121,14 @@ def _train(
     )
     described = {"optim": asdict(optim), "total_steps": options.total_steps, **settings}
     meta = json.loads(json.dumps(described))
-    if found := checkpoints(folder):
-        load_checkpoint(found[-1], state, meta)
+    beside = resume(folder, state, meta)
+    if beside is not None:
         logger.info("resumed at step %d", optimizer.steps_done)
     first = optimizer.steps_done
     _drop_lines_after(folder / METRICS_FILE, first)
     model.train()
     interrupted = _Interrupt()
-    window = _Window()
+    window = _Window.of(beside or {})
     end = options.stop_at or options.total_steps
     bar = tqdm(total=end, initial=first, unit="step", disable=not options.progress)
     try:
@@ -146,7 +146,7 @@ def _train(
                     file.write(json.dumps(line) + "\n")
                 bar.set_postfix(loss=f"{line['loss']:.3f}")
             if done % options.save_every == 0 or last or interrupted.asked is not None:
-                save_checkpoint(folder, state, meta)
+                save_checkpoint(folder, state, meta, beside=window.to_json())
             bar.update()
             if interrupted.asked is not None:
                 interrupted.stop()
@@ -177,6 +177,19 @@ class _Window:
         self.sums: dict[str, float] = {}
         self.count = 0
         self.started = time.monotonic()
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> _Window:
+        """The window that `to_json` stored: a resumed line averages what a whole one does."""
+        window = cls()
+        window.sums, window.count = dict(stored.get("sums", {})), stored.get("count", 0)
+        window.started -= stored.get("seconds", 0.0)
+        return window
+
+    def to_json(self) -> dict[str, Any]:
+        """The steps since the last line, as JSON holds them."""
+        seconds = time.monotonic() - self.started
+        return {"sums": self.sums, "count": self.count, "seconds": seconds}
 
     def add(self, values: dict[str, Tensor]) -> None:
         self.count += 1
