@@ -289,7 +289,7 @@ def test_impossible_samples_are_refused(
 
 
 def test_video_frames_are_bilinear_and_not_truncated(processor: Processor) -> None:
-    video = processor.video_pixels([PICTURE, OTHER], num_frames=3)
+    video = processor.reader.video_pixels([PICTURE, OTHER], num_frames=3)
     expected = to_unit_range(resize_float(OTHER, 32, antialias=False))
     assert video.shape == (3, 32, 32, 3)
     assert np.array_equal(video[1].numpy(), expected)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
@@ -24,6 +25,11 @@ from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hf_config import CONVENTIONS, Conventions
 from paligemma.weights.load import AttentionOptions, OpenCheckpoint
 from paligemma.weights.model_files import Checkpoint
+
+if TYPE_CHECKING:
+    from paligemma.outputs.vqvae import MaskCodec
+
+logger = logging.getLogger(__name__)
 
 CODEC_VARIABLE = "PALIGEMMA_MASK_CODEC"
 
@@ -244,3 +250,22 @@ def _find_codec(checkpoint: Checkpoint, stated: str | Path | None) -> Path | Non
             f"check mask_codec or ${CODEC_VARIABLE}"
         )
     return path
+
+
+def opened_codec(mask_codec: MaskCodec | str | Path | None) -> MaskCodec | None:
+    """A mask codec, read if it is a file; None, with a warning, where there is none.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    if mask_codec is None:
+        logger.warning(
+            "masks stay codewords, because this model's mask codec is not here: fetch "
+            "gs://big_vision/paligemma/vae-oid.npz and pass it as mask_codec, place it beside the "
+            "model, or name it in $%s",
+            CODEC_VARIABLE,
+        )
+        return None
+    from paligemma.outputs.vqvae import load_mask_codec
+
+    return load_mask_codec(mask_codec) if isinstance(mask_codec, str | Path) else mask_codec

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from paligemma.config import PaliGemmaConfig
-from paligemma.errors import ImageError, PromptError
+from paligemma.errors import PromptError
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.boxes import Box, encode_boxes, format_loc, require_box
@@ -22,7 +22,7 @@ from paligemma.outputs.detections import Detections, join_detections
 from paligemma.outputs.parse import parse_tokens, text_answer
 from paligemma.outputs.types import ParsedOutput, TextAnswer
 from paligemma.pipeline.engine import MAX_ROWS, Engine, Request, Written
-from paligemma.pipeline.loading import CODEC_VARIABLE, LoadKeywords, LoadOptions, load_pretrained
+from paligemma.pipeline.loading import LoadKeywords, LoadOptions, load_pretrained, opened_codec
 from paligemma.pipeline.notices import warn_of_cuts, warn_of_missing_masks
 from paligemma.pipeline.options import (
     AnswerKeywords,
@@ -35,11 +35,13 @@ from paligemma.pipeline.options import (
     object_grammar,
 )
 from paligemma.pipeline.pictures import (
+    ChosenFrames,
     EncodedImage,
     Picture,
     about,
-    chosen_frames,
     encode_pictures,
+    one_a_prompt,
+    require_picture,
 )
 from paligemma.pipeline.streaming import checked, text_pieces
 from paligemma.processing import prompts
@@ -94,8 +96,7 @@ class PaliGemma:
 
         Args:
             name: "tiny", a hub id such as "google/paligemma2-3b-mix-448", a folder, or an .npz.
-            options: fields of `LoadOptions`: mode, device, revision, image_size_px, conventions,
-                resize_method, kv_cache_dtype, tokenizer, mask_codec, allow_url, max_pixels, ...
+            options: fields of `LoadOptions`, such as mode, device, revision and adapter.
 
         Raises:
             PaliGemmaError: unknown name, files that do not fit, or an option that is unknown or out
@@ -125,19 +126,7 @@ class PaliGemma:
     @cached_property
     def mask_codec(self) -> MaskCodec | None:
         """Decodes `<seg>` tokens; None, with a warning, where there is no codec."""
-        if self._mask_codec is None:
-            logger.warning(
-                "masks stay codewords, because this model's mask codec is not here: fetch "
-                "gs://big_vision/paligemma/vae-oid.npz and pass it as mask_codec, place it beside "
-                "the model, or name it in $%s",
-                CODEC_VARIABLE,
-            )
-            return None
-        from paligemma.outputs.vqvae import load_mask_codec
-
-        if isinstance(self._mask_codec, str | Path):
-            return load_mask_codec(self._mask_codec)
-        return self._mask_codec
+        return opened_codec(self._mask_codec)
 
     # Asking
 
@@ -187,14 +176,14 @@ class PaliGemma:
         self, image: Picture, labels: str | Sequence[str], **options: Unpack[AskKeywords]
     ) -> Detections:
         """Boxes of the named things; what is not found is absent. Options as in `ask`."""
-        _require_picture(image, "detect")
+        require_picture(image, "detect")
         return cast(Detections, self.ask(image, prompts.detect_prompt(labels), **options))
 
     def segment(
         self, image: Picture, labels: str | Sequence[str], **options: Unpack[AskKeywords]
     ) -> Detections:
         """Boxes and masks of the named things. Options as in `ask`."""
-        _require_picture(image, "segment")
+        require_picture(image, "segment")
         return cast(Detections, self.ask(image, prompts.segment_prompt(labels), **options))
 
     def caption(
@@ -261,17 +250,11 @@ class PaliGemma:
         if isinstance(images, EncodedImage):
             encoded = self.encode_image(images)
             return self._texts([about(request, encoded) for request in requests])
-        if isinstance(images, str | bytes | os.PathLike) or not hasattr(images, "__len__"):
-            images = [cast(Picture, images)]
-        if len(images) != len(prompts):
-            raise PromptError(
-                f"a batch needs a picture for each prompt, got {len(images)} and {len(prompts)}; "
-                "encode a picture first to ask it many prompts"
-            )
+        pictures = one_a_prompt(images, prompts)
         answers: list[TextAnswer] = []
         for start in range(0, len(requests), MAX_ROWS):  # No more pictures are in memory at a time.
             some = slice(start, start + MAX_ROWS)
-            pairs = zip(requests[some], self.encode_images(images[some]), strict=True)
+            pairs = zip(requests[some], self.encode_images(pictures[some]), strict=True)
             answers += self._texts([about(request, encoded) for request, encoded in pairs])
         return answers
 
@@ -295,7 +278,7 @@ class PaliGemma:
         self,
         image: Picture,
         *,
-        frames: int | Sequence[int] | Literal["all"] | None = None,
+        frames: ChosenFrames | None = None,
         layout: Layout | None = None,
     ) -> EncodedImage:
         """Run the image tower once; the result goes wherever a picture does.
@@ -317,23 +300,18 @@ class PaliGemma:
         self,
         images: Sequence[Picture],
         *,
-        frames: int | Sequence[int] | Literal["all"] | None = None,
+        frames: ChosenFrames | None = None,
         layout: Layout | None = None,
     ) -> list[EncodedImage]:
         """Several examples, in few passes of the image tower; see `encode_image`."""
-        if frames is not None:
-            images = [
-                chosen_frames(cast(ImageSource, image), frames, self.processor) for image in images
-            ]
-        return encode_pictures(images, self.engine, self.processor, owner=self, layout=layout)
+        return encode_pictures(
+            images, self.engine, self.processor, owner=self, frames=frames, layout=layout
+        )
 
     def open_picture(
         self, source: ImageSource, *, frame: int | None = None, layout: Layout | None = None
     ) -> NDArray[Any]:
-        """uint8[H, W, 3] of a picture, upright, within the bounds this model was loaded with.
-
-        `frame` and `layout` are those of `encode_image`.
-        """
+        """uint8[H, W, 3] of a picture, upright, within this model's bounds; see `encode_image`."""
         return self.processor.reader.load(source, frame=frame, layout=layout)
 
     # Answering
@@ -377,8 +355,3 @@ class PaliGemma:
         if asks is not None and asks.task == "segment":
             warn_of_missing_masks(found, has_codec=self.mask_codec is not None)
         return found
-
-
-def _require_picture(image: Picture | None, what: str) -> None:
-    if image is None:
-        raise ImageError(f"{what} needs a picture to find things in, got None; pass one")

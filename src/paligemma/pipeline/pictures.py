@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Unpack, cas
 import numpy as np
 from torch import Tensor
 
-from paligemma.errors import ImageError
+from paligemma.errors import ImageError, PromptError
 from paligemma.pipeline.engine import Engine, Request
 from paligemma.pipeline.options import AskKeywords
 from paligemma.processing.image import ImageSource
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from paligemma.outputs.detections import Detections
     from paligemma.outputs.types import TextAnswer
 
+# Number of a page or frame of a file, from 0, or several of them.
+ChosenFrames: TypeAlias = "int | Sequence[int] | Literal['all']"
 Frames: TypeAlias = "Sequence[ImageSource | Tensor]"
 Picture: TypeAlias = "EncodedImage | ImageSource | Tensor | Frames"
 
@@ -70,6 +73,7 @@ def encode_pictures(
     processor: Processor,
     *,
     owner: Asked,
+    frames: ChosenFrames | None = None,
     layout: Layout | None = None,
 ) -> list[EncodedImage]:
     """Encode what is not encoded yet.
@@ -79,11 +83,14 @@ def encode_pictures(
         engine: runs the model.
         processor: the model's processor.
         owner: the model that the results belong to.
+        frames: pages or frames to take of every file.
         layout: see `PixelReader.pixels`.
 
     Raises:
         ImageError: a bad picture, or an image that another model encoded.
     """
+    if frames is not None:
+        images = [_chosen_frames(cast(ImageSource, one), frames, processor) for one in images]
     for image in images:
         if isinstance(image, EncodedImage) and image.owner is not owner:
             raise ImageError(
@@ -151,9 +158,29 @@ def _opener(
     return partial(np.asarray, picture)
 
 
-def chosen_frames(
-    image: ImageSource, frames: int | Sequence[int] | Literal["all"], processor: Processor
-) -> Picture:
+def require_picture(image: Picture | None, what: str) -> None:
+    """Raise ImageError where there is none."""
+    if image is None:
+        raise ImageError(f"{what} needs a picture to find things in, got None; pass one")
+
+
+def one_a_prompt(images: Any, prompts: Sequence[str]) -> Sequence[Picture]:
+    """The pictures of a batch, checked to be as many as its prompts.
+
+    Raises:
+        PromptError: their numbers differ.
+    """
+    if isinstance(images, str | bytes | os.PathLike) or not hasattr(images, "__len__"):
+        images = [images]
+    if len(images) != len(prompts):
+        raise PromptError(
+            f"a batch needs a picture for each prompt, got {len(images)} and {len(prompts)}; "
+            "encode a picture first to ask it many prompts"
+        )
+    return images
+
+
+def _chosen_frames(image: ImageSource, frames: ChosenFrames, processor: Processor) -> Picture:
     """One page or frame of a file, or several of them as the frames of one example."""
     if isinstance(frames, int):
         return processor.reader.load(image, frame=frames)

@@ -136,7 +136,12 @@ class PixelReader:
         return torch.from_numpy(self._preparation.prepare(image))
 
     def video_pixels(
-        self, frames: Sequence[ImageSource], num_frames: int, stride: int, offset: int
+        self,
+        frames: Sequence[ImageSource],
+        *,
+        num_frames: int = 16,
+        stride: int = 1,
+        offset: int = 0,
     ) -> torch.Tensor:
         """Sampled frames of a clip; always resized bilinearly and not truncated to grey levels.
 

@@ -21,7 +21,7 @@ import torch
 from paligemma.batch import Batch, TokenRow
 from paligemma.errors import PromptError
 from paligemma.processing.colours import WHITE
-from paligemma.processing.image import MAX_PIXELS, ImageSource
+from paligemma.processing.image import MAX_PIXELS
 from paligemma.processing.pixels import ExampleImages, Layout, PixelReader, stack_pixels
 from paligemma.processing.prompts import (
     clean_prompt,
@@ -216,17 +216,6 @@ class Processor:
     def pixels(self, example: ExampleImages, *, layout: Layout | None = None) -> torch.Tensor:
         """Pictures of one example as the model reads them, see `PixelReader.pixels`."""
         return self.reader.pixels(example, layout=layout)
-
-    def video_pixels(
-        self,
-        frames: Sequence[ImageSource],
-        *,
-        num_frames: int = 16,
-        stride: int = 1,
-        offset: int = 0,
-    ) -> torch.Tensor:
-        """Sampled frames of a clip, see `PixelReader.video_pixels`."""
-        return self.reader.video_pixels(frames, num_frames, stride, offset)
 
     def _reporting(
         self, clean: Callable[[str], tuple[Cleaned, tuple[str, ...]]], typed: str
