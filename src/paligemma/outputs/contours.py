@@ -4,6 +4,8 @@ The tracer follows the edges between pixels, so a polygon's area is exactly the 
 it encloses. Foreground pixels that touch only at a corner fall into separate rings.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 # Directions of travel with foreground on the right, in clockwise order: a right turn adds one.
@@ -60,6 +62,51 @@ def trace_rings(mask: np.ndarray) -> list[np.ndarray]:
         y, x = np.divmod(np.array(corners), width)
         rings.append(np.stack([x, y], -1).astype(np.float64))
     return rings
+
+
+def fill_rings(rings: Sequence[np.ndarray], size_hw: tuple[int, int]) -> np.ndarray:
+    """The pixels whose centres lie in any of several rings; undoes `trace_rings`, ring by ring.
+
+    Args:
+        rings: float64[N, 2] each, (x, y) in pixels; what lies outside the picture is passed over.
+            A ring that crosses itself is filled by the even-odd rule.
+
+    Returns:
+        bool[H, W].
+    """
+    height, width = size_hw
+    mask = np.zeros(size_hw, bool)
+    for ring in rings:
+        (x0, y0), (x1, y1) = np.asarray(ring, np.float64).T, np.roll(ring, -1, axis=0).T
+        first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), 0, height).astype(np.int64)
+        last = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), 0, height).astype(np.int64)
+        top, bottom = int(first.min()), int(last.max())
+        if top >= bottom:
+            continue
+        # Every edge toggles, in each row of pixel centres that it crosses, all that follows.
+        num = last - first
+        edge = np.repeat(np.arange(len(num)), num)
+        row = np.arange(len(edge)) - np.repeat(np.cumsum(num) - num, num) + first[edge]
+        share = (row + 0.5 - y0[edge]) / (y1 - y0)[edge]
+        x = x0[edge] + share * (x1 - x0)[edge]
+        column = np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)
+        places = (row - top) * (width + 1) + column
+        toggles = np.bincount(places, minlength=(bottom - top) * (width + 1)) & 1
+        inside = np.cumsum(toggles.reshape(bottom - top, width + 1), axis=1) & 1
+        mask[top:bottom] |= inside[:, :width].astype(bool)
+    return mask
+
+
+def one_ring(mask: np.ndarray) -> np.ndarray:
+    """All outlines of bool[H, W], holes too, as one ring float64[N, 2] that even-odd filling reads.
+
+    Bridges of no width lead from the first outline to each other one and back.
+    """
+    rings = trace_rings(mask)
+    if len(rings) < 2:
+        return rings[0] if rings else np.zeros((0, 2))
+    start = rings[0][:1]
+    return np.concatenate([part for ring in rings for part in (ring, ring[:1], start)][:-1])
 
 
 def ring_area(ring: np.ndarray) -> float:

@@ -157,7 +157,7 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
     """
     device = _device(options.device)
     with _opened(name, options) as opened:
-        mask_codec = _find_codec(opened.checkpoint, options.mask_codec)
+        mask_codec = find_mask_codec(opened.checkpoint, options.mask_codec)
         processor = _make_processor(opened, options)
         mode = options.mode or ("bf16" if opened.table_dtype == torch.bfloat16 else "exact")
         dtype = torch.bfloat16 if mode == "bf16" else torch.float32
@@ -238,7 +238,12 @@ def _find_tokenizer(checkpoint: Checkpoint, stated: str | Path | None) -> Path:
     return checkpoint.tokenizer
 
 
-def _find_codec(checkpoint: Checkpoint, stated: str | Path | None) -> Path | None:
+def find_mask_codec(checkpoint: Checkpoint, stated: str | Path | None = None) -> Path | None:
+    """The file of a model's mask codec: the stated one, its own, that of the environment, or None.
+
+    Raises:
+        CheckpointError: the stated file is missing.
+    """
     in_environment = os.environ.get(CODEC_VARIABLE)
     named = stated or (None if checkpoint.mask_codec else in_environment)
     if named is None:

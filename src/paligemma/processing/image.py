@@ -201,6 +201,21 @@ def open_heading(file: Path | IO[bytes]) -> ImageFile.ImageFile:
         return opened()
 
 
+def picture_sizes_hw(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of a picture, upright and as stored, from its heading alone.
+
+    Raises:
+        ImageError: no picture.
+    """
+    try:
+        with open_heading(path) as picture:
+            width, height = picture.size
+            is_on_its_side = picture.getexif().get(0x0112) in (5, 6, 7, 8)
+    except Exception as error:  # damaged headings raise whatever a plugin stumbles over
+        raise ImageError(f"{path} must be a picture: {str(error)[:200]}") from error
+    return ((width, height) if is_on_its_side else (height, width)), (height, width)
+
+
 def _require_cost(cost: Cost, reading: _Reading) -> None:
     """Refuse what the structure of a file announces beyond the bounds."""
     name = reading.name

@@ -21,20 +21,20 @@ from tqdm import tqdm
 
 from paligemma.adapt.checkpointing import checkpoint_blocks
 from paligemma.adapt.lora import Adapter, LoraConfig, attach
-from paligemma.errors import ConfigError, DataError, ImageError
-from paligemma.example import Asking, Example, Prediction
+from paligemma.errors import ConfigError
+from paligemma.example import Example, Prediction
 from paligemma.jobs.model_answerer import ModelAnswerer, fingerprint
 from paligemma.metrics.measure import Measure
 from paligemma.pipeline.loading import LoadOptions, load_processor
 from paligemma.pipeline.options import chosen
 from paligemma.pipeline.paligemma import PaliGemma
-from paligemma.processing.processor import Processor
 from paligemma.tasks.catalog import find_task, tasks
 from paligemma.tasks.published import transfer_recipe
 from paligemma.tasks.task import Task
 from paligemma.train.examples import ExampleSource, SuffixLoss
 from paligemma.train.loop import LoopOptions, train
 from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_table
+from paligemma.tuning.rows import asking_of, codec_of, read_rows
 from paligemma.weights.adapter import load_adapter, save_adapter
 from paligemma.weights.catalog import resolve
 from paligemma.weights.save import SIDE_FILES, save_model
@@ -43,7 +43,6 @@ from paligemma.whole_file import require_writable, write_json
 logger = logging.getLogger(__name__)
 
 ADAPTER, MODEL, REPORT = "adapter", "model", "report.json"
-_HELD_OUT_SHARE, _MAX_HELD_OUT = 0.1, 200
 _BATCH = 8
 _MAX_SHOWN = 5
 
@@ -110,7 +109,7 @@ def finetune(
     found = _task_of(task, transfer)
     recipe = recipe_of(options, transfer, processor.image_size_px)
     folder = Path(output)
-    learnt, held_out, skipped = read_rows(found, Path(data), processor)
+    learnt, held_out, skipped = read_rows(found, Path(data), processor, codec_of(model))
     require_writable(folder)
     asked = PaliGemma.from_pretrained(
         model, device=device, mode=None if recipe.lora is not None else "exact"
@@ -140,7 +139,7 @@ def finetune(
         checkpoint_blocks([*asked.model.vision.blocks, *asked.model.text.blocks])
     source = ExampleSource(
         examples=learnt,
-        asking_of=_asking(found),
+        asking_of=asking_of(found),
         processor=asked.processor,
         batch_size=recipe.batch_size,
         micro_size=recipe.micro_size,
@@ -220,74 +219,6 @@ def _task_of(task: str | None, transfer: str | None) -> Task:
     return trained[0]
 
 
-def read_rows(
-    task: Task, data: Path, processor: Processor
-) -> tuple[list[Example], list[Example], list[str]]:
-    """Read and check every row before the first step.
-
-    Returns:
-        Rows to learn from, rows to measure with, and a sentence for each row that was left out.
-
-    Raises:
-        DataError: no good row is left.
-    """
-    skipped: list[str] = []
-    learnt = _good_rows(task, data, "train", processor, skipped)
-    if not learnt:
-        first = f"; the first of {len(skipped)} faults: {skipped[0]}" if skipped else ""
-        raise DataError(f"no row of {data} can be learnt from{first}")
-    held_out: list[Example] = []
-    for split in ("valid", "val", "test"):
-        if split in task.splits and not held_out and not data.is_file():
-            try:
-                held_out = _good_rows(task, data, split, processor, skipped)
-            except DataError:
-                logger.info("%s has no split %s", data, split)
-    if not held_out:
-        number = min(max(1, round(len(learnt) * _HELD_OUT_SHARE)), _MAX_HELD_OUT)
-        if len(learnt) > 1:
-            ranked = sorted(learnt, key=lambda one: zlib.crc32(one.id.encode()))
-            chosen = {one.id for one in ranked[:number]}
-            held_out = [one for one in learnt if one.id in chosen]
-            learnt = [one for one in learnt if one.id not in chosen]
-            logger.warning(
-                "there is no valid.jsonl: %d of %d rows are held out to measure with",
-                len(held_out),
-                len(held_out) + len(learnt),
-            )
-    return learnt, held_out, skipped
-
-
-def _good_rows(
-    task: Task, data: Path, split: str, processor: Processor, skipped: list[str]
-) -> list[Example]:
-    source = ExampleSource(
-        examples=(), asking_of=_asking(task), processor=processor, batch_size=1, seed=0
-    )
-    good = []
-    for example in task.rows(data, split):
-        try:
-            if isinstance(example, DataError):
-                raise example
-            if not example.targets:
-                raise DataError(f"{example.id}: it has no answer to learn")
-            source.row(example)
-            for picture in example.pictures:
-                picture.read(processor.reader.max_pixels)
-        except (DataError, ImageError) as error:
-            skipped.append(str(error))
-        else:
-            good.append(example)
-    return good
-
-
-def _asking(task: Task) -> Any:
-    def asking(example: Example) -> Asking:
-        return task.asking_for(example) if task.asking_for else task.asking
-
-    return asking
-
-
 def _measured(
     task: Task,
     asked: PaliGemma,
@@ -318,7 +249,7 @@ def _value(measure: Measure) -> float:
 def _answers(
     task: Task, asked: PaliGemma, examples: Sequence[Example], progress: bool
 ) -> list[Prediction]:
-    answerer = ModelAnswerer(asked, _asking(task))
+    answerer = ModelAnswerer(asked, asking_of(task))
     answers: list[Prediction] = []
     starts = range(0, len(examples), _BATCH)
     for start in tqdm(starts, desc="measuring", unit="batch", disable=not progress):

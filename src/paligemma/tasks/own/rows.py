@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from paligemma.example import OBJECTS, TEXT, Asking, Example
-from paligemma.tasks.own.files import SOURCE, SPLITS, own_rows, read_own
+from paligemma.tasks.own.files import TASK, own_rows, read_own
+from paligemma.tasks.own.found import SPLITS
+from paligemma.tasks.reading.formats import own_format
 from paligemma.tasks.scenes.scores import METRICS, score_scenes
 from paligemma.tasks.task import NeededFile, Task
 
@@ -20,15 +22,20 @@ def asking_for(example: Example) -> Asking:
 
 TASKS: tuple[Task, ...] = (
     Task(
-        name="own",
-        title="Own rows of picture, prompt and answer",
+        name=TASK,
+        title="Own rows, or own pictures with labels",
         family="own",
         splits=SPLITS,
         headline=f"detect_{METRICS['detect']}",
         asking=_ASK_OBJECTS,
         files=(
-            NeededFile("{split}.jsonl", SOURCE, fields="image, prefix, suffix"),
+            NeededFile(
+                "{split}.jsonl",
+                "your own rows, or labels in another format of docs/finetuning.md",
+                fields="image, prefix, suffix",
+            ),
             NeededFile("images/*", "your own pictures, beside the file or in a folder `images`"),
+            own_format(TASK, "masks, language"),
         ),
         reader=read_own,
         row_reader=own_rows,
@@ -39,6 +46,8 @@ TASKS: tuple[Task, ...] = (
             "Pictures are turned as their EXIF says and resized as the hub resizes them (bicubic), "
             "in training and in measuring.",
             "Masks of `segment` rows are trained but not scored: only their boxes count.",
+            "Labels become `detect a ; b` over all classes of the set, and `segment a ; b` where "
+            "every object has a mask, unless own-format.json sets masks to false.",
         ),
         asking_for=asking_for,
     ),

@@ -6,7 +6,7 @@ Source: cocodataset.org, "Data format".
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def run_lengths(segmentation: Any, image: CocoImage, where: str) -> dict[str, An
             raise DataError(f"{where}: a mask of {found['size']} lies on a picture of {size}")
         return found
     try:
-        rings = _polygons(segmentation)
+        rings = polygon_rings(segmentation)
     except (TypeError, ValueError) as error:
         raise DataError(
             f"{where}: segmentation must be polygons or run lengths, got {segmentation!r:.80}"
@@ -153,10 +153,7 @@ def run_lengths(segmentation: Any, image: CocoImage, where: str) -> dict[str, An
 
 
 def read_detection_set(path: Path) -> DetectionSet:
-    """Read all pictures of an annotation file, without outlines.
-
-    A class without objects whose name is the group of other classes, as Roboflow writes one in
-    front, is left out.
+    """Read all pictures of an annotation file, without outlines; see `kept_classes`.
 
     Raises:
         DataError: a field is missing or wrong, or refers to what is not there.
@@ -187,16 +184,7 @@ def read_detection_set(path: Path) -> DetectionSet:
             "one" if 0 in seen else "none",
         )
     used = {category for _, category, _ in rows}
-    groups = {row.get("supercategory") for row in classes.values()}
-    kept = {
-        key: row["name"]
-        for key, row in sorted(classes.items())
-        if key in used or row["name"] not in groups or row["name"] == row.get("supercategory")
-    }
-    if len(kept) > MAX_CLASSES or len(set(kept.values())) != len(kept):
-        raise DataError(
-            f"{path} must have at most {MAX_CLASSES} categories of different names, got {len(kept)}"
-        )
+    kept = kept_classes(path, classes, used)
     objects: dict[int, list[dict[str, Any]]] = {key: [] for key in images}
     for image_id, category, one in rows:
         if image_id not in objects or category not in kept:
@@ -214,6 +202,34 @@ def read_detection_set(path: Path) -> DetectionSet:
             for key in sorted(images)
         ),
     )
+
+
+def kept_classes(
+    path: Path, classes: Mapping[int, Mapping[str, Any]], used: Collection[int]
+) -> dict[int, str]:
+    """Names of the classes of a file by id, in the order of the ids.
+
+    A class without objects whose name is the group of other classes, as Roboflow writes one in
+    front, is left out.
+
+    Args:
+        classes: rows of "categories" by id.
+        used: ids that objects name.
+
+    Raises:
+        DataError: too many, or two of one name.
+    """
+    groups = {row.get("supercategory") for row in classes.values()}
+    kept = {
+        key: row["name"]
+        for key, row in sorted(classes.items())
+        if key in used or row["name"] not in groups or row["name"] == row.get("supercategory")
+    }
+    if len(kept) > MAX_CLASSES or len(set(kept.values())) != len(kept):
+        raise DataError(
+            f"{path} must have at most {MAX_CLASSES} categories of different names, got {len(kept)}"
+        )
+    return kept
 
 
 def picture_paths(
@@ -246,7 +262,7 @@ def _object(row: FileRow) -> tuple[int, int, dict[str, Any]]:
     return row.integer("image_id"), row.integer("category_id"), found
 
 
-def _polygons(rings: Any) -> list[list[float]]:
+def polygon_rings(rings: Any) -> list[list[float]]:
     numbers = [[float(n) for n in ring] for ring in rings]
     if not numbers or any(len(ring) < 6 or len(ring) % 2 for ring in numbers):
         raise ValueError("a polygon has at least three corners")

@@ -19,12 +19,15 @@ MAX_VALUE_CHARS = 64 << 20
 _LIST_BEGINS = object()
 
 
-def stream_lists(path: Path, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def stream_lists(
+    path: Path, names: Sequence[str], *, optional: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Stream the objects of the named lists of a JSON object, in the order of the file.
 
     Args:
         path: path of the file, plain or ".gz".
         names: names of the lists to read; the rest of the file is passed over.
+        optional: whether a list may be missing.
 
     Returns:
         (name of the list, object), one at a time.
@@ -46,7 +49,7 @@ def stream_lists(path: Path, names: Sequence[str]) -> Iterator[tuple[str, dict[s
                 yield name, value
     except (OSError, EOFError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as COCO annotations: {error}") from error
-    if missing := [name for name in names if name not in seen]:
+    if not optional and (missing := [name for name in names if name not in seen]):
         raise DataError(
             f"{path} must hold the lists {', '.join(names)}, but lacks {', '.join(missing)}; "
             "take an annotation file in COCO's format"

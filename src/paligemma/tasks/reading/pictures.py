@@ -101,14 +101,12 @@ def picture_size_hw(path: Path) -> tuple[int, int]:
     Raises:
         DataError: no picture there.
     """
-    from paligemma.processing.image import open_heading
+    from paligemma.processing.image import picture_sizes_hw
 
     try:
-        with open_heading(path) as picture:
-            width, height = picture.size
-    except Exception as error:  # damaged headings raise whatever a plugin stumbles over
-        raise DataError(f"{path} must be a picture: {str(error)[:200]}") from error
-    return height, width
+        return picture_sizes_hw(path)[1]
+    except ImageError as error:
+        raise DataError(str(error)) from error
 
 
 def picture_in(folder: Path, *names: str | PurePath, **more: Any) -> FilePicture:

@@ -1,0 +1,245 @@
+"""COCO's annotation files: objects with boxes and outlines, or captions.
+
+Roboflow's `_annotations.coco.json` and the exports of CVAT and Label Studio have the same layout.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paligemma.errors import DataError
+from paligemma.processing.prompts import caption_prompt
+from paligemma.tasks.own.found import Found, OwnForm, split_names
+from paligemma.tasks.own.json_lines import row_example
+from paligemma.tasks.own.labels import (
+    Finding,
+    LabelledObject,
+    LabelledPicture,
+    OwnRow,
+    RowError,
+    UprightPicture,
+    labelled_rows,
+)
+from paligemma.tasks.reading.coco import (
+    CocoImage,
+    coco_box,
+    coco_image,
+    kept_classes,
+    normalised,
+    polygon_rings,
+)
+from paligemma.tasks.reading.coco_stream import stream_lists
+from paligemma.tasks.reading.file_rows import FileRow
+from paligemma.tasks.reading.files import relative_name
+from paligemma.tasks.reading.pictures import folder_of
+
+NAME = "COCO"
+LOOKS_FOR = (
+    "train/_annotations.coco.json or annotations/instances_train.json or captions_train.json"
+)
+_PATTERNS = (
+    "{}/_annotations.coco.json",
+    "annotations/instances_{}.json",
+    "annotations/instances_{}2017.json",
+    "instances_{}.json",
+    "instances_{}2017.json",
+    "annotations/captions_{}.json",
+    "annotations/captions_{}2017.json",
+    "captions_{}.json",
+    "annotations/{}.json",
+    "{}.json",
+)
+_FIRST_KEY = re.compile(rb'\s*\{\s*"(?:images|annotations|categories|info|licenses|type)"\s*:')
+_SNIFFED_BYTES = 4096
+
+
+def find(data: Path, split: str, form: OwnForm) -> Found | None:
+    """Find the file of a split; a file, or the only one of a folder, is `train`."""
+    paths = [data]
+    if not data.is_file():
+        paths = [data / place.format(name) for place in _PATTERNS for name in split_names(split)]
+        if split == "train" and not any(map(_is_coco, paths)):
+            every = [*data.glob("*.json"), *data.glob("annotations/*.json")]
+            others = [data / p.format(n) for p in _PATTERNS for n in split_names("valid", "test")]
+            paths = [path for path in sorted(every) if path not in others and _is_coco(path)]
+            paths = paths if len(paths) == 1 else []
+    path = next(filter(_is_coco, paths), None)
+    if path is None:
+        return None
+    root = path.parent if data.is_file() else data
+    return Found(format=NAME, path=path, rows=partial(_rows, path, root, split, form))
+
+
+def _is_coco(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return bool(_FIRST_KEY.match(file.read(_SNIFFED_BYTES).removeprefix(b"\xef\xbb\xbf")))
+
+
+def _rows(path: Path, root: Path, split: str, form: OwnForm) -> Iterator[OwnRow]:
+    """Read a file; one bad row loses its picture and no other.
+
+    Raises:
+        DataError: the file cannot be read to its end, or has no images.
+    """
+    images: dict[int, CocoImage | RowError] = {}
+    classes: dict[int, dict[str, Any]] = {}
+    marked: dict[int, list[dict[str, Any]]] = {}
+    for name, fields in stream_lists(path, ("images", "annotations", "categories"), optional=True):
+        if name == "annotations":
+            marked.setdefault(_key(fields, "image_id"), []).append(_compact(fields))
+            continue
+        key = _key(fields, "id")
+        row = FileRow(fields, f"{path}, {name}, id {fields.get('id')!r:.40}")
+        if name == "categories":
+            classes[row.integer("id")] = {**fields, "name": row.text("name")}
+            continue
+        try:
+            row.integer("id")
+            images[key] = coco_image(row)
+        except DataError as error:
+            images[key] = RowError("row", str(error))
+    if not images:
+        raise DataError(f"{path} must hold at least one image, got none")
+    names = [one.file_name for one in images.values() if isinstance(one, CocoImage)]
+    found = [root / split_name for split_name in split_names(split)]
+    folders = [path.parent, *found, *(root / "images" / one.name for one in found), root / "images"]
+    folders += [root / f"{split}2017", root]
+    folder = folder_of(folders, names[0]) if names else None
+    source = _File(path, folder or path.parent)
+    for key in marked.keys() - images.keys():
+        yield RowError(
+            "row", f"{path}: {len(marked[key])} annotations name the image {key}, which is not in "
+            "the file; it is incomplete",
+        )  # fmt: skip
+    annotations = [one for rows in marked.values() for one in rows]
+    if annotations and all("caption" in one for one in annotations):
+        for key, image in sorted(images.items()):
+            yield from source.captions(key, image, marked.get(key, []), form)
+        return
+    used = {_key(one, "category_id") for one in annotations}
+    kept = kept_classes(path, classes, used)
+    pictures = (
+        source.picture(key, image, marked.get(key, []), kept)
+        for key, image in sorted(images.items())
+    )
+    yield from labelled_rows(pictures, tuple(kept.values()), masks=form.masks)
+
+
+def _key(fields: Mapping[str, Any], name: str) -> int:
+    """An id, or -1, which no row has, where there is none."""
+    try:
+        return FileRow(fields, "").integer(name)
+    except DataError:
+        return -1
+
+
+def _compact(fields: dict[str, Any]) -> dict[str, Any]:
+    """An annotation whose outlines take little memory, or are left for `_object` to refuse."""
+    rings = fields.get("segmentation")
+    if not isinstance(rings, list):
+        return fields
+    try:
+        outlines = [np.array(ring).reshape(-1, 2) for ring in polygon_rings(rings)] if rings else []
+    except (TypeError, ValueError):
+        return fields
+    return {**fields, "segmentation": tuple(outlines)}
+
+
+class _File:
+    """An annotation file and the folder of its pictures."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self._path, self._folder = path, folder
+
+    def _upright(self, image: CocoImage, where: str) -> UprightPicture:
+        name = relative_name(image.file_name, f"{where}, file_name")
+        return UprightPicture(path=self._folder / name, folder=self._folder, size_hw=image.size_hw)
+
+    def captions(
+        self, key: int, image: CocoImage | RowError, rows: list[dict[str, Any]], form: OwnForm
+    ) -> Iterator[OwnRow]:
+        """One example a picture, whose captions are its answers: one is drawn at each visit."""
+        where = f"{self._path}, image {key}"
+        if isinstance(image, RowError):
+            yield image
+            return
+        try:
+            texts = [FileRow(row, where).text("caption").strip() for row in rows]
+            if not texts:
+                raise RowError("no answer", f"{where}: it has no caption; remove it or add one")
+            yield row_example(
+                FileRow({}, where),
+                f"{self._path.stem}/{key}",
+                (self._upright(image, where),),
+                caption_prompt(form.language),
+                *texts,
+            )
+        except RowError as error:
+            yield error
+        except DataError as error:
+            yield RowError("row", str(error))
+
+    def picture(
+        self,
+        key: int,
+        image: CocoImage | RowError,
+        rows: list[dict[str, Any]],
+        classes: Mapping[int, str],
+    ) -> LabelledPicture | DataError:
+        """A picture with its objects; crowds, which are no objects, are left out with a note."""
+        where = f"{self._path}, image {key}"
+        if isinstance(image, RowError):
+            return image
+        try:
+            crowds = [row for row in rows if row.get("iscrowd") == 1]
+            notes = (
+                [Finding(rule="crowd", said=f"{where}: {len(crowds)} crowds are left out")]
+                if crowds
+                else []
+            )
+            return LabelledPicture(
+                id=f"{self._path.stem}/{key}",
+                where=f"{where} ({image.file_name[:100]})",
+                picture=self._upright(image, where),
+                objects=tuple(
+                    _object(FileRow(row, f"{where}, annotation {row.get('id')}"), image, classes)
+                    for row in rows
+                    if row.get("iscrowd") != 1
+                ),
+                size_hw=image.size_hw,
+                notes=tuple(notes),
+            )
+        except DataError as error:
+            return error if isinstance(error, RowError) else RowError("row", str(error))
+
+
+def _object(row: FileRow, image: CocoImage, classes: Mapping[int, str]) -> LabelledObject:
+    category = row.integer("category_id")
+    if category not in classes:
+        raise row.error(f"category_id must be one of {len(classes)} categories, got {category}")
+    outline = row.fields.get("segmentation")
+    if outline is not None and not isinstance(outline, tuple | dict):
+        raise row.error(
+            f"segmentation must be polygons or run lengths, got {outline!r:.80}; correct it"
+        )
+    if isinstance(outline, dict) and outline.get("size") != list(image.size_hw):
+        raise row.error(
+            f"run lengths must have the size {list(image.size_hw)} of the picture, got "
+            f"{outline.get('size')!r:.40}"
+        )
+    return LabelledObject(
+        label=classes[category],
+        box_yxyx=normalised(coco_box(row), image),
+        rings=tuple(ring / (image.width, image.height) for ring in outline)
+        if isinstance(outline, tuple)
+        else (),
+        rle=outline if isinstance(outline, dict) else None,
+    )

@@ -1,0 +1,46 @@
+"""What a reader of one format found in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from paligemma.tasks.own.labels import OwnRow
+
+SPLITS = ("valid", "test", "train")
+# Other names of a split, as tools write them.
+_NAMES = {"valid": ("valid", "val", "validation"), "test": ("test",), "train": ("train",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnForm:
+    """How labels become prompts and answers: what `own-format.json` in the data folder may set.
+
+    Attributes:
+        masks: ask `segment` where every object has a mask; otherwise `detect`.
+        language: language of captions and questions that come without a prompt.
+    """
+
+    masks: bool = True
+    language: str = "en"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The rows of one split.
+
+    Attributes:
+        format: name of the format.
+        path: file or folder by which it was recognised.
+        rows: reads the rows, with an error in the place of each bad one.
+    """
+
+    format: str
+    path: Path
+    rows: Callable[[], Iterator[OwnRow]]
+
+
+def split_names(*splits: str) -> tuple[str, ...]:
+    """All names of some splits."""
+    return tuple(name for split in splits for name in _NAMES[split])

@@ -1,0 +1,48 @@
+"""Answers that hold masks: sixteen codewords an object, for which a mask codec is needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paligemma.errors import DataError
+from paligemma.outputs.boxes import format_detections
+from paligemma.processing.prompts import detect_prompt, object_prompt
+from paligemma.tasks.own.labels import OwnExample, RowError, object_references, size_of
+
+if TYPE_CHECKING:
+    from paligemma.outputs.vqvae import MaskCodec
+
+
+def answered(example: OwnExample, codec: MaskCodec | None) -> OwnExample:
+    """Write the answer of an example that needs masks: with codewords, or without a codec as boxes.
+
+    Raises:
+        DataError: the size of the picture is needed and cannot be read, or a mask is damaged.
+    """
+    labels = [one.label for one in example.objects]
+    boxes = [tuple(one["box_yxyx"]) for one in example.references["objects"]]
+    codes = None
+    if codec is None:
+        asked = object_prompt(example.prefix)
+        assert asked is not None
+        example = replace(
+            example,
+            prefix=detect_prompt(asked.labels),
+            references=object_references(labels, boxes, "detect"),
+        )
+    else:
+        from paligemma.outputs.vqvae import mask_to_codes
+
+        size_hw = size_of(example)
+        try:
+            codes = [
+                mask_to_codes(codec, one.mask(size_hw), np.array(box)).tolist()
+                for one, box in zip(example.objects, boxes, strict=True)
+            ]
+        except DataError as error:
+            raise RowError("mask", f"{example.where}: {error}") from error
+    target = format_detections(np.array(boxes), labels, codes)
+    return replace(example, targets=(target,), needs_masks=False)

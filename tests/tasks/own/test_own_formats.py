@@ -1,0 +1,210 @@
+"""A user's labelled pictures in every format become the same rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from labelled_set import CLASSES, SIZE_WH, Marked, drawn_set, write_coco, write_yolo
+from task_files import write_json, write_picture, write_text
+
+from paligemma.errors import DataError
+from paligemma.outputs.boxes import encode_boxes
+from paligemma.outputs.parse import parse_objects
+from paligemma.tasks.own.data_yaml import read_data_yaml
+from paligemma.tasks.own.files import recognise
+from paligemma.tasks.own.labels import OwnExample, RowError
+from paligemma.tasks.own.rows import TASKS
+
+(OWN,) = TASKS
+WRITERS = {"COCO": write_coco, "YOLO": write_yolo}
+
+
+def rows(data: Path, split: str = "train") -> list[OwnExample]:
+    found = list(OWN.rows(data, split))
+    assert all(isinstance(one, OwnExample) for one in found), found
+    return found  # type: ignore[return-value]
+
+
+def faults(data: Path, split: str = "train") -> list[str]:
+    return [str(one) for one in OWN.rows(data, split) if isinstance(one, DataError)]
+
+
+def bins(marked: Marked) -> list[int]:
+    x, y, w, h = marked.xywh
+    width, height = SIZE_WH
+    box = [y / height, x / width, (y + h) / height, (x + w) / width]
+    return encode_boxes(box).tolist()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_boxes_become_rows_that_detect_all_classes_of_the_set(name: str, tmp_path: Path) -> None:
+    pictures = drawn_set(5)
+    WRITERS[name](tmp_path, "train", pictures, masks=False)
+    assert recognise(tmp_path, "train").format == name
+    found = rows(tmp_path)
+    assert {one.prefix for one in found} == {"detect cup ; tea pot"}
+    assert len({one.id for one in found}) == len(found)
+    for one, marked in zip(found, pictures, strict=True):
+        parsed = parse_objects(one.targets[0])
+        assert parsed.rest == ""
+        assert [o.label for o in parsed.objects] == [m.label for m in marked]
+        assert (
+            np.abs(
+                np.array([o.loc for o in parsed.objects]).reshape(-1, 4)
+                - np.array([bins(m) for m in marked]).reshape(-1, 4)
+            ).max(initial=0)
+            <= 1
+        )
+        assert one.pictures[0].read(10**6).shape == (SIZE_WH[1], SIZE_WH[0], 3)
+    assert found[1].targets == ("",)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_outlines_become_masks_unless_the_folder_says_otherwise(name: str, tmp_path: Path) -> None:
+    pictures = drawn_set(4)
+    WRITERS[name](tmp_path, "train", pictures)
+    found = rows(tmp_path)
+    assert {one.prefix for one in found} == {"segment cup ; tea pot"}
+    assert all(one.needs_masks and not one.targets for one in found)
+    for one, marked in zip(found, pictures, strict=True):
+        for got, true in zip(one.objects, marked, strict=True):
+            corners = np.array(true.ring)
+            (x0, y0), (x1, y1) = corners.min(0), corners.max(0)
+            mask = got.mask((SIZE_WH[1], SIZE_WH[0]))
+            assert mask[int(y0 + y1) // 2, int(x0 + x1) // 2]
+            x, y = corners[:, 0], corners[:, 1]
+            area = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+            assert mask.sum() == pytest.approx(area, rel=0.05)
+    write_json(tmp_path / "own-format.json", {"masks": False})
+    assert {one.prefix for one in rows(tmp_path)} == {"detect cup ; tea pot"}
+    assert all(one.targets for one in rows(tmp_path))
+
+
+def test_captions_of_coco_are_answers_of_one_picture(tmp_path: Path) -> None:
+    write_picture(tmp_path / "train2017" / "1.jpg")
+    content: dict[str, Any] = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 12, "height": 8}],
+        "annotations": [
+            {"id": k, "image_id": 1, "caption": text} for k, text in enumerate(("a", "b "))
+        ],
+    }
+    write_json(tmp_path / "annotations" / "captions_train2017.json", content)
+    (one,) = rows(tmp_path)
+    assert (one.prefix, one.targets) == ("caption en", ("a", "b"))
+    write_json(tmp_path / "own-format.json", {"language": "de"})
+    assert rows(tmp_path)[0].prefix == "caption de"
+
+
+def _broken(annotation: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**annotation, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bbox": [10, 10, -5, 5]}, ("swapped", "upper left")),
+        ({"bbox": [10, 150, 20, 60]}, ("box outside", "must lie in the picture")),
+        ({"bbox": [5, 150, 100, 40]}, ("box outside", "swap x and y")),
+        ({"bbox": [10, 10, 0, 5]}, ("box empty", "1024 steps")),
+        ({"bbox": [10, 10, 5]}, ("row", "bbox must be")),
+        ({"category_id": 9}, ("row", "category_id")),
+        ({"segmentation": [[1, 2, 3]]}, ("row", "polygons")),
+        ({"segmentation": {"size": [3, 3], "counts": "09"}}, ("row", "size")),
+    ],
+)
+def test_one_bad_object_loses_its_picture_and_no_other(
+    changes: dict[str, Any], words: tuple[str, str], tmp_path: Path
+) -> None:
+    path = write_coco(tmp_path, "train", drawn_set(4))
+    content = json.loads(path.read_text())
+    content["annotations"][0].update(changes)
+    write_json(path, content)
+    found = list(OWN.rows(tmp_path, "train"))
+    assert len(found) == 4
+    (fault,) = [one for one in found if isinstance(one, DataError)]
+    assert isinstance(fault, RowError)
+    assert words[0] in fault.rule
+    assert words[1] in str(fault)
+    assert "image 0" in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("0 0.5 0.5 0.2", "class x y width height"),
+        ("cup 0.5 0.5 0.2 0.2", "class x y width height"),
+        ("2 0.5 0.5 0.2 0.2", "0..1"),
+        ("0 0.9 0.5 0.6 0.2", "must lie in the picture"),
+        ("0 nan 0.5 0.6 0.2", "finite"),
+        ("0 0.5 0.5 0 0.2", "1024 steps"),
+    ],
+)
+def test_a_bad_line_of_yolo_is_named_with_its_file(line: str, words: str, tmp_path: Path) -> None:
+    write_yolo(tmp_path, "train", drawn_set(3), masks=False)
+    write_text(tmp_path / "train" / "labels" / "0.txt", line + "\n")
+    (said,) = faults(tmp_path)
+    assert words in said
+    assert "0.txt" in said
+    assert len(list(OWN.rows(tmp_path, "train"))) == 3
+
+
+def test_an_edge_a_little_outside_is_moved_to_the_border_with_a_note(tmp_path: Path) -> None:
+    write_yolo(tmp_path, "train", drawn_set(1), masks=False)
+    write_text(tmp_path / "train" / "labels" / "0.txt", "0 0.903 0.5 0.2 0.2\n")
+    (one,) = rows(tmp_path)
+    assert one.targets == ("<loc0409><loc0821><loc0614><loc1023> cup",)
+    assert [note.rule for note in one.notes] == ["box cut"]
+
+
+def test_a_class_list_beside_flat_folders_is_enough(tmp_path: Path) -> None:
+    write_picture(tmp_path / "images" / "a.jpg")
+    write_text(tmp_path / "labels" / "a.txt", "1 0.5 0.5 0.5 0.5\n")
+    write_text(tmp_path / "classes.txt", "cup\ntea pot\n")
+    (one,) = rows(tmp_path)
+    assert one.prefix == "detect " + " ; ".join(CLASSES)
+    with pytest.raises(DataError, match=r"no rows for valid, only for train.*--split train"):
+        recognise(tmp_path, "valid")
+
+
+def test_what_is_not_recognised_is_said_with_what_was_looked_for(tmp_path: Path) -> None:
+    write_text(tmp_path / "notes.txt", "nothing")
+    with pytest.raises(DataError, match=r"JSON lines: train\.jsonl.*COCO: .*YOLO: data\.yaml"):
+        recognise(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("names: [a, 'b, c', \"d\"]", ["a", "b, c", "d"]),
+        ("names:\n  - a # first\n  - 'it''s'\n", ["a", "it's"]),
+        ("names:\n- a\n- no\n", ["a", "no"]),
+        ("names:\n  0: person\n  1: traffic light\nnc: 2\n", {"0": "person", "1": "traffic light"}),
+        ("names: {0: a, 1: b}", {"0": "a", "1": "b"}),
+        ("other:\n  deep:\n    - [1, 2\nnames: [\n  a,\n  b,\n]\n", ["a", "b"]),
+    ],
+)
+def test_class_names_are_read_in_every_form_that_exports_use(
+    text: str, names: Any, tmp_path: Path
+) -> None:
+    assert read_data_yaml(write_text(tmp_path / "d.yaml", text), ("names",)) == {"names": names}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "names: &all [a]",
+        "names: |\n  a\n",
+        "names: [a, [b]]",
+        "names:\n  - x: 1\n",
+        "names: [a\n",
+        "names: [a]\nnames: [b]\n",
+        "names:\n  0: a\n    1: b\n",
+    ],
+)
+def test_other_yaml_is_refused_with_its_line(text: str, tmp_path: Path) -> None:
+    with pytest.raises(RowError, match=r"d\.yaml, line \d"):
+        read_data_yaml(write_text(tmp_path / "d.yaml", text), ("names",))
