@@ -93,6 +93,21 @@ def test_the_codebook_moves_to_the_mean_of_its_latents() -> None:
     torch.testing.assert_close(book._embedding[4], before[4])
 
 
+def test_the_count_of_a_rare_codeword_is_smoothed_by_a_hundred_thousandth() -> None:
+    codec = small_codec()
+    book = codec._vq_vae
+    counts = np.geomspace(1e-5, 10.0, len(book._ema_cluster_size))
+    book._ema_cluster_size.copy_(torch.from_numpy(counts))
+    sums = book._ema_w.double().numpy()
+    codec.update_codebook(torch.full((1, 16, 7), 2.0), torch.full((1, 16), 5))
+    # 16 latents of code 5; the averages keep 99 % of what they were.
+    sums, counts = 0.99 * sums, 0.99 * counts
+    sums[5] += 0.01 * 32
+    counts[5] += 0.01 * 16
+    smoothed = (counts + 1e-5) / (counts + 1e-5).sum() * counts.sum()
+    np.testing.assert_allclose(book._embedding, sums / smoothed[:, None], rtol=1e-5)
+
+
 def test_dead_codewords_are_reseeded_on_latents_of_the_batch() -> None:
     codec = small_codec()
     latents = torch.full((8, 16, 7), 2.0)
