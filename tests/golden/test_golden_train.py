@@ -192,7 +192,7 @@ def gradient_norms(gold: GoldenModel) -> np.ndarray:
 
 
 def test_gradient_norms_are_the_original_s(gold: GoldenModel) -> None:
-    assert_within_rounding(*gradient_norms(gold))
+    assert_within_rounding(*gradient_norms(gold), what="gradient norms")
 
 
 def test_losses_are_the_original_s(gold: GoldenModel) -> None:
@@ -213,7 +213,7 @@ def test_losses_are_the_original_s(gold: GoldenModel) -> None:
         )
         counts = result.num_targets.float()
         assert [counts.mean().item(), counts.max().item()] == arrays[f"sup_len_{tag}"].tolist()
-    assert_within_rounding(*np.array(losses).swapaxes(0, 1))
+    assert_within_rounding(*np.array(losses).swapaxes(0, 1), what="losses")
 
 
 def checksum(array: np.ndarray) -> np.ndarray:
