@@ -48,6 +48,7 @@ COMMANDS: dict[str, Entry] = {
     "demo": Entry("demo", "demo", "Ask the embedded model five things about a picture."),
     "eval": Entry("eval", "eval_group", "Measure a model."),
     "train": Entry("train", "train_group", "Teach a model your task; or make the embedded one."),
+    "data": Entry("data", "data_group", "Check, convert or show labelled pictures."),
     "adapter": Entry("adapter", "adapter_group", "Merge an adapter into its model, or show it."),
 }
 

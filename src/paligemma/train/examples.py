@@ -20,7 +20,8 @@ from paligemma.example import Asking, Example
 from paligemma.model import PaliGemmaModel
 from paligemma.processing.pixels import stack_pixels
 from paligemma.processing.preparation import Preparation
-from paligemma.processing.processor import Processor, layout
+from paligemma.processing.processor import Processor
+from paligemma.tasks.lint import token_row
 from paligemma.train.data import MicroBatches
 from paligemma.train.loss import training_loss
 
@@ -81,20 +82,7 @@ class ExampleSource:
                 (self.seed, _TARGET, visit, zlib.crc32(example.id.encode()))
             )
             target = example.targets[int(rng.integers(len(example.targets)))]
-        tokenizer = self.processor.tokenizer
-        row = layout(
-            tokenizer.encode(example.prefix),
-            tokenizer.encode(target),
-            self.processor.vocab,
-            add_eos=True,
-        )
-        text_len = self.asking_of(example).text_len
-        if len(row) > text_len + 1:
-            raise DataError(
-                f"{example.id}: prompt and answer may have {text_len} tokens, they have "
-                f"{len(row) - 1}; a cut would lose the end token"
-            )
-        return row
+        return token_row(example, target, self.asking_of(example), self.processor)
 
     def _pixels(self, example: Example) -> Tensor:
         asking = self.asking_of(example)

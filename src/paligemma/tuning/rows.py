@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from paligemma.errors import DataError, ImageError
+from paligemma.errors import DataError
 from paligemma.example import Asking, Example
 from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
 from paligemma.pipeline.loading import find_mask_codec
 from paligemma.processing.processor import Processor
-from paligemma.tasks.own.labels import OwnExample
-from paligemma.tasks.own.masks import answered
+from paligemma.tasks.lint import Lint
+from paligemma.tasks.own.labels import Finding
 from paligemma.tasks.task import Task
-from paligemma.train.examples import ExampleSource
 from paligemma.weights.catalog import resolve
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,31 @@ def read_rows(
         DataError: no good row is left.
     """
     skipped: list[str] = []
-    learnt = _good_rows(task, data, "train", processor, codec, skipped)
+    notes: Counter[str] = Counter()
+    lint = Lint(task, processor, codec)
+
+    def good(split: str) -> list[Example]:
+        kept: list[tuple[Example, list[Finding]]] = []
+        copies: list[tuple[Example, list[Finding]]] = []
+        for example, found in lint.rows(data, split):
+            errors = [one for one in found if one.is_error]
+            notes.update(one.rule for one in found if not one.is_error)
+            if example is None:
+                skipped.extend(one.said for one in errors[:1])
+            else:
+                (copies if errors else kept).append((example, errors))
+        if kept:
+            skipped.extend(errors[0].said for _, errors in copies)
+        elif copies:
+            logger.warning(
+                "all %d rows of %s show pictures that are learnt from: their figures tell what is "
+                "remembered, not what is understood",
+                len(copies),
+                split,
+            )
+        return [example for example, _ in kept or copies]
+
+    learnt = good("train")
     if not learnt:
         first = f"; the first of {len(skipped)} faults: {skipped[0]}" if skipped else ""
         raise DataError(f"no row of {data} can be learnt from{first}")
@@ -61,9 +85,12 @@ def read_rows(
     for split in ("valid", "val", "test"):
         if split in task.splits and not held_out and not data.is_file():
             try:
-                held_out = _good_rows(task, data, split, processor, codec, skipped)
-            except DataError:
-                logger.info("%s has no split %s", data, split)
+                held_out = good(split)
+            except DataError as error:
+                logger.info("%s: no rows of the split %s: %s", data, split, error)
+    if notes:
+        shown = ", ".join(f"{rule} {number}" for rule, number in notes.most_common())
+        logger.warning("rows to look at (%s); `paligemma data check` lists them", shown)
     if not held_out:
         number = min(max(1, round(len(learnt) * _HELD_OUT_SHARE)), _MAX_HELD_OUT)
         if len(learnt) > 1:
@@ -77,36 +104,6 @@ def read_rows(
                 len(held_out) + len(learnt),
             )
     return learnt, held_out, skipped
-
-
-def _good_rows(
-    task: Task,
-    data: Path,
-    split: str,
-    processor: Processor,
-    codec: Callable[[], MaskCodec | None],
-    skipped: list[str],
-) -> list[Example]:
-    source = ExampleSource(
-        examples=(), asking_of=asking_of(task), processor=processor, batch_size=1, seed=0
-    )
-    good = []
-    for example in task.rows(data, split):
-        try:
-            if isinstance(example, DataError):
-                raise example
-            if isinstance(example, OwnExample) and example.needs_masks:
-                example = answered(example, codec())
-            if not example.targets:
-                raise DataError(f"{example.id}: it has no answer to learn")
-            source.row(example)
-            for picture in example.pictures:
-                picture.read(processor.reader.max_pixels)
-        except (DataError, ImageError) as error:
-            skipped.append(str(error))
-        else:
-            good.append(example)
-    return good
 
 
 def asking_of(task: Task) -> Callable[[Example], Asking]:

@@ -58,6 +58,20 @@ def recognise(data: Path, split: str) -> Found:
     )
 
 
+def splits_of(data: Path) -> tuple[str, ...]:
+    """The splits of a set, `train` first; a file is `train`.
+
+    Raises:
+        DataError: no format is recognised.
+    """
+    form = read_format(data if data.is_dir() else data.parent, TASK, OwnForm())
+    splits = ("train",) if data.is_file() else tuple(reversed(SPLITS))
+    found = tuple(split for split in splits if _has(data, split, form))
+    if not found:
+        recognise(data, "train")
+    return found
+
+
 def _has(data: Path, split: str, form: OwnForm) -> bool:
     return any(find(data, split, form) for _, _, find in FORMATS)
 
