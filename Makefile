@@ -6,12 +6,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Processes of `make test`; each computes on one thread.
 WORKERS ?= 2
+# Of `make fuzz`; a seed tries the same inputs again.
+SEED ?= 0
+SECONDS ?= 300
 
 # Commands start faster from compiled modules; some shells forbid Python to keep them.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo finetune-demo test check bench clean distclean
+.PHONY: help demo finetune-demo test check fuzz bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +33,9 @@ check: $(VENV)/ready-dev ## format, lint, types and the order of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+fuzz: $(VENV)/ready-dev ## try hostile inputs for SECONDS (300) from SEED (0)
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --seconds $(SECONDS)
 
 bench: $(VENV)/ready-dev ## measure speed and memory, beside transformers (minutes)
 	$(BIN)/python benchmarks/full_size.py

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import io
 import random
-import struct
 from functools import cache
 from typing import Any
 
 import numpy as np
-from fuzz.frame import Report, fuzz
+from fuzz.damage import BYTE_FAULTS, damaged_bytes
 from PIL import Image, features
 
 from paligemma.processing.image import load_as_original, load_frames, load_image
 
-MAX_PIXELS = 4_000_000
-TRY_S = 10.0  # of a machine that does other things too
+NAME = "pictures"
 MAX_MB = 1024
-EXTREMES = (0, 1, 2, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF, 12000, 2000)
+MAX_PIXELS = 4_000_000
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -72,50 +70,19 @@ def sound_pictures() -> dict[str, bytes]:
     return pictures
 
 
-def _truncate(data: bytearray, rng: random.Random) -> None:
-    del data[rng.randrange(len(data)) :]
-
-
-def _flip(data: bytearray, rng: random.Random) -> None:
-    end = rng.choice((64, 512, len(data)))
-    for _ in range(rng.choice((1, 3, 20))):
-        data[rng.randrange(min(end, len(data)))] = rng.randrange(256)
-
-
 def _splice(data: bytearray, rng: random.Random) -> None:
     other = rng.choice(list(sound_pictures().values()))
     data[rng.randrange(len(data)) :] = other[rng.randrange(len(other)) :]
 
 
-def _number(data: bytearray, rng: random.Random) -> None:
-    """A size, length, count or offset becomes an extreme one."""
-    layout = rng.choice(("<H", ">H", "<I", ">I"))
-    width = struct.calcsize(layout)
-    at = rng.randrange(max(min(rng.choice((80, len(data))), len(data) - width), 1))
-    value = rng.choice(EXTREMES) & (0xFFFF if width == 2 else 0xFFFFFFFF)
-    data[at : at + width] = struct.pack(layout, value)
-
-
-def _repeat(data: bytearray, rng: random.Random) -> None:
-    """A piece, such as a chunk or a scan, comes hundreds of times."""
-    start = rng.randrange(len(data))
-    piece = data[start : start + rng.choice((4, 12, 40, 300))]
-    data[start:start] = piece * rng.choice((2, 100, 2000))
-
-
-_CHANGES = (_truncate, _flip, _splice, _number, _number, _repeat)
+_FAULTS = (*BYTE_FAULTS, _splice)
 
 
 def make(rng: random.Random) -> tuple[str, tuple[bytes, int]]:
     """A picture with one to three faults, and the way it is read."""
     name = rng.choice(list(sound_pictures()))
-    data = bytearray(sound_pictures()[name])
-    changes = rng.choices(_CHANGES, k=rng.choice((1, 1, 2, 3)))
-    for change in changes:
-        if data:
-            change(data, rng)
-    words = " and ".join(change.__name__.strip("_") for change in changes)
-    return f"{name} with {words}", (bytes(data), rng.randrange(4))
+    what, data = damaged_bytes(sound_pictures()[name], rng, _FAULTS)
+    return f"{name} with {what}", (data, rng.randrange(4))
 
 
 def attempt(given: tuple[bytes, int]) -> None:
@@ -130,8 +97,3 @@ def attempt(given: tuple[bytes, int]) -> None:
         assert pixels.dtype == np.uint8
         assert pixels.ndim == 3
         assert pixels.shape[2] == 3
-
-
-def run(seed: int, seconds: float) -> Report:
-    """Try damaged pictures."""
-    return fuzz("pictures", make, attempt, seed=seed, seconds=seconds, try_s=TRY_S, max_mb=MAX_MB)

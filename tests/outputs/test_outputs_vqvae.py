@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -210,7 +211,10 @@ def test_files_that_are_no_codec_are_refused(tmp_path: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     small_codec().save(cut)
     cut.write_bytes(cut.read_bytes()[:1000])
-    for path in [pickled, cut, tmp_path / "absent.npz", tmp_path / "codec.bin"]:
+    bare = tmp_path / "bare.npz"  # a member that is no .npy, which NumPy gives as bytes
+    with zipfile.ZipFile(bare, "w") as archive:
+        archive.writestr("encoder.0.weight.npy", b"")
+    for path in [pickled, cut, bare, tmp_path / "absent.npz", tmp_path / "codec.bin"]:
         with pytest.raises(CheckpointError, match=path.name):
             load_mask_codec(path)
 

@@ -290,9 +290,18 @@ def task_of(run: Run) -> Task:
         return task
     from paligemma.tasks.scenes.rows import scenes_task
 
-    drawn = [row["pictures"][0] for _, row in read_rows(run.path / EXAMPLES)]
-    last = max(picture["index"] for picture in drawn)
-    return scenes_task(limit=last + 1, seed=drawn[0]["seed"], size_px=drawn[0]["size_px"])
+    path = run.path / EXAMPLES
+    last = seed = size_px = 0
+    for number, row in read_rows(path):
+        match row.get("pictures"):
+            case [{"index": int(index), "seed": int(seed), "size_px": int(size_px)}]:
+                last = max(last, index)
+            case other:
+                raise DataError(
+                    f"{path}, line {number} must name one picture by index, seed and size_px, got "
+                    f"{other!r:.80}; restore the file or begin a new run"
+                )
+    return scenes_task(limit=last + 1, seed=seed, size_px=size_px)
 
 
 def pictures_of(run: Run, ids: Sequence[str]) -> Pictures | None:

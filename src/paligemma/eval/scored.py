@@ -186,7 +186,7 @@ def _measures(
     """The task's figures; references that it cannot read are the file's fault."""
     try:
         return task.score(examples, predictions, **rules)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise DataError(
             f"references must be as {task.name} wrote them, but its scorer cannot read them "
             f"({type(error).__name__}: {error}); run the benchmark again in a new folder"

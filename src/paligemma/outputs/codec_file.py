@@ -21,7 +21,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 size = sum(entry.file_size for entry in archive.infolist())
             _check_size(path, size)
             with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+                arrays = {name: file[name] for name in file.files}
+            # Of a member that is no .npy, NumPy returns the bytes.
+            if other := [name for name, one in arrays.items() if not isinstance(one, np.ndarray)]:
+                raise ValueError(f"{other[0]!r:.80} is no array")
+            return arrays
         if path.suffix == ".safetensors":
             from safetensors.numpy import load_file
 
