@@ -105,3 +105,50 @@ def write_yolo(root: Path, split: str, pictures: list[list[Marked]], *, masks: b
         "train: ../train/images\nval: ../valid/images\n\nnc: 2\n"
         f"names: ['{CLASSES[0]}', \"{CLASSES[1]}\"]  # two\nroboflow:\n  license: CC BY 4.0\n",
     )
+
+
+def write_voc(root: Path, split: str, pictures: list[list[Marked]], *, masks: bool = True) -> Path:
+    """Roboflow's layout: XML beside the pictures."""
+    for k, marked in enumerate(pictures):
+        write_pixels(root / split / f"{k}.png", picture(len(split) * 100 + k))
+        objects = ""
+        for one in marked:
+            x, y, w, h = one.xywh
+            corners = "".join(
+                f"<x{i}>{a:g}</x{i}><y{i}>{b:g}</y{i}>" for i, (a, b) in enumerate(one.ring, 1)
+            )
+            objects += (
+                f"<object><name>{one.label}</name><bndbox><xmin>{x:g}</xmin><xmax>{x + w:g}</xmax>"
+                f"<ymin>{y:g}</ymin><ymax>{y + h:g}</ymax></bndbox>"
+                f"{f'<polygon>{corners}</polygon>' if masks else ''}</object>"
+            )
+        size = f"<size><width>{SIZE_WH[0]}</width><height>{SIZE_WH[1]}</height></size>"
+        write_text(
+            root / split / f"{k}.xml",
+            f"<annotation><filename>{k}.png</filename>{size}{objects}</annotation>",
+        )
+    return root
+
+
+def write_labelme(
+    root: Path, split: str, pictures: list[list[Marked]], *, masks: bool = True
+) -> Path:
+    """JSON beside the pictures."""
+    for k, marked in enumerate(pictures):
+        write_pixels(root / split / f"{k}.png", picture(len(split) * 100 + k))
+        shapes = []
+        for one in marked:
+            x, y, w, h = one.xywh
+            points = [list(corner) for corner in one.ring] if masks else [[x + w, y], [x, y + h]]
+            kind = "polygon" if masks else "rectangle"
+            shapes.append({"label": one.label, "points": points, "shape_type": kind})
+        content = {
+            "version": "5.0.1",
+            "shapes": shapes,
+            "imagePath": f"..\\images\\{k}.png",
+            "imageData": None,
+            "imageHeight": SIZE_WH[1],
+            "imageWidth": SIZE_WH[0],
+        }
+        write_json(root / split / f"{k}.json", content)
+    return root

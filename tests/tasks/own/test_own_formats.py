@@ -8,8 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from labelled_set import CLASSES, SIZE_WH, Marked, drawn_set, write_coco, write_yolo
-from task_files import write_json, write_picture, write_text
+from labelled_set import (
+    CLASSES,
+    SIZE_WH,
+    Marked,
+    drawn_set,
+    picture,
+    write_coco,
+    write_labelme,
+    write_voc,
+    write_yolo,
+)
+from task_files import write_json, write_picture, write_pixels, write_text
 
 from paligemma.errors import DataError
 from paligemma.outputs.boxes import encode_boxes
@@ -20,7 +30,12 @@ from paligemma.tasks.own.labels import OwnExample, RowError
 from paligemma.tasks.own.rows import TASKS
 
 (OWN,) = TASKS
-WRITERS = {"COCO": write_coco, "YOLO": write_yolo}
+WRITERS = {
+    "COCO": write_coco,
+    "YOLO": write_yolo,
+    "Pascal VOC": write_voc,
+    "LabelMe": write_labelme,
+}
 
 
 def rows(data: Path, split: str = "train") -> list[OwnExample]:
@@ -208,3 +223,64 @@ def test_class_names_are_read_in_every_form_that_exports_use(
 def test_other_yaml_is_refused_with_its_line(text: str, tmp_path: Path) -> None:
     with pytest.raises(RowError, match=r"d\.yaml, line \d"):
         read_data_yaml(write_text(tmp_path / "d.yaml", text), ("names",))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<annotation><size>", "XML"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "document type"),
+        ("<annotation/>", "size must hold"),
+        (
+            "<annotation><size><width>9</width><height>9</height></size><object/></annotation>",
+            "name",
+        ),
+    ],
+)
+def test_a_bad_xml_file_loses_its_picture_and_no_other(
+    text: str, words: str, tmp_path: Path
+) -> None:
+    write_voc(tmp_path, "train", drawn_set(3))
+    write_text(tmp_path / "train" / "0.xml", text)
+    (said,) = faults(tmp_path)
+    assert words in said
+    assert "0.xml" in said
+    assert len(list(OWN.rows(tmp_path, "train"))) == 3
+
+
+def test_the_original_layout_of_voc_is_read_by_its_lists(tmp_path: Path) -> None:
+    write_voc(tmp_path / "made", "train", drawn_set(3), masks=False)
+    made = tmp_path / "made" / "train"
+    for k in range(3):
+        for folder, suffix in (("Annotations", "xml"), ("JPEGImages", "png")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (made / f"{k}.{suffix}").rename(tmp_path / folder / f"{k}.{suffix}")
+    write_text(tmp_path / "ImageSets" / "Main" / "train.txt", "2\n0\n")
+    write_text(tmp_path / "ImageSets" / "Main" / "val.txt", "1\n")
+    assert [Path(one.where).stem for one in rows(tmp_path)] == ["2", "0"]
+    assert [one.prefix for one in rows(tmp_path, "valid")] == ["detect cup ; tea pot"]
+    rows(tmp_path)[0].pictures[0].read(10**6)
+
+
+def test_parquet_holds_its_pictures_or_their_names(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    encoded = write_pixels(tmp_path / "a.png", picture(1), orientation=6).read_bytes()
+    images = [{"bytes": encoded, "path": None}, {"bytes": None, "path": "a.png"}]
+    (tmp_path / "data").mkdir()
+    table = pa.table({"image": images, "question": ["how many?"] * 2, "answers": [["2"], []]})
+    parquet.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet")
+    table = pa.table({"image": [encoded], "caption": ["a cup"]})
+    parquet.write_table(table, tmp_path / "validation.parquet")
+    first, second = OWN.rows(tmp_path, "train")
+    assert isinstance(first, OwnExample)
+    assert (first.prefix, first.targets) == ("answer en how many?", ("2",))
+    assert first.pictures[0].read(10**6).shape == (SIZE_WH[0], SIZE_WH[1], 3)
+    assert isinstance(second, RowError)
+    assert "row 2" in str(second)
+    (held,) = rows(tmp_path, "valid")
+    assert (held.prefix, held.targets) == ("caption en", ("a cup",))
+    table = pa.table({"image": ["a.png"], "label": [1]})
+    parquet.write_table(table, tmp_path / "test.parquet")
+    with pytest.raises(DataError, match="must have the column image and one of suffix"):
+        list(OWN.rows(tmp_path, "test"))

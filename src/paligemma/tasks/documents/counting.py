@@ -7,7 +7,6 @@ import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import numpy as np
 
 from paligemma.errors import DataError, ImageError
 from paligemma.example import Example, Picture
-from paligemma.metrics.extras import missing_extra
 from paligemma.processing.image import load_as_original, open_heading
 from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import read_json_lines, read_list
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.finding import plain_name
+from paligemma.tasks.reading.parquet import encoded_pictures, open_parquet
 from paligemma.tasks.reading.pictures import FilePicture, picture_in
 from paligemma.tasks.reading.prefixes import answer_prefix
 
@@ -69,7 +68,7 @@ class ParquetPicture:
 
     def read(self, max_pixels: int) -> np.ndarray:
         """Decode to uint8[H, W, 3]."""
-        encoded = _encoded_pictures(self.path, self.row_group)[self.row]
+        encoded = encoded_pictures(self.path, self.row_group)[self.row]
         if encoded is None:
             raise ImageError(f"{self.path}: row {self.row} of group {self.row_group} has no image")
         return load_as_original(encoded, max_pixels=max_pixels)
@@ -119,7 +118,7 @@ def read_countbenchqa(data: Path, split: str) -> Iterator[Example]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[Picture | None, int]]:
-    file = _parquet(path)
+    file = open_parquet(path)
     missing = {"image", "number"} - set(file.schema_arrow.names)
     if missing:
         raise DataError(
@@ -145,26 +144,6 @@ def _json_rows(path: Path) -> Iterator[tuple[Picture | None, int]]:
         if row.fields.get("image") is not None:
             picture = picture_in(path.parent, row.text("image"))
         yield picture, _count(row.fields.get("number"), row.where, "number")
-
-
-def _parquet(path: Path) -> Any:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise missing_extra("pyarrow", "parquet", f"reading {path.name}") from error
-    try:
-        return parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise DataError(
-            f"{path} is no parquet file ({str(error)[:200]}); download it again"
-        ) from error
-
-
-# A table of a few hundred pictures is one or two groups of tens of megabytes; rows come in order.
-@lru_cache(maxsize=1)
-def _encoded_pictures(path: Path, row_group: int) -> list[bytes | None]:
-    column = _parquet(path).read_row_group(row_group, columns=["image"]).column("image")
-    return [(one or {}).get("bytes") for one in column.to_pylist()]
 
 
 def _has_colours(encoded: bytes | None) -> bool:

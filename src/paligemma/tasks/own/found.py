@@ -11,6 +11,8 @@ from paligemma.tasks.own.labels import OwnRow
 SPLITS = ("valid", "test", "train")
 # Other names of a split, as tools write them.
 _NAMES = {"valid": ("valid", "val", "validation"), "test": ("test",), "train": ("train",)}
+# Folders in which one label file a picture lies.
+_ABOVE = ("Annotations", "annotations", "labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,3 +46,13 @@ class Found:
 def split_names(*splits: str) -> tuple[str, ...]:
     """All names of some splits."""
     return tuple(name for split in splits for name in _NAMES[split])
+
+
+def label_files(data: Path, split: str, suffix: str) -> list[Path]:
+    """The label files of a split, one a picture: in its folder, or of a folder without splits."""
+    places = [data / name for name in split_names(split)]
+    places += [data / above / name for above in _ABOVE for name in split_names(split)]
+    if split == "train":
+        places += [data, *(data / above for above in _ABOVE)]
+    found = (sorted(place.glob(f"*{suffix}")) for place in places if place.is_dir())
+    return next(filter(None, found), [])

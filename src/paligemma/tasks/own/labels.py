@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -191,6 +191,22 @@ def size_of(example: OwnExample) -> tuple[int, int]:
     except ImageError as error:
         raise RowError("picture", f"{example.where}: {error}") from error
     return height, width
+
+
+def labels_of(pictures: Iterable[LabelledPicture | DataError]) -> tuple[str, ...]:
+    """The labels of some pictures, alphabetically, where no file lists the classes."""
+    marked = [one for one in pictures if isinstance(one, LabelledPicture)]
+    return tuple(sorted({one.label for picture in marked for one in picture.objects}))
+
+
+def picture_beside(labels: Path, name: str, root: Path) -> Path:
+    """The picture that a label file names: beside it or in a folder of pictures."""
+    plain = PurePosixPath(name.replace("\\", "/")).name
+    folders = (labels.parent, *(root / one for one in ("JPEGImages", "images", labels.parent.name)))
+    folders += tuple(root / one / labels.parent.name for one in ("JPEGImages", "images"))
+    stems = [plain, *(f"{labels.stem}{suffix}" for suffix in (".jpg", ".png", ".jpeg"))]
+    found = (folder / stem for stem in stems if stem for folder in folders)
+    return next((path for path in found if path.is_file()), labels.parent / (plain or labels.stem))
 
 
 def labelled_rows(

@@ -1,0 +1,118 @@
+"""Parquet files of pictures with prompts and answers, as data sets of the hub have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paligemma.errors import DataError, ImageError, PromptError
+from paligemma.example import Picture
+from paligemma.processing.image import load_image
+from paligemma.processing.prompts import answer_prompt, caption_prompt
+from paligemma.tasks.own.found import SPLITS, Found, OwnForm, split_names
+from paligemma.tasks.own.json_lines import row_example
+from paligemma.tasks.own.labels import OwnRow, RowError, UprightPicture
+from paligemma.tasks.reading.file_rows import FileRow
+from paligemma.tasks.reading.files import relative_name
+from paligemma.tasks.reading.parquet import encoded_pictures, open_parquet
+
+NAME = "parquet"
+LOOKS_FOR = "train.parquet or train-*.parquet, also in data/"
+_BATCH_ROWS = 64
+_ANSWERS = ("suffix", "answer", "answers", "text", "caption", "captions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetPicture:
+    """The encoded picture in one row of a parquet file, turned as its EXIF says."""
+
+    path: Path
+    row_group: int
+    row: int
+
+    def read(self, max_pixels: int) -> np.ndarray:
+        """uint8[H, W, 3].
+
+        Raises:
+            ImageError: missing, unreadable, or larger than the bound.
+        """
+        return load_image(self.encoded(), max_pixels=max_pixels)
+
+    def encoded(self) -> bytes:
+        """The bytes of the picture; raise ImageError where there are none."""
+        found = encoded_pictures(self.path, self.row_group)[self.row]
+        if not found:
+            raise ImageError(f"{self.path}: row {self.row} of group {self.row_group} has no image")
+        return found
+
+
+def find(data: Path, split: str, form: OwnForm) -> Found | None:
+    """Find the files of a split; a file, or all files of a folder without splits, are `train`."""
+    if data.is_file():
+        paths = [data] if data.suffix == ".parquet" else []
+    else:
+        paths = _named(data, *split_names(split))
+        if not paths and split == "train" and not _named(data, *split_names(*SPLITS)):
+            paths = sorted([*data.glob("*.parquet"), *data.glob("data/*.parquet")])
+    if not paths:
+        return None
+    return Found(format=NAME, path=paths[0], rows=partial(_rows, paths, form))
+
+
+def _named(data: Path, *names: str) -> list[Path]:
+    patterns = ("{}.parquet", "{}-*.parquet", "data/{}.parquet", "data/{}-*.parquet")
+    return sorted({path for p in patterns for name in names for path in data.glob(p.format(name))})
+
+
+def _rows(paths: list[Path], form: OwnForm) -> Iterator[OwnRow]:
+    for path in paths:
+        file = open_parquet(path)
+        names = set(file.schema_arrow.names)
+        answer = next((one for one in _ANSWERS if one in names), None)
+        if "image" not in names or answer is None:
+            raise DataError(
+                f"{path} must have the column image and one of {', '.join(_ANSWERS)}, with prefix "
+                f"or question where there is a prompt, it has {', '.join(sorted(names))[:200]}"
+            )
+        wanted = [one for one in ("image", answer, "prefix", "question") if one in names]
+        number = 0
+        for group in range(file.num_row_groups):
+            place = 0
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=wanted):
+                for record in batch.to_pylist():
+                    number += 1
+                    row = FileRow(record, f"{path}, row {number}", number)
+                    picture = ParquetPicture(path=path, row_group=group, row=place)
+                    place += 1
+                    try:
+                        yield _example(row, path, picture, answer, form)
+                    except RowError as error:
+                        yield error
+                    except (DataError, PromptError) as error:
+                        said = str(error)
+                        yield RowError("row", said if row.where in said else f"{row.where}: {said}")
+
+
+def _example(row: FileRow, path: Path, picture: Picture, answer: str, form: OwnForm) -> OwnRow:
+    if "prefix" in row:
+        prefix = row.text("prefix")
+    elif "question" in row:
+        prefix = answer_prompt(row.text("question"), form.language)
+    else:
+        prefix = caption_prompt(form.language)
+    many = isinstance(row.fields[answer], list)
+    texts = row.texts(answer) if many else [row.text(answer)]
+    if not texts:
+        raise RowError("no answer", f"{row.where}: it has no answer; remove it or add one")
+    named: Any = row.fields["image"]
+    if isinstance(named, Mapping) and not named.get("bytes"):
+        named = named.get("path")
+    if isinstance(named, str):
+        inside = relative_name(named, f"{row.where}, image")
+        picture = UprightPicture(path=path.parent / inside, folder=path.parent)
+    return row_example(row, f"{path.stem}/{row.number}", (picture,), prefix, *texts)
