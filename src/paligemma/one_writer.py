@@ -28,10 +28,13 @@ _held: set[int] = set()
 def one_writer(folder: Path) -> Iterator[None]:
     """Keep other writers out of a folder, made with its parents, until the block ends.
 
+    A folder that it made is removed again if nothing was written to it.
+
     Raises:
         ConfigError: another process writes there, or the folder cannot be made or written.
     """
     path = folder / LOCK_FILE
+    is_new = not os.path.lexists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(path)
@@ -48,6 +51,8 @@ def one_writer(folder: Path) -> Iterator[None]:
             _held.remove(descriptor)
             with suppress(OSError):  # Removed while it is locked: see `_lock`.
                 path.unlink()
+                if is_new:
+                    folder.rmdir()
             os.close(descriptor)
 
 

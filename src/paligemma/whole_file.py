@@ -18,6 +18,8 @@ from typing import Any
 
 from paligemma.errors import ConfigError
 
+# Numbers of the system's errors for a full disk.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # Characters of up to four bytes; file systems allow 255 bytes.
 _MAX_RECALLED = 50
 
@@ -76,7 +78,7 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
         with whole_file(path, sync=True) as partial, open(partial, "w", encoding="utf-8") as file:
             file.writelines(parts)
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        is_full = error.errno in NO_ROOM
         raise ConfigError(
             f"a file needs a folder that is there and can be written, got {path} "
             f"({error.strerror or error}); make {'room' if is_full else 'that folder'} or name "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -18,6 +19,7 @@ import click
 from paligemma.cli.stopping import Stopped, signals_as_exceptions
 from paligemma.cli.terminal import GuardedStream, guarded_streams
 from paligemma.errors import ConfigError, PaliGemmaError
+from paligemma.whole_file import NO_ROOM
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -77,7 +79,7 @@ class LazyGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run; as a program, exit with 2 and one sentence for what the user can mend."""
+        """Run; as a program, exit with one sentence: 2 for what was asked, 1 for what failed."""
         prog_name = prog_name or "paligemma"
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
@@ -91,7 +93,7 @@ class LazyGroup(click.Group):
                 asked_wrongly = isinstance(error, ConfigError)
                 sentence = _with_option_names(str(error)) if asked_wrongly else str(error)
                 _complain(sentence)
-                status = EXIT_BAD_INPUT
+                status = EXIT_FAILED if _was_full(error) else EXIT_BAD_INPUT
             except OSError as error:
                 if _was_writing(error):
                     _drop_output()
@@ -125,6 +127,17 @@ def _of_the_system(error: OSError) -> str:
         f"a file or the disk failed: {error.strerror or error}{place}; "
         "see to its place, rights and room, and try again"
     )
+
+
+def _was_full(error: BaseException | None) -> bool:
+    """Whether an error began with a full disk, which no other input mends."""
+    while error is not None:
+        # safetensors writes the number of the system's error in its words.
+        words = str(error) if type(error).__name__ == "SafetensorError" else ""
+        if getattr(error, "errno", None) in NO_ROOM or f"os error {errno.ENOSPC})" in words:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _was_writing(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from paligemma import json_file
 from paligemma.errors import TokenizerError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 IMAGE_PIECE = "<image>"  # added by transformers after the last id; no part of the vocabulary
 ADDED_NAME = "added_tokens.json"
@@ -65,7 +65,7 @@ def added_tokens(folder: Path) -> list[AddedToken]:
         try:
             tokens = list(listed(path))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            _log.warning("%s is left aside, it lists no tokens (%s)", path, str(error)[:200])
+            logger.warning("%s is left aside, it lists no tokens (%s)", path, str(error)[:200])
             continue
         for token in tokens:
             known = found.setdefault(token.id, token)

@@ -1,10 +1,4 @@
-"""Fine-tuning in one call: read, scan, train, measure before and after, keep.
-
-folder/recipe.json     what was run
-folder/train/          checkpoints and metrics.jsonl; the same call goes on from here
-folder/adapter/        what was learnt, in PEFT's layout; or folder/model/ without an adapter
-folder/report.json     figures before and after
-"""
+"""Fine-tuning in one call: read, scan, train, measure before and after, keep."""
 
 from __future__ import annotations
 
@@ -25,24 +19,26 @@ from paligemma.errors import ConfigError
 from paligemma.example import Example, Prediction
 from paligemma.jobs.model_answerer import ModelAnswerer, fingerprint
 from paligemma.metrics.measure import Measure
+from paligemma.one_writer import one_writer
 from paligemma.pipeline.loading import LoadOptions, load_processor
 from paligemma.pipeline.options import chosen
 from paligemma.pipeline.paligemma import PaliGemma
+from paligemma.processing.processor import Processor
 from paligemma.tasks.catalog import find_task, tasks
 from paligemma.tasks.published import transfer_recipe
 from paligemma.tasks.task import Task
 from paligemma.train.examples import ExampleSource, SuffixLoss
 from paligemma.train.loop import LoopOptions, train
+from paligemma.tuning.folder import ADAPTER, BEFORE, MODEL, REPORT, TRAIN, begin, require_own
 from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_table
 from paligemma.tuning.rows import asking_of, codec_of, read_rows
 from paligemma.weights.adapter import load_adapter, save_adapter
 from paligemma.weights.catalog import resolve
 from paligemma.weights.save import SIDE_FILES, save_model
-from paligemma.whole_file import require_writable, write_json
+from paligemma.whole_file import write_json
 
 logger = logging.getLogger(__name__)
 
-ADAPTER, MODEL, REPORT = "adapter", "model", "report.json"
 _BATCH = 8
 _MAX_SHOWN = 5
 
@@ -102,15 +98,44 @@ def finetune(
 
     Raises:
         DataError: no good row to learn from.
-        ConfigError: an option is unknown or out of its range, or the folder cannot be written.
+        ConfigError: an option is unknown or out of its range, another process writes to the
+            folder, it holds files of the user, or it cannot be written.
         CheckpointError: another run lies in the folder.
     """
     processor, _ = load_processor(model, LoadOptions(device=device))
     found = _task_of(task, transfer)
     recipe = recipe_of(options, transfer, processor.image_size_px)
     folder = Path(output)
-    learnt, held_out, skipped = read_rows(found, Path(data), processor, codec_of(model))
-    require_writable(folder)
+    with one_writer(folder):
+        require_own(folder)
+        return _run(
+            model,
+            found,
+            recipe=recipe,
+            data=Path(data),
+            folder=folder,
+            processor=processor,
+            transfer=transfer,
+            device=device,
+            num_workers=num_workers,
+            progress=progress,
+        )
+
+
+def _run(
+    model: str,
+    found: Task,
+    *,
+    recipe: Recipe,
+    data: Path,
+    folder: Path,
+    processor: Processor,
+    transfer: str | None,
+    device: str | None,
+    num_workers: int,
+    progress: bool,
+) -> FinetuneRun:
+    learnt, held_out, skipped = read_rows(found, data, processor, codec_of(model))
     asked = PaliGemma.from_pretrained(
         model, device=device, mode=None if recipe.lora is not None else "exact"
     )
@@ -127,11 +152,11 @@ def finetune(
         "rows": _digest(learnt),
         **recipe.to_json(),
     }
-    write_json(folder / "recipe.json", described)
+    begin(folder, described)
     adapter = None
     if recipe.lora is not None:
         adapter = Adapter.new(asked.model, recipe.lora, seed=recipe.seed)
-    before = _measured(found, asked, held_out, folder / "before.json", described, progress)
+    before = _measured(found, asked, held_out, folder / BEFORE, described, progress)
     if adapter is not None:
         attach(asked.model, adapter)
     _set_dropout(asked.model, recipe.dropout)
@@ -161,7 +186,7 @@ def finetune(
             batch_size=recipe.batch_size,
             data_size=len(learnt),
         ),
-        folder / "train",
+        folder / TRAIN,
         settings=described,
     )
     parts = part_table(asked.model)

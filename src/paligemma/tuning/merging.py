@@ -15,7 +15,8 @@ from paligemma.weights.adapter import CONFIG_FILE, adapter_folder, load_adapter
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hf_config import read_json
 from paligemma.weights.load import OpenCheckpoint
-from paligemma.weights.save import save_model
+from paligemma.weights.save import require_no_checkpoint, save_model
+from paligemma.whole_file import require_writable
 
 # Largest difference of logits in float32, as a share of the largest logit.
 MAX_DIFFERENCE = 1e-5
@@ -52,8 +53,12 @@ def merge_adapter(
 
     Raises:
         CheckpointError: the two differ by more than `MAX_DIFFERENCE`, or the folder holds a model.
+        ConfigError: the folder cannot be made.
     """
     base = model or base_of(adapter)
+    beside = side_files(base)
+    require_no_checkpoint(Path(output), tuple(beside))
+    require_writable(Path(output).absolute().parent)
     with OpenCheckpoint(base) as opened:
         stored = dtype or dtype_name(opened.table_dtype)
         merged = opened.load(dtype="float32")
@@ -66,7 +71,7 @@ def merge_adapter(
             f"a merged model must answer like the adapted one, logits of {adapter} on {base} "
             f"differ by {difference:.1e}, more than {MAX_DIFFERENCE:.0e}; keep the adapter apart"
         )
-    save_model(merged, output, dtype=stored, extra_files=side_files(base))
+    save_model(merged, output, dtype=stored, extra_files=beside)
     return difference
 
 

@@ -30,7 +30,7 @@ from paligemma.weights.dtypes import cast
 from paligemma.weights.npz import NpzReader, NpzWriter
 from paligemma.weights.shapes import compare_shapes
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class BigVisionReader:
         }
         ignored = len(npz.arrays) - len(self.arrays)
         if ignored:
-            _log.warning("%s: %d arrays outside %r are not weights", npz.name, ignored, prefix)
+            logger.warning("%s: %d arrays outside %r are not weights", npz.name, ignored, prefix)
         self.fused = _FUSED_QKV.key in self.arrays
 
     def __enter__(self) -> BigVisionReader:

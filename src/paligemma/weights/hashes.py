@@ -12,7 +12,7 @@ from pathlib import Path
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.whole_file import write_whole
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SUMS_NAME = "SHA256SUMS"
 _HEX = re.compile(r"^[0-9a-f]{64}$")
@@ -54,7 +54,7 @@ def require_hub_bytes(paths: Iterable[Path]) -> None:
             note.parent.mkdir(parents=True, exist_ok=True)
             write_whole(note, [seal])
         except (OSError, ConfigError) as error:
-            _log.info("%s will be read again next time: %s", path.name, error)
+            logger.info("%s will be read again next time: %s", path.name, error)
 
 
 def _notes() -> Path:

@@ -24,7 +24,7 @@ from paligemma.errors import CheckpointError
 from paligemma.weights.dtypes import cast
 from paligemma.weights.shapes import compare_shapes, few, parameter_shapes
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Spelling = Literal["published", "current"]
 SPELLINGS: tuple[Spelling, ...] = ("published", "current")
@@ -200,7 +200,7 @@ class HFReader:
                 self._add(path, shard, key, unspell(key.removeprefix(prefix)))
         left = [key for _, _, key in opened if not key.startswith(prefix)]
         if prefix:
-            _log.warning(
+            logger.warning(
                 "%s has the model's tensors under the prefix %r, which is left out%s",
                 self.name,
                 prefix,
@@ -231,15 +231,15 @@ class HFReader:
         # A tied table is saved once, under the name that comes first in the alphabet.
         self._table = _HEAD if _HEAD in self._keys and _EMBED not in self._keys else _EMBED
         if self._table == _HEAD:
-            _log.warning("%s has the embedding table as %s", self.name, self._keys[_HEAD])
+            logger.warning("%s has the embedding table as %s", self.name, self._keys[_HEAD])
         kernel = self._shapes.get(_PATCH, ())
         self._channels_last = len(kernel) == 4 and kernel[3] == 3 != kernel[1]
         if self._channels_last:
-            _log.warning("%s has its patch kernel as MLX has it, channels last", self.name)
+            logger.warning("%s has its patch kernel as MLX has it, channels last", self.name)
             self._shapes[_PATCH] = (kernel[0], kernel[3], kernel[1], kernel[2])
         wide = [bare for bare, dtype in self._dtypes.items() if dtype == torch.float64]
         if wide:
-            _log.warning("%s holds float64, which is narrowed to float32", self.name)
+            logger.warning("%s holds float64, which is narrowed to float32", self.name)
             self._dtypes |= dict.fromkeys(wide, torch.float32)
 
     def __enter__(self) -> HFReader:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +17,9 @@ from paligemma.errors import (
 )
 from paligemma.weights.model_files import in_folder
 from paligemma.weights.safetensors_file import INDEX_NAME
+from paligemma.whole_file import NO_ROOM
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Exactly what is read; the hub's folders also hold other copies of the same weights.
 HUB_FILES = (
@@ -34,7 +34,6 @@ HUB_FILES = (
 # A hub id this alike is a misspelt release; a fine-tune's own name rarely is.
 _ALIKE = 0.9
 _MAX_SHOWN = 160
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def download(hub_id: str, revision: str | None, *, ask: bool) -> Path:
@@ -74,7 +73,7 @@ def download(hub_id: str, revision: str | None, *, ask: bool) -> Path:
         if cached is None:
             raise explained from error
         if ask and not _is_offline(error):
-            _log.warning("the copy of %s on this machine is read: %s", hub_id, explained)
+            logger.warning("the copy of %s on this machine is read: %s", hub_id, explained)
         return cached
 
 
@@ -179,7 +178,7 @@ def _cache_fault(error: OSError, hub_id: str) -> AccessError:
     from huggingface_hub import constants
 
     cache = constants.HF_HUB_CACHE
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return AccessError(
             f"the disk of the hub's cache {cache} is full; make room, or set HF_HOME to a folder "
             "on another disk"

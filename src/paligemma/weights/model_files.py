@@ -15,7 +15,7 @@ from paligemma.weights.hf_config import read_json
 from paligemma.weights.safetensors_file import INDEX_NAME
 from paligemma.weights.shapes import few
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Layout = Literal["hf", "npz"]
 SINGLE_NAME = "model.safetensors"
@@ -158,7 +158,7 @@ def _in_readable_folder(name: str, folder: Path) -> Checkpoint:
         )
     if SINGLE_NAME in files:
         if INDEX_NAME in files:
-            _log.warning("%s is read, the index beside it is not", folder / SINGLE_NAME)
+            logger.warning("%s is read, the index beside it is not", folder / SINGLE_NAME)
         return _checkpoint(name, folder, "hf", (folder / SINGLE_NAME,))
     if INDEX_NAME in files:
         return _checkpoint(name, folder, "hf", _indexed(folder / INDEX_NAME, files))
@@ -177,7 +177,7 @@ def _in_readable_folder(name: str, folder: Path) -> Checkpoint:
     others = _without_index(folder, files)
     if others:
         named = few([path.name for path in others])
-        _log.warning("%s has no index; what it holds is read: %s", folder, named)
+        logger.warning("%s has no index; what it holds is read: %s", folder, named)
         return _checkpoint(name, folder, "hf", others)
     raise CheckpointError(
         f"a model folder must hold {SINGLE_NAME}, {INDEX_NAME} or an .npz, {folder} holds "

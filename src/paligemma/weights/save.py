@@ -38,7 +38,7 @@ from paligemma.weights.safetensors_file import INDEX_NAME, SafetensorsWriter
 from paligemma.weights.shapes import few, parameter_shapes
 from paligemma.whole_file import staging_folder, whole_file
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 NPZ_NAME = "model.npz"
 MAX_SHARD_BYTES = 5_000_000_000
@@ -262,7 +262,7 @@ def _atomic_folder(folder: Path, extra_files: tuple[Path, ...], overwrite: bool)
         overwrite: whether `_replaced` files of the target may go.
     """
     try:
-        old = _require_free(folder, extra_files, overwrite)
+        old = require_no_checkpoint(folder, extra_files, overwrite)
         with staging_folder(folder) as staging:
             yield staging
             for path in extra_files:
@@ -289,8 +289,14 @@ def _copy(path: Path, folder: Path) -> None:
     shutil.copyfile(path, folder / path.name)
 
 
-def _require_free(folder: Path, extra_files: tuple[Path, ...], overwrite: bool) -> list[Path]:
-    """The files of the target that a checkpoint there replaces, if they may be replaced."""
+def require_no_checkpoint(
+    folder: Path, extra_files: tuple[Path, ...], overwrite: bool = False
+) -> list[Path]:
+    """The files of the target that a checkpoint there replaces, if they may be replaced.
+
+    Raises:
+        CheckpointError: they may not, or the target is a file or holds weights under other names.
+    """
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"a checkpoint is written to a folder, {folder} is a file")
     foreign = sorted(npz_names(folder) - {NPZ_NAME})

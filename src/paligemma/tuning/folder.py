@@ -1,0 +1,82 @@
+"""The folder of a fine-tuning: whose it is, and what lies in it.
+
+folder/recipe.json     what was run
+folder/before.json     figures before the training
+folder/train/          checkpoints and metrics.jsonl; the same call goes on from here
+folder/adapter/        what was learnt, in PEFT's layout; or folder/model/ without an adapter
+folder/report.json     figures before and after
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from paligemma.errors import CheckpointError, ConfigError
+from paligemma.json_file import read_json
+from paligemma.whole_file import write_json
+
+RECIPE, BEFORE, TRAIN, REPORT = "recipe.json", "before.json", "train", "report.json"
+ADAPTER, MODEL = "adapter", "model"
+# Every recipe that `begin` writes has them.
+_ALWAYS = {"weights", "task", "rows"}
+
+
+def require_own(folder: Path) -> None:
+    """Check, before any work, that a run in a folder would replace nothing of the user's.
+
+    Raises:
+        ConfigError: a name that a run writes is taken, and no run began there.
+    """
+    if _recipe(folder) is not None:
+        return
+    names = (RECIPE, BEFORE, TRAIN, ADAPTER, MODEL, REPORT)
+    taken = [name for name in names if os.path.lexists(folder / name)]
+    if taken:
+        raise ConfigError(
+            f"a fine-tuning replaces nothing that it did not write, {folder} holds "
+            f"{', '.join(taken)} and no {RECIPE} of a run; move that away or name another folder"
+        )
+
+
+def begin(folder: Path, described: dict[str, Any]) -> None:
+    """Record what is run, or go on with the same run.
+
+    Args:
+        described: everything that changes the result, as JSON holds it.
+
+    Raises:
+        CheckpointError: a run with another configuration began in the folder.
+        ConfigError: the folder cannot be written.
+    """
+    require_own(folder)
+    stored, asked = _recipe(folder), json.loads(json.dumps(described))
+    if stored is None:
+        write_json(folder / RECIPE, asked)
+    elif stored != asked:
+        changed = [
+            f"{name} was {json.dumps(stored.get(name))}, is {json.dumps(asked.get(name))}"
+            for name in dict.fromkeys([*stored, *asked])
+            if stored.get(name) != asked.get(name)
+        ]
+        raise CheckpointError(
+            f"{folder} holds a run with another configuration: {'; '.join(changed)[:500]}; repeat "
+            "its options to go on with it, or name another folder"
+        )
+
+
+def _recipe(folder: Path) -> dict[str, Any] | None:
+    """The recipe of the run that began in a folder, if one did."""
+    path = folder / RECIPE
+    if not path.is_file() or path.is_symlink():
+        return None
+    try:
+        stored = read_json(path)
+    except ValueError:
+        return None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} must be readable to know whose run it is ({error.strerror}); change its "
+            "rights or name another folder"
+        ) from error
+    return stored if isinstance(stored, dict) and stored.keys() >= _ALWAYS else None
