@@ -96,7 +96,7 @@ def require_attention_value(name: str, value: float, *, off: str) -> None:
     """Raise ConfigError unless float32 can divide by a soft-cap, or an index hold a window."""
     kind, low, high, wanted = _WINDOW if name == "sliding_window" else _CAP
     if type(value) is bool or not issubclass(type(value), kind) or not low <= value <= high:
-        raise ConfigError(f"{name} must be positive{off}, got {value!r}; state {wanted}")
+        raise ConfigError(f"{name} must be positive{off}, got {value!r:.100}; state {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True)

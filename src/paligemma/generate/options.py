@@ -1,10 +1,12 @@
 """How an answer is written: the options of every decoder, and the rules their values obey."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from paligemma.errors import ConfigError
@@ -180,13 +182,19 @@ def per_row(options: Options | Sequence[Options], num_rows: int) -> list[Options
 def require_whole(name: str, value: object) -> None:
     """Raise ConfigError unless a count or a seed is a whole number."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ConfigError(f"{name} must be a whole number, got {value!r}")
+        raise ConfigError(f"{name} must be a whole number, got {reprlib.repr(value)}")
 
 
 def require_number(name: str, value: object) -> None:
     """Raise ConfigError unless a value is a number."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ConfigError(f"{name} must be a number, got {value!r}")
+        raise ConfigError(f"{name} must be a number, got {reprlib.repr(value)}")
+
+
+def require_flag(name: str, value: object) -> None:
+    """Raise ConfigError unless a value is True or False; the text "no" would count as yes."""
+    if not isinstance(value, bool | np.bool_):
+        raise ConfigError(f"{name} must be True or False, got {reprlib.repr(value)}")
 
 
 def require_seed(value: object) -> None:
@@ -213,7 +221,8 @@ def check_bounds(max_new_tokens: int, kv_cache_dtype: str) -> None:
 
 def check_kv_cache_dtype(kv_cache_dtype: str) -> None:
     """Raise ConfigError unless a name is a key of `KV_CACHE_DTYPES`."""
-    if kv_cache_dtype not in KV_CACHE_DTYPES:
+    if not isinstance(kv_cache_dtype, str) or kv_cache_dtype not in KV_CACHE_DTYPES:
         raise ConfigError(
-            f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, got {kv_cache_dtype!r}"
+            f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, got "
+            f"{reprlib.repr(kv_cache_dtype)}"
         )

@@ -153,7 +153,8 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
         body = read_json(path, max_bytes=_MAX_BYTES)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} must be a readable JSON file ({error}); `paligemma eval calibrate` writes it"
+            f"{path!s:.200} must be a readable JSON file "
+            f"({getattr(error, 'strerror', None) or error}); `paligemma eval calibrate` writes it"
         ) from error
     body = _fields(body, str(path), {"format"}, {"objects", "text"})
     if body["format"] != FORMAT:
@@ -167,7 +168,7 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
 
 def _file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
-    return path / FILE_NAME if path.is_dir() else path
+    return path / FILE_NAME if os.path.isdir(path) else path
 
 
 def _objects(body: Any, where: str) -> ObjectCalibration:

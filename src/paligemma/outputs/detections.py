@@ -33,17 +33,22 @@ _NOTEBOOK_SIDE_PX = 1280
 
 def require_confidence(threshold: float) -> None:
     """Raise ConfigError unless a lowest confidence is a number in [0, 1]."""
-    if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold <= 1:
         raise ConfigError(
-            f"a threshold must be a confidence in [0, 1], got {threshold!r}; 0.5 is usual"
+            f"a threshold must be a confidence in [0, 1], got {threshold!r:.100}; 0.5 is usual"
         )
 
 
 def require_overlap(max_overlap: float) -> None:
     """Raise ConfigError unless a largest overlap is a number in [0, 1]."""
-    if not isinstance(max_overlap, Real) or not 0 <= max_overlap <= 1:
+    if (
+        isinstance(max_overlap, bool)
+        or not isinstance(max_overlap, Real)
+        or not 0 <= max_overlap <= 1
+    ):
         raise ConfigError(
-            f"max_overlap must be an intersection over union in [0, 1], got {max_overlap!r}; 0.5 "
+            f"max_overlap must be an intersection over union in [0, 1], got "
+            f"{max_overlap!r:.100}; 0.5 "
             "is usual"
         )
 

@@ -13,7 +13,7 @@ import torch
 
 from paligemma.config import MAX_IMAGE_SIZE_PX, PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError, TokenizerError
-from paligemma.generate import check_kv_cache_dtype, require_whole
+from paligemma.generate import check_kv_cache_dtype, require_flag, require_whole
 from paligemma.model import PaliGemmaModel
 from paligemma.pipeline.options import RunSettings
 from paligemma.processing.colours import WHITE, require_background
@@ -53,6 +53,14 @@ class LoadKeywords(TypedDict, total=False):
     allow_url: bool
     max_pixels: int
     background: str
+
+
+_PATHS = (str, os.PathLike)
+_TEXTS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("mode", "revision", "conventions", "resize_method", "kv_cache_dtype"), str),
+    **dict.fromkeys(("tokenizer", "mask_codec", "adapter"), _PATHS),
+    "background": str,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +119,19 @@ class LoadOptions:
         )
 
     def __post_init__(self) -> None:
+        for name, kind in _TEXTS.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, kind) or value == ""):
+                wanted = "a word" if kind is str else "a path"
+                raise ConfigError(f"{name} must be {wanted}, got {reprlib.repr(value)}")
+        require_flag("allow_url", self.allow_url)
         require_resize_method(self.resize_method)
         require_background(self.background)
         _ = self.attention
         if self.conventions not in CONVENTIONS:
             raise ConfigError(
-                f"conventions must be one of {', '.join(CONVENTIONS)}, got {self.conventions!r}"
+                f"conventions must be one of {', '.join(CONVENTIONS)}, got "
+                f"{self.conventions!r:.100}"
             )
         if self.mode is not None:
             RunSettings(mode=self.mode)
@@ -249,9 +264,9 @@ def find_mask_codec(checkpoint: Checkpoint, stated: str | Path | None = None) ->
     if named is None:
         return checkpoint.mask_codec
     path = Path(named).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib raises for an impossible name
         raise CheckpointError(
-            f"a mask codec must be a file such as vae-oid.npz, there is no {str(path)!r}; "
+            f"a mask codec must be a file such as vae-oid.npz, there is no {str(path)!r:.200}; "
             f"check mask_codec or ${CODEC_VARIABLE}"
         )
     return path

@@ -19,6 +19,7 @@ from paligemma.generate import (
     Sampler,
     Temperature,
     TopK,
+    require_flag,
     require_number,
     require_seed,
     require_whole,
@@ -51,7 +52,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise ConfigError(f"the mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+            raise ConfigError(f"the mode must be one of {', '.join(MODES)}, got {self.mode!r:.100}")
 
 
 class AnswerKeywords(TypedDict, total=False):
@@ -93,6 +94,7 @@ class ObjectOptions:
 
     def __post_init__(self) -> None:
         require_selection(self.threshold, self.max_overlap)
+        require_flag("constrain", self.constrain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,8 @@ class AnswerOptions:
         for name in ("max_new_tokens", "top_k"):
             if getattr(self, name) is not None:
                 require_whole(name, getattr(self, name))
+        if self.weigh_locations is not None:
+            require_flag("weigh_locations", self.weigh_locations)
         for name in ("temperature", "top_p", "length_penalty"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name))

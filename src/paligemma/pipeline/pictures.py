@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -89,6 +89,12 @@ def encode_pictures(
     Raises:
         ImageError: a bad picture, or an image that another model encoded.
     """
+    no_list = isinstance(images, str | bytes) or getattr(images, "ndim", 1) == 0
+    if no_list or not isinstance(images, Iterable):
+        raise ImageError(
+            f"several examples are a list, got {type(images).__name__}; "
+            "encode a single picture with encode_image"
+        )
     if frames is not None:
         images = [_chosen_frames(cast(ImageSource, one), frames, processor) for one in images]
     for image in images:
@@ -151,11 +157,33 @@ def _opener(
     processor: Processor,
     layout: Layout | None,
 ) -> Callable[[], NDArray[Any]]:
-    """Gives the picture again: from its file or bytes, or else from memory."""
-    is_url = isinstance(source, str) and source.lower().startswith(("http://", "https://"))
-    if isinstance(source, bytes | str | Path) and not is_url:
+    """Gives the picture again: from its file or bytes, or else from memory, as of a pipe."""
+    if isinstance(source, bytes):
         return partial(processor.reader.load, source, layout=layout)
+    if isinstance(source, str | Path) and os.path.isfile(source):
+        path = os.path.abspath(source)
+        return partial(_reopened, path, _stamp(path), processor, layout)
     return partial(np.asarray, picture)
+
+
+def _reopened(
+    path: str, stamp: object, processor: Processor, layout: Layout | None
+) -> NDArray[Any]:
+    if stamp != _stamp(path):
+        raise ImageError(
+            f"detections belong to the picture that was asked about, and {path[:200]} was changed "
+            "or removed since; pass that picture, or ask again"
+        )
+    return processor.reader.load(path, layout=layout)
+
+
+def _stamp(path: str) -> object:
+    """What differs once a file is changed or replaced; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def require_picture(image: Picture | None, what: str) -> None:
@@ -182,6 +210,8 @@ def one_a_prompt(images: Any, prompts: Sequence[str]) -> Sequence[Picture]:
 
 def _chosen_frames(image: ImageSource, frames: ChosenFrames, processor: Processor) -> Picture:
     """One page or frame of a file, or several of them as the frames of one example."""
-    if isinstance(frames, int):
-        return processor.reader.load(image, frame=frames)
-    return processor.reader.load_frames(image, None if frames == "all" else frames)
+    if isinstance(frames, int | np.integer):
+        return processor.reader.load(image, frame=cast(int, frames))
+    return processor.reader.load_frames(
+        image, None if isinstance(frames, str) and frames == "all" else frames
+    )

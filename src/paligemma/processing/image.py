@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import logging
+import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -140,6 +141,10 @@ def _load(
 ) -> list[NDArray[np.uint8]]:
     from PIL import Image
 
+    if isinstance(frames, str | bytes) or not (
+        frames is None or isinstance(frames, Sequence) or getattr(frames, "ndim", 0) == 1
+    ):
+        raise ImageError(f"frames are a list of their numbers, got {reprlib.repr(frames)}")
     if frames is not None and not 1 <= len(frames) <= MAX_FRAMES:
         raise ImageError(f"1 to {MAX_FRAMES} frames are read at once, got {len(frames)}")
     if isinstance(source, np.ndarray):
@@ -255,9 +260,11 @@ def _require_pixels(width: int, height: int, reading: _Reading, weight: float = 
 
 def _require_frames(frames: Sequence[int | None], num_frames: int, name: str) -> None:
     for frame in frames:
-        if frame is not None and not 0 <= frame < num_frames:
+        is_number = isinstance(frame, int | np.integer) and not isinstance(frame, bool)
+        if frame is not None and not (is_number and 0 <= frame < num_frames):
             raise ImageError(
-                f"a frame must lie in 0..{num_frames - 1}, the frames of {name}, got {frame}"
+                f"a frame must lie in 0..{num_frames - 1}, the frames of {name}, got "
+                f"{reprlib.repr(frame)}"
             )
 
 

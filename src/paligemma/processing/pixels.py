@@ -198,6 +198,8 @@ def _require_prepared_range(prepared: torch.Tensor, *, stated: bool) -> None:
     Raises:
         ImageError: out of the range, or probably a picture in [0, 1] unless `stated` otherwise.
     """
+    if not prepared.numel() or prepared.is_meta or prepared.layout != torch.strided:
+        raise ImageError("prepared pixels are a dense tensor with values, got one without")
     low, high = (float(bound) for bound in prepared.detach().aminmax())
     fits = low >= -1 - _SLACK and high <= 1 + _SLACK  # false for NaN
     if not fits or (low >= 0 and low < 1 and not stated):

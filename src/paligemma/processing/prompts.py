@@ -98,9 +98,9 @@ def clean_prompt(text: str) -> tuple[str, tuple[str, ...]]:
 
 def caption_prompt(lang: str = "en", style: str = "caption") -> str:
     """`caption en`; the released models also know `cap` (short, raw) and `describe` (longer)."""
-    if style not in CAPTION_STYLES:
+    if not isinstance(style, str) or style not in CAPTION_STYLES:
         raise PromptError(
-            f"the caption style must be one of {', '.join(CAPTION_STYLES)}, got {style!r}"
+            f"the caption style must be one of {', '.join(CAPTION_STYLES)}, got {style!r:.100}"
         )
     return f"{style} {_language(lang)}"
 
@@ -228,6 +228,7 @@ def _one_line(what: str, text: str) -> str:
 def _language(lang: str) -> str:
     if not isinstance(lang, str) or not _LANGUAGE.fullmatch(lang):
         raise PromptError(
-            f"the language must be a code such as en, de or zh, got {lang!r}; see docs/prompts.md"
+            f"the language must be a code such as en, de or zh, got {lang!r:.100}; "
+            "see docs/prompts.md"
         )
     return lang

@@ -24,7 +24,7 @@ def require_resize_method(method: str) -> None:
     """Raises ConfigError unless `method` is one of `RESIZE_METHODS`."""
     if method not in RESIZE_METHODS:
         raise ConfigError(
-            f"the resize method must be one of {', '.join(RESIZE_METHODS)}, got {method!r}"
+            f"the resize method must be one of {', '.join(RESIZE_METHODS)}, got {method!r:.100}"
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -287,13 +288,14 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         MissingExtraError: only tokenizer.json is there and `tokenizers` is not installed.
     """
     folder = Path(folder)
-    if folder.is_file():
+    if os.path.isfile(folder):  # pathlib raises for an impossible name
         return Tokenizer.from_file(folder)
     for name in (_SentencePiece.file_name, _HubJson.file_name):
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return Tokenizer.from_file(folder / name)
     raise TokenizerError(
-        f"a model folder must hold tokenizer.model or tokenizer.json, {folder} holds neither; "
+        f"a model folder must hold tokenizer.model or tokenizer.json, "
+        f"{folder!s:.200} holds neither; "
         "copy the file that was published with the checkpoint there"
     )
 

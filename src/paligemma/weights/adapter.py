@@ -120,11 +120,11 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
     """
     path = Path(place).expanduser()
     for folder in (path, path / "adapter"):
-        if (folder / CONFIG_FILE).is_file():
+        if os.path.isfile(folder / CONFIG_FILE):  # also of an impossible name
             return folder
     raise CheckpointError(
         f"an adapter is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a finished run of "
-        f"`paligemma train` that holds one, got {str(place)!r}; check the path"
+        f"`paligemma train` that holds one, got {str(place)!r:.200}; check the path"
     )
 
 

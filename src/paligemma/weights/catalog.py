@@ -41,6 +41,10 @@ def resolve(
         AccessError: the hub refuses or cannot be reached.
         MissingExtraError: huggingface_hub is not installed.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise ModelNotFoundError(
+            f"a model is named by a word or a path, got {type(source).__name__}"
+        )
     name = os.fspath(source)
     # os.path answers False where pathlib raises: for names too long or with a null byte.
     path = os.path.expanduser(name)
@@ -48,7 +52,7 @@ def resolve(
     if revision is not None and (name == EMBEDDED or is_folder or is_file):
         raise ConfigError(
             f"a revision is a branch of a model on the hub, {name!r} is on this machine and has "
-            f"none, got {revision!r}; leave it out"
+            f"none, got {revision!r:.100}; leave it out"
         )
     if name == EMBEDDED:
         return in_folder(name, embedded_folder())
@@ -102,5 +106,5 @@ def _check_revision(hub_id: str, revision: str | None) -> None:
         )
     if revision == "float32":
         raise ConfigError(
-            f"float32 is the main revision of {hub_id}, got {revision!r}; leave it out"
+            f"float32 is the main revision of {hub_id}, got {revision!r:.100}; leave it out"
         )

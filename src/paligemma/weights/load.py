@@ -6,7 +6,8 @@ import logging
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class AttentionOptions:
 
     def __post_init__(self) -> None:
         for name, value in self._named().items():
-            if value != 0 or isinstance(value, bool):
+            if not isinstance(value, Real) or value != 0 or isinstance(value, bool):
                 require_attention_value(name, value, off=", or 0 for off")
 
     def applied(self, config: PaliGemmaConfig) -> PaliGemmaConfig:
@@ -66,7 +67,7 @@ class AttentionOptions:
         return replace(config, text=replace(config.text, **named)) if named else config
 
     def _named(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def open_weights(checkpoint: Checkpoint) -> HFReader | BigVisionReader:
