@@ -159,3 +159,20 @@ def test_check_of_what_is_no_set_is_refused(tmp_path: Path, paligemma: Run) -> N
     assert done.status == 2
     assert "JSON lines: train.jsonl" in done.err
     assert paligemma("data", "check", tmp_path / "none").status == 2
+
+
+def test_convert_writes_a_new_folder_and_names_what_it_leaves_out(
+    tmp_path: Path, paligemma: Run
+) -> None:
+    write_coco(tmp_path / "set", "train", drawn_set(3))
+    words = ("data", "convert", tmp_path / "set", "--to", "yolo", "-o", tmp_path / "out")
+    done = paligemma(*words)
+    assert (done.status, done.out) == (0, f"wrote {tmp_path / 'out'}: 3 of train\n")
+    again = paligemma(*words)
+    assert again.status == 2
+    assert "new folder" in again.err
+    (tmp_path / "out" / "train" / "labels" / "train0.txt").write_text("9 1 1 1 1\n")
+    done = paligemma("data", "convert", tmp_path / "out", "--to", "voc", "-o", tmp_path / "voc")
+    assert done.status == 1
+    assert "train0.txt, row 1" in done.err
+    assert "2 of train; left out 1" in done.out

@@ -23,6 +23,7 @@ def data_group() -> None:
 
     \b
     paligemma data check cards/ --model google/paligemma2-3b-pt-448
+    paligemma data convert cards/ --to coco -o cards-coco/
     """
 
 
@@ -118,3 +119,39 @@ def _counts(counts: dict[str, int]) -> str:
     ranked = sorted(counts.items(), key=lambda one: -one[1])
     more = f", and {len(ranked) - _MAX_SHOWN} more" if len(ranked) > _MAX_SHOWN else ""
     return ", ".join(f"{name} {number}" for name, number in ranked[:_MAX_SHOWN]) + more
+
+
+@data_group.command("convert")
+@click.argument("data", type=NamedPath())
+@click.option(
+    "--to",
+    "form",
+    type=click.Choice(["jsonl", "coco", "yolo", "voc"]),
+    required=True,
+    help="Format to write.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=NamedPath(file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Folder of the new set; must not exist, or be empty.",
+)
+@click.pass_context
+def convert_command(ctx: click.Context, data: Path, form: str, output: Path) -> None:
+    """Write a set in another format, with copies of its pictures.
+
+    Rows with errors, and rows in words where the format holds objects only, are left out and named;
+    the exit code is then 1.
+    """
+    from paligemma.tasks.own.writing import convert
+
+    done = convert(data, form, output)
+    for sentence in done.skipped[:_MAX_SHOWN]:
+        click.echo(f"left out: {sentence}", err=True)
+    if len(done.skipped) > _MAX_SHOWN:
+        click.echo(f"left out: {len(done.skipped) - _MAX_SHOWN} rows more", err=True)
+    rows = ", ".join(f"{number} of {split}" for split, number in done.num_rows.items())
+    click.echo(f"wrote {output}: {rows}" + (f"; left out {n}" if (n := len(done.skipped)) else ""))
+    ctx.exit(1 if done.skipped else 0)
