@@ -180,6 +180,44 @@ def test_a_cancelled_row_leaves_its_place_to_the_next_at_once() -> None:
     assert (len(queue), queue.step()) == (0, [])
 
 
+def test_a_row_that_cannot_go_on_ends_with_a_fault_and_its_neighbours_answer_as_alone() -> None:
+    class Overflowing(FakeModel):
+        def logits_after(self, seen: tuple[int, ...]) -> Tensor:
+            logits = super().logits_after(seen)
+            return logits * torch.nan if seen[1] == 7 and len(seen) == 4 else logits
+
+    # Its first token is free; after 6 the grammar wants 7, which is banned.
+    closed = ClosedSet(vocab=OBJECT_VOCAB, answers=((6, 7),))
+    alone = generate(FakeModel(OBJECT_VOCAB, seed=3), text_batch((2, 5)), FREE)
+    queue = DecodeQueue(Overflowing(OBJECT_VOCAB, seed=3), WIDE)
+    first = queue.submit(text_row(2, 5), FREE)
+    banned = queue.submit(text_row(2, 6), replace(FREE, banned_ids=(7,)), constraint=closed)
+    endless = replace(FREE, banned_ids=(1,))
+    broken = queue.submit(text_row(2, 7), endless)
+    last = queue.submit(text_row(2, 5), FREE)
+    found = run(queue)
+    for handle in (first, last):
+        assert_answer(found[handle], alone)
+    assert [event.token for event in found[banned]] == [6, 0]
+    assert "banned ids [7] forbid" in str(found[banned][-1].fault)
+    assert len(found[broken]) == 3
+    assert "NaN" in str(found[broken][-1].fault)
+    assert all(event.fault is None for events in found.values() for event in events[:-1])
+    assert all(events[-1].is_last for events in found.values())
+
+
+def test_waiting_pictures_have_a_bound_of_bytes_and_a_shared_one_counts_once() -> None:
+    queue = DecodeQueue(FakeModel(small_vocab(6)), QueueOptions(max_rows=1, max_waiting_bytes=100))
+    one, other = torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)  # 64 bytes each
+    handles = [queue.submit(text_row(2, 5), FREE, soft_tokens=one) for _ in range(3)]
+    with pytest.raises(ConfigError, match=r"may hold 100 bytes, with this one they hold 128; wait"):
+        queue.submit(text_row(2, 5), FREE, soft_tokens=other)
+    queue.submit(text_row(2, 5), FREE)
+    for handle in handles:
+        queue.cancel(handle)
+    queue.submit(text_row(2, 5), FREE, soft_tokens=other)
+
+
 def test_an_answer_is_cut_by_the_room_that_an_earlier_token_lacked() -> None:
     class Wishing(FakeModel):
         def logits_after(self, seen: tuple[int, ...]) -> Tensor:

@@ -192,6 +192,7 @@ def run_benchmark(
     """
     from paligemma.eval.options import EvalOptions, chosen_rules
     from paligemma.eval.runner import evaluate
+    from paligemma.one_writer import one_writer
 
     loading = dict(model.options)
     # The benchmark's own filter, not the model's, unless one is asked for.
@@ -200,6 +201,8 @@ def run_benchmark(
     _look_at_data(task, data, split, options)
     folder = output or default_folder(task, split, model, data, options)
     click.echo(f"paligemma: the run is kept in {folder}", err=True)
+    with one_writer(folder):  # Whoever else writes there is named before the model loads.
+        pass
     record: dict[str, Any] = {
         "model": model.name,
         "command": shlex.join(["paligemma", *sys.argv[1:]]),

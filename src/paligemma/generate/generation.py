@@ -95,13 +95,16 @@ def collect(steps: Iterable[Step]) -> Generation:
     )
 
 
+NOT_NUMBERS = (
+    "logits must be numbers, but the model produced NaN; load it in float32 or bfloat16, as "
+    "float16 overflows"
+)
+
+
 def require_numbers(scores: Tensor) -> None:
     """Raise ConfigError where a score is NaN, as happens when activations overflow."""
     if bool(scores.isnan().any()):
-        raise ConfigError(
-            "logits must be numbers, but the model produced NaN; "
-            "load it in float32 or bfloat16, as float16 overflows"
-        )
+        raise ConfigError(NOT_NUMBERS)
 
 
 def _collect_loc_probs(seen: list[Step], logprobs: Tensor) -> tuple[Tensor, ...] | None:

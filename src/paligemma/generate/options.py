@@ -136,16 +136,19 @@ class QueueOptions:
             prompt and `max_new_tokens` together.
         max_prefill_tokens: bound of the image and prompt tokens that are read in one pass, padding
             included; a single longer prompt is read alone.
+        max_waiting_bytes: bound of the soft tokens that waiting rows hold; a tensor that rows
+            share counts once.
         kv_cache_dtype: "bfloat16", as in the original, or "float32"; that of every row.
     """
 
     max_rows: int = 32
     max_cache_tokens: int = 65_536
     max_prefill_tokens: int = 16_384
+    max_waiting_bytes: int = 1 << 30
     kv_cache_dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "max_cache_tokens", "max_prefill_tokens"):
+        for name in ("max_rows", "max_cache_tokens", "max_prefill_tokens", "max_waiting_bytes"):
             value = getattr(self, name)
             require_whole(name, value)
             if value < 1:

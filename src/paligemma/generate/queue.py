@@ -8,6 +8,7 @@ Every row gets the answer that it would get alone (`generate/rows.py`).
 Axes: B rows, I image tokens, D decoder width.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from paligemma.batch import Batch, TokenRow
 from paligemma.errors import ConfigError, PromptError
 from paligemma.generate.constraints import Constraint
+from paligemma.generate.generation import NOT_NUMBERS
 from paligemma.generate.options import KV_CACHE_DTYPES, DecodeOptions, QueueOptions
 from paligemma.generate.prefill import fill_cache, join_soft_tokens
 from paligemma.generate.rows import Row, Rows
@@ -34,12 +36,13 @@ class TokenEvent:
 
     Attributes:
         handle: the row, as `submit` returned it.
-        logprob: its log-softmax in the unmodified logits; NaN where the model produced NaN.
+        logprob: its log-softmax in the unmodified logits.
         loc_probs: float32[1024], the probability of every location token, where the row records
             them and the token is one.
         finished: the answer ends with this token, EOS.
         cut: the answer ends with this token, and a larger bound would have given another one; see
             `Generation.cut`.
+        fault: why the answer ends without this token, which is padding; None where it does not.
     """
 
     handle: int
@@ -48,11 +51,12 @@ class TokenEvent:
     loc_probs: Tensor | None
     finished: bool
     cut: bool
+    fault: str | None = None
 
     @property
     def is_last(self) -> bool:
         """Whether the answer ends with this token."""
-        return self.finished or self.cut
+        return self.finished or self.cut or self.fault is not None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -79,6 +83,18 @@ class _Answer:
     def num_slots(self) -> int:
         # The model never reads the last token of an answer, so it needs no slot.
         return self.num_prefix_tokens + self.row.options.max_new_tokens - 1
+
+
+def _faulty(handle: int, pad: int, fault: str) -> TokenEvent:
+    return TokenEvent(
+        handle=handle,
+        token=pad,
+        logprob=math.nan,
+        loc_probs=None,
+        finished=False,
+        cut=False,
+        fault=fault,
+    )
 
 
 class DecodeQueue:
@@ -115,7 +131,8 @@ class DecodeQueue:
             Handle of the row, a number that no other row of this queue has.
 
         Raises:
-            ConfigError: the options do not fit vocabulary, grammar or queue.
+            ConfigError: the options do not fit vocabulary, grammar or queue, or the pictures of
+                waiting rows fill their bound.
             PromptError: the prompt is empty, or the soft tokens have another shape.
         """
         if not any(prompt.mask_input):
@@ -140,6 +157,7 @@ class DecodeQueue:
                 f"cache tokens of the queue, got {answer.num_slots}; lower max_new_tokens or raise "
                 "max_cache_tokens"
             )
+        self._require_room(soft_tokens)
         self._num_submitted += 1
         self._waiting.append(answer)
         return answer.handle
@@ -162,11 +180,9 @@ class DecodeQueue:
         """Admit rows for which there is room, and write one token in every active row.
 
         Returns:
-            One event for each active row; none at all only where no row is waiting or active.
-
-        Raises:
-            ConfigError: the banned ids of a row leave its grammar nothing to choose. The rows that
-                were active cannot go on.
+            One event for each active row; none at all only where no row is waiting or active. A
+            row that cannot go on, as its banned ids leave its grammar nothing to choose or the
+            model produced NaN, ends with a fault; the others go on.
         """
         num_before = len(self._active)
         fresh = self._admit()
@@ -176,7 +192,9 @@ class DecodeQueue:
         if self._rows is None:
             rows = [answer.row for answer in self._active]
             self._rows = Rows(rows, self.model.config.vocab, logits.device)
-        choice = self._rows.choose(logits, torch.ones_like(logits[:, 0], dtype=torch.bool))
+        faults: dict[int, str] = {}
+        active = torch.ones_like(logits[:, 0], dtype=torch.bool)
+        choice = self._rows.choose(logits, active, faults=faults)
         events = []
         for place, (answer, token, logprob, crowded) in enumerate(
             zip(
@@ -187,6 +205,11 @@ class DecodeQueue:
                 strict=True,
             )
         ):
+            if math.isnan(logprob):
+                faults.setdefault(place, NOT_NUMBERS)
+            if place in faults:
+                events.append(_faulty(answer.handle, self.model.config.vocab.pad, faults[place]))
+                continue
             answer.token, answer.crowded = token, answer.crowded or crowded
             finished = token == self.model.config.vocab.eos
             events.append(
@@ -203,6 +226,17 @@ class DecodeQueue:
             if events[place].is_last:
                 self._retire(place)
         return events
+
+    def _require_room(self, soft_tokens: Tensor | None) -> None:
+        """Raise ConfigError where one more waiting picture is more than the bound allows."""
+        waiting = [soft_tokens, *(answer.soft_tokens for answer in self._waiting)]
+        held = {id(one): one.nbytes for one in waiting if one is not None}
+        if soft_tokens is not None and sum(held.values()) > self.options.max_waiting_bytes:
+            raise ConfigError(
+                f"the pictures of waiting rows may hold {self.options.max_waiting_bytes} bytes, "
+                f"with this one they hold {sum(held.values())}; wait for answers, or raise "
+                "max_waiting_bytes"
+            )
 
     def _decode(self, num_rows: int) -> Tensor:
         """Logits after the last tokens of the rows that were active before this step."""
@@ -243,7 +277,7 @@ class DecodeQueue:
 
     def _next(self) -> list[_Answer]:
         """The waiting rows that are admitted now: first come, first served, as far as the bounds
-        allow. Fairness between callers, and a bound of what waiting pictures hold, belong here."""
+        allow. Fairness between callers belongs here."""
         options, chosen = self.options, list[_Answer]()
         num_slots = max((answer.num_slots for answer in self._active), default=0)
         for answer in self._waiting:

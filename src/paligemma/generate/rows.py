@@ -100,15 +100,19 @@ class Rows:
         recording = [row.options.record_loc_probs for row in rows]
         self._recording = torch.tensor(recording, device=device) if any(recording) else None
 
-    def choose(self, logits: Tensor, active: Tensor) -> Choice:
+    def choose(
+        self, logits: Tensor, active: Tensor, *, faults: dict[int, str] | None = None
+    ) -> Choice:
         """Choose one more token in every row.
 
         Args:
             logits: float32[B, V].
             active: bool[B], rows whose answers go on. The others choose padding.
+            faults: takes row -> what is wrong with it, in the place of an error; what such a row
+                chooses is without sense.
 
         Raises:
-            ConfigError: the banned ids leave a grammar nothing to choose.
+            ConfigError: the banned ids leave a grammar nothing to choose, without `faults`.
         """
         has_grammar = any(row.grammar is not None for row in self._rows)
         choosable = logits.clone() if has_grammar or self._by_ban else logits
@@ -117,7 +121,12 @@ class Rows:
         crowded = torch.zeros_like(active)
         if has_grammar:
             for place, row in enumerate(self._rows):
-                crowded[place] = _apply_grammar(row, choosable[place])
+                try:
+                    crowded[place] = _apply_grammar(row, choosable[place])
+                except ConfigError as error:
+                    if faults is None:
+                        raise
+                    faults[place], row.grammar = str(error), None
         tokens = torch.where(active, self._sample(choosable), self._vocab.pad)
         if has_grammar:
             for row, token in zip(self._rows, tokens.tolist(), strict=True):
