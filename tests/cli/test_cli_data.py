@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import Run
 from labelled_set import drawn_set, picture, write_coco
+from PIL import Image
 from task_files import write_json, write_json_lines, write_pixels
 
 PREFIX = "detect cup"
@@ -176,3 +177,22 @@ def test_convert_writes_a_new_folder_and_names_what_it_leaves_out(
     assert done.status == 1
     assert "train0.txt, row 1" in done.err
     assert "2 of train; left out 1" in done.out
+
+
+def test_show_draws_pictures_with_their_objects_and_replaces_nothing(
+    tmp_path: Path, paligemma: Run
+) -> None:
+    write_coco(tmp_path / "set", "train", drawn_set(5))
+    sheet = tmp_path / "sheet.png"
+    done = paligemma("data", "show", tmp_path / "set", "-o", sheet)
+    assert (done.status, done.out) == (0, f"wrote {sheet}: 5 pictures\n")
+    with Image.open(sheet) as image:
+        assert image.width > 4 * 448
+        assert image.height > 2 * 448 * 120 / 200
+    assert paligemma("data", "show", tmp_path / "set", "-o", sheet, "--number", 1).status == 0
+    sheet.write_bytes(b"mine")
+    done = paligemma("data", "show", tmp_path / "set", "-o", sheet)
+    assert done.status == 2
+    assert "--overwrite" in done.err
+    assert sheet.read_bytes() == b"mine"
+    assert paligemma("data", "show", tmp_path / "set", "-o", "x.png", "--split", "test").status == 2

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.options import NamedPath
+from paligemma.cli.options import NamedPath, overwrite_option
 from paligemma.cli.show import echo_json
+from paligemma.errors import DataError
+from paligemma.whole_file import require_free
 
 if TYPE_CHECKING:
     from paligemma.tasks.lint import Summary
@@ -24,6 +26,7 @@ def data_group() -> None:
     \b
     paligemma data check cards/ --model google/paligemma2-3b-pt-448
     paligemma data convert cards/ --to coco -o cards-coco/
+    paligemma data show cards/ -o sheet.png
     """
 
 
@@ -155,3 +158,44 @@ def convert_command(ctx: click.Context, data: Path, form: str, output: Path) -> 
     rows = ", ".join(f"{number} of {split}" for split, number in done.num_rows.items())
     click.echo(f"wrote {output}: {rows}" + (f"; left out {n}" if (n := len(done.skipped)) else ""))
     ctx.exit(1 if done.skipped else 0)
+
+
+@data_group.command("show")
+@click.argument("data", type=NamedPath())
+@click.option(
+    "--output",
+    "-o",
+    type=NamedPath(dir_okay=False),
+    required=True,
+    metavar="PNG",
+    help="File of the contact sheet.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "valid", "test"]),
+    default="train",
+    show_default=True,
+    help="Split to show.",
+)
+@click.option(
+    "--number",
+    type=click.IntRange(1, 400),
+    default=24,
+    show_default=True,
+    help="Pictures, spread evenly over the split.",
+)
+@overwrite_option
+def show_command(data: Path, output: Path, split: str, number: int, overwrite: bool) -> None:
+    """Draw pictures with their boxes, masks and labels on one sheet."""
+    from paligemma.outputs.export import save_png
+    from paligemma.tasks.own.files import recognise
+    from paligemma.tasks.own.sheet import chosen_rows, labelled_sheet
+
+    require_free(output, overwrite=overwrite)
+    examples, bad = chosen_rows(list(recognise(data, split).rows()), number)
+    if not examples:
+        raise DataError(f"no row of {data} can be shown; the first fault: {(bad or ['no row'])[0]}")
+    save_png(labelled_sheet(examples, min(4, len(examples))), output)
+    click.echo(
+        f"wrote {output}: {len(examples)} pictures" + (f"; {len(bad)} bad rows" if bad else "")
+    )
