@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,12 @@ def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
         read_json(path, max_bytes=8)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "b.json")
+
+
+def test_a_small_file_takes_little_memory_however_large_it_might_be(tmp_path: Path) -> None:
+    path = tmp_path / "small.json"
+    path.write_text("[1]")
+    tracemalloc.start()
+    assert read_json(path, max_bytes=1 << 30) == [1]
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()

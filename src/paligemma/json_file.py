@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 # Of a file that describes something: a config, an index, a calibration, a run.
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
+_PIECE_BYTES = 1 << 20
 # Every whole number of so many digits is within the range of a float.
 _MAX_DIGITS = 308
 
@@ -26,14 +27,18 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES, finite: bool = True) ->
         OSError: the file cannot be read.
         ValueError: it has more bytes than `max_bytes`, or see `parse_json`.
     """
-    with open(path, "rb") as file:
-        data = file.read(max_bytes + 1)
+    data = bytearray()
+    with open(path, "rb") as file:  # in pieces: one read would ask for the bound, not the file
+        while len(data) <= max_bytes and (piece := file.read(_PIECE_BYTES)):
+            data += piece
     if len(data) > max_bytes:
         raise ValueError(f"it may have {max_bytes} bytes and has more")
     return parse_json(data, finite=finite)
 
 
-def parse_json(text: str | bytes, *, finite: bool = True, max_depth: int = MAX_DEPTH) -> Any:
+def parse_json(
+    text: str | bytes | bytearray, *, finite: bool = True, max_depth: int = MAX_DEPTH
+) -> Any:
     """The value of JSON text.
 
     Args:

@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 from typing import cast
 
-FUZZERS = ("pictures", "checkpoints", "tokenizer_files", "runs")
+FUZZERS = (
+    *("pictures", "checkpoints", "tokenizer_files", "runs", "results", "trainings"),
+    *("options", "answers"),
+)
 
 
 def main() -> int:

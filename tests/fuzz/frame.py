@@ -39,7 +39,7 @@ class Fuzzer(Protocol):
         NAME: how it is called.
         MAX_MB: address space of a worker, above what it starts with.
         make: description and input from a generator of its own; the same for the same seed.
-        attempt: tries an input, in the worker.
+        attempt: tries an input, in the worker; `prepare()`, where there is one, comes before.
     """
 
     NAME: str
@@ -138,7 +138,8 @@ class _Worker:
     def __init__(self, fuzzer: Fuzzer, place: str) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        given = (theirs, fuzzer.attempt, fuzzer.MAX_MB, place)
+        prepare = getattr(fuzzer, "prepare", None)
+        given = (theirs, fuzzer.attempt, prepare, fuzzer.MAX_MB, place)
         self.process = context.Process(target=_serve, args=given, daemon=True)
         self.process.start()
         theirs.close()
@@ -160,12 +161,20 @@ class _Worker:
         self._pipe.close()
 
 
-def _serve(pipe: Connection, attempt: Callable[[Any], object], max_mb: int, place: str) -> None:
+def _serve(
+    pipe: Connection,
+    attempt: Callable[[Any], object],
+    prepare: Callable[[], object] | None,
+    max_mb: int,
+    place: str,
+) -> None:
     tempfile.tempdir = place
     os.chdir(place)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries in C complain there
+    if prepare is not None:
+        prepare()
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     bound = used + (max_mb << 20)

@@ -186,3 +186,16 @@ def test_without_a_whole_checkpoint_nothing_is_resumed(trained: TrainState, tmp_
     path = save_checkpoint(tmp_path, trained, META)
     (path / "state.json").write_text("{")
     assert resume(tmp_path, trained, META) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"beside": None}, {"counters": []}, {"run": "x"}, {"sha256": 3}], ids=str
+)
+def test_a_state_with_values_of_another_kind_is_damaged(
+    trained: TrainState, tmp_path: Path, change: dict[str, object]
+) -> None:
+    path = save_checkpoint(tmp_path, trained, META) / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert resume(tmp_path, trained, META) is None
+    path.write_text("[" * 100_000)
+    assert resume(tmp_path, trained, META) is None

@@ -5,7 +5,6 @@ A kill at any moment loses no older checkpoint.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from paligemma.errors import CheckpointError, ConfigError
+from paligemma.json_file import read_json
 from paligemma.train.optim import Optimizer
 from paligemma.weights.hashes import sha256
 from paligemma.whole_file import staging_folder, write_json
@@ -159,8 +159,10 @@ def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> dict
         CheckpointError: it belongs to another model, or to a run with another configuration.
     """
     try:
-        stored = json.loads((path / "state.json").read_text())
-        run, counters = stored["run"], stored["counters"]
+        stored = read_json(path / "state.json")
+        run, counters, beside = (stored[name] for name in ("run", "counters", "beside"))
+        if not all(isinstance(one, dict) for one in (run, counters, beside)):
+            raise ValueError("state.json is not as it was written")
         files = {name: path / f"{name}.safetensors" for name in _PARTS}
         for name, digest in stored["sha256"].items():
             if sha256(files[name]) != digest:
@@ -182,7 +184,7 @@ def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> dict
     _load(state.model, left_out | tensors["model"], path)
     _load(state.objective, tensors["objective"], path)
     state.optimizer.import_state(tensors["optimizer"], counters)
-    return stored["beside"]
+    return beside
 
 
 def _sync(path: Path) -> None:

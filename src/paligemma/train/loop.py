@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from paligemma.errors import ConfigError
+from paligemma.json_file import parse_json
 from paligemma.one_writer import one_writer
 from paligemma.train.checkpoint import TrainState, resume, save_checkpoint
 from paligemma.train.data import BatchSource, MicroBatches, batches
@@ -259,12 +260,12 @@ def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            line = json.loads(text)
-        except ValueError:
+            is_done = parse_json(text)["step"] <= step
+        except (ValueError, TypeError, LookupError):
             break
-        if line["step"] <= step:
+        if is_done:
             kept.append(text + "\n")
     with whole_file(path) as partial:
         partial.write_text("".join(kept))

@@ -6,6 +6,7 @@ import json
 import logging
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,6 +19,7 @@ from paligemma.adapt.lora import Adapter, LoraConfig, attach
 from paligemma.errors import ConfigError
 from paligemma.example import Example, Prediction
 from paligemma.jobs.model_answerer import ModelAnswerer, fingerprint
+from paligemma.json_file import read_json
 from paligemma.metrics.measure import Measure
 from paligemma.one_writer import one_writer
 from paligemma.pipeline.loading import LoadOptions, load_processor
@@ -257,9 +259,11 @@ def _measured(
         return {}
     key = {"run": json.loads(json.dumps(described)), "rows": _digest(examples)}
     if cached is not None and cached.is_file():
-        stored = json.loads(cached.read_text(encoding="utf-8"))
-        if stored["key"] == key:
-            return stored["figures"]
+        # Figures that are damaged are measured again.
+        with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
+            stored = read_json(cached)
+            if stored["key"] == key:
+                return {str(name): float(value) for name, value in stored["figures"].items()}
     measures = task.score(examples, _answers(task, asked, examples, progress))
     found = {one.name: round(_value(one), 4) for one in measures if one.value == one.value}
     if cached is not None:
