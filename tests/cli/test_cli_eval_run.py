@@ -408,3 +408,40 @@ def test_a_benchmark_without_masks_takes_no_codec(paligemma: Any, tmp_path: Path
     done = paligemma("eval", "score", "x.jsonl", "--task", "docvqa", "--mask-codec", tmp_path / "c")
     assert done.status == 2
     assert "docvqa scores no masks, so it takes no --mask-codec; leave it out" in done.err
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {},
+        {"size": [20, 40], "counts": "\u00e9\u00e9"},
+        {"size": [20, 40], "counts": [5, 5]},
+        {"size": [10**9, 10**9], "counts": [1]},
+        {"size": [2, 2], "counts": [0, 4]},  # of another picture
+    ],
+)
+def test_a_mask_that_cannot_be_read_costs_its_row_and_no_other(
+    paligemma: Any, tmp_path: Path, mask: dict[str, Any]
+) -> None:
+    codec = Path(str(resources.files("paligemma"))) / "models/tiny/mask_codec.safetensors"
+    right, text = referring_run(tmp_path / "one", codec)
+    box = [0.25, 0.25, 0.75, 0.75]
+    references = {"box_yxyx": box, "mask": encode_rle(right), "ann_id": 1}
+    examples = [
+        Example(id=name, prefix="the dog", pictures=(), references=references, unit=name)
+        for name in ("1-1", "1-2")
+    ]
+    config = RunConfig(task="refcoco", split="val", model="m")
+    RunFolder.create(tmp_path / "run", config, examples)
+    file = tmp_path / "run" / "theirs.jsonl"
+    rows = [
+        {"id": name, "text": text, "objects": [{"label": "dog", "box_yxyx": box, "mask": one}]}
+        for name, one in (("1-1", encode_rle(right)), ("1-2", mask))
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = paligemma("eval", "score", file, "--task", "refcoco", "--json")
+    assert done.status == 0, done.err
+    assert done.json["score"] == 50.0
+    (said,) = [one for one in done.json["notices"] if "mask" in one]
+    assert said.startswith("1 predictions hold a mask that is no run lengths of their picture")
+    assert "1-2" in said

@@ -177,3 +177,18 @@ def test_objects_and_encoded_pictures_of_files_hold_no_picture_in_memory(
         found[0].draw()
     black = np.zeros((60, 80, 3), np.uint8)
     assert pg.detect(black, "star", max_new_tokens=2).draw() is not None
+
+
+def test_the_demo_lays_transparent_parts_on_the_asked_background(
+    paligemma: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def load(image: str, *, background: object = None) -> None:
+        asked.append(background)
+        raise ImageError("read")
+
+    monkeypatch.setattr("paligemma.processing.image.load_image", load)
+    for words in ((), ("--background", "none"), ("--background", "#102030")):
+        assert paligemma("demo", "holiday.jpg", *words).status == 2
+    assert asked == [None, "none", "#102030"]

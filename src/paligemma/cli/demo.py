@@ -59,7 +59,8 @@ def demo(
     require_pictures(images, model)
     require_kept(images, [folder / f"{task}.png" for task in DRAWN], overwrite=overwrite)
     if image is not None:
-        picture = load_image(image, allow_url=model.options.get("allow_url", False))
+        how = {name: model.options.get(name) for name in ("allow_url", "background")}
+        picture = load_image(image, **{name: value for name, value in how.items() if value})
     require_writable(folder)
     pg = model.load()
     if picture is None:

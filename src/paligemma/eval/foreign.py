@@ -7,6 +7,7 @@ A notice names and counts everything that cannot be scored as it stands:
     second line of an id  left out, the first counts
     confidence not finite counts as 0, so that it ranks last
     coordinate not finite the object is left out, as where it is beyond any picture
+    mask not readable     scored as an empty answer
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import codecs
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from paligemma.eval.official_rows import own_rows
 from paligemma.eval.scored import some_ids
 from paligemma.example import Example, FoundObject, Prediction
 from paligemma.jobs.json_lines import MAX_LINE_BYTES, prediction_from_json, read_rows
+from paligemma.outputs.rle import decode_rle
 
 if TYPE_CHECKING:
     from paligemma.outputs.vqvae import MaskCodec
@@ -202,11 +204,36 @@ def match_examples(
             if names
         ),
     ]
-    found = foreign.predictions
-    matched = [
-        found.get(one.id, Prediction(id=one.id, text="", error="no prediction")) for one in examples
-    ]
+    matched, unreadable = [], []
+    for example in examples:
+        one = foreign.predictions.get(example.id)
+        if one is not None and not _has_masks_of(example, one):
+            unreadable.append(example.id)
+            one = None
+        matched.append(one or Prediction(id=example.id, text="", error="no prediction"))
+    if unreadable:
+        notices.append(
+            f"{len(unreadable)} predictions hold a mask that is no run lengths of their picture "
+            f"and count as empty answers: {some_ids(unreadable)}"
+        )
     return matched, notices
+
+
+def _has_masks_of(example: Example, one: Prediction) -> bool:
+    """Whether every mask of a prediction can be read, at the size of the example's own mask."""
+    references = example.references
+    wanted = references.get("mask") if isinstance(references, Mapping) else None
+    size = [int(n) for n in wanted["size"]] if wanted is not None else None
+    for found in one.objects:
+        if found.mask is None:
+            continue
+        try:
+            shape = list(decode_rle(found.mask).shape)
+        except DataError:
+            return False
+        if size not in (None, shape):
+            return False
+    return True
 
 
 def decoded_masks(
