@@ -247,3 +247,33 @@ def test_without_held_out_rows_a_tenth_is_held_out(base: Path, data: Path, tmp_p
 def test_a_recipe_without_sense_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Recipe(**options)
+
+
+def test_objects_of_an_answer_follow_the_order_of_the_policy() -> None:
+    from tiny_folder import EMBEDDED
+
+    from paligemma.example import Asking, Example
+    from paligemma.pipeline.loading import LoadOptions, load_processor
+    from paligemma.train.examples import ExampleSource
+
+    processor, _ = load_processor(EMBEDDED, LoadOptions())
+    boxes = [f"<loc0{k}00><loc0100><loc0900><loc0900> cup" for k in (5, 1, 7, 3)]
+    example = Example(
+        id="a", prefix="detect cup", pictures=(), references=None, targets=(" ; ".join(boxes),)
+    )
+
+    def made(order: str, visit: int) -> list[str]:
+        source = ExampleSource(
+            examples=(), asking_of=lambda _: Asking(text_len=200, max_new_tokens=1),
+            processor=processor, batch_size=1, seed=0, order=order,
+        )  # fmt: skip
+        text = processor.tokenizer.decode(source.row(example, visit).tokens)
+        return [box for box in text.replace(" ;", ";").split(";") for box in [box[-45:].strip()]]
+
+    assert len({tuple(made("file", k)) for k in range(3)}) == 1
+    assert made("yx", 0) != made("file", 0)
+    assert made("yx", 0) == made("yx", 1)
+    assert len({tuple(made("random", k)) for k in range(6)}) > 2
+    assert made("random", 3) == made("random", 3)
+    with pytest.raises(ConfigError, match="order"):
+        Recipe(order="xy")

@@ -64,6 +64,11 @@ _OPTIONS = (
     click.option("--wd", type=float, metavar="X", help="Weight decay a step; 0 by default."),
     click.option("--label-smoothing", type=float, metavar="X", help="0 by default."),
     click.option("--dropout", type=float, metavar="P", help="Of the decoder; 0 by default."),
+    click.option(
+        "--order",
+        metavar="NAME",
+        help="Of objects in an answer: file (default), yx (top left first), random.",
+    ),
     click.option("--seed", type=int, metavar="S", help="Fixes everything drawn; 0 by default."),
     click.option("--device", metavar="NAME", help="By default cuda if there is one, else cpu."),
     click.option("--threads", type=click.IntRange(1, 256), help="CPU threads."),
@@ -80,6 +85,7 @@ _RECIPE = (
     "wd",
     "label_smoothing",
     "dropout",
+    "order",
     "seed",
 )
 TRANSFER = "transfer:"

@@ -18,15 +18,20 @@ from paligemma.batch import Batch, TokenRow
 from paligemma.errors import DataError, ImageError
 from paligemma.example import Asking, Example
 from paligemma.model import PaliGemmaModel
+from paligemma.outputs.boxes import SEPARATOR
 from paligemma.processing.pixels import stack_pixels
 from paligemma.processing.preparation import Preparation
 from paligemma.processing.processor import Processor
+from paligemma.processing.prompts import object_prompt
 from paligemma.tasks.lint import token_row
 from paligemma.train.data import MicroBatches
 from paligemma.train.loss import training_loss
 
 # Streams of random numbers that must not meet.
-_ORDER, _TARGET = 0, 1
+_ORDER, _TARGET, _OBJECTS = 0, 1, 2
+# How the objects of an answer follow each other: as in the file, top left first, or drawn anew at
+# each visit.
+ORDERS = ("file", "yx", "random")
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class ExampleSource:
         batch_size: examples an update.
         micro_size: most examples that are computed at once; None computes all of an update.
         seed: seed of orders and of the choice among several targets.
+        order: one of `ORDERS`, for answers that are objects.
     """
 
     examples: Sequence[Example]
@@ -48,6 +54,7 @@ class ExampleSource:
     batch_size: int
     seed: int
     micro_size: int | None = None
+    order: str = ORDERS[0]
 
     def batch(self, step: int) -> Batch | MicroBatches[Batch]:
         """The batch of a step, counted from 0; rows are padded to the longest beside them.
@@ -82,7 +89,17 @@ class ExampleSource:
                 (self.seed, _TARGET, visit, zlib.crc32(example.id.encode()))
             )
             target = example.targets[int(rng.integers(len(example.targets)))]
+        if self.order != ORDERS[0] and object_prompt(example.prefix) is not None:
+            target = self._ordered(target, example, visit)
         return token_row(example, target, self.asking_of(example), self.processor)
+
+    def _ordered(self, target: str, example: Example, visit: int) -> str:
+        """The objects of an answer in the order of the policy."""
+        objects = target.split(SEPARATOR)
+        if self.order == "yx":  # bins have equally many digits, so text sorts as numbers do
+            return SEPARATOR.join(sorted(objects))
+        rng = np.random.default_rng((self.seed, _OBJECTS, visit, zlib.crc32(example.id.encode())))
+        return SEPARATOR.join(objects[k] for k in rng.permutation(len(objects)))
 
     def _pixels(self, example: Example) -> Tensor:
         asking = self.asking_of(example)

@@ -170,6 +170,7 @@ def _run(
         processor=asked.processor,
         batch_size=recipe.batch_size,
         micro_size=recipe.micro_size,
+        order=recipe.order,
         seed=recipe.seed,
     )
     steps = recipe.num_steps(len(learnt))

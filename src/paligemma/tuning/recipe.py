@@ -11,6 +11,7 @@ from torch import nn
 from paligemma.adapt.lora import LoraConfig
 from paligemma.errors import ConfigError
 from paligemma.tasks.published import transfer_recipe
+from paligemma.train.examples import ORDERS
 from paligemma.train.optim import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
 
@@ -34,6 +35,7 @@ class RecipeKeywords(TypedDict, total=False):
     warmup_percent: float
     label_smoothing: float
     dropout: float
+    order: str
     seed: int
 
 
@@ -56,6 +58,8 @@ class Recipe:
         warmup_percent: share of the updates over which the learning rate rises.
         label_smoothing: see `train.loss.token_losses`.
         dropout: of the decoder, after attention and MLP.
+        order: of the objects in an answer: "file", "yx" (top left first) or "random" by seed and
+            visit.
         seed: fixes adapter, order and dropout.
     """
 
@@ -71,6 +75,7 @@ class Recipe:
     warmup_percent: float = 0.05
     label_smoothing: float = 0.0
     dropout: float = 0.0
+    order: str = ORDERS[0]
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,6 +91,7 @@ class Recipe:
             ("lr", self.lr is None or 0 < self.lr < math.inf, "positive"),
             ("wd", 0 <= self.wd < math.inf, "0 or more"),
             ("warmup_percent", 0 <= self.warmup_percent <= 1, "in [0, 1]"),
+            ("order", self.order in ORDERS, f"one of {', '.join(ORDERS)}"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
             ("seed", 0 <= self.seed < 2**63, "a whole number, 0 or more"),
         )
