@@ -198,6 +198,24 @@ def test_a_folder_without_a_run_and_predictions_without_one_are_refused(tmp_path
         RunFolder.create(tmp_path / "file" / "run", _config(), EXAMPLES)
 
 
+@pytest.mark.parametrize("name", ["examples.jsonl", "scores.json", "report.html", "scenes.png"])
+def test_files_of_the_user_that_are_named_like_those_of_a_run_are_kept(
+    tmp_path: Path, name: str
+) -> None:
+    mine = tmp_path / name
+    mine.write_text('{"id": "mine"}\n')
+    with pytest.raises(ConfigError, match=f"{name} but no run.json"):
+        RunFolder.create(tmp_path, _config(), EXAMPLES)
+    assert mine.read_text() == '{"id": "mine"}\n'
+
+
+def test_a_run_that_was_killed_before_it_had_begun_begins_again(folder: RunFolder) -> None:
+    for name in ("run.json", "predictions.jsonl"):
+        (folder.path / name).unlink()
+    assert RunFolder.create(folder.path, _config(), EXAMPLES).exists()
+    assert load_run(folder.path).examples == EXAMPLES
+
+
 def test_infinite_numbers_never_reach_the_file(folder: RunFolder) -> None:
     with folder:
         folder.append([Prediction(id="c", text="", logprob=float("-inf"))])

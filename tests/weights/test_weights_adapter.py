@@ -218,6 +218,36 @@ def test_a_setting_that_is_not_computed_is_refused_by_name(
         load_adapter(folder, model)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("lora_alpha", None, "no number"),
+        ("lora_alpha", [], "no number"),
+        ("lora_alpha", "8", "no number"),
+        ("lora_alpha", True, "no number"),
+        ("lora_dropout", "much", "no number"),
+        ("alpha_pattern", {"q_proj": "x"}, "no number"),
+        ("alpha_pattern", ["q_proj"], "alpha_pattern is no object"),
+        ("alpha_pattern", "q_proj", "alpha_pattern is no object"),
+        ("alpha_pattern", {"(": 3}, r"alpha_pattern has '\('"),
+        ("alpha_pattern", {"(a+)+$": 3}, "alpha_pattern has"),
+        ("alpha_pattern", {"a" * 1000: 3}, "alpha_pattern has"),
+        ("r", 8, "has 4, r is 8"),
+        ("r", "x" * 1000, "has 4, r is 'x"),
+    ],
+)
+def test_a_damaged_setting_is_a_short_sentence(
+    base: Any, tmp_path: Path, field: str, value: Any, words: str
+) -> None:
+    model, _ = base(2)
+    save_adapter(Adapter.new(model, KINDS["plain"]), model, tmp_path / "a", base="x")
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(CheckpointError, match=words) as error:
+        load_adapter(tmp_path / "a", model)
+    assert len(str(error.value)) < 700
+
+
 def test_an_adapter_of_another_model_names_its_base(
     base: Any, make_config: Any, make_model: Any, tmp_path: Path
 ) -> None:

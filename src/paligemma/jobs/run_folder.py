@@ -11,6 +11,7 @@ model, so that runs are read back without one.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,8 @@ from paligemma.one_writer import one_writer
 from paligemma.whole_file import write_json, write_whole
 
 RUN, EXAMPLES, PREDICTIONS = "run.json", "examples.jsonl", "predictions.jsonl"
+# What evaluation writes beside them: `SCORES` of `eval.report`, `PAGE` and `SHEET` of the commands.
+RESULTS = ("scores.json", "report.html", "scenes.png")
 _KEY_DIGITS = 16
 
 
@@ -138,6 +141,14 @@ class Run:
         return examples, [self.predictions[one.id] for one in examples]
 
 
+def _begins_with(path: Path, line: str) -> bool:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(len(line)) == line
+    except OSError:
+        return False
+
+
 class RunFolder:
     """One run's folder, begun or gone on with.
 
@@ -170,13 +181,18 @@ class RunFolder:
     def _begin(self, config: RunConfig, examples: Sequence[Example]) -> None:
         if self.exists():  # another process was quicker
             return
-        if (self.path / PREDICTIONS).exists():
-            raise ConfigError(
-                f"{self.path} holds {PREDICTIONS} but no {RUN}; name another folder, or "
-                "score that file by itself"
-            )
         lines = (json.dumps(example_to_json(one)) + "\n" for one in examples)
-        write_whole(self.path / EXAMPLES, lines)
+        first = next(lines, "")
+        for name in (PREDICTIONS, EXAMPLES, *RESULTS):
+            path = self.path / name
+            if name == EXAMPLES and _begins_with(path, first):  # a kill came before run.json
+                continue
+            if path.is_symlink() or path.is_file():
+                raise ConfigError(
+                    f"{self.path} holds {name} but no {RUN}, so it is not of a run; name another "
+                    "folder, or move that file away"
+                )
+        write_whole(self.path / EXAMPLES, itertools.chain([first], lines))
         # Last, because its presence means that the folder is complete.
         write_json(self.path / RUN, config.to_json())
 

@@ -35,6 +35,7 @@ _LEAVES = {
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
 }
+_MAX_PATTERN = 200  # characters
 # Fields that say nothing about the arithmetic, or were used only to begin the training.
 _HARMLESS = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "exclude_modules",
@@ -207,11 +208,31 @@ def _refuse_unknown(raw: Mapping[str, Any], path: Path) -> None:
     problems += [
         f"{field} is {value!r}" for field, value in raw.items() if value and field not in known
     ]
+    numbers = [raw.get("lora_alpha", 8), raw.get("lora_dropout", 0.0)]
+    patterns = raw.get("alpha_pattern") or {}
+    if isinstance(patterns, dict):
+        numbers += patterns.values()
+    else:
+        problems.append("alpha_pattern is no object")
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers):
+        problems.append("alpha or dropout is no number")
+    problems += [f"alpha_pattern has {one!r:.80}" for one in patterns if not _is_plain(one)]
     if problems:
         raise CheckpointError(
             f"an adapter must be a plain LoRA, rsLoRA or DoRA, in {path / CONFIG_FILE} "
             f"{' and '.join(problems)[:300]}; merge it with peft"
         )
+
+
+def _is_plain(pattern: str) -> bool:
+    """Whether a file's pattern is one, and none that takes for ever: no repeated groups."""
+    if len(pattern) > _MAX_PATTERN or re.search(r"\)[*+{]", pattern):
+        return False
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def _update(
@@ -232,6 +253,12 @@ def _update(
             f"an adapter fits the model it was trained for, {module} of {path} changes a layer of "
             f"size {(len(up), down.shape[1])}, this model's has {wanted}; load its own base, "
             f"{raw.get('base_model_name_or_path')!r}"
+        )
+    rank = raw.get("r")
+    if rank is not None and rank != len(down) and not raw.get("rank_pattern"):
+        raise CheckpointError(
+            f"an adapter's config states its rank, {module} of {path} has {len(down)}, r is "
+            f"{rank!r:.40}; take both files from one training"
         )
     if bool(raw.get("use_dora")) != (magnitude is not None):
         raise CheckpointError(
