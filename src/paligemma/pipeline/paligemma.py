@@ -46,7 +46,7 @@ from paligemma.pipeline.pictures import (
 from paligemma.pipeline.streaming import checked, text_pieces
 from paligemma.processing import prompts
 from paligemma.processing.image import ImageSource
-from paligemma.processing.pixels import Layout
+from paligemma.processing.pixels import PixelLayout
 from paligemma.processing.processor import Processor
 from paligemma.vocab import Vocab
 
@@ -279,7 +279,7 @@ class PaliGemma:
         image: Picture,
         *,
         frames: ChosenFrames | None = None,
-        layout: Layout | None = None,
+        layout: PixelLayout | None = None,
     ) -> EncodedImage:
         """Run the image tower once; the result goes wherever a picture does.
 
@@ -301,7 +301,7 @@ class PaliGemma:
         images: Sequence[Picture],
         *,
         frames: ChosenFrames | None = None,
-        layout: Layout | None = None,
+        layout: PixelLayout | None = None,
     ) -> list[EncodedImage]:
         """Several examples, in few passes of the image tower; see `encode_image`."""
         return encode_pictures(
@@ -309,7 +309,7 @@ class PaliGemma:
         )
 
     def open_picture(
-        self, source: ImageSource, *, frame: int | None = None, layout: Layout | None = None
+        self, source: ImageSource, *, frame: int | None = None, layout: PixelLayout | None = None
     ) -> NDArray[Any]:
         """uint8[H, W, 3] of a picture, upright, within this model's bounds; see `encode_image`."""
         return self.processor.reader.load(source, frame=frame, layout=layout)

@@ -16,7 +16,7 @@ from paligemma.errors import ImageError, PromptError
 from paligemma.pipeline.engine import Engine, Request
 from paligemma.pipeline.options import AskKeywords
 from paligemma.processing.image import ImageSource
-from paligemma.processing.pixels import Layout
+from paligemma.processing.pixels import PixelLayout
 from paligemma.processing.processor import Processor
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def encode_pictures(
     *,
     owner: Asked,
     frames: ChosenFrames | None = None,
-    layout: Layout | None = None,
+    layout: PixelLayout | None = None,
 ) -> list[EncodedImage]:
     """Encode what is not encoded yet.
 
@@ -127,7 +127,7 @@ class _Read:
 
 
 def _read(
-    image: ImageSource | Tensor | Frames, processor: Processor, layout: Layout | None
+    image: ImageSource | Tensor | Frames, processor: Processor, layout: PixelLayout | None
 ) -> _Read:
     as_picture = layout is not None and layout != "prepared"
     if as_picture and getattr(image, "ndim", 0) == 4:
@@ -155,7 +155,7 @@ def _opener(
     source: ImageSource | Tensor,
     picture: NDArray[Any],
     processor: Processor,
-    layout: Layout | None,
+    layout: PixelLayout | None,
 ) -> Callable[[], NDArray[Any]]:
     """Gives the picture again: from its file or bytes, or else from memory, as of a pipe."""
     if isinstance(source, bytes):
@@ -167,7 +167,7 @@ def _opener(
 
 
 def _reopened(
-    path: str, stamp: object, processor: Processor, layout: Layout | None
+    path: str, stamp: object, processor: Processor, layout: PixelLayout | None
 ) -> NDArray[Any]:
     if stamp != _stamp(path):
         raise ImageError(

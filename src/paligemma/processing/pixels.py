@@ -21,7 +21,7 @@ from paligemma.processing.preparation import Preparation
 from paligemma.processing.resize import BILINEAR
 
 # How the numbers of a tensor or array lie: as a picture, channels last or first, or prepared.
-Layout: TypeAlias = Literal["HWC", "CHW", "prepared"]
+PixelLayout: TypeAlias = Literal["HWC", "CHW", "prepared"]
 LAYOUTS = ("HWC", "CHW", "prepared")
 ExampleImages: TypeAlias = "ImageSource | torch.Tensor | Sequence[ImageSource | torch.Tensor]"
 
@@ -64,7 +64,7 @@ class PixelReader:
         source: ImageSource | torch.Tensor,
         *,
         frame: int | None = None,
-        layout: Layout | None = None,
+        layout: PixelLayout | None = None,
     ) -> NDArray[np.uint8]:
         """uint8[H, W, 3] of a picture, upright, within the bounds.
 
@@ -104,7 +104,7 @@ class PixelReader:
             background=self.background,
         )
 
-    def pixels(self, example: ExampleImages, *, layout: Layout | None = None) -> torch.Tensor:
+    def pixels(self, example: ExampleImages, *, layout: PixelLayout | None = None) -> torch.Tensor:
         """The picture or pictures of one example as the model reads them.
 
         Args:
@@ -176,7 +176,7 @@ class PixelReader:
         return prepared
 
 
-def _channels_last(source: Any, layout: Layout) -> NDArray[Any]:
+def _channels_last(source: Any, layout: PixelLayout) -> NDArray[Any]:
     """A tensor or array with its channels last, as an array."""
     if layout not in LAYOUTS[:2]:
         raise ImageError(f"the layout of a picture is 'HWC' or 'CHW', got {layout!r:.80}")

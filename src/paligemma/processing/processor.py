@@ -22,7 +22,7 @@ from paligemma.batch import Batch, TokenRow
 from paligemma.errors import PromptError
 from paligemma.processing.colours import WHITE
 from paligemma.processing.image import MAX_PIXELS
-from paligemma.processing.pixels import ExampleImages, Layout, PixelReader, stack_pixels
+from paligemma.processing.pixels import ExampleImages, PixelLayout, PixelReader, stack_pixels
 from paligemma.processing.prompts import (
     clean_prompt,
     require_bounded,
@@ -213,7 +213,7 @@ class Processor:
         ]
         return self._batch(images, rows, text_len + 1, with_loss=True)
 
-    def pixels(self, example: ExampleImages, *, layout: Layout | None = None) -> torch.Tensor:
+    def pixels(self, example: ExampleImages, *, layout: PixelLayout | None = None) -> torch.Tensor:
         """Pictures of one example as the model reads them, see `PixelReader.pixels`."""
         return self.reader.pixels(example, layout=layout)
 

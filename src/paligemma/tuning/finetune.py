@@ -46,7 +46,7 @@ _MAX_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class FigureChange:
     """One figure before and after, times 100 where it is a share."""
 
     name: str
@@ -67,7 +67,7 @@ class FinetuneRun:
 
     folder: Path
     result: Path
-    figures: tuple[Figure, ...]
+    figures: tuple[FigureChange, ...]
     skipped: tuple[str, ...]
 
 
@@ -196,7 +196,7 @@ def _run(
     after = _measured(found, asked, held_out, None, described, progress)
     result = _kept(asked, adapter, folder, model)
     figures = tuple(
-        Figure(name=name, before=before[name], after=value)
+        FigureChange(name=name, before=before[name], after=value)
         for name, value in after.items()
         if name in before
     )
