@@ -1,7 +1,7 @@
 """Pascal VOC's XML files, one a picture; outlines stand in `polygon`, as Roboflow writes them.
 
 Coordinates are taken as pixels from 0, as LabelImg and Roboflow write them; the original's count
-from 1, which is less than a step of 1024 in its pictures.
+from 1, so boxes of its own files lie one pixel too far to the right and down.
 """
 
 from __future__ import annotations
