@@ -15,7 +15,7 @@ from paligemma.generate.constraints import Constraint
 from paligemma.generate.generation import Generation, Step, collect
 from paligemma.generate.options import DecodeOptions, per_row
 from paligemma.generate.prefill import Prefilled, prefill_prompt
-from paligemma.generate.rows import Row, Rows, begin_rows
+from paligemma.generate.rows import DecodeRow, DecodeRows, begin_rows
 from paligemma.model import PaliGemmaModel
 
 
@@ -71,10 +71,10 @@ def stream(
 
 
 @torch.inference_mode()
-def answer(model: PaliGemmaModel, prompt: Prefilled, rows: Sequence[Row]) -> Iterator[Step]:
+def answer(model: PaliGemmaModel, prompt: Prefilled, rows: Sequence[DecodeRow]) -> Iterator[Step]:
     """Decode prompts that are in the cache already; cache and rows cannot be used again."""
     logits, positions, active = prompt.logits, prompt.positions, prompt.real
-    decoding = Rows(rows, model.config.vocab, logits.device)
+    decoding = DecodeRows(rows, model.config.vocab, logits.device)
     bounds = torch.tensor([row.room for row in rows], device=logits.device)
     finished, crowded = torch.zeros_like(active), torch.zeros_like(active)
     ends = _LateFlag(min(row.options.eos_look_behind for row in rows))

@@ -21,7 +21,7 @@ from paligemma.generate.constraints import Constraint
 from paligemma.generate.generation import NOT_NUMBERS
 from paligemma.generate.options import KV_CACHE_DTYPES, DecodeOptions, QueueOptions
 from paligemma.generate.prefill import fill_cache, join_soft_tokens
-from paligemma.generate.rows import Row, Rows
+from paligemma.generate.rows import DecodeRow, DecodeRows
 from paligemma.model import PaliGemmaModel
 
 # Prompts are read together where none is longer than the shortest by more than this factor.
@@ -66,7 +66,7 @@ class _Answer:
     handle: int
     prompt: TokenRow
     soft_tokens: Tensor | None
-    row: Row
+    row: DecodeRow
     token: int = 0
     position: int = 0
     crowded: bool = False
@@ -106,7 +106,7 @@ class DecodeQueue:
         # The answer at place k has row k of the cache.
         self._active: list[_Answer] = []
         self._cache = model.new_cache(0, 0, KV_CACHE_DTYPES[options.kv_cache_dtype])
-        self._rows: Rows | None = None
+        self._rows: DecodeRows | None = None
         self._num_submitted = 0
 
     def __len__(self) -> int:
@@ -147,7 +147,7 @@ class DecodeQueue:
                 f"kv_cache_dtype must be that of the queue, {self.options.kv_cache_dtype}, "
                 f"got {options.kv_cache_dtype}"
             )
-        row = Row.begin(options, constraint, self.model.config.vocab, self.model.device)
+        row = DecodeRow.begin(options, constraint, self.model.config.vocab, self.model.device)
         answer = _Answer(
             handle=self._num_submitted, prompt=prompt, soft_tokens=soft_tokens, row=row
         )
@@ -191,7 +191,7 @@ class DecodeQueue:
         logits = torch.cat([self._decode(num_before), *fresh] if num_before else fresh)
         if self._rows is None:
             rows = [answer.row for answer in self._active]
-            self._rows = Rows(rows, self.model.config.vocab, logits.device)
+            self._rows = DecodeRows(rows, self.model.config.vocab, logits.device)
         faults: dict[int, str] = {}
         active = torch.ones_like(logits[:, 0], dtype=torch.bool)
         choice = self._rows.choose(logits, active, faults=faults)

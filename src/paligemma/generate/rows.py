@@ -1,8 +1,8 @@
 """The rows of a batch while their answers are written.
 
 Sampler, seed, bans, room and grammar belong to the row, so a row gets the answer that it would get
-alone. `Rows.choose` is the one place where logits become tokens; a stream and the queue both decode
-through it.
+alone. `DecodeRows.choose` is the one place where logits become tokens; a stream and the queue both
+decode through it.
 
 Axes: B batch, V vocabulary.
 Source: big_vision trainers/proj/paligemma/predict_fns.py, decode_with_logp.
@@ -26,7 +26,7 @@ Key = TypeVar("Key")
 
 
 @dataclass(kw_only=True, eq=False)
-class Row:
+class DecodeRow:
     """One answer while it is written.
 
     Attributes:
@@ -46,7 +46,7 @@ class Row:
         constraint: Constraint | None,
         vocab: Vocab,
         device: torch.device,
-    ) -> Row:
+    ) -> DecodeRow:
         """A row before its first token.
 
         Raises:
@@ -83,10 +83,10 @@ class Choice:
     loc_probs: Mapping[int, Tensor] | None
 
 
-class Rows:
+class DecodeRows:
     """Rows that are decoded side by side."""
 
-    def __init__(self, rows: Sequence[Row], vocab: Vocab, device: torch.device) -> None:
+    def __init__(self, rows: Sequence[DecodeRow], vocab: Vocab, device: torch.device) -> None:
         self._rows, self._vocab = rows, vocab
         self._by_sampler = [
             (sampler, torch.tensor(places, device=device), [rows[k].generator for k in places])
@@ -170,7 +170,7 @@ def begin_rows(
     real: Tensor | None,
     vocab: Vocab,
     device: torch.device,
-) -> list[Row]:
+) -> list[DecodeRow]:
     """The rows of a batch before their first tokens.
 
     Args:
@@ -179,7 +179,7 @@ def begin_rows(
             row has one.
 
     Raises:
-        ConfigError: the number of grammars differs from that of the rows, or as in `Row.begin`.
+        ConfigError: another number of grammars than of rows, or as in `DecodeRow.begin`.
     """
     per_row = list(constraint) if isinstance(constraint, Sequence) else [constraint] * len(options)
     if len(per_row) != len(options):
@@ -188,12 +188,12 @@ def begin_rows(
         )
     is_real = [True] * len(options) if real is None else real.tolist()
     return [
-        Row.begin(own, grammar if real else None, vocab, device)
+        DecodeRow.begin(own, grammar if real else None, vocab, device)
         for own, grammar, real in zip(options, per_row, is_real, strict=True)
     ]
 
 
-def _apply_grammar(row: Row, logits: Tensor) -> Tensor | bool:
+def _apply_grammar(row: DecodeRow, logits: Tensor) -> Tensor | bool:
     """Forbid in float32[V], in place, what the grammar of a row does not allow.
 
     Returns:
