@@ -97,7 +97,7 @@ def test_inspect_shows_pieces_masks_and_labels(paligemma: Run) -> None:
     assert tokens[-1]["piece"] == "<eos>"
     assert tokens[-2]["label"] == tokens[-1]["token"]
     lines = paligemma("inspect", DESK, "ocr", "--suffix", "HELLO").out.splitlines()
-    assert "1 pictures of 112 px as 49 soft tokens" in lines[0]
+    assert "1 picture of 112 px as 49 soft tokens" in lines[0]
     assert len(lines) == 2 + len(tokens)
 
 

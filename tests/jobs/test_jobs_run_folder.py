@@ -188,8 +188,12 @@ def test_answers_are_never_added_through_a_link(folder: RunFolder, tmp_path: Pat
 
 
 def test_a_folder_without_a_run_and_predictions_without_one_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="name a run"):
+    with pytest.raises(DataError, match=r"holds run.json, .* does not; name the folder"):
         load_run(tmp_path)
+    (tmp_path / "run.json").write_text("no object")
+    with pytest.raises(DataError, match="must be a readable JSON file"):
+        load_run(tmp_path)
+    (tmp_path / "run.json").unlink()
     (tmp_path / "predictions.jsonl").write_text("")
     with pytest.raises(ConfigError, match=r"predictions.jsonl but no run.json"):
         RunFolder.create(tmp_path, _config(), EXAMPLES)

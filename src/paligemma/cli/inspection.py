@@ -92,9 +92,10 @@ def _view_json(view: ExampleView) -> dict[str, Any]:
 
 def _view_lines(view: ExampleView) -> list[str]:
     lines = [f"note: {notice}" for notice in view.notices]
+    count = len(view.pictures)
     lines.append(
-        f"{len(view.pictures)} pictures of {view.pictures.shape[1]} px as {view.num_image_tokens} "
-        f"soft tokens (ar 0, in 1), then {len(view.tokens)} text tokens:"
+        f"{count} {'picture' if count == 1 else 'pictures'} of {view.pictures.shape[1]} px as "
+        f"{view.num_image_tokens} soft tokens (ar 0, in 1), then {len(view.tokens)} text tokens:"
     )
     lines.append(_HEADER)
     for token in view.tokens:

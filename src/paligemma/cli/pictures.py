@@ -72,8 +72,10 @@ def require_pictures(images: Iterable[str], model: ModelChoice) -> None:
         elif not os.path.isfile(image) and not _is_pipe(image):
             missing.append(click.format_filename(image))
     if missing:
-        which = f"{missing[0]} is not" if len(missing) == 1 else f"{' and '.join(missing)} are not"
-        raise ImageError(f"a picture must be an existing file, {which}; check the path")
+        raise ImageError(
+            f"a picture must be an existing file, there is no file {' and no '.join(missing)}; "
+            "check the path"
+        )
 
 
 def require_kept(images: Sequence[str], written: Iterable[Path], *, overwrite: bool) -> None:

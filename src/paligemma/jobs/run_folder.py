@@ -338,6 +338,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         value = read_json(path)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"a run is a folder that holds {path.name}, {path.parent} does not; "
+            "name the folder of --output, or the one that `paligemma eval` said it keeps"
+        ) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} must be a readable JSON file ({error}); name a run") from error
     if not isinstance(value, dict):

@@ -70,13 +70,15 @@ def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
     try:
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-            raise ImageError(f"a picture must be a file, {name} is none; check the path")
+            raise ImageError(
+                f"a picture must be a file, {name} is a folder or a device; check the path"
+            )
         require_size(path.stat().st_size, name, max_bytes)
         with path.open("rb") as file:
             return _read_stream(file, name, max_bytes)
     except FileNotFoundError as error:
         raise ImageError(
-            f"a picture must be an existing file, {name} is none; check the path"
+            f"a picture must be an existing file, there is no file {name}; check the path"
         ) from error
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
         reason = getattr(error, "strerror", None) or str(error)[:_SHOWN]
