@@ -445,3 +445,8 @@ def test_a_mask_that_cannot_be_read_costs_its_row_and_no_other(
     (said,) = [one for one in done.json["notices"] if "mask" in one]
     assert said.startswith("1 predictions hold a mask that is no run lengths of their picture")
     assert "1-2" in said
+
+
+def test_a_run_names_the_adapter_of_its_model() -> None:
+    assert ModelChoice(name="tiny", options={}).label == "tiny"
+    assert ModelChoice(name="tiny", options={"adapter": "runs/cut"}).label == "tiny with runs/cut"

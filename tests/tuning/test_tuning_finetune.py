@@ -277,3 +277,9 @@ def test_objects_of_an_answer_follow_the_order_of_the_policy() -> None:
     assert made("random", 3) == made("random", 3)
     with pytest.raises(ConfigError, match="order"):
         Recipe(order="xy")
+
+
+def test_a_folder_that_is_not_there_is_named_before_the_model(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no '.*cards'; check the path"):
+        finetune("no/such-model", data=tmp_path / "cards", output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -204,7 +204,7 @@ def run_benchmark(
     with one_writer(folder):  # Whoever else writes there is named before the model loads.
         pass
     record: dict[str, Any] = {
-        "model": model.name,
+        "model": model.label,
         "command": shlex.join(["paligemma", *sys.argv[1:]]),
         "progress": True,
     }

@@ -82,7 +82,7 @@ def scenes_command(
         "heldout",
         replace(options, resize_method=processor.reader.resize_method),
         folder,
-        model=model.name,
+        model=model.label,
         command=shlex.join(["paligemma", *sys.argv[1:]]),
         progress=True,
     )

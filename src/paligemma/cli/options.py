@@ -57,6 +57,12 @@ class ModelChoice:
     name: str
     options: dict[str, Any]
 
+    @property
+    def label(self) -> str:
+        """What a record calls it: its name, and its adapter if it has one."""
+        adapter = self.options.get("adapter")
+        return self.name if adapter is None else f"{self.name} with {adapter}"
+
     def load(self) -> PaliGemma:
         """Load the model; torch is imported here and not before."""
         with without_garbage_collection():

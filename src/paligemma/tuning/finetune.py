@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from paligemma.adapt.checkpointing import checkpoint_blocks
 from paligemma.adapt.lora import Adapter, LoraConfig, attach
-from paligemma.errors import ConfigError
+from paligemma.errors import ConfigError, DataError
 from paligemma.example import Example, Prediction
 from paligemma.jobs.model_answerer import ModelAnswerer, fingerprint
 from paligemma.json_file import read_json
@@ -104,6 +104,10 @@ def finetune(
             folder, it holds files of the user, or it cannot be written.
         CheckpointError: another run lies in the folder.
     """
+    if not Path(data).exists():
+        raise DataError(
+            f"rows lie in a file or a folder, there is no {str(data)!r}; check the path"
+        )
     processor, _ = load_processor(model, LoadOptions(device=device))
     found = _task_of(task, transfer)
     recipe = recipe_of(options, transfer, processor.image_size_px)
@@ -182,6 +186,7 @@ def _run(
         LoopOptions(
             total_steps=steps,
             log_every=max(1, min(50, steps // 20)),
+            save_every=max(10, min(250, steps // 10)),
             num_workers=num_workers,
             progress=progress,
             keeps_frozen=adapter is None,
