@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from paligemma.errors import DataError
+from paligemma.eval.outcomes import true_objects
 from paligemma.example import Example, FoundObject, Prediction
 from paligemma.jobs.run_folder import EXAMPLES, RunConfig, RunFolder
 from paligemma.tasks.scenes.rows import ScenePicture
@@ -59,3 +61,11 @@ def test_references_that_no_scorer_reads_are_the_fault_of_the_run(
         done = paligemma("eval", *words)
         assert done.status == 2
         assert "references must be as scenes wrote them" in done.err
+
+
+def test_boxes_that_only_the_page_reads_are_refused_in_a_sentence() -> None:
+    row = {"label": "cat", "bbox": [1, 2, 3, 4]}
+    for damaged in ([1, 2, 3], [[1], 2, 3, 4], "abcd", {"a": 1}):
+        for rows in ([row | {"bbox": damaged}], [{"box_yxyx": damaged}], [{"vertices": damaged}]):
+            with pytest.raises(DataError, match="must hold objects with boxes of four numbers"):
+                true_objects({"objects": rows, "size_hw": [30, 40]})

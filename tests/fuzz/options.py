@@ -28,7 +28,7 @@ def make(rng: random.Random) -> tuple[str, list[str]]:
     if words[0] in _ARGUMENTS and words[0] != "inspect":
         given += ["--max-new-tokens", "2"]
     given += [word for pair in pairs if pair[0] != "--max-new-tokens" for word in pair]
-    if words[0] == "train" or words == ("eval", "scenes"):
+    if words[0] in ("train", "demo") or words == ("eval", "scenes"):
         given.append("--no-such-option")
     return " ".join(given)[:200], given
 

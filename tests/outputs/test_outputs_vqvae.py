@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,6 +219,11 @@ def test_files_that_are_no_codec_are_refused(tmp_path: Path) -> None:
     for path in [pickled, cut, bare, tmp_path / "absent.npz", tmp_path / "codec.bin"]:
         with pytest.raises(CheckpointError, match=path.name):
             load_mask_codec(path)
+    header = json.dumps({"x": "y" * 5000}).encode()
+    cut.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(CheckpointError) as refused:
+        load_mask_codec(cut)
+    assert len(str(refused.value)) < 1000
 
 
 def test_a_codec_of_absurd_width_is_refused() -> None:

@@ -365,6 +365,18 @@ def test_a_tokenizer_json_with_steps_without_bounds_is_refused(
         Tokenizer.from_file(path)
 
 
+@pytest.mark.parametrize("token", [2**31, -1, "7", True, None], ids=str)
+def test_an_id_of_a_tokenizer_json_beyond_every_table_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path, token: object
+) -> None:
+    path = hub_json(tokenizer, tmp_path / "tokenizer.json")
+    body = json.loads(path.read_text())
+    body["model"]["vocab"]["beyond"] = token
+    path.write_text(json.dumps(body))
+    with pytest.raises(TokenizerError, match=r"ids of its vocabulary must lie in 0\.\.1048575"):
+        Tokenizer.from_file(path)
+
+
 def test_chance_and_templates_of_a_tokenizer_json_are_left_out(
     tokenizer: Tokenizer, hub_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ REFUSED = [
     ("text_config", "rope_parameters", {"full_attention": {"rope_theta": 1e6}}, "absent"),
     ("text_config", "layer_types", ["full_attention", "sliding_attention"], "in turn"),
     ("text_config", "layer_types", "sliding_attention", "in turn"),
+    ("text_config", "layer_types", True, "in turn"),
     ("vision_config", "layer_norm_eps", 0.1, "1e-06"),
     ("vision_config", "layer_norm_eps", True, "1e-06"),
     ("vision_config", "hidden_act", "gelu", "'gelu_pytorch_tanh'"),

@@ -159,7 +159,20 @@ def true_objects(references: Any) -> list[TrueObject] | None:
 
     Understood: one object with `box_yxyx`, lists of them under `objects`, `boxes` beside `labels`,
     all normalised; COCO's `bbox` and the outlines of `words`, in pixels beside `size_hw`.
+
+    Raises:
+        DataError: they are of such a kind, but a value is damaged.
     """
+    try:
+        return _true_objects(references)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise DataError(
+            f"references must hold objects with boxes of four numbers, got {references!r:.80} "
+            f"({str(error)[:80]}); run the benchmark again in a new folder"
+        ) from error
+
+
+def _true_objects(references: Any) -> list[TrueObject] | None:
     if not isinstance(references, Mapping):
         return None
     if "box_yxyx" in references:

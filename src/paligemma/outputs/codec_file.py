@@ -36,7 +36,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # zipfile, numpy and safetensors raise many kinds for a broken file
         raise CheckpointError(
             f"a mask codec must be a readable {path.suffix} file of plain arrays, {path} is not "
-            f"({type(error).__name__}: {error}); {remedy}"
+            f"({type(error).__name__}: {str(error)[:200]}); {remedy}"
         ) from error
     raise CheckpointError(
         f"a mask codec file must end in .npz or .safetensors, got {path.name}; {remedy}"

@@ -14,6 +14,8 @@ _ALLOWED = {
     "decoder": {"Replace", "Metaspace", "ByteFallback", "Fuse", "Strip"},
 }
 _MAX_STEPS = 16
+# The package walks through every id up to the largest; Gemma's are below 263,000.
+_MAX_ID = 1 << 20
 
 
 def vetted(content: Any) -> dict[str, Any]:
@@ -27,6 +29,9 @@ def vetted(content: Any) -> dict[str, Any]:
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or model.get("type") not in ("BPE", None):
         raise ValueError("it must hold a model of type BPE, as Gemma's does")
+    ids = model["vocab"].values() if isinstance(model.get("vocab"), dict) else ()
+    if not all(type(token) is int and 0 <= token < _MAX_ID for token in ids):
+        raise ValueError(f"the ids of its vocabulary must lie in 0..{_MAX_ID - 1}")
     for section, allowed in _ALLOWED.items():
         steps = _steps(content.get(section))
         if len(steps) > _MAX_STEPS or not all(_is_plain(step, allowed) for step in steps):

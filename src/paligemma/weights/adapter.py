@@ -149,7 +149,7 @@ def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapt
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"an adapter's weights lie in {WEIGHTS_FILE}, {path} has none that is readable "
-            f"({error}); of .bin files make one with peft's save_pretrained"
+            f"({str(error)[:200]}); of .bin files make one with peft's save_pretrained"
         ) from error
     layers = {
         bare_name(f"{name}.weight", model.config.generation).removesuffix(".weight"): name

@@ -71,7 +71,10 @@ def has_window(text: Mapping[str, Any]) -> bool:
         return True
     if isinstance(types, list) and all(kind == _FULL for kind in types):
         return False
-    if types != [(_SLIDING, _FULL)[layer % 2] for layer in range(len(types))]:
+    in_turn = isinstance(types, list) and [
+        (_SLIDING, _FULL)[layer % 2] for layer in range(len(types))
+    ]
+    if not in_turn or types != in_turn:
         raise ConfigError(
             f"text_config.layer_types of config.json must be {_SLIDING} and {_FULL} in turn, or "
             f"all {_FULL}, got {reprlib.repr(types)}; other orders are not computed"

@@ -190,7 +190,7 @@ class HFReader:
                 self._stack.close()
                 raise CheckpointError(
                     f"a safetensors file must be complete, {path} is not readable "
-                    f"({getattr(error, 'strerror', None) or error}); "
+                    f"({getattr(error, 'strerror', None) or str(error)[:200]}); "
                     "fetch it again"
                 ) from error
             opened += [(path, shard, key) for key in shard.keys()]  # noqa: SIM118 - no mapping
