@@ -80,7 +80,7 @@ def runs_offline(words: list[str]) -> bool:
     """Whether a line asks the embedded model about a picture of the repository, or asks nothing."""
     if words[0] != "paligemma" or "train" in words:
         return False
-    return not any(word.startswith(("google/", "photo", "runs/")) for word in words)
+    return not any(word.startswith(("google/", "photo", "runs/", "cards/")) for word in words)
 
 
 def quicker(words: list[str]) -> list[str]:
