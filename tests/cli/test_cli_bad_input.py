@@ -245,10 +245,10 @@ def test_no_picture_asked_about_is_replaced(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("read", DESK, "no.png", "none.png"), "no.png and none.png are not"),
-        (("generate", "no.png", "ocr"), "no.png is not"),
-        (("inspect", "no.png", "ocr"), "no.png is not"),
-        (("demo", "no.png", "--output-dir", "made"), "no.png is not"),
+        (("read", DESK, "no.png", "none.png"), "there is no file no.png and no none.png"),
+        (("generate", "no.png", "ocr"), "there is no file no.png"),
+        (("inspect", "no.png", "ocr"), "there is no file no.png"),
+        (("demo", "no.png", "--output-dir", "made"), "there is no file no.png"),
         (("read", "https://example.com/a.png"), "add --allow-url"),
     ],
 )
