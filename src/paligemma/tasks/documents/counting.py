@@ -6,20 +6,17 @@ Source: big_vision configs/proj/paligemma/transfers/tallyqa.py, datasets/{tallyq
 import io
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from paligemma.errors import DataError, ImageError
+from paligemma.errors import DataError
 from paligemma.example import Example, Picture
-from paligemma.processing.image import load_as_original, open_heading
+from paligemma.processing.image import open_heading
 from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import read_json_lines, read_list
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.finding import plain_name
-from paligemma.tasks.reading.parquet import encoded_pictures, open_parquet
+from paligemma.tasks.reading.parquet import ParquetPicture, open_parquet
 from paligemma.tasks.reading.pictures import FilePicture, picture_in
 from paligemma.tasks.reading.prefixes import answer_prefix
 
@@ -56,22 +53,6 @@ def _tallyqa_picture(data: Path, image: str) -> FilePicture:
     folder, _, name = image.partition("/")
     is_folder = name and plain_name(folder) is not None
     return picture_in(data / folder, name) if is_folder else picture_in(data, image)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParquetPicture:
-    """The encoded picture in one row of a parquet file, in its column `image`."""
-
-    path: Path
-    row_group: int
-    row: int
-
-    def read(self, max_pixels: int) -> np.ndarray:
-        """Decode to uint8[H, W, 3]."""
-        encoded = encoded_pictures(self.path, self.row_group)[self.row]
-        if encoded is None:
-            raise ImageError(f"{self.path}: row {self.row} of group {self.row_group} has no image")
-        return load_as_original(encoded, max_pixels=max_pixels)
 
 
 def read_countbenchqa(data: Path, split: str) -> Iterator[Example]:

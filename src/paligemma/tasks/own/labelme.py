@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from paligemma.errors import DataError
 from paligemma.json_file import read_json
 from paligemma.tasks.own.found import SPLITS, Found, OwnForm, label_files
 from paligemma.tasks.own.labels import (
@@ -19,9 +18,8 @@ from paligemma.tasks.own.labels import (
     RowError,
     UprightPicture,
     box_of_rings,
-    labelled_rows,
-    labels_of,
     picture_beside,
+    rows_of_files,
 )
 from paligemma.tasks.reading.file_rows import FileRow, require_object
 
@@ -51,34 +49,27 @@ def _paths(data: Path, split: str) -> list[Path]:
 
 
 def _rows(data: Path, paths: list[Path], form: OwnForm) -> Iterator[OwnRow]:
-    pictures = [_picture(path, data) for path in paths]
-    others = {path for split in SPLITS for path in _paths(data, split)} - set(paths)
-    classes = labels_of([*pictures, *(_picture(path, data) for path in sorted(others))])
-    yield from labelled_rows(pictures, classes, masks=form.masks)
+    every = (path for split in SPLITS for path in _paths(data, split))
+    return rows_of_files(paths, every, partial(_picture, root=data), masks=form.masks)
 
 
-def _picture(path: Path, root: Path) -> LabelledPicture | DataError:
+def _picture(path: Path, root: Path) -> LabelledPicture:
     try:
-        try:
-            content = read_json(path, max_bytes=_MAX_BYTES)
-        except (OSError, ValueError) as error:
-            raise RowError("row", f"{path} must be JSON: {str(error)[:200]}") from error
-        row = FileRow(require_object(content, f"{path}"), f"{path}")
-        size_hw = row.integer("imageHeight"), row.integer("imageWidth")
-        if min(size_hw) < 1:
-            raise row.error(f"imageHeight and imageWidth must be pixels, got {size_hw}")
-        name = row.text("imagePath")
-        return LabelledPicture(
-            id=f"{path.parent.name}/{path.stem}",
-            where=f"{path}",
-            picture=UprightPicture(
-                path=picture_beside(path, name, root), folder=root, size_hw=size_hw
-            ),
-            objects=tuple(_object(one, size_hw) for one in row.objects("shapes")),
-            size_hw=size_hw,
-        )
-    except DataError as error:
-        return error if isinstance(error, RowError) else RowError("row", str(error))
+        content = read_json(path, max_bytes=_MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise RowError("row", f"{path} must be JSON: {str(error)[:200]}") from error
+    row = FileRow(require_object(content, f"{path}"), f"{path}")
+    size_hw = row.integer("imageHeight"), row.integer("imageWidth")
+    if min(size_hw) < 1:
+        raise row.error(f"imageHeight and imageWidth must be pixels, got {size_hw}")
+    name = row.text("imagePath")
+    return LabelledPicture(
+        id=f"{path.parent.name}/{path.stem}",
+        where=f"{path}",
+        picture=UprightPicture(path=picture_beside(path, name, root), folder=root, size_hw=size_hw),
+        objects=tuple(_object(one, size_hw) for one in row.objects("shapes")),
+        size_hw=size_hw,
+    )
 
 
 def _object(row: FileRow, size_hw: tuple[int, int]) -> LabelledObject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -207,6 +207,34 @@ def picture_beside(labels: Path, name: str, root: Path) -> Path:
     stems = [plain, *(f"{labels.stem}{suffix}" for suffix in (".jpg", ".png", ".jpeg"))]
     found = (folder / stem for stem in stems if stem for folder in folders)
     return next((path for path in found if path.is_file()), labels.parent / (plain or labels.stem))
+
+
+def rows_of_files(
+    paths: Sequence[Path],
+    others: Iterable[Path],
+    read: Callable[[Path], LabelledPicture],
+    *,
+    masks: bool,
+) -> Iterator[OwnRow]:
+    """The rows of a format with one label file a picture; a file that is wrong costs its row.
+
+    Args:
+        paths: the label files of the split.
+        others: those of other splits, whose labels are classes too.
+        read: reads one label file.
+        masks: see `labelled_rows`.
+    """
+
+    def read_or_error(path: Path) -> LabelledPicture | DataError:
+        try:
+            return read(path)
+        except DataError as error:
+            return error if isinstance(error, RowError) else RowError("row", str(error))
+
+    pictures = [read_or_error(path) for path in paths]
+    rest = sorted(set(others) - set(paths))
+    classes = labels_of([*pictures, *map(read_or_error, rest)])
+    yield from labelled_rows(pictures, classes, masks=masks)
 
 
 def labelled_rows(

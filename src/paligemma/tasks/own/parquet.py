@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paligemma.errors import DataError, ImageError, PromptError
+from paligemma.errors import DataError, PromptError
 from paligemma.example import Picture
 from paligemma.processing.image import load_image
 from paligemma.processing.prompts import answer_prompt, caption_prompt
@@ -19,7 +18,7 @@ from paligemma.tasks.own.json_lines import row_example
 from paligemma.tasks.own.labels import OwnRow, RowError, UprightPicture
 from paligemma.tasks.reading.file_rows import FileRow
 from paligemma.tasks.reading.files import relative_name
-from paligemma.tasks.reading.parquet import encoded_pictures, open_parquet
+from paligemma.tasks.reading.parquet import ParquetPicture, open_parquet
 
 NAME = "parquet"
 LOOKS_FOR = "train.parquet or train-*.parquet, also in data/"
@@ -27,28 +26,12 @@ _BATCH_ROWS = 64
 _ANSWERS = ("suffix", "answer", "answers", "text", "caption", "captions")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ParquetPicture:
-    """The encoded picture in one row of a parquet file, turned as its EXIF says."""
-
-    path: Path
-    row_group: int
-    row: int
+class UprightParquetPicture(ParquetPicture):
+    """The same, turned as its EXIF says: the way its labeller saw it."""
 
     def read(self, max_pixels: int) -> np.ndarray:
-        """uint8[H, W, 3].
-
-        Raises:
-            ImageError: missing, unreadable, or larger than the bound.
-        """
+        """Decode to uint8[H, W, 3]; raise ImageError where that fails."""
         return load_image(self.encoded(), max_pixels=max_pixels)
-
-    def encoded(self) -> bytes:
-        """The bytes of the picture; raise ImageError where there are none."""
-        found = encoded_pictures(self.path, self.row_group)[self.row]
-        if not found:
-            raise ImageError(f"{self.path}: row {self.row} of group {self.row_group} has no image")
-        return found
 
 
 def find(data: Path, split: str, form: OwnForm) -> Found | None:
@@ -87,7 +70,7 @@ def _rows(paths: list[Path], form: OwnForm) -> Iterator[OwnRow]:
                 for record in batch.to_pylist():
                     number += 1
                     row = FileRow(record, f"{path}, row {number}", number)
-                    picture = ParquetPicture(path=path, row_group=group, row=place)
+                    picture = UprightParquetPicture(path=path, row_group=group, row=place)
                     place += 1
                     try:
                         yield _example(row, path, picture, answer, form)

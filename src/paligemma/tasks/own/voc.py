@@ -14,7 +14,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from paligemma.errors import DataError
 from paligemma.tasks.own.found import SPLITS, Found, OwnForm, label_files, split_names
 from paligemma.tasks.own.labels import (
     LabelledObject,
@@ -22,9 +21,8 @@ from paligemma.tasks.own.labels import (
     OwnRow,
     RowError,
     UprightPicture,
-    labelled_rows,
-    labels_of,
     picture_beside,
+    rows_of_files,
 )
 from paligemma.tasks.reading.files import read_text_lines
 
@@ -52,31 +50,26 @@ def _paths(data: Path, split: str) -> list[Path]:
 
 
 def _rows(data: Path, paths: list[Path], form: OwnForm) -> Iterator[OwnRow]:
-    pictures = [_picture(path, data) for path in paths]
-    others = {path for split in SPLITS for path in _paths(data, split)} - set(paths)
-    classes = labels_of([*pictures, *(_picture(path, data) for path in sorted(others))])
-    yield from labelled_rows(pictures, classes, masks=form.masks)
+    every = (path for split in SPLITS for path in _paths(data, split))
+    return rows_of_files(paths, every, partial(_picture, root=data), masks=form.masks)
 
 
-def _picture(path: Path, root: Path) -> LabelledPicture | DataError:
-    try:
-        tree = _tree(path)
-        size = _size(tree, path)
-        name = tree.findtext("filename") or ""
-        picture = UprightPicture(path=picture_beside(path, name, root), folder=root, size_hw=size)
-        size_hw = size
-        return LabelledPicture(
-            id=f"{path.parent.name}/{path.stem}",
-            where=f"{path}",
-            picture=picture,
-            objects=tuple(
-                _object(one, f"{path}, object {k}", size_hw)
-                for k, one in enumerate(tree.findall("object"), start=1)
-            ),
-            size_hw=size,
-        )
-    except DataError as error:
-        return error if isinstance(error, RowError) else RowError("row", str(error))
+def _picture(path: Path, root: Path) -> LabelledPicture:
+    tree = _tree(path)
+    size = _size(tree, path)
+    name = tree.findtext("filename") or ""
+    picture = UprightPicture(path=picture_beside(path, name, root), folder=root, size_hw=size)
+    size_hw = size
+    return LabelledPicture(
+        id=f"{path.parent.name}/{path.stem}",
+        where=f"{path}",
+        picture=picture,
+        objects=tuple(
+            _object(one, f"{path}, object {k}", size_hw)
+            for k, one in enumerate(tree.findall("object"), start=1)
+        ),
+        size_hw=size,
+    )
 
 
 class _WithoutDoctype(ElementTree.TreeBuilder):

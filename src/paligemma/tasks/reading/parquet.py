@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from paligemma.errors import DataError
+import numpy as np
+
+from paligemma.errors import DataError, ImageError
 from paligemma.metrics.extras import missing_extra
+from paligemma.processing.image import load_as_original
 
 
 def open_parquet(path: Path) -> Any:
@@ -35,3 +39,23 @@ def encoded_pictures(path: Path, row_group: int, name: str = "image") -> list[by
     """The bytes of a column in one group of rows, as they are or in the field `bytes`."""
     column = open_parquet(path).read_row_group(row_group, columns=[name]).column(name)
     return [one.get("bytes") if isinstance(one, dict) else one for one in column.to_pylist()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetPicture:
+    """The encoded picture in one row of a parquet file, in its column `image`."""
+
+    path: Path
+    row_group: int
+    row: int
+
+    def read(self, max_pixels: int) -> np.ndarray:
+        """Decode to uint8[H, W, 3], as stored; raise ImageError where that fails."""
+        return load_as_original(self.encoded(), max_pixels=max_pixels)
+
+    def encoded(self) -> bytes:
+        """The bytes of the picture; raise ImageError where there are none."""
+        found = encoded_pictures(self.path, self.row_group)[self.row]
+        if not found:
+            raise ImageError(f"{self.path}: row {self.row} of group {self.row_group} has no image")
+        return found
