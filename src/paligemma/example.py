@@ -13,6 +13,7 @@ import numpy as np
 
 from paligemma.errors import ConfigError
 from paligemma.outputs.boxes import Box
+from paligemma.processing.preparation import Preparation
 from paligemma.processing.resize import BILINEAR_ANTIALIAS
 
 # How answers are understood.
@@ -126,6 +127,17 @@ class Asking:
     pad_to_square: bool = False
     keep_fractions: bool = False
     answer: str = TEXT
+
+    def preparation(self, example: Example, size_px: int, *, training: bool = False) -> Preparation:
+        """The steps from the pictures of an example to a model's input of `size_px`."""
+        trained = self.train_resize_method if training else None
+        return Preparation(
+            size_px=size_px,
+            resize_method=trained or self.resize_method,
+            keep_fractions=self.keep_fractions,
+            pad_to_square=self.pad_to_square,
+            mark_box_yxyx=example.mark_box_yxyx,
+        )
 
     def __post_init__(self) -> None:
         if self.answer not in ANSWERS:

@@ -133,14 +133,7 @@ class ModelAnswerer:
         return found
 
     def _preparation(self, example: Example) -> Preparation:
-        asking = self._asking_of(example)
-        return Preparation(
-            size_px=self._processor.image_size_px,
-            resize_method=asking.resize_method,
-            keep_fractions=asking.keep_fractions,
-            pad_to_square=asking.pad_to_square,
-            mark_box_yxyx=example.mark_box_yxyx,
-        )
+        return self._asking_of(example).preparation(example, self._processor.image_size_px)
 
     def _pictures(self, example: Example, preparation: Preparation) -> ReadPictures | str:
         try:

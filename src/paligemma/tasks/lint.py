@@ -143,7 +143,7 @@ class Lint:
         place = _place(example)
         if not example.targets:
             raise RowError("no answer", f"{place}: it has no answer to learn; add one")
-        asking = self._task.asking_for(example) if self._task.asking_for else self._task.asking
+        asking = self._task.asks(example)
         rows = [token_row(example, one, asking, self._processor) for one in example.targets]
         summary.tokens.append(max(map(len, rows)))
         if not isinstance(example, OwnExample):

@@ -133,6 +133,10 @@ class Task:
         else:
             yield from self.row_reader(data, split)
 
+    def asks(self, example: Example) -> Asking:
+        """How one example is asked."""
+        return self.asking if self.asking_for is None else self.asking_for(example)
+
     def read(self, data: Path, split: str) -> Iterator[Example]:
         """Stream the examples of one split.
 

@@ -20,7 +20,6 @@ from paligemma.example import Asking, Example
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.boxes import SEPARATOR
 from paligemma.processing.pixels import stack_pixels
-from paligemma.processing.preparation import Preparation
 from paligemma.processing.processor import Processor
 from paligemma.processing.prompts import object_prompt
 from paligemma.tasks.lint import token_row
@@ -102,13 +101,8 @@ class ExampleSource:
         return SEPARATOR.join(objects[k] for k in rng.permutation(len(objects)))
 
     def _pixels(self, example: Example) -> Tensor:
-        asking = self.asking_of(example)
-        preparation = Preparation(
-            size_px=self.processor.image_size_px,
-            resize_method=asking.train_resize_method or asking.resize_method,
-            keep_fractions=asking.keep_fractions,
-            pad_to_square=asking.pad_to_square,
-            mark_box_yxyx=example.mark_box_yxyx,
+        preparation = self.asking_of(example).preparation(
+            example, self.processor.image_size_px, training=True
         )
         try:
             frames = [
