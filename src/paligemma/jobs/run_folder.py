@@ -219,13 +219,8 @@ class RunFolder:
             return
         before = {"task": ours.task, "split": ours.split, **ours.settings}
         now = {"task": theirs.task, "split": theirs.split, **theirs.settings}
-        changed = [
-            f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}"
-            for name in dict.fromkeys([*before, *now])
-            if before.get(name) != now.get(name)
-        ]
         raise ConfigError(
-            f"{self.path} holds a run with other settings: {'; '.join(changed)}; repeat the "
+            f"{self.path} holds a run with other settings: {differences(before, now)}; repeat the "
             "settings to go on with it, or name a new folder"
         )
 
@@ -372,6 +367,15 @@ def _cut_torn_line(file: BufferedRandom) -> None:
     if last < end:
         file.truncate(last)
     file.seek(last)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What changed between the settings of two runs, as JSON holds them, in words."""
+    return "; ".join(
+        f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    )
 
 
 def _short(value: Any) -> str:

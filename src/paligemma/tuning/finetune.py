@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,9 +19,9 @@ from paligemma.adapt.checkpointing import checkpoint_blocks
 from paligemma.adapt.lora import Adapter, LoraConfig, attach
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import Example, Prediction
+from paligemma.jobs.answerer import answered
 from paligemma.jobs.model_answerer import ModelAnswerer, fingerprint
 from paligemma.json_file import read_json
-from paligemma.metrics.measure import Measure
 from paligemma.one_writer import one_writer
 from paligemma.pipeline.loading import LoadOptions, load_processor
 from paligemma.pipeline.options import chosen
@@ -33,7 +34,7 @@ from paligemma.train.examples import ExampleSource, SuffixLoss
 from paligemma.train.loop import LoopOptions, train
 from paligemma.tuning.folder import ADAPTER, BEFORE, MODEL, REPORT, TRAIN, begin, require_own
 from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_table
-from paligemma.tuning.rows import asking_of, codec_of, read_rows
+from paligemma.tuning.rows import codec_of, read_rows
 from paligemma.weights.adapter import load_adapter, save_adapter
 from paligemma.weights.catalog import resolve
 from paligemma.weights.save import SIDE_FILES, save_model
@@ -170,7 +171,7 @@ def _run(
         checkpoint_blocks([*asked.model.vision.blocks, *asked.model.text.blocks])
     source = ExampleSource(
         examples=learnt,
-        asking_of=asking_of(found),
+        asking_of=found.asks,
         processor=asked.processor,
         batch_size=recipe.batch_size,
         micro_size=recipe.micro_size,
@@ -271,26 +272,22 @@ def _measured(
             if stored["key"] == key:
                 return {str(name): float(value) for name, value in stored["figures"].items()}
     measures = task.score(examples, _answers(task, asked, examples, progress))
-    found = {one.name: round(_value(one), 4) for one in measures if one.value == one.value}
+    # A value is computed anew whenever it is asked for.
+    values = {one.name: one.value * one.scale for one in measures}
+    found = {name: round(value, 4) for name, value in values.items() if not math.isnan(value)}
     if cached is not None:
         write_json(cached, {"key": key, "figures": found})
     return found
 
 
-def _value(measure: Measure) -> float:
-    return measure.value * measure.scale
-
-
 def _answers(
     task: Task, asked: PaliGemma, examples: Sequence[Example], progress: bool
 ) -> list[Prediction]:
-    answerer = ModelAnswerer(asked, asking_of(task))
-    answers: list[Prediction] = []
     starts = range(0, len(examples), _BATCH)
-    for start in tqdm(starts, desc="measuring", unit="batch", disable=not progress):
-        batch = examples[start : start + _BATCH]
-        answers += answerer.answer(batch, answerer.read(batch))
-    return answers
+    batches = [(start, list(examples[start : start + _BATCH])) for start in starts]
+    found = answered(ModelAnswerer(asked, task.asks), batches, num_workers=1)
+    shown = tqdm(found, desc="measuring", total=len(batches), unit="batch", disable=not progress)
+    return [prediction for _, predictions in shown for prediction in predictions]
 
 
 def _kept(asked: PaliGemma, adapter: Adapter | None, folder: Path, base: str) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.errors import CheckpointError, ConfigError
+from paligemma.jobs.run_folder import differences
 from paligemma.json_file import read_json
 from paligemma.whole_file import write_json
 
@@ -54,14 +55,10 @@ def begin(folder: Path, described: dict[str, Any]) -> None:
     if stored is None:
         write_json(folder / RECIPE, asked)
     elif stored != asked:
-        changed = [
-            f"{name} was {json.dumps(stored.get(name))}, is {json.dumps(asked.get(name))}"
-            for name in dict.fromkeys([*stored, *asked])
-            if stored.get(name) != asked.get(name)
-        ]
+        changed = differences(stored, asked)[:500]
         raise CheckpointError(
-            f"{folder} holds a run with another configuration: {'; '.join(changed)[:500]}; repeat "
-            "its options to go on with it, or name another folder"
+            f"{folder} holds a run with another configuration: {changed}; repeat its options to "
+            "go on with it, or name another folder"
         )
 
 

@@ -79,8 +79,9 @@ def describe(adapter: str | Path, model: str | None = None) -> list[str]:
     """What an adapter changes, in lines for people."""
     folder = adapter_folder(adapter)
     base = model or base_of(adapter)
-    with OpenCheckpoint(base) as opened:
-        loaded = load_adapter(folder, opened.load(dtype="float32"))
+    with OpenCheckpoint(base) as opened, torch.device("meta"):
+        model_of_sizes = PaliGemmaModel(opened.config)
+    loaded = load_adapter(folder, model_of_sizes)
     config = loaded.config
     kind = "DoRA" if config.dora else "rsLoRA" if config.rank_stabilised else "LoRA"
     return [

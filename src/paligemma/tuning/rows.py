@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from paligemma.errors import DataError
-from paligemma.example import Asking, Example
+from paligemma.example import Example
 from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
 from paligemma.pipeline.loading import find_mask_codec
 from paligemma.processing.processor import Processor
@@ -104,12 +104,3 @@ def read_rows(
                 len(held_out) + len(learnt),
             )
     return learnt, held_out, skipped
-
-
-def asking_of(task: Task) -> Callable[[Example], Asking]:
-    """How each example of a task is asked."""
-
-    def asking(example: Example) -> Asking:
-        return task.asking_for(example) if task.asking_for else task.asking
-
-    return asking
