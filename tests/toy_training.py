@@ -11,7 +11,7 @@ from paligemma.batch import Batch
 from paligemma.config import PaliGemmaConfig, TextConfig, VisionConfig
 from paligemma.model.paligemma import PaliGemmaModel, init_weights
 from paligemma.train.loss import training_loss
-from paligemma.train.optim import OptimConfig
+from paligemma.train.optim_config import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
 from paligemma.vocab import Vocab
 

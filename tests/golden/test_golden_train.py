@@ -24,7 +24,8 @@ from golden_set import (
 from paligemma.batch import Batch
 from paligemma.model import PaliGemmaModel
 from paligemma.train.loss import perplexity, token_losses, training_loss
-from paligemma.train.optim import OptimConfig, Optimizer
+from paligemma.train.optim import Optimizer
+from paligemma.train.optim_config import OptimConfig
 from paligemma.train.schedule import ScheduleConfig, duration_in_steps, learning_rate_schedule
 
 # The gradient of the tower's key bias is zero in mathematics: what is stored is rounding noise.

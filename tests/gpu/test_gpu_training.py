@@ -16,7 +16,8 @@ from paligemma.model import PaliGemmaModel
 from paligemma.train.checkpoint import checkpoints
 from paligemma.train.loop import LoopOptions, train
 from paligemma.train.loss import training_loss
-from paligemma.train.optim import OptimConfig, Optimizer
+from paligemma.train.optim import Optimizer
+from paligemma.train.optim_config import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
 
 OPTIM = OptimConfig(lr=1e-3, wd=1e-4, schedule=((".*", ScheduleConfig(warmup_steps=1)),))

@@ -27,7 +27,8 @@ from paligemma.jobs.model_answerer import ModelAnswerer
 from paligemma.tasks.scenes.rows import ScenePicture
 from paligemma.tiny.locations import spread_losses
 from paligemma.train.loss import training_loss
-from paligemma.train.optim import OptimConfig, Optimizer
+from paligemma.train.optim import Optimizer
+from paligemma.train.optim_config import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
 from paligemma.weights.load import load_model
 from paligemma.weights.save import save_model

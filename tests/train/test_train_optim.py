@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from toy_training import small_model
 
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model.paligemma import PaliGemmaModel
-from paligemma.train.optim import OptimConfig, Optimizer, pattern_name
+from paligemma.train.optim import Optimizer
+from paligemma.train.optim_config import OptimConfig, pattern_name
 from paligemma.train.schedule import ScheduleConfig
 
 CONSTANT = ScheduleConfig()
@@ -258,7 +258,6 @@ def test_the_first_pattern_that_matches_the_whole_name_decides() -> None:
     _, update = toy_optimizer(
         model,
         schedule=(
-            ("img", None),  # Matches no whole name.
             ("img/kernel", ScheduleConfig(mult=0.5)),
             ("img/.*", ScheduleConfig(mult=0.25)),
             (".*", CONSTANT),
@@ -280,10 +279,18 @@ def test_uncovered_parameters_are_listed() -> None:
         toy_optimizer(Toy(), schedule=(("img/.*", CONSTANT),))
 
 
-def test_a_pattern_that_decides_nothing_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        toy_optimizer(Toy(), lr_mults=(("lmm/.*", 0.1),))
-    assert "lr_mults: the pattern 'lmm/.*' decides for no parameter" in caplog.text
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr_mults": (("lmm/.*", 0.1),)},
+        {"schedule": (("img", None), (".*", CONSTANT))},  # Matches no whole name.
+        {"schedule": ((".*", CONSTANT), ("img/.*", None))},  # What comes first decides.
+        {"wd": 0.1, "wd_mults": (("img/kernels", 1.0),)},
+    ],
+)
+def test_a_pattern_that_decides_nothing_is_an_error(options: dict) -> None:
+    with pytest.raises(ConfigError, match=r"must decide for a parameter, '\S+' decides for none"):
+        toy_optimizer(Toy(), **options)
 
 
 def test_freezing_everything_is_an_error() -> None:
@@ -423,7 +430,7 @@ def test_the_original_s_keys_are_read() -> None:
     ("values", "message"),
     [
         ({"lr": 1.0, "weight_decay": 0.1}, "remove weight_decay"),
-        ({"lr": 1.0, "optax_name": "sgd"}, "must be scale_by_adam, got 'sgd'"),
+        ({"lr": 1.0, "optax_name": "sgd"}, "must be one of scale_by_adam, .*, got 'sgd'"),
         ({"wd": 0.1}, "needs lr"),
         ({"lr": 0.0}, "must be positive"),
         ({"lr": 1.0, "lr_mults": [["a", 0.0]]}, "freeze parameters with a schedule of None"),

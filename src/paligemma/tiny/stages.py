@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from paligemma.errors import ConfigError
 from paligemma.scenes import SceneOptions
-from paligemma.train.optim import OptimConfig
+from paligemma.train.optim_config import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
 
 

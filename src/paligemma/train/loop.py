@@ -21,7 +21,8 @@ from paligemma.json_file import parse_json
 from paligemma.one_writer import one_writer
 from paligemma.train.checkpoint import TrainState, resume, save_checkpoint
 from paligemma.train.data import BatchSource, MicroBatches, batches
-from paligemma.train.optim import OptimConfig, Optimizer
+from paligemma.train.optim import Optimizer
+from paligemma.train.optim_config import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
 from paligemma.whole_file import whole_file
 
@@ -74,7 +75,8 @@ def train(
     """Train a model, from the newest checkpoint in the folder if it holds one.
 
     An interrupt (Ctrl-C, SIGTERM, SIGHUP) writes a checkpoint first. A run that is killed without
-    warning loses at most `save_every` steps and repeats them on the same data.
+    warning loses at most `save_every` steps and repeats them on the same data. Where the update
+    rule averages parameters, the model holds the averages at the end; checkpoints hold both.
 
     Args:
         objective: a module that is called with the model and a batch and returns the loss
@@ -154,6 +156,7 @@ def _train(
     finally:
         bar.close()
         interrupted.restore()
+    optimizer.keep_averages()
     model.eval()
     return _last_line(folder / METRICS_FILE)
 

@@ -1,134 +1,26 @@
-"""AdamW with a schedule, a learning-rate factor and a decay factor by parameter name.
+"""The update of a step: schedule, learning rate, decay and frozen parameters by name.
 
-Patterns are regular expressions that must match a whole big_vision name ("img/head/kernel",
-"llm/layers/attn/q_einsum/w"); the first match wins.
 Source: big_vision optax.py (make) and trainers/proj/paligemma/train.py (update_fn).
 """
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from paligemma.errors import CheckpointError, ConfigError
+from paligemma.train.optim_config import OptimConfig, first_matches, pattern_name
+from paligemma.train.rules import STARTS, new_rule
 from paligemma.train.schedule import ScheduleConfig, learning_rate_schedule
-from paligemma.weights.big_vision import big_vision_name
 
-logger = logging.getLogger(__name__)
-
-# Only weights of tower and projector are called kernel: the original never decays the decoder.
-DEFAULT_WD_MULTS = ((".*/kernel$", 1.0),)
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+# Suffix of the averaged parameters in a stored state.
+_AVERAGE = "average"
 # Pattern of the extra parameters.
 _EXTRA = "extra/.*"
-
-_Value = TypeVar("_Value")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """The update rule, with big_vision's names of the fields.
-
-    Attributes:
-        lr: peak learning rate.
-        wd: weight decay a step where the schedule is 1, not multiplied by lr; 0 turns it off.
-        grad_clip_norm: largest global norm of the trained parameters' gradients; None turns
-            clipping off.
-        b1: decay of Adam's first moment.
-        b2: decay of Adam's second moment.
-        eps: term that Adam adds to the root of the second moment.
-        schedule: ordered (pattern, schedule); None freezes. The patterns must cover every
-            parameter.
-        lr_mults: ordered (pattern, factor on lr); 1 where no pattern matches. The weight decay is
-            not multiplied.
-        wd_mults: ordered (pattern, factor on wd); 0 where no pattern matches.
-    """
-
-    lr: float
-    wd: float = 0.0
-    grad_clip_norm: float | None = 1.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    schedule: tuple[tuple[str, ScheduleConfig | None], ...] = field(
-        default=((".*", ScheduleConfig()),)
-    )
-    lr_mults: tuple[tuple[str, float], ...] = ()
-    wd_mults: tuple[tuple[str, float], ...] = DEFAULT_WD_MULTS
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0 or any(mult <= 0 for _, mult in self.lr_mults):
-            raise ConfigError(
-                f"lr and lr_mults must be positive, got {self.lr} and {self.lr_mults}; "
-                "freeze parameters with a schedule of None"
-            )
-        if self.wd < 0 or any(mult < 0 for _, mult in self.wd_mults):
-            raise ConfigError(
-                f"wd and wd_mults must not be negative, got {self.wd} and {self.wd_mults}"
-            )
-        if self.grad_clip_norm is not None and self.grad_clip_norm <= 0:
-            raise ConfigError(
-                f"grad_clip_norm must be positive or None (off), got {self.grad_clip_norm}"
-            )
-        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.eps >= 0):
-            raise ConfigError(
-                "b1 and b2 must lie in [0, 1) and eps must not be negative, "
-                f"got {self.b1}, {self.b2} and {self.eps}"
-            )
-        for pattern, _ in (*self.schedule, *self.lr_mults, *self.wd_mults):
-            _compile(pattern)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> OptimConfig:
-        """Read an update rule with big_vision's keys.
-
-        Args:
-            values: the keys; `schedule` is one schedule or an ordered list of pairs, and `optax`
-                holds b1, b2 and eps. Without `grad_clip_norm` nothing is clipped, as in the
-                original.
-
-        Raises:
-            ConfigError: a key is unknown, the update rule is not Adam, or a value breaks a rule.
-        """
-        values = {"grad_clip_norm": None, **values}
-        rule = values.pop("optax_name", "scale_by_adam")
-        if rule != "scale_by_adam":
-            raise ConfigError(f"optax_name must be scale_by_adam, got {rule!r}")
-        values |= values.pop("optax", {})
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(
-                f"an optimiser has the keys {', '.join(sorted(known))}, optax and optax_name; "
-                f"remove {', '.join(unknown)}"
-            )
-        if "lr" not in values:
-            raise ConfigError("an optimiser needs lr, the peak learning rate; state it")
-        schedule = values.get("schedule", {})
-        if isinstance(schedule, Mapping):
-            schedule = [(".*", schedule)]
-        values["schedule"] = tuple(
-            (pattern, None if one is None else ScheduleConfig.from_dict(one))
-            for pattern, one in schedule
-        )
-        for key in {"lr_mults", "wd_mults"} & values.keys():
-            values[key] = tuple((pattern, float(mult)) for pattern, mult in values[key] or ())
-        # In the original 0 turns clipping off too.
-        values["grad_clip_norm"] = values["grad_clip_norm"] or None
-        return cls(**values)
-
-
-def pattern_name(torch_name: str) -> str:
-    """Return big_vision's name of a parameter, or the torch name where the original has none."""
-    try:
-        return big_vision_name(torch_name)
-    except KeyError:
-        return torch_name
 
 
 class Optimizer:
@@ -138,7 +30,8 @@ class Optimizer:
 
         schedule * (lr * lr_mult * adam_direction + wd * wd_mult * parameter).
 
-    Frozen parameters have no state and no part in the norm. `torch.optim.Adam` does this with
+    where another rule has its own direction. Frozen parameters have no state and no part in the
+    norm. `torch.optim.Adam` does this with
     lr * lr_mult * schedule as the learning rate of a group, after the decay. `torch.optim.AdamW`
     would multiply by 1 - rate, and the rounding of that to float32 is several per cent of a rate
     such as 1e-6. A rate below about 5e-8 is less than a float32 parameter can take and has no
@@ -176,14 +69,14 @@ class Optimizer:
         self.config = config
         self.steps_done = 0
         pattern_names = {name: name_of(name) for name, _ in model.named_parameters()}
-        schedules = _first_matches(config.schedule, pattern_names, "schedule", required=True)
+        schedules = first_matches(config.schedule, pattern_names, "schedule", required=True)
         named = dict(model.named_parameters())
         for name, parameter in (extra_parameters or {}).items():
             named[f"extra/{name}"] = parameter
             pattern_names[f"extra/{name}"] = f"extra/{name}"
             schedules[f"extra/{name}"] = (_EXTRA, extra_schedule)
-        lr_mults = _first_matches(config.lr_mults, pattern_names, "lr_mults")
-        wd_mults = _first_matches(config.wd_mults, pattern_names, "wd_mults") if config.wd else {}
+        lr_mults = first_matches(config.lr_mults, pattern_names, "lr_mults")
+        wd_mults = first_matches(config.wd_mults, pattern_names, "wd_mults") if config.wd else {}
 
         self._all = [p for p in named.values() if p.is_floating_point()]
         self._trained: dict[str, nn.Parameter] = {}
@@ -206,7 +99,8 @@ class Optimizer:
             groups.setdefault((pattern, lr_mult, wd_mult), []).append(parameter)
         if not groups:
             raise ConfigError("every parameter is frozen; give at least one pattern a schedule")
-        self._adam = torch.optim.Adam(
+        self._rule = new_rule(
+            config.rule,
             [
                 {
                     "params": parameters,
@@ -216,11 +110,15 @@ class Optimizer:
                 }
                 for (pattern, lr_mult, wd_mult), parameters in groups.items()
             ],
-            lr=config.lr,
             betas=(config.b1, config.b2),
             eps=config.eps,
-            fused=_can_fuse(self._trained.values()),
+            momentum=config.momentum,
+            parameters=self._trained.values(),
         )
+        self._averages: dict[str, Tensor] = {}
+        if config.average is not None:
+            self._averages = {name: p.detach().float() for name, p in self._trained.items()}
+            self._averages = {name: x.clone() for name, x in self._averages.items()}
 
     def schedule_factors(self, step: int | None = None) -> dict[str, float]:
         """Return the schedule factor of each pattern at a step, counted from 0.
@@ -233,7 +131,7 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
-        self._adam.zero_grad(set_to_none=True)
+        self._rule.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def step(self, *, measure_update: bool = False) -> dict[str, Tensor]:
@@ -259,57 +157,84 @@ class Optimizer:
             torch._foreach_mul_(gradients, clip)
         before: list[Tensor] = [p.detach().clone() for p in parameters] if measure_update else []
         factors = self.schedule_factors()
-        for group in self._adam.param_groups:
+        for group in self._rule.param_groups:
             factor = factors[group["schedule"]]
             group["lr"] = group["peak_lr"] * factor
             if group["decay"]:
                 own = group["params"]
                 torch._foreach_add_(own, own, alpha=-group["decay"] * factor)
-        self._adam.step()
+        self._rule.step()
         self.steps_done += 1
+        for name, average in self._averages.items():
+            kept = self.config.average or 0.0
+            average.lerp_(self._trained[name].detach().float(), 1 - kept)
         metrics["param_norm"] = global_norm(self._all)
         if measure_update:
             torch._foreach_sub_(before, [p.detach() for p in parameters])
             metrics["update_norm"] = global_norm(before)
         return metrics
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The trained parameters hold their averages inside, if averages are kept."""
+        own = {name: self._trained[name].detach().clone() for name in self._averages}
+        self._assign(self._averages)
+        try:
+            yield
+        finally:
+            self._assign(own)
+
+    def keep_averages(self) -> None:
+        """Let the trained parameters hold their averages for good, if averages are kept."""
+        self._assign(self._averages)
+
+    @torch.no_grad()
+    def _assign(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._trained[name].copy_(value)
+
     def export_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the moments by parameter name, not copied, and the counters as JSON holds them."""
+        """Return the state by parameter name, not copied, and the counters as JSON holds them."""
         tensors = {
-            f"{name}.{moment}": self._adam.state[parameter][moment]
+            f"{name}.{part}": tensor
             for name, parameter in self._trained.items()
-            for moment in _MOMENTS
-            if parameter in self._adam.state
+            for part, tensor in self._rule.state.get(parameter, {}).items()
+            if part != "step"
         }
+        tensors |= {f"{name}.{_AVERAGE}": average for name, average in self._averages.items()}
         return tensors, {"steps_done": self.steps_done}
+
+    def _starts(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The parts of a parameter's state, with nothing in them."""
+        return STARTS[self.config.rule](parameter.detach().to("meta"))
 
     @torch.no_grad()
     def import_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Load a state that `export_state` returned.
 
         Args:
-            tensors: the moments, which are copied.
+            tensors: the state, which is copied.
             meta: the counters.
 
         Raises:
-            CheckpointError: a moment is missing, unexpected or misshaped, or the number of
-                updates is no count.
+            CheckpointError: a part is missing, unexpected or misshaped, or the number of updates
+                is no count.
         """
         steps_done = meta.get("steps_done")
         if not isinstance(steps_done, int) or steps_done < 0:
             raise CheckpointError(f"steps_done must be a count of updates, got {steps_done!r}")
-        shapes = {
-            f"{name}.{moment}": parameter.shape
+        parts: dict[str, dict[str, Tensor]] = {
+            name: self._starts(parameter) if steps_done else {}
             for name, parameter in self._trained.items()
-            for moment in _MOMENTS
-            if steps_done
         }
-        problems = [f"missing {name}" for name in sorted(shapes.keys() - tensors.keys())]
-        problems += [f"unexpected {name}" for name in sorted(tensors.keys() - shapes.keys())]
+        expected = {f"{name}.{part}": one for name in parts for part, one in parts[name].items()}
+        expected |= {f"{name}.{_AVERAGE}": average for name, average in self._averages.items()}
+        problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
+        problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]
         problems += [
-            f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(shape)}"
-            for name, shape in shapes.items()
-            if name in tensors and tensors[name].shape != shape
+            f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(one.shape)}"
+            for name, one in expected.items()
+            if name in tensors and tensors[name].shape != one.shape
         ]
         if problems:
             raise CheckpointError(
@@ -317,19 +242,21 @@ class Optimizer:
                 f"use the configuration it was saved with: {'; '.join(problems)}"
             )
         self.steps_done = steps_done
-        self._adam.state.clear()
+        self._rule.state.clear()
+        for name, average in self._averages.items():
+            average.copy_(tensors[f"{name}.{_AVERAGE}"])
         for name, parameter in self._trained.items() if steps_done else ():
-            self._adam.state[parameter] = {
-                # The fused kernel needs its counter on the parameter's device.
-                "step": torch.tensor(
-                    float(steps_done),
-                    device=parameter.device if self._adam.defaults["fused"] else "cpu",
-                ),
-                **{
-                    moment: torch.empty_like(parameter).copy_(tensors[f"{name}.{moment}"])
-                    for moment in _MOMENTS
-                },
+            state = {
+                part: torch.empty_like(one, device=parameter.device).copy_(
+                    tensors[f"{name}.{part}"]
+                )
+                for part, one in parts[name].items()
             }
+            # The fused kernel needs its counter on the parameter's device.
+            fused = self._rule.defaults.get("fused", False)
+            device = parameter.device if fused else torch.device("cpu")
+            state["step"] = torch.tensor(float(steps_done), device=device)
+            self._rule.state[parameter] = state
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -346,47 +273,3 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     ]
     norm = torch.stack(squares).sum().sqrt()
     return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).float()
-
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    if pattern.startswith("/"):
-        raise ConfigError(f"parameter names never start with '/', got the pattern {pattern!r}")
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(
-            f"a pattern must be a regular expression, got {pattern!r}: {error}"
-        ) from error
-
-
-def _first_matches(
-    rules: Sequence[tuple[str, _Value]],
-    pattern_names: Mapping[str, str],
-    option: str,
-    *,
-    required: bool = False,
-) -> dict[str, tuple[str, _Value]]:
-    """Map each torch name to (pattern, value) of the first rule that matches its whole name."""
-    compiled = [(_compile(pattern), value) for pattern, value in rules]
-    found = {}
-    for name, pattern_name in pattern_names.items():
-        for regex, value in compiled:
-            if regex.fullmatch(pattern_name):
-                found[name] = (regex.pattern, value)
-                break
-    uncovered = sorted({pattern_names[name] for name in pattern_names.keys() - found.keys()})
-    if required and uncovered:
-        raise ConfigError(
-            f"{option} must cover every parameter (None freezes); "
-            f"no pattern matches {', '.join(uncovered)}"
-        )
-    used = {pattern for pattern, _ in found.values()}
-    for pattern, _ in rules:
-        if pattern not in used:
-            logger.warning("%s: the pattern %r decides for no parameter", option, pattern)
-    return found
-
-
-def _can_fuse(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether torch's fused AdamW takes these parameters."""
-    return all(p.is_floating_point() and p.device.type in {"cpu", "cuda"} for p in parameters)

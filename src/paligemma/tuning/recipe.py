@@ -12,7 +12,7 @@ from paligemma.adapt.lora import LoraConfig
 from paligemma.errors import ConfigError
 from paligemma.tasks.published import transfer_recipe
 from paligemma.train.examples import ORDERS
-from paligemma.train.optim import OptimConfig
+from paligemma.train.optim_config import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
 
 # Peak learning rates: published transfers use 1e-5 for the whole model; an adapter's is ours.

@@ -1,0 +1,250 @@
+"""Update rules beside Adam: Adam with moments in 8 bits, Adafactor, momentum, plain descent.
+
+A rule is a `torch.optim.Optimizer` that subtracts lr * direction and keeps a state of plain tensors
+for each parameter. `train.optim.Optimizer` clips before it and decays the weights.
+Source: big_vision optax.py (scale_by_adafactor, momentum_hp); 8-bit optimizers arXiv 2110.02861.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Groups = list[dict[str, Any]]
+# Elements that share a scale, and the smallest parameter whose moments are worth quantising.
+_BLOCK, _MIN_QUANTISED = 256, 4096
+# Elements that are widened at once: 64 MB of float32.
+_CHUNK = 1 << 24
+# Adafactor as big_vision sets it.
+_DECAY_EXPONENT, _BETA2_CAP, _SQUARE_EPS, _MIN_FACTORED = 0.8, 0.999, 1e-30, 32
+
+
+class _Rule(torch.optim.Optimizer):
+    """An update a parameter, with a counter of updates as torch's own Adam keeps one.
+
+    Args:
+        groups: parameters with their options; `lr` is set before every step.
+    """
+
+    def __init__(self, groups: Groups, **defaults: Any) -> None:
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every parameter."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state.update(self.start(parameter), step=torch.tensor(0.0))
+                state["step"] += 1
+                self.update(parameter, parameter.grad, state, group)
+
+    @classmethod
+    def start(cls, parameter: Tensor) -> dict[str, Tensor]:
+        """The state before the first update."""
+        raise NotImplementedError
+
+    def update(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Any) -> None:
+        """Update one parameter and its state in place."""
+        raise NotImplementedError
+
+
+class Adam8bit(_Rule):
+    """Adam whose moments are stored in 8 bits, 256 elements to a scale, and computed in float32.
+
+    Parameters below 4,096 elements, and those that are no multiple of 256, keep float32 moments.
+    """
+
+    @classmethod
+    def start(cls, parameter: Tensor) -> dict[str, Tensor]:
+        """Codes uint8[...] of 0 with scales float32[elements / 256], or moments float32[...]."""
+        count = parameter.numel()
+        if count < _MIN_QUANTISED or count % _BLOCK:
+            return _zero_moments(parameter.float())
+        state = {}
+        for name, codebook in _CODEBOOKS.items():
+            zero = int(codebook(torch.device("cpu")).abs().argmin())
+            state[name] = torch.full_like(parameter, zero, dtype=torch.uint8)
+            state[f"{name}_scale"] = torch.zeros(count // _BLOCK, device=parameter.device)
+        return state
+
+    def update(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Any) -> None:
+        """One update of Adam; large parameters in chunks, so that little is wide at once."""
+        quantised = "exp_avg_scale" in state
+        flat = {
+            "p": p.view(-1),
+            "grad": grad.reshape(-1),
+            **{name: state[name].view(-1) for name in _CODEBOOKS},
+        }
+        for start in range(0, p.numel(), _CHUNK):
+            piece = {name: x[start : start + _CHUNK] for name, x in flat.items()}
+            scales = slice(start // _BLOCK, (start + _CHUNK) // _BLOCK)
+            moments = {}
+            for name, codebook in _CODEBOOKS.items():
+                moments[name] = piece[name]
+                if quantised:
+                    scale = state[f"{name}_scale"][scales]
+                    moments[name] = _widen(piece[name], scale, codebook(p.device))
+            wide = piece["grad"].float()
+            first, second = moments["exp_avg"], moments["exp_avg_sq"]
+            (b1, b2), step = group["betas"], float(state["step"])
+            first.lerp_(wide, 1 - b1)
+            second.mul_(b2).addcmul_(wide, wide, value=1 - b2)
+            root = (second / (1 - b2**step)).sqrt_().add_(group["eps"])
+            piece["p"].addcdiv_(
+                first.to(p.dtype), root.to(p.dtype), value=-group["lr"] / (1 - b1**step)
+            )
+            if quantised:
+                for name, codebook in _CODEBOOKS.items():
+                    codes, scale = _narrow(moments[name], codebook(p.device))
+                    piece[name].copy_(codes)
+                    state[f"{name}_scale"][scales] = scale
+
+
+class Adafactor(_Rule):
+    """big_vision's Adafactor: factored second moments, no step size of its own, bf16 momentum.
+
+    A matrix keeps the means of its squared gradients over rows and over columns. Matrices are
+    factored as this package stores them, so attention weights over all heads together; the
+    original factors those of each head, and the vectors of more than 31 layers, by themselves.
+    """
+
+    @classmethod
+    def start(cls, parameter: Tensor) -> dict[str, Tensor]:
+        """Means float32 of squared gradients, and the momentum bfloat16[...]."""
+        shape, wide = parameter.shape, parameter.float()
+        momentum = torch.zeros_like(parameter, dtype=torch.bfloat16)
+        if not _is_factored(shape):
+            return {"square": torch.zeros_like(wide), "momentum": momentum}
+        rows, columns = wide.new_zeros(shape[:-1]), wide.new_zeros(*shape[:-2], shape[-1])
+        return {"rows": rows, "columns": columns, "momentum": momentum}
+
+    def update(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Any) -> None:
+        """Scale the gradient by its estimated root mean square, then average with the past."""
+        decay = min(_BETA2_CAP, 1 - float(state["step"]) ** -_DECAY_EXPONENT)
+        wide = grad.float()
+        square = wide.square() + _SQUARE_EPS
+        if "square" in state:
+            state["square"].lerp_(square, 1 - decay)
+            direction = wide * state["square"].rsqrt()
+        else:
+            rows = state["rows"].lerp_(square.mean(dim=-1), 1 - decay)
+            columns = state["columns"].lerp_(square.mean(dim=-2), 1 - decay)
+            row_factor = (rows / rows.mean(dim=-1, keepdim=True)).rsqrt()
+            direction = wide * row_factor[..., :, None] * columns.rsqrt()[..., None, :]
+        direction = state["momentum"].float().lerp_(direction, 1 - group["momentum"])
+        state["momentum"].copy_(direction)
+        p.sub_((direction * group["lr"]).to(p.dtype))
+
+
+class Momentum(_Rule):
+    """Descent along the decayed sum of gradients, which is kept in bfloat16."""
+
+    @classmethod
+    def start(cls, parameter: Tensor) -> dict[str, Tensor]:
+        """The sum bfloat16[...]."""
+        return {"momentum": torch.zeros_like(parameter, dtype=torch.bfloat16)}
+
+    def update(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Any) -> None:
+        """Add the gradient to the decayed sum, and follow it."""
+        direction = state["momentum"].float().mul_(group["momentum"]).add_(grad.float())
+        state["momentum"].copy_(direction)
+        p.sub_((direction * group["lr"]).to(p.dtype))
+
+
+class Descent(_Rule):
+    """Plain gradient descent, without a state."""
+
+    @classmethod
+    def start(cls, parameter: Tensor) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def update(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Any) -> None:
+        """Follow the gradient."""
+        p.sub_((grad.float() * group["lr"]).to(p.dtype))
+
+
+def _zero_moments(parameter: Tensor) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+
+
+# The state of a parameter before its first update, by name of the rule.
+STARTS: Mapping[str, Callable[[Tensor], dict[str, Tensor]]] = {
+    "adam": _zero_moments,
+    "adam8bit": Adam8bit.start,
+    "adafactor": Adafactor.start,
+    "momentum": Momentum.start,
+    "sgd": Descent.start,
+}
+RULES = tuple(STARTS)
+
+
+def new_rule(
+    name: str,
+    groups: Groups,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    momentum: float,
+    parameters: Iterable[nn.Parameter],
+) -> torch.optim.Optimizer:
+    """The optimiser of a name of `RULES` over some groups of parameters.
+
+    Args:
+        betas, eps: of both Adams.
+        momentum: of Adafactor and momentum.
+        parameters: all that is trained; where torch's fused kernel takes them, Adam uses it.
+    """
+    if name == "adam":
+        fused = all(p.is_floating_point() and p.device.type in {"cpu", "cuda"} for p in parameters)
+        return torch.optim.Adam(groups, betas=betas, eps=eps, fused=fused)
+    if name == "adam8bit":
+        return Adam8bit(groups, lr=0.0, betas=betas, eps=eps)
+    if name == "adafactor":
+        return Adafactor(groups, lr=0.0, momentum=momentum)
+    return {"momentum": Momentum, "sgd": Descent}[name](groups, lr=0.0, momentum=momentum)
+
+
+def _is_factored(shape: torch.Size) -> bool:
+    return len(shape) >= 2 and min(shape[-2:]) >= _MIN_FACTORED
+
+
+@cache
+def _codebook(signed: bool, device: torch.device) -> Tensor:
+    """float32[256], ascending: seven decades with few values, up to one decade with many.
+
+    Each decade below 1 has twice the values of the one before it, as in the paper.
+    """
+    values = [0.0, 1.0]
+    for decade in range(7):
+        count = 2 ** (decade if signed else decade + 1)
+        edges = torch.linspace(0.1, 1.0, count + 1, dtype=torch.float64)
+        means = (edges[:-1] + edges[1:]) / 2 * 10.0 ** (decade - 6)
+        values += [sign * float(x) for x in means for sign in ((1, -1) if signed else (1,))]
+    return torch.tensor(sorted(values), device=device).float()
+
+
+_CODEBOOKS: Mapping[str, Callable[[torch.device], Tensor]] = {
+    "exp_avg": lambda device: _codebook(True, device),
+    "exp_avg_sq": lambda device: _codebook(False, device),
+}
+
+
+def _widen(codes: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:
+    """float32[N] of codes uint8[N] and their scales float32[N / 256]."""
+    return (codebook[codes.int()].view(-1, _BLOCK) * scale[:, None]).view(-1)
+
+
+def _narrow(values: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest codes uint8[N] of values float32[N], and the largest of each 256 as scale."""
+    blocks = values.view(-1, _BLOCK)
+    scale = blocks.abs().amax(dim=1)
+    between = (codebook[1:] + codebook[:-1]) / 2
+    relative = blocks / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+    return torch.bucketize(relative, between, out_int32=True).to(torch.uint8).view(-1), scale
