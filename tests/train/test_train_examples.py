@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from paligemma.tiny.start import tiny_config
 from paligemma.train import loss as loss_module
 from paligemma.train.data import MicroBatches
 from paligemma.train.examples import ExampleSource, SuffixLoss
-from paligemma.train.loss import training_loss
+from paligemma.train.loss import MEANS, training_loss
 
 ASKING = Asking(text_len=24, max_new_tokens=8)
 
@@ -50,7 +51,7 @@ def examples(number: int) -> list[Example]:
     ]
 
 
-def source(number: int = 7, **options: int) -> ExampleSource:
+def source(number: int = 7, **options: Any) -> ExampleSource:
     processor = Processor(load_tokenizer(EMBEDDED), 32)
     return ExampleSource(
         examples=examples(number),
@@ -71,11 +72,14 @@ def model() -> PaliGemmaModel:
     return model.train()
 
 
-def gradients(model: PaliGemmaModel, batch: Batch | MicroBatches[Batch]) -> list[torch.Tensor]:
+def gradients(
+    model: PaliGemmaModel, batch: Batch | MicroBatches[Batch], objective: SuffixLoss | None = None
+) -> list[torch.Tensor]:
+    objective = objective or SuffixLoss()
     parts = batch if isinstance(batch, MicroBatches) else MicroBatches((batch,), (1.0,))
     model.zero_grad()
     for part, share in zip(parts.parts, parts.shares, strict=True):
-        (SuffixLoss()(model, part)[0] * share).backward()
+        (objective(model, part)[0] * share).backward()
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
@@ -117,13 +121,44 @@ def test_a_row_that_would_lose_its_end_is_refused() -> None:
         made.row(long)
 
 
-def test_parts_of_a_batch_give_the_gradients_of_the_whole(model: PaliGemmaModel) -> None:
-    whole, parts = source(), source(micro_size=2)
+@pytest.mark.parametrize("mean", MEANS)
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(model: PaliGemmaModel, mean: str) -> None:
+    whole, parts = source(mean=mean), source(mean=mean, micro_size=2)
     one, many = whole.batch(1), parts.batch(1)
     assert isinstance(many, MicroBatches)
+    assert isinstance(one, Batch)
     assert len(many.parts) == 2
-    for a, b in zip(gradients(model, one), gradients(model, many), strict=True):
+    lengths = one.mask_loss.sum(dim=1)
+    assert len(set(lengths.tolist())) > 1, "answers of one length do not tell the means apart"
+    objective = SuffixLoss(mean=mean)
+    for a, b in zip(
+        gradients(model, one, objective), gradients(model, many, objective), strict=True
+    ):
         assert (a - b).abs().max() <= 1e-5 * max(1.0, float(a.abs().max()))
+
+
+def test_the_mean_over_tokens_is_the_mean_of_all_of_them(model: PaliGemmaModel) -> None:
+    batch = source().batch(1)
+    assert isinstance(batch, Batch)
+    with torch.no_grad():
+        found = training_loss(model, batch, mean="token")
+    tokens = found.per_example * found.num_targets
+    torch.testing.assert_close(found.loss, tokens.sum() / found.num_targets.sum())
+    assert abs(float(found.loss) - float(found.per_example.mean())) > 1e-4
+
+
+def test_products_in_bfloat16_keep_float32_gradients_and_nearly_the_loss(
+    model: PaliGemmaModel,
+) -> None:
+    batch = source().batch(1)
+    with torch.no_grad():
+        exact, _ = SuffixLoss()(model, batch)
+    rounded, _ = SuffixLoss(compute_dtype=torch.bfloat16)(model, batch)
+    assert rounded.dtype == torch.float32
+    assert 0 < abs(float(rounded.detach()) - float(exact)) < 0.02 * float(exact)
+    rounded.backward()
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    model.zero_grad()
 
 
 def test_padding_to_any_length_changes_no_gradient(model: PaliGemmaModel) -> None:

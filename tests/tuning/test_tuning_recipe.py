@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from task_files import write_json, write_picture
 from tiny_folder import write_random_tiny
+from toy_training import small_model
 
+from paligemma.adapt.lora import Adapter, LoraConfig, attach
 from paligemma.cli import main
 from paligemma.errors import ConfigError
+from paligemma.model import PaliGemmaModel
 from paligemma.tasks import published
 from paligemma.tasks.catalog import tasks
-from paligemma.tuning.recipe import Recipe
+from paligemma.train.optim import Optimizer
+from paligemma.tuning.recipe import PART_PATTERNS, Recipe, part_table
 
 TABLE: dict[str, Any] = {
     one["id"]: one["hparams"]
@@ -24,6 +29,11 @@ TABLE: dict[str, Any] = {
     )["transfers"]
 }
 TRAINED = sorted(TABLE.keys() - {"pope", "vertexai_l4"})
+
+
+@pytest.fixture
+def model() -> PaliGemmaModel:
+    return small_model()
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -87,3 +97,92 @@ def test_the_command_follows_a_transfer_and_replaces_single_values(
     assert (recipe["lora"], recipe["lr"], recipe["batch_size"]) == (None, 5e-6, 1)
     assert "accuracy" in capsys.readouterr().out
     assert (tmp_path / "run" / "model" / "tokenizer.model").is_file()
+
+
+def test_parts_have_learning_rates_and_warm_ups_of_their_own(model: PaliGemmaModel) -> None:
+    recipe = Recipe(
+        lora=None,
+        lr=1e-3,
+        freeze=("embedding",),
+        lr_mults=(("projector", 2.0), ("llm/layers/attn/.*", 0.5)),
+        warmups=(("vision", 0.5),),
+    )
+    rates = {(row["part"], row["state"]): row["lr"] for row in part_table(model, recipe.optim())}
+    assert rates == {
+        ("vision", "trained"): 1e-3,
+        ("projector", "trained"): 2e-3,
+        ("embedding", "frozen"): 0.0,
+        ("decoder.attention", "trained"): 5e-4,
+        ("decoder.mlp", "trained"): 1e-3,
+        ("decoder.norms", "trained"): 1e-3,
+    }
+    optimizer = Optimizer(model, recipe.optim(), total_steps=100)
+    tower = PART_PATTERNS["vision"]
+    assert optimizer.schedule_factors(5)[tower] == pytest.approx(0.1 * 1.0)
+    assert optimizer.schedule_factors(5)[".*"] == 1.0
+
+
+def test_of_an_adapter_parts_mean_its_own_parameters(model: PaliGemmaModel) -> None:
+    lora = LoraConfig(rank=2, parts=("decoder", "vision"))
+    attach(model, Adapter.new(model, lora))
+    recipe = Recipe(lora=lora, lr=1e-3, wd=0.1, lr_mults=(("vision", 0.1),))
+    rows = part_table(model, recipe.optim())
+    trained = {row["part"]: row["lr"] for row in rows if row["state"] == "adapter"}
+    assert trained == {
+        "vision": pytest.approx(1e-4), "decoder.attention": 1e-3, "decoder.mlp": 1e-3
+    }  # fmt: skip
+    assert {row["lr"] for row in rows if row["state"] == "frozen"} == {0.0}
+    optimizer = Optimizer(model, recipe.optim(), total_steps=10)
+    down = model.text.blocks[0].attn.q.update.down
+    before = down.detach().clone()
+    optimizer.step()
+    optimizer.step()  # the first update is the warm-up's, at rate 0
+    torch.testing.assert_close(down.detach(), before * 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr_mults": (("vision", 0.1),)}, "lr_mults must decide for a parameter"),
+        ({"warmups": (("lmm/.*", 0.1),)}, "schedule must decide for a parameter"),
+    ],
+)
+def test_a_part_without_a_trained_parameter_is_an_error(
+    model: PaliGemmaModel, options: dict[str, Any], words: str
+) -> None:
+    lora = LoraConfig(rank=2)
+    attach(model, Adapter.new(model, lora))
+    with pytest.raises(ConfigError, match=words):
+        part_table(model, Recipe(lora=lora, **options).optim())
+
+
+def test_the_command_trains_by_another_rule_with_rates_by_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_picture(tmp_path / "data" / "a.png")
+    row = {"image": "a.png", "prefix": "caption en", "suffix": "a"}
+    (tmp_path / "data" / "train.jsonl").write_text(json.dumps(row) + "\n")
+    base = write_random_tiny(tmp_path / "base")
+    words = [
+        "train", "--data", tmp_path / "data", "--model", base, "--output", tmp_path / "run",
+        "--full", "--steps", 3, "--batch-size", 1, "--rule", "adafactor", "--mean", "token",
+        "--average", 0.5, "--compute", "bfloat16", "--lr-of", "vision=0.5",
+        "--warmup-of", "projector=0.5", "--freeze", "embedding", "--quiet",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    assert not stopped.value.code, capsys.readouterr().err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (report["recipe"]["rule"], report["recipe"]["compute"]) == ("adafactor", "bfloat16")
+    rates = {row["part"]: row["lr"] for row in report["parts"]}
+    assert rates["vision"] == rates["projector"] / 2 == 0.5e-5
+    assert rates["embedding"] == 0
+    words[words.index("vision=0.5")] = "vison=0.5"
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    assert stopped.value.code == 2
+    assert "'vison' decides for none" in capsys.readouterr().err
+    words[words.index("vison=0.5")] = "0.5"
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    assert "joined by =" in capsys.readouterr().err

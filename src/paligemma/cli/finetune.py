@@ -11,6 +11,21 @@ import click
 from paligemma.cli.options import NamedPath
 from paligemma.cli.stopping import when_stopped
 
+
+class PartValue(click.ParamType):
+    """A part, or a pattern of parameters, with a number: PART=NUMBER."""
+
+    name = "part=number"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, float]:
+        """Split at the last equals sign."""
+        part, _, number = str(value).rpartition("=")
+        try:
+            return part or self.fail("", param, ctx), float(number)
+        except (ValueError, click.BadParameter):
+            self.fail(f"a part and its number are joined by =, as in vision=0.1, got {value!r}")
+
+
 _OPTIONS = (
     click.option("--data", type=NamedPath(), metavar="DIR", help="Folder, or file of rows."),
     click.option(
@@ -44,8 +59,8 @@ _OPTIONS = (
     click.option(
         "--freeze",
         multiple=True,
-        metavar="PATTERN",
-        help='With --full: what stays as it is, such as "img/.*" or "llm/.*"; repeatable.',
+        metavar="PART",
+        help="With --full: what stays as it is, such as vision or projector; repeatable.",
     ),
     click.option(
         "--epochs", type=float, metavar="N", help="Times every row is seen; 5 by default."
@@ -62,6 +77,39 @@ _OPTIONS = (
         "--lr", type=float, metavar="X", help="Peak learning rate; 2e-4, with --full 1e-5."
     ),
     click.option("--wd", type=float, metavar="X", help="Weight decay a step; 0 by default."),
+    click.option(
+        "--lr-of",
+        "lr_mults",
+        type=PartValue(),
+        multiple=True,
+        metavar="PART=FACTOR",
+        help="Factor on the learning rate of a part, such as vision=0.1; repeatable.",
+    ),
+    click.option(
+        "--warmup-of",
+        "warmups",
+        type=PartValue(),
+        multiple=True,
+        metavar="PART=SHARE",
+        help="Share of the run over which the learning rate of a part rises; repeatable.",
+    ),
+    click.option(
+        "--warmup",
+        "warmup_percent",
+        type=float,
+        metavar="SHARE",
+        help="Share of the run over which the learning rate rises; 0.05 by default.",
+    ),
+    click.option(
+        "--rule", metavar="NAME", help="adam (default), adam8bit, adafactor, momentum or sgd."
+    ),
+    click.option(
+        "--average", type=float, metavar="DECAY", help="Keep a moving average of what is trained."
+    ),
+    click.option("--mean", metavar="NAME", help="Of the loss: example (default) or token."),
+    click.option(
+        "--compute", metavar="NAME", help="Products in float32 or bfloat16 (default on a GPU)."
+    ),
     click.option("--label-smoothing", type=float, metavar="X", help="0 by default."),
     click.option("--dropout", type=float, metavar="P", help="Of the decoder; 0 by default."),
     click.option(
@@ -83,6 +131,13 @@ _RECIPE = (
     "checkpointing",
     "lr",
     "wd",
+    "lr_mults",
+    "warmups",
+    "warmup_percent",
+    "rule",
+    "average",
+    "mean",
+    "compute",
     "label_smoothing",
     "dropout",
     "order",
@@ -165,7 +220,9 @@ def run_finetune(
             rank_stabilised=rslora,
             dora=dora,
         )
-    stated: dict[str, Any] = {name: numbers[name] for name in _RECIPE if numbers[name] is not None}
+    stated: dict[str, Any] = {
+        name: numbers[name] for name in _RECIPE if numbers[name] not in (None, ())
+    }
     if freeze:
         stated["freeze"] = freeze
     name = data.stem if data.suffix else data.resolve().name

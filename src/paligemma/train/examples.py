@@ -24,7 +24,7 @@ from paligemma.processing.processor import Processor
 from paligemma.processing.prompts import object_prompt
 from paligemma.tasks.lint import token_row
 from paligemma.train.data import MicroBatches
-from paligemma.train.loss import training_loss
+from paligemma.train.loss import MEANS, training_loss
 
 # Streams of random numbers that must not meet.
 _ORDER, _TARGET, _OBJECTS = 0, 1, 2
@@ -45,6 +45,7 @@ class ExampleSource:
         micro_size: most examples that are computed at once; None computes all of an update.
         seed: seed of orders and of the choice among several targets.
         order: one of `ORDERS`, for answers that are objects.
+        mean: one of `train.loss.MEANS`; it decides how much each part of an update counts.
     """
 
     examples: Sequence[Example]
@@ -54,6 +55,7 @@ class ExampleSource:
     seed: int
     micro_size: int | None = None
     order: str = ORDERS[0]
+    mean: str = MEANS[0]
 
     def batch(self, step: int) -> Batch | MicroBatches[Batch]:
         """The batch of a step, counted from 0; rows are padded to the longest beside them.
@@ -67,10 +69,9 @@ class ExampleSource:
         parts = [examples[k : k + size] for k in range(0, len(examples), size)]
         if len(parts) == 1:
             return self.batch_of(examples, step)
-        return MicroBatches(
-            tuple(self.batch_of(part, step) for part in parts),
-            tuple(len(part) / len(examples) for part in parts),
-        )
+        made = tuple(self.batch_of(part, step) for part in parts)
+        weights = [float(loss_weight(part, self.mean)) for part in made]
+        return MicroBatches(made, tuple(weight / sum(weights) for weight in weights))
 
     def batch_of(self, examples: Sequence[Example], visit: int = 0) -> Batch:
         """Some examples as a batch; `visit` chooses among several targets."""
@@ -130,18 +131,35 @@ class ExampleSource:
         return {}
 
 
+def loss_weight(batch: Batch, mean: str) -> float:
+    """How much a batch counts in a mean over several: its examples, or its supervised tokens."""
+    if mean == "token" and batch.mask_loss is not None:
+        return float(batch.mask_loss[:, 1:].sum())
+    return float(len(batch.tokens))
+
+
 class SuffixLoss(nn.Module):
     """Objective of the loop: the loss of the answers, as `train.loss` defines it.
 
     Args:
         label_smoothing: see `train.loss.token_losses`.
+        mean: see `train.loss.training_loss`.
+        compute_dtype: dtype of the products; parameters and their gradients keep their own.
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        *,
+        mean: str = MEANS[0],
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.mean, self.compute_dtype = label_smoothing, mean, compute_dtype
 
     def forward(self, model: PaliGemmaModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss float32[] and what is logged beside it."""
-        found = training_loss(model, batch.to(model.device), self.label_smoothing)
+        device, dtype = model.device, self.compute_dtype
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            found = training_loss(model, batch.to(device), self.label_smoothing, mean=self.mean)
         return found.loss, {"targets": found.num_targets.sum()}

@@ -19,6 +19,9 @@ from paligemma.batch import Batch
 from paligemma.errors import ConfigError, DataError
 from paligemma.model.paligemma import PaliGemmaModel
 
+# What a batch's loss is a mean over: the examples, each a mean over its tokens, as in the original;
+# or all supervised tokens together.
+MEANS = ("example", "token")
 # Most logits that are in memory at once, 64 MB.
 CHUNK_LOGITS = 1 << 24
 # Logits float[N, V], targets int64[N] and label smoothing -> losses float32[N].
@@ -30,7 +33,7 @@ class TrainingLoss:
     """Loss of one batch.
 
     Attributes:
-        loss: float32[], mean over the examples; call backward on it.
+        loss: float32[], mean over the examples or the tokens; call backward on it.
         per_example: float32[B], nats a supervised token.
         num_targets: int64[B], number of supervised tokens of each example.
     """
@@ -90,8 +93,9 @@ def training_loss(
     *,
     soft_tokens: Tensor | None = None,
     token_loss: TokenLoss = token_losses,
+    mean: str = MEANS[0],
 ) -> TrainingLoss:
-    """Compute the loss of a training batch: a mean over tokens, then over examples.
+    """Compute the loss of a training batch: by default a mean over tokens, then over examples.
 
     Args:
         batch: rows of text_len + 1 tokens with mask_loss. mask_input is not used, because padding
@@ -99,6 +103,7 @@ def training_loss(
         label_smoothing: as in `token_losses`.
         soft_tokens: float[B, I, D], the encoded images; `batch.images` are encoded by default.
         token_loss: loss of every supervised token, for targets that are no single class.
+        mean: one of `MEANS`; "token" weighs every token alike, so long answers more.
 
     Raises:
         DataError: the batch has no mask_loss.
@@ -109,9 +114,10 @@ def training_loss(
     weights = batch.mask_loss[:, 1:].float()
     losses = _supervised_losses(model, batch, weights, token_loss, label_smoothing, soft_tokens)
     per_example = per_example_loss(losses, weights)
-    return TrainingLoss(
-        loss=per_example.mean(), per_example=per_example, num_targets=(weights > 0).sum(dim=-1)
-    )
+    loss = per_example.mean()
+    if mean == "token":
+        loss = (losses * weights).sum() / weights.sum().clamp(min=1.0)
+    return TrainingLoss(loss=loss, per_example=per_example, num_targets=(weights > 0).sum(dim=-1))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ Source: big_vision optax.py (make) and utils.py (make_mask_trees).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -96,6 +96,22 @@ class OptimConfig:
             )
         for pattern, _ in (*self.schedule, *self.lr_mults, *self.wd_mults):
             _compile(pattern)
+
+    def peak_rates(self, names: Iterable[str]) -> dict[str, float | None]:
+        """The highest learning rate of each parameter by its torch name, None where it is frozen.
+
+        Raises:
+            ConfigError: as `first_matches` does.
+        """
+        named = {name: pattern_name(name) for name in names}
+        schedules = first_matches(self.schedule, named, "schedule", required=True)
+        mults = first_matches(self.lr_mults, named, "lr_mults")
+        return {
+            name: None
+            if schedule is None
+            else self.lr * schedule.mult * mults.get(name, ("", 1.0))[1]
+            for name, (_, schedule) in schedules.items()
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OptimConfig:

@@ -158,6 +158,7 @@ def _run(
         "data": str(data),
         "rows": _digest(learnt),
         **recipe.to_json(),
+        "compute": str(recipe.compute_dtype(asked.model.device)).removeprefix("torch."),
     }
     begin(folder, described)
     adapter = None
@@ -176,12 +177,17 @@ def _run(
         batch_size=recipe.batch_size,
         micro_size=recipe.micro_size,
         order=recipe.order,
+        mean=recipe.mean,
         seed=recipe.seed,
     )
     steps = recipe.num_steps(len(learnt))
     train(
         asked.model,
-        SuffixLoss(recipe.label_smoothing),
+        SuffixLoss(
+            recipe.label_smoothing,
+            mean=recipe.mean,
+            compute_dtype=recipe.compute_dtype(asked.model.device),
+        ),
         source,
         recipe.optim(),
         LoopOptions(
@@ -198,7 +204,7 @@ def _run(
         folder / TRAIN,
         settings=described,
     )
-    parts = part_table(asked.model)
+    parts = part_table(asked.model, recipe.optim())
     after = _measured(found, asked, held_out, None, described, progress)
     result = _kept(asked, adapter, folder, model)
     figures = tuple(

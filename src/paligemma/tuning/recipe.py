@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypedDict
 
+import torch
 from torch import nn
 
 from paligemma.adapt.lora import LoraConfig
 from paligemma.errors import ConfigError
 from paligemma.tasks.published import transfer_recipe
 from paligemma.train.examples import ORDERS
-from paligemma.train.optim_config import OptimConfig
+from paligemma.train.loss import MEANS
+from paligemma.train.optim_config import DEFAULT_WD_MULTS, OptimConfig
+from paligemma.train.rules import RULES
 from paligemma.train.schedule import ScheduleConfig
 
 # Peak learning rates: published transfers use 1e-5 for the whole model; an adapter's is ours.
 FULL_LR, LORA_LR = 1e-5, 2e-4
-_UPDATES = r".*\.update\.(down|up|magnitude)"
+# What an adapter adds to a layer.
+_ADAPTED = r"(?=.*\.update\.)"
+COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Parts by name: in big_vision's names of a model, and in this package's names of an adapter.
+PART_PATTERNS = {
+    "vision": r"img/(?!head/).*|vision\..*",
+    "projector": r"img/head/.*|projector\..*",
+    "embedding": r"llm/embedder/.*|text\.embed.*",
+    "decoder": r"llm/(?!embedder/).*|text\.(?!embed).*",
+    "decoder.attention": r"llm/layers/attn/.*|text\.blocks\.\d+\.attn\..*",
+    "decoder.mlp": r"llm/layers/mlp/.*|text\.blocks\.\d+\.mlp\..*",
+}
 
 
 class RecipeKeywords(TypedDict, total=False):
@@ -35,6 +49,13 @@ class RecipeKeywords(TypedDict, total=False):
     warmup_percent: float
     label_smoothing: float
     dropout: float
+    mean: str
+    rule: str
+    momentum: float
+    average: float | None
+    compute: str | None
+    lr_mults: tuple[tuple[str, float], ...]
+    warmups: tuple[tuple[str, float], ...]
     order: str
     seed: int
 
@@ -45,7 +66,8 @@ class Recipe:
 
     Attributes:
         lora: the adapter that is trained beside the frozen model; None trains the model itself.
-        freeze: big_vision patterns of parameters that stay as they are, such as "img/.*".
+        freeze: parts that stay as they are: names of `PART_PATTERNS`, or patterns of big_vision
+            names such as "img/.*".
         epochs: how often every row is seen.
         steps: number of updates, in the place of epochs.
         batch_size: rows an update.
@@ -58,6 +80,15 @@ class Recipe:
         warmup_percent: share of the updates over which the learning rate rises.
         label_smoothing: see `train.loss.token_losses`.
         dropout: of the decoder, after attention and MLP.
+        mean: what the loss is a mean over: "example" as in the original, or "token".
+        rule: update rule, one of `train.rules.RULES`.
+        momentum: of the rules that have one.
+        average: decay of an average of the trained parameters, which is then what is kept.
+        compute: dtype of the products, "float32" or "bfloat16"; None is bfloat16 on a GPU. What is
+            trained is float32 in either.
+        lr_mults: (part or pattern, factor on the learning rate), as `freeze` names them.
+        warmups: (part or pattern, share of the updates over which its learning rate rises), in
+            the place of `warmup_percent`.
         order: of the objects in an answer: "file", "yx" (top left first) or "random" by seed and
             visit.
         seed: fixes adapter, order and dropout.
@@ -75,6 +106,13 @@ class Recipe:
     warmup_percent: float = 0.05
     label_smoothing: float = 0.0
     dropout: float = 0.0
+    mean: str = MEANS[0]
+    rule: str = RULES[0]
+    momentum: float = 0.9
+    average: float | None = None
+    compute: str | None = None
+    lr_mults: tuple[tuple[str, float], ...] = ()
+    warmups: tuple[tuple[str, float], ...] = ()
     order: str = ORDERS[0]
     seed: int = 0
 
@@ -91,6 +129,18 @@ class Recipe:
             ("lr", self.lr is None or 0 < self.lr < math.inf, "positive"),
             ("wd", 0 <= self.wd < math.inf, "0 or more"),
             ("warmup_percent", 0 <= self.warmup_percent <= 1, "in [0, 1]"),
+            ("mean", self.mean in MEANS, f"one of {', '.join(MEANS)}"),
+            ("rule", self.rule in RULES, f"one of {', '.join(RULES)}"),
+            (
+                "compute",
+                self.compute is None or self.compute in COMPUTE,
+                f"one of {', '.join(COMPUTE)}",
+            ),
+            (
+                "warmups",
+                all(0 <= share <= 1 for _, share in self.warmups),
+                "shares in [0, 1] of the run",
+            ),
             ("order", self.order in ORDERS, f"one of {', '.join(ORDERS)}"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
             ("seed", 0 <= self.seed < 2**63, "a whole number, 0 or more"),
@@ -110,14 +160,39 @@ class Recipe:
 
     def optim(self) -> OptimConfig:
         """The update rule: AdamW with a cosine schedule and a linear warm-up."""
-        schedule = ScheduleConfig(decay_type="cosine", warmup_percent=self.warmup_percent)
+        whole = ScheduleConfig(decay_type="cosine", warmup_percent=self.warmup_percent)
+        schedules: list[tuple[str, ScheduleConfig | None]]
+        schedules = [(self._pattern(part), None) for part in self.freeze]
+        schedules += [
+            (self._pattern(part), replace(whole, warmup_percent=share))
+            for part, share in self.warmups
+        ]
         if self.lora is not None:
-            patterns: tuple[tuple[str, ScheduleConfig | None], ...]
-            patterns = ((_UPDATES, schedule), (".*", None))
+            schedules += [(f"{_ADAPTED}.*", whole), (".*", None)]
         else:
-            patterns = (*((pattern, None) for pattern in self.freeze), (".*", schedule))
+            schedules += [(".*", whole)]
         lr = self.lr or (FULL_LR if self.lora is None else LORA_LR)
-        return OptimConfig(lr=lr, wd=self.wd, schedule=patterns)
+        decayed = DEFAULT_WD_MULTS if self.lora is None else ((f"{_ADAPTED}.*", 1.0),)
+        return OptimConfig(
+            lr=lr,
+            wd=self.wd,
+            schedule=tuple(schedules),
+            lr_mults=tuple((self._pattern(part), mult) for part, mult in self.lr_mults),
+            wd_mults=decayed,
+            rule=self.rule,
+            momentum=self.momentum,
+            average=self.average,
+        )
+
+    def _pattern(self, part: str) -> str:
+        """The pattern of a part, or one that is stated; of an adapter its own parameters alone."""
+        pattern = PART_PATTERNS.get(part, part)
+        return pattern if self.lora is None else f"{_ADAPTED}(?:{pattern})"
+
+    def compute_dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype of the products on a device."""
+        name = self.compute or ("bfloat16" if device.type == "cuda" else "float32")
+        return COMPUTE[name]
 
     @classmethod
     def of_transfer(cls, name: str, size_px: int) -> Recipe:
@@ -154,17 +229,24 @@ class Recipe:
         return {**asdict(self), "lr": self.optim().lr}
 
 
-def part_table(model: nn.Module) -> list[dict[str, Any]]:
-    """What is trained of each part of a model: rows of part, state and number of parameters."""
-    counts: dict[tuple[str, str], int] = {}
-    for name, parameter in model.named_parameters():
-        adapted = ".update." in name
-        part = _part(name)
-        state = "adapter" if adapted else "trained" if parameter.requires_grad else "frozen"
-        counts[part, state] = counts.get((part, state), 0) + parameter.numel()
+def part_table(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+    """What is trained of each part of a model.
+
+    Returns:
+        Rows of part, state ("trained", "frozen" or "adapter"), number of parameters and peak
+        learning rate.
+    """
+    named = dict(model.named_parameters())
+    rates = optim.peak_rates(named)
+    rows: dict[tuple[str, str, float], int] = {}
+    for name, parameter in named.items():
+        rate = rates[name]
+        state = "frozen" if rate is None else "adapter" if ".update." in name else "trained"
+        key = (_part(name), state, rate or 0.0)
+        rows[key] = rows.get(key, 0) + parameter.numel()
     return [
-        {"part": part, "state": state, "parameters": number}
-        for (part, state), number in counts.items()
+        {"part": part, "state": state, "parameters": number, "lr": rate}
+        for (part, state, rate), number in rows.items()
     ]
 
 
