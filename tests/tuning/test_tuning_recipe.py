@@ -178,6 +178,7 @@ def test_the_command_trains_by_another_rule_with_rates_by_part(
     assert rates["vision"] == rates["projector"] / 2 == 0.5e-5
     assert rates["embedding"] == 0
     words[words.index("vision=0.5")] = "vison=0.5"
+    words[words.index(tmp_path / "run")] = tmp_path / "other"
     with pytest.raises(SystemExit) as stopped:
         main([str(word) for word in words])
     assert stopped.value.code == 2
