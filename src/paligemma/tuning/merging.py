@@ -10,7 +10,7 @@ from torch import Tensor
 from paligemma.adapt.lora import attach, merge
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
-from paligemma.tuning.finetune import side_files
+from paligemma.tuning.keeping import side_files
 from paligemma.weights.adapter import CONFIG_FILE, adapter_folder, load_adapter
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hf_config import read_json

@@ -1,0 +1,58 @@
+"""What a fine-tuning keeps: an adapter or a model, read back before it counts."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from paligemma.adapt.lora import Adapter
+from paligemma.errors import ConfigError
+from paligemma.model import PaliGemmaModel
+from paligemma.tuning.folder import ADAPTER, MODEL
+from paligemma.weights.adapter import load_adapter, save_adapter
+from paligemma.weights.catalog import resolve
+from paligemma.weights.save import SIDE_FILES, save_model
+
+logger = logging.getLogger(__name__)
+
+
+def keep(model: PaliGemmaModel, adapter: Adapter | None, folder: Path, *, base: str) -> Path:
+    """Write what was learnt, read it back, and refuse it unless it is the same.
+
+    Args:
+        adapter: what was trained; None keeps the whole model.
+        folder: folder of the run.
+        base: name of the model that the run began with.
+
+    Returns:
+        The folder of the adapter or of the model.
+
+    Raises:
+        ConfigError: the folder holds another adapter.
+        CheckpointError: it cannot be written.
+    """
+    if adapter is None:
+        return save_model(model, folder / MODEL, extra_files=side_files(base), overwrite=True)
+    target = folder / ADAPTER
+    if not target.exists():
+        save_adapter(adapter, model, target, base=base)
+    again = load_adapter(target, model)
+    written, read = dict(adapter.named_parameters()), dict(again.named_parameters())
+    if written.keys() != read.keys() or not all(
+        torch.equal(written[name].cpu(), read[name].cpu()) for name in written
+    ):
+        raise ConfigError(
+            f"{target} holds another adapter than this run learnt; remove it or name another "
+            "output folder"
+        )
+    if not adapter.is_active:
+        logger.warning("the adapter changes nothing: train longer, or with a higher learning rate")
+    return target
+
+
+def side_files(base: str) -> list[Path]:
+    """What belongs to a model beside its weights: tokenizer, mask codec, calibration."""
+    folder = resolve(base).folder
+    return [folder / name for name in SIDE_FILES if (folder / name).is_file()]

@@ -1,0 +1,83 @@
+"""What a fine-tuning is asked for, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from paligemma.adapt.lora import LoraConfig
+from paligemma.errors import ConfigError
+from paligemma.pipeline.options import chosen
+from paligemma.processing.processor import Processor
+from paligemma.tasks.catalog import find_task, tasks
+from paligemma.tasks.published import transfer_recipe
+from paligemma.tasks.task import Task
+from paligemma.tuning.recipe import Recipe, RecipeKeywords
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """One fine-tuning, as it is asked for.
+
+    Attributes:
+        model: name, folder or file of the model to begin with.
+        processor: the model's processor.
+        task: how rows are read, asked and scored.
+        transfer: published transfer whose recipe is followed, or None.
+        recipe: every number that changes the result.
+        data: folder or file of the rows.
+        folder: folder of the run.
+        device: as in `LoadOptions`.
+        num_workers: processes that read pictures.
+        progress: whether bars are shown.
+    """
+
+    model: str
+    processor: Processor
+    task: Task
+    transfer: str | None
+    recipe: Recipe
+    data: Path
+    folder: Path
+    device: str | None = None
+    num_workers: int = 1
+    progress: bool = True
+
+
+def recipe_of(options: RecipeKeywords, transfer: str | None = None, size_px: int = 224) -> Recipe:
+    """The recipe of some keywords; `lora=True` is the default adapter, `False` none.
+
+    Args:
+        transfer: published transfer that gives the values which `options` leave open.
+        size_px: side of the model's pictures, by which a transfer's values differ.
+
+    Raises:
+        ConfigError: an option or a transfer is unknown, or a value out of its range.
+    """
+    lora = options.get("lora", transfer is None)
+    config = LoraConfig() if lora is True else lora or None
+    stated = {**options, "lora": config}
+    if transfer is None:
+        return chosen(Recipe, stated)
+    published = Recipe.of_transfer(transfer, size_px)
+    if config is not None:
+        published = replace(published, freeze=())
+    if "epochs" in stated:
+        published = replace(published, steps=None)
+    names = [field.name for field in fields(Recipe)]
+    return chosen(Recipe, {**{name: getattr(published, name) for name in names}, **stated})
+
+
+def task_of(task: str | None, transfer: str | None) -> Task:
+    """The benchmark of a name; of a transfer the one that it was trained for.
+
+    Raises:
+        ConfigError: no benchmark has the name, or none here was trained for with that transfer.
+    """
+    if task is not None or transfer is None:
+        return find_task(task or "own")
+    trained = [one for one in tasks().values() if one.transfer == transfer and not one.is_zero_shot]
+    if not trained:
+        transfer_recipe(transfer)
+        raise ConfigError(f"no benchmark here has the transfer {transfer}; name one with task")
+    return trained[0]
