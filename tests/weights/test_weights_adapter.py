@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from paligemma.adapt.lora import Adapter, LoraConfig, attach, detach, merge
+from paligemma.adapt.token_rows import TokenRows
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
 from paligemma.weights.adapter import load_adapter, save_adapter
@@ -274,3 +275,97 @@ def test_an_adapter_of_another_model_names_its_base(
 def test_a_bad_setting_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         LoraConfig(**options)
+
+
+TOKENS = [3, 17, 44, 100]
+
+
+def with_rows(model: PaliGemmaModel, config: LoraConfig, ids: list[int] = TOKENS) -> Adapter:
+    """A filled adapter with random token rows."""
+    rows = 0.3 * torch.randn(len(ids), 32, generator=torch.Generator().manual_seed(2))
+    return replace(
+        filled(Adapter.new(model, config)), token_rows=TokenRows(torch.tensor(ids), rows)
+    )
+
+
+@generations
+def test_peft_answers_like_us_with_token_rows_that_we_wrote(
+    generation: int, base: Any, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    model, folder = base(generation)
+    adapter = with_rows(model, KINDS["plain"])
+    attach(model, adapter)
+    save_adapter(adapter, model, tmp_path / "adapter", base=str(folder))
+    peft_model = PeftModel.from_pretrained(theirs(folder), tmp_path / "adapter").eval()
+    ours, others = our_logits(model), their_logits(peft_model, model.config.num_image_tokens)
+    assert torch.allclose(ours, others, atol=2e-4, rtol=0)
+    again = load_adapter(tmp_path / "adapter", model)
+    assert again.token_rows is not None
+    assert adapter.token_rows is not None
+    assert torch.equal(again.token_rows.rows, adapter.token_rows.rows)
+    assert again.token_rows.is_active
+
+
+@pytest.mark.parametrize("stated", [TOKENS, {"embed_tokens": TOKENS}])
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_we_answer_like_peft_with_token_rows_that_peft_wrote(
+    stated: Any, is_tied: bool, make_config: Any, make_model: Any, tmp_path: Path
+) -> None:
+    import peft
+
+    save_model(make_model(make_config(2, tied_head=is_tied)), tmp_path / "base")
+    model = load_model(tmp_path / "base")
+    before = our_logits(model)
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["v_proj"], trainable_token_indices=stated)
+    peft_model = peft.get_peft_model(theirs(tmp_path / "base"), config).eval()
+    for name, parameter in peft_model.named_parameters():
+        if "trainable_tokens_delta" in name:
+            parameter.data.add_(0.2 * torch.randn(parameter.shape))
+    peft_model.save_pretrained(tmp_path / "adapter")
+    attach(model, load_adapter(tmp_path / "adapter", model))
+    ours, others = our_logits(model), their_logits(peft_model, model.config.num_image_tokens)
+    assert (ours - before).abs().max() > 0.1
+    assert torch.allclose(ours, others, atol=2e-4, rtol=0)
+    merge(model)
+    assert torch.allclose(our_logits(model), ours, atol=1e-5, rtol=0)
+
+
+def test_token_rows_get_the_gradient_of_the_whole_table_of_both_its_uses(base: Any) -> None:
+    model, _ = base(2)
+    _, tokens, mask_ar = example()
+    tokens[0, :4] = torch.tensor(TOKENS)
+
+    def loss() -> Tensor:
+        return model(None, tokens, mask_ar).log_softmax(-1)[..., TOKENS].sum()
+
+    loss().backward()
+    whole = model.text.embed.weight.grad[TOKENS].clone()
+    adapter = Adapter.new(model, LoraConfig(rank=1))
+    rows = model.text.embed(torch.tensor(TOKENS)).detach().clone()
+    attach(model, replace(adapter, token_rows=TokenRows(torch.tensor(TOKENS), rows, rows.clone())))
+    model.text.embed.base.requires_grad_(False)
+    loss().backward()
+    assert torch.allclose(model.text.embed.update.rows.grad, whole, rtol=1e-4, atol=1e-5)
+    assert model.text.embed.base.weight.grad is not None  # of the first pass, untouched since
+
+
+@pytest.mark.parametrize(
+    "stated", [None, [], [3, 3, 17, 44], [3, 17, 44, 130], ["a"], [3, 17], {"lm_head": TOKENS}, 5]
+)
+def test_token_rows_without_fitting_ids_are_refused(stated: Any, base: Any, tmp_path: Path) -> None:
+    model, _ = base(1)
+    save_adapter(with_rows(model, KINDS["plain"]), model, tmp_path / "a", base="x")
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "trainable_token_indices": stated}))
+    with pytest.raises(CheckpointError, match="token rows"):
+        load_adapter(tmp_path / "a", model)
+
+
+def test_rows_of_locations_need_a_vocabulary_that_has_them(base: Any) -> None:
+    with pytest.raises(ConfigError, match="neither"):
+        Adapter.new(base(1)[0], LoraConfig(rank=1, token_rows=("loc",)))
+    with pytest.raises(ConfigError, match="loc or seg"):
+        LoraConfig(token_rows=("locs",))

@@ -1,8 +1,8 @@
 """Low-rank adapters: trained beside a frozen model, attached to it, detached, or merged into it.
 
 An adapter is an object of its own. Attaching puts an `AdaptedLinear` in the place of each linear
-layer that it changes and leaves the layer itself as it is, so one model serves several adapters in
-turn.
+layer that it changes, and an `AdaptedEmbedding` in that of the embedding where it has token rows,
+and leaves the layers themselves as they are, so one model serves several adapters in turn.
 
 Axes: D input width, E output width, R rank, N token rows, V vocabulary.
 Source: LoRA arXiv 2106.09685, rsLoRA 2312.03732, DoRA 2402.09353, in PEFT's arithmetic.
@@ -15,11 +15,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paligemma.adapt.token_rows import TOKEN_KINDS, AdaptedEmbedding, TokenRows, ids_of
 from paligemma.errors import ConfigError
 from paligemma.kernels.linear import Linear
 
@@ -35,6 +37,7 @@ _GROUPS = {
     "decoder": ("decoder.attention", "decoder.mlp"),
     "vision": ("vision.attention", "vision.mlp"),
 }
+EMBEDDING = "text.embed"
 _MAX_RANK = 4096
 
 
@@ -49,6 +52,7 @@ class LoraConfig:
         dropout: share of the update's inputs that training drops.
         rank_stabilised: multiply by alpha / sqrt(R) instead (rsLoRA).
         dora: learn the norm of each output's weights apart from their direction (DoRA).
+        token_rows: names of `TOKEN_KINDS`, whose rows of the embedding table are learnt too.
     """
 
     rank: int = 16
@@ -57,6 +61,7 @@ class LoraConfig:
     dropout: float = 0.0
     rank_stabilised: bool = False
     dora: bool = False
+    token_rows: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= _MAX_RANK:
@@ -65,6 +70,11 @@ class LoraConfig:
             raise ConfigError(f"alpha must be positive and finite, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"the dropout must lie in [0, 1), got {self.dropout}")
+        for kind in self.token_rows:
+            if kind not in TOKEN_KINDS:
+                raise ConfigError(
+                    f"token rows are those of {' or '.join(TOKEN_KINDS)}, got {kind!r:.100}"
+                )
         expand_parts(self.parts)
 
     @property
@@ -161,18 +171,25 @@ class AdaptedLinear(nn.Module):
             straight = straight - self.base.bias
         return y + ((factor - 1) * straight.float() + factor * low * update.scale).to(y.dtype)
 
+    def fold(self) -> Linear:
+        """The layer itself, with the update in its weights."""
+        self.base.assign(self.update.merged(self.base.dense()))
+        return self.base
+
 
 @dataclass(frozen=True)
 class Adapter:
-    """Updates of some linear layers of a model.
+    """Updates of some linear layers of a model, and of rows of its embedding table.
 
     Attributes:
         config: what it changes, and how.
         updates: name of the layer -> update.
+        token_rows: rows of the table, or None.
     """
 
     config: LoraConfig
     updates: Mapping[str, LoraUpdate]
+    token_rows: TokenRows | None = None
 
     @classmethod
     def new(cls, model: nn.Module, config: LoraConfig, seed: int = 0) -> Adapter:
@@ -189,7 +206,7 @@ class Adapter:
         generator = torch.Generator().manual_seed(seed)
         updates = {}
         for name in layer_names(model, config.parts):
-            layer = _layer(model, name)
+            layer = base_layer(model, name)
             narrow = min(layer.in_features, layer.out_features)
             if config.rank > narrow:
                 raise ConfigError(
@@ -203,13 +220,15 @@ class Adapter:
             update = LoraUpdate(down, up, scale=config.scale, magnitude=magnitude)
             update.dropout = config.dropout
             updates[name] = update.to(layer.device)
-        return cls(config, updates)
+        return cls(config, updates, _new_rows(model, config))
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(name of the layer and of the matrix, parameter)."""
         for name, update in self.updates.items():
             for leaf, parameter in update.named_parameters():
                 yield f"{name}.{leaf}", parameter
+        if self.token_rows is not None:
+            yield f"{EMBEDDING}.rows", self.token_rows.rows
 
     @property
     def num_parameters(self) -> int:
@@ -217,8 +236,22 @@ class Adapter:
 
     @property
     def is_active(self) -> bool:
-        """Whether it changes any number: some `up` is not zero."""
-        return any(bool(update.up.any()) for update in self.updates.values())
+        """Whether it changes any number: some `up` is not zero, or a row is not the table's."""
+        rows = self.token_rows
+        return any(bool(update.up.any()) for update in self.updates.values()) or (
+            rows is not None and rows.is_active
+        )
+
+
+def _new_rows(model: nn.Module, config: LoraConfig) -> TokenRows | None:
+    if not config.token_rows:
+        return None
+    vocab: Any = model.config.vocab  # type: ignore[union-attr]
+    kinds = [kind for kind in TOKEN_KINDS if kind in config.token_rows]
+    ids = torch.tensor([one for kind in kinds for one in ids_of(kind, vocab)])
+    embedding = base_layer(model, EMBEDDING)
+    start = embedding(ids.to(embedding.device)).detach()
+    return TokenRows(ids, start.float().clone(), start).to(embedding.device)
 
 
 def layer_names(model: nn.Module, parts: Sequence[str]) -> list[str]:
@@ -236,7 +269,7 @@ def attach(model: nn.Module, adapter: Adapter) -> None:
     """
     layers = {}
     for name, update in adapter.updates.items():
-        layer = _layer(model, name)
+        layer = base_layer(model, name)
         sizes, needed = (
             (layer.out_features, layer.in_features),
             (len(update.up), update.down.shape[1]),
@@ -247,16 +280,26 @@ def attach(model: nn.Module, adapter: Adapter) -> None:
                 f"adapter's {needed}"
             )
         layers[name] = layer
+    rows = adapter.token_rows
+    if rows is not None:
+        table = base_layer(model, EMBEDDING)
+        sizes, needed = (table.num_tokens, table.width), (int(rows.ids.max()), rows.rows.shape[1])
+        if needed[0] >= sizes[0] or needed[1] != sizes[1]:
+            raise ConfigError(
+                f"an adapter fits the model it was trained for, its table has {sizes[0]} rows of "
+                f"{sizes[1]}, the adapter's row {needed[0]} has {needed[1]}"
+            )
     detach(model)
     for name, layer in layers.items():
         _replace(model, name, AdaptedLinear(layer, adapter.updates[name].to(layer.device)))
+    if rows is not None:
+        _replace(model, EMBEDDING, AdaptedEmbedding(table, rows.to(table.device)))
 
 
 def detach(model: nn.Module) -> None:
     """Give a model its own layers back; nothing happens to one without an adapter."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, AdaptedLinear):
-            _replace(model, name, module.base)
+    for name, module in _adapted(model):
+        _replace(model, name, module.base)
 
 
 @torch.no_grad()
@@ -266,19 +309,25 @@ def merge(model: nn.Module) -> None:
     Raises:
         ConfigError: no adapter is attached.
     """
-    adapted = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, AdaptedLinear)
-    ]
+    adapted = list(_adapted(model))
     if not adapted:
         raise ConfigError("merging needs an adapter on the model; attach one first")
     for name, module in adapted:
-        module.base.assign(module.update.merged(module.base.dense()))
-        _replace(model, name, module.base)
+        _replace(model, name, module.fold())
 
 
-def _layer(model: nn.Module, name: str) -> Linear:
+def _adapted(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear | AdaptedEmbedding]]:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AdaptedLinear | AdaptedEmbedding):
+            yield name, module
+
+
+def base_layer(model: nn.Module, name: str) -> Any:
+    """A model's own layer of a name, whether or not an adapter stands in its place.
+
+    Raises:
+        ConfigError: the model has none.
+    """
     try:
         module = model.get_submodule(name)
     except AttributeError as error:
@@ -286,7 +335,7 @@ def _layer(model: nn.Module, name: str) -> Linear:
             f"an adapter fits the model it was trained for, which has a layer {name}; this one "
             "has none"
         ) from error
-    return module.base if isinstance(module, AdaptedLinear) else module  # type: ignore[return-value]
+    return module.base if isinstance(module, AdaptedLinear | AdaptedEmbedding) else module
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -54,6 +54,11 @@ _OPTIONS = (
         help="What it changes: decoder, vision, projector, decoder.attention, decoder.mlp, "
         "vision.attention, vision.mlp; with commas between. decoder by default.",
     ),
+    click.option(
+        "--train-tokens",
+        metavar="LIST",
+        help="Also learn these rows of the embedding table: loc, seg, or both.",
+    ),
     click.option("--dora", is_flag=True, help="Learn norms apart from directions (DoRA)."),
     click.option("--rslora", is_flag=True, help="Scale by the root of the rank (rsLoRA)."),
     click.option(
@@ -122,7 +127,12 @@ _OPTIONS = (
     click.option("--threads", type=click.IntRange(1, 256), help="CPU threads."),
     click.option("--quiet", is_flag=True, help="No progress bars."),
 )
-_LORA_ONLY = {"rank": "--rank", "alpha": "--alpha", "parts": "--parts"}
+_LORA_ONLY = {
+    "rank": "--rank",
+    "alpha": "--alpha",
+    "parts": "--parts",
+    "train_tokens": "--train-tokens",
+}
 _RECIPE = (
     "epochs",
     "steps",
@@ -180,6 +190,7 @@ def run_finetune(
     rank: int | None,
     alpha: float | None,
     parts: str | None,
+    train_tokens: str | None,
     dora: bool,
     rslora: bool,
     freeze: tuple[str, ...],
@@ -195,7 +206,7 @@ def run_finetune(
             "a fine-tuning needs --data; to make the embedded model name a subcommand: tiny, "
             "codec or tokenizer"
         )
-    given = {"rank": rank, "alpha": alpha, "parts": parts}
+    given = {"rank": rank, "alpha": alpha, "parts": parts, "train_tokens": train_tokens}
     idle = [_LORA_ONLY[name] for name, value in given.items() if value is not None]
     idle += [name for name, is_set in (("--dora", dora), ("--rslora", rslora)) if is_set]
     if transfer is not None and lora is None:
@@ -217,6 +228,7 @@ def run_finetune(
             rank=rank,
             alpha=2.0 * rank if alpha is None else alpha,
             parts=tuple(part.strip() for part in (parts or "decoder").split(",")),
+            token_rows=tuple(kind.strip() for kind in (train_tokens or "").split(",") if kind),
             rank_stabilised=rslora,
             dora=dora,
         )

@@ -172,9 +172,30 @@ class TiedEmbedding(nn.Module):
     def device(self) -> torch.device:
         return self.weight.device
 
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary, V."""
+        return len(self.weight)
+
+    @property
+    def width(self) -> int:
+        """Size of an embedding, D."""
+        return self.weight.shape[1]
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the logits are products with the embeddings themselves."""
+        return True
+
     def forward(self, tokens: Tensor) -> Tensor:
         """int64[...] -> float[..., D]."""
         return F.embedding(tokens, self.weight)
+
+    def assign_rows(self, ids: Tensor, rows: Tensor) -> None:
+        """Take float[N, D] as the embeddings of some ids, rounded to the table's dtype."""
+        table = self.weight.detach()
+        table = table.index_copy(0, ids.to(table.device), rows.detach().to(table))
+        self.weight = nn.Parameter(table, requires_grad=False)
 
     def rows(self, start: int, count: int) -> Tensor:
         """float[count, D]: the embeddings of `count` neighbouring ids from `start` on."""
@@ -191,6 +212,11 @@ class UntiedEmbedding(TiedEmbedding):
     def __init__(self, num_tokens: int, width: int) -> None:
         super().__init__(num_tokens, width)
         self.head = nn.Parameter(torch.empty(num_tokens, width))
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the logits are products with the embeddings themselves."""
+        return False
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float[..., D] -> float32[..., V]; see `logits_product`."""

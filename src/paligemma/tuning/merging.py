@@ -84,9 +84,12 @@ def describe(adapter: str | Path, model: str | None = None) -> list[str]:
     loaded = load_adapter(folder, model_of_sizes)
     config = loaded.config
     kind = "DoRA" if config.dora else "rsLoRA" if config.rank_stabilised else "LoRA"
+    rows = loaded.token_rows
+    named = " and ".join(f"<{name}>" for name in config.token_rows) or "given ids"
     return [
         f"{folder}: {kind} of rank {config.rank}, alpha {config.alpha:g}, on {base}",
         f"changes {len(loaded.updates)} layers of {', '.join(config.parts)}",
+        *([] if rows is None else [f"changes {len(rows.ids)} token rows, of {named}"]),
         f"{loaded.num_parameters:,} parameters, "
         f"{'active' if loaded.is_active else 'without effect: every update is zero'}",
     ]

@@ -10,17 +10,29 @@ import logging
 import math
 import os
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paligemma.adapt.lora import PARTS, Adapter, LoraConfig, LoraUpdate, layer_names
+from paligemma.adapt.lora import (
+    EMBEDDING,
+    PARTS,
+    Adapter,
+    LoraConfig,
+    LoraUpdate,
+    base_layer,
+    layer_names,
+)
+from paligemma.adapt.token_rows import TOKEN_KINDS, TokenRows, ids_of
 from paligemma.errors import CheckpointError
 from paligemma.model import PaliGemmaModel
+from paligemma.vocab import Vocab
 from paligemma.weights.hf import bare_name, spell, unspell
 from paligemma.weights.hf_config import read_json
 from paligemma.whole_file import staging_folder, write_json
@@ -35,6 +47,10 @@ _LEAVES = {
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
 }
+# Rows of the embedding; a head that is tied to it has none of its own.
+_TABLE = "language_model.embed_tokens"
+_ROWS_LEAF = "token_adapter.trainable_tokens_delta"
+_ROWS_FIELD = "trainable_token_indices"
 _MAX_PATTERN = 200  # characters
 # Fields that say nothing about the arithmetic, or were used only to begin the training.
 _HARMLESS = {
@@ -83,6 +99,9 @@ def save_adapter(
         tensors[f"{module}.lora_B.weight"] = update.up
         if update.magnitude is not None:
             tensors[f"{module}.lora_magnitude_vector"] = update.magnitude
+    if adapter.token_rows is not None:
+        table = _peft_name(EMBEDDING, generation)
+        tensors[f"{table}.{_ROWS_LEAF}"] = adapter.token_rows.rows
     config = adapter.config
     described = {
         "peft_type": "LORA",
@@ -95,8 +114,12 @@ def save_adapter(
         "bias": "none",
         # Whole names, so that the tower's layers of equal suffix stay as they are.
         "target_modules": sorted(
-            {key.rpartition(".lora_")[0].removeprefix(f"{_PREFIX}model.") for key in tensors}
+            _peft_name(name, generation).removeprefix(f"{_PREFIX}model.")
+            for name in adapter.updates
         ),
+        _ROWS_FIELD: None
+        if adapter.token_rows is None
+        else {"embed_tokens": adapter.token_rows.ids.tolist()},
         "inference_mode": True,
         "task_type": None,
     }
@@ -156,6 +179,7 @@ def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapt
         for name in layer_names(model, tuple(PARTS))
     }
     found: dict[str, dict[str, Tensor]] = {}
+    rows = None
     unknown = []
     for key, tensor in tensors.items():
         module, leaf = _split(key)
@@ -163,6 +187,8 @@ def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapt
             logger.warning("%s changes SigLIP's pooling head, which PaliGemma does not use", path)
         elif leaf in _LEAVES and module in layers:
             found.setdefault(module, {})[_LEAVES[leaf]] = tensor.float()
+        elif leaf == _ROWS_LEAF and module == _TABLE:
+            rows = _token_rows(path, raw, tensor, model)
         else:
             unknown.append(key)
     if unknown or not found:
@@ -177,7 +203,9 @@ def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapt
         if module in found:
             name = layers[module]
             updates[name] = _update(path, raw, module, name, found[module], model)
-    return Adapter(config=_config(raw, updates), updates=updates)
+    return Adapter(
+        config=_config(raw, updates, rows, model.config.vocab), updates=updates, token_rows=rows
+    )
 
 
 def _peft_name(layer: str, generation: int) -> str:
@@ -189,7 +217,7 @@ def _split(key: str) -> tuple[str, str]:
     """A key of the file as (bare name of the module, leaf)."""
     key = key.removeprefix(_PREFIX)
     module, leaf = key, ""
-    for known in (*_LEAVES, "weight", "bias"):
+    for known in (*_LEAVES, _ROWS_LEAF, "weight", "bias"):
         if key.endswith("." + known):
             module, leaf = key[: -len(known) - 1], known
             break
@@ -204,7 +232,7 @@ def _refuse_unknown(raw: Mapping[str, Any], path: Path) -> None:
         problems.append(f"bias is {raw['bias']!r}, not 'none'")
     if raw.get("init_lora_weights", True) not in _PLAIN_STARTS:
         problems.append(f"init_lora_weights is {raw['init_lora_weights']!r}")
-    known = _HARMLESS | {"bias", "init_lora_weights"}
+    known = _HARMLESS | {"bias", "init_lora_weights", _ROWS_FIELD}
     problems += [
         f"{field} is {value!r}" for field, value in raw.items() if value and field not in known
     ]
@@ -269,6 +297,38 @@ def _update(
     return LoraUpdate(down, up, scale=alpha / root, magnitude=magnitude)
 
 
+def _token_rows(
+    path: Path, raw: Mapping[str, Any], rows: Tensor, model: PaliGemmaModel
+) -> TokenRows:
+    """The trained rows of the embedding, whose ids the config lists."""
+    stated = raw.get(_ROWS_FIELD)
+    if isinstance(stated, dict):
+        named = [ids for name, ids in stated.items() if f".{name}".endswith(".embed_tokens")]
+        stated = named[0] if len(stated) == len(named) == 1 else None
+    vocab, width = model.config.vocab, model.config.text.width
+    if (
+        not isinstance(stated, list)
+        or not stated
+        or not all(type(one) is int and 0 <= one < vocab.size for one in stated)
+        or len(set(stated)) != len(stated)
+    ):
+        raise CheckpointError(
+            f"an adapter lists the ids of its token rows, below {vocab.size} and each once, as "
+            f"{_ROWS_FIELD} of embed_tokens, {path / CONFIG_FILE} has "
+            f"{reprlib.repr(raw.get(_ROWS_FIELD))}; take both files from one training"
+        )
+    if rows.shape != (len(stated), width):
+        raise CheckpointError(
+            f"an adapter fits the model it was trained for, {path} has token rows of size "
+            f"{tuple(rows.shape)}, its config and this model need {(len(stated), width)}; load "
+            f"its own base, {raw.get('base_model_name_or_path')!r}"
+        )
+    ids = torch.tensor(stated)
+    embed = base_layer(model, EMBEDDING)
+    start = None if embed.device.type == "meta" else embed(ids.to(embed.device)).detach().cpu()
+    return TokenRows(ids, rows.float(), start)
+
+
 def _alpha(raw: Mapping[str, Any], module: str) -> float:
     """alpha of one layer: of the first pattern that its name ends in, else that of all."""
     patterns = raw.get("alpha_pattern") or {}
@@ -278,12 +338,19 @@ def _alpha(raw: Mapping[str, Any], module: str) -> float:
     return float(raw.get("lora_alpha", 8))
 
 
-def _config(raw: Mapping[str, Any], updates: Mapping[str, LoraUpdate]) -> LoraConfig:
+def _config(
+    raw: Mapping[str, Any],
+    updates: Mapping[str, LoraUpdate],
+    rows: TokenRows | None,
+    vocab: Vocab,
+) -> LoraConfig:
     parts = [
         part
         for part, pattern in PARTS.items()
         if any(re.fullmatch(pattern, name) for name in updates)
     ]
+    ids = set() if rows is None else set(rows.ids.tolist())
+    kinds = TOKEN_KINDS if vocab.has_objects else ()
     return LoraConfig(
         rank=max(len(update.down) for update in updates.values()),
         alpha=float(raw.get("lora_alpha", 8)),
@@ -291,4 +358,5 @@ def _config(raw: Mapping[str, Any], updates: Mapping[str, LoraUpdate]) -> LoraCo
         dropout=float(raw.get("lora_dropout") or 0.0),
         rank_stabilised=bool(raw.get("use_rslora")),
         dora=bool(raw.get("use_dora")),
+        token_rows=tuple(kind for kind in kinds if ids.issuperset(ids_of(kind, vocab))),
     )

@@ -1,0 +1,95 @@
+"""Adapters through the command line: trained token rows, quantised bases, several on one base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_folder import write_random_tiny
+
+from paligemma import PaliGemma
+from paligemma.cli import main
+from paligemma.weights.load import load_model
+
+BOX = "<loc0100><loc0200><loc0500><loc0600>"
+PROMPT = "detect red"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_tiny(tmp_path_factory.mktemp("base") / "model", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One picture with one box, learnt and held out."""
+    folder = tmp_path_factory.mktemp("data")
+    Image.fromarray(np.full((40, 60, 3), (220, 30, 30), np.uint8)).save(folder / "red.png")
+    row = {"image": "red.png", "prefix": PROMPT, "suffix": f"{BOX} red"}
+    for split in ("train", "valid"):
+        (folder / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def run(*words: str | Path | float) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return int(stopped.value.code or 0)
+
+
+def trained(base: Path, data: Path, output: Path, *words: str | float) -> dict[str, Any]:
+    """The report of a few updates."""
+    code = run(
+        "train", "--data", data, "--model", base, "--output", output, "--rank", 2,
+        "--steps", 4, "--batch-size", 1, "--lr", 1e-2, "--quiet", *words,
+    )  # fmt: skip
+    assert code == 0
+    found: dict[str, Any] = json.loads((output / "report.json").read_text())
+    return found
+
+
+def test_rows_of_locations_are_learnt_alone_kept_shown_and_merged(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = trained(base, data, tmp_path / "run", "--train-tokens", "loc,seg")
+    (learnt,) = (
+        one for one in report["parts"] if (one["part"], one["state"]) == ("embedding", "adapter")
+    )
+    model = load_model(base)
+    assert learnt["parameters"] == (1024 + 128) * model.config.text.width
+    capsys.readouterr()
+    assert run("adapter", "inspect", tmp_path / "run") == 0
+    assert "1152 token rows, of <loc> and <seg>" in capsys.readouterr().out
+    assert run("adapter", "merge", tmp_path / "run", "--output", tmp_path / "merged") == 0
+    merged = load_model(tmp_path / "merged")
+    moved = (merged.text.embed.weight != model.text.embed.weight).any(dim=1).nonzero().flatten()
+    vocab = model.config.vocab
+    assert all(vocab.is_loc(one) or vocab.is_seg(one) for one in moved.tolist())
+    assert {vocab.loc0 + place for place in (100, 200, 500, 600)} <= set(moved.tolist())
+    live = PaliGemma.from_pretrained(base, adapter=tmp_path / "run")
+    whole = PaliGemma.from_pretrained(tmp_path / "merged")
+    asked = [one.generate(data / "red.png", PROMPT, max_new_tokens=6).text for one in (live, whole)]
+    assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--train-tokens", "locs"], "loc or seg"),
+        (["--full", "--train-tokens", "loc"], "--train-tokens"),
+    ],
+)
+def test_an_option_of_adapters_that_is_out_of_place_is_one_sentence(
+    words: list[str], said: str, base: Path, data: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    code = run(
+        "train", "--data", data, "--model", base, "--output", tmp_path / "run", "--quiet", *words
+    )
+    assert code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
