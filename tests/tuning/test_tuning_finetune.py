@@ -133,10 +133,16 @@ def test_a_training_killed_again_and_again_leaves_the_same_files(
 ) -> None:
     """Through the program: SIGKILL at moments that a seed draws, from the start to the end."""
     words = [sys.executable, "-m", "paligemma", "train", "--data", str(data), "--model", str(base),
-             "--steps", "16", "--batch-size", "2", "--rank", "4", "--quiet"]  # fmt: skip
+             "--steps", "16", "--batch-size", "2", "--rank", "4", "--eval-every", "8",
+             "--quiet"]  # fmt: skip
 
     def kept(folder: Path) -> dict[str, bytes]:
-        names = ("adapter/adapter_model.safetensors", "recipe.json", "report.json")
+        names = (
+            "adapter/adapter_model.safetensors",
+            "recipe.json",
+            "report.json",
+            "train/validation.jsonl",
+        )
         return {name: (folder / name).read_bytes() for name in names}
 
     whole = subprocess.run([*words, "--output", str(tmp_path / "whole")], capture_output=True)

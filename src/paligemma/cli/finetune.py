@@ -122,6 +122,22 @@ _OPTIONS = (
         metavar="NAME",
         help="Of objects in an answer: file (default), yx (top left first), random.",
     ),
+    click.option(
+        "--eval-every",
+        type=float,
+        metavar="N",
+        help="Updates between two looks at the held-out rows, or a share of the run below 1; 0.25 "
+        "by default. 0 looks before and after alone.",
+    ),
+    click.option(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="End after N looks without a better one, and keep the best.",
+    ),
+    click.option(
+        "--keep", metavar="NAME", help="What counts: last (default without --patience) or best."
+    ),
     click.option("--seed", type=int, metavar="S", help="Fixes everything drawn; 0 by default."),
     click.option("--device", metavar="NAME", help="By default cuda if there is one, else cpu."),
     click.option("--threads", type=click.IntRange(1, 256), help="CPU threads."),
@@ -151,6 +167,8 @@ _RECIPE = (
     "label_smoothing",
     "dropout",
     "order",
+    "patience",
+    "keep",
     "seed",
 )
 TRANSFER = "transfer:"
@@ -237,6 +255,8 @@ def run_finetune(
     }
     if freeze:
         stated["freeze"] = freeze
+    if (every := numbers["eval_every"]) is not None:
+        stated["eval_every"] = every or None
     name = data.stem if data.suffix else data.resolve().name
     run = finetune(
         model,

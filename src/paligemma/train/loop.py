@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,27 @@ class LoopOptions:
     data_size: int | None = None
 
 
+class Watch(Protocol):
+    """What looks at a run between its updates, and may end it; it changes no update."""
+
+    @property
+    def ends_run(self) -> bool:
+        """Whether no update is to follow."""
+        ...
+
+    def begin(self, step: int) -> None:
+        """Called before the first update; what was seen after `step` will be repeated."""
+        ...
+
+    def is_due(self, step: int, *, is_last: bool) -> bool:
+        """Whether to look after this many updates."""
+        ...
+
+    def look(self, step: int) -> None:
+        """Look at the model, which is in eval mode and holds its averages, if it keeps any."""
+        ...
+
+
 def train(
     model: nn.Module,
     objective: nn.Module,
@@ -71,6 +92,7 @@ def train(
     folder: Path,
     *,
     settings: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train a model, from the newest checkpoint in the folder if it holds one.
 
@@ -86,6 +108,7 @@ def train(
         folder: folder of the checkpoints and of metrics.jsonl.
         settings: what else must be equal for a run to resume, such as data and seed; stored as
             JSON.
+        watch: looks at the model between updates.
 
     Returns:
         The last line of metrics.
@@ -97,7 +120,7 @@ def train(
         KeyboardInterrupt: the run was interrupted; its checkpoint is written.
     """
     with one_writer(folder):
-        return _train(model, objective, source, optim, options, folder, settings or {})
+        return _train(model, objective, source, optim, options, folder, settings or {}, watch)
 
 
 def _train(
@@ -108,6 +131,7 @@ def _train(
     options: LoopOptions,
     folder: Path,
     settings: Mapping[str, Any],
+    watch: Watch | None,
 ) -> dict[str, Any]:
     extra = dict(objective.named_parameters())
     optimizer = Optimizer(
@@ -128,11 +152,15 @@ def _train(
     if beside is not None:
         logger.info("resumed at step %d", optimizer.steps_done)
     first = optimizer.steps_done
-    _drop_lines_after(folder / METRICS_FILE, first)
+    drop_lines_after(folder / METRICS_FILE, first)
+    if watch is not None:
+        watch.begin(first)
     model.train()
     interrupted = _Interrupt()
     window = _Window.of(beside or {})
     end = options.stop_at or options.total_steps
+    if watch is not None and watch.ends_run:
+        end = first
     bar = tqdm(total=end, initial=first, unit="step", disable=not options.progress)
     try:
         for batch in batches(source, first, end, options.num_workers):
@@ -143,6 +171,9 @@ def _train(
             window.add({**values, **optimizer.step()})
             done = optimizer.steps_done
             last = done == end
+            if watch is not None and watch.is_due(done, is_last=last):
+                window.started += _look(watch, model, optimizer)
+                last = last or watch.ends_run
             if done % options.log_every == 0 or last:
                 line = window.line(done, optimizer.schedule_factors(done - 1))
                 with (folder / METRICS_FILE).open("a") as file:
@@ -153,12 +184,24 @@ def _train(
             bar.update()
             if interrupted.asked is not None:
                 interrupted.stop()
+            if last:
+                break
     finally:
         bar.close()
         interrupted.restore()
     optimizer.keep_averages()
     model.eval()
     return _last_line(folder / METRICS_FILE)
+
+
+def _look(watch: Watch, model: nn.Module, optimizer: Optimizer) -> float:
+    """Let a watch look at the model as it would be kept now; returns the seconds it took."""
+    started = time.monotonic()
+    model.eval()
+    with torch.random.fork_rng(devices=[]), optimizer.averaged():
+        watch.look(optimizer.steps_done)
+    model.train()
+    return time.monotonic() - started
 
 
 def _backward(model: nn.Module, objective: nn.Module, batch: Any) -> dict[str, Tensor]:
@@ -254,8 +297,12 @@ def _first_live_schedule(optim: OptimConfig) -> ScheduleConfig:
     return next(schedule for _, schedule in optim.schedule if schedule is not None)
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Remove the metrics of steps that will be repeated, and a line that a kill cut in half."""
+def drop_lines_after(path: Path, step: int) -> None:
+    """Remove the lines of steps that will be repeated, and a line that a kill cut in half.
+
+    Raises:
+        ConfigError: the file is a link.
+    """
     if path.is_symlink():
         raise ConfigError(
             f"a training writes its own {path.name}, {path} is a link to another file; move it away"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,14 +18,14 @@ from paligemma.model import PaliGemmaModel
 from paligemma.one_writer import one_writer
 from paligemma.pipeline.loading import LoadOptions, load_processor
 from paligemma.pipeline.paligemma import PaliGemma
-from paligemma.train.examples import ExampleSource, SuffixLoss
+from paligemma.train.examples import ORDERS, ExampleSource, SuffixLoss
 from paligemma.train.loop import LoopOptions, train
-from paligemma.tuning.folder import BEFORE, REPORT, TRAIN, begin, require_own
-from paligemma.tuning.keeping import keep
-from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_table
+from paligemma.tuning.folder import REPORT, TRAIN, begin, require_own
+from paligemma.tuning.keeping import keep, take_back, write
+from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_lines, part_table
 from paligemma.tuning.rows import codec_of, read_rows
 from paligemma.tuning.setup import Setup, recipe_of, task_of
-from paligemma.tuning.watching import Judge, digest
+from paligemma.tuning.watching import Judge, Look, Validation, digest, say
 from paligemma.whole_file import write_json
 
 logger = logging.getLogger(__name__)
@@ -122,39 +123,45 @@ def _run(setup: Setup) -> FinetuneRun:
         setup.model, device=setup.device, mode=None if recipe.lora is not None else "exact"
     )
     _say_skipped(skipped, folder)
-    described = _described(setup, asked.model, learnt)
+    described = _described(setup, asked.model, learnt, held_out)
     begin(folder, described)
     adapter = None
     if recipe.lora is not None:
         adapter = Adapter.new(asked.model, recipe.lora, seed=recipe.seed)
-    judge = Judge(task=setup.task, asked=asked, examples=held_out, progress=setup.progress)
-    before = judge.figures_before(folder / BEFORE, described)
-    _prepare(asked.model, adapter, recipe)
     options = _loop_options(setup, len(learnt))
+    validation = _validation(setup, asked, adapter, held_out, options.total_steps)
+    if validation is not None:
+        validation.before()
+    _prepare(asked.model, adapter, recipe)
+    parts = part_table(asked.model, recipe.optim())
+    for line in part_lines(parts):
+        say(setup.progress, line)
     train(
         asked.model,
-        SuffixLoss(
-            recipe.label_smoothing,
-            mean=recipe.mean,
-            compute_dtype=recipe.compute_dtype(asked.model.device),
-        ),
+        _objective(setup, asked.model, recipe.label_smoothing),
         _source(setup, asked, learnt),
         recipe.optim(),
         options,
         folder / TRAIN,
         settings=described,
+        watch=validation,
     )
-    parts = part_table(asked.model, recipe.optim())
-    after = judge.figures()
+    kept = None if validation is None else _choose(validation, recipe, asked.model, adapter)
     result = keep(asked.model, adapter, folder, base=setup.model)
-    figures = tuple(
-        FigureChange(name=name, before=before[name], after=value)
-        for name, value in after.items()
-        if name in before
-    )
+    figures: tuple[FigureChange, ...] = ()
+    if validation is not None and kept is not None:
+        before = validation.before().figures
+        figures = tuple(
+            FigureChange(name=name, before=before[name], after=value)
+            for name, value in kept.figures.items()
+            if name in before
+        )
     report = {
         "recipe": described,
         "steps": options.total_steps,
+        "kept": None
+        if kept is None
+        else {"step": kept.step, "rule": "best" if recipe.keeps_best else "last"},
         "rows": {"learnt": len(learnt), "held_out": len(held_out), "skipped": len(skipped)},
         "parts": parts,
         "figures": [asdict(one) for one in figures],
@@ -171,7 +178,9 @@ def _say_skipped(skipped: Sequence[str], folder: Path) -> None:
         logger.warning("skipped: %d rows more; see %s", len(skipped) - _MAX_SHOWN, folder / REPORT)
 
 
-def _described(setup: Setup, model: PaliGemmaModel, learnt: Sequence[Example]) -> dict[str, Any]:
+def _described(
+    setup: Setup, model: PaliGemmaModel, learnt: Sequence[Example], held_out: Sequence[Example]
+) -> dict[str, Any]:
     """Everything that changes the result, as recipe.json and checkpoints hold it."""
     return {
         "model": setup.model,
@@ -180,9 +189,59 @@ def _described(setup: Setup, model: PaliGemmaModel, learnt: Sequence[Example]) -
         "transfer": setup.transfer,
         "data": str(setup.data),
         "rows": digest(learnt),
+        "held_out": digest(held_out),
         **setup.recipe.to_json(),
         "compute": str(setup.recipe.compute_dtype(model.device)).removeprefix("torch."),
     }
+
+
+def _validation(
+    setup: Setup,
+    asked: PaliGemma,
+    adapter: Adapter | None,
+    held_out: Sequence[Example],
+    num_steps: int,
+) -> Validation | None:
+    """What looks at the held-out rows; None where there are none."""
+    if not held_out:
+        return None
+    recipe = setup.recipe
+    judge = Judge(
+        task=setup.task,
+        asked=asked,
+        examples=held_out,
+        source=_source(setup, asked, held_out, is_drawn=False),
+        objective=_objective(setup, asked.model),
+        name=setup.model,
+        progress=setup.progress,
+    )
+    # A copy of a whole model is large, and is written only where it may be what is kept.
+    saves = adapter is not None or recipe.keeps_best
+    return Validation(
+        judge,
+        setup.folder,
+        every=recipe.looks_every(num_steps),
+        patience=recipe.patience,
+        save=partial(write, asked.model, adapter, base=setup.model) if saves else None,
+    )
+
+
+def _choose(
+    validation: Validation, recipe: Recipe, model: PaliGemmaModel, adapter: Adapter | None
+) -> Look:
+    """The look at what is kept, which the model then is: the last one, or the best."""
+    last, best = validation.looks[-1], validation.best
+    if not recipe.keeps_best or best is None or best.step == last.step:
+        return last
+    take_back(model, adapter, validation.best_folder(best.step))
+    return best
+
+
+def _objective(setup: Setup, model: PaliGemmaModel, label_smoothing: float = 0.0) -> SuffixLoss:
+    recipe = setup.recipe
+    return SuffixLoss(
+        label_smoothing, mean=recipe.mean, compute_dtype=recipe.compute_dtype(model.device)
+    )
 
 
 def _prepare(model: PaliGemmaModel, adapter: Adapter | None, recipe: Recipe) -> None:
@@ -195,15 +254,18 @@ def _prepare(model: PaliGemmaModel, adapter: Adapter | None, recipe: Recipe) -> 
         checkpoint_blocks([*model.vision.blocks, *model.text.blocks])
 
 
-def _source(setup: Setup, asked: PaliGemma, learnt: Sequence[Example]) -> ExampleSource:
+def _source(
+    setup: Setup, asked: PaliGemma, examples: Sequence[Example], *, is_drawn: bool = True
+) -> ExampleSource:
+    """Batches of some rows; what is measured with is shown as it is."""
     recipe = setup.recipe
     return ExampleSource(
-        examples=learnt,
+        examples=examples,
         asking_of=setup.task.asks,
         processor=asked.processor,
         batch_size=recipe.batch_size,
         micro_size=recipe.micro_size,
-        order=recipe.order,
+        order=recipe.order if is_drawn else ORDERS[0],
         mean=recipe.mean,
         seed=recipe.seed,
     )

@@ -1,8 +1,9 @@
 """The folder of a fine-tuning: whose it is, and what lies in it.
 
 folder/recipe.json     what was run
-folder/before.json     figures before the training
-folder/train/          checkpoints and metrics.jsonl; the same call goes on from here
+folder/train/          checkpoints, metrics.jsonl, validation.jsonl; the same call goes on from here
+folder/answers/        answers to held-out rows: before, of the best look, of the newest
+folder/best/           the adapter or the model of the best look
 folder/adapter/        what was learnt, in PEFT's layout; or folder/model/ without an adapter
 folder/report.json     figures before and after
 """
@@ -17,8 +18,9 @@ from paligemma.jobs.run_folder import differences
 from paligemma.json_file import read_json
 from paligemma.whole_file import write_json
 
-RECIPE, BEFORE, TRAIN, REPORT = "recipe.json", "before.json", "train", "report.json"
-ADAPTER, MODEL = "adapter", "model"
+RECIPE, TRAIN, REPORT = "recipe.json", "train", "report.json"
+ADAPTER, MODEL, BEST = "adapter", "model", "best"
+VALIDATION, ANSWERS = "validation.jsonl", "answers"
 # Every recipe that `begin` writes has them.
 _ALWAYS = {"weights", "task", "rows"}
 
@@ -31,7 +33,7 @@ def require_own(folder: Path) -> None:
     """
     if _recipe(folder) is not None:
         return
-    names = (RECIPE, BEFORE, TRAIN, ADAPTER, MODEL, REPORT)
+    names = (RECIPE, TRAIN, ANSWERS, BEST, ADAPTER, MODEL, REPORT)
     taken = [name for name in names if os.path.lexists(folder / name)]
     if taken:
         raise ConfigError(

@@ -13,6 +13,7 @@ from paligemma.model import PaliGemmaModel
 from paligemma.tuning.folder import ADAPTER, MODEL
 from paligemma.weights.adapter import load_adapter, save_adapter
 from paligemma.weights.catalog import resolve
+from paligemma.weights.load import OpenCheckpoint
 from paligemma.weights.save import SIDE_FILES, save_model
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,10 @@ def keep(model: PaliGemmaModel, adapter: Adapter | None, folder: Path, *, base: 
         CheckpointError: it cannot be written.
     """
     if adapter is None:
-        return save_model(model, folder / MODEL, extra_files=side_files(base), overwrite=True)
+        return write(model, adapter, folder / MODEL, base=base)
     target = folder / ADAPTER
     if not target.exists():
-        save_adapter(adapter, model, target, base=base)
+        write(model, adapter, target, base=base)
     again = load_adapter(target, model)
     written, read = dict(adapter.named_parameters()), dict(again.named_parameters())
     if written.keys() != read.keys() or not all(
@@ -50,6 +51,33 @@ def keep(model: PaliGemmaModel, adapter: Adapter | None, folder: Path, *, base: 
     if not adapter.is_active:
         logger.warning("the adapter changes nothing: train longer, or with a higher learning rate")
     return target
+
+
+def write(model: PaliGemmaModel, adapter: Adapter | None, target: Path, *, base: str) -> Path:
+    """Write an adapter to a new folder, or a model to one that may hold another state of it."""
+    if adapter is None:
+        return save_model(model, target, extra_files=side_files(base), overwrite=True)
+    return save_adapter(adapter, model, target, base=base)
+
+
+@torch.no_grad()
+def take_back(model: PaliGemmaModel, adapter: Adapter | None, source: Path) -> None:
+    """Give a model, or its adapter, the values that `write` wrote.
+
+    Raises:
+        CheckpointError: they are gone, or damaged.
+    """
+    if adapter is None:
+        with OpenCheckpoint(str(source)) as opened:
+            read = dict(opened.load(dtype="float32").named_parameters())
+        own = dict(model.named_parameters())
+    else:
+        read, own = (
+            dict(load_adapter(source, model).named_parameters()),
+            dict(adapter.named_parameters()),
+        )
+    for name, parameter in own.items():
+        parameter.copy_(read[name])
 
 
 def side_files(base: str) -> list[Path]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from paligemma.adapt.lora import attach, merge
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
 from paligemma.tuning.keeping import side_files
+from paligemma.tuning.probing import moved, probe
 from paligemma.weights.adapter import CONFIG_FILE, adapter_folder, load_adapter
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hf_config import read_json
@@ -20,7 +20,6 @@ from paligemma.whole_file import require_writable
 
 # Largest difference of logits in float32, as a share of the largest logit.
 MAX_DIFFERENCE = 1e-5
-_PROBE_TOKENS = 12
 
 
 def base_of(adapter: str | Path) -> str:
@@ -63,9 +62,9 @@ def merge_adapter(
         stored = dtype or dtype_name(opened.table_dtype)
         merged = opened.load(dtype="float32")
     attach(merged, load_adapter(adapter_folder(adapter), merged))
-    before = _probe(merged)
+    before = probe(merged)
     merge(merged)
-    difference = float((_probe(merged) - before).abs().max() / before.abs().max())
+    difference = moved(before, probe(merged))
     if not difference <= MAX_DIFFERENCE:
         raise CheckpointError(
             f"a merged model must answer like the adapted one, logits of {adapter} on {base} "
@@ -93,13 +92,3 @@ def describe(adapter: str | Path, model: str | None = None) -> list[str]:
         f"{loaded.num_parameters:,} parameters, "
         f"{'active' if loaded.is_active else 'without effect: every update is zero'}",
     ]
-
-
-@torch.no_grad()
-def _probe(model: PaliGemmaModel) -> Tensor:
-    """Logits float32[1, T, V] of a picture and tokens that a seed draws."""
-    generator = torch.Generator().manual_seed(0)
-    size = model.config.vision.image_size_px
-    picture = torch.rand(1, size, size, 3, generator=generator) * 2 - 1
-    tokens = torch.randint(0, model.config.vocab.size, (1, _PROBE_TOKENS), generator=generator)
-    return model(model.encode_image(picture), tokens, torch.zeros_like(tokens))

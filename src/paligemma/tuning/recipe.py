@@ -20,6 +20,7 @@ from paligemma.train.schedule import ScheduleConfig
 
 # Peak learning rates: published transfers use 1e-5 for the whole model; an adapter's is ours.
 FULL_LR, LORA_LR = 1e-5, 2e-4
+KEPT = ("last", "best")
 # What an adapter adds to a layer.
 _ADAPTED = r"(?=.*\.update\.)"
 COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -57,6 +58,9 @@ class RecipeKeywords(TypedDict, total=False):
     lr_mults: tuple[tuple[str, float], ...]
     warmups: tuple[tuple[str, float], ...]
     order: str
+    eval_every: float | None
+    patience: int | None
+    keep: str | None
     seed: int
 
 
@@ -91,6 +95,11 @@ class Recipe:
             the place of `warmup_percent`.
         order: of the objects in an answer: "file", "yx" (top left first) or "random" by seed and
             visit.
+        eval_every: updates between two looks at the held-out rows; below 1 a share of the run. None
+            looks before and after the training alone.
+        patience: looks without a better one after which the run ends; None runs to the end.
+        keep: which result counts, "last" or "best" by the task's headline on held-out rows; None is
+            best with a patience, else last.
         seed: fixes adapter, order and dropout.
     """
 
@@ -114,6 +123,9 @@ class Recipe:
     lr_mults: tuple[tuple[str, float], ...] = ()
     warmups: tuple[tuple[str, float], ...] = ()
     order: str = ORDERS[0]
+    eval_every: float | None = 0.25
+    patience: int | None = None
+    keep: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -142,6 +154,15 @@ class Recipe:
                 "shares in [0, 1] of the run",
             ),
             ("order", self.order in ORDERS, f"one of {', '.join(ORDERS)}"),
+            (
+                "eval_every",
+                self.eval_every is None
+                or 0 < self.eval_every < 1
+                or (self.eval_every >= 1 and self.eval_every == int(self.eval_every)),
+                "a count of updates, or a share of the run below 1",
+            ),
+            ("patience", self.patience is None or self.patience >= 1, "a count of looks"),
+            ("keep", self.keep in (None, *KEPT), f"one of {', '.join(KEPT)}"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
             ("seed", 0 <= self.seed < 2**63, "a whole number, 0 or more"),
         )
@@ -157,6 +178,18 @@ class Recipe:
     def num_steps(self, num_examples: int) -> int:
         """Number of updates; epochs are rounded as the original rounds them."""
         return self.steps or max(1, round(self.epochs * num_examples / self.batch_size))
+
+    def looks_every(self, num_steps: int) -> int | None:
+        """Updates between two looks at the held-out rows; None looks at the end alone."""
+        if self.eval_every is None:
+            return None
+        share = self.eval_every if self.eval_every < 1 else None
+        return int(self.eval_every) if share is None else max(1, round(share * num_steps))
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best look at held-out rows is what the run is kept as."""
+        return self.keep == "best" or (self.keep is None and self.patience is not None)
 
     def optim(self) -> OptimConfig:
         """The update rule: AdamW with a cosine schedule and a linear warm-up."""
@@ -248,6 +281,22 @@ def part_table(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
         {"part": part, "state": state, "parameters": number, "lr": rate}
         for (part, state, rate), number in rows.items()
     ]
+
+
+def part_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The table of parts in lines for people."""
+    cells = [("part", "state", "parameters", "learning rate")]
+    cells += [
+        (
+            one["part"],
+            one["state"],
+            f"{one['parameters']:,}",
+            f"{one['lr']:g}" if one["lr"] else "-",
+        )
+        for one in rows
+    ]
+    a, b, c, d = (max(map(len, column)) for column in zip(*cells, strict=True))
+    return [f"{part:{a}}  {state:{b}}  {num:>{c}}  {lr:>{d}}" for part, state, num, lr in cells]
 
 
 def _part(name: str) -> str:
