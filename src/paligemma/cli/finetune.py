@@ -62,6 +62,12 @@ _OPTIONS = (
     click.option("--dora", is_flag=True, help="Learn norms apart from directions (DoRA)."),
     click.option("--rslora", is_flag=True, help="Scale by the root of the rank (rsLoRA)."),
     click.option(
+        "--quantize",
+        "quant",
+        metavar="NAME",
+        help="Keep the layers under an adapter in four bits: nf4, or nf4:decoder,vision.",
+    ),
+    click.option(
         "--freeze",
         multiple=True,
         metavar="PART",
@@ -150,6 +156,7 @@ _LORA_ONLY = {
     "train_tokens": "--train-tokens",
 }
 _RECIPE = (
+    "quant",
     "epochs",
     "steps",
     "batch_size",

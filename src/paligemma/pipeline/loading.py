@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
+from paligemma.adapt.quant import Quant
 from paligemma.config import MAX_IMAGE_SIZE_PX, PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError, TokenizerError
 from paligemma.generate import check_kv_cache_dtype, require_flag, require_whole
@@ -50,6 +51,7 @@ class LoadKeywords(TypedDict, total=False):
     tokenizer: str | Path | None
     mask_codec: str | Path | None
     adapter: str | Path | None
+    quant: str | None
     allow_url: bool
     max_pixels: int
     background: str
@@ -57,7 +59,9 @@ class LoadKeywords(TypedDict, total=False):
 
 _PATHS = (str, os.PathLike)
 _TEXTS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("mode", "revision", "conventions", "resize_method", "kv_cache_dtype"), str),
+    **dict.fromkeys(
+        ("mode", "revision", "conventions", "resize_method", "kv_cache_dtype", "quant"), str
+    ),
     **dict.fromkeys(("tokenizer", "mask_codec", "adapter"), _PATHS),
     "background": str,
 }
@@ -82,6 +86,8 @@ class LoadOptions:
             $PALIGEMMA_MASK_CODEC.
         adapter: folder of a LoRA adapter in PEFT's layout, or of a run of `paligemma train`; it
             stays beside the weights, which keep their dtype.
+        quant: "nf4" keeps the decoder's linear layers in four bits, "nf4:decoder,vision" those of
+            the named parts.
         allow_url: whether pictures may be fetched from URLs.
         max_pixels: largest picture that is decoded.
         background: colour under transparent parts of pictures, "white" or as CSS writes it; "none"
@@ -101,6 +107,7 @@ class LoadOptions:
     tokenizer: str | Path | None = None
     mask_codec: str | Path | None = None
     adapter: str | Path | None = None
+    quant: str | None = None
     allow_url: bool = False
     max_pixels: int = MAX_PIXELS
     background: str = WHITE
@@ -135,6 +142,8 @@ class LoadOptions:
             )
         if self.mode is not None:
             RunSettings(mode=self.mode)
+        if self.quant is not None:
+            Quant.parse(self.quant)
         if self.kv_cache_dtype is not None:
             check_kv_cache_dtype(self.kv_cache_dtype)
         require_whole("max_pixels", self.max_pixels)
@@ -176,7 +185,8 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
         processor = _make_processor(opened, options)
         mode = options.mode or ("bf16" if opened.table_dtype == torch.bfloat16 else "exact")
         dtype = torch.bfloat16 if mode == "bf16" else torch.float32
-        model = opened.load(dtype=dtype, device=device)
+        quant = None if options.quant is None else Quant.parse(options.quant)
+        model = opened.load(dtype=dtype, device=device, quant=quant)
         if options.adapter is not None:
             from paligemma.adapt.lora import attach
             from paligemma.weights.adapter import adapter_folder, load_adapter

@@ -120,7 +120,10 @@ def _run(setup: Setup) -> FinetuneRun:
         setup.task, setup.data, setup.processor, codec_of(setup.model)
     )
     asked = PaliGemma.from_pretrained(
-        setup.model, device=setup.device, mode=None if recipe.lora is not None else "exact"
+        setup.model,
+        device=setup.device,
+        mode=None if recipe.lora is not None else "exact",
+        quant=recipe.quant,
     )
     _say_skipped(skipped, folder)
     described = _described(setup, asked.model, learnt, held_out)

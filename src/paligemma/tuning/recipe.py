@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from paligemma.adapt.lora import LoraConfig
+from paligemma.adapt.quant import Quant
 from paligemma.errors import ConfigError
+from paligemma.kernels.nf4 import NF4Linear
 from paligemma.tasks.published import transfer_recipe
 from paligemma.train.examples import ORDERS
 from paligemma.train.loss import MEANS
@@ -39,6 +41,7 @@ class RecipeKeywords(TypedDict, total=False):
     """The fields of `Recipe` as keywords; `lora` may also be True or False."""
 
     lora: LoraConfig | bool | None
+    quant: str | None
     freeze: tuple[str, ...]
     epochs: float
     steps: int | None
@@ -70,6 +73,8 @@ class Recipe:
 
     Attributes:
         lora: the adapter that is trained beside the frozen model; None trains the model itself.
+        quant: how the frozen layers under an adapter are kept, as in `LoadOptions`; None keeps
+            their dtype.
         freeze: parts that stay as they are: names of `PART_PATTERNS`, or patterns of big_vision
             names such as "img/.*".
         epochs: how often every row is seen.
@@ -104,6 +109,7 @@ class Recipe:
     """
 
     lora: LoraConfig | None = field(default_factory=LoraConfig)
+    quant: str | None = None
     freeze: tuple[str, ...] = ()
     epochs: float = 5.0
     steps: int | None = None
@@ -169,6 +175,13 @@ class Recipe:
         for name, holds, rule in rules:
             if not holds:
                 raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)}")
+        if self.quant is not None:
+            Quant.parse(self.quant)
+            if self.lora is None:
+                raise ConfigError(
+                    f"quantised layers are frozen under an adapter, got {self.quant} without one; "
+                    "train an adapter, or leave it out"
+                )
         if self.lora is not None and self.freeze:
             raise ConfigError(
                 "an adapter freezes the whole model by itself, got freeze patterns beside it; "
@@ -266,8 +279,8 @@ def part_table(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """What is trained of each part of a model.
 
     Returns:
-        Rows of part, state ("trained", "frozen" or "adapter"), number of parameters and peak
-        learning rate.
+        Rows of part, state ("trained", "frozen", "quantised" or "adapter"), number of parameters
+        and peak learning rate.
     """
     named = dict(model.named_parameters())
     rates = optim.peak_rates(named)
@@ -277,6 +290,10 @@ def part_table(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
         state = "frozen" if rate is None else "adapter" if ".update." in name else "trained"
         key = (_part(name), state, rate or 0.0)
         rows[key] = rows.get(key, 0) + parameter.numel()
+    for name, module in model.named_modules():
+        if isinstance(module, NF4Linear):
+            key = (_part(f"{name}."), "quantised", 0.0)
+            rows[key] = rows.get(key, 0) + module.num_weights
     return [
         {"part": part, "state": state, "parameters": number, "lr": rate}
         for (part, state, rate), number in rows.items()

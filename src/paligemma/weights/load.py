@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paligemma.adapt.quant import Quant, place_quantised
 from paligemma.config import PaliGemmaConfig, require_attention_value
 from paligemma.errors import CheckpointError, ConfigError
+from paligemma.kernels.nf4 import NF4Linear
 from paligemma.model import PaliGemmaModel
 from paligemma.model.siglip import resize_position_table
 from paligemma.processing.added_tokens import IMAGE_PIECE, added_tokens
@@ -218,7 +220,11 @@ class OpenCheckpoint:
         self._files.close()
 
     def load(
-        self, *, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu"
+        self,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str = "cpu",
+        quant: Quant | None = None,
     ) -> PaliGemmaModel:
         """Build the model on the meta device and assign its tensors one at a time.
 
@@ -226,6 +232,7 @@ class OpenCheckpoint:
             dtype: dtype of the parameters; None keeps the file's, which lets safetensors be
                 memory-mapped.
             device: where the parameters go.
+            quant: layers that are quantised, each as soon as it is read.
 
         Returns:
             The model in evaluation mode.
@@ -234,9 +241,13 @@ class OpenCheckpoint:
         with torch.device("meta"):
             model = PaliGemmaModel(self.config)
         wanted = None if dtype is None else parse_dtype(dtype)
+        if quant is not None:
+            place_quantised(model, quant, wanted or self.table_dtype)
         for name, tensor in self._weights.tensors(self._stored_config):
             if name == "vision.pos_embedding":
                 tensor = resize_position_table(tensor, self.config.num_image_tokens)
+            if _is_quantised(model, name, tensor, device):
+                continue
             if wanted is not None:
                 tensor = cast(tensor, wanted, name)
             _assign(model, name, tensor.to(device))
@@ -292,8 +303,21 @@ def _assign(model: PaliGemmaModel, name: str, tensor: Tensor) -> None:
     module._parameters[leaf] = nn.Parameter(tensor)
 
 
+def _is_quantised(
+    model: PaliGemmaModel, name: str, tensor: Tensor, device: torch.device | str
+) -> bool:
+    """Whether a tensor is the weights of a quantised layer, which then has them."""
+    owner, _, leaf = name.rpartition(".")
+    layer = model.get_submodule(owner)
+    if leaf != "weight" or not isinstance(layer, NF4Linear):
+        return False
+    layer.quantise(tensor.to(device))
+    return True
+
+
 def _require_complete(model: PaliGemmaModel) -> None:
-    left = [name for name, p in model.named_parameters() if p.is_meta]
+    named = (*model.named_parameters(), *model.named_buffers())
+    left = [name for name, tensor in named if tensor.is_meta]
     if left:
         raise CheckpointError(f"these parameters were never read: {', '.join(left)}")
 
