@@ -50,7 +50,7 @@ FORBIDDEN = {"transformers", "torchvision", "jax", "flax", "tensorflow", "peft",
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "manager", "misc"}
 MAX_LINES = 420
 # Name on the package index of what is imported under another name.
-DISTRIBUTION_OF = {"PIL": "pillow"}
+DISTRIBUTION_OF = {"PIL": "pillow", "yaml": "pyyaml"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

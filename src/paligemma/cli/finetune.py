@@ -29,6 +29,12 @@ class PartValue(click.ParamType):
 _OPTIONS = (
     click.option("--data", type=NamedPath(), metavar="DIR", help="Folder, or file of rows."),
     click.option(
+        "--mixture",
+        type=NamedPath(dir_okay=False),
+        metavar="FILE",
+        help="Several sets with weights, in the place of --data: .yaml, .toml or .json.",
+    ),
+    click.option(
         "--model",
         envvar="PALIGEMMA_MODEL",
         default="tiny",
@@ -208,6 +214,7 @@ def finetune_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def run_finetune(
     *,
     data: Path | None,
+    mixture: Path | None,
     model: str,
     output: Path | None,
     task: str | None,
@@ -226,10 +233,10 @@ def run_finetune(
     **numbers: Any,
 ) -> None:
     """Run a fine-tuning and print the figures before and after."""
-    if data is None:
+    if data is None and mixture is None:
         raise click.UsageError(
-            "a fine-tuning needs --data; to make the embedded model name a subcommand: tiny, "
-            "codec or tokenizer"
+            "a fine-tuning needs --data or --mixture; to make the embedded model name a "
+            "subcommand: tiny, codec or tokenizer"
         )
     given = {"rank": rank, "alpha": alpha, "parts": parts, "train_tokens": train_tokens}
     idle = [_LORA_ONLY[name] for name, value in given.items() if value is not None]
@@ -264,10 +271,13 @@ def run_finetune(
         stated["freeze"] = freeze
     if (every := numbers["eval_every"]) is not None:
         stated["eval_every"] = every or None
-    name = data.stem if data.suffix else data.resolve().name
+    rows = data or mixture
+    assert rows is not None
+    name = rows.stem if rows.suffix else rows.resolve().name
     run = finetune(
         model,
         data=data,
+        mixture=mixture,
         output=output or Path("runs") / name,
         task=task,
         transfer=transfer,

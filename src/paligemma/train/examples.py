@@ -25,6 +25,7 @@ from paligemma.processing.prompts import object_prompt
 from paligemma.tasks.lint import token_row
 from paligemma.train.data import MicroBatches
 from paligemma.train.loss import MEANS, training_loss
+from paligemma.train.mixture import MixedOrder
 
 # Streams of random numbers that must not meet.
 _ORDER, _TARGET, _OBJECTS = 0, 1, 2
@@ -46,6 +47,9 @@ class ExampleSource:
         seed: seed of orders and of the choice among several targets.
         order: one of `ORDERS`, for answers that are objects.
         mean: one of `train.loss.MEANS`; it decides how much each part of an update counts.
+        weights: part of each source of a mixture; empty for one set.
+        source_of: number of the source of an example; of a mixture.
+        vary: changes an example for a visit, from seed, visit and id alone; None shows it as it is.
     """
 
     examples: Sequence[Example]
@@ -56,6 +60,9 @@ class ExampleSource:
     micro_size: int | None = None
     order: str = ORDERS[0]
     mean: str = MEANS[0]
+    weights: tuple[float, ...] = ()
+    source_of: Callable[[Example], int] | None = None
+    vary: Callable[[Example, int], Example] | None = None
 
     def batch(self, step: int) -> Batch | MicroBatches[Batch]:
         """The batch of a step, counted from 0; rows are padded to the longest beside them.
@@ -74,7 +81,9 @@ class ExampleSource:
         return MicroBatches(made, tuple(weight / sum(weights) for weight in weights))
 
     def batch_of(self, examples: Sequence[Example], visit: int = 0) -> Batch:
-        """Some examples as a batch; `visit` chooses among several targets."""
+        """Some examples as a batch; `visit` chooses among several targets, and what varies."""
+        if self.vary is not None:
+            examples = [self.vary(example, visit) for example in examples]
         rows = [self.row(example, visit) for example in examples]
         images = [self._pixels(example) for example in examples]
         return Batch.from_rows(
@@ -115,20 +124,20 @@ class ExampleSource:
         return torch.from_numpy(frames[0] if len(frames) == 1 else np.stack(frames))
 
     def _example(self, place: int) -> Example:
-        epoch, index = divmod(place, len(self.examples))
-        return self.examples[int(self._order(epoch)[index])]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        found = self._orders.get(epoch)
-        if found is None:
-            rng = np.random.default_rng((self.seed, _ORDER, epoch))
-            self._orders.clear()
-            found = self._orders[epoch] = rng.permutation(len(self.examples))
-        return found
+        source, index = self._order.at(place)
+        return self.examples[int(self._rows_of[source][index])]
 
     @cached_property
-    def _orders(self) -> dict[int, np.ndarray]:
-        return {}
+    def _rows_of(self) -> list[np.ndarray]:
+        if self.source_of is None:
+            return [np.arange(len(self.examples))]
+        places = np.array([self.source_of(one) for one in self.examples])
+        return [np.flatnonzero(places == k) for k in range(len(self.weights))]
+
+    @cached_property
+    def _order(self) -> MixedOrder:
+        sizes = [len(rows) for rows in self._rows_of]
+        return MixedOrder(sizes, self.weights or (1.0,), (self.seed, _ORDER))
 
 
 def loss_weight(batch: Batch, mean: str) -> float:

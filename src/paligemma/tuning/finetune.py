@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import Any, Unpack
 
 from paligemma.adapt.checkpointing import checkpoint_blocks
 from paligemma.adapt.lora import Adapter, attach
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
 from paligemma.example import Example
 from paligemma.jobs.model_answerer import fingerprint
 from paligemma.model import PaliGemmaModel
 from paligemma.one_writer import one_writer
 from paligemma.pipeline.loading import LoadOptions, load_processor
 from paligemma.pipeline.paligemma import PaliGemma
+from paligemma.tasks.mixture import MIXTURE, read_mixture
 from paligemma.train.examples import ORDERS, ExampleSource, SuffixLoss
 from paligemma.train.loop import LoopOptions, train
 from paligemma.tuning.folder import REPORT, TRAIN, begin, require_own
@@ -62,7 +63,8 @@ class FinetuneRun:
 def finetune(
     model: str = "tiny",
     *,
-    data: str | Path,
+    data: str | Path | None = None,
+    mixture: str | Path | Mapping[str, Any] | None = None,
     output: str | Path,
     task: str | None = None,
     transfer: str | None = None,
@@ -77,6 +79,8 @@ def finetune(
         model: name, folder or file, as `PaliGemma.from_pretrained` takes it.
         data: folder of the task's files; for "own", train.jsonl and perhaps valid.jsonl. Without
             held-out rows, a tenth of the rows is held out, at most 200.
+        mixture: several sets with weights in the place of `data`: a file, or what it holds; see
+            `tasks.mixture`.
         output: folder of the run; new, or of the same run.
         task: name of a benchmark whose files these are; a user's own rows by default.
         transfer: published transfer whose recipe is followed, such as "docvqa"; `options` replace
@@ -92,18 +96,29 @@ def finetune(
             folder, it holds files of the user, or it cannot be written.
         CheckpointError: another run lies in the folder.
     """
-    if not Path(data).exists():
+    if (data is None) == (mixture is None):
+        raise ConfigError("a fine-tuning has data or a mixture; give one of the two")
+    if data is not None and not Path(data).exists():
         raise DataError(
             f"rows lie in a file or a folder, there is no {str(data)!r}; check the path"
         )
+    if mixture is not None and (task or transfer):
+        raise ConfigError(
+            "the sources of a mixture name their own tasks, got a task or a transfer beside it; "
+            "leave it out"
+        )
+    mixed = None
+    if mixture is not None:
+        mixed = read_mixture(mixture if isinstance(mixture, Mapping) else Path(mixture))
     processor, _ = load_processor(model, LoadOptions(device=device))
     setup = Setup(
         model=model,
         processor=processor,
-        task=task_of(task, transfer),
+        task=task_of(task, transfer) if mixed is None else mixed.task(),
         transfer=transfer,
         recipe=recipe_of(options, transfer, processor.image_size_px),
-        data=Path(data),
+        data=Path(mixture if isinstance(mixture, str | Path) else data or MIXTURE),
+        mixture=mixed,
         folder=Path(output),
         device=device,
         num_workers=num_workers,
@@ -119,6 +134,8 @@ def _run(setup: Setup) -> FinetuneRun:
     learnt, held_out, skipped = read_rows(
         setup.task, setup.data, setup.processor, codec_of(setup.model)
     )
+    if setup.mixture is not None:
+        setup.mixture.require_rows(learnt)
     asked = PaliGemma.from_pretrained(
         setup.model,
         device=setup.device,
@@ -191,6 +208,9 @@ def _described(
         "task": setup.task.name,
         "transfer": setup.transfer,
         "data": str(setup.data),
+        "mixture": None
+        if setup.mixture is None
+        else [one.to_json() for one in setup.mixture.sources],
         "rows": digest(learnt),
         "held_out": digest(held_out),
         **setup.recipe.to_json(),
@@ -271,6 +291,8 @@ def _source(
         order=recipe.order if is_drawn else ORDERS[0],
         mean=recipe.mean,
         seed=recipe.seed,
+        weights=() if setup.mixture is None or not is_drawn else setup.mixture.weights,
+        source_of=None if setup.mixture is None or not is_drawn else setup.mixture.place_of,
     )
 
 

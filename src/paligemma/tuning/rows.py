@@ -15,6 +15,7 @@ from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
 from paligemma.pipeline.loading import find_mask_codec
 from paligemma.processing.processor import Processor
 from paligemma.tasks.lint import Lint
+from paligemma.tasks.mixture import MIXTURE
 from paligemma.tasks.own.labels import Finding
 from paligemma.tasks.task import Task
 from paligemma.weights.catalog import resolve
@@ -83,7 +84,8 @@ def read_rows(
         raise DataError(f"no row of {data} can be learnt from{first}")
     held_out: list[Example] = []
     for split in ("valid", "val", "test"):
-        if split in task.splits and not held_out and not data.is_file():
+        is_file = data.is_file() and task.name != MIXTURE
+        if split in task.splits and not held_out and not is_file:
             try:
                 held_out = good(split)
             except DataError as error:
@@ -99,7 +101,8 @@ def read_rows(
             held_out = [one for one in learnt if one.id in chosen]
             learnt = [one for one in learnt if one.id not in chosen]
             logger.warning(
-                "there is no valid.jsonl: %d of %d rows are held out to measure with",
+                "%s has no rows to measure with (split valid): %d of its %d rows are held out",
+                data,
                 len(held_out),
                 len(held_out) + len(learnt),
             )

@@ -10,6 +10,7 @@ from paligemma.errors import ConfigError
 from paligemma.pipeline.options import chosen
 from paligemma.processing.processor import Processor
 from paligemma.tasks.catalog import find_task, tasks
+from paligemma.tasks.mixture import Mixture
 from paligemma.tasks.published import transfer_recipe
 from paligemma.tasks.task import Task
 from paligemma.tuning.recipe import Recipe, RecipeKeywords
@@ -25,11 +26,12 @@ class Setup:
         task: how rows are read, asked and scored.
         transfer: published transfer whose recipe is followed, or None.
         recipe: every number that changes the result.
-        data: folder or file of the rows.
+        data: folder or file of the rows, or file of the mixture.
         folder: folder of the run.
         device: as in `LoadOptions`.
         num_workers: processes that read pictures.
         progress: whether bars are shown.
+        mixture: the sets that are learnt together, or None.
     """
 
     model: str
@@ -42,6 +44,7 @@ class Setup:
     device: str | None = None
     num_workers: int = 1
     progress: bool = True
+    mixture: Mixture | None = None
 
 
 def recipe_of(options: RecipeKeywords, transfer: str | None = None, size_px: int = 224) -> Recipe:
