@@ -66,7 +66,8 @@ def place(folder: Path, name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 @pytest.mark.parametrize(
-    "name", ["recipe.json", "answers", "report.json", "train", "adapter", "model", "best"]
+    "name",
+    ["recipe.json", "answers", "report.json", "train", "adapter", "model", "best", "report.html"],
 )
 def test_what_a_run_did_not_write_is_kept_and_refused_before_the_model_loads(
     name: str, kind: str, data: Path, base: Path, tmp_path: Path,

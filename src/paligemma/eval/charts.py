@@ -156,3 +156,42 @@ def scale_end(numbers: Sequence[float]) -> float:
         return 1.0
     power = 10.0 ** math.floor(math.log10(number))
     return next(n * power for n in (1, 2, 5, 10) if n * power >= number)
+
+
+def curves(lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str) -> Html:
+    """Values over steps, each line with a class of the page's style; the axis begins at 0.
+
+    Args:
+        lines: (class, points of step and value); points that are not finite are left out.
+        label: name of the horizontal axis.
+    """
+    known = [
+        (class_, [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)])
+        for class_, points in lines
+    ]
+    places = [point for _, points in known for point in points]
+    end = max((x for x, _ in places), default=0.0) or 1.0
+    top = max((y for _, y in places), default=0.0) or 1.0
+    low = min(0.0, *(y for _, y in places)) if places else 0.0
+    parts = _frame(label)
+    for share in (0.0, 0.5, 1.0):
+        parts += [
+            el("line", x1=_LEFT, x2=_W - _RIGHT, y1=_y(share), y2=_y(share), class_="axis"),
+            el(
+                "text",
+                f"{low + share * (top - low):.3g}",
+                x=_LEFT - 5,
+                y=_y(share) + 4,
+                text_anchor="end",
+            ),
+            el("text", f"{share * end:.0f}", x=_x(share), y=_y(0) + 14, text_anchor="middle"),
+        ]
+    for class_, points in known:
+        drawn = " ".join(f"{_x(x / end):.1f},{_y((y - low) / (top - low)):.1f}" for x, y in points)
+        parts.append(el("polyline", points=drawn, class_=f"curve {class_}"))
+        if len(points) <= _NUM_BINS:
+            parts += [
+                el("circle", cx=_x(x / end), cy=_y((y - low) / (top - low)), r=2.5, class_=class_)
+                for x, y in points
+            ]
+    return _plot(parts, label)

@@ -43,6 +43,9 @@ svg text{fill:var(--quiet);font-size:11px;font-family:inherit}
 .axis{stroke:var(--line)}.rail{fill:var(--fill)}.ours{fill:var(--ours)}.span{fill:var(--soft)}
 .theirs{fill:var(--theirs)}.line{max-width:24rem}.plot{max-width:34rem;margin:0 auto}
 .even{stroke:var(--quiet);stroke-dasharray:3 4}
+.curve{fill:none;stroke:var(--ours);stroke-width:1.6}
+.curve.theirs{stroke:var(--theirs)}.curve.span{stroke:var(--soft)}
+td.right{color:var(--good);font-weight:600}td.wrong{color:var(--bad)}
 .gap{fill:var(--theirs);opacity:.28}.whisker{stroke:var(--ours);stroke-width:1.5}
 figure{margin:0}
 figcaption{font-size:.85rem;margin-top:.6rem}

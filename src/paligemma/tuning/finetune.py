@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -13,21 +13,25 @@ from paligemma.adapt.checkpointing import checkpoint_blocks
 from paligemma.adapt.lora import Adapter, attach
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import Example
+from paligemma.jobs.json_lines import read_rows as read_json_lines
 from paligemma.jobs.model_answerer import fingerprint
 from paligemma.model import PaliGemmaModel
 from paligemma.one_writer import one_writer
 from paligemma.pipeline.loading import LoadOptions, load_processor
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.tasks.mixture import MIXTURE, read_mixture
+from paligemma.tasks.published import published
 from paligemma.train.examples import ORDERS, ExampleSource, SuffixLoss
-from paligemma.train.loop import LoopOptions, train
-from paligemma.tuning.folder import REPORT, TRAIN, begin, require_own
+from paligemma.train.loop import METRICS_FILE, LoopOptions, train
+from paligemma.tuning.folder import ADAPTER, PAGE, REPORT, TRAIN, begin, require_own
 from paligemma.tuning.keeping import keep, take_back, write
+from paligemma.tuning.overfit import chosen_rows, inexact_answers
 from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_lines, part_table
+from paligemma.tuning.report import ReportInputs, report_page
 from paligemma.tuning.rows import codec_of, read_rows
 from paligemma.tuning.setup import Setup, recipe_of, task_of
 from paligemma.tuning.watching import Judge, Look, Validation, digest, say
-from paligemma.whole_file import write_json
+from paligemma.whole_file import write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +56,29 @@ class FinetuneRun:
         result: folder of the adapter, or of the model.
         figures: figures of held-out rows before and after.
         skipped: sentences on rows that were left out.
+        inexact: sentences on rows that were to be learnt by heart and are not.
     """
 
     folder: Path
     result: Path
     figures: tuple[FigureChange, ...]
     skipped: tuple[str, ...]
+    inexact: tuple[str, ...] = ()
+
+    @property
+    def adapter(self) -> Path | None:
+        """Folder of the adapter; None where the whole model was trained."""
+        return self.result if self.result.name == ADAPTER else None
+
+    @property
+    def report(self) -> Path:
+        """The page with curves, figures and examples."""
+        return self.folder / PAGE
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl: step, loss, gradient norm, ..."""
+        return [row for _, row in read_json_lines(self.folder / TRAIN / METRICS_FILE)]
 
 
 def finetune(
@@ -126,16 +147,25 @@ def finetune(
     )
     with one_writer(setup.folder):
         require_own(setup.folder)
-        return _run(setup)
+        run, learnt = _run(setup)
+        if setup.recipe.overfit is None:
+            return run
+        # The trained model is gone by now, which makes room for those that are loaded anew.
+        inexact = inexact_answers(
+            setup.task, model, run.result, learnt, is_adapter=run.adapter is not None
+        )
+        return replace(run, inexact=tuple(inexact))
 
 
-def _run(setup: Setup) -> FinetuneRun:
+def _run(setup: Setup) -> tuple[FinetuneRun, list[Example]]:
     recipe, folder = setup.recipe, setup.folder
     learnt, held_out, skipped = read_rows(
         setup.task, setup.data, setup.processor, codec_of(setup.model)
     )
     if setup.mixture is not None:
         setup.mixture.require_rows(learnt)
+    if recipe.overfit is not None:
+        learnt = held_out = chosen_rows(learnt, recipe.overfit)
     asked = PaliGemma.from_pretrained(
         setup.model,
         device=setup.device,
@@ -188,7 +218,36 @@ def _run(setup: Setup) -> FinetuneRun:
         "skipped": list(skipped),
     }
     write_json(folder / REPORT, report)
-    return FinetuneRun(folder=folder, result=result, figures=figures, skipped=tuple(skipped))
+    run = FinetuneRun(folder=folder, result=result, figures=figures, skipped=tuple(skipped))
+    write_whole(run.report, [_page(setup, asked, validation, kept, report, run.metrics)])
+    return run, learnt
+
+
+def _page(
+    setup: Setup,
+    asked: PaliGemma,
+    validation: Validation | None,
+    kept: Look | None,
+    record: dict[str, Any],
+    metrics: list[dict[str, Any]],
+) -> str:
+    made = ReportInputs(record=record, metrics=metrics)
+    if validation is not None and kept is not None:
+        judge = validation.judge
+        before, after = (validation.answers_of(one) for one in (0, kept.step))
+        has_masks = any("<seg" in one.text for one in after)
+        side_px = setup.processor.image_size_px
+        names = {one["name"] for one in record["figures"]}
+        beside = [one for one in published(setup.task) if one.measure in names]
+        made = replace(
+            made,
+            looks=validation.looks,
+            before=judge.scored(before) if before else None,
+            after=judge.scored(after) if after else None,
+            codec=asked.mask_codec if has_masks else None,
+            published=sorted(beside, key=lambda one: one.resolution != side_px),
+        )
+    return report_page(made)
 
 
 def _say_skipped(skipped: Sequence[str], folder: Path) -> None:
@@ -245,6 +304,7 @@ def _validation(
         setup.folder,
         every=recipe.looks_every(num_steps),
         patience=recipe.patience,
+        until_exact=recipe.overfit is not None,
         save=partial(write, asked.model, adapter, base=setup.model) if saves else None,
     )
 
@@ -282,6 +342,7 @@ def _source(
 ) -> ExampleSource:
     """Batches of some rows; what is measured with is shown as it is."""
     recipe = setup.recipe
+    mixture = setup.mixture if is_drawn and recipe.overfit is None else None
     return ExampleSource(
         examples=examples,
         asking_of=setup.task.asks,
@@ -291,8 +352,8 @@ def _source(
         order=recipe.order if is_drawn else ORDERS[0],
         mean=recipe.mean,
         seed=recipe.seed,
-        weights=() if setup.mixture is None or not is_drawn else setup.mixture.weights,
-        source_of=None if setup.mixture is None or not is_drawn else setup.mixture.place_of,
+        weights=() if mixture is None else mixture.weights,
+        source_of=None if mixture is None else mixture.place_of,
     )
 
 

@@ -6,6 +6,7 @@ folder/answers/        answers to held-out rows: before, of the best look, of th
 folder/best/           the adapter or the model of the best look
 folder/adapter/        what was learnt, in PEFT's layout; or folder/model/ without an adapter
 folder/report.json     figures before and after
+folder/report.html     the same as a page, with curves and examples
 """
 
 import json
@@ -19,6 +20,7 @@ from paligemma.json_file import read_json
 from paligemma.whole_file import write_json
 
 RECIPE, TRAIN, REPORT = "recipe.json", "train", "report.json"
+PAGE = "report.html"
 ADAPTER, MODEL, BEST = "adapter", "model", "best"
 VALIDATION, ANSWERS = "validation.jsonl", "answers"
 # Every recipe that `begin` writes has them.
@@ -33,7 +35,7 @@ def require_own(folder: Path) -> None:
     """
     if _recipe(folder) is not None:
         return
-    names = (RECIPE, TRAIN, ANSWERS, BEST, ADAPTER, MODEL, REPORT)
+    names = (RECIPE, TRAIN, ANSWERS, BEST, ADAPTER, MODEL, REPORT, PAGE)
     taken = [name for name in names if os.path.lexists(folder / name)]
     if taken:
         raise ConfigError(

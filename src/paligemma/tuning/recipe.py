@@ -64,6 +64,7 @@ class RecipeKeywords(TypedDict, total=False):
     eval_every: float | None
     patience: int | None
     keep: str | None
+    overfit: int | None
     seed: int
 
 
@@ -105,6 +106,7 @@ class Recipe:
         patience: looks without a better one after which the run ends; None runs to the end.
         keep: which result counts, "last" or "best" by the task's headline on held-out rows; None is
             best with a patience, else last.
+        overfit: learn this many rows by heart, and end as soon as all their answers are exact.
         seed: fixes adapter, order and dropout.
     """
 
@@ -132,6 +134,7 @@ class Recipe:
     eval_every: float | None = 0.25
     patience: int | None = None
     keep: str | None = None
+    overfit: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -168,6 +171,7 @@ class Recipe:
                 "a count of updates, or a share of the run below 1",
             ),
             ("patience", self.patience is None or self.patience >= 1, "a count of looks"),
+            ("overfit", self.overfit is None or 1 <= self.overfit <= 64, "in 1..64 rows"),
             ("keep", self.keep in (None, *KEPT), f"one of {', '.join(KEPT)}"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
             ("seed", 0 <= self.seed < 2**63, "a whole number, 0 or more"),

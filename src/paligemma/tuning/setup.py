@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from paligemma.adapt.lora import LoraConfig
 from paligemma.errors import ConfigError
@@ -14,6 +15,11 @@ from paligemma.tasks.mixture import Mixture
 from paligemma.tasks.published import transfer_recipe
 from paligemma.tasks.task import Task
 from paligemma.tuning.recipe import Recipe, RecipeKeywords
+
+# Learning a few rows by heart needs more than the defaults; it ends as soon as it is done. The
+# rates are of the whole model and of an adapter.
+OVERFIT: dict[str, Any] = {"steps": 300, "eval_every": 20, "label_smoothing": 0.0, "dropout": 0.0}
+OVERFIT_LR = (1e-4, 1e-3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,11 @@ def recipe_of(options: RecipeKeywords, transfer: str | None = None, size_px: int
     lora = options.get("lora", transfer is None)
     config = LoraConfig() if lora is True else lora or None
     stated = {**options, "lora": config}
+    if overfit := options.get("overfit"):
+        by_heart = OVERFIT | {"batch_size": overfit, "lr": OVERFIT_LR[config is not None]}
+        if "epochs" in options:
+            by_heart["steps"] = None
+        stated = by_heart | stated
     if transfer is None:
         return chosen(Recipe, stated)
     published = Recipe.of_transfer(transfer, size_px)

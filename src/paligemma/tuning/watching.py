@@ -110,6 +110,7 @@ class Look:
         headline: name of the figure by which looks are compared.
         is_error: whether a low headline is better.
         figures: the task's figures, times 100 where they are shares.
+        exact: share of the answers that are to the letter what was to be given.
         moved: how far logits lie from those before the training, as a share of the largest.
     """
 
@@ -118,6 +119,7 @@ class Look:
     headline: str
     is_error: bool
     figures: dict[str, float]
+    exact: float
     moved: float
 
     @property
@@ -142,6 +144,7 @@ class Validation:
         judge: measures.
         folder: folder of the run.
         every: updates between two looks; None looks at the end alone.
+        until_exact: whether the run ends as soon as every answer is exact.
         patience: looks without a better one after which the run ends; None never ends it.
         save: writes what is trained to a folder that is not there.
     """
@@ -154,9 +157,11 @@ class Validation:
         every: int | None,
         patience: int | None,
         save: Callable[[Path], object] | None,
+        until_exact: bool = False,
     ) -> None:
         self.judge, self.folder = judge, folder
         self.every, self.patience, self._save = every, patience, save
+        self.until_exact = until_exact
         self.looks: list[Look] = []
         # Before anything is trained, in a run that goes on too.
         self._start = probe(judge.asked.model)
@@ -173,6 +178,8 @@ class Validation:
     @property
     def ends_run(self) -> bool:
         best = self.best
+        if self.until_exact and self.looks[-1].step and self.looks[-1].exact == 1:
+            return True
         if self.patience is None or best is None:
             return False
         return len(self.looks) - 1 - self.looks.index(best) >= self.patience
@@ -205,6 +212,7 @@ class Validation:
             headline=scored.headline.name,
             is_error=scored.headline.is_error,
             figures={name: round(x, 4) for name, x in values.items() if not math.isnan(x)},
+            exact=sum(map(is_exact, self.judge.examples, answers)) / len(answers),
             moved=moved(self._start, probe(self.judge.asked.model)),
         )
         write_whole(
@@ -275,6 +283,11 @@ def say(progress: bool, words: str) -> None:
         tqdm.write(words, file=sys.stderr)
     else:
         logger.info("%s", words)
+
+
+def is_exact(example: Example, answer: Prediction) -> bool:
+    """Whether an answer is, to the letter, one of those that are taught."""
+    return answer.text in example.targets
 
 
 def digest(examples: Sequence[Example]) -> str:
