@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paligemma.adapt.adapter_set import AdapterSet
 from paligemma.batch import Batch
 from paligemma.errors import ConfigError
 from paligemma.generate import (
@@ -51,6 +52,7 @@ class Request:
         soft_tokens: float[1, F*I, D] from `Engine.encode`, or None for text alone. Requests may
             share a picture.
         best_of: number of drawn answers from which the most probable is kept.
+        adapter: name of the adapter that answers; None is the model itself.
     """
 
     row: TokenRow
@@ -58,6 +60,7 @@ class Request:
     decoder: DecodeOptions | BeamOptions
     best_of: int = 1
     constraint: Constraint | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         if self.constraint is not None and (
@@ -88,24 +91,28 @@ class Written:
 
 
 class Engine:
-    """Runs one model in the precision that it was loaded for."""
+    """Runs one model in the precision that it was loaded for, under any of its adapters."""
 
-    def __init__(self, model: PaliGemmaModel, settings: RunSettings) -> None:
+    def __init__(
+        self, model: PaliGemmaModel, settings: RunSettings, adapters: AdapterSet | None = None
+    ) -> None:
         self.model = model
         self.settings = settings
+        self.adapters = adapters or AdapterSet(model)
 
     @torch.inference_mode()
-    def encode(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+    def encode(self, pixels: Sequence[Tensor], *, adapter: str | None = None) -> list[Tensor]:
         """Soft tokens of several examples, as many in one pass of the tower as memory allows.
 
         Args:
             pixels: float32[R, R, 3] or [F, R, R, 3] of each example, in [-1, 1].
+            adapter: name of an adapter that may change the tower.
 
         Returns:
             float[1, F*I, D] of each example.
         """
         found: dict[int, Tensor] = {}
-        with self._computing():
+        with self._computing(adapter):
             for positions in self._passes(pixels):
                 images = torch.stack([pixels[position] for position in positions])
                 soft_tokens = self.model.encode_image(images.to(self.model.device))
@@ -127,7 +134,8 @@ class Engine:
         """Answers to all requests, in order.
 
         Requests of any kind may be mixed; each gets the answer that it would get alone. Rows of one
-        batch have pictures of one size, prompts of like length and the same way of decoding.
+        batch have pictures of one size, prompts of like length, one way of decoding and one
+        adapter.
 
         Args:
             max_rows: most rows that are decoded together; None is `MAX_ROWS`, and fewer where these
@@ -139,7 +147,7 @@ class Engine:
         found: dict[int, Written] = {}
         for positions in _batches(requests, max_rows):
             of_batch = [requests[position] for position in positions]
-            with self._computing():
+            with self._computing(of_batch[0].adapter):
                 generation = self._generated(of_batch)
             for row, position in enumerate(positions):
                 found[position] = _written(generation, row, self.model.config.vocab)
@@ -163,7 +171,7 @@ class Engine:
             soft_tokens=request.soft_tokens,
             constraint=request.constraint,
         )
-        return self._precisely(steps)
+        return self._precisely(steps, request.adapter)
 
     def _generated(self, requests: Sequence[Request]) -> Generation:
         """What `generate` writes for the rows of one batch."""
@@ -190,8 +198,10 @@ class Engine:
         return Batch.from_rows(rows, pad=self.model.config.vocab.pad)
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """The model in evaluation mode and in its precision; afterwards as it was."""
+    def _computing(self, adapter: str | None) -> Iterator[None]:
+        """The model in evaluation mode and in its precision, afterwards as it was; and under an
+        adapter, until another is asked for."""
+        self.adapters.use(adapter)
         was_training = self.model.training
         with ExitStack() as stack:
             if was_training:
@@ -201,11 +211,11 @@ class Engine:
                 stack.enter_context(torch.autocast(self.model.device.type, dtype=torch.bfloat16))
             yield
 
-    def _precisely(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """The steps, each computed in the model's precision, which the caller's code must not
-        share."""
+    def _precisely(self, steps: Iterator[Step], adapter: str | None) -> Iterator[Step]:
+        """The steps, each computed in the model's precision and under the adapter, which the
+        caller's code must not share."""
         while True:
-            with self._computing():
+            with self._computing(adapter):
                 step = next(steps, None)
             if step is None:
                 return
@@ -219,7 +229,13 @@ def _batches(requests: Sequence[Request], max_rows: int | None) -> Iterator[list
         soft_tokens, decoder = request.soft_tokens, request.decoder
         num_image_tokens = None if soft_tokens is None else soft_tokens.shape[1]
         num_beams = decoder.num_beams if isinstance(decoder, BeamOptions) else 1
-        alike = (num_beams, request.best_of, decoder.kv_cache_dtype, num_image_tokens)
+        alike = (
+            num_beams,
+            request.best_of,
+            decoder.kv_cache_dtype,
+            num_image_tokens,
+            request.adapter,
+        )
         groups.setdefault(alike, []).append(position)
     for positions in groups.values():
         # Python's sort is stable: rows of one length stay in the caller's order.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
+from paligemma.adapt.lora import Adapter, attach
 from paligemma.adapt.quant import Quant
 from paligemma.config import MAX_IMAGE_SIZE_PX, PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError, TokenizerError
@@ -22,6 +24,7 @@ from paligemma.processing.image import MAX_PIXELS
 from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, require_resize_method
 from paligemma.processing.tokenizer import load_tokenizer
+from paligemma.weights.adapter import adapter_folder, load_adapter
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hf_config import CONVENTIONS, Conventions
 from paligemma.weights.load import AttentionOptions, OpenCheckpoint
@@ -51,6 +54,7 @@ class LoadKeywords(TypedDict, total=False):
     tokenizer: str | Path | None
     mask_codec: str | Path | None
     adapter: str | Path | None
+    adapters: Mapping[str, str | Path] | None
     quant: str | None
     allow_url: bool
     max_pixels: int
@@ -86,6 +90,8 @@ class LoadOptions:
             $PALIGEMMA_MASK_CODEC.
         adapter: folder of a LoRA adapter in PEFT's layout, or of a run of `paligemma train`; it
             stays beside the weights, which keep their dtype.
+        adapters: name -> such a folder; every answer may name one with `adapter`, and none is used
+            where it does not.
         quant: "nf4" keeps the decoder's linear layers in four bits, "nf4:decoder,vision" those of
             the named parts.
         allow_url: whether pictures may be fetched from URLs.
@@ -107,6 +113,7 @@ class LoadOptions:
     tokenizer: str | Path | None = None
     mask_codec: str | Path | None = None
     adapter: str | Path | None = None
+    adapters: Mapping[str, str | Path] | None = None
     quant: str | None = None
     allow_url: bool = False
     max_pixels: int = MAX_PIXELS
@@ -142,6 +149,7 @@ class LoadOptions:
             )
         if self.mode is not None:
             RunSettings(mode=self.mode)
+        _require_adapters(self.adapters, self.adapter)
         if self.quant is not None:
             Quant.parse(self.quant)
         if self.kv_cache_dtype is not None:
@@ -162,12 +170,14 @@ class Pretrained:
 
     Attributes:
         mask_codec: file of the mask codec, read when first needed; None where there is none.
+        adapters: those that answers may name.
     """
 
     model: PaliGemmaModel
     processor: Processor
     mask_codec: Path | None
     settings: RunSettings
+    adapters: Mapping[str, Adapter]
 
 
 def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretrained:
@@ -188,10 +198,11 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
         quant = None if options.quant is None else Quant.parse(options.quant)
         model = opened.load(dtype=dtype, device=device, quant=quant)
         if options.adapter is not None:
-            from paligemma.adapt.lora import attach
-            from paligemma.weights.adapter import adapter_folder, load_adapter
-
             attach(model, load_adapter(adapter_folder(options.adapter), model))
+        named = {
+            name: load_adapter(adapter_folder(place), model)
+            for name, place in (options.adapters or {}).items()
+        }
         return Pretrained(
             model=model,
             processor=processor,
@@ -201,6 +212,25 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
                 kv_cache_dtype=options.kv_cache_dtype or dtype_name(opened.cache_dtype(model)),
                 weigh_locations=opened.config.weigh_locations,
             ),
+            adapters=named,
+        )
+
+
+def _require_adapters(adapters: object, adapter: object) -> None:
+    if adapters is None:
+        return
+    if not isinstance(adapters, Mapping) or not all(
+        isinstance(name, str) and name and isinstance(place, _PATHS) and place
+        for name, place in adapters.items()
+    ):
+        raise ConfigError(
+            f"adapters must be folders by name, such as {{'cards': 'runs/cards'}}, got "
+            f"{reprlib.repr(adapters)}"
+        )
+    if adapter is not None:
+        raise ConfigError(
+            f"a model has one adapter for all its answers or adapters by name, got {adapter} and "
+            f"{reprlib.repr(adapters)}; leave either out"
         )
 
 

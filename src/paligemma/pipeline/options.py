@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict, TypeVar
@@ -67,6 +68,7 @@ class AnswerKeywords(TypedDict, total=False):
     best_of: int
     seed: int
     weigh_locations: bool | None
+    adapter: str | None
 
 
 class AskKeywords(AnswerKeywords, total=False):
@@ -115,6 +117,7 @@ class AnswerOptions:
         seed: seed of the sampler's generator.
         weigh_locations: greedy answers weigh all locations together against any other token, see
             `LocationGreedy`; None follows the model's config.json, where the default is False.
+        adapter: name of one of the model's `adapters`; None is the model itself.
 
     Raises:
         ConfigError: a value of another type, out of its range, or at odds with another.
@@ -129,8 +132,11 @@ class AnswerOptions:
     best_of: int = 1
     seed: int = 0
     weigh_locations: bool | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
+        if self.adapter is not None and not isinstance(self.adapter, str):
+            raise ConfigError(f"adapter must be a name, got {reprlib.repr(self.adapter)}")
         for name in ("num_beams", "best_of"):
             require_whole(name, getattr(self, name))
         require_seed(self.seed)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
+from paligemma.adapt.adapter_set import AdapterSet
+from paligemma.adapt.lora import Adapter
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import PromptError
 from paligemma.model import PaliGemmaModel
@@ -73,6 +75,7 @@ class PaliGemma:
         processor: the model's processor.
         mask_codec: decodes `<seg>` tokens: a codec, its file, or None.
         settings: how the model computes.
+        adapters: name -> adapter, of which every answer may name one; None answers without.
     """
 
     def __init__(
@@ -82,8 +85,10 @@ class PaliGemma:
         *,
         mask_codec: MaskCodec | str | Path | None = None,
         settings: RunSettings | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
         self.model = model
+        self.adapters = AdapterSet(model, adapters)
         self.processor = processor
         self.settings = settings or RunSettings()
         self._mask_codec = mask_codec
@@ -96,7 +101,7 @@ class PaliGemma:
 
         Args:
             name: "tiny", a hub id such as "google/paligemma2-3b-mix-448", a folder, or an .npz.
-            options: fields of `LoadOptions`, such as mode, device, revision and adapter.
+            options: fields of `LoadOptions`, such as mode, device, revision, adapter and adapters.
 
         Raises:
             PaliGemmaError: unknown name, files that do not fit, or an option that is unknown or out
@@ -108,12 +113,13 @@ class PaliGemma:
             loaded.processor,
             mask_codec=loaded.mask_codec,
             settings=loaded.settings,
+            adapters=loaded.adapters,
         )
 
     @property
     def engine(self) -> Engine:
         """What runs the model."""
-        return Engine(self.model, self.settings)
+        return Engine(self.model, self.settings, self.adapters)
 
     @property
     def config(self) -> PaliGemmaConfig:
@@ -160,7 +166,9 @@ class PaliGemma:
             requests.append(request)
         if any(asks is not None and asks.task == "segment" for asks in asked):
             _ = self.mask_codec  # A codec that cannot be read is reported before the model runs.
-        encoded = None if image is None else self.encode_image(image)
+        encoded = None
+        if image is not None:
+            encoded = self.encode_image(image, adapter=of_answer.adapter)
         written = self._written([about(request, encoded) for request in requests])
         decode = self.processor.tokenizer.decode
         parsed = [parse_tokens(one.record, self.vocab, decode) for one in written]
@@ -248,13 +256,14 @@ class PaliGemma:
         if images is None:
             return self._texts(requests)
         if isinstance(images, EncodedImage):
-            encoded = self.encode_image(images)
+            encoded = self.encode_image(images, adapter=of_answer.adapter)
             return self._texts([about(request, encoded) for request in requests])
         pictures = one_a_prompt(images, prompts)
         answers: list[TextAnswer] = []
         for start in range(0, len(requests), MAX_ROWS):  # No more pictures are in memory at a time.
             some = slice(start, start + MAX_ROWS)
-            pairs = zip(requests[some], self.encode_images(pictures[some]), strict=True)
+            encoded_some = self.encode_images(pictures[some], adapter=of_answer.adapter)
+            pairs = zip(requests[some], encoded_some, strict=True)
             answers += self._texts([about(request, encoded) for request, encoded in pairs])
         return answers
 
@@ -268,7 +277,8 @@ class PaliGemma:
         of_answer = chosen(AnswerOptions, options)
         of_answer.require_one_answer("a stream")
         request = self._request(prompt, of_answer, MAX_TEXT_TOKENS)
-        request = about(request, None if image is None else self.encode_image(image))
+        if image is not None:
+            request = about(request, self.encode_image(image, adapter=of_answer.adapter))
         steps = checked(self.engine.stream(request), on_cut=lambda: warn_of_cuts(1, [request]))
         return text_pieces(steps, self.processor.tokenizer.decode)
 
@@ -280,6 +290,7 @@ class PaliGemma:
         *,
         frames: ChosenFrames | None = None,
         layout: PixelLayout | None = None,
+        adapter: str | None = None,
     ) -> EncodedImage:
         """Run the image tower once; the result goes wherever a picture does.
 
@@ -290,11 +301,12 @@ class PaliGemma:
             layout: how the axes of a tensor or array lie, "HWC" or "CHW", with an axis of frames
                 before them or without; its numbers are uint8 or in [0, 1]. By default an array is
                 "HWC" and a tensor "prepared": float32[R, R, 3] in [-1, 1].
+            adapter: that will be asked; only one that changes the tower makes a difference.
 
         Raises:
-            ImageError: a bad picture, or one that another model encoded.
+            ImageError: a bad picture, or one that another model or tower encoded.
         """
-        return self.encode_images([image], frames=frames, layout=layout)[0]
+        return self.encode_images([image], frames=frames, layout=layout, adapter=adapter)[0]
 
     def encode_images(
         self,
@@ -302,10 +314,17 @@ class PaliGemma:
         *,
         frames: ChosenFrames | None = None,
         layout: PixelLayout | None = None,
+        adapter: str | None = None,
     ) -> list[EncodedImage]:
         """Several examples, in few passes of the image tower; see `encode_image`."""
         return encode_pictures(
-            images, self.engine, self.processor, owner=self, frames=frames, layout=layout
+            images,
+            self.engine,
+            self.processor,
+            owner=self,
+            frames=frames,
+            layout=layout,
+            adapter=adapter,
         )
 
     def open_picture(
@@ -318,11 +337,13 @@ class PaliGemma:
 
     def _request(self, prompt: str, options: AnswerOptions, max_new_tokens: int) -> Request:
         """A checked request for text alone, made before any picture is read."""
+        self.adapters.require(options.adapter)
         return Request(
             row=self.processor.prompt_row(prompt),
             soft_tokens=None,
             decoder=options.decoder(self.settings, self.vocab, max_new_tokens),
             best_of=options.best_of,
+            adapter=options.adapter,
         )
 
     def _written(self, requests: Sequence[Request]) -> list[Written]:

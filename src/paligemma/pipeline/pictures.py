@@ -50,12 +50,14 @@ class EncodedImage:
         image_wh: width and height of the (first) picture, pixels.
         open_picture: function that gives the (first) picture itself, uint8[H, W, 3], and reads a
             file again; None where it came as prepared pixels.
+        adapter: name of the adapter that changed the tower; None where none did.
     """
 
     soft_tokens: Tensor = field(repr=False)
     image_wh: tuple[int, int]
     owner: Asked = field(repr=False)
     open_picture: Callable[[], NDArray[Any]] | None = field(default=None, repr=False)
+    adapter: str | None = None
 
     def ask(self, prompt: str, **options: Unpack[AskKeywords]) -> TextAnswer | Detections:
         """See `PaliGemma.ask`."""
@@ -75,6 +77,7 @@ def encode_pictures(
     owner: Asked,
     frames: ChosenFrames | None = None,
     layout: PixelLayout | None = None,
+    adapter: str | None = None,
 ) -> list[EncodedImage]:
     """Encode what is not encoded yet.
 
@@ -85,10 +88,14 @@ def encode_pictures(
         owner: the model that the results belong to.
         frames: pages or frames to take of every file.
         layout: see `PixelReader.pixels`.
+        adapter: that the soft tokens are for.
 
     Raises:
-        ImageError: a bad picture, or an image that another model encoded.
+        ConfigError: the model has no such adapter.
+        ImageError: a bad picture, or an image that another model or adapter encoded.
     """
+    engine.adapters.require(adapter)
+    tower = engine.adapters.of_pictures(adapter)
     no_list = isinstance(images, str | bytes) or getattr(images, "ndim", 1) == 0
     if no_list or not isinstance(images, Iterable):
         raise ImageError(
@@ -103,18 +110,29 @@ def encode_pictures(
                 "an encoded image belongs to the model that encoded it, got one of another model; "
                 "encode the picture again"
             )
+        if isinstance(image, EncodedImage) and image.adapter != tower:
+            raise ImageError(
+                "an encoded image belongs to the image tower that encoded it, got one of the "
+                f"{_tower(image.adapter)} for the {_tower(tower)}; encode the picture again, with "
+                "adapter in encode_image"
+            )
     read = [_read(one, processor, layout) for one in images if not isinstance(one, EncodedImage)]
-    soft_tokens = engine.encode([one.pixels for one in read])
+    soft_tokens = engine.encode([one.pixels for one in read], adapter=tower)
     new = iter(
         EncodedImage(
             soft_tokens=tokens,
             image_wh=one.image_wh,
             owner=owner,
             open_picture=one.open_picture,
+            adapter=tower,
         )
         for tokens, one in zip(soft_tokens, read, strict=True)
     )
     return [image if isinstance(image, EncodedImage) else next(new) for image in images]
+
+
+def _tower(adapter: str | None) -> str:
+    return "model's own tower" if adapter is None else f"tower under the adapter {adapter}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
