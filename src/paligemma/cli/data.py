@@ -184,8 +184,22 @@ def convert_command(ctx: click.Context, data: Path, form: str, output: Path) -> 
     show_default=True,
     help="Pictures, spread evenly over the split.",
 )
+@click.option(
+    "--augment",
+    metavar="LIST",
+    help="Show them as `train --augment LIST` draws them, at a first visit.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what --augment draws.")
 @overwrite_option
-def show_command(data: Path, output: Path, split: str, number: int, overwrite: bool) -> None:
+def show_command(
+    data: Path,
+    output: Path,
+    split: str,
+    number: int,
+    augment: str | None,
+    seed: int,
+    overwrite: bool,
+) -> None:
     """Draw pictures with their boxes, masks and labels on one sheet."""
     from paligemma.outputs.export import save_png
     from paligemma.tasks.own.files import recognise
@@ -195,6 +209,10 @@ def show_command(data: Path, output: Path, split: str, number: int, overwrite: b
     examples, bad = chosen_rows(list(recognise(data, split).rows()), number)
     if not examples:
         raise DataError(f"no row of {data} can be shown; the first fault: {(bad or ['no row'])[0]}")
+    if augment is not None:
+        from paligemma.tuning.setup import augmented
+
+        examples = augmented(examples, augment.split(","), "tiny", seed)
     save_png(labelled_sheet(examples, min(4, len(examples))), output)
     click.echo(
         f"wrote {output}: {len(examples)} pictures" + (f"; {len(bad)} bad rows" if bad else "")

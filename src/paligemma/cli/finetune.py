@@ -135,6 +135,24 @@ _OPTIONS = (
         help="Of objects in an answer: file (default), yx (top left first), random.",
     ),
     click.option(
+        "--augment",
+        metavar="LIST",
+        help="Drawn changes of pictures; boxes and masks move along: flip, crop, zoom-out, colour, "
+        "jpeg, resize, each perhaps with a strength (crop=0.7); with commas between.",
+    ),
+    click.option(
+        "--negatives",
+        type=float,
+        metavar="SHARE",
+        help="Visits in which classes are asked for that are not in the picture; 0 by default.",
+    ),
+    click.option(
+        "--text-len",
+        type=int,
+        metavar="N",
+        help="Most tokens of prompt and answer; 512 for own rows.",
+    ),
+    click.option(
         "--eval-every",
         type=float,
         metavar="N",
@@ -187,6 +205,8 @@ _RECIPE = (
     "label_smoothing",
     "dropout",
     "order",
+    "negatives",
+    "text_len",
     "patience",
     "keep",
     "overfit",
@@ -275,6 +295,8 @@ def run_finetune(
     stated: dict[str, Any] = {
         name: numbers[name] for name in _RECIPE if numbers[name] not in (None, ())
     }
+    if (augment := numbers["augment"]) is not None:
+        stated["augment"] = tuple(word.strip() for word in augment.split(",") if word.strip())
     if freeze:
         stated["freeze"] = freeze
     if (every := numbers["eval_every"]) is not None:

@@ -17,6 +17,9 @@ BILINEAR = "bilinear"
 BILINEAR_ANTIALIAS = "bilinear-antialias"
 RESIZE_METHODS = (BICUBIC, BILINEAR, BILINEAR_ANTIALIAS)
 
+# What stages 1 and 2 of pre-training draw from.
+KERNELS = ("bilinear", "bicubic", "lanczos3", "area", "mitchellcubic")
+
 _F32 = np.float32
 
 
@@ -139,3 +142,53 @@ def _filter_rows(image: NDArray[np.generic], size_px: int) -> NDArray[np.float32
         block *= weights.reshape(-1, *([1] * (image.ndim - 1)))
         np.add.reduce(block, axis=0, out=result[index])  # an outer axis is added in order
     return result
+
+
+def resize_by_kernel(
+    image: NDArray[np.uint8], size_px: int, kernel: str, *, antialias: bool
+) -> NDArray[np.uint8]:
+    """A square image by one of `KERNELS`, truncated as the original's cast does.
+
+    Within a grey level of tf.image.resize, for augmentation; `resize` is bit for bit.
+
+    Args:
+        image: uint8[H, W, 3].
+        size_px: side of the result.
+        kernel: one of `KERNELS`; "area" always averages what it covers.
+        antialias: stretch the kernel by the down-scale factor.
+    """
+    height, width = image.shape[:2]
+    rows = _kernel_weights(height, size_px, kernel, antialias)
+    columns = _kernel_weights(width, size_px, kernel, antialias)
+    first = (rows @ image.reshape(height, -1).astype(_F32)).reshape(size_px, width, -1)
+    resized = np.einsum("ow,hwc->hoc", columns, first, optimize=True)
+    return np.clip(resized + _F32(1e-3), 0, 255).astype(np.uint8)
+
+
+def _kernel_weights(
+    size_in: int, size_out: int, kernel: str, antialias: bool
+) -> NDArray[np.float32]:
+    """What each input pixel adds to each output pixel: float32[size_out, size_in]."""
+    scale = size_in / size_out
+    stretch = max(scale, 1.0) if antialias or kernel == "area" else 1.0
+    centres = (np.arange(size_out) + 0.5) * scale
+    first = np.arange(size_in)
+    if kernel == "area":
+        low, high = centres - scale / 2, centres + scale / 2
+        weights = np.minimum(high[:, None], first + 1) - np.maximum(low[:, None], first)
+        weights = np.clip(weights, 0, None)
+    else:
+        weights = _kernel_value(kernel, (first + 0.5 - centres[:, None]) / stretch)
+    return (weights / weights.sum(1, keepdims=True)).astype(_F32)
+
+
+def _kernel_value(kernel: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    x = np.abs(x)
+    if kernel == "bilinear":
+        return np.clip(1 - x, 0, None)
+    if kernel == "lanczos3":
+        return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+    b, c = (0.0, 0.5) if kernel == "bicubic" else (1 / 3, 1 / 3)
+    near = (12 - 9 * b - 6 * c) * x**3 + (-18 + 12 * b + 6 * c) * x**2 + (6 - 2 * b)
+    far = (-b - 6 * c) * x**3 + (6 * b + 30 * c) * x**2 + (-12 * b - 48 * c) * x + (8 * b + 24 * c)
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0)) / 6

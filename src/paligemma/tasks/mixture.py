@@ -24,6 +24,7 @@ import numpy as np
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.measure import Measure
+from paligemma.processing.augment import Augmentation
 from paligemma.tasks.catalog import find_task
 from paligemma.tasks.own.found import SPLITS, split_names
 from paligemma.tasks.task import Task
@@ -252,6 +253,7 @@ def _source(name: str, one: Any, where: str, folder: Path) -> Source:
         isinstance(augment, list | tuple) and all(isinstance(word, str) for word in augment)
     ):
         raise ConfigError(f"{place}: augment must be a list of policies, got {augment!r:.80}")
+    Augmentation.of(augment or ())
     data = folder / Path(one["data"]).expanduser()
     if not data.exists():
         raise DataError(f"{place}: rows lie in a file or a folder, there is no {str(data)!r}")

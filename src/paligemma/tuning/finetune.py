@@ -29,7 +29,7 @@ from paligemma.tuning.overfit import chosen_rows, inexact_answers
 from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_lines, part_table
 from paligemma.tuning.report import ReportInputs, report_page
 from paligemma.tuning.rows import codec_of, read_rows
-from paligemma.tuning.setup import Setup, recipe_of, task_of
+from paligemma.tuning.setup import Setup, recipe_of, task_of, variety, with_text_len
 from paligemma.tuning.watching import Judge, Look, Validation, digest, say
 from paligemma.whole_file import write_json, write_whole
 
@@ -132,12 +132,14 @@ def finetune(
     if mixture is not None:
         mixed = read_mixture(mixture if isinstance(mixture, Mapping) else Path(mixture))
     processor, _ = load_processor(model, LoadOptions(device=device))
+    recipe = recipe_of(options, transfer, processor.image_size_px)
+    found = task_of(task, transfer) if mixed is None else mixed.task()
     setup = Setup(
         model=model,
         processor=processor,
-        task=task_of(task, transfer) if mixed is None else mixed.task(),
+        task=with_text_len(found, recipe.text_len),
         transfer=transfer,
-        recipe=recipe_of(options, transfer, processor.image_size_px),
+        recipe=recipe,
         data=Path(mixture if isinstance(mixture, str | Path) else data or MIXTURE),
         mixture=mixed,
         folder=Path(output),
@@ -342,7 +344,9 @@ def _source(
 ) -> ExampleSource:
     """Batches of some rows; what is measured with is shown as it is."""
     recipe = setup.recipe
-    mixture = setup.mixture if is_drawn and recipe.overfit is None else None
+    # Rows that are learnt by heart are shown as they are.
+    is_drawn = is_drawn and recipe.overfit is None
+    mixture = setup.mixture if is_drawn else None
     return ExampleSource(
         examples=examples,
         asking_of=setup.task.asks,
@@ -354,6 +358,7 @@ def _source(
         seed=recipe.seed,
         weights=() if mixture is None else mixture.weights,
         source_of=None if mixture is None else mixture.place_of,
+        vary=variety(setup, examples) if is_drawn else None,
     )
 
 

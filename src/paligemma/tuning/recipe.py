@@ -13,6 +13,7 @@ from paligemma.adapt.lora import LoraConfig
 from paligemma.adapt.quant import Quant
 from paligemma.errors import ConfigError
 from paligemma.kernels.nf4 import NF4Linear
+from paligemma.processing.augment import Augmentation
 from paligemma.tasks.published import transfer_recipe
 from paligemma.train.examples import ORDERS
 from paligemma.train.loss import MEANS
@@ -22,6 +23,8 @@ from paligemma.train.schedule import ScheduleConfig
 
 # Peak learning rates: published transfers use 1e-5 for the whole model; an adapter's is ours.
 FULL_LR, LORA_LR = 1e-5, 2e-4
+# Positions are rotated by formula; beyond this no release was trained.
+MAX_TEXT_LEN = 8192
 KEPT = ("last", "best")
 # What an adapter adds to a layer.
 _ADAPTED = r"(?=.*\.update\.)"
@@ -61,6 +64,9 @@ class RecipeKeywords(TypedDict, total=False):
     lr_mults: tuple[tuple[str, float], ...]
     warmups: tuple[tuple[str, float], ...]
     order: str
+    augment: tuple[str, ...]
+    negatives: float
+    text_len: int | None
     eval_every: float | None
     patience: int | None
     keep: str | None
@@ -101,6 +107,10 @@ class Recipe:
             the place of `warmup_percent`.
         order: of the objects in an answer: "file", "yx" (top left first) or "random" by seed and
             visit.
+        augment: policies of `processing.augment`, such as "flip" or "crop=0.7".
+        negatives: share of visits in which a detect or segment row asks for classes of its set
+            that are not in the picture, beside those that are or alone.
+        text_len: most tokens of prompt and answer, in the place of the task's own.
         eval_every: updates between two looks at the held-out rows; below 1 a share of the run. None
             looks before and after the training alone.
         patience: looks without a better one after which the run ends; None runs to the end.
@@ -131,6 +141,9 @@ class Recipe:
     lr_mults: tuple[tuple[str, float], ...] = ()
     warmups: tuple[tuple[str, float], ...] = ()
     order: str = ORDERS[0]
+    augment: tuple[str, ...] = ()
+    negatives: float = 0.0
+    text_len: int | None = None
     eval_every: float | None = 0.25
     patience: int | None = None
     keep: str | None = None
@@ -162,6 +175,12 @@ class Recipe:
                 all(0 <= share <= 1 for _, share in self.warmups),
                 "shares in [0, 1] of the run",
             ),
+            ("negatives", 0 <= self.negatives <= 1, "in [0, 1]"),
+            (
+                "text_len",
+                self.text_len is None or 2 <= self.text_len <= MAX_TEXT_LEN,
+                f"in 2..{MAX_TEXT_LEN}",
+            ),
             ("order", self.order in ORDERS, f"one of {', '.join(ORDERS)}"),
             (
                 "eval_every",
@@ -186,6 +205,7 @@ class Recipe:
                     f"quantised layers are frozen under an adapter, got {self.quant} without one; "
                     "train an adapter, or leave it out"
                 )
+        Augmentation.of(self.augment)
         if self.lora is not None and self.freeze:
             raise ConfigError(
                 "an adapter freezes the whole model by itself, got freeze patterns beside it; "

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from paligemma.adapt.lora import LoraConfig
 from paligemma.errors import ConfigError
+from paligemma.example import Asking, Example
+from paligemma.pipeline.loading import LoadOptions, load_processor
 from paligemma.pipeline.options import chosen
+from paligemma.processing.augment import Augmentation
 from paligemma.processing.processor import Processor
+from paligemma.processing.prompts import object_prompt
 from paligemma.tasks.catalog import find_task, tasks
 from paligemma.tasks.mixture import Mixture
+from paligemma.tasks.own.labels import OwnExample
 from paligemma.tasks.published import transfer_recipe
 from paligemma.tasks.task import Task
+from paligemma.train.varied import Variety
 from paligemma.tuning.recipe import Recipe, RecipeKeywords
+from paligemma.tuning.rows import codec_of
 
 # Learning a few rows by heart needs more than the defaults; it ends as soon as it is done. The
 # rates are of the whole model and of an adapter.
@@ -95,3 +104,54 @@ def task_of(task: str | None, transfer: str | None) -> Task:
         transfer_recipe(transfer)
         raise ConfigError(f"no benchmark here has the transfer {transfer}; name one with task")
     return trained[0]
+
+
+def with_text_len(task: Task, text_len: int | None) -> Task:
+    """The task with another bound of the tokens of a row; None keeps its own."""
+    if text_len is None:
+        return task
+    return replace(task, asking_for=partial(_asks, task, text_len))
+
+
+def _asks(task: Task, text_len: int, example: Example) -> Asking:
+    return replace(task.asks(example), text_len=text_len)
+
+
+def variety(setup: Setup, examples: Sequence[Example]) -> Variety | None:
+    """What changes rows from visit to visit; None where nothing does."""
+    recipe, mixture = setup.recipe, setup.mixture
+    policies = [Augmentation.of(recipe.augment)]
+    if mixture is not None:
+        stated = [one.augment for one in mixture.sources]
+        policies = [policies[0] if one is None else Augmentation.of(one) for one in stated]
+    if not (recipe.negatives or any(one.strengths for one in policies)):
+        return None
+    classes: list[dict[str, None]] = [{} for _ in policies]
+    for one in examples:
+        asked = object_prompt(one.prefix)
+        place = 0 if mixture is None else mixture.place_of(one)
+        classes[place].update(dict.fromkeys(asked.labels if asked else ()))
+    has_masks = any(one.prefix.startswith("segment ") for one in examples)
+    return Variety(
+        seed=recipe.seed,
+        policies=tuple(policies),
+        asking_of=setup.task.asks,
+        processor=setup.processor,
+        codec=codec_of(setup.model)() if has_masks else None,
+        negatives=recipe.negatives,
+        classes=tuple(map(tuple, classes)),
+        source_of=None if mixture is None else mixture.place_of,
+    )
+
+
+def augmented(
+    examples: Sequence[OwnExample], words: Sequence[str], model: str, seed: int
+) -> list[OwnExample]:
+    """Rows as a first visit shows them, for people to look at."""
+    shown = Variety(
+        seed=seed,
+        policies=(Augmentation.of(words),),
+        asking_of=find_task("own").asks,
+        processor=load_processor(model, LoadOptions())[0],
+    )
+    return [cast(OwnExample, shown(one, 0)) for one in examples]
