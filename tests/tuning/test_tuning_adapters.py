@@ -15,6 +15,7 @@ from tiny_folder import write_random_tiny
 from paligemma import PaliGemma
 from paligemma.adapt.quant import dequantise
 from paligemma.cli import main
+from paligemma.kernels.linear import Linear
 from paligemma.kernels.nf4 import NF4Linear
 from paligemma.weights.adapter import load_adapter
 from paligemma.weights.load import load_model
@@ -130,3 +131,29 @@ def test_an_adapter_is_trained_on_four_bits_and_serves_the_weights_as_they_were(
         for update in load_adapter(tmp_path / "run" / "adapter", plain.model).updates.values()
     ]
     assert all(bool(up.any()) for up in before)
+
+
+def test_what_an_adapter_was_trained_beside_is_shown_and_dora_on_four_bits_merges(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(base, data, tmp_path / "run", "--quantize", "nf4:decoder,vision", "--dora")
+    capsys.readouterr()
+    assert run("adapter", "inspect", tmp_path / "run") == 0
+    assert "quantised to nf4:decoder,vision" in capsys.readouterr().out
+    assert run("adapter", "merge", tmp_path / "run", "--output", tmp_path / "merged") == 0
+    assert isinstance(load_model(tmp_path / "merged").text.blocks[0].mlp.up, Linear)
+
+
+def test_an_adapter_that_would_not_survive_its_merge_is_not_kept(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("paligemma.tuning.keeping.merge_difference", lambda model: float("nan"))
+    code = run(
+        "train", "--data", data, "--model", base, "--output", tmp_path / "run", "--rank", 2,
+        "--steps", 1, "--batch-size", 1, "--quiet",
+    )  # fmt: skip
+    assert code == 2
+    assert "must answer like the adapted model" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert list((tmp_path / "run" / "train").glob("step_*"))

@@ -9,13 +9,24 @@ from typing import Any
 
 import pytest
 import torch
+from fake_hub import FakeHub
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from paligemma.adapt.lora import Adapter, LoraConfig, attach, detach, merge
+from paligemma.adapt.lora import (
+    MAX_DIFFERENCE,
+    Adapter,
+    LoraConfig,
+    attach,
+    detach,
+    merge,
+    merge_difference,
+)
 from paligemma.adapt.token_rows import TokenRows
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
-from paligemma.weights.adapter import load_adapter, save_adapter
+from paligemma.weights.adapter import adapter_folder, base_notice, load_adapter, save_adapter
+from paligemma.weights.hub import ADAPTER_FILES
 from paligemma.weights.load import load_model
 from paligemma.weights.save import save_model
 
@@ -369,3 +380,84 @@ def test_rows_of_locations_need_a_vocabulary_that_has_them(base: Any) -> None:
         Adapter.new(base(1)[0], LoraConfig(rank=1, token_rows=("loc",)))
     with pytest.raises(ConfigError, match="loc or seg"):
         LoraConfig(token_rows=("locs",))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_adapter_in_half_precision_is_read_exactly(
+    dtype: torch.dtype, base: Any, tmp_path: Path
+) -> None:
+    model, _ = base(2)
+    folder = save_adapter(with_rows(model, KINDS["dora"]), model, tmp_path / "a", base="x")
+    path = folder / "adapter_model.safetensors"
+    save_file({name: one.to(dtype) for name, one in load_file(path).items()}, path)
+    attach(model, load_adapter(folder, model))
+    live = our_logits(model)
+    merge(model)
+    assert torch.allclose(our_logits(model), live, rtol=0, atol=1e-5 * float(live.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: {**t, next(iter(t)): next(iter(t.values())) * float("nan")}, "must be finite"),
+        (
+            lambda t: {name.replace("mlp.up_proj", "mlp.upp_proj"): one for name, one in t.items()},
+            r"the nearest layer is language_model.layers.\d.mlp.up_proj",
+        ),
+        (lambda t: {**t, "base_model.model.lm_head.weight": torch.ones(130, 32)}, "lm_head"),
+    ],
+)
+def test_damaged_or_unknown_tensors_are_named(
+    change: Any, words: str, base: Any, tmp_path: Path
+) -> None:
+    model, _ = base(1)
+    folder = save_adapter(
+        filled(Adapter.new(model, KINDS["plain"])), model, tmp_path / "a", base="x"
+    )
+    path = folder / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path)
+    with pytest.raises(CheckpointError, match=words) as error:
+        load_adapter(folder, model)
+    assert len(str(error.value)) < 1000
+
+
+@kinds
+def test_merging_moves_no_layer_beyond_rounding_and_a_broken_update_is_seen(
+    kind: str, base: Any
+) -> None:
+    model, _ = base(2)
+    adapter = filled(Adapter.new(model, KINDS[kind]))
+    attach(model, adapter)
+    assert 0 < merge_difference(model) <= MAX_DIFFERENCE
+    next(iter(adapter.updates.values())).up.data[0, 0] = float("inf")
+    assert not merge_difference(model) <= MAX_DIFFERENCE
+
+
+def test_an_adapter_of_the_hub_is_loaded_by_its_name_and_revision(
+    base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import constants
+
+    model, _ = base(1)
+    adapter = filled(Adapter.new(model, KINDS["plain"]))
+    save_adapter(adapter, model, tmp_path / "a", base="owner/base-224")
+    (tmp_path / "a" / "adapter_model.bin").write_bytes(b"pickled")
+    monkeypatch.chdir(tmp_path)
+    with FakeHub(tmp_path / "a") as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "notes"))
+        found = adapter_folder("owner/model@main")
+        hub.fault = lambda kind, name: 500
+        again = adapter_folder("owner/model@main")
+    assert found == again
+    assert sorted(path.name for path in found.iterdir()) == list(ADAPTER_FILES)
+    read = dict(load_adapter(found, model).named_parameters())
+    assert all(torch.equal(read[name], one) for name, one in adapter.named_parameters())
+    assert "owner/base-224" in str(base_notice(found, "other/model"))
+    assert base_notice(found, "elsewhere/Base-224") is None
+    with pytest.raises(CheckpointError, match="check the path"):
+        adapter_folder("a/no-such-run")

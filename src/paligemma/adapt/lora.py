@@ -39,6 +39,8 @@ _GROUPS = {
 }
 EMBEDDING = "text.embed"
 _MAX_RANK = 4096
+# Largest difference in float32 that merging may make, as a share of the largest output.
+MAX_DIFFERENCE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +316,30 @@ def merge(model: nn.Module) -> None:
         raise ConfigError("merging needs an adapter on the model; attach one first")
     for name, module in adapted:
         _replace(model, name, module.fold())
+
+
+@torch.no_grad()
+def merge_difference(model: nn.Module) -> float:
+    """How far merging moves the outputs of a model's adapted layers; one is computed at a time.
+
+    Returns:
+        The largest difference in float32 between a merged layer and the adapted one, for inputs
+        that a seed draws, as a share of the layer's largest output; NaN where an update is.
+    """
+    worst = torch.zeros(())
+    for _, module in _adapted(model):
+        if isinstance(module, AdaptedEmbedding):
+            continue
+        update, dense = module.update, module.base.dense()
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(4, module.in_features, generator=generator).to(dense.device)
+        plain = Linear(module.in_features, module.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(dense, requires_grad=False)
+        live = AdaptedLinear(plain, update).eval()(x)
+        largest = live.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        difference = (F.linear(x, update.merged(dense)) - live).abs().max() / largest
+        worst = torch.maximum(worst, difference.cpu())  # which keeps NaN
+    return float(worst)
 
 
 def _adapted(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear | AdaptedEmbedding]]:

@@ -24,7 +24,7 @@ from paligemma.processing.image import MAX_PIXELS
 from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, require_resize_method
 from paligemma.processing.tokenizer import load_tokenizer
-from paligemma.weights.adapter import adapter_folder, load_adapter
+from paligemma.weights.adapter import adapter_folder, base_notice, load_adapter
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hf_config import CONVENTIONS, Conventions
 from paligemma.weights.load import AttentionOptions, OpenCheckpoint
@@ -88,8 +88,9 @@ class LoadOptions:
         tokenizer: file or folder; None takes the one beside the weights.
         mask_codec: vae-oid.npz or like; None takes the one beside the weights, or that of
             $PALIGEMMA_MASK_CODEC.
-        adapter: folder of a LoRA adapter in PEFT's layout, or of a run of `paligemma train`; it
-            stays beside the weights, which keep their dtype.
+        adapter: folder of a LoRA adapter in PEFT's layout, or of a run of `paligemma train`, or
+            the hub's owner/name (owner/name@revision); it stays beside the weights, which keep
+            their dtype.
         adapters: name -> such a folder; every answer may name one with `adapter`, and none is used
             where it does not.
         quant: "nf4" keeps the decoder's linear layers in four bits, "nf4:decoder,vision" those of
@@ -198,10 +199,10 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
         quant = None if options.quant is None else Quant.parse(options.quant)
         model = opened.load(dtype=dtype, device=device, quant=quant)
         if options.adapter is not None:
-            attach(model, load_adapter(adapter_folder(options.adapter), model))
+            attach(model, _adapter(options.adapter, model, str(name)))
         named = {
-            name: load_adapter(adapter_folder(place), model)
-            for name, place in (options.adapters or {}).items()
+            key: _adapter(place, model, str(name))
+            for key, place in (options.adapters or {}).items()
         }
         return Pretrained(
             model=model,
@@ -214,6 +215,15 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
             ),
             adapters=named,
         )
+
+
+def _adapter(place: str | Path, model: PaliGemmaModel, name: str) -> Adapter:
+    folder = adapter_folder(place)
+    adapter = load_adapter(folder, model)
+    notice = base_notice(folder, name)
+    if notice is not None:
+        logger.warning("%s", notice)
+    return adapter
 
 
 def _require_adapters(adapters: object, adapter: object) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from paligemma.adapt.lora import Adapter
-from paligemma.errors import ConfigError
+from paligemma.adapt.lora import MAX_DIFFERENCE, Adapter, merge_difference
+from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
-from paligemma.tuning.folder import ADAPTER, MODEL
+from paligemma.tuning.folder import ADAPTER, MODEL, TRAIN
 from paligemma.weights.adapter import load_adapter, save_adapter
 from paligemma.weights.catalog import resolve
 from paligemma.weights.load import OpenCheckpoint
@@ -32,10 +32,17 @@ def keep(model: PaliGemmaModel, adapter: Adapter | None, folder: Path, *, base: 
 
     Raises:
         ConfigError: the folder holds another adapter.
-        CheckpointError: it cannot be written.
+        CheckpointError: it cannot be written, or it would answer otherwise once it is merged.
     """
     if adapter is None:
         return write(model, adapter, folder / MODEL, base=base)
+    difference = merge_difference(model)
+    if not difference <= MAX_DIFFERENCE:
+        raise CheckpointError(
+            "an adapter that is merged must answer like the adapted model, a layer of this one "
+            f"differs by {difference:.1e} of its largest output, more than {MAX_DIFFERENCE:.0e}; "
+            f"train with a lower learning rate, what was learnt stays in {folder / TRAIN}"
+        )
     target = folder / ADAPTER
     if not target.exists():
         write(model, adapter, target, base=base)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from paligemma.adapt.lora import attach, merge
+from paligemma.adapt.lora import MAX_DIFFERENCE, attach, merge
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
+from paligemma.tuning.folder import RECIPE
 from paligemma.tuning.keeping import side_files
 from paligemma.tuning.probing import moved, probe
 from paligemma.weights.adapter import CONFIG_FILE, adapter_folder, load_adapter
@@ -17,9 +18,6 @@ from paligemma.weights.hf_config import read_json
 from paligemma.weights.load import OpenCheckpoint
 from paligemma.weights.save import require_no_checkpoint, save_model
 from paligemma.whole_file import require_writable
-
-# Largest difference of logits in float32, as a share of the largest logit.
-MAX_DIFFERENCE = 1e-5
 
 
 def base_of(adapter: str | Path) -> str:
@@ -84,11 +82,15 @@ def describe(adapter: str | Path, model: str | None = None) -> list[str]:
     config = loaded.config
     kind = "DoRA" if config.dora else "rsLoRA" if config.rank_stabilised else "LoRA"
     rows = loaded.token_rows
+    quant = None
+    if (folder.parent / RECIPE).is_file():
+        quant = read_json(folder.parent / RECIPE).get("quant")
     named = " and ".join(f"<{name}>" for name in config.token_rows) or "given ids"
     return [
         f"{folder}: {kind} of rank {config.rank}, alpha {config.alpha:g}, on {base}",
         f"changes {len(loaded.updates)} layers of {', '.join(config.parts)}",
         *([] if rows is None else [f"changes {len(rows.ids)} token rows, of {named}"]),
+        *([] if quant is None else [f"was trained beside layers quantised to {quant!s:.100}"]),
         f"{loaded.num_parameters:,} parameters, "
         f"{'active' if loaded.is_active else 'without effect: every update is zero'}",
     ]

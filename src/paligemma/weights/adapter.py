@@ -6,6 +6,7 @@ names it has. Settings that change the arithmetic and are not computed here are 
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 import os
@@ -33,13 +34,16 @@ from paligemma.adapt.token_rows import TOKEN_KINDS, TokenRows, ids_of
 from paligemma.errors import CheckpointError
 from paligemma.model import PaliGemmaModel
 from paligemma.vocab import Vocab
+from paligemma.weights.hashes import require_hub_bytes
 from paligemma.weights.hf import bare_name, spell, unspell
 from paligemma.weights.hf_config import read_json
+from paligemma.weights.hub import ADAPTER_FILES, download
 from paligemma.whole_file import staging_folder, write_json
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = ADAPTER_FILES
+_HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 _PREFIX = "base_model.model."
 _LEAVES = {
     "lora_A.weight": "down",
@@ -137,18 +141,42 @@ def save_adapter(
 
 
 def adapter_folder(place: str | os.PathLike[str]) -> Path:
-    """The folder of an adapter: the place itself, or the folder `adapter` of a training run.
+    """The folder of an adapter: the place itself, the folder `adapter` of a training run, or the
+    copy here of an adapter of the hub, `owner/name` or `owner/name@revision`.
 
     Raises:
-        CheckpointError: neither holds one.
+        CheckpointError: none of these holds one.
+        AccessError, ModelNotFoundError, MissingExtraError: as in `hub.download`.
     """
     path = Path(place).expanduser()
     for folder in (path, path / "adapter"):
         if os.path.isfile(folder / CONFIG_FILE):  # also of an impossible name
             return folder
+    of_hub = _HUB_ID.fullmatch(str(place))
+    # A place in an existing folder is a path that is misspelt.
+    if of_hub and not path.parent.exists():
+        folder = download(of_hub[1], of_hub[2], ask=True, files=ADAPTER_FILES)
+        if os.path.isfile(folder / CONFIG_FILE):
+            require_hub_bytes([folder / name for name in ADAPTER_FILES])
+            return folder
     raise CheckpointError(
         f"an adapter is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a finished run of "
-        f"`paligemma train` that holds one, got {str(place)!r:.200}; check the path"
+        "`paligemma train` that holds one, or the hub's owner/name of one, got "
+        f"{str(place)!r:.200}; check the path"
+    )
+
+
+def base_notice(folder: Path, model: str) -> str | None:
+    """A sentence where an adapter's config names another base than the model that it is for."""
+    base = read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        return None
+    names = [Path(name.rstrip("/")).name.lower() for name in (base, model)]
+    if names[0] == names[1]:
+        return None
+    return (
+        f"the adapter {folder} was made for {base!r:.200} and answers on {model!r:.200}; unless "
+        "both are one model, load its own base"
     )
 
 
@@ -174,6 +202,12 @@ def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapt
             f"an adapter's weights lie in {WEIGHTS_FILE}, {path} has none that is readable "
             f"({str(error)[:200]}); of .bin files make one with peft's save_pretrained"
         ) from error
+    for key, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"the numbers of an adapter must be finite, {key:.200} of {path} has NaN or "
+                "infinity; take an earlier checkpoint, or train with a lower learning rate"
+            )
     layers = {
         bare_name(f"{name}.weight", model.config.generation).removesuffix(".weight"): name
         for name in layer_names(model, tuple(PARTS))
@@ -193,10 +227,12 @@ def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapt
             unknown.append(key)
     if unknown or not found:
         shown = ", ".join(unknown[:5]) or "nothing"
+        near = difflib.get_close_matches(_split(unknown[0])[0], layers, n=1) if unknown else []
         raise CheckpointError(
-            f"an adapter holds updates of linear layers, {path} holds {shown}"
-            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; merge whole layers "
-            "and token rows into the model with the program that wrote them"
+            f"an adapter holds updates of linear layers, {path} holds {shown:.400}"
+            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}"
+            f"{f' (the nearest layer is {near[0]})' if near else ''}; merge whole layers "
+            "into the model with the program that wrote them"
         )
     updates = {}
     for module in layers:

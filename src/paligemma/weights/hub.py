@@ -31,18 +31,23 @@ HUB_FILES = (
     "tokenizer_config.json",
     "added_tokens.json",
 )
+# Of an adapter; pickled weights are never fetched.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # A hub id this alike is a misspelt release; a fine-tune's own name rarely is.
 _ALIKE = 0.9
 _MAX_SHOWN = 160
 
 
-def download(hub_id: str, revision: str | None, *, ask: bool) -> Path:
-    """The folder of a model of the hub on this machine.
+def download(
+    hub_id: str, revision: str | None, *, ask: bool, files: tuple[str, ...] = HUB_FILES
+) -> Path:
+    """The folder of a model or an adapter of the hub on this machine.
 
     Args:
         hub_id: owner/name.
         revision: branch, tag or commit; None is the main branch.
         ask: whether the hub may be asked; without, only an earlier download is used.
+        files: `HUB_FILES` or `ADAPTER_FILES`.
 
     Raises:
         AccessError: the hub refuses, fails or cannot be reached, or the cache cannot be written.
@@ -62,14 +67,14 @@ def download(hub_id: str, revision: str | None, *, ask: bool) -> Path:
             huggingface_hub.snapshot_download(
                 repo_id=hub_id,
                 revision=revision,
-                allow_patterns=list(HUB_FILES),
+                allow_patterns=list(files),
                 local_files_only=not ask,
             )
         )
     # What the library raises depends on its version and on whoever answers in the hub's place.
     except Exception as error:
         explained = _explain(error, hub_id, revision)
-        cached = _cached(hub_id, revision)
+        cached = _cached(hub_id, revision, files)
         if cached is None:
             raise explained from error
         if ask and not _is_offline(error):
@@ -77,12 +82,15 @@ def download(hub_id: str, revision: str | None, *, ask: bool) -> Path:
         return cached
 
 
-def _cached(hub_id: str, revision: str | None) -> Path | None:
+def _cached(hub_id: str, revision: str | None, files: tuple[str, ...]) -> Path | None:
     """The folder of an earlier download that holds all weights."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        config = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+        config = try_to_load_from_cache(hub_id, files[0], revision=revision)
+        if isinstance(config, str) and files is ADAPTER_FILES:
+            folder = Path(config).parent
+            return folder if all((folder / name).is_file() for name in files) else None
         if isinstance(config, str):
             return in_folder(hub_id, Path(config).parent).folder
     except (CheckpointError, OSError, ValueError):
