@@ -10,12 +10,23 @@ import pytest
 from PIL import Image
 from tiny_folder import write_random_tiny
 
+from paligemma.example import Prediction
+from paligemma.tuning.watching import Judge
+
 QUESTION = "answer en which colour?"
 
 
 @pytest.fixture(scope="session")
 def drawn_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_tiny(tmp_path_factory.mktemp("drawn") / "model", dtype="float32")
+
+
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out rows are answered by nobody: an untrained model writes on to its bound."""
+    monkeypatch.setattr(
+        Judge, "answers", lambda self: [Prediction(id=one.id, text="red") for one in self.examples]
+    )
 
 
 @pytest.fixture

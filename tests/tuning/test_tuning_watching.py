@@ -67,6 +67,7 @@ def test_a_look_has_the_figures_and_the_loss_and_how_far_the_model_moved(
 
 
 @pytest.mark.parametrize("lora", [LORA, None])
+@pytest.mark.usefixtures("quick_looks")
 def test_the_best_look_is_what_is_kept_where_that_is_asked(
     lora: LoraConfig | None, drawn_model: Path, two_colours: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -83,6 +84,7 @@ def test_the_best_look_is_what_is_kept_where_that_is_asked(
     assert kept != (short.result / name).read_bytes()
 
 
+@pytest.mark.usefixtures("quick_looks")
 def test_patience_ends_a_run_and_the_same_call_does_not_go_on_with_it(
     drawn_model: Path, two_colours: Path, tmp_path: Path
 ) -> None:
@@ -96,6 +98,7 @@ def test_patience_ends_a_run_and_the_same_call_does_not_go_on_with_it(
     assert report["kept"] == {"step": 2, "rule": "best"}
 
 
+@pytest.mark.usefixtures("quick_looks")
 def test_the_command_shows_the_parts_before_and_each_look_during_a_run(
     drawn_model: Path, two_colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -176,6 +176,22 @@ _OPTIONS = (
         "exact once saved, merged and loaded again.",
     ),
     click.option("--seed", type=int, metavar="S", help="Fixes everything drawn; 0 by default."),
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="Go on with a run, and refuse to begin one; without it, the same command does either.",
+    ),
+    click.option(
+        "--init-from",
+        type=NamedPath(),
+        metavar="DIR",
+        help="Begin with the weights of a run, an adapter or a model, with a new optimiser.",
+    ),
+    click.option(
+        "--extend",
+        is_flag=True,
+        help="Let the finished run become a longer one: more --steps or --epochs.",
+    ),
     click.option("--device", metavar="NAME", help="By default cuda if there is one, else cpu."),
     click.option("--threads", type=click.IntRange(1, 256), help="CPU threads."),
     click.option("--quiet", is_flag=True, help="No progress bars."),
@@ -274,6 +290,11 @@ def run_finetune(
     lora = True if lora is None else lora
     if idle and not lora:
         raise click.UsageError(f"{' and '.join(idle)} are of an adapter; leave --full out")
+    init_from = numbers["init_from"]
+    if idle and init_from is not None:
+        raise click.UsageError(
+            f"the adapter of --init-from keeps its shape; leave {' and '.join(idle)} out"
+        )
     import torch
 
     from paligemma.adapt.lora import LoraConfig
@@ -315,7 +336,10 @@ def run_finetune(
         transfer=transfer,
         device=device,
         progress=not quiet,
-        lora=config,
+        resume=numbers["resume"],
+        init_from=init_from,
+        extend=numbers["extend"],
+        lora=bool(lora) if init_from is not None else config,
         **stated,
     )
     if run.figures:

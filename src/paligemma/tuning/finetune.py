@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from paligemma.adapt.checkpointing import checkpoint_blocks
-from paligemma.adapt.lora import Adapter, attach
+from paligemma.adapt.lora import Adapter, LoraConfig, attach
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import Example
 from paligemma.jobs.json_lines import read_rows as read_json_lines
@@ -24,6 +24,7 @@ from paligemma.tasks.published import published
 from paligemma.train.examples import ORDERS, ExampleSource, SuffixLoss
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
 from paligemma.tuning.folder import ADAPTER, PAGE, REPORT, TRAIN, begin, require_own
+from paligemma.tuning.going_on import become_longer, require_begun, start_from
 from paligemma.tuning.keeping import keep, take_back, write
 from paligemma.tuning.overfit import chosen_rows, inexact_answers
 from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_lines, part_table
@@ -89,6 +90,9 @@ def finetune(
     output: str | Path,
     task: str | None = None,
     transfer: str | None = None,
+    resume: bool = False,
+    init_from: str | Path | None = None,
+    extend: bool = False,
     device: str | None = None,
     num_workers: int = 1,
     progress: bool = True,
@@ -106,6 +110,10 @@ def finetune(
         task: name of a benchmark whose files these are; a user's own rows by default.
         transfer: published transfer whose recipe is followed, such as "docvqa"; `options` replace
             single values of it.
+        resume: refuse to begin anew. The same call goes on with a run in any case.
+        init_from: folder of a run, an adapter or a model, whose weights are begun with; optimiser
+            and schedule are new. An adapter keeps its shape.
+        extend: let the finished run of the folder become a longer one, see `become_longer`.
         device: as in `LoadOptions`.
         num_workers: processes that read pictures.
         progress: show bars on standard error.
@@ -128,6 +136,11 @@ def finetune(
             "the sources of a mixture name their own tasks, got a task or a transfer beside it; "
             "leave it out"
         )
+    if init_from is not None and isinstance(options.get("lora"), LoraConfig):
+        raise ConfigError(
+            "an adapter that is begun with keeps its shape, got another beside init_from; leave "
+            "rank, alpha and parts out"
+        )
     mixed = None
     if mixture is not None:
         mixed = read_mixture(mixture if isinstance(mixture, Mapping) else Path(mixture))
@@ -143,12 +156,18 @@ def finetune(
         data=Path(mixture if isinstance(mixture, str | Path) else data or MIXTURE),
         mixture=mixed,
         folder=Path(output),
+        init_from=None if init_from is None else str(init_from),
+        resume=resume,
+        extend=extend,
         device=device,
         num_workers=num_workers,
         progress=progress,
     )
     with one_writer(setup.folder):
         require_own(setup.folder)
+        for how in ("resume", "extend"):
+            if getattr(setup, how):
+                require_begun(setup.folder, how)
         run, learnt = _run(setup)
         if setup.recipe.overfit is None:
             return run
@@ -175,12 +194,20 @@ def _run(setup: Setup) -> tuple[FinetuneRun, list[Example]]:
         quant=recipe.quant,
     )
     _say_skipped(skipped, folder)
-    described = _described(setup, asked.model, learnt, held_out)
-    begin(folder, described)
     adapter = None
-    if recipe.lora is not None:
+    if setup.init_from is not None:
+        adapter = start_from(setup.init_from, asked.model, recipe.lora)
+        if adapter is not None:
+            attach(asked.model, adapter)
+            recipe = replace(recipe, lora=adapter.config)
+            setup = replace(setup, recipe=recipe)
+    elif recipe.lora is not None:
         adapter = Adapter.new(asked.model, recipe.lora, seed=recipe.seed)
+    described = _described(setup, asked.model, learnt, held_out)
     options = _loop_options(setup, len(learnt))
+    if setup.extend:
+        become_longer(folder, described, options.total_steps)
+    begin(folder, described)
     validation = _validation(setup, asked, adapter, held_out, options.total_steps)
     if validation is not None:
         validation.before()
@@ -188,7 +215,7 @@ def _run(setup: Setup) -> tuple[FinetuneRun, list[Example]]:
     parts = part_table(asked.model, recipe.optim())
     for line in part_lines(parts):
         say(setup.progress, line)
-    train(
+    ended = train(
         asked.model,
         _objective(setup, asked.model, recipe.label_smoothing),
         _source(setup, asked, learnt),
@@ -211,6 +238,7 @@ def _run(setup: Setup) -> tuple[FinetuneRun, list[Example]]:
     report = {
         "recipe": described,
         "steps": options.total_steps,
+        "steps_done": ended["step"],
         "kept": None
         if kept is None
         else {"step": kept.step, "rule": "best" if recipe.keeps_best else "last"},
@@ -268,6 +296,7 @@ def _described(
         "weights": fingerprint(model),
         "task": setup.task.name,
         "transfer": setup.transfer,
+        "init_from": setup.init_from,
         "data": str(setup.data),
         "mixture": None
         if setup.mixture is None

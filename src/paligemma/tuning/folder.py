@@ -33,7 +33,7 @@ def require_own(folder: Path) -> None:
     Raises:
         ConfigError: a name that a run writes is taken, and no run began there.
     """
-    if _recipe(folder) is not None:
+    if stored_recipe(folder) is not None:
         return
     names = (RECIPE, TRAIN, ANSWERS, BEST, ADAPTER, MODEL, REPORT, PAGE)
     taken = [name for name in names if os.path.lexists(folder / name)]
@@ -55,7 +55,7 @@ def begin(folder: Path, described: dict[str, Any]) -> None:
         ConfigError: the folder cannot be written.
     """
     require_own(folder)
-    stored, asked = _recipe(folder), json.loads(json.dumps(described))
+    stored, asked = stored_recipe(folder), json.loads(json.dumps(described))
     if stored is None:
         write_json(folder / RECIPE, asked)
     elif stored != asked:
@@ -66,7 +66,7 @@ def begin(folder: Path, described: dict[str, Any]) -> None:
         )
 
 
-def _recipe(folder: Path) -> dict[str, Any] | None:
+def stored_recipe(folder: Path) -> dict[str, Any] | None:
     """The recipe of the run that began in a folder, if one did."""
     path = folder / RECIPE
     if not path.is_file() or path.is_symlink():

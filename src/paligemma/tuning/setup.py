@@ -43,6 +43,9 @@ class Setup:
         recipe: every number that changes the result.
         data: folder or file of the rows, or file of the mixture.
         folder: folder of the run.
+        init_from: run, adapter or model whose weights are begun with; None is the model's own.
+        resume: whether a run must have begun in the folder.
+        extend: whether a finished run of the folder becomes a longer one.
         device: as in `LoadOptions`.
         num_workers: processes that read pictures.
         progress: whether bars are shown.
@@ -56,6 +59,9 @@ class Setup:
     recipe: Recipe
     data: Path
     folder: Path
+    init_from: str | None = None
+    resume: bool = False
+    extend: bool = False
     device: str | None = None
     num_workers: int = 1
     progress: bool = True
