@@ -153,6 +153,11 @@ _OPTIONS = (
         help="Most tokens of prompt and answer; 512 for own rows.",
     ),
     click.option(
+        "--noise-piece",
+        metavar="TEXT",
+        help="Class of noise boxes, where all classes are asked for; <noise> by default.",
+    ),
+    click.option(
         "--eval-every",
         type=float,
         metavar="N",
@@ -223,6 +228,7 @@ _RECIPE = (
     "order",
     "negatives",
     "text_len",
+    "noise_piece",
     "patience",
     "keep",
     "overfit",

@@ -13,7 +13,7 @@ import numpy as np
 
 from paligemma.batch import TokenRow
 from paligemma.errors import DataError, ImageError
-from paligemma.example import Asking, Example
+from paligemma.example import ALL_CLASSES, Asking, Example
 from paligemma.processing.processor import Processor, layout
 from paligemma.processing.prompts import object_prompt
 from paligemma.tasks.own.labels import Finding, OwnExample, RowError, UprightPicture
@@ -144,6 +144,9 @@ class Lint:
         if not example.targets:
             raise RowError("no answer", f"{place}: it has no answer to learn; add one")
         asking = self._task.asks(example)
+        if asking.answer == ALL_CLASSES:  # filled to the bound; objects that do not fit stay out
+            summary.tokens.append(asking.text_len + 1)
+            return []
         rows = [token_row(example, one, asking, self._processor) for one in example.targets]
         summary.tokens.append(max(map(len, rows)))
         if not isinstance(example, OwnExample):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from paligemma.batch import Batch, TokenRow
 from paligemma.errors import DataError, ImageError
-from paligemma.example import Asking, Example
+from paligemma.example import ALL_CLASSES, NOISE, Asking, Example
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.boxes import SEPARATOR
 from paligemma.processing.pixels import stack_pixels
@@ -26,9 +26,10 @@ from paligemma.tasks.lint import token_row
 from paligemma.train.data import MicroBatches
 from paligemma.train.loss import MEANS, training_loss
 from paligemma.train.mixture import MixedOrder
+from paligemma.train.noise import noisy_row
 
 # Streams of random numbers that must not meet.
-_ORDER, _TARGET, _OBJECTS = 0, 1, 2
+_ORDER, _TARGET, _OBJECTS, _NOISE = 0, 1, 2, 3
 # How the objects of an answer follow each other: as in the file, top left first, or drawn anew at
 # each visit.
 ORDERS = ("file", "yx", "random")
@@ -49,6 +50,7 @@ class ExampleSource:
         mean: one of `train.loss.MEANS`; it decides how much each part of an update counts.
         weights: part of each source of a mixture; empty for one set.
         source_of: number of the source of an example; of a mixture.
+        noise_piece: class of the noise boxes of rows that ask for all classes.
         vary: changes an example for a visit, from seed, visit and id alone; None shows it as it is.
     """
 
@@ -62,6 +64,7 @@ class ExampleSource:
     mean: str = MEANS[0]
     weights: tuple[float, ...] = ()
     source_of: Callable[[Example], int] | None = None
+    noise_piece: str = NOISE
     vary: Callable[[Example, int], Example] | None = None
 
     def batch(self, step: int) -> Batch | MicroBatches[Batch]:
@@ -100,7 +103,12 @@ class ExampleSource:
             target = example.targets[int(rng.integers(len(example.targets)))]
         if self.order != ORDERS[0] and object_prompt(example.prefix) is not None:
             target = self._ordered(target, example, visit)
-        return token_row(example, target, self.asking_of(example), self.processor)
+        asking = self.asking_of(example)
+        if asking.answer == ALL_CLASSES:
+            key = (self.seed, _NOISE, visit, zlib.crc32(example.id.encode()))
+            rng = np.random.default_rng(key)
+            return noisy_row(example, target, asking, self.processor, rng, self.noise_piece)
+        return token_row(example, target, asking, self.processor)
 
     def _ordered(self, target: str, example: Example, visit: int) -> str:
         """The objects of an answer in the order of the policy."""

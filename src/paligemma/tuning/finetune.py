@@ -325,6 +325,7 @@ def _validation(
         examples=held_out,
         source=_source(setup, asked, held_out, is_drawn=False),
         objective=_objective(setup, asked.model),
+        noise_piece=recipe.noise_piece,
         name=setup.model,
         progress=setup.progress,
     )
@@ -384,6 +385,7 @@ def _source(
         micro_size=recipe.micro_size,
         order=recipe.order if is_drawn else ORDERS[0],
         mean=recipe.mean,
+        noise_piece=recipe.noise_piece,
         seed=recipe.seed,
         weights=() if mixture is None else mixture.weights,
         source_of=None if mixture is None else mixture.place_of,

@@ -12,6 +12,7 @@ from torch import nn
 from paligemma.adapt.lora import LoraConfig
 from paligemma.adapt.quant import Quant
 from paligemma.errors import ConfigError
+from paligemma.example import NOISE
 from paligemma.kernels.nf4 import NF4Linear
 from paligemma.processing.augment import Augmentation
 from paligemma.tasks.published import transfer_recipe
@@ -67,6 +68,7 @@ class RecipeKeywords(TypedDict, total=False):
     augment: tuple[str, ...]
     negatives: float
     text_len: int | None
+    noise_piece: str
     eval_every: float | None
     patience: int | None
     keep: str | None
@@ -111,6 +113,7 @@ class Recipe:
         negatives: share of visits in which a detect or segment row asks for classes of its set
             that are not in the picture, beside those that are or alone.
         text_len: most tokens of prompt and answer, in the place of the task's own.
+        noise_piece: class of the noise boxes of `detect all classes`; the published one is unknown.
         eval_every: updates between two looks at the held-out rows; below 1 a share of the run. None
             looks before and after the training alone.
         patience: looks without a better one after which the run ends; None runs to the end.
@@ -144,6 +147,7 @@ class Recipe:
     augment: tuple[str, ...] = ()
     negatives: float = 0.0
     text_len: int | None = None
+    noise_piece: str = NOISE
     eval_every: float | None = 0.25
     patience: int | None = None
     keep: str | None = None
@@ -175,6 +179,7 @@ class Recipe:
                 all(0 <= share <= 1 for _, share in self.warmups),
                 "shares in [0, 1] of the run",
             ),
+            ("noise_piece", self.noise_piece.strip() != "", "a class of a noise box"),
             ("negatives", 0 <= self.negatives <= 1, "in [0, 1]"),
             (
                 "text_len",

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from paligemma.errors import DataError
 from paligemma.eval.scored import Scored, score_matched
-from paligemma.example import Example, Prediction
+from paligemma.example import NOISE, Example, Prediction
 from paligemma.jobs.answerer import answered
 from paligemma.jobs.json_lines import prediction_from_json, prediction_to_json, read_rows
 from paligemma.jobs.model_answerer import ModelAnswerer
@@ -57,6 +57,7 @@ class Judge:
         objective: their loss.
         name: name of the model, for reports.
         progress: whether a bar is shown.
+        noise_piece: see `Recipe`.
     """
 
     task: Task
@@ -66,12 +67,14 @@ class Judge:
     objective: SuffixLoss = field(repr=False)
     name: str = ""
     progress: bool = True
+    noise_piece: str = NOISE
 
     def answers(self) -> list[Prediction]:
         """One answer a row, in order."""
         starts = range(0, len(self.examples), _BATCH)
         batches = [(start, list(self.examples[start : start + _BATCH])) for start in starts]
-        found = answered(ModelAnswerer(self.asked, self.task.asks), batches, num_workers=1)
+        answerer = ModelAnswerer(self.asked, self.task.asks, noise_piece=self.noise_piece)
+        found = answered(answerer, batches, num_workers=1)
         shown = tqdm(
             found,
             desc="measuring",

@@ -289,7 +289,7 @@ def test_objects_come_first_in_random_order_and_noise_fills_the_rest() -> None:
         "<loc0256><loc0256><loc1023><loc1023> dog",
     ]
     assert len(parts) == 6
-    assert all(part.endswith(" <noise>") for part in parts[2:])
+    assert all(part.endswith("<noise>") for part in parts[2:])
     orders = {"".join(piece.text for piece in _noisy(seed)).index("cat") for seed in range(8)}
     assert len(orders) == 2
     assert _noisy(3) == _noisy(3)
@@ -301,7 +301,7 @@ def test_only_the_places_of_noise_carry_no_loss() -> None:
     assert len(silent) == 4
     for k in silent:
         assert pieces[k].text.count("<loc") == 4
-        assert pieces[k + 1] == Piece(text=" <noise>")
+        assert pieces[k + 1] == Piece(text="<noise>")
     for piece in pieces:
         numbers = [int(n) for n in piece.text.replace("<loc", "").split(">") if n.isdigit()]
         if numbers:
@@ -312,8 +312,8 @@ def test_only_the_places_of_noise_carry_no_loss() -> None:
 def test_separator_and_noise_can_be_chosen_and_objects_never_break() -> None:
     text = "".join(piece.text for piece in _noisy(0, separator="", noise="nothing"))
     assert ";" not in text
-    assert text.count("<loc") == 4 * (2 + text.count(" nothing"))
-    assert text.count(" nothing") == 6
+    assert text.count("<loc") == 4 * (2 + text.count("nothing"))
+    assert text.count("nothing") == 6
     # Room for one object of five tokens and no second one of six.
     assert len(_noisy(0, max_tokens=10)) == 2
     assert _noisy(0, max_tokens=4) == ()

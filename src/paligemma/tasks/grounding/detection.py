@@ -96,7 +96,7 @@ def read_detection(
             str(one.id),
             prefix,
             picture=picture,
-            answers=[_target(one, found)] if names_classes else [],
+            answers=[_target(one, found)],
             references={
                 "size_hw": list(one.image.size_hw),
                 "objects": list(one.objects),

@@ -58,6 +58,7 @@ def noisy_target(
     Args:
         boxes_yxyx: boxes normalised to [0, 1].
         separator: text between two objects; the published one is unknown.
+        noise: class of a noise box, to the letter: an answer bars the token that it is.
 
     Source: arXiv:2412.03555, appendix C.
     """
@@ -70,7 +71,7 @@ def noisy_target(
         nonlocal room
         new = [Piece(text=separator)] if pieces and separator else []
         new.append(Piece(text=format_loc(bins), has_loss=not is_noise))
-        new.append(Piece(text=f" {label}"))
+        new.append(Piece(text=label if is_noise else f" {label}"))
         needed = sum(count_tokens(piece.text) for piece in new)
         if needed < 1:
             raise DataError("count_tokens must count at least one token of a box, got none")
