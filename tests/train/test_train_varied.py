@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from paligemma.batch import Batch
 from paligemma.example import Example
 from paligemma.outputs.boxes import box_yxyx_to_xyxy_px, decode_boxes
 from paligemma.outputs.masks import mask_iou
@@ -23,6 +25,8 @@ from paligemma.processing.augment import Augmentation
 from paligemma.tasks.catalog import find_task
 from paligemma.tasks.own.labels import OwnExample
 from paligemma.tasks.own.masks import answered
+from paligemma.train.data import batches
+from paligemma.train.examples import ExampleSource
 from paligemma.train.varied import Variety
 from paligemma.weights.catalog import resolve
 
@@ -124,10 +128,36 @@ def test_rows_in_words_or_in_codewords_alone_stay_where_they_are(
         assert (shown.pictures[0].read(10**9) == plain).all()
 
 
-def test_left_and_right_are_never_mirrored(tmp_path: Path, varied: Callable[..., Variety]) -> None:
-    suffix = BOX.replace("card", "left card")
-    (row,) = rows(tmp_path, {"prefix": "detect left card", "suffix": suffix})
+@pytest.mark.parametrize("label", ["left card", "linke Karte", "carta derecha", "clockwise arrow"])
+def test_rows_that_name_a_side_are_never_mirrored(
+    tmp_path: Path, varied: Callable[..., Variety], label: str
+) -> None:
+    suffix = BOX.replace("card", label)
+    (row,) = rows(tmp_path, {"prefix": f"detect {label}", "suffix": suffix})
     assert {varied("flip=1")(row, visit).targets for visit in range(8)} == {row.targets}
+
+
+def test_workers_and_a_later_start_see_the_same_batches(
+    tmp_path: Path, varied: Callable[..., Variety]
+) -> None:
+    found = rows(tmp_path, *[{"prefix": "detect card", "suffix": BOX}] * 3)
+    vary = varied(*MOVES, "colour", "jpeg", "resize")
+    source = ExampleSource(
+        examples=found,
+        asking_of=vary.asking_of,
+        processor=vary.processor,
+        batch_size=2,
+        seed=0,
+        vary=vary,
+    )
+    alone = list(batches(source, 0, 4, num_workers=0))
+    beside = list(batches(source, 1, 4, num_workers=2))
+    assert len({one.tokens.numpy().tobytes() for one in alone}) > 1
+    for one, other in zip(alone[1:], beside, strict=True):
+        assert isinstance(one, Batch)
+        assert isinstance(other, Batch)
+        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.images, other.images)
 
 
 def test_a_visit_follows_from_seed_visit_and_id_alone(

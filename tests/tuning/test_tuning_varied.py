@@ -12,7 +12,11 @@ from PIL import Image
 
 from paligemma.cli import main
 from paligemma.errors import ConfigError, DataError
+from paligemma.pipeline.loading import LoadOptions, load_processor
+from paligemma.tasks.catalog import find_task
 from paligemma.tuning.finetune import finetune
+from paligemma.tuning.recipe import Recipe
+from paligemma.tuning.setup import Setup, variety
 
 
 @pytest.fixture
@@ -51,6 +55,28 @@ def test_two_runs_with_everything_drawn_learn_the_same(boxes: Path, drawn_model:
     recipe = json.loads((boxes.parent / "first" / "recipe.json").read_text())
     assert recipe["augment"][1] == "crop=0.6"
     assert (recipe["negatives"], recipe["text_len"]) == (0.5, 64)
+
+
+def test_rows_with_codewords_alone_are_counted_once(
+    boxes: Path, drawn_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in (boxes / "train.jsonl").read_text().splitlines()]
+    rows[0]["prefix"] = "segment card"
+    rows[0]["suffix"] = rows[0]["suffix"].replace(" card", "<seg001>" * 16 + " card")
+    (boxes / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    setup = Setup(
+        model=str(drawn_model),
+        processor=load_processor(str(drawn_model), LoadOptions())[0],
+        task=find_task("own"),
+        transfer=None,
+        recipe=Recipe(augment=("flip",)),
+        data=boxes,
+        folder=boxes.parent / "run",
+    )
+    assert variety(setup, list(setup.task.read(boxes, "train"))) is not None
+    said = [one.getMessage() for one in caplog.records if "codewords alone" in one.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("1 of 4 rows hold masks as codewords alone")
 
 
 def test_an_unknown_policy_ends_before_anything_is_read(boxes: Path) -> None:

@@ -29,6 +29,8 @@ POLICIES: dict[str, tuple[float, float, float, str]] = {
     "jpeg": (75.0, 1.0, 95.0, "lowest quality of a second encoding, up to 95"),
     "resize": (1.0, 0.0, 1.0, "share of visits with a drawn method of resizing"),
 }
+# Those that move what lies on the picture.
+MOVING = ("flip", "crop", "zoom-out")
 # Share of visits in which crop, zoom-out, colour and JPEG act; ours, since none is published.
 _SHARE = 0.5
 _BEST_QUALITY = 95

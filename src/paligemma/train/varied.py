@@ -27,7 +27,12 @@ from paligemma.tasks.own.masks import answered
 
 # Streams of random numbers beside those of `train.examples`.
 _MOVE, _COLOUR, _RESIZE, _ASK = 10, 11, 12, 13
-_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
+# Words that a mirrored picture would make wrong, in languages in which labels are often written.
+_SIDES = re.compile(
+    r"\b(left|right|clockwise|anticlockwise|counterclockwise|linke?|rechte?|gauche|droite?|"
+    r"izquierd|derech|sinistr|destr|esquerd|direit)",
+    re.IGNORECASE,
+)
 _EVERYTHING = ("all classes",)
 _MAX_ABSENT = 3
 
@@ -115,6 +120,13 @@ class Variety:
                 frame = frame if resized is square else resized
             pictures.append(ReadPicture(frame))
         return replace(example, pictures=tuple(pictures))
+
+    def keeps_codewords(self, example: Example) -> bool:
+        """Whether an example stays where it is since its masks are known as codewords alone."""
+        if object_prompt(example.prefix) is None or "<seg" not in "".join(example.targets):
+            return False
+        asking = self.asking_of(example)
+        return not (isinstance(example, OwnExample) and self._can_move(example, asking))
 
     def _can_move(self, example: OwnExample, asking: Asking) -> bool:
         """Whether boxes and masks are known, so that they can move with the picture."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -13,7 +14,7 @@ from paligemma.errors import ConfigError
 from paligemma.example import Asking, Example
 from paligemma.pipeline.loading import LoadOptions, load_processor
 from paligemma.pipeline.options import chosen
-from paligemma.processing.augment import Augmentation
+from paligemma.processing.augment import MOVING, Augmentation
 from paligemma.processing.processor import Processor
 from paligemma.processing.prompts import object_prompt
 from paligemma.tasks.catalog import find_task, tasks
@@ -24,6 +25,8 @@ from paligemma.tasks.task import Task
 from paligemma.train.varied import Variety
 from paligemma.tuning.recipe import Recipe, RecipeKeywords
 from paligemma.tuning.rows import codec_of
+
+logger = logging.getLogger(__name__)
 
 # Learning a few rows by heart needs more than the defaults; it ends as soon as it is done. The
 # rates are of the whole model and of an adapter.
@@ -138,7 +141,7 @@ def variety(setup: Setup, examples: Sequence[Example]) -> Variety | None:
         place = 0 if mixture is None else mixture.place_of(one)
         classes[place].update(dict.fromkeys(asked.labels if asked else ()))
     has_masks = any(one.prefix.startswith("segment ") for one in examples)
-    return Variety(
+    made = Variety(
         seed=recipe.seed,
         policies=tuple(policies),
         asking_of=setup.task.asks,
@@ -148,6 +151,15 @@ def variety(setup: Setup, examples: Sequence[Example]) -> Variety | None:
         classes=tuple(map(tuple, classes)),
         source_of=None if mixture is None else mixture.place_of,
     )
+    still = sum(map(made.keeps_codewords, examples))
+    if still and any(name in MOVING for one in policies for name, _ in one.strengths):
+        logger.warning(
+            "%d of %d rows hold masks as codewords alone: their pictures are not flipped, cropped "
+            "or zoomed; masks as outlines or run lengths could be moved",
+            still,
+            len(examples),
+        )
+    return made
 
 
 def augmented(

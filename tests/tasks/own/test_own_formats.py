@@ -282,5 +282,5 @@ def test_parquet_holds_its_pictures_or_their_names(tmp_path: Path) -> None:
     assert (held.prefix, held.targets) == ("caption en", ("a cup",))
     table = pa.table({"image": ["a.png"], "label": [1]})
     parquet.write_table(table, tmp_path / "test.parquet")
-    with pytest.raises(DataError, match="must have the column image and one of suffix"):
+    with pytest.raises(DataError, match="one column must be the answer, suffix"):
         list(OWN.rows(tmp_path, "test"))

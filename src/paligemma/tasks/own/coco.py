@@ -15,6 +15,7 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.processing.prompts import caption_prompt
+from paligemma.tasks.own.columns import filled
 from paligemma.tasks.own.found import Found, OwnForm, split_names
 from paligemma.tasks.own.json_lines import row_example
 from paligemma.tasks.own.labels import (
@@ -172,14 +173,18 @@ class _File:
             yield image
             return
         try:
-            texts = [FileRow(row, where).text("caption").strip() for row in rows]
-            if not texts:
+            if not rows:
                 raise RowError("no answer", f"{where}: it has no caption; remove it or add one")
+            found = [FileRow(row, where) for row in rows]
+            texts = [filled(form.suffix or "{caption}", row).strip() for row in found]
+            prefix = caption_prompt(form.language)
+            if form.prefix:
+                prefix = filled(form.prefix, found[0])
             yield row_example(
                 FileRow({}, where),
                 f"{self._path.stem}/{key}",
                 (self._upright(image, where),),
-                caption_prompt(form.language),
+                prefix,
                 *texts,
             )
         except RowError as error:

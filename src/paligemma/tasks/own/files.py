@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paligemma.errors import DataError
 from paligemma.example import Example
-from paligemma.tasks.own import coco, json_lines, labelme, parquet, voc, yolo
+from paligemma.tasks.own import coco, json_lines, labelme, parquet, voc, webdataset, yolo
 from paligemma.tasks.own.found import SPLITS, Found, OwnForm, split_names
 from paligemma.tasks.own.labels import OwnRow
 from paligemma.tasks.reading.formats import read_format
@@ -19,7 +19,8 @@ TASK = "own"
 _Find = Callable[[Path, str, OwnForm], Found | None]
 # In the order in which they are asked; prompts that a user wrote come before labels.
 FORMATS: tuple[tuple[str, str, _Find], ...] = tuple(
-    (one.NAME, one.LOOKS_FOR, one.find) for one in (json_lines, coco, yolo, voc, labelme, parquet)
+    (one.NAME, one.LOOKS_FOR, one.find)
+    for one in (json_lines, coco, yolo, voc, labelme, parquet, webdataset)
 )
 
 

@@ -22,10 +22,15 @@ class OwnForm:
     Attributes:
         masks: ask `segment` where every object has a mask; otherwise `detect`.
         language: language of captions and questions that come without a prompt.
+        prefix: prompt of rows that have fields, such as "answer en {question}"; "" takes the field
+            `prefix`, or what the format says.
+        suffix: answer likewise, such as "{answer}".
     """
 
     masks: bool = True
     language: str = "en"
+    prefix: str = ""
+    suffix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@
 
 The names are those of big_vision's fork-me example and of what labelling tools export for
 PaliGemma. `masks`, which `data convert` writes, holds COCO's run lengths of each object of the
-suffix, or null. Further fields are ignored.
+suffix, or null. Further fields are for the templates of own-format.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from paligemma.outputs.boxes import as_box, decode_boxes
 from paligemma.outputs.parse import parse_objects
 from paligemma.outputs.types import ParsedObject
 from paligemma.processing.prompts import CAPTION_STYLES, object_prompt, read_prompt
+from paligemma.tasks.own.columns import texts_of
 from paligemma.tasks.own.found import Found, OwnForm, split_names
 from paligemma.tasks.own.labels import (
     LabelledObject,
@@ -40,7 +41,7 @@ _TOKEN = re.compile(r"</?\s*(?:loc|seg)[^<>]{0,12}>?", re.IGNORECASE)
 _WHOLE_TOKEN = re.compile(r"<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d\d|1[01]\d|12[0-7])>")
 
 
-def find(data: Path, split: str, _form: OwnForm) -> Found | None:
+def find(data: Path, split: str, form: OwnForm) -> Found | None:
     """Find the file of a split; a file, or the only one of a folder, is `train`."""
     if data.is_file():
         paths = [data] if data.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.bz2")) else []
@@ -51,10 +52,10 @@ def find(data: Path, split: str, _form: OwnForm) -> Found | None:
             paths = [path for path in every if path.stem not in split_names("valid", "test")]
     if not paths:
         return None
-    return Found(format=NAME, path=paths[0], rows=lambda: read(paths[0]))
+    return Found(format=NAME, path=paths[0], rows=lambda: read(paths[0], form))
 
 
-def read(path: Path) -> Iterator[OwnRow]:
+def read(path: Path, form: OwnForm) -> Iterator[OwnRow]:
     """Read the rows of a file, with an error in the place of each bad one.
 
     Raises:
@@ -63,9 +64,8 @@ def read(path: Path) -> Iterator[OwnRow]:
     for number, line in read_lines(path):
         where = f"{path}, row {number}"
         try:
-            yield _example(
-                FileRow(require_object(parse_json(line, where), where), where, number), path
-            )
+            fields = require_object(parse_json(line, where), where)
+            yield _example(FileRow(fields, where, number), path, form)
         except RowError as error:
             yield error
         except DataError as error:
@@ -145,8 +145,11 @@ def row_example(
     )
 
 
-def _example(row: FileRow, path: Path) -> OwnExample:
-    prefix, suffix = row.text("prefix"), row.text("suffix")
+def _example(row: FileRow, path: Path, form: OwnForm) -> OwnExample:
+    if form.prefix or form.suffix:
+        prefix, texts = texts_of(row, form)
+    else:
+        prefix, texts = row.text("prefix"), [row.text("suffix")]
     names = row.texts("image") if isinstance(row.fields.get("image"), list) else [row.text("image")]
     pictures: list[Picture] = []
     for name in names:
@@ -155,7 +158,7 @@ def _example(row: FileRow, path: Path) -> OwnExample:
         if not (folder / inside).is_file() and (folder / "images" / inside).is_file():
             folder = folder / "images"
         pictures.append(UprightPicture(path=folder / inside, folder=folder))
-    return row_example(row, f"{path.stem}/{row.number}", tuple(pictures), prefix, suffix)
+    return row_example(row, f"{path.stem}/{row.number}", tuple(pictures), prefix, *texts)
 
 
 def _require_box(one: ParsedObject, row: FileRow) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from paligemma.errors import DataError, PromptError
 from paligemma.example import Picture
 from paligemma.processing.image import load_image
-from paligemma.processing.prompts import answer_prompt, caption_prompt
+from paligemma.tasks.own.columns import texts_of, wanted_columns
 from paligemma.tasks.own.found import SPLITS, Found, OwnForm, split_names
 from paligemma.tasks.own.json_lines import row_example
 from paligemma.tasks.own.labels import OwnRow, RowError, UprightPicture
@@ -23,7 +23,6 @@ from paligemma.tasks.reading.parquet import ParquetPicture, open_parquet
 NAME = "parquet"
 LOOKS_FOR = "train.parquet or train-*.parquet, also in data/"
 _BATCH_ROWS = 64
-_ANSWERS = ("suffix", "answer", "answers", "text", "caption", "captions")
 
 
 class UprightParquetPicture(ParquetPicture):
@@ -56,13 +55,14 @@ def _rows(paths: list[Path], form: OwnForm) -> Iterator[OwnRow]:
     for path in paths:
         file = open_parquet(path)
         names = set(file.schema_arrow.names)
-        answer = next((one for one in _ANSWERS if one in names), None)
-        if "image" not in names or answer is None:
-            raise DataError(
-                f"{path} must have the column image and one of {', '.join(_ANSWERS)}, with prefix "
-                f"or question where there is a prompt, it has {', '.join(sorted(names))[:200]}"
-            )
-        wanted = [one for one in ("image", answer, "prefix", "question") if one in names]
+        try:
+            if "image" not in names:
+                raise DataError(
+                    f"one column must be image, there are {', '.join(sorted(names))[:200]}"
+                )
+            wanted = ["image", *wanted_columns(names, form)]
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
         number = 0
         for group in range(file.num_row_groups):
             place = 0
@@ -73,7 +73,7 @@ def _rows(paths: list[Path], form: OwnForm) -> Iterator[OwnRow]:
                     picture = UprightParquetPicture(path=path, row_group=group, row=place)
                     place += 1
                     try:
-                        yield _example(row, path, picture, answer, form)
+                        yield _example(row, path, picture, form)
                     except RowError as error:
                         yield error
                     except (DataError, PromptError) as error:
@@ -81,17 +81,8 @@ def _rows(paths: list[Path], form: OwnForm) -> Iterator[OwnRow]:
                         yield RowError("row", said if row.where in said else f"{row.where}: {said}")
 
 
-def _example(row: FileRow, path: Path, picture: Picture, answer: str, form: OwnForm) -> OwnRow:
-    if "prefix" in row:
-        prefix = row.text("prefix")
-    elif "question" in row:
-        prefix = answer_prompt(row.text("question"), form.language)
-    else:
-        prefix = caption_prompt(form.language)
-    many = isinstance(row.fields[answer], list)
-    texts = row.texts(answer) if many else [row.text(answer)]
-    if not texts:
-        raise RowError("no answer", f"{row.where}: it has no answer; remove it or add one")
+def _example(row: FileRow, path: Path, picture: Picture, form: OwnForm) -> OwnRow:
+    prefix, texts = texts_of(row, form)
     named: Any = row.fields["image"]
     if isinstance(named, Mapping) and not named.get("bytes"):
         named = named.get("path")

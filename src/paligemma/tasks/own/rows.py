@@ -35,7 +35,7 @@ TASKS: tuple[Task, ...] = (
                 fields="image, prefix, suffix",
             ),
             NeededFile("images/*", "your own pictures, beside the file or in a folder `images`"),
-            own_format(TASK, "masks, language"),
+            own_format(TASK, "masks, language, prefix, suffix"),
         ),
         reader=read_own,
         row_reader=own_rows,

@@ -1,0 +1,193 @@
+"""WebDataset shards: tar files in which `key.jpg` and `key.json` or `key.txt` follow each other.
+
+Only the places of the pictures are kept, so rows are read in any order without unpacking.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paligemma.errors import DataError, ImageError, PromptError
+from paligemma.processing.image import MAX_ENCODED_BYTES, load_image
+from paligemma.tasks.own.columns import texts_of
+from paligemma.tasks.own.found import SPLITS, Found, OwnForm, split_names
+from paligemma.tasks.own.json_lines import row_example
+from paligemma.tasks.own.labels import OwnRow, RowError
+from paligemma.tasks.reading.file_rows import FileRow, require_object
+from paligemma.tasks.reading.files import parse_json
+
+NAME = "WebDataset"
+LOOKS_FOR = "train-*.tar, train.tar or train/*.tar"
+_ENDS = (".tar", ".tar.gz", ".tgz")
+_PICTURES = ("jpg", "jpeg", "png", "webp")
+_TEXTS = ("json", "txt")
+_MAX_TEXT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarPicture:
+    """An encoded picture inside a tar file, turned as its EXIF says.
+
+    Attributes:
+        path: the tar file.
+        name: name of the picture in it.
+        start: first byte of the picture.
+        num_bytes: its length.
+    """
+
+    path: Path
+    name: str
+    start: int
+    num_bytes: int
+
+    def read(self, max_pixels: int) -> np.ndarray:
+        """Decode to uint8[H, W, 3]; raise ImageError where that fails."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                data = file.read(self.num_bytes)
+        except OSError as error:
+            raise ImageError(f"{self.path} cannot be read: {error.strerror}") from error
+        if len(data) < self.num_bytes:
+            raise ImageError(f"{self.path} ends inside {self.name}; download it again")
+        return load_image(data, max_pixels=max_pixels)
+
+
+def find(data: Path, split: str, form: OwnForm) -> Found | None:
+    """Find the shards of a split; a file, or all shards of a folder without splits, are `train`."""
+    if data.is_file():
+        paths = [data] if data.name.endswith(_ENDS) else []
+    else:
+        paths = _named(data, *split_names(split))
+        if not paths and split == "train" and not _named(data, *split_names(*SPLITS)):
+            paths = sorted(path for end in _ENDS for path in data.glob(f"*{end}"))
+    if not paths:
+        return None
+    return Found(format=NAME, path=paths[0], rows=partial(_rows, paths, form))
+
+
+def _named(data: Path, *names: str) -> list[Path]:
+    patterns = ("{}", "{}-*", "{}_*", "{}/*")
+    stems = [pattern.format(name) for pattern in patterns for name in names]
+    return sorted({path for stem in stems for end in _ENDS for path in data.glob(stem + end)})
+
+
+def _rows(paths: list[Path], form: OwnForm) -> Iterator[OwnRow]:
+    for path in paths:
+        if not path.name.endswith(".tar"):
+            raise DataError(
+                f"{path} must be a plain tar file, whose pictures can be read in any order; unpack "
+                f"it with gunzip {path.name}"
+            )
+        number = 0
+        try:
+            for key, group in _groups(path):
+                number += 1
+                yield _row(path, key, group, number, form)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            yield RowError(
+                "row", f"{path}, after {number} rows: it is no whole tar file ({error}); download "
+                "it again",
+            )  # fmt: skip
+
+
+# Ending, place and content of a text, of each part of a row.
+_Part = tuple[str, tarfile.TarInfo, bytes]
+
+
+def _groups(path: Path) -> Iterator[tuple[str, list[_Part]]]:
+    """The parts of each row: members that follow each other and share a name up to its first dot.
+
+    Raises:
+        TarError, OSError, EOFError: the file is damaged; rows before that come first.
+    """
+    key: str | None = None
+    group: list[_Part] = []
+    damage: Exception | None = None
+    with tarfile.open(path, "r:") as archive:
+        while damage is None:
+            try:
+                member = archive.next()
+            except (tarfile.TarError, OSError, EOFError) as error:
+                damage = error
+                continue
+            archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
+            if member is None:
+                damage = _wrong_end(path, archive.offset)
+                break
+            folder, _, name = member.name.rpartition("/")
+            stem, _, ending = name.partition(".")
+            kind = ending.rpartition(".")[2].lower()
+            if not member.isreg() or kind not in _PICTURES + _TEXTS:
+                continue
+            found = f"{folder}/{stem}" if folder else stem
+            if found != key and key is not None:
+                yield key, group
+                group = []
+            key = found
+            content = b""
+            if kind in _TEXTS and (file := archive.extractfile(member)) is not None:
+                content = file.read(_MAX_TEXT_BYTES + 1)
+            group.append((kind, member, content))
+    if key is not None:
+        yield key, group
+    if damage is not None:
+        raise damage
+
+
+def _wrong_end(path: Path, end: int) -> tarfile.TarError | None:
+    """What is wrong with the block behind the last member, which must be zeros; the library ends
+    without a word at anything else."""
+    with path.open("rb") as file:
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+    if len(block) == tarfile.BLOCKSIZE and not any(block):
+        return None
+    return tarfile.ReadError(f"no end mark, and no further row, at byte {end}")
+
+
+def _row(path: Path, key: str, group: list[_Part], number: int, form: OwnForm) -> OwnRow:
+    where = f"{path}, {key[:100]}"
+    try:
+        fields: dict[str, Any] = {}
+        pictures = []
+        for kind, member, content in group:
+            bound = _MAX_TEXT_BYTES if kind in _TEXTS else MAX_ENCODED_BYTES
+            if member.size > bound or member.issparse():
+                raise RowError(
+                    "row",
+                    f"{where}: {member.name[-80:]} may have {bound} bytes in one piece, it has "
+                    f"{member.size}; remove it",
+                )
+            if kind in _PICTURES:
+                pictures.append(
+                    TarPicture(
+                        path=path,
+                        name=member.name,
+                        start=member.offset_data,
+                        num_bytes=member.size,
+                    )
+                )
+                continue
+            if kind == "json":
+                fields = {**fields, **require_object(parse_json(content, where), where)}
+            else:
+                fields.setdefault("text", content.decode().strip())
+        if not pictures:
+            raise RowError(
+                "picture", f"{where}: a row needs a picture, {', '.join(_PICTURES)}, it has none"
+            )
+        prefix, texts = texts_of(row := FileRow(fields, where, number), form)
+        return row_example(row, f"{path.stem}/{number}", tuple(pictures), prefix, *texts)
+    except RowError as error:
+        return error
+    except (DataError, PromptError, UnicodeDecodeError) as error:
+        said = str(error)
+        return RowError("row", said if where in said else f"{where}: {said}")
