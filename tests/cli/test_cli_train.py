@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from paligemma import PaliGemma
@@ -156,6 +157,10 @@ SHORT = Stage(
 )
 
 
+# Of a line of metrics, what no clock decides.
+_LEARNT = {"step", "loss", "text", "grad_norm", "param_norm"}
+
+
 @pytest.fixture
 def two_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two stages of a step or two instead of fifteen of thousands."""
@@ -191,6 +196,29 @@ def test_all_stages_are_trained_and_the_model_loads_by_path(tmp_path: Path) -> N
     error = train(*words).exception
     assert isinstance(error, PaliGemmaError)
     assert "but mask_codec changed" in str(error)
+
+
+@pytest.mark.usefixtures("two_stages")
+def test_the_command_run_twice_writes_the_same_bytes(tmp_path: Path) -> None:
+    kept: list[dict[str, Any]] = []
+    for torch_seed in (1, 2):
+        torch.manual_seed(torch_seed)  # Whatever drew from torch's generator before.
+        output = tmp_path / str(torch_seed)
+        words = ("tiny", "--output", output, "--stage", "first-112", "--quiet")
+        assert train(*words).exit_code == 0
+        found: dict[str, Any] = {
+            str(path.relative_to(output)): path.read_bytes()
+            for path in output.rglob("*.safetensors")
+        }
+        for path in output.rglob("metrics.jsonl"):
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            found[str(path.relative_to(output))] = [
+                {name: line[name] for name in line if name in _LEARNT} for line in lines
+            ]
+        kept.append(found)
+    assert "first-112/step_0000001/objective.safetensors" in kept[0]
+    assert kept[0]["first-112/metrics.jsonl"][0].keys() >= _LEARNT
+    assert kept[0] == kept[1]
 
 
 @pytest.mark.usefixtures("two_stages")

@@ -114,6 +114,32 @@ def test_a_folder_half_written_is_no_checkpoint(
     assert sorted(tmp_path.iterdir()) == checkpoints(tmp_path)
 
 
+def test_damaged_checkpoints_that_were_passed_over_displace_no_whole_one(
+    trained: TrainState, tmp_path: Path
+) -> None:
+    for step in (90, 91):
+        (tmp_path / f"step_{step:07d}").mkdir()
+    fresh = state_of(small_model())
+    assert resume(tmp_path, fresh, META) is None
+    save_checkpoint(tmp_path, trained, META)
+    assert resume(tmp_path, fresh, META) == {}
+    assert fresh.optimizer.steps_done == 3
+
+
+def test_a_deletion_that_a_kill_cut_is_finished_by_the_run_that_goes_on(
+    trained: TrainState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        save_checkpoint(tmp_path, trained, META)
+        advance(trained)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_tidy", lambda *_: None)
+        save_checkpoint(tmp_path, trained, META)
+    (tmp_path / ".step_0000002.old").mkdir()
+    assert resume(tmp_path, state_of(small_model()), META) == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000004", "step_0000005"]
+
+
 def test_other_files_beside_checkpoints_are_none(tmp_path: Path) -> None:
     for name in ("step_12", "step_0000003.old", "metrics.jsonl", "model"):
         (tmp_path / name).mkdir()

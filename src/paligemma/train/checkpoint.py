@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from paligemma.whole_file import staging_folder, write_json
 
 logger = logging.getLogger(__name__)
 
+# Checkpoints that stay.
+KEPT = 2
 _PARTS = ("model", "objective", "optimizer")
 _NAME = re.compile(r"step_(\d{7})")
 
@@ -72,11 +75,11 @@ def save_checkpoint(
     meta: dict[str, Any],
     *,
     beside: Mapping[str, Any] | None = None,
-    keep: int = 2,
+    keep: int = KEPT,
 ) -> Path:
-    """Write `folder/step_NNNNNNN` and delete all checkpoints but the newest.
+    """Write `folder/step_NNNNNNN` and delete all checkpoints but the newest up to this one.
 
-    It survives a power cut once this returns.
+    Later ones are those that `resume` passed over. It survives a power cut once this returns.
 
     Args:
         meta: configuration of the run, stored as JSON; a run that resumes must have the same.
@@ -92,8 +95,6 @@ def save_checkpoint(
     moments, counters = state.optimizer.export_state()
     target = folder / f"step_{counters['steps_done']:07d}"
     try:
-        for left in folder.glob(f".{target.name}.*"):  # by a kill at this very step
-            shutil.rmtree(left)
         with staging_folder(target) as staging:
             for name, tensors in (
                 ("model", state.model_tensors()),
@@ -113,8 +114,7 @@ def save_checkpoint(
             shutil.rmtree(target, ignore_errors=True)
             os.replace(staging, target)
             _sync(folder)
-        for old in checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+        _tidy(folder, counters["steps_done"], keep)
     except (ConfigError, OSError, SafetensorError) as error:
         before = [path.name for path in checkpoints(folder)]
         resumed = f"the run goes on from {before[-1]}" if before else "the run begins anew"
@@ -128,6 +128,8 @@ def save_checkpoint(
 def resume(folder: Path, state: TrainState, meta: dict[str, Any]) -> dict[str, Any] | None:
     """Load the newest checkpoint that is whole; one that is damaged is passed over with a warning.
 
+    What a kill left of a save or of a deletion is removed.
+
     Args:
         meta: configuration of the run that resumes.
 
@@ -137,12 +139,15 @@ def resume(folder: Path, state: TrainState, meta: dict[str, Any]) -> dict[str, A
     Raises:
         CheckpointError: it belongs to another model or to a run with another configuration.
     """
+    beside = None
     for path in reversed(checkpoints(folder)):
         try:
-            return load_checkpoint(path, state, meta)
+            beside = load_checkpoint(path, state, meta)
+            break
         except DamagedCheckpointError as error:
             logger.warning("%s; the run goes on from the one before", error)
-    return None
+    _tidy(folder, state.optimizer.steps_done)
+    return beside
 
 
 def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +190,17 @@ def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> dict
     _load(state.objective, tensors["objective"], path)
     state.optimizer.import_state(tensors["optimizer"], counters)
     return beside
+
+
+def _tidy(folder: Path, step: int, keep: int = KEPT) -> None:
+    """Delete the checkpoints up to a step but the newest of them, and what a kill left of any."""
+    left = list(folder.glob(".step_*.*"))
+    for old in [path for path in checkpoints(folder) if path.name <= f"step_{step:07d}"][:-keep]:
+        # Renamed first: what is half deleted must not look like a checkpoint.
+        with suppress(FileNotFoundError):  # by another process of this run
+            left.append(old.rename(folder / f".{old.name}.old"))
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
