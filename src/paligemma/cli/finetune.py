@@ -304,6 +304,7 @@ def run_finetune(
     import torch
 
     from paligemma.adapt.lora import LoraConfig
+    from paligemma.tasks.own.hub_set import is_hub_set
     from paligemma.tuning.finetune import finetune
 
     if threads is not None:
@@ -331,6 +332,8 @@ def run_finetune(
     rows = data or mixture
     assert rows is not None
     name = rows.stem if rows.suffix else rows.resolve().name
+    if is_hub_set(rows):
+        name = rows.name.partition("@")[0]
     if numbers["overfit"] is not None:
         name += "-overfit"
     run = finetune(

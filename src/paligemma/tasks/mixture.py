@@ -27,6 +27,7 @@ from paligemma.metrics.measure import Measure
 from paligemma.processing.augment import Augmentation
 from paligemma.tasks.catalog import find_task
 from paligemma.tasks.own.found import SPLITS, split_names
+from paligemma.tasks.own.hub_set import is_hub_set, pinned
 from paligemma.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -254,8 +255,11 @@ def _source(name: str, one: Any, where: str, folder: Path) -> Source:
     ):
         raise ConfigError(f"{place}: augment must be a list of policies, got {augment!r:.80}")
     Augmentation.of(augment or ())
-    data = folder / Path(one["data"]).expanduser()
-    if not data.exists():
+    if is_hub_set(one["data"]):
+        data = pinned(one["data"])
+    else:
+        data = folder / Path(one["data"]).expanduser()
+    if not is_hub_set(data) and not data.exists():
         raise DataError(f"{place}: rows lie in a file or a folder, there is no {str(data)!r}")
     return Source(
         name=name,

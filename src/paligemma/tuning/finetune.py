@@ -20,6 +20,7 @@ from paligemma.one_writer import one_writer
 from paligemma.pipeline.loading import LoadOptions, load_processor
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.tasks.mixture import MIXTURE, read_mixture
+from paligemma.tasks.own.hub_set import is_hub_set, pinned
 from paligemma.tasks.published import published
 from paligemma.train.examples import ORDERS, ExampleSource, SuffixLoss
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
@@ -102,8 +103,9 @@ def finetune(
 
     Args:
         model: name, folder or file, as `PaliGemma.from_pretrained` takes it.
-        data: folder of the task's files; for "own", train.jsonl and perhaps valid.jsonl. Without
-            held-out rows, a tenth of the rows is held out, at most 200.
+        data: folder of the task's files; for "own", train.jsonl and perhaps valid.jsonl, labels in
+            another format, or `hub:owner/name[@revision]`. Without held-out rows, a tenth of the
+            rows is held out, at most 200.
         mixture: several sets with weights in the place of `data`: a file, or what it holds; see
             `tasks.mixture`.
         output: folder of the run; new, or of the same run.
@@ -127,7 +129,9 @@ def finetune(
     """
     if (data is None) == (mixture is None):
         raise ConfigError("a fine-tuning has data or a mixture; give one of the two")
-    if data is not None and not Path(data).exists():
+    if data is not None and is_hub_set(data):
+        data = pinned(data)
+    elif data is not None and not Path(data).exists():
         raise DataError(
             f"rows lie in a file or a folder, there is no {str(data)!r}; check the path"
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from paligemma.config import named_release, published_ids
@@ -33,6 +35,8 @@ HUB_FILES = (
 )
 # Of an adapter; pickled weights are never fetched.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+DATASET_FILES = ("*.parquet", "own-format.json")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # A hub id this alike is a misspelt release; a fine-tune's own name rarely is.
 _ALIKE = 0.9
 _MAX_SHOWN = 160
@@ -55,6 +59,45 @@ def download(
         MissingExtraError: huggingface_hub is not installed.
     """
     try:
+        return _snapshot(hub_id, revision, files, ask=ask)
+    except PaliGemmaError as explained:
+        if isinstance(explained, MissingExtraError):
+            raise
+        cached = _cached(hub_id, revision, files)
+        if cached is None:
+            raise
+        if ask and not _is_offline(explained):
+            logger.warning("the copy of %s on this machine is read: %s", hub_id, explained)
+        return cached
+
+
+def download_dataset(hub_id: str, revision: str | None) -> Path:
+    """The folder of a data set's parquet files on this machine; its name is the commit.
+
+    A revision that is a commit and lies here already is read without asking the hub.
+
+    Raises:
+        AccessError, ModelNotFoundError, MissingExtraError: as of `download`.
+    """
+    if _COMMIT.fullmatch(revision or ""):
+        with suppress(AccessError):
+            return _snapshot(hub_id, revision, DATASET_FILES, ask=False, kind="dataset")
+    try:
+        return _snapshot(hub_id, revision, DATASET_FILES, ask=True, kind="dataset")
+    except AccessError as explained:
+        try:
+            found = _snapshot(hub_id, revision, DATASET_FILES, ask=False, kind="dataset")
+        except PaliGemmaError:
+            raise explained from None
+        logger.warning("the copy of %s on this machine is read: %s", hub_id, explained)
+        return found
+
+
+def _snapshot(
+    hub_id: str, revision: str | None, files: Sequence[str], *, ask: bool, kind: str = "model"
+) -> Path:
+    """Download files of a repository of the hub, or find those of an earlier download."""
+    try:
         import huggingface_hub
     except ImportError as error:
         raise MissingExtraError(
@@ -66,6 +109,7 @@ def download(
         return Path(
             huggingface_hub.snapshot_download(
                 repo_id=hub_id,
+                repo_type=kind,
                 revision=revision,
                 allow_patterns=list(files),
                 local_files_only=not ask,
@@ -73,13 +117,8 @@ def download(
         )
     # What the library raises depends on its version and on whoever answers in the hub's place.
     except Exception as error:
-        explained = _explain(error, hub_id, revision)
-        cached = _cached(hub_id, revision, files)
-        if cached is None:
-            raise explained from error
-        if ask and not _is_offline(error):
-            logger.warning("the copy of %s on this machine is read: %s", hub_id, explained)
-        return cached
+        shown = hub_id if kind == "model" else f"{kind}s/{hub_id}"
+        raise _explain(error, shown, revision) from error
 
 
 def _cached(hub_id: str, revision: str | None, files: tuple[str, ...]) -> Path | None:

@@ -10,6 +10,7 @@ from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.tasks.own import coco, json_lines, labelme, parquet, voc, webdataset, yolo
 from paligemma.tasks.own.found import SPLITS, Found, OwnForm, split_names
+from paligemma.tasks.own.hub_set import is_hub_set, local_folder
 from paligemma.tasks.own.labels import OwnRow
 from paligemma.tasks.reading.formats import read_format
 
@@ -30,6 +31,8 @@ def recognise(data: Path, split: str) -> Found:
     Raises:
         DataError: no format is recognised, or the folder has no such split.
     """
+    if is_hub_set(data):
+        data = local_folder(data)
     if not data.exists():
         raise DataError(f"own rows lie in a folder or a file, there is no {data}; check the path")
     form = read_format(data if data.is_dir() else data.parent, TASK, OwnForm())
@@ -65,6 +68,8 @@ def splits_of(data: Path) -> tuple[str, ...]:
     Raises:
         DataError: no format is recognised.
     """
+    if is_hub_set(data):
+        data = local_folder(data)
     form = read_format(data if data.is_dir() else data.parent, TASK, OwnForm())
     splits = ("train",) if data.is_file() else tuple(reversed(SPLITS))
     found = tuple(split for split in splits if _has(data, split, form))

@@ -21,7 +21,7 @@ from paligemma.tasks.reading.files import relative_name
 from paligemma.tasks.reading.parquet import ParquetPicture, open_parquet
 
 NAME = "parquet"
-LOOKS_FOR = "train.parquet or train-*.parquet, also in data/"
+LOOKS_FOR = "train.parquet, train-*.parquet or train/*.parquet, also in data/ and default/"
 _BATCH_ROWS = 64
 
 
@@ -47,7 +47,8 @@ def find(data: Path, split: str, form: OwnForm) -> Found | None:
 
 
 def _named(data: Path, *names: str) -> list[Path]:
-    patterns = ("{}.parquet", "{}-*.parquet", "data/{}.parquet", "data/{}-*.parquet")
+    places = ("{}.parquet", "{}-*.parquet", "{}/*.parquet")
+    patterns = [folder + place for folder in ("", "data/", "default/") for place in places]
     return sorted({path for p in patterns for name in names for path in data.glob(p.format(name))})
 
 
