@@ -11,7 +11,8 @@ import pytest
 from paligemma.adapt.lora import LoraConfig
 from paligemma.cli import main
 from paligemma.errors import CheckpointError, ConfigError
-from paligemma.tuning.finetune import FinetuneRun, finetune
+from paligemma.tuning.finetune import finetune
+from paligemma.tuning.result import FinetuneRun
 
 pytestmark = pytest.mark.usefixtures("quick_looks")
 LORA = LoraConfig(rank=4, alpha=8, parts=("projector",))

@@ -11,8 +11,9 @@ import pytest
 from paligemma.adapt.lora import LoraConfig
 from paligemma.cli import main
 from paligemma.errors import ConfigError
-from paligemma.tuning.finetune import FinetuneRun, finetune
+from paligemma.tuning.finetune import finetune
 from paligemma.tuning.recipe import Recipe
+from paligemma.tuning.result import FinetuneRun
 from paligemma.tuning.watching import Look
 
 LORA = LoraConfig(rank=4, alpha=8, parts=("decoder", "projector"))

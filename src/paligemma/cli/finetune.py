@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -351,6 +352,8 @@ def run_finetune(
         lora=bool(lora) if init_from is not None else config,
         **stated,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return
     if run.figures:
         width = max(len(one.name) for one in run.figures)
         click.echo(f"{'on held-out rows':{width}}  before   after")

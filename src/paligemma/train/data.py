@@ -23,11 +23,14 @@ class MicroBatches(Generic[Made]):
 
     Attributes:
         parts: what the objective is called with, one after the other.
-        shares: factor on the loss of each part; together 1 where the loss is a mean.
+        shares: factor on the loss of each part; together 1, over all processes, where the loss
+            is a mean.
+        places: of each part's first row in the whole batch, by which dropout is drawn.
     """
 
     parts: tuple[Made, ...]
     shares: tuple[float, ...]
+    places: tuple[int, ...] = ()
 
 
 class BatchSource(Protocol[MadeOnly]):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -24,9 +24,12 @@ from paligemma.processing.processor import Processor
 from paligemma.processing.prompts import object_prompt
 from paligemma.tasks.lint import token_row
 from paligemma.train.data import MicroBatches
+from paligemma.train.distributed import World
 from paligemma.train.loss import MEANS, training_loss
 from paligemma.train.mixture import MixedOrder
 from paligemma.train.noise import noisy_row
+from paligemma.train.packing import Packing, RowSize
+from paligemma.train.window import TOKENS
 
 # Streams of random numbers that must not meet.
 _ORDER, _TARGET, _OBJECTS, _NOISE = 0, 1, 2, 3
@@ -52,6 +55,10 @@ class ExampleSource:
         source_of: number of the source of an example; of a mixture.
         noise_piece: class of the noise boxes of rows that ask for all classes.
         vary: changes an example for a visit, from seed, visit and id alone; None shows it as it is.
+        max_tokens: most tokens that are computed at once, padding and pictures included.
+        tokens_a_picture: of the decoder.
+        world: the processes that share each batch.
+        aligned: see `Packing`.
     """
 
     examples: Sequence[Example]
@@ -66,6 +73,10 @@ class ExampleSource:
     source_of: Callable[[Example], int] | None = None
     noise_piece: str = NOISE
     vary: Callable[[Example, int], Example] | None = None
+    max_tokens: int | None = None
+    tokens_a_picture: int = 0
+    world: World = field(default_factory=World)
+    aligned: bool = False
 
     def batch(self, step: int) -> Batch | MicroBatches[Batch]:
         """The batch of a step, counted from 0; rows are padded to the longest beside them.
@@ -75,22 +86,60 @@ class ExampleSource:
         """
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
         examples = [self._example(place) for place in places]
-        size = self.micro_size or self.batch_size
-        parts = [examples[k : k + size] for k in range(0, len(examples), size)]
-        if len(parts) == 1:
-            return self.batch_of(examples, step)
-        made = tuple(self.batch_of(part, step) for part in parts)
-        weights = [float(loss_weight(part, self.mean)) for part in made]
-        return MicroBatches(made, tuple(weight / sum(weights) for weight in weights))
+        parts = self._packing.parts([self._size(example, step) for example in examples])
+        made = tuple(self.batch_of([examples[k] for k in part.places], step) for part in parts)
+        if len(made) == 1 and len(made[0].tokens) == len(examples):
+            return made[0]
+        weights = [
+            loss_weight(one, self.mean) if part.counts else 0.0
+            for one, part in zip(made, parts, strict=True)
+        ]
+        total = sum(weights) if self.world.size == 1 else self._weight(examples, step)
+        shares = tuple(weight / max(total, 1.0) for weight in weights)
+        return MicroBatches(made, shares, tuple(part.places[0] for part in parts))
+
+    def ids(self, step: int) -> list[str]:
+        """The ids of the rows of this process in a step."""
+        own = self.world.share(self.batch_size)
+        return [self._example(step * self.batch_size + k).id for k in own]
+
+    @property
+    def _packing(self) -> Packing:
+        return Packing(
+            micro_size=self.micro_size,
+            max_tokens=self.max_tokens,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            aligned=self.aligned,
+        )
+
+    def _size(self, example: Example, visit: int) -> RowSize:
+        pictures = len(example.pictures)
+        if self.max_tokens is None:
+            return RowSize(pictures)
+        text = len(self.row(self._varied(example, visit), visit)) - 1
+        return RowSize(pictures, text + pictures * self.tokens_a_picture)
+
+    def _weight(self, examples: Sequence[Example], visit: int) -> float:
+        """`loss_weight` of rows of which other processes make some."""
+        if self.mean != "token":
+            return float(len(examples))
+        rows = (self.row(self._varied(one, visit), visit) for one in examples)
+        return float(sum(sum(row.mask_loss[1:]) for row in rows))
+
+    def _varied(self, example: Example, visit: int) -> Example:
+        return example if self.vary is None else self.vary(example, visit)
 
     def batch_of(self, examples: Sequence[Example], visit: int = 0) -> Batch:
         """Some examples as a batch; `visit` chooses among several targets, and what varies."""
-        if self.vary is not None:
-            examples = [self.vary(example, visit) for example in examples]
+        examples = [self._varied(example, visit) for example in examples]
         rows = [self.row(example, visit) for example in examples]
-        images = [self._pixels(example) for example in examples]
+        images = [self._pixels(example) for example in examples if example.pictures]
         return Batch.from_rows(
-            rows, pad=self.processor.vocab.pad, images=stack_pixels(images), with_loss=True
+            rows,
+            pad=self.processor.vocab.pad,
+            images=stack_pixels(images) if images else None,
+            with_loss=True,
         )
 
     def row(self, example: Example, visit: int = 0) -> TokenRow:
@@ -179,4 +228,8 @@ class SuffixLoss(nn.Module):
         device, dtype = model.device, self.compute_dtype
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             found = training_loss(model, batch.to(device), self.label_smoothing, mean=self.mean)
-        return found.loss, {"targets": found.num_targets.sum()}
+        tokens = batch.mask_input.sum()
+        if batch.images is not None:
+            num_pictures = batch.images.shape[:-3].numel()
+            tokens = tokens + num_pictures * model.config.num_image_tokens
+        return found.loss, {"targets": found.num_targets.sum(), TOKENS: tokens}

@@ -7,7 +7,9 @@ import logging
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol
@@ -21,9 +23,11 @@ from paligemma.json_file import parse_json
 from paligemma.one_writer import one_writer
 from paligemma.train.checkpoint import TrainState, resume, save_checkpoint
 from paligemma.train.data import BatchSource, MicroBatches, batches
+from paligemma.train.distributed import world
 from paligemma.train.optim import Optimizer
 from paligemma.train.optim_config import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
+from paligemma.train.window import TOKENS, Window, words
 from paligemma.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
@@ -31,6 +35,10 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 # No run has as many steps: seeds and steps together give every step a number of its own.
 _MAX_STEPS = 1_000_000_007
+# Keeps the seeds of the parts of a step apart from those of other steps.
+_PLACE_STRIDE = 0x9E3779B97F4A7C15
+# Logged by nobody: how many processes are asked to end.
+_ASKED = "asked"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +127,9 @@ def train(
         ConfigError: another process writes to the folder, or it cannot be written.
         KeyboardInterrupt: the run was interrupted; its checkpoint is written.
     """
-    with one_writer(folder):
+    here = world()
+    with ExitStack() as stack:
+        here.on_first(lambda: stack.enter_context(one_writer(folder)))
         return _train(model, objective, source, optim, options, folder, settings or {}, watch)
 
 
@@ -146,28 +156,42 @@ def _train(
     state = TrainState(
         model=model, objective=objective, optimizer=optimizer, keeps_frozen=options.keeps_frozen
     )
+    here = world()
     described = {"optim": asdict(optim), "total_steps": options.total_steps, **settings}
     meta = json.loads(json.dumps(described))
     beside = resume(folder, state, meta)
+    machine = {
+        "processes": here.size,
+        "threads": torch.get_num_threads(),
+        "workers": options.num_workers,
+    }
     if beside is not None:
         logger.info("resumed at step %d", optimizer.steps_done)
+        _say_changes(beside.get("machine", machine), machine)
     first = optimizer.steps_done
-    drop_lines_after(folder / METRICS_FILE, first)
+    here.on_first(lambda: drop_lines_after(folder / METRICS_FILE, first))
     if watch is not None:
         watch.begin(first)
     model.train()
     interrupted = _Interrupt()
-    window = _Window.of(beside or {})
+    window = Window.of(beside or {})
     end = options.stop_at or options.total_steps
     if watch is not None and watch.ends_run:
         end = first
-    bar = tqdm(total=end, initial=first, unit="step", disable=not options.progress)
+    shows = options.progress and here.is_first
+    bar = tqdm(total=end, initial=first, unit="step", disable=not shows)
     try:
-        for batch in batches(source, first, end, options.num_workers):
+        for batch in window.timed(batches(source, first, end, options.num_workers)):
             optimizer.zero_grad()
-            if options.dropout_seed is not None:
-                torch.manual_seed(options.dropout_seed * _MAX_STEPS + optimizer.steps_done)
-            values = _backward(model, objective, batch)
+            seed = options.dropout_seed
+            if seed is not None:
+                seed = seed * _MAX_STEPS + optimizer.steps_done
+            values = _backward(model, objective, batch, seed)
+            here.sum_gradients(optimizer.trained)
+            # A signal may reach one process alone, and at another step; all end at the same.
+            asked = float(interrupted.asked is not None)
+            values = here.summed({**values, _ASKED: asked})
+            stops = bool(values.pop(_ASKED))
             window.add({**values, **optimizer.step()})
             done = optimizer.steps_done
             last = done == end
@@ -175,14 +199,16 @@ def _train(
                 window.started += _look(watch, model, optimizer)
                 last = last or watch.ends_run
             if done % options.log_every == 0 or last:
-                line = window.line(done, optimizer.schedule_factors(done - 1))
-                with (folder / METRICS_FILE).open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                bar.set_postfix(loss=f"{line['loss']:.3f}")
-            if done % options.save_every == 0 or last or interrupted.asked is not None:
-                save_checkpoint(folder, state, meta, beside=window.to_json())
+                line = window.line(done, optimizer.schedule_factors(done - 1), here.size)
+                if here.is_first:
+                    with (folder / METRICS_FILE).open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                bar.set_postfix_str(words(line, optim.lr))
+            if done % options.save_every == 0 or last or stops:
+                kept = {**window.to_json(), "machine": machine}
+                here.on_first(partial(save_checkpoint, folder, state, meta, beside=kept))
             bar.update()
-            if interrupted.asked is not None:
+            if stops:
                 interrupted.stop()
             if last:
                 break
@@ -191,7 +217,7 @@ def _train(
         interrupted.restore()
     optimizer.keep_averages()
     model.eval()
-    return _last_line(folder / METRICS_FILE)
+    return here.on_first(lambda: _last_line(folder / METRICS_FILE))
 
 
 def _look(watch: Watch, model: nn.Module, optimizer: Optimizer) -> float:
@@ -204,57 +230,42 @@ def _look(watch: Watch, model: nn.Module, optimizer: Optimizer) -> float:
     return time.monotonic() - started
 
 
-def _backward(model: nn.Module, objective: nn.Module, batch: Any) -> dict[str, Tensor]:
-    """Add the gradients of a batch, or of its parts in turn; returns the mean of what is logged."""
+def _backward(
+    model: nn.Module, objective: nn.Module, batch: Any, seed: int | None
+) -> dict[str, Tensor]:
+    """Add the gradients of a batch, or of its parts in turn; returns the mean of what is logged.
+
+    Args:
+        seed: fixes what each part draws, with the place of its first row; None draws on.
+    """
     if not isinstance(batch, MicroBatches):
         batch = MicroBatches((batch,), (1.0,))
     values: dict[str, Tensor] = {}
-    for part, share in zip(batch.parts, batch.shares, strict=True):
+    for place, part, share in zip(
+        batch.places or range(len(batch.parts)), batch.parts, batch.shares, strict=True
+    ):
+        if seed is not None:
+            torch.manual_seed((seed + place * _PLACE_STRIDE) % 2**63)
         loss, logged = objective(model, part)
         (loss if share == 1 else loss * share).backward()
         for name, value in {"loss": loss.detach(), **logged}.items():
-            values[name] = values.get(name, 0) + value * share
+            factor = float(share > 0) if name == TOKENS else share
+            values[name] = values.get(name, 0) + value * factor
     return values
 
 
-class _Window:
-    """Averages of the logged values over the steps since the last line."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.count = 0
-        self.started = time.monotonic()
-
-    @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> _Window:
-        """The window that `to_json` stored: a resumed line averages what a whole one does."""
-        window = cls()
-        window.sums, window.count = dict(stored.get("sums", {})), stored.get("count", 0)
-        window.started -= stored.get("seconds", 0.0)
-        return window
-
-    def to_json(self) -> dict[str, Any]:
-        """The steps since the last line, as JSON holds them."""
-        seconds = time.monotonic() - self.started
-        return {"sums": self.sums, "count": self.count, "seconds": seconds}
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        self.count += 1
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-
-    def line(self, step: int, factors: dict[str, float]) -> dict[str, Any]:
-        now = time.monotonic()
-        means = {name: round(total / self.count, 5) for name, total in self.sums.items()}
-        line = {
-            "step": step,
-            "seconds": round(now - self.started, 2),
-            "steps_per_s": round(self.count / (now - self.started), 3),
-            **means,
-            "schedule": max(factors.values()),
-        }
-        self.sums, self.count, self.started = {}, 0, now
-        return line
+def _say_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn where sums are added up in another order than before."""
+    changed = [
+        f"{name} from {before[name]} to {value}"
+        for name, value in now.items()
+        if before.get(name, value) != value
+    ]
+    if changed:
+        logger.warning(
+            "the run goes on with other %s: the same rows in the same order, but not bit-equal",
+            ", ".join(changed),
+        )
 
 
 class _Interrupt:

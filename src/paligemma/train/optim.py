@@ -129,6 +129,11 @@ class Optimizer:
         step = self.steps_done if step is None else step
         return {pattern: factor(step) for pattern, factor in self._schedules.items()}
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What is trained, always in the same order."""
+        return list(self._trained.values())
+
     def zero_grad(self) -> None:
         """Drop the gradients."""
         self._rule.zero_grad(set_to_none=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -13,7 +14,6 @@ from paligemma.adapt.checkpointing import checkpoint_blocks
 from paligemma.adapt.lora import Adapter, LoraConfig, attach
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import Example
-from paligemma.jobs.json_lines import read_rows as read_json_lines
 from paligemma.jobs.model_answerer import fingerprint
 from paligemma.model import PaliGemmaModel
 from paligemma.one_writer import one_writer
@@ -22,14 +22,16 @@ from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.tasks.mixture import MIXTURE, read_mixture
 from paligemma.tasks.own.hub_set import is_hub_set, pinned
 from paligemma.tasks.published import published
+from paligemma.train.distributed import joined, world
 from paligemma.train.examples import ORDERS, ExampleSource, SuffixLoss
-from paligemma.train.loop import METRICS_FILE, LoopOptions, train
-from paligemma.tuning.folder import ADAPTER, PAGE, REPORT, TRAIN, begin, require_own
+from paligemma.train.loop import LoopOptions, train
+from paligemma.tuning.folder import REPORT, TRAIN, begin, require_own
 from paligemma.tuning.going_on import become_longer, require_begun, start_from
 from paligemma.tuning.keeping import keep, take_back, write
 from paligemma.tuning.overfit import chosen_rows, inexact_answers
 from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_lines, part_table
 from paligemma.tuning.report import ReportInputs, report_page
+from paligemma.tuning.result import FigureChange, FinetuneRun
 from paligemma.tuning.rows import codec_of, read_rows
 from paligemma.tuning.setup import Setup, recipe_of, task_of, variety, with_text_len
 from paligemma.tuning.watching import Judge, Look, Validation, digest, say
@@ -38,49 +40,6 @@ from paligemma.whole_file import write_json, write_whole
 logger = logging.getLogger(__name__)
 
 _MAX_SHOWN = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class FigureChange:
-    """One figure before and after, times 100 where it is a share."""
-
-    name: str
-    before: float
-    after: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneRun:
-    """What a fine-tuning left.
-
-    Attributes:
-        folder: folder of the run.
-        result: folder of the adapter, or of the model.
-        figures: figures of held-out rows before and after.
-        skipped: sentences on rows that were left out.
-        inexact: sentences on rows that were to be learnt by heart and are not.
-    """
-
-    folder: Path
-    result: Path
-    figures: tuple[FigureChange, ...]
-    skipped: tuple[str, ...]
-    inexact: tuple[str, ...] = ()
-
-    @property
-    def adapter(self) -> Path | None:
-        """Folder of the adapter; None where the whole model was trained."""
-        return self.result if self.result.name == ADAPTER else None
-
-    @property
-    def report(self) -> Path:
-        """The page with curves, figures and examples."""
-        return self.folder / PAGE
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl: step, loss, gradient norm, ..."""
-        return [row for _, row in read_json_lines(self.folder / TRAIN / METRICS_FILE)]
 
 
 def finetune(
@@ -167,18 +126,25 @@ def finetune(
         num_workers=num_workers,
         progress=progress,
     )
-    with one_writer(setup.folder):
-        require_own(setup.folder)
+    with joined(device) as own:
+        shown = progress and world().is_first
+        return _begun(replace(setup, device=own, progress=shown))
+
+
+def _begun(setup: Setup) -> FinetuneRun:
+    here = world()
+    with ExitStack() as stack:
+        here.on_first(lambda: stack.enter_context(one_writer(setup.folder)))
+        here.on_first(lambda: require_own(setup.folder))
         for how in ("resume", "extend"):
             if getattr(setup, how):
-                require_begun(setup.folder, how)
+                here.on_first(partial(require_begun, setup.folder, how))
         run, learnt = _run(setup)
         if setup.recipe.overfit is None:
             return run
         # The trained model is gone by now, which makes room for those that are loaded anew.
-        inexact = inexact_answers(
-            setup.task, model, run.result, learnt, is_adapter=run.adapter is not None
-        )
+        again = partial(inexact_answers, setup.task, setup.model, run.result, learnt)
+        inexact = here.on_first(lambda: again(is_adapter=run.adapter is not None))
         return replace(run, inexact=tuple(inexact))
 
 
@@ -210,8 +176,8 @@ def _run(setup: Setup) -> tuple[FinetuneRun, list[Example]]:
     described = _described(setup, asked.model, learnt, held_out)
     options = _loop_options(setup, len(learnt))
     if setup.extend:
-        become_longer(folder, described, options.total_steps)
-    begin(folder, described)
+        world().on_first(lambda: become_longer(folder, described, options.total_steps))
+    world().on_first(lambda: begin(folder, described))
     validation = _validation(setup, asked, adapter, held_out, options.total_steps)
     if validation is not None:
         validation.before()
@@ -251,9 +217,13 @@ def _run(setup: Setup) -> tuple[FinetuneRun, list[Example]]:
         "figures": [asdict(one) for one in figures],
         "skipped": list(skipped),
     }
-    write_json(folder / REPORT, report)
     run = FinetuneRun(folder=folder, result=result, figures=figures, skipped=tuple(skipped))
-    write_whole(run.report, [_page(setup, asked, validation, kept, report, run.metrics)])
+
+    def record() -> None:
+        write_json(folder / REPORT, report)
+        write_whole(run.report, [_page(setup, asked, validation, kept, report, run.metrics)])
+
+    world().on_first(record)
     return run, learnt
 
 
@@ -394,6 +364,8 @@ def _source(
         weights=() if mixture is None else mixture.weights,
         source_of=None if mixture is None else mixture.place_of,
         vary=variety(setup, examples) if is_drawn else None,
+        tokens_a_picture=asked.config.num_image_tokens,
+        world=world(),
     )
 
 

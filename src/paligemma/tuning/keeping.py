@@ -10,6 +10,7 @@ import torch
 from paligemma.adapt.lora import MAX_DIFFERENCE, Adapter, merge_difference
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
+from paligemma.train.distributed import world
 from paligemma.tuning.folder import ADAPTER, MODEL, TRAIN
 from paligemma.weights.adapter import load_adapter, save_adapter
 from paligemma.weights.catalog import resolve
@@ -44,7 +45,7 @@ def keep(model: PaliGemmaModel, adapter: Adapter | None, folder: Path, *, base: 
             f"train with a lower learning rate, what was learnt stays in {folder / TRAIN}"
         )
     target = folder / ADAPTER
-    if not target.exists():
+    if not world().on_first(target.exists):
         write(model, adapter, target, base=base)
     again = load_adapter(target, model)
     written, read = dict(adapter.named_parameters()), dict(again.named_parameters())
@@ -63,8 +64,10 @@ def keep(model: PaliGemmaModel, adapter: Adapter | None, folder: Path, *, base: 
 def write(model: PaliGemmaModel, adapter: Adapter | None, target: Path, *, base: str) -> Path:
     """Write an adapter to a new folder, or a model to one that may hold another state of it."""
     if adapter is None:
-        return save_model(model, target, extra_files=side_files(base), overwrite=True)
-    return save_adapter(adapter, model, target, base=base)
+        return world().on_first(
+            lambda: save_model(model, target, extra_files=side_files(base), overwrite=True)
+        )
+    return world().on_first(lambda: save_adapter(adapter, model, target, base=base))
 
 
 @torch.no_grad()

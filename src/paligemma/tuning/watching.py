@@ -33,6 +33,7 @@ from paligemma.jobs.model_answerer import ModelAnswerer
 from paligemma.jobs.run_folder import RunConfig
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.tasks.task import Task
+from paligemma.train.distributed import world
 from paligemma.train.examples import ExampleSource, SuffixLoss, loss_weight
 from paligemma.train.loop import drop_lines_after
 from paligemma.tuning.folder import ANSWERS, BEST, TRAIN, VALIDATION
@@ -70,9 +71,10 @@ class Judge:
     noise_piece: str = NOISE
 
     def answers(self) -> list[Prediction]:
-        """One answer a row, in order."""
-        starts = range(0, len(self.examples), _BATCH)
-        batches = [(start, list(self.examples[start : start + _BATCH])) for start in starts]
+        """One answer a row, in order; several processes answer a share each."""
+        own = [self.examples[k] for k in world().share(len(self.examples))]
+        starts = range(0, len(own), _BATCH)
+        batches = [(start, own[start : start + _BATCH]) for start in starts]
         answerer = ModelAnswerer(self.asked, self.task.asks, noise_piece=self.noise_piece)
         found = answered(answerer, batches, num_workers=1)
         shown = tqdm(
@@ -83,7 +85,7 @@ class Judge:
             leave=False,
             disable=not self.progress,
         )
-        return [prediction for _, predictions in shown for prediction in predictions]
+        return world().gathered([one for _, predictions in shown for one in predictions])
 
     def scored(self, answers: Sequence[Prediction]) -> Scored:
         """Answers with the figures of the task."""
@@ -94,12 +96,15 @@ class Judge:
     def loss(self) -> float | None:
         """The loss of the answers that were to be given, without smoothing and dropout."""
         rows = [one for one in self.examples if one.targets]
+        rows = [rows[k] for k in world().share(len(rows))]
         total = weights = 0.0
         for start in range(0, len(rows), _BATCH):
             batch = self.source.batch_of(rows[start : start + _BATCH])
             weight = loss_weight(batch, self.objective.mean)
             total += weight * float(self.objective(self.asked.model, batch)[0])
             weights += weight
+        sums = world().summed({"total": total, "weights": weights})
+        total, weights = float(sums["total"]), float(sums["weights"])
         return round(total / weights, 5) if weights else None
 
 
@@ -191,14 +196,16 @@ class Validation:
         """The look before the training, measured unless the run has it already."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._read()
-        if not self.looks or self.looks[0].step or not self.answers_of(0):
-            drop_lines_after(self._path, -1)
+        if not world().on_first(
+            lambda: bool(self.looks and not self.looks[0].step and self.answers_of(0))
+        ):
+            world().on_first(lambda: drop_lines_after(self._path, -1))
             self.looks = []
             self.look(0)
         return self.looks[0]
 
     def begin(self, step: int) -> None:
-        drop_lines_after(self._path, step)
+        world().on_first(lambda: drop_lines_after(self._path, step))
         self._read()
 
     def is_due(self, step: int, *, is_last: bool) -> bool:
@@ -218,20 +225,14 @@ class Validation:
             exact=sum(map(is_exact, self.judge.examples, answers)) / len(answers),
             moved=moved(self._start, probe(self.judge.asked.model)),
         )
-        write_whole(
-            self._answers(step), (json.dumps(prediction_to_json(one)) + "\n" for one in answers)
-        )
-        best = self.best
-        if step and self._save and (best is None or look.badness < best.badness):
-            target = self.best_folder(step)
-            shutil.rmtree(target, ignore_errors=True)
+        best, target = self.best, self.best_folder(step)
+        is_best = best is None or look.badness < best.badness
+        world().on_first(lambda: self._keep_answers(step, answers))
+        if step and self._save and is_best:
+            world().on_first(lambda: shutil.rmtree(target, ignore_errors=True))
             self._save(target)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(look)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
         self.looks.append(look)
-        self._forget()
+        world().on_first(lambda: self._record(look))
         if step and not look.moved:
             logger.warning(
                 "after %d updates the model answers as it did before: raise the learning rate, or "
@@ -239,6 +240,17 @@ class Validation:
                 step,
             )
         say(self.judge.progress, look.words() + (" (best)" if look is self.best else ""))
+
+    def _keep_answers(self, step: int, answers: Sequence[Prediction]) -> None:
+        lines = (json.dumps(prediction_to_json(one)) + "\n" for one in answers)
+        write_whole(self._answers(step), lines)
+
+    def _record(self, look: Look) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(look)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._forget()
 
     def answers_of(self, step: int) -> list[Prediction]:
         """The answers of a look; empty where they are gone."""
@@ -270,14 +282,18 @@ class Validation:
                 shutil.rmtree(path)
 
     def _read(self) -> None:
-        self.looks = []
+        self.looks = world().on_first(self._stored)
+
+    def _stored(self) -> list[Look]:
+        looks: list[Look] = []
         if not self._path.is_file():
-            return
+            return looks
         try:
             for _, row in read_rows(self._path, drop_torn=True):
-                self.looks.append(Look(**row))
+                looks.append(Look(**row))
         except (DataError, TypeError):
             logger.warning("%s is damaged; what is gone is measured again", self._path)
+        return looks
 
 
 def say(progress: bool, words: str) -> None:
