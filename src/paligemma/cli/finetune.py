@@ -1,207 +1,16 @@
-"""The options of `paligemma train` itself: fine-tuning on rows of a user."""
+"""`paligemma train` itself and its recipes: what the options say, as a call of `finetune`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from paligemma.cli.options import NamedPath
+from paligemma.cli.finetune_options import finetune_options
 from paligemma.cli.stopping import when_stopped
 
-
-class PartValue(click.ParamType):
-    """A part, or a pattern of parameters, with a number: PART=NUMBER."""
-
-    name = "part=number"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, float]:
-        """Split at the last equals sign."""
-        part, _, number = str(value).rpartition("=")
-        try:
-            return part or self.fail("", param, ctx), float(number)
-        except (ValueError, click.BadParameter):
-            self.fail(f"a part and its number are joined by =, as in vision=0.1, got {value!r}")
-
-
-_OPTIONS = (
-    click.option("--data", type=NamedPath(), metavar="DIR", help="Folder, or file of rows."),
-    click.option(
-        "--mixture",
-        type=NamedPath(dir_okay=False),
-        metavar="FILE",
-        help="Several sets with weights, in the place of --data: .yaml, .toml or .json.",
-    ),
-    click.option(
-        "--model",
-        envvar="PALIGEMMA_MODEL",
-        default="tiny",
-        show_default=True,
-        metavar="MODEL",
-        help="Model to begin with.",
-    ),
-    click.option(
-        "--output",
-        type=NamedPath(file_okay=False),
-        metavar="DIR",
-        help="Folder of the run; runs/NAME-OF-DATA by default.",
-    ),
-    click.option(
-        "--task", metavar="NAME", help="A benchmark of `eval list`; your own rows by default."
-    ),
-    click.option("--lora/--full", default=None, help="An adapter (default), or the model itself."),
-    click.option("--rank", type=int, metavar="R", help="Width of the adapter; 16 by default."),
-    click.option("--alpha", type=float, metavar="A", help="Its strength; 2 x R by default."),
-    click.option(
-        "--parts",
-        metavar="LIST",
-        help="What it changes: decoder, vision, projector, decoder.attention, decoder.mlp, "
-        "vision.attention, vision.mlp; with commas between. decoder by default.",
-    ),
-    click.option(
-        "--train-tokens",
-        metavar="LIST",
-        help="Also learn these rows of the embedding table: loc, seg, or both.",
-    ),
-    click.option("--dora", is_flag=True, help="Learn norms apart from directions (DoRA)."),
-    click.option("--rslora", is_flag=True, help="Scale by the root of the rank (rsLoRA)."),
-    click.option(
-        "--quantize",
-        "quant",
-        metavar="NAME",
-        help="Keep the layers under an adapter in four bits: nf4, or nf4:decoder,vision.",
-    ),
-    click.option(
-        "--freeze",
-        multiple=True,
-        metavar="PART",
-        help="With --full: what stays as it is, such as vision or projector; repeatable.",
-    ),
-    click.option(
-        "--epochs", type=float, metavar="N", help="Times every row is seen; 5 by default."
-    ),
-    click.option("--steps", type=int, metavar="N", help="Updates, in the place of epochs."),
-    click.option("--batch-size", type=int, metavar="N", help="Rows an update; 8 by default."),
-    click.option(
-        "--micro-size", type=int, metavar="N", help="Rows computed at once; all by default."
-    ),
-    click.option(
-        "--checkpointing", is_flag=True, default=None, help="Less memory, a third more time."
-    ),
-    click.option(
-        "--lr", type=float, metavar="X", help="Peak learning rate; 2e-4, with --full 1e-5."
-    ),
-    click.option("--wd", type=float, metavar="X", help="Weight decay a step; 0 by default."),
-    click.option(
-        "--lr-of",
-        "lr_mults",
-        type=PartValue(),
-        multiple=True,
-        metavar="PART=FACTOR",
-        help="Factor on the learning rate of a part, such as vision=0.1; repeatable.",
-    ),
-    click.option(
-        "--warmup-of",
-        "warmups",
-        type=PartValue(),
-        multiple=True,
-        metavar="PART=SHARE",
-        help="Share of the run over which the learning rate of a part rises; repeatable.",
-    ),
-    click.option(
-        "--warmup",
-        "warmup_percent",
-        type=float,
-        metavar="SHARE",
-        help="Share of the run over which the learning rate rises; 0.05 by default.",
-    ),
-    click.option(
-        "--rule", metavar="NAME", help="adam (default), adam8bit, adafactor, momentum or sgd."
-    ),
-    click.option(
-        "--average", type=float, metavar="DECAY", help="Keep a moving average of what is trained."
-    ),
-    click.option("--mean", metavar="NAME", help="Of the loss: example (default) or token."),
-    click.option(
-        "--compute", metavar="NAME", help="Products in float32 or bfloat16 (default on a GPU)."
-    ),
-    click.option("--label-smoothing", type=float, metavar="X", help="0 by default."),
-    click.option("--dropout", type=float, metavar="P", help="Of the decoder; 0 by default."),
-    click.option(
-        "--order",
-        metavar="NAME",
-        help="Of objects in an answer: file (default), yx (top left first), random.",
-    ),
-    click.option(
-        "--augment",
-        metavar="LIST",
-        help="Drawn changes of pictures; boxes and masks move along: flip, crop, zoom-out, colour, "
-        "jpeg, resize, each perhaps with a strength (crop=0.7); with commas between.",
-    ),
-    click.option(
-        "--negatives",
-        type=float,
-        metavar="SHARE",
-        help="Visits in which classes are asked for that are not in the picture; 0 by default.",
-    ),
-    click.option(
-        "--text-len",
-        type=int,
-        metavar="N",
-        help="Most tokens of prompt and answer; 512 for own rows.",
-    ),
-    click.option(
-        "--noise-piece",
-        metavar="TEXT",
-        help="Class of noise boxes, where all classes are asked for; <noise> by default.",
-    ),
-    click.option(
-        "--eval-every",
-        type=float,
-        metavar="N",
-        help="Updates between two looks at the held-out rows, or a share of the run below 1; 0.25 "
-        "by default. 0 looks before and after alone.",
-    ),
-    click.option(
-        "--patience",
-        type=int,
-        metavar="N",
-        help="End after N looks without a better one, and keep the best.",
-    ),
-    click.option(
-        "--keep", metavar="NAME", help="What counts: last (default without --patience) or best."
-    ),
-    click.option(
-        "--overfit",
-        type=int,
-        metavar="N",
-        help="Learn N rows by heart, to see that everything fits; exit 1 unless their answers are "
-        "exact once saved, merged and loaded again.",
-    ),
-    click.option("--seed", type=int, metavar="S", help="Fixes everything drawn; 0 by default."),
-    click.option(
-        "--resume",
-        is_flag=True,
-        help="Go on with a run, and refuse to begin one; without it, the same command does either.",
-    ),
-    click.option(
-        "--init-from",
-        type=NamedPath(),
-        metavar="DIR",
-        help="Begin with the weights of a run, an adapter or a model, with a new optimiser.",
-    ),
-    click.option(
-        "--extend",
-        is_flag=True,
-        help="Let the finished run become a longer one: more --steps or --epochs.",
-    ),
-    click.option("--device", metavar="NAME", help="By default cuda if there is one, else cpu."),
-    click.option("--threads", type=click.IntRange(1, 256), help="CPU threads."),
-    click.option("--quiet", is_flag=True, help="No progress bars."),
-)
 _LORA_ONLY = {
     "rank": "--rank",
     "alpha": "--alpha",
@@ -217,6 +26,9 @@ _RECIPE = (
     "checkpointing",
     "lr",
     "wd",
+    "schedule",
+    "timescale",
+    "schedule_start",
     "lr_mults",
     "warmups",
     "warmup_percent",
@@ -233,16 +45,20 @@ _RECIPE = (
     "patience",
     "keep",
     "overfit",
+    "size_px",
     "seed",
 )
 TRANSFER = "transfer:"
+STAGES = ("stage1", "stage2a", "stage2b")
 
 
 class TrainGroup(click.Group):
-    """A group that also knows `transfer:NAME`: a published recipe, with the group's own options."""
+    """A group that also knows stages of pre-training, and `transfer:NAME`: published recipes."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The subcommand of a name."""
+        if cmd_name in STAGES:
+            return _stage_command(cmd_name)
         if not cmd_name.startswith(TRANSFER):
             return super().get_command(ctx, cmd_name)
 
@@ -254,11 +70,19 @@ class TrainGroup(click.Group):
         return click.command(cmd_name, help=f"Train the published transfer {name}.")(train_transfer)
 
 
-def finetune_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a fine-tuning to a command."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def _stage_command(name: str) -> click.Command:
+    from paligemma.tuning.stages import recipe_lines
+
+    @finetune_options
+    def train_stage(**values: Any) -> None:
+        run_finetune(**{**values, "recipe": name})
+
+    table = "\n".join(recipe_lines(name))
+    help_text = (
+        f"Train {name} of pre-training on a mixture. Values and their sources; options replace "
+        f"them:\n\n\b\n{table}"
+    )
+    return click.command(name, help=help_text)(train_stage)
 
 
 @when_stopped("goes on where it stopped")
@@ -269,6 +93,7 @@ def run_finetune(
     model: str,
     output: Path | None,
     task: str | None,
+    recipe: str | None,
     lora: bool | None,
     rank: int | None,
     alpha: float | None,
@@ -292,7 +117,7 @@ def run_finetune(
     given = {"rank": rank, "alpha": alpha, "parts": parts, "train_tokens": train_tokens}
     idle = [_LORA_ONLY[name] for name, value in given.items() if value is not None]
     idle += [name for name, is_set in (("--dora", dora), ("--rslora", rslora)) if is_set]
-    if transfer is not None and lora is None:
+    if (transfer is not None or recipe is not None) and lora is None:
         lora = bool(idle)
     lora = True if lora is None else lora
     if idle and not lora:
@@ -344,6 +169,7 @@ def run_finetune(
         output=output or Path("runs") / name,
         task=task,
         transfer=transfer,
+        recipe=recipe,
         device=device,
         progress=not quiet,
         resume=numbers["resume"],

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from paligemma.cli.finetune import TrainGroup, finetune_options, run_finetune
+from paligemma.cli.finetune import TrainGroup, run_finetune
+from paligemma.cli.finetune_options import finetune_options
 from paligemma.cli.options import NamedPath, overwrite_option
 from paligemma.cli.stopping import when_stopped
 from paligemma.whole_file import require_free

@@ -98,6 +98,23 @@ def transfer_recipe(name: str) -> dict[str, Any]:
     return recipes[name]
 
 
+def learning_rate_sweep(transfer: str, size: str) -> tuple[list[float], dict[str, list[float]]]:
+    """Look up the figures of PaliGemma 2 on a transfer's own sets for every learning rate.
+
+    Args:
+        size: "3B", "10B" or "28B".
+
+    Returns:
+        The learning rates, and figures at each by set and split; none where it was not swept.
+    """
+    table = _read("transfers.json")["paligemma2"]
+    return table["lr_grid"], {
+        one["task"]: one["scores_by_lr"][size]
+        for one in table["lr_sweep"]
+        if one["config"] == transfer and not one["zero_shot"] and size in one["scores_by_lr"]
+    }
+
+
 def asking_of(transfer: str) -> Asking:
     """Build the asking of a published transfer in evaluation; see `transfer_recipe`."""
     recipe = transfer_recipe(transfer)

@@ -38,6 +38,8 @@ class ScheduleConfig:
         timescale_*: the same as a duration, rounded to whole steps.
         shift: steps by which the rsqrt decay is moved, where no `shift_*` is set.
         shift_*: the same as a duration, rounded to whole steps.
+        start: steps of the schedule before this run, which goes on from there: its durations
+            and shares then count from the schedule's own first step.
         steps: steps at which the stair changes, ascending.
         mults: factor of the stair from each of these steps on.
         scale_with_batchsize: multiply the schedule by batch_size/256.
@@ -65,6 +67,7 @@ class ScheduleConfig:
     shift_examples: float | None = None
     shift_epochs: float | None = None
     shift_percent: float | None = None
+    start: int = 0
     steps: tuple[int, ...] = ()
     mults: tuple[float, ...] = ()
     scale_with_batchsize: bool = False
@@ -78,8 +81,9 @@ class ScheduleConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} must be positive, got {value}")
-        if self.shift < 0:
-            raise ConfigError(f"shift must not be negative, got {self.shift}")
+        for name in ("shift", "start"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if len(self.steps) != len(self.mults) or list(self.steps) != sorted(self.steps):
             raise ConfigError(
                 "a stair needs ascending steps and one mult for each, "
@@ -188,6 +192,7 @@ def learning_rate_schedule(
         raise ConfigError(f"total_steps must be at least 1, got {total_steps}")
     if batch_size is None and config.scale_with_batchsize:
         raise ConfigError("scale_with_batchsize needs batch_size; state it")
+    total_steps += config.start
 
     def in_steps(name: str, default: float) -> float:
         steps = duration_in_steps(
@@ -232,6 +237,7 @@ def learning_rate_schedule(
     }[config.decay_type]
 
     def factor(step: int) -> float:
+        step += config.start
         value = decay(step)
         if warmup:
             value *= min(1.0, step / warmup)

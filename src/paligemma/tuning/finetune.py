@@ -17,7 +17,6 @@ from paligemma.example import Example
 from paligemma.jobs.model_answerer import fingerprint
 from paligemma.model import PaliGemmaModel
 from paligemma.one_writer import one_writer
-from paligemma.pipeline.loading import LoadOptions, load_processor
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.tasks.mixture import MIXTURE, read_mixture
 from paligemma.tasks.own.hub_set import is_hub_set, pinned
@@ -33,7 +32,7 @@ from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_lines, part_tab
 from paligemma.tuning.report import ReportInputs, report_page
 from paligemma.tuning.result import FigureChange, FinetuneRun
 from paligemma.tuning.rows import codec_of, read_rows
-from paligemma.tuning.setup import Setup, recipe_of, task_of, variety, with_text_len
+from paligemma.tuning.setup import Setup, loaded, task_of, variety, with_text_len
 from paligemma.tuning.watching import Judge, Look, Validation, digest, say
 from paligemma.whole_file import write_json, write_whole
 
@@ -50,6 +49,7 @@ def finetune(
     output: str | Path,
     task: str | None = None,
     transfer: str | None = None,
+    recipe: str | None = None,
     resume: bool = False,
     init_from: str | Path | None = None,
     extend: bool = False,
@@ -71,6 +71,8 @@ def finetune(
         task: name of a benchmark whose files these are; a user's own rows by default.
         transfer: published transfer whose recipe is followed, such as "docvqa"; `options` replace
             single values of it.
+        recipe: "stage1", "stage2a", "stage2b" or "simple", a table of `tuning.stages` that is
+            followed likewise.
         resume: refuse to begin anew. The same call goes on with a run in any case.
         init_from: folder of a run, an adapter or a model, whose weights are begun with; optimiser
             and schedule are new. An adapter keeps its shape.
@@ -107,15 +109,17 @@ def finetune(
     mixed = None
     if mixture is not None:
         mixed = read_mixture(mixture if isinstance(mixture, Mapping) else Path(mixture))
-    processor, _ = load_processor(model, LoadOptions(device=device))
-    recipe = recipe_of(options, transfer, processor.image_size_px)
+    processor, numbers = loaded(
+        options, model, transfer, recipe, init_from=init_from, device=device, progress=progress
+    )
     found = task_of(task, transfer) if mixed is None else mixed.task()
     setup = Setup(
         model=model,
         processor=processor,
-        task=with_text_len(found, recipe.text_len),
+        task=with_text_len(found, numbers.text_len),
         transfer=transfer,
-        recipe=recipe,
+        named=recipe,
+        recipe=numbers,
         data=Path(mixture if isinstance(mixture, str | Path) else data or MIXTURE),
         mixture=mixed,
         folder=Path(output),
@@ -162,6 +166,7 @@ def _run(setup: Setup) -> tuple[FinetuneRun, list[Example]]:
         device=setup.device,
         mode=None if recipe.lora is not None else "exact",
         quant=recipe.quant,
+        image_size_px=recipe.size_px,
     )
     _say_skipped(skipped, folder)
     adapter = None
@@ -271,6 +276,7 @@ def _described(
         "task": setup.task.name,
         "transfer": setup.transfer,
         "init_from": setup.init_from,
+        "named": setup.named,
         "data": str(setup.data),
         "mixture": None
         if setup.mixture is None

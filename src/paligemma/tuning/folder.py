@@ -66,6 +66,11 @@ def begin(folder: Path, described: dict[str, Any]) -> None:
         )
 
 
+def recipe_of_model(model: Path) -> dict[str, Any] | None:
+    """The recipe of the run that left a folder of a model, if one did."""
+    return stored_recipe(model.parent) if model.name == MODEL and model.is_dir() else None
+
+
 def stored_recipe(folder: Path) -> dict[str, Any] | None:
     """The recipe of the run that began in a folder, if one did."""
     path = folder / RECIPE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypedDict
 
 import torch
@@ -27,6 +27,8 @@ FULL_LR, LORA_LR = 1e-5, 2e-4
 # Positions are rotated by formula; beyond this no release was trained.
 MAX_TEXT_LEN = 8192
 KEPT = ("last", "best")
+SCHEDULES = ("cosine", "rsqrt")
+_SPAN = "a share of the run below 1, or a whole number of updates"
 # What an adapter adds to a layer.
 _ADAPTED = r"(?=.*\.update\.)"
 COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -52,8 +54,11 @@ class RecipeKeywords(TypedDict, total=False):
     batch_size: int
     micro_size: int | None
     checkpointing: bool
-    lr: float | None
+    lr: float | str | None
     wd: float
+    schedule: str
+    timescale: float
+    schedule_start: int
     warmup_percent: float
     label_smoothing: float
     dropout: float
@@ -73,6 +78,7 @@ class RecipeKeywords(TypedDict, total=False):
     patience: int | None
     keep: str | None
     overfit: int | None
+    size_px: int | None
     seed: int
 
 
@@ -95,7 +101,11 @@ class Recipe:
             inside it.
         lr: peak learning rate; None is 1e-5 for the model and 2e-4 for an adapter.
         wd: weight decay a step, as in `OptimConfig`.
-        warmup_percent: share of the updates over which the learning rate rises.
+        schedule: of the learning rate after its warm-up: "cosine" to 0, or "rsqrt" without end.
+        timescale: updates over which rsqrt falls to 0.7 of its peak.
+        schedule_start: updates of the schedule before this run, which goes on from there.
+        warmup_percent: share of the updates over which the learning rate rises; from 1 on their
+            number.
         label_smoothing: see `train.loss.token_losses`.
         dropout: of the decoder, after attention and MLP.
         mean: what the loss is a mean over: "example" as in the original, or "token".
@@ -105,8 +115,8 @@ class Recipe:
         compute: dtype of the products, "float32" or "bfloat16"; None is bfloat16 on a GPU. What is
             trained is float32 in either.
         lr_mults: (part or pattern, factor on the learning rate), as `freeze` names them.
-        warmups: (part or pattern, share of the updates over which its learning rate rises), in
-            the place of `warmup_percent`.
+        warmups: (part or pattern, share or number of the updates over which its learning rate
+            rises), in the place of `warmup_percent`.
         order: of the objects in an answer: "file", "yx" (top left first) or "random" by seed and
             visit.
         augment: policies of `processing.augment`, such as "flip" or "crop=0.7".
@@ -120,6 +130,8 @@ class Recipe:
         keep: which result counts, "last" or "best" by the task's headline on held-out rows; None is
             best with a patience, else last.
         overfit: learn this many rows by heart, and end as soon as all their answers are exact.
+        size_px: side of the pictures; None is the model's own. Another one resizes its position
+            table.
         seed: fixes adapter, order and dropout.
     """
 
@@ -133,6 +145,9 @@ class Recipe:
     checkpointing: bool = False
     lr: float | None = None
     wd: float = 0.0
+    schedule: str = SCHEDULES[0]
+    timescale: float = 10_000.0
+    schedule_start: int = 0
     warmup_percent: float = 0.05
     label_smoothing: float = 0.0
     dropout: float = 0.0
@@ -152,6 +167,7 @@ class Recipe:
     patience: int | None = None
     keep: str | None = None
     overfit: int | None = None
+    size_px: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -166,7 +182,10 @@ class Recipe:
             ),
             ("lr", self.lr is None or 0 < self.lr < math.inf, "positive"),
             ("wd", 0 <= self.wd < math.inf, "0 or more"),
-            ("warmup_percent", 0 <= self.warmup_percent <= 1, "in [0, 1]"),
+            ("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+            ("timescale", 0 < self.timescale < math.inf, "a positive number of updates"),
+            ("schedule_start", 0 <= self.schedule_start <= 10**8, "a count of updates"),
+            ("warmup_percent", _is_span(self.warmup_percent), _SPAN),
             ("mean", self.mean in MEANS, f"one of {', '.join(MEANS)}"),
             ("rule", self.rule in RULES, f"one of {', '.join(RULES)}"),
             (
@@ -174,11 +193,7 @@ class Recipe:
                 self.compute is None or self.compute in COMPUTE,
                 f"one of {', '.join(COMPUTE)}",
             ),
-            (
-                "warmups",
-                all(0 <= share <= 1 for _, share in self.warmups),
-                "shares in [0, 1] of the run",
-            ),
+            ("warmups", all(_is_span(span) for _, span in self.warmups), _SPAN),
             ("noise_piece", self.noise_piece.strip() != "", "a class of a noise box"),
             ("negatives", 0 <= self.negatives <= 1, "in [0, 1]"),
             (
@@ -234,14 +249,11 @@ class Recipe:
         return self.keep == "best" or (self.keep is None and self.patience is not None)
 
     def optim(self) -> OptimConfig:
-        """The update rule: AdamW with a cosine schedule and a linear warm-up."""
-        whole = ScheduleConfig(decay_type="cosine", warmup_percent=self.warmup_percent)
+        """The update rule with its schedules."""
         schedules: list[tuple[str, ScheduleConfig | None]]
         schedules = [(self._pattern(part), None) for part in self.freeze]
-        schedules += [
-            (self._pattern(part), replace(whole, warmup_percent=share))
-            for part, share in self.warmups
-        ]
+        schedules += [(self._pattern(part), self._schedule(span)) for part, span in self.warmups]
+        whole = self._schedule(self.warmup_percent)
         if self.lora is not None:
             schedules += [(f"{_ADAPTED}.*", whole), (".*", None)]
         else:
@@ -257,6 +269,16 @@ class Recipe:
             rule=self.rule,
             momentum=self.momentum,
             average=self.average,
+        )
+
+    def _schedule(self, warmup: float) -> ScheduleConfig:
+        """The schedule with a warm-up, a share of the updates or their number."""
+        return ScheduleConfig(
+            decay_type=self.schedule,
+            warmup_percent=warmup if warmup < 1 else None,
+            warmup_steps=None if warmup < 1 else int(warmup),
+            timescale=self.timescale,
+            start=self.schedule_start,
         )
 
     def _pattern(self, part: str) -> str:
@@ -302,6 +324,10 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """The recipe with its learning rate, as JSON holds it."""
         return {**asdict(self), "lr": self.optim().lr}
+
+
+def _is_span(value: float) -> bool:
+    return 0 <= value < 1 or (1 <= value <= 10**8 and value == int(value))
 
 
 def part_table(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from paligemma.adapt.lora import LoraConfig
+from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ConfigError
 from paligemma.example import Asking, Example
 from paligemma.pipeline.loading import LoadOptions, load_processor
@@ -23,8 +24,11 @@ from paligemma.tasks.own.labels import OwnExample
 from paligemma.tasks.published import transfer_recipe
 from paligemma.tasks.task import Task
 from paligemma.train.varied import Variety
+from paligemma.tuning.folder import recipe_of_model, stored_recipe
 from paligemma.tuning.recipe import Recipe, RecipeKeywords
 from paligemma.tuning.rows import codec_of
+from paligemma.tuning.stages import PUBLISHED_LR, recipe_values, swept_lr
+from paligemma.tuning.watching import say
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ class Setup:
         processor: the model's processor.
         task: how rows are read, asked and scored.
         transfer: published transfer whose recipe is followed, or None.
+        named: recipe of `tuning.stages` that is followed, or None.
         recipe: every number that changes the result.
         data: folder or file of the rows, or file of the mixture.
         folder: folder of the run.
@@ -66,38 +71,98 @@ class Setup:
     resume: bool = False
     extend: bool = False
     device: str | None = None
+    named: str | None = None
     num_workers: int = 1
     progress: bool = True
     mixture: Mixture | None = None
 
 
-def recipe_of(options: RecipeKeywords, transfer: str | None = None, size_px: int = 224) -> Recipe:
+def loaded(
+    options: RecipeKeywords,
+    model: str,
+    transfer: str | None,
+    named: str | None,
+    *,
+    init_from: str | Path | None,
+    device: str | None,
+    progress: bool,
+) -> tuple[Processor, Recipe]:
+    """The processor of a model and the recipe of a fine-tuning of it; see `finetune`."""
+    if named is not None and transfer is not None:
+        raise ConfigError("a fine-tuning follows a transfer or a recipe; give one of the two")
+    size_px = options.get("size_px") or (named and recipe_values(named).get("size_px"))
+    processor, config = load_processor(
+        model, LoadOptions(device=device, image_size_px=size_px or None)
+    )
+    recipe = recipe_of(
+        options,
+        transfer,
+        processor.image_size_px,
+        named=named,
+        model=config,
+        before=stored_recipe(Path(init_from)) if init_from else recipe_of_model(Path(model)),
+        progress=progress,
+    )
+    return processor, recipe
+
+
+def recipe_of(
+    options: RecipeKeywords,
+    transfer: str | None = None,
+    size_px: int = 224,
+    *,
+    named: str | None = None,
+    model: PaliGemmaConfig | None = None,
+    before: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Recipe:
     """The recipe of some keywords; `lora=True` is the default adapter, `False` none.
 
     Args:
         transfer: published transfer that gives the values which `options` leave open.
         size_px: side of the model's pictures, by which a transfer's values differ.
+        named: a recipe of `tuning.stages` that gives them.
+        model: config of the model, by whose size learning rates differ.
+        before: recipe of the run that made the model; a later stage goes on with its schedule.
+        progress: show published figures that decide.
 
     Raises:
-        ConfigError: an option or a transfer is unknown, or a value out of its range.
+        ConfigError: an option, a transfer or a recipe is unknown, or a value out of its range.
     """
-    lora = options.get("lora", transfer is None)
+    lora = options.get("lora", transfer is None and named is None)
     config = LoraConfig() if lora is True else lora or None
-    stated = {**options, "lora": config}
+    stated: dict[str, Any] = {**options, "lora": config}
+    if isinstance(stated.get("lr"), str):
+        stated["lr"], lines = _published_lr(stated["lr"], transfer, model)
+        for line in lines:
+            say(progress, line)
     if overfit := options.get("overfit"):
         by_heart = OVERFIT | {"batch_size": overfit, "lr": OVERFIT_LR[config is not None]}
         if "epochs" in options:
             by_heart["steps"] = None
         stated = by_heart | stated
-    if transfer is None:
-        return chosen(Recipe, stated)
-    published = Recipe.of_transfer(transfer, size_px)
+    base: dict[str, Any] = {}
+    if transfer is not None:
+        published = Recipe.of_transfer(transfer, size_px)
+        base = {field.name: getattr(published, field.name) for field in fields(Recipe)}
+    elif named is not None:
+        base = recipe_values(named, model, batch_size=options.get("batch_size"), before=before)
     if config is not None:
-        published = replace(published, freeze=())
+        base.pop("freeze", None)
     if "epochs" in stated:
-        published = replace(published, steps=None)
-    names = [field.name for field in fields(Recipe)]
-    return chosen(Recipe, {**{name: getattr(published, name) for name in names}, **stated})
+        base.pop("steps", None)
+    return chosen(Recipe, {**base, **stated})
+
+
+def _published_lr(
+    word: str, transfer: str | None, model: PaliGemmaConfig | None
+) -> tuple[float, list[str]]:
+    if word != PUBLISHED_LR or transfer is None or model is None:
+        raise ConfigError(
+            f"lr is a number, or {PUBLISHED_LR!r} beside a transfer for the choice of PaliGemma "
+            f"2's sweep, got {word!r:.80}; give a number"
+        )
+    return swept_lr(transfer, model)
 
 
 def task_of(task: str | None, transfer: str | None) -> Task:
