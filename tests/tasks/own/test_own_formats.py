@@ -284,3 +284,50 @@ def test_parquet_holds_its_pictures_or_their_names(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "test.parquet")
     with pytest.raises(DataError, match="one column must be the answer, suffix"):
         list(OWN.rows(tmp_path, "test"))
+
+
+def test_a_picture_asks_for_masks_where_all_its_objects_have_them(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, "train", drawn_set(5))
+    labels = json.loads(path.read_text())
+    labels["annotations"][0]["segmentation"] = []
+    path.write_text(json.dumps(labels))
+    found = rows(tmp_path)
+    assert [one.prefix.split()[0] for one in found] == ["detect", "detect", *["segment"] * 3]
+    assert [note.rule for note in found[0].notes] == ["no outline"]
+    assert "image 0" in found[0].notes[0].said
+    assert not found[2].notes
+    write_json(tmp_path / "own-format.json", {"masks": False})
+    assert {one.prefix.split()[0] for one in rows(tmp_path)} == {"detect"}
+    assert not rows(tmp_path)[0].notes
+
+
+@pytest.mark.parametrize(
+    ("database", "stated", "expected"),
+    [
+        ("The VOC2007 Database", None, [0.0, 0.0, 0.5, 0.25]),
+        ("Unknown", None, [0.1, 0.05, 0.5, 0.25]),
+        ("Unknown", 1, [0.0, 0.0, 0.5, 0.25]),
+        ("The VOC2012 Database", 0, [0.1, 0.05, 0.5, 0.25]),
+    ],
+)
+def test_the_devkits_pixels_count_from_one(
+    tmp_path: Path, database: str, stated: int | None, expected: list[float]
+) -> None:
+    write_pixels(tmp_path / "train" / "a.png", np.zeros((10, 20, 3), np.uint8))
+    write_text(
+        tmp_path / "train" / "a.xml",
+        f"<annotation><filename>a.png</filename><source><database>{database}</database></source>"
+        "<size><width>20</width><height>10</height></size><object><name>cup</name><bndbox><xmin>1"
+        "</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object></annotation>",
+    )
+    if stated is not None:
+        write_json(tmp_path / "own-format.json", {"first_pixel": stated})
+    (row,) = rows(tmp_path)
+    assert list(row.objects[0].box_yxyx) == pytest.approx(expected)
+
+
+def test_a_first_pixel_that_is_none_is_refused(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", drawn_set(2))
+    write_json(tmp_path / "own-format.json", {"first_pixel": 2})
+    with pytest.raises(DataError, match=r"first_pixel in own-format\.json must be 0, 1"):
+        list(OWN.rows(tmp_path, "train"))

@@ -25,12 +25,15 @@ class OwnForm:
         prefix: prompt of rows that have fields, such as "answer en {question}"; "" takes the field
             `prefix`, or what the format says.
         suffix: answer likewise, such as "{answer}".
+        first_pixel: number of the first pixel in Pascal VOC's boxes: 1 with the last one inside, as
+            in the devkit, 0 for edges, -1 as the file's source says.
     """
 
     masks: bool = True
     language: str = "en"
     prefix: str = ""
     suffix: str = ""
+    first_pixel: int = -1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -242,23 +242,32 @@ def labelled_rows(
 ) -> Iterator[OwnRow]:
     """Make the example of every picture: `detect a ; b` over all classes of the set.
 
-    Where every object of the set has a mask, the prompt is `segment a ; b`, and targets come from
-    `answered`, which needs a mask codec.
+    Where every object of a picture has a mask, its prompt is `segment a ; b`, and targets come from
+    `answered`, which needs a mask codec. A picture without objects is asked so where all objects
+    of the set have masks.
 
     Args:
         pictures: pictures, with an error in the place of each bad one.
         classes: labels of the set in the order of the prompt.
-        masks: whether masks are asked for where all objects have them.
+        masks: whether masks are asked for where objects have them.
     """
     pictures = list(pictures)
-    objects = [o for one in pictures if isinstance(one, LabelledPicture) for o in one.objects]
-    masks = masks and bool(objects) and all(one.has_mask for one in objects)
+    have = [o.has_mask for one in pictures if isinstance(one, LabelledPicture) for o in one.objects]
+    masks, by_default = masks and any(have), masks and bool(have) and all(have)
     for one in pictures:
         if isinstance(one, DataError):
             yield one
             continue
         try:
-            yield _example(one, classes, masks)
+            without = sum(not marked.has_mask for marked in one.objects)
+            if masks and without > 0:
+                said = (
+                    f"{one.where}: {without} of {len(one.objects)} objects have no outline, others "
+                    "of the set have; the row asks for boxes, draw the outline to ask for masks"
+                )
+                one = replace(one, notes=(*one.notes, Finding(rule="no outline", said=said)))
+            asks_masks = masks and not without if one.objects else by_default
+            yield _example(one, classes, asks_masks)
         except PaliGemmaError as error:
             rule = error.rule if isinstance(error, RowError) else "row"
             said = str(error)

@@ -35,7 +35,7 @@ TASKS: tuple[Task, ...] = (
                 fields="image, prefix, suffix",
             ),
             NeededFile("images/*", "your own pictures, beside the file or in a folder `images`"),
-            own_format(TASK, "masks, language, prefix, suffix"),
+            own_format(TASK, "masks, language, prefix, suffix, first_pixel"),
         ),
         reader=read_own,
         row_reader=own_rows,
@@ -47,7 +47,7 @@ TASKS: tuple[Task, ...] = (
             "in training and in measuring.",
             "Masks of `segment` rows are trained but not scored: only their boxes count.",
             "Labels become `detect a ; b` over all classes of the set, and `segment a ; b` where "
-            "every object has a mask, unless own-format.json sets masks to false.",
+            "every object of the picture has a mask, unless own-format.json sets masks to false.",
         ),
         asking_for=asking_for,
     ),

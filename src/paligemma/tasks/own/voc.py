@@ -1,11 +1,13 @@
 """Pascal VOC's XML files, one a picture; outlines stand in `polygon`, as Roboflow writes them.
 
-Coordinates are taken as pixels from 0, as LabelImg and Roboflow write them; the original's count
-from 1, so boxes of its own files lie one pixel too far to the right and down.
+The devkit's own files count pixels from 1 and name the last one inside, so a box goes from
+`xmin - 1` to `xmax`; they are known by their `source/database`. LabelImg, CVAT and Roboflow write
+edges from 0. `first_pixel` in own-format.json says it for files that name no source.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from paligemma.errors import DataError
 from paligemma.tasks.own.found import SPLITS, Found, OwnForm, label_files, split_names
 from paligemma.tasks.own.labels import (
     LabelledObject,
@@ -28,6 +31,7 @@ from paligemma.tasks.reading.files import read_text_lines
 
 NAME = "Pascal VOC"
 LOOKS_FOR = "train/*.xml, or Annotations/*.xml with ImageSets/Main/train.txt or without"
+_DEVKIT = re.compile(r"\bVOC ?20\d\d\b")
 _MAX_BYTES = 4 << 20
 _MAX_CORNERS = 10_000
 
@@ -51,11 +55,20 @@ def _paths(data: Path, split: str) -> list[Path]:
 
 def _rows(data: Path, paths: list[Path], form: OwnForm) -> Iterator[OwnRow]:
     every = (path for split in SPLITS for path in _paths(data, split))
-    return rows_of_files(paths, every, partial(_picture, root=data), masks=form.masks)
+    if form.first_pixel not in (-1, 0, 1):
+        raise DataError(
+            f"first_pixel in own-format.json must be 0, 1 or -1 (by the file), got "
+            f"{form.first_pixel}"
+        )
+    read = partial(_picture, root=data, first=form.first_pixel)
+    return rows_of_files(paths, every, read, masks=form.masks)
 
 
-def _picture(path: Path, root: Path) -> LabelledPicture:
+def _picture(path: Path, root: Path, first: int) -> LabelledPicture:
     tree = _tree(path)
+    if first < 0:
+        texts = [tree.findtext(f"source/{name}") or "" for name in ("database", "annotation")]
+        first = int(any(map(_DEVKIT.search, texts)))
     size = _size(tree, path)
     name = tree.findtext("filename") or ""
     picture = UprightPicture(path=picture_beside(path, name, root), folder=root, size_hw=size)
@@ -65,7 +78,7 @@ def _picture(path: Path, root: Path) -> LabelledPicture:
         where=f"{path}",
         picture=picture,
         objects=tuple(
-            _object(one, f"{path}, object {k}", size_hw)
+            _object(one, f"{path}, object {k}", size_hw, first)
             for k, one in enumerate(tree.findall("object"), start=1)
         ),
         size_hw=size,
@@ -102,13 +115,15 @@ def _size(tree: ElementTree.Element, path: Path) -> tuple[int, int]:
     return found
 
 
-def _object(one: ElementTree.Element, where: str, size_hw: tuple[int, int]) -> LabelledObject:
+def _object(
+    one: ElementTree.Element, where: str, size_hw: tuple[int, int], first: int
+) -> LabelledObject:
     label = (one.findtext("name") or "").strip()
     if not label:
         raise RowError("row", f"{where}: it must have a name; add its class")
     height, width = size_hw
     edges = [_number(one, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax")]
-    x0, y0, x1, y1 = edges
+    x0, y0, x1, y1 = edges[0] - first, edges[1] - first, *edges[2:]
     return LabelledObject(
         label=label,
         box_yxyx=(y0 / height, x0 / width, y1 / height, x1 / width),
