@@ -152,10 +152,14 @@ def _begun(setup: Setup) -> FinetuneRun:
         return replace(run, inexact=tuple(inexact))
 
 
-def _run(setup: Setup) -> tuple[FinetuneRun, list[Example]]:
+def _run(setup: Setup) -> tuple[FinetuneRun, Sequence[Example]]:
     recipe, folder = setup.recipe, setup.folder
     learnt, held_out, skipped = read_rows(
-        setup.task, setup.data, setup.processor, codec_of(setup.model)
+        setup.task,
+        setup.data,
+        setup.processor,
+        codec_of(setup.model),
+        progress=setup.progress,
     )
     if setup.mixture is not None:
         setup.mixture.require_rows(learnt)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+
+from tqdm import tqdm
 
 from paligemma.errors import DataError
 from paligemma.example import Example
@@ -16,8 +18,8 @@ from paligemma.pipeline.loading import find_mask_codec
 from paligemma.processing.processor import Processor
 from paligemma.tasks.lint import Lint
 from paligemma.tasks.mixture import MIXTURE
-from paligemma.tasks.own.labels import Finding
 from paligemma.tasks.task import Task
+from paligemma.train.packed import PackedExamples
 from paligemma.weights.catalog import resolve
 
 logger = logging.getLogger(__name__)
@@ -43,9 +45,17 @@ def codec_of(model: str) -> Callable[[], MaskCodec | None]:
 
 
 def read_rows(
-    task: Task, data: Path, processor: Processor, codec: Callable[[], MaskCodec | None]
-) -> tuple[list[Example], list[Example], list[str]]:
+    task: Task,
+    data: Path,
+    processor: Processor,
+    codec: Callable[[], MaskCodec | None],
+    *,
+    progress: bool = False,
+) -> tuple[Sequence[Example], Sequence[Example], list[str]]:
     """Read and check every row before the first step.
+
+    Args:
+        progress: whether a bar is shown.
 
     Returns:
         Rows to learn from, rows to measure with, and a sentence for each row that was left out.
@@ -57,18 +67,24 @@ def read_rows(
     notes: Counter[str] = Counter()
     lint = Lint(task, processor, codec)
 
-    def good(split: str) -> list[Example]:
-        kept: list[tuple[Example, list[Finding]]] = []
-        copies: list[tuple[Example, list[Finding]]] = []
-        for example, found in lint.rows(data, split):
+    def good(split: str) -> PackedExamples:
+        kept, copies = PackedExamples(), PackedExamples()
+        said: list[str] = []
+        rows = lint.rows(data, split)
+        for example, found in tqdm(
+            rows, desc=f"checking {split}", unit="row", leave=False, disable=not progress
+        ):
             errors = [one for one in found if one.is_error]
             notes.update(one.rule for one in found if not one.is_error)
             if example is None:
                 skipped.extend(one.said for one in errors[:1])
+            elif errors:
+                copies.append(example)
+                said.append(errors[0].said)
             else:
-                (copies if errors else kept).append((example, errors))
+                kept.append(example)
         if kept:
-            skipped.extend(errors[0].said for _, errors in copies)
+            skipped.extend(said)
         elif copies:
             logger.warning(
                 "all %d rows of %s show pictures that are learnt from: their figures tell what is "
@@ -76,13 +92,13 @@ def read_rows(
                 len(copies),
                 split,
             )
-        return [example for example, _ in kept or copies]
+        return kept or copies
 
     learnt = good("train")
     if not learnt:
         first = f"; the first of {len(skipped)} faults: {skipped[0]}" if skipped else ""
         raise DataError(f"no row of {data} can be learnt from{first}")
-    held_out: list[Example] = []
+    held_out: Sequence[Example] = ()
     for split in ("valid", "val", "test"):
         is_file = data.is_file() and task.name != MIXTURE
         if split in task.splits and not held_out and not is_file:
@@ -96,10 +112,10 @@ def read_rows(
     if not held_out:
         number = min(max(1, round(len(learnt) * _HELD_OUT_SHARE)), _MAX_HELD_OUT)
         if len(learnt) > 1:
-            ranked = sorted(learnt, key=lambda one: zlib.crc32(one.id.encode()))
-            chosen = {one.id for one in ranked[:number]}
-            held_out = [one for one in learnt if one.id in chosen]
-            learnt = [one for one in learnt if one.id not in chosen]
+            ranked = sorted((one.id for one in learnt), key=lambda name: zlib.crc32(name.encode()))
+            chosen = set(ranked[:number])
+            held_out = learnt.keep(lambda one: one.id in chosen)
+            learnt = learnt.keep(lambda one: one.id not in chosen)
             logger.warning(
                 "%s has no rows to measure with (split valid): %d of its %d rows are held out",
                 data,
