@@ -196,3 +196,18 @@ def test_show_draws_pictures_with_their_objects_and_replaces_nothing(
     assert "--overwrite" in done.err
     assert sheet.read_bytes() == b"mine"
     assert paligemma("data", "show", tmp_path / "set", "-o", "x.png", "--split", "test").status == 2
+
+
+def test_convert_decodes_codewords_by_the_codec_of_a_named_model(
+    rows_of: Callable[..., Path], tmp_path: Path, paligemma: Run
+) -> None:
+    data = rows_of({"prefix": "segment cup", "suffix": BOX + "<seg005>" * 16 + " cup"})
+    words = ("data", "convert", data, "--to", "jsonl", "-o")
+    assert paligemma(*words, tmp_path / "plain").status == 0
+    assert paligemma(*words, tmp_path / "masks", "--model", "tiny").status == 0
+    plain, masks = (
+        json.loads((tmp_path / name / "train.jsonl").read_text()) for name in ("plain", "masks")
+    )
+    assert "masks" not in plain
+    assert masks["suffix"] == plain["suffix"]
+    assert masks["masks"][0]["size"] == list(picture(0).shape[:2])

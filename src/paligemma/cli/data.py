@@ -141,8 +141,15 @@ def _counts(counts: dict[str, int]) -> str:
     metavar="DIR",
     help="Folder of the new set; must not exist, or be empty.",
 )
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="Model whose mask codec wrote the codewords of the answers; their masks are kept then.",
+)
 @click.pass_context
-def convert_command(ctx: click.Context, data: Path, form: str, output: Path) -> None:
+def convert_command(
+    ctx: click.Context, data: Path, form: str, output: Path, model: str | None
+) -> None:
     """Write a set in another format, with copies of its pictures.
 
     Rows with errors, and rows in words where the format holds objects only, are left out and named;
@@ -150,7 +157,12 @@ def convert_command(ctx: click.Context, data: Path, form: str, output: Path) -> 
     """
     from paligemma.tasks.own.writing import convert
 
-    done = convert(data, form, output)
+    codec = None
+    if model is not None:
+        from paligemma.tuning.rows import codec_of
+
+        codec = codec_of(model)()
+    done = convert(data, form, output, codec)
     for sentence in done.skipped[:_MAX_SHOWN]:
         click.echo(f"left out: {sentence}", err=True)
     if len(done.skipped) > _MAX_SHOWN:

@@ -17,12 +17,15 @@ from labelled_set import (
     write_yolo,
 )
 from task_files import write_json, write_json_lines, write_pixels, write_text
+from tiny_folder import EMBEDDED
 
 from paligemma.errors import ConfigError, DataError
-from paligemma.outputs.boxes import encode_boxes
+from paligemma.outputs.boxes import encode_boxes, format_detections
 from paligemma.outputs.contours import fill_rings, one_ring, trace_rings
 from paligemma.outputs.masks import mask_iou
 from paligemma.outputs.rle import encode_rle
+from paligemma.outputs.vqvae import load_mask_codec, mask_to_codes
+from paligemma.tasks.own.files import recognise
 from paligemma.tasks.own.labels import OwnExample
 from paligemma.tasks.own.rows import TASKS
 from paligemma.tasks.own.writing import WRITTEN, convert
@@ -167,3 +170,28 @@ def test_labels_are_written_so_that_they_are_read_again(tmp_path: Path) -> None:
         convert(tmp_path / "set", form, tmp_path / form)
         (one,) = read(tmp_path / form, "train")
         assert [marked.label for marked in one.objects] == list(names)
+
+
+@pytest.mark.parametrize("form", ["coco", "jsonl"])
+def test_codewords_of_an_answer_become_masks_where_their_codec_is_known(
+    tmp_path: Path, form: str
+) -> None:
+    codec = load_mask_codec(EMBEDDED / "mask_codec.safetensors")
+    mask = np.zeros((120, 200), bool)
+    ys, xs = np.mgrid[:120, :200]
+    mask[((ys - 60) / 40) ** 2 + ((xs - 100) / 60) ** 2 < 1] = True
+    box = np.array([20 / 120, 40 / 200, 100 / 120, 160 / 200])
+    suffix = format_detections([box], ["cup"], [mask_to_codes(codec, mask, box).tolist()])
+    write_pixels(tmp_path / "set" / "a.png", picture(1))
+    row = {"image": "a.png", "prefix": "segment cup", "suffix": suffix}
+    write_json_lines(tmp_path / "set" / "train.jsonl", [row])
+    convert(tmp_path / "set", form, tmp_path / "plain")
+    convert(tmp_path / "set", form, tmp_path / "there", codec)
+    (plain,) = recognise(tmp_path / "plain", "train").rows()
+    (found,) = recognise(tmp_path / "there", "train").rows()
+    assert isinstance(plain, OwnExample)
+    assert isinstance(found, OwnExample)
+    assert not plain.objects[0].has_mask
+    got = found.objects[0].mask((120, 200))
+    assert (got & mask).sum() / (got | mask).sum() > 0.8
+    assert found.targets == (() if form == "coco" else (suffix,))

@@ -9,6 +9,8 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.outputs.boxes import format_detections
+from paligemma.outputs.masks import paste_mask
+from paligemma.outputs.parse import parse_objects
 from paligemma.processing.prompts import detect_prompt, object_prompt
 from paligemma.tasks.own.labels import OwnExample, RowError, object_references, size_of
 
@@ -46,3 +48,27 @@ def answered(example: OwnExample, codec: MaskCodec | None) -> OwnExample:
             raise RowError("mask", f"{example.where}: {error}") from error
     target = format_detections(np.array(boxes), labels, codes)
     return replace(example, targets=(target,), needs_masks=False)
+
+
+def with_decoded_masks(
+    example: OwnExample, size_hw: tuple[int, int], codec: MaskCodec
+) -> OwnExample:
+    """An example whose objects have the masks of the codewords in its answer, on a picture of that
+    size; objects whose masks are known, or without codewords, stay as they are."""
+    import torch
+
+    if not example.objects or "<seg" not in "".join(example.targets[:1]):
+        return example
+    parsed = parse_objects(example.targets[0]).objects
+    if len(parsed) != len(example.objects):
+        return example
+    height, width = size_hw
+    objects = []
+    for one, found in zip(example.objects, parsed, strict=True):
+        region = None
+        if found.seg is not None and not one.has_mask:
+            values = codec.decode(torch.tensor([found.seg]))[0].detach().numpy()
+            region = paste_mask(values, one.box_yxyx, (width, height))
+        rle = one.rle if region is None else region.to_rle()
+        objects.append(replace(one, rle=rle))
+    return replace(example, objects=tuple(objects))

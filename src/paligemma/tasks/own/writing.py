@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,7 +21,11 @@ from paligemma.processing.image import MAX_PIXELS
 from paligemma.processing.prompts import object_prompt
 from paligemma.tasks.own.files import recognise, splits_of
 from paligemma.tasks.own.labels import LabelledObject, OwnExample, UprightPicture
+from paligemma.tasks.own.masks import with_decoded_masks
 from paligemma.whole_file import staging_folder
+
+if TYPE_CHECKING:
+    from paligemma.outputs.vqvae import MaskCodec
 
 WRITTEN = ("jsonl", "coco", "yolo", "voc")
 
@@ -54,12 +58,13 @@ class _Row:
         return list(zip(self.example.objects, boxes, strict=True))
 
 
-def convert(data: Path, form: str, output: Path) -> Converted:
+def convert(data: Path, form: str, output: Path, codec: MaskCodec | None = None) -> Converted:
     """Write every split of a set in another format; rows with errors are left out.
 
     Args:
         form: one of `WRITTEN`.
         output: folder that does not exist or is empty.
+        codec: decodes codewords of answers to masks; without it they become boxes.
 
     Raises:
         ConfigError: something lies in the folder already, or it cannot be written.
@@ -74,7 +79,8 @@ def convert(data: Path, form: str, output: Path) -> Converted:
     try:
         with staging_folder(output) as staging:
             rows = {
-                split: _copied(data, split, form, staging, skipped) for split in splits_of(data)
+                split: _copied(data, split, form, staging, skipped, codec)
+                for split in splits_of(data)
             }
             kept = {split: found for split, found in rows.items() if found}
             if not kept:
@@ -97,7 +103,14 @@ def convert(data: Path, form: str, output: Path) -> Converted:
     return Converted(num_rows=num_rows, skipped=tuple(skipped))
 
 
-def _copied(data: Path, split: str, form: str, staging: Path, skipped: list[str]) -> list[_Row]:
+def _copied(
+    data: Path,
+    split: str,
+    form: str,
+    staging: Path,
+    skipped: list[str],
+    codec: MaskCodec | None,
+) -> list[_Row]:
     """The rows of a split that the format can hold, their pictures copied."""
     folder = staging / {"jsonl": "images", "yolo": f"{split}/images"}.get(form, split)
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +134,10 @@ def _copied(data: Path, split: str, form: str, staging: Path, skipped: list[str]
             skipped.append(f"{row.where}: {error}")
             continue
         names = tuple(copied[picture][0] for picture in row.pictures)
-        found.append(_Row(example=row, names=names, size_hw=copied[row.pictures[0]][1]))
+        size_hw = copied[row.pictures[0]][1]
+        if codec is not None:
+            row = with_decoded_masks(row, size_hw, codec)
+        found.append(_Row(example=row, names=names, size_hw=size_hw))
     return found
 
 
@@ -166,6 +182,8 @@ def _write_jsonl(root: Path, split: str, rows: Sequence[_Row], _: Sequence[str])
                 found["masks"] = masks
                 file.write(json.dumps(found, ensure_ascii=False) + "\n")
                 continue
+            if len(example.targets) == 1 and any(one.rle for one in example.objects):
+                found["masks"] = [one.rle for one in example.objects]
             for target in example.targets:
                 line = json.dumps({**found, "suffix": target}, ensure_ascii=False)
                 file.write(line + "\n")
