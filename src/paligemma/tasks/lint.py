@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from paligemma.batch import TokenRow
 from paligemma.errors import DataError, ImageError
-from paligemma.example import ALL_CLASSES, Asking, Example
+from paligemma.example import ALL_CLASSES, MASK, Asking, Example
 from paligemma.processing.processor import Processor, layout
 from paligemma.processing.prompts import object_prompt
 from paligemma.tasks.own.labels import Finding, OwnExample, RowError, UprightPicture
@@ -123,6 +123,8 @@ class Lint:
         try:
             if isinstance(example, OwnExample) and example.needs_masks:
                 example = answered(example, self._codec())
+            elif self._task.asks(example).answer == MASK and not example.targets:
+                example = self._with_mask(example)
             found += self._of_texts(example, summary)
         except DataError as error:
             found.append(_fault(error))
@@ -138,6 +140,19 @@ class Lint:
         if any(one.is_error and one.rule != ACROSS_SPLITS for one in found):
             return None, found
         return example, found
+
+    def _with_mask(self, example: Example) -> Example:
+        """A referring example with its answer: its box and sixteen codewords."""
+        from paligemma.tasks.grounding.targets import referring_target
+
+        codec = self._codec()
+        if codec is None:
+            raise RowError(
+                "mask",
+                f"{_place(example)}: its answer holds a mask, for which the model has no mask "
+                "codec; put one beside its weights",
+            )
+        return replace(example, targets=(referring_target(example, codec),))
 
     def _of_texts(self, example: Example, summary: Summary) -> list[Finding]:
         place = _place(example)

@@ -17,9 +17,11 @@ from paligemma.metrics.measure import Measure
 from paligemma.outputs.boxes import encode_boxes, format_loc
 from paligemma.outputs.rle import decode_rle, encode_rle
 from paligemma.outputs.vqvae import MaskCodec
+from paligemma.pipeline.loading import LoadOptions, load_processor
 from paligemma.processing.resize import BILINEAR
 from paligemma.tasks.grounding.rows import TASKS
 from paligemma.tasks.grounding.targets import referring_target
+from paligemma.tasks.lint import Lint
 from paligemma.tasks.reading.finding import look_again
 from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.task import Task
@@ -253,6 +255,16 @@ def test_the_answer_to_train_on_is_four_places_and_sixteen_codewords(data: Path)
     assert text.startswith("<loc0256><loc0256><loc0767><loc0767><seg")
     assert text.count("<seg") == 16
     assert text.endswith(">")
+
+
+def test_a_row_without_a_mask_codec_is_left_out_and_one_with_it_is_learnt(data: Path) -> None:
+    processor, _ = load_processor("tiny", LoadOptions())
+    (row, found), *_ = Lint(REFCOCO, processor, MaskCodec).rows(data, "train")
+    assert found == []
+    assert row is not None
+    assert row.targets[0].count("<seg") == 16
+    rows = Lint(REFCOCO, processor, lambda: None).rows(data, "train")
+    assert {(row, one.rule) for row, found in rows for one in found} == {(None, "mask")}
 
 
 def _edit_refs(data: Path, **changed: Any) -> None:
