@@ -33,6 +33,7 @@ def main() -> None:
         lora=LoraConfig(rank=16, alpha=32, parts=("decoder", "vision", "projector")),
         steps=options.steps,
         lr=2e-3,
+        eval_every=0.5,
     )
     for name, adapter in (("before", None), ("after", run.folder)):
         pg = PaliGemma.from_pretrained("tiny", adapter=adapter)
@@ -40,7 +41,7 @@ def main() -> None:
         found.draw().save(options.output / f"{name}.png")
     for one in run.figures:
         print(f"{one.name:22} {one.before:6.1f} -> {one.after:6.1f}")
-    print(f"{time.monotonic() - start:.0f} s; pictures in {options.output}")
+    print(f"{time.monotonic() - start:.0f} s; pictures in {options.output}; open {run.report}")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ _RECIPE = (
     "keep",
     "overfit",
     "size_px",
+    "replay",
     "seed",
 )
 TRANSFER = "transfer:"
@@ -175,6 +176,7 @@ def run_finetune(
         resume=numbers["resume"],
         init_from=init_from,
         extend=numbers["extend"],
+        log_to=numbers["log_to"],
         lora=bool(lora) if init_from is not None else config,
         **stated,
     )

@@ -223,6 +223,12 @@ _OPTIONS = (
         metavar="PX",
         help="Side of the pictures; the model's own by default.",
     ),
+    click.option(
+        "--replay",
+        type=float,
+        metavar="SHARE",
+        help="Share of each batch that is the model's own answers from before, against forgetting.",
+    ),
     click.option("--seed", type=int, metavar="S", help="Fixes everything drawn; 0 by default."),
     click.option(
         "--resume",
@@ -239,6 +245,12 @@ _OPTIONS = (
         "--extend",
         is_flag=True,
         help="Let the finished run become a longer one: more --steps or --epochs.",
+    ),
+    click.option(
+        "--log-to",
+        multiple=True,
+        metavar="NAME",
+        help="Show metrics in tensorboard, trackio or wandb too; repeatable.",
     ),
     click.option("--device", metavar="NAME", help="By default cuda if there is one, else cpu."),
     click.option("--threads", type=click.IntRange(1, 256), help="CPU threads."),

@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -70,6 +70,10 @@ class LoopOptions:
     data_size: int | None = None
 
 
+# Takes a step and its numbers.
+Log = Callable[[int, Mapping[str, float]], None]
+
+
 class Watch(Protocol):
     """What looks at a run between its updates, and may end it; it changes no update."""
 
@@ -101,6 +105,7 @@ def train(
     *,
     settings: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
+    log: Log | None = None,
 ) -> dict[str, Any]:
     """Train a model, from the newest checkpoint in the folder if it holds one.
 
@@ -117,6 +122,7 @@ def train(
         settings: what else must be equal for a run to resume, such as data and seed; stored as
             JSON.
         watch: looks at the model between updates.
+        log: gets every line of metrics as a step with its numbers.
 
     Returns:
         The last line of metrics.
@@ -130,7 +136,7 @@ def train(
     here = world()
     with ExitStack() as stack:
         here.on_first(lambda: stack.enter_context(one_writer(folder)))
-        return _train(model, objective, source, optim, options, folder, settings or {}, watch)
+        return _train(model, objective, source, optim, options, folder, settings or {}, watch, log)
 
 
 def _train(
@@ -142,6 +148,7 @@ def _train(
     folder: Path,
     settings: Mapping[str, Any],
     watch: Watch | None,
+    log: Log | None,
 ) -> dict[str, Any]:
     extra = dict(objective.named_parameters())
     optimizer = Optimizer(
@@ -203,6 +210,8 @@ def _train(
                 if here.is_first:
                     with (folder / METRICS_FILE).open("a") as file:
                         file.write(json.dumps(line) + "\n")
+                    if log is not None:
+                        log(done, line)
                 bar.set_postfix_str(words(line, optim.lr))
             if done % options.save_every == 0 or last or stops:
                 kept = {**window.to_json(), "machine": machine}

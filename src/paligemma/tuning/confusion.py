@@ -66,7 +66,8 @@ def outside_labels(scored: Scored) -> list[tuple[str, int]]:
     for example, answer in zip(scored.examples, scored.predictions, strict=True):
         asked = object_prompt(example.prefix)
         if asked is not None:
-            times.update(one.label for one in answer.objects if one.label not in asked.labels)
+            outside = (one.label for one in answer.objects if one.label not in asked.labels)
+            times.update(label[:_MAX_CHARS] for label in outside)
     return times.most_common(MAX_NAMES)
 
 

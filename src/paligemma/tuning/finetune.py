@@ -27,8 +27,10 @@ from paligemma.train.loop import LoopOptions, train
 from paligemma.tuning.folder import REPORT, TRAIN, begin, require_own
 from paligemma.tuning.going_on import become_longer, require_begun, start_from
 from paligemma.tuning.keeping import keep, take_back, write
+from paligemma.tuning.loggers import opened_loggers, require_loggers
 from paligemma.tuning.overfit import chosen_rows, inexact_answers
 from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_lines, part_table
+from paligemma.tuning.replay import Replay, asks, kept_share, mixed_in, replay_of
 from paligemma.tuning.report import ReportInputs, report_page
 from paligemma.tuning.result import FigureChange, FinetuneRun
 from paligemma.tuning.rows import codec_of, read_rows
@@ -53,6 +55,7 @@ def finetune(
     resume: bool = False,
     init_from: str | Path | None = None,
     extend: bool = False,
+    log_to: Sequence[str] = (),
     device: str | None = None,
     num_workers: int = 1,
     progress: bool = True,
@@ -77,6 +80,7 @@ def finetune(
         init_from: folder of a run, an adapter or a model, whose weights are begun with; optimiser
             and schedule are new. An adapter keeps its shape.
         extend: let the finished run of the folder become a longer one, see `become_longer`.
+        log_to: "tensorboard", "trackio" or "wandb", which show the lines of metrics as well.
         device: as in `LoadOptions`.
         num_workers: processes that read pictures.
         progress: show bars on standard error.
@@ -106,6 +110,7 @@ def finetune(
             "an adapter that is begun with keeps its shape, got another beside init_from; leave "
             "rank, alpha and parts out"
         )
+    require_loggers(log_to)
     mixed = None
     if mixture is not None:
         mixed = read_mixture(mixture if isinstance(mixture, Mapping) else Path(mixture))
@@ -126,6 +131,7 @@ def finetune(
         init_from=None if init_from is None else str(init_from),
         resume=resume,
         extend=extend,
+        log_to=tuple(log_to),
         device=device,
         num_workers=num_workers,
         progress=progress,
@@ -190,20 +196,28 @@ def _run(setup: Setup) -> tuple[FinetuneRun, Sequence[Example]]:
     validation = _validation(setup, asked, adapter, held_out, options.total_steps)
     if validation is not None:
         validation.before()
+    replayed = None
+    if recipe.replay:
+        replayed = replay_of(setup.task, asked, learnt, folder)
     _prepare(asked.model, adapter, recipe)
     parts = part_table(asked.model, recipe.optim())
     for line in part_lines(parts):
         say(setup.progress, line)
-    ended = train(
-        asked.model,
-        _objective(setup, asked.model, recipe.label_smoothing),
-        _source(setup, asked, learnt),
-        recipe.optim(),
-        options,
-        folder / TRAIN,
-        settings=described,
-        watch=validation,
-    )
+    shown_in = setup.log_to if world().is_first else ()
+    with opened_loggers(shown_in, folder, described) as log:
+        if validation is not None:
+            validation.log = log
+        ended = train(
+            asked.model,
+            _objective(setup, asked.model, recipe.label_smoothing),
+            _source(setup, asked, learnt, replayed=replayed),
+            recipe.optim(),
+            options,
+            folder / TRAIN,
+            settings=described,
+            watch=validation,
+            log=log,
+        )
     kept = None if validation is None else _choose(validation, recipe, asked.model, adapter)
     result = keep(asked.model, adapter, folder, base=setup.model)
     figures: tuple[FigureChange, ...] = ()
@@ -224,6 +238,7 @@ def _run(setup: Setup) -> tuple[FinetuneRun, Sequence[Example]]:
         "rows": {"learnt": len(learnt), "held_out": len(held_out), "skipped": len(skipped)},
         "parts": parts,
         "figures": [asdict(one) for one in figures],
+        "base_tasks": [] if replayed is None else kept_share(setup.task, asked, replayed.held_out),
         "skipped": list(skipped),
     }
     run = FinetuneRun(folder=folder, result=result, figures=figures, skipped=tuple(skipped))
@@ -354,16 +369,21 @@ def _prepare(model: PaliGemmaModel, adapter: Adapter | None, recipe: Recipe) -> 
 
 
 def _source(
-    setup: Setup, asked: PaliGemma, examples: Sequence[Example], *, is_drawn: bool = True
+    setup: Setup,
+    asked: PaliGemma,
+    examples: Sequence[Example],
+    *,
+    is_drawn: bool = True,
+    replayed: Replay | None = None,
 ) -> ExampleSource:
     """Batches of some rows; what is measured with is shown as it is."""
     recipe = setup.recipe
     # Rows that are learnt by heart are shown as they are.
     is_drawn = is_drawn and recipe.overfit is None
     mixture = setup.mixture if is_drawn else None
-    return ExampleSource(
+    source = ExampleSource(
         examples=examples,
-        asking_of=setup.task.asks,
+        asking_of=setup.task.asks if replayed is None else partial(asks, setup.task),
         processor=asked.processor,
         batch_size=recipe.batch_size,
         micro_size=recipe.micro_size,
@@ -377,6 +397,7 @@ def _source(
         tokens_a_picture=asked.config.num_image_tokens,
         world=world(),
     )
+    return source if replayed is None else mixed_in(source, replayed, recipe.replay)
 
 
 def _loop_options(setup: Setup, num_rows: int) -> LoopOptions:

@@ -3,6 +3,7 @@
 folder/recipe.json     what was run
 folder/train/          checkpoints, metrics.jsonl, validation.jsonl; the same call goes on from here
 folder/answers/        answers to held-out rows: before, of the best look, of the newest
+folder/replay.jsonl    with --replay: what the model answered before, see `replay`
 folder/best/           the adapter or the model of the best look
 folder/adapter/        what was learnt, in PEFT's layout; or folder/model/ without an adapter
 folder/report.json     figures before and after

@@ -79,6 +79,7 @@ class RecipeKeywords(TypedDict, total=False):
     keep: str | None
     overfit: int | None
     size_px: int | None
+    replay: float
     seed: int
 
 
@@ -129,6 +130,8 @@ class Recipe:
         patience: looks without a better one after which the run ends; None runs to the end.
         keep: which result counts, "last" or "best" by the task's headline on held-out rows; None is
             best with a patience, else last.
+        replay: share of the rows of every batch that are the model's own answers from before the
+            training, see `tuning.replay`.
         overfit: learn this many rows by heart, and end as soon as all their answers are exact.
         size_px: side of the pictures; None is the model's own. Another one resizes its position
             table.
@@ -168,6 +171,7 @@ class Recipe:
     keep: str | None = None
     overfit: int | None = None
     size_px: int | None = None
+    replay: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -210,6 +214,7 @@ class Recipe:
                 "a count of updates, or a share of the run below 1",
             ),
             ("patience", self.patience is None or self.patience >= 1, "a count of looks"),
+            ("replay", 0 <= self.replay < 1, "a share in [0, 1)"),
             ("overfit", self.overfit is None or 1 <= self.overfit <= 64, "in 1..64 rows"),
             ("keep", self.keep in (None, *KEPT), f"one of {', '.join(KEPT)}"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
@@ -234,7 +239,9 @@ class Recipe:
 
     def num_steps(self, num_examples: int) -> int:
         """Number of updates; epochs are rounded as the original rounds them."""
-        return self.steps or max(1, round(self.epochs * num_examples / self.batch_size))
+        return self.steps or max(
+            1, round(self.epochs * num_examples / self.batch_size / (1 - self.replay))
+        )
 
     def looks_every(self, num_steps: int) -> int | None:
         """Updates between two looks at the held-out rows; None looks at the end alone."""

@@ -54,6 +54,7 @@ class Setup:
         init_from: run, adapter or model whose weights are begun with; None is the model's own.
         resume: whether a run must have begun in the folder.
         extend: whether a finished run of the folder becomes a longer one.
+        log_to: names of `loggers.LOGGERS`.
         device: as in `LoadOptions`.
         num_workers: processes that read pictures.
         progress: whether bars are shown.
@@ -70,6 +71,7 @@ class Setup:
     init_from: str | None = None
     resume: bool = False
     extend: bool = False
+    log_to: tuple[str, ...] = ()
     device: str | None = None
     named: str | None = None
     num_workers: int = 1

@@ -35,7 +35,7 @@ from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.tasks.task import Task
 from paligemma.train.distributed import world
 from paligemma.train.examples import ExampleSource, SuffixLoss, loss_weight
-from paligemma.train.loop import drop_lines_after
+from paligemma.train.loop import Log, drop_lines_after
 from paligemma.tuning.folder import ANSWERS, BEST, TRAIN, VALIDATION
 from paligemma.tuning.probing import moved, probe
 from paligemma.whole_file import write_whole
@@ -170,6 +170,7 @@ class Validation:
         self.judge, self.folder = judge, folder
         self.every, self.patience, self._save = every, patience, save
         self.until_exact = until_exact
+        self.log: Log | None = None
         self.looks: list[Look] = []
         # Before anything is trained, in a run that goes on too.
         self._start = probe(judge.asked.model)
@@ -233,6 +234,10 @@ class Validation:
             self._save(target)
         self.looks.append(look)
         world().on_first(lambda: self._record(look))
+        if self.log is not None and world().is_first:
+            loss = {} if look.loss is None else {"loss": look.loss}
+            numbers = {**look.figures, **loss}
+            self.log(step, {f"held_out/{name}": value for name, value in numbers.items()})
         if step and not look.moved:
             logger.warning(
                 "after %d updates the model answers as it did before: raise the learning rate, or "
