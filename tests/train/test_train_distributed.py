@@ -7,16 +7,39 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from tiny_folder import write_random_tiny
+from tiny_folder import EMBEDDED, write_random_tiny
+
+from paligemma.example import Asking, Example
+from paligemma.processing.processor import Processor
+from paligemma.processing.tokenizer import load_tokenizer
+from paligemma.train.data import MicroBatches
+from paligemma.train.distributed import World
+from paligemma.train.examples import ExampleSource, SuffixLoss
+from paligemma.train.loss import MEANS
+from paligemma.train.packing import Packing, RowSize
+from paligemma.train.watchdog import Watchdog
+from paligemma.weights.load import load_model
 
 COLOURS = ((220, 30, 30), (30, 30, 220), (20, 160, 60))
 NAMES = ("red", "blue", "a dark green")
+
+
+@dataclass(frozen=True)
+class Plain:
+    grey: int
+    side: int
+
+    def read(self, max_pixels: int) -> np.ndarray:
+        return np.full((self.side, self.side, 3), self.grey, np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +112,83 @@ def test_an_adapter_trained_by_two_processes_has_the_losses_of_one(
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     reports = [json.loads((tmp_path / k / "report.json").read_text()) for k in ("one", "two")]
     assert reports[0] == reports[1]
+
+
+def test_a_batch_is_packed_by_kind_and_tokens_in_order_and_shared_without_gap() -> None:
+    rows = [RowSize(k % 3, tokens) for k, tokens in enumerate((9, 4, 4, 9, 30, 4, 2, 4))]
+    packing = Packing(micro_size=3, max_tokens=20)
+    parts = [part.places for part in packing.parts(rows)]
+    assert parts == [(0, 3), (6,), (1,), (4,), (7,), (2, 5)]
+    for size in (2, 3, 11):
+        of_all = [replace(packing, rank=k, world_size=size).parts(rows) for k in range(size)]
+        counted = [
+            place for parts in of_all for part in parts if part.counts for place in part.places
+        ]
+        assert sorted(counted) == list(range(8))
+        aligned = [
+            replace(packing, rank=k, world_size=size, aligned=True).parts(rows) for k in range(size)
+        ]
+        kinds = [[rows[part.places[0]].pictures > 0 for part in parts] for parts in aligned]
+        assert all(one == kinds[0] for one in kinds)
+
+
+def test_parts_by_tokens_and_shares_of_processes_add_up_to_the_gradient_of_the_batch(
+    base: Path,
+) -> None:
+    model = load_model(base).train()
+    side = model.config.vision.image_size_px
+    images = {0: (), 1: (Plain(90, side),), 2: (Plain(20, side), Plain(60, side))}
+    examples = [
+        Example(
+            id=str(k), prefix="answer en " + "what " * k, pictures=images[k % 3], references=None,
+            targets=(NAMES[k % 3],),
+        )
+        for k in range(7)
+    ]  # fmt: skip
+
+    def gradient(mean: str, **options: Any) -> torch.Tensor:
+        source = ExampleSource(
+            examples=examples, asking_of=lambda _: Asking(text_len=40, max_new_tokens=8),
+            processor=Processor(load_tokenizer(EMBEDDED), side), batch_size=5, seed=1, mean=mean,
+            tokens_a_picture=model.config.num_image_tokens, **options,
+        )  # fmt: skip
+        batch = source.batch(0)
+        assert isinstance(batch, MicroBatches)
+        for part, share in zip(batch.parts, batch.shares, strict=True):
+            (SuffixLoss(mean=mean)(model, part)[0] * share).backward()
+        found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        model.zero_grad(set_to_none=False)
+        return found
+
+    for mean in MEANS:
+        whole = gradient(mean)
+        assert whole.abs().max() > 1e-2
+        assert (gradient(mean, max_tokens=60) - whole).abs().max() <= 1e-5
+        shared = sum(
+            gradient(mean, world=World(k, 3), aligned=k_aligned)
+            for k, k_aligned in ((0, True), (1, True), (2, True))
+        )
+        assert (shared - whole).abs().max() <= 1e-5
+
+
+def test_a_step_that_hangs_ends_the_run_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended_with: list[int] = []
+    over = threading.Event()
+
+    def end(code: int) -> None:
+        ended_with.append(code)
+        over.set()
+        watchdog.close()
+
+    monkeypatch.setattr(os, "_exit", end)
+    watchdog = Watchdog(0.1, World(), lambda step: [f"row {step}"])
+    watchdog.begin(6)
+    watchdog.rest()
+    assert not over.wait(0.3)
+    watchdog.begin(7)
+    assert over.wait(5)
+    assert ended_with == [1]
+    said = capsys.readouterr().err
+    assert "process 0 of 1 is longer in step 8 (rows row 7;" in said

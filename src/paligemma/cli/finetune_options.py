@@ -104,6 +104,19 @@ _OPTIONS = (
         "--micro-size", type=int, metavar="N", help="Rows computed at once; all by default."
     ),
     click.option(
+        "--batch-tokens",
+        type=int,
+        metavar="N",
+        help="Tokens computed at once, with those of pictures and padding.",
+    ),
+    click.option(
+        "--hang-after",
+        type=click.FloatRange(0.1),
+        default=1800.0,
+        metavar="S",
+        help="Seconds after which a step that hangs ends the run; 1800 by default.",
+    ),
+    click.option(
         "--checkpointing", is_flag=True, default=None, help="Less memory, a third more time."
     ),
     click.option(

@@ -27,6 +27,7 @@ from paligemma.train.distributed import world
 from paligemma.train.optim import Optimizer
 from paligemma.train.optim_config import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
+from paligemma.train.watchdog import Watchdog
 from paligemma.train.window import TOKENS, Window, words
 from paligemma.whole_file import whole_file
 
@@ -56,6 +57,7 @@ class LoopOptions:
             draws on from torch's global generator.
         batch_size: rows an update, for schedules in examples or epochs.
         data_size: rows an epoch, for schedules in epochs.
+        hang_after: seconds after which a step, with the wait for its batch, ends the run.
     """
 
     total_steps: int
@@ -68,6 +70,7 @@ class LoopOptions:
     dropout_seed: int | None = None
     batch_size: int | None = None
     data_size: int | None = None
+    hang_after: float = 1800.0
 
 
 # Takes a step and its numbers.
@@ -187,6 +190,8 @@ def _train(
         end = first
     shows = options.progress and here.is_first
     bar = tqdm(total=end, initial=first, unit="step", disable=not shows)
+    watchdog = Watchdog(options.hang_after, here, getattr(source, "ids", lambda _: ()))
+    watchdog.begin(first)
     try:
         for batch in window.timed(batches(source, first, end, options.num_workers)):
             optimizer.zero_grad()
@@ -194,12 +199,14 @@ def _train(
             if seed is not None:
                 seed = seed * _MAX_STEPS + optimizer.steps_done
             values = _backward(model, objective, batch, seed)
+            watchdog.arrive()
             here.sum_gradients(optimizer.trained)
             # A signal may reach one process alone, and at another step; all end at the same.
             asked = float(interrupted.asked is not None)
             values = here.summed({**values, _ASKED: asked})
             stops = bool(values.pop(_ASKED))
             window.add({**values, **optimizer.step()})
+            watchdog.rest()
             done = optimizer.steps_done
             last = done == end
             if watch is not None and watch.is_due(done, is_last=last):
@@ -221,7 +228,9 @@ def _train(
                 interrupted.stop()
             if last:
                 break
+            watchdog.begin(done)
     finally:
+        watchdog.close()
         bar.close()
         interrupted.restore()
     optimizer.keep_averages()

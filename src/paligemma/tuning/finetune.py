@@ -59,6 +59,7 @@ def finetune(
     device: str | None = None,
     num_workers: int = 1,
     progress: bool = True,
+    hang_after: float = 1800.0,
     **options: Unpack[RecipeKeywords],
 ) -> FinetuneRun:
     """Teach a model a task, or go on with a run that was cut.
@@ -84,6 +85,7 @@ def finetune(
         device: as in `LoadOptions`.
         num_workers: processes that read pictures.
         progress: show bars on standard error.
+        hang_after: seconds after which a step ends the run, and says what it hangs on.
         options: fields of `Recipe`: lora (also True, the default, or False), epochs, lr, ...
 
     Raises:
@@ -135,6 +137,7 @@ def finetune(
         device=device,
         num_workers=num_workers,
         progress=progress,
+        hang_after=hang_after,
     )
     with joined(device) as own:
         shown = progress and world().is_first
@@ -394,6 +397,7 @@ def _source(
         weights=() if mixture is None else mixture.weights,
         source_of=None if mixture is None else mixture.place_of,
         vary=variety(setup, examples) if is_drawn else None,
+        max_tokens=recipe.batch_tokens,
         tokens_a_picture=asked.config.num_image_tokens,
         world=world(),
     )
@@ -409,6 +413,7 @@ def _loop_options(setup: Setup, num_rows: int) -> LoopOptions:
         save_every=max(10, min(250, steps // 10)),
         num_workers=setup.num_workers,
         progress=setup.progress,
+        hang_after=setup.hang_after,
         keeps_frozen=recipe.lora is None,
         dropout_seed=recipe.seed,
         batch_size=recipe.batch_size,

@@ -53,6 +53,7 @@ class RecipeKeywords(TypedDict, total=False):
     steps: int | None
     batch_size: int
     micro_size: int | None
+    batch_tokens: int | None
     checkpointing: bool
     lr: float | str | None
     wd: float
@@ -98,6 +99,8 @@ class Recipe:
         batch_size: rows an update.
         micro_size: most rows that are computed at once; their gradients are added up, which gives
             the same update in less memory.
+        batch_tokens: most tokens that are computed at once, those of pictures and padding included;
+            a longer row is computed alone.
         checkpointing: compute every block again for its gradients, in the place of keeping what is
             inside it.
         lr: peak learning rate; None is 1e-5 for the model and 2e-4 for an adapter.
@@ -145,6 +148,7 @@ class Recipe:
     steps: int | None = None
     batch_size: int = 8
     micro_size: int | None = None
+    batch_tokens: int | None = None
     checkpointing: bool = False
     lr: float | None = None
     wd: float = 0.0
@@ -183,6 +187,11 @@ class Recipe:
                 "micro_size",
                 self.micro_size is None or 1 <= self.micro_size <= self.batch_size,
                 f"in 1..{self.batch_size}, the batch size",
+            ),
+            (
+                "batch_tokens",
+                self.batch_tokens is None or self.batch_tokens >= 1,
+                "a count of tokens",
             ),
             ("lr", self.lr is None or 0 < self.lr < math.inf, "positive"),
             ("wd", 0 <= self.wd < math.inf, "0 or more"),

@@ -58,6 +58,7 @@ class Setup:
         device: as in `LoadOptions`.
         num_workers: processes that read pictures.
         progress: whether bars are shown.
+        hang_after: see `LoopOptions`.
         mixture: the sets that are learnt together, or None.
     """
 
@@ -76,6 +77,7 @@ class Setup:
     named: str | None = None
     num_workers: int = 1
     progress: bool = True
+    hang_after: float = 1800.0
     mixture: Mixture | None = None
 
 
