@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class PaliGemmaError(Exception):
-    """Base of every error that input from outside can cause; the CLI prints it and exits with 2."""
+    """Base of the errors that have a sentence; the CLI prints it and exits with 2."""
 
 
 class ConfigError(PaliGemmaError):
@@ -41,3 +41,7 @@ class MissingExtraError(PaliGemmaError):
 
 class DataError(PaliGemmaError):
     """A dataset row or file breaks the documented format."""
+
+
+class RunError(PaliGemmaError):
+    """A run failed through nothing that was asked for; the CLI exits with 1."""

@@ -12,12 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 from tiny_folder import EMBEDDED, write_random_tiny
 
+from paligemma import cli
+from paligemma.errors import ConfigError, DataError, PaliGemmaError, RunError
 from paligemma.example import Asking, Example
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import load_tokenizer
@@ -192,3 +196,46 @@ def test_a_step_that_hangs_ends_the_run_and_is_named(
     assert ended_with == [1]
     said = capsys.readouterr().err
     assert "process 0 of 1 is longer in step 8 (rows row 7;" in said
+
+
+def test_the_survivor_of_a_process_that_was_killed_has_failed_and_asked_nothing_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+
+    monkeypatch.setattr(dist, "all_reduce", broken)
+    gradients = click.command()(lambda: print(World(1, 2).summed({"loss": 1.0})))
+    monkeypatch.setattr(cli.LazyGroup, "get_command", lambda *_: gradients)
+    with pytest.raises(RunError, match="another one ended"):
+        World(1, 2).summed({"loss": 1.0})
+    with pytest.raises(SystemExit) as ended_with:
+        cli.main(["train"])
+    assert ended_with.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("paligemma: all processes of a run end together")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (OSError(28, "No space left on device"), RunError),
+        (RuntimeError("out of memory"), RunError),
+        (DataError("a row is wrong"), DataError),
+        (ConfigError("an option is wrong"), ConfigError),
+    ],
+)
+def test_what_the_first_process_could_not_do_is_no_wrong_input_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, told: type[PaliGemmaError]
+) -> None:
+    sent: list[object] = []
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda said, device: sent.extend(said))
+
+    def fail() -> None:
+        raise raised
+
+    with pytest.raises(type(raised)):
+        World(0, 2).on_first(fail)
+    assert type(sent[1]) is told
+    assert str(raised) in str(sent[1])

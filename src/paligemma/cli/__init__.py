@@ -18,7 +18,7 @@ import click
 
 from paligemma.cli.stopping import Stopped, signals_as_exceptions
 from paligemma.cli.terminal import GuardedStream, guarded_streams
-from paligemma.errors import ConfigError, PaliGemmaError
+from paligemma.errors import ConfigError, PaliGemmaError, RunError
 from paligemma.whole_file import NO_ROOM
 
 EXIT_FAILED = 1
@@ -93,7 +93,8 @@ class LazyGroup(click.Group):
                 asked_wrongly = isinstance(error, ConfigError)
                 sentence = _with_option_names(str(error)) if asked_wrongly else str(error)
                 _complain(sentence)
-                status = EXIT_FAILED if _was_full(error) else EXIT_BAD_INPUT
+                has_failed = isinstance(error, RunError) or _was_full(error)
+                status = EXIT_FAILED if has_failed else EXIT_BAD_INPUT
             except OSError as error:
                 if _was_writing(error):
                     _drop_output()

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from paligemma.errors import ConfigError, PaliGemmaError
+from paligemma.errors import ConfigError, PaliGemmaError, RunError
 from paligemma.train.packing import share
 
 Result = TypeVar("Result")
@@ -144,7 +144,7 @@ def joined(device: str | None = None) -> Iterator[str | None]:
 
     Raises:
         ConfigError: the environment names no process, or there are fewer GPUs than processes.
-        PaliGemmaError: another process ended.
+        RunError: another process ended.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device
@@ -180,7 +180,7 @@ def _together() -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
-            raise PaliGemmaError(
+            raise RunError(
                 "all processes of a run end together, and another one ended or does not answer; "
                 "its own message says why, and the same command goes on from the last checkpoint"
             ) from error
@@ -191,4 +191,4 @@ def _together() -> Iterator[None]:
 
 def _plain(error: Exception) -> Exception:
     """An error that every process can be told."""
-    return error if isinstance(error, PaliGemmaError) else PaliGemmaError(str(error))
+    return error if isinstance(error, PaliGemmaError) else RunError(str(error))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import Tensor
 
 # What an objective logs under this name is counted, not averaged.
 TOKENS = "tokens"
-_PAGE_BYTES = resource.getpagesize()
 
 
 def words(line: Mapping[str, Any], lr: float) -> str:
@@ -71,6 +71,7 @@ class Window:
         now = time.monotonic()
         seconds = now - self.started
         tokens = self.sums.pop(TOKENS, None)
+        resident = _resident_mb()
         means = {name: round(total / self.count, 5) for name, total in self.sums.items()}
         line = {
             "step": step,
@@ -80,7 +81,7 @@ class Window:
             "data_s": round(self.waited, 3),
             **means,
             "schedule": max(factors.values()),
-            "rss_mb": _resident_mb(),
+            **({} if resident is None else {"rss_mb": resident}),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "processes": num_processes,
         }
@@ -88,11 +89,14 @@ class Window:
         return line
 
 
-def _resident_mb() -> int:
-    """Memory of this process now; where the system does not say, the most it had."""
-    try:
+def _resident_mb() -> int | None:
+    """Memory of this process now; else the most it had; None where neither can be asked for."""
+    with suppress(OSError, ValueError, IndexError):  # Linux alone has the file.
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * _PAGE_BYTES >> 20
-    except (OSError, ValueError, IndexError):
+        return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+    with suppress(ImportError):  # Windows has no such module.
+        import resource
+
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most >> (20 if sys.platform == "darwin" else 10)
+    return None

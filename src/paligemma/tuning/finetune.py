@@ -164,11 +164,7 @@ def _begun(setup: Setup) -> FinetuneRun:
 def _run(setup: Setup) -> tuple[FinetuneRun, Sequence[Example]]:
     recipe, folder = setup.recipe, setup.folder
     learnt, held_out, skipped = read_rows(
-        setup.task,
-        setup.data,
-        setup.processor,
-        codec_of(setup.model),
-        progress=setup.progress,
+        setup.task, setup.data, setup.processor, codec_of(setup.model), progress=setup.progress
     )
     if setup.mixture is not None:
         setup.mixture.require_rows(learnt)
