@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from paligemma.errors import ConfigError
 from paligemma.tasks.catalog import find_task, tasks
-from paligemma.tasks.published import caveats, published, records_of, transfer_recipe
+from paligemma.tasks.published import (
+    caveats,
+    published,
+    records_of,
+    training_splits,
+    transfer_recipe,
+)
 from paligemma.tasks.task import PublishedKey
 
 
@@ -101,3 +109,35 @@ def test_an_unknown_place_has_no_records() -> None:
 def test_the_caveats_of_the_collection_are_told() -> None:
     assert len(caveats()) == 7
     assert any("test servers" in one for one in caveats())
+
+
+# Names of the recipes for what our readers call otherwise; Karpathy's restval is in our train.
+OURS = {"validation": "val", "valid": "val", "train_balanced": "train", "val_balanced": "val"}
+TRAINED = [one for one in tasks().values() if one.transfer and not one.is_zero_shot]
+
+
+def final_splits(recipe: dict[str, Any]) -> list[str]:
+    """The splits of our readers that a recipe trains its final models on."""
+    data = recipe["train_data"]
+    if "combined" in data.get("dataset", ""):
+        return ["train-combined"]
+    (one, *others) = data.get("mixture", [data])
+    if "split" in one:  # a sub-set a language
+        return ["train"]
+    assert all(other["split_final"] == one["split_final"] for other in others)
+    theirs = one.get("splits_final") or re.split(r" ?\+ ?", one["split_final"])
+    return [OURS.get(name, name) for name in theirs if name != "restval"]
+
+
+@pytest.mark.parametrize("task", TRAINED, ids=[one.name for one in TRAINED])
+def test_a_transfer_learns_from_the_splits_of_its_recipe_but_not_from_what_it_reports(task) -> None:
+    reported = task.splits[0]
+    whole = "val" if reported == "minival" else reported
+    wanted = [
+        {whole: "maxival" if reported == "minival" else ""}.get(name, name)
+        for name in final_splits(transfer_recipe(task.transfer))
+    ]
+    assert list(training_splits(task, task.transfer)) == list(filter(None, wanted))
+    assert set(training_splits(task, task.transfer)) <= {*task.splits}
+    assert training_splits(task, None) == ("train",)
+    assert training_splits(find_task("own"), task.transfer) == ("train",)

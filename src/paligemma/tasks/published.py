@@ -4,6 +4,7 @@ Figures of a test server are marked, since no split on disk compares with them.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -25,6 +26,18 @@ _SOURCES = ("pg2_t13", "pg1_t1", "pg1_misc", "readme", "pg2_t15")
 _COPIED = ("model", "family", "size", "resolution", "split", "kind")
 # Records with this note name another split than the one that was scored.
 _SERVER_NOTE = "equal to the test-server value"
+# Splits of our readers that make up the final training set of a transfer, where that is more than
+# "train"; the split that the benchmark reports is never among them.
+_TRAINED_ON: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("scicap", "gqa", "ocrvqa", "chartqa", "science_qa", "rsvqa_lr", "rsvqa_hr", "msrvtt_cap",
+         "msrvtt_qa", "msvd_qa", "activitynet_cap", "activitynet_qa", "vatex_cap"),
+        ("train", "val"),
+    ),
+    **dict.fromkeys(("screen2words", "widgetcap", "nlvr2"), ("train", "dev")),
+    "vqav2": ("train", "maxival"),
+    "refcoco_seg": ("train-combined",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +109,12 @@ def transfer_recipe(name: str) -> dict[str, Any]:
     if name not in recipes:
         raise ConfigError(f"a published transfer is one of {', '.join(recipes)}, got {name!r}")
     return recipes[name]
+
+
+def training_splits(task: Task, transfer: str | None) -> tuple[str, ...]:
+    """Name the splits of a task that the published recipe of a transfer learns from."""
+    own = None if task.is_zero_shot or task.transfer != transfer else transfer
+    return _TRAINED_ON.get(own or "", ("train",))
 
 
 def learning_rate_sweep(transfer: str, size: str) -> tuple[list[float], dict[str, list[float]]]:

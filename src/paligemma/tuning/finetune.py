@@ -164,7 +164,12 @@ def _begun(setup: Setup) -> FinetuneRun:
 def _run(setup: Setup) -> tuple[FinetuneRun, Sequence[Example]]:
     recipe, folder = setup.recipe, setup.folder
     learnt, held_out, skipped = read_rows(
-        setup.task, setup.data, setup.processor, codec_of(setup.model), progress=setup.progress
+        setup.task,
+        setup.data,
+        setup.processor,
+        codec_of(setup.model),
+        transfer=setup.transfer,
+        progress=setup.progress,
     )
     if setup.mixture is not None:
         setup.mixture.require_rows(learnt)
@@ -195,9 +200,7 @@ def _run(setup: Setup) -> tuple[FinetuneRun, Sequence[Example]]:
     validation = _validation(setup, asked, adapter, held_out, options.total_steps)
     if validation is not None:
         validation.before()
-    replayed = None
-    if recipe.replay:
-        replayed = replay_of(setup.task, asked, learnt, folder)
+    replayed = replay_of(setup.task, asked, learnt, folder) if recipe.replay else None
     _prepare(asked.model, adapter, recipe)
     parts = part_table(asked.model, recipe.optim())
     for line in part_lines(parts):

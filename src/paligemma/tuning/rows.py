@@ -7,24 +7,30 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
 from paligemma.example import Example
 from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
 from paligemma.pipeline.loading import find_mask_codec
 from paligemma.processing.processor import Processor
 from paligemma.tasks.lint import Lint
 from paligemma.tasks.mixture import MIXTURE
+from paligemma.tasks.published import training_splits
 from paligemma.tasks.task import Task
 from paligemma.train.packed import PackedExamples
+from paligemma.tuning.watching import say
 from paligemma.weights.catalog import resolve
 
 logger = logging.getLogger(__name__)
 
-_HELD_OUT_SHARE, _MAX_HELD_OUT = 0.1, 200
+_HELD_OUT_SHARE, _MAX_HELD_OUT, _MAX_NAMED = 0.1, 200, 8
+_TRAIN = "train"
+# Splits that are measured with, the first of a task; one that is reported alone comes last.
+_HELD_OUT = ("valid", "minival", "val", "validate", "dev", "test")
 
 
 def codec_of(model: str) -> Callable[[], MaskCodec | None]:
@@ -50,11 +56,13 @@ def read_rows(
     processor: Processor,
     codec: Callable[[], MaskCodec | None],
     *,
+    transfer: str | None = None,
     progress: bool = False,
 ) -> tuple[Sequence[Example], Sequence[Example], list[str]]:
     """Read and check every row before the first step.
 
     Args:
+        transfer: published transfer whose training splits are learnt from.
         progress: whether a bar is shown.
 
     Returns:
@@ -62,7 +70,13 @@ def read_rows(
 
     Raises:
         DataError: no good row is left.
+        ConfigError: the task has no split to learn from.
     """
+    if _TRAIN not in task.splits:
+        raise ConfigError(
+            f"{task.name} is only measured with, it has no split to learn from (its splits are "
+            f"{', '.join(task.splits[:_MAX_NAMED])}); name another task"
+        )
     skipped: list[str] = []
     notes: Counter[str] = Counter()
     lint = Lint(task, processor, codec)
@@ -94,14 +108,30 @@ def read_rows(
             )
         return kept or copies
 
-    learnt = good("train")
+    parts: list[PackedExamples] = []
+    learnt_from: list[str] = []
+    for split in training_splits(task, transfer):
+        try:
+            parts.append(good(split))
+            learnt_from.append(split)
+        except DataError as error:
+            if split == _TRAIN:
+                raise
+            logger.warning(
+                "the published recipe learns from the split %s, which is left out: %s", split, error
+            )
+    learnt = parts[0] if parts else good(_TRAIN)
+    for one in chain.from_iterable(parts[1:]):
+        learnt.append(one)
+    if learnt_from not in ([], [_TRAIN]):
+        say(progress, f"as published, learnt from {' and '.join(learnt_from)}")
     if not learnt:
         first = f"; the first of {len(skipped)} faults: {skipped[0]}" if skipped else ""
         raise DataError(f"no row of {data} can be learnt from{first}")
     held_out: Sequence[Example] = ()
-    for split in ("valid", "val", "test"):
-        is_file = data.is_file() and task.name != MIXTURE
-        if split in task.splits and not held_out and not is_file:
+    is_file = data.is_file() and task.name != MIXTURE
+    for split in () if is_file else dict.fromkeys((*_HELD_OUT, task.splits[0])):
+        if split in task.splits and split not in learnt_from and not held_out:
             try:
                 held_out = good(split)
             except DataError as error:

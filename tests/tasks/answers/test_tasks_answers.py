@@ -98,6 +98,8 @@ def test_minival_is_the_end_of_val(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(files, "MINIVAL_QUESTIONS", 2)
     examples = read(find_task("vqav2"), vqav2_folder(tmp_path), "minival")
     assert [one.id for one in examples] == ["1001", "1002"]
+    before = read(find_task("vqav2"), vqav2_folder(tmp_path), "maxival")
+    assert [one.id for one in before] == ["1000"]
 
 
 def test_shuffled_minival_is_the_end_by_the_hash_of_the_builder(

@@ -39,6 +39,7 @@ NUM_CHOICES = 4
 _VQA_SPLITS = {
     "minival": ("val2014", "val2014"),
     "minival-shuffled": ("val2014", "val2014"),
+    "maxival": ("val2014", "val2014"),
     "val": ("val2014", "val2014"),
     "train": ("train2014", "train2014"),
     "test": ("test2015", "test2015"),
@@ -54,9 +55,9 @@ _TEXTVQA_ROTATIONS = {
 def read_vqav2(data: Path, split: str) -> Iterator[Example]:
     """Read VQAv2, with the ten answers and the answer type as references.
 
-    "minival" holds the last 10,240 questions of val in the order of the file, "minival-shuffled"
-    the last in the order in which big_vision's builder stores them; "test" and "test-dev" have no
-    answers.
+    "minival" holds the last 10,240 questions of val in the order of the file, "maxival" those
+    before them, "minival-shuffled" the last in the order in which big_vision's builder stores them;
+    "test" and "test-dev" have no answers.
     """
     stem, folder = _VQA_SPLITS[split]
     path = find_file(data, f"v2_OpenEnded_mscoco_{stem}_questions.json", source=VQA)
@@ -68,7 +69,11 @@ def read_vqav2(data: Path, split: str) -> Iterator[Example]:
     rows = list(read_list(path, "questions"))
     if split == "minival-shuffled":
         rows.sort(key=lambda row: _builder_order(row.identifier("question_id")))
-    for row in rows[-MINIVAL_QUESTIONS:] if split.startswith("minival") else rows:
+    if split.startswith("minival"):
+        rows = rows[-MINIVAL_QUESTIONS:]
+    elif split == "maxival":
+        rows = rows[:-MINIVAL_QUESTIONS]
+    for row in rows:
         answers: list[str] = []
         kinds = {}
         if is_answered:

@@ -34,7 +34,7 @@ TASKS: tuple[Task, ...] = (
         **transferred("vqav2"),
         name="vqav2",
         title="VQAv2",
-        splits=("minival", "minival-shuffled", "val", "train"),
+        splits=("minival", "minival-shuffled", "maxival", "val", "train"),
         files=files_from(
             files.VQA,
             (
