@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
+import numpy as np
 import pytest
 
+from paligemma.train import mixture
 from paligemma.train.mixture import MixedOrder
 
 KEY = (3, 0)
@@ -36,6 +39,33 @@ def test_a_place_far_away_holds_what_it_holds_when_all_before_are_walked() -> No
     every = {place: walked.at(place) for place in range(140_004)}
     for place in places:
         assert MixedOrder([50, 70], [1.0, 1.0], KEY).at(place) == every[place]
+
+
+def test_passes_go_on_over_blocks_and_groups_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixture, "_BLOCK", 4)
+    monkeypatch.setattr(mixture, "_GROUP", 3)
+    order = MixedOrder([7, 11], [1.0, 2.0], KEY)
+    walked = [order.at(place) for place in range(600)]
+    for source, size in ((0, 7), (1, 11)):
+        rows = [row for found, row in walked if found == source]
+        for k in range(0, len(rows) - size, size):
+            assert sorted(rows[k : k + size]) == list(range(size))
+    for place in (599, 0, 301, 12, 11):
+        assert MixedOrder([7, 11], [1.0, 2.0], KEY).at(place) == walked[place]
+    # A source is drawn independently of the one before it.
+    sources = np.array([found for found, _ in walked])
+    assert sources.mean() == pytest.approx(2 / 3, abs=0.06)
+    assert sources[1:][sources[:-1] == 0].mean() == pytest.approx(2 / 3, abs=0.1)
+
+
+def test_a_place_behind_a_thousand_million_others_is_found_at_once() -> None:
+    order = MixedOrder([5000, 700, 90], [5.0, 2.0, 1.0], KEY)
+    started = time.process_time()
+    source, row = order.at(1_000_000_007)
+    assert time.process_time() - started < 1
+    assert 0 <= row < (5000, 700, 90)[source]
+    following = Counter(order.at(1_000_000_007 + k)[0] for k in range(20_000))
+    assert following[0] / 20_000 == pytest.approx(5 / 8, abs=0.015)
 
 
 def test_another_seed_draws_another_order() -> None:

@@ -1,8 +1,10 @@
 """Which row of which source stands at a place of a mixture: drawn from seed and place alone.
 
-A source is drawn for every place by the weights, independently; the rows of each source follow one
-another in passes of their own, each in a new order, so that none repeats before its source is
-through. An epoch is as many places as the sources have rows, whatever the weights.
+A source is drawn for every place by the weights, independently: how often each stands in a block
+of places first, which takes no walk to a place far away, then the order in the block. The rows of
+each source follow one another in passes of their own, each in a new order, so that none repeats
+before its source is through. An epoch is as many places as the sources have rows, whatever the
+weights.
 Source: big_vision input_pipeline.py; its shuffle buffer mixes passes at their ends, ours does not.
 """
 
@@ -12,8 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Places that are drawn at once; their counts are kept, 8 bytes a source.
-_BLOCK = 1 << 16
+# Places whose sources are drawn at once, and blocks whose counts are.
+_BLOCK, _GROUP = 1 << 16, 1 << 10
+# Streams of random numbers that must not meet.
+_ORDER, _COUNTS = 1, 2
 
 
 class MixedOrder:
@@ -31,8 +35,10 @@ class MixedOrder:
         self._sizes, self._key = tuple(sizes), key
         shares = np.asarray(weights, np.float64)
         self._shares = shares / shares.sum()
+        # Rows of each source before every group; the counts of one group, the sources of one block.
         self._before = [np.zeros(len(sizes), np.int64)]
-        self._drawn: tuple[int, np.ndarray] | None = None
+        self._counts: tuple[int, np.ndarray] | None = None
+        self._drawn: tuple[int, np.ndarray, np.ndarray] | None = None
         self._passes: dict[int, tuple[int, np.ndarray]] = {}
 
     def at(self, place: int) -> tuple[int, int]:
@@ -40,21 +46,30 @@ class MixedOrder:
         if len(self._sizes) == 1:
             return 0, self._row(0, place)
         block, index = divmod(place, _BLOCK)
-        while len(self._before) <= block:
-            last = len(self._before) - 1
-            counts = np.bincount(self._draw(last), minlength=len(self._sizes))
-            self._before.append(self._before[last] + counts)
-        drawn = self._draw(block)
+        before, drawn = self._of_block(block)
         source = int(drawn[index])
-        nth = int(self._before[block][source]) + int((drawn[:index] == source).sum())
+        nth = int(before[source]) + int((drawn[:index] == source).sum())
         return source, self._row(source, nth)
 
-    def _draw(self, block: int) -> np.ndarray:
+    def _of_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of each source before a block, and the source of each of its places."""
         if self._drawn is None or self._drawn[0] != block:
-            rng = np.random.default_rng((*self._key, 0, block, 1))
-            found = rng.choice(len(self._sizes), _BLOCK, p=self._shares).astype(np.int16)
-            self._drawn = block, found
-        return self._drawn[1]
+            group, index = divmod(block, _GROUP)
+            while len(self._before) <= group:
+                last = len(self._before) - 1
+                self._before.append(self._before[last] + self._counts_of(last).sum(0))
+            counts = self._counts_of(group)
+            sources = np.arange(len(self._sizes), dtype=np.int16).repeat(counts[index])
+            np.random.default_rng((*self._key, 0, block, _ORDER)).shuffle(sources)
+            self._drawn = block, self._before[group] + counts[:index].sum(0), sources
+        return self._drawn[1:]
+
+    def _counts_of(self, group: int) -> np.ndarray:
+        """How often each source stands in the blocks of a group, int64[_GROUP, sources]."""
+        if self._counts is None or self._counts[0] != group:
+            rng = np.random.default_rng((*self._key, 0, group, _COUNTS))
+            self._counts = group, rng.multinomial(_BLOCK, self._shares, _GROUP)
+        return self._counts[1]
 
     def _row(self, source: int, nth: int) -> int:
         number, index = divmod(nth, self._sizes[source])
