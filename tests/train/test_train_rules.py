@@ -148,7 +148,7 @@ def test_a_moment_in_8_bits_is_within_the_width_of_its_code() -> None:
 
     values = torch.randn(256 * 16, generator=torch.Generator().manual_seed(2)) ** 3
     for name in ("exp_avg", "exp_avg_sq"):
-        book = rules._CODEBOOKS[name](torch.device("cpu"))
+        book = rules._codebook(name, torch.device("cpu"))
         wanted = values if name == "exp_avg" else values.abs()
         codes, scale = rules._narrow(wanted, book)
         blocks = wanted.view(-1, 256) / scale[:, None]

@@ -221,7 +221,7 @@ class Adapter:
             magnitude = layer.dense().norm(dim=1).cpu() if config.dora else None
             update = LoraUpdate(down, up, scale=config.scale, magnitude=magnitude)
             update.dropout = config.dropout
-            updates[name] = update.to(layer.device)
+            updates[name] = _beside(update, layer)
         return cls(config, updates, _new_rows(model, config))
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -293,7 +293,7 @@ def attach(model: nn.Module, adapter: Adapter) -> None:
             )
     detach(model)
     for name, layer in layers.items():
-        _replace(model, name, AdaptedLinear(layer, adapter.updates[name].to(layer.device)))
+        _replace(model, name, AdaptedLinear(layer, _beside(adapter.updates[name], layer)))
     if rows is not None:
         _replace(model, EMBEDDING, AdaptedEmbedding(table, rows.to(table.device)))
 
@@ -346,6 +346,11 @@ def _adapted(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear | AdaptedEmb
     for name, module in list(model.named_modules()):
         if isinstance(module, AdaptedLinear | AdaptedEmbedding):
             yield name, module
+
+
+def _beside(update: LoraUpdate, layer: Linear) -> LoraUpdate:
+    """The update on the device of its layer; a fake tensor cannot be moved where it is."""
+    return update if update.down.device == layer.device else update.to(layer.device)
 
 
 def base_layer(model: nn.Module, name: str) -> Any:

@@ -51,6 +51,7 @@ COMMANDS: dict[str, Entry] = {
     "eval": Entry("eval", "eval_group", "Measure a model."),
     "train": Entry("train", "train_group", "Teach a model your task; or make the embedded one."),
     "data": Entry("data", "data_group", "Check, convert or show labelled pictures."),
+    "plan": Entry("plan", "plan_command", "Say what a training needs: memory, cards, time."),
     "adapter": Entry("adapter", "adapter_group", "Merge an adapter into its model, or show it."),
 }
 

@@ -87,15 +87,9 @@ def _stage_command(name: str) -> click.Command:
     return click.command(name, help=help_text)(train_stage)
 
 
-@when_stopped("goes on where it stopped")
-def run_finetune(
+def stated_recipe(
     *,
-    data: Path | None,
-    mixture: Path | None,
-    model: str,
-    output: Path | None,
-    task: str | None,
-    recipe: str | None,
+    follows_published: bool,
     lora: bool | None,
     rank: int | None,
     alpha: float | None,
@@ -104,39 +98,31 @@ def run_finetune(
     dora: bool,
     rslora: bool,
     freeze: tuple[str, ...],
-    device: str | None,
-    threads: int | None,
-    quiet: bool,
-    transfer: str | None = None,
     **numbers: Any,
-) -> None:
-    """Run a fine-tuning and print the figures before and after."""
-    if data is None and mixture is None:
-        raise click.UsageError(
-            "a fine-tuning needs --data or --mixture; to make the embedded model name a "
-            "subcommand: tiny, codec or tokenizer"
-        )
+) -> dict[str, Any]:
+    """The keywords of `Recipe` that options of the command state.
+
+    Args:
+        follows_published: whether a published recipe, which trains whole models, is followed.
+
+    Raises:
+        click.UsageError: options that exclude each other.
+    """
     given = {"rank": rank, "alpha": alpha, "parts": parts, "train_tokens": train_tokens}
     idle = [_LORA_ONLY[name] for name, value in given.items() if value is not None]
     idle += [name for name, is_set in (("--dora", dora), ("--rslora", rslora)) if is_set]
-    if (transfer is not None or recipe is not None) and lora is None:
+    if follows_published and lora is None:
         lora = bool(idle)
     lora = True if lora is None else lora
     if idle and not lora:
         raise click.UsageError(f"{' and '.join(idle)} are of an adapter; leave --full out")
-    init_from = numbers["init_from"]
-    if idle and init_from is not None:
+    from_run = numbers.get("init_from") is not None
+    if idle and from_run:
         raise click.UsageError(
             f"the adapter of --init-from keeps its shape; leave {' and '.join(idle)} out"
         )
-    import torch
-
     from paligemma.adapt.lora import LoraConfig
-    from paligemma.tasks.own.hub_set import is_hub_set
-    from paligemma.tuning.finetune import finetune
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     config = None
     if lora:
         rank = 16 if rank is None else rank
@@ -149,20 +135,52 @@ def run_finetune(
             dora=dora,
         )
     stated: dict[str, Any] = {
-        name: numbers[name] for name in _RECIPE if numbers[name] not in (None, ())
+        name: numbers[name] for name in _RECIPE if numbers.get(name) not in (None, ())
     }
-    if (augment := numbers["augment"]) is not None:
+    if (augment := numbers.get("augment")) is not None:
         stated["augment"] = tuple(word.strip() for word in augment.split(",") if word.strip())
     if freeze:
         stated["freeze"] = freeze
-    if (every := numbers["eval_every"]) is not None:
+    if (every := numbers.get("eval_every")) is not None:
         stated["eval_every"] = every or None
+    return {"lora": lora if from_run else config, **stated}
+
+
+@when_stopped("goes on where it stopped")
+def run_finetune(
+    *,
+    data: Path | None,
+    mixture: Path | None,
+    model: str,
+    output: Path | None,
+    task: str | None,
+    recipe: str | None,
+    device: str | None,
+    threads: int | None,
+    quiet: bool,
+    transfer: str | None = None,
+    **options: Any,
+) -> None:
+    """Run a fine-tuning and print the figures before and after."""
+    if data is None and mixture is None:
+        raise click.UsageError(
+            "a fine-tuning needs --data or --mixture; to make the embedded model name a "
+            "subcommand: tiny, codec or tokenizer"
+        )
+    stated = stated_recipe(follows_published=bool(transfer or recipe), **options)
+    import torch
+
+    from paligemma.tasks.own.hub_set import is_hub_set
+    from paligemma.tuning.finetune import finetune
+
+    if threads is not None:
+        torch.set_num_threads(threads)
     rows = data or mixture
     assert rows is not None
     name = rows.stem if rows.suffix else rows.resolve().name
     if is_hub_set(rows):
         name = rows.name.partition("@")[0]
-    if numbers["overfit"] is not None:
+    if options["overfit"] is not None:
         name += "-overfit"
     run = finetune(
         model,
@@ -174,12 +192,11 @@ def run_finetune(
         recipe=recipe,
         device=device,
         progress=not quiet,
-        hang_after=numbers["hang_after"],
-        resume=numbers["resume"],
-        init_from=init_from,
-        extend=numbers["extend"],
-        log_to=numbers["log_to"],
-        lora=bool(lora) if init_from is not None else config,
+        hang_after=options["hang_after"],
+        resume=options["resume"],
+        init_from=options["init_from"],
+        extend=options["extend"],
+        log_to=options["log_to"],
         **stated,
     )
     if os.environ.get("RANK", "0") != "0":
@@ -190,7 +207,7 @@ def run_finetune(
         for one in run.figures:
             click.echo(f"{one.name:{width}}  {one.before:6.1f}  {one.after:6.1f}")
     click.echo(f"report: {run.report}")
-    if config is None:
+    if not stated["lora"]:
         click.echo(f"wrote {run.result}; try: paligemma run IMAGE PROMPT --model {run.result}")
     else:
         click.echo(
@@ -201,5 +218,5 @@ def run_finetune(
         for sentence in run.inexact:
             click.echo(f"paligemma: {sentence}", err=True)
         click.get_current_context().exit(1)
-    if numbers["overfit"] is not None:
+    if options["overfit"] is not None:
         click.echo("learnt by heart: every answer is exact after saving, merging and loading")

@@ -10,7 +10,9 @@ Axes: D input width, E output width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +98,10 @@ def logits_product(hidden: Tensor, table: Tensor) -> Tensor:
         float32[..., V].
     """
     with torch.autocast(hidden.device.type, enabled=False):
+        if torch.is_grad_enabled() and table.dtype != torch.float32 and not table.requires_grad:
+            rows = hidden.reshape(-1, hidden.shape[-1]).float()
+            logits = _FrozenLogits.apply(rows, table)
+            return logits.view(*hidden.shape[:-1], len(table))
         if table.dtype == torch.float32 or torch.is_grad_enabled():
             return F.linear(hidden.float(), table.float())
         rows = hidden.reshape(-1, hidden.shape[-1]).to(table.dtype)
@@ -104,6 +110,39 @@ def logits_product(hidden: Tensor, table: Tensor) -> Tensor:
         else:
             logits = _refined(linear(rows, table).float(), rows, table)
     return logits.view(*hidden.shape[:-1], len(table))
+
+
+class _FrozenLogits(torch.autograd.Function):
+    """The product with a narrow table that is not trained, in float32, block by block.
+
+    The table is never wide as a whole: autograd would keep it so until the backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, table: Tensor) -> Tensor:
+        """float32[N, D], float[V, D] -> float32[N, V]."""
+        ctx.save_for_backward(table)
+        logits = rows.new_empty(len(rows), len(table))
+        for block in _blocks(table):
+            torch.mm(rows, table[block].float().T, out=logits[:, block])
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """float32[N, V] -> float32[N, D]."""
+        (table,) = ctx.saved_tensors
+        found = gradient.new_zeros(len(gradient), table.shape[1])
+        for block in _blocks(table):
+            found.addmm_(gradient[:, block], table[block].float())
+        return found, None
+
+
+def _blocks(table: Tensor) -> Iterator[slice]:
+    """Ranges of rows, 32 MB wide on a CPU, and few for a GPU."""
+    num_elements = _CHUNK_ELEMENTS << (6 if table.is_cuda else 3)
+    size = max(_CHUNK_ROWS, num_elements // table.shape[1])
+    for start in range(0, len(table), size):
+        yield slice(start, start + size)
 
 
 def _refined(rounded: Tensor, rows: Tensor, table: Tensor) -> Tensor:

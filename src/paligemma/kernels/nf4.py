@@ -30,12 +30,12 @@ _CODE = (
 )
 # fmt: on
 # Weights that are widened at once: on a CPU they stay in its cache.
-_CPU_WEIGHTS, _DEVICE_WEIGHTS = 1 << 20, 1 << 26
+_CPU_WEIGHTS, DEVICE_WEIGHTS = 1 << 20, 1 << 26
 _QUANTISED_AT_ONCE = 1 << 22
 
 
 @cache
-def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
+def tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """What the bytes stand for: of weights int64[256], each two float32; of scales float32[256]."""
     with torch.inference_mode(False):
         code = torch.tensor(_CODE)
@@ -87,12 +87,14 @@ class NF4Linear(nn.Module):
         scales: uint8[B].
         scale_steps: float32[B/256], largest magnitude of each 256 scales.
         scale_mean: float32[], taken off the scales before they are quantised.
+        weights_at_once: how many are widened together; None follows the device.
     """
 
     packed: Tensor
     scales: Tensor
     scale_steps: Tensor
     scale_mean: Tensor
+    weights_at_once: int | None = None
 
     def __init__(
         self, in_features: int, out_features: int, *, bias: bool, dtype: torch.dtype
@@ -141,7 +143,7 @@ class NF4Linear(nn.Module):
         """float32[stop - start, D]: some rows of the weights; they begin and end with a block."""
         first, last = (-(-row * self.in_features // BLOCK) for row in (start, stop))
         places = torch.arange(first, last, device=self.device) // SCALE_BLOCK
-        pairs, scale_code = _tables(self.device)
+        pairs, scale_code = tables(self.device)
         scales = scale_code[self.scales[first:last].int()] * self.scale_steps[places]
         scales = scales + self.scale_mean
         half = BLOCK // 2
@@ -152,7 +154,9 @@ class NF4Linear(nn.Module):
     def steps(self) -> list[tuple[int, int]]:
         """Rows that are widened together."""
         whole = BLOCK // math.gcd(self.in_features, BLOCK)
-        size = _CPU_WEIGHTS if self.device.type == "cpu" else _DEVICE_WEIGHTS
+        size = self.weights_at_once
+        if size is None:
+            size = _CPU_WEIGHTS if self.device.type == "cpu" else DEVICE_WEIGHTS
         step = max(1, size // (self.in_features * whole)) * whole
         return [(s, min(s + step, self.out_features)) for s in range(0, self.out_features, step)]
 

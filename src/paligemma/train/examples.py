@@ -226,7 +226,9 @@ class SuffixLoss(nn.Module):
     def forward(self, model: PaliGemmaModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss float32[] and what is logged beside it."""
         device, dtype = model.device, self.compute_dtype
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with torch.autocast(
+            device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False
+        ):
             found = training_loss(model, batch.to(device), self.label_smoothing, mean=self.mean)
         tokens = batch.mask_input.sum()
         if batch.images is not None:

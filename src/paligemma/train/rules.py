@@ -67,8 +67,8 @@ class Adam8bit(_Rule):
         if count < _MIN_QUANTISED or count % _BLOCK:
             return _zero_moments(parameter.float())
         state = {}
-        for name, codebook in _CODEBOOKS.items():
-            zero = int(codebook(torch.device("cpu")).abs().argmin())
+        for name, is_signed in _SIGNED.items():
+            zero = _code_values(is_signed).index(0.0)
             state[name] = torch.full_like(parameter, zero, dtype=torch.uint8)
             state[f"{name}_scale"] = torch.zeros(count // _BLOCK, device=parameter.device)
         return state
@@ -79,17 +79,17 @@ class Adam8bit(_Rule):
         flat = {
             "p": p.view(-1),
             "grad": grad.reshape(-1),
-            **{name: state[name].view(-1) for name in _CODEBOOKS},
+            **{name: state[name].view(-1) for name in _SIGNED},
         }
         for start in range(0, p.numel(), _CHUNK):
             piece = {name: x[start : start + _CHUNK] for name, x in flat.items()}
             scales = slice(start // _BLOCK, (start + _CHUNK) // _BLOCK)
             moments = {}
-            for name, codebook in _CODEBOOKS.items():
+            for name in _SIGNED:
                 moments[name] = piece[name]
                 if quantised:
                     scale = state[f"{name}_scale"][scales]
-                    moments[name] = _widen(piece[name], scale, codebook(p.device))
+                    moments[name] = _widen(piece[name], scale, _codebook(name, p.device))
             wide = piece["grad"].float()
             first, second = moments["exp_avg"], moments["exp_avg_sq"]
             (b1, b2), step = group["betas"], float(state["step"])
@@ -100,8 +100,8 @@ class Adam8bit(_Rule):
                 first.to(p.dtype), root.to(p.dtype), value=-group["lr"] / (1 - b1**step)
             )
             if quantised:
-                for name, codebook in _CODEBOOKS.items():
-                    codes, scale = _narrow(moments[name], codebook(p.device))
+                for name in _SIGNED:
+                    codes, scale = _narrow(moments[name], _codebook(name, p.device))
                     piece[name].copy_(codes)
                     state[f"{name}_scale"][scales] = scale
 
@@ -216,24 +216,24 @@ def _is_factored(shape: torch.Size) -> bool:
 
 
 @cache
-def _codebook(signed: bool, device: torch.device) -> Tensor:
-    """float32[256], ascending: seven decades with few values, up to one decade with many.
-
-    Each decade below 1 has twice the values of the one before it, as in the paper.
-    """
+def _code_values(is_signed: bool) -> tuple[float, ...]:
+    """256 values, ascending: seven decades below 1, each with twice the values of the one below."""
     values = [0.0, 1.0]
     for decade in range(7):
-        count = 2 ** (decade if signed else decade + 1)
-        edges = torch.linspace(0.1, 1.0, count + 1, dtype=torch.float64)
-        means = (edges[:-1] + edges[1:]) / 2 * 10.0 ** (decade - 6)
-        values += [sign * float(x) for x in means for sign in ((1, -1) if signed else (1,))]
-    return torch.tensor(sorted(values), device=device).float()
+        count = 2 ** (decade if is_signed else decade + 1)
+        means = [(0.1 + 0.9 * (k + 0.5) / count) * 10.0 ** (decade - 6) for k in range(count)]
+        values += [sign * x for x in means for sign in ((1, -1) if is_signed else (1,))]
+    return tuple(sorted(values))
 
 
-_CODEBOOKS: Mapping[str, Callable[[torch.device], Tensor]] = {
-    "exp_avg": lambda device: _codebook(True, device),
-    "exp_avg_sq": lambda device: _codebook(False, device),
-}
+@cache
+def _codebook(name: str, device: torch.device) -> Tensor:
+    """float32[256]: what the codes of a moment stand for, before its scale."""
+    return torch.tensor(_code_values(_SIGNED[name]), device=device)
+
+
+# Whether a moment of Adam has a sign.
+_SIGNED = {"exp_avg": True, "exp_avg_sq": False}
 
 
 def _widen(codes: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:
