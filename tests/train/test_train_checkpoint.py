@@ -13,7 +13,7 @@ from toy_training import OPTIM, TextObjective, digest, small_model
 
 from paligemma.errors import CheckpointError
 from paligemma.model import PaliGemmaModel
-from paligemma.train import checkpoint
+from paligemma.train import checkpoint, stored
 from paligemma.train.checkpoint import (
     TrainState,
     checkpoints,
@@ -87,7 +87,7 @@ def test_a_checkpoint_without_room_is_one_sentence_and_the_one_before_stays(
     def full(*_: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(stored, "save_file", full)
     with pytest.raises(CheckpointError, match=rf"No space left.*goes on from {before[0]}"):
         save_checkpoint(tmp_path, trained, META)
     assert [path.name for path in tmp_path.iterdir()] == before
@@ -104,7 +104,7 @@ def test_a_folder_half_written_is_no_checkpoint(
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", cut)
+        patch.setattr(stored, "save_file", cut)
         with pytest.raises(CheckpointError, match="no space left"):
             save_checkpoint(tmp_path, trained, META)
     assert list(tmp_path.iterdir()) == checkpoints(tmp_path) == [complete]
@@ -187,7 +187,7 @@ def test_weights_of_another_model_are_refused(trained: TrainState, tmp_path: Pat
     other = small_model()
     wider = replace(other.config.text, mlp_dim=40)
     state = state_of(PaliGemmaModel(replace(other.config, text=wider)))
-    with pytest.raises(CheckpointError, match=r"another model: [^\n]*\n.*mlp.gate.weight"):
+    with pytest.raises(CheckpointError, match=r"another model: text.*mlp.gate.weight"):
         load_checkpoint(path, state, META)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from PIL import Image
 from tiny_folder import EMBEDDED, write_random_tiny
 
 from paligemma import cli
+from paligemma.adapt.lora import LoraConfig
 from paligemma.errors import ConfigError, DataError, PaliGemmaError, RunError
 from paligemma.example import Asking, Example
 from paligemma.processing.processor import Processor
@@ -29,8 +31,13 @@ from paligemma.train.data import MicroBatches
 from paligemma.train.distributed import World
 from paligemma.train.examples import ExampleSource, SuffixLoss
 from paligemma.train.loss import MEANS
+from paligemma.train.optim import Optimizer
+from paligemma.train.optim_config import OptimConfig
 from paligemma.train.packing import Packing, RowSize
+from paligemma.train.sharding import is_sharded, shard
 from paligemma.train.watchdog import Watchdog
+from paligemma.tuning.recipe import Recipe
+from paligemma.tuning.setup import Setup, task_of
 from paligemma.weights.load import load_model
 
 COLOURS = ((220, 30, 30), (30, 30, 220), (20, 160, 60))
@@ -116,6 +123,73 @@ def test_an_adapter_trained_by_two_processes_has_the_losses_of_one(
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     reports = [json.loads((tmp_path / k / "report.json").read_text()) for k in ("one", "two")]
     assert reports[0] == reports[1]
+
+
+def test_a_model_divided_among_two_processes_is_trained_as_in_one(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    words = ["train", "--data", data, "--model", base, "--full", "--steps", 22, "--batch-size", 3,
+             "--micro-size", 1, "--lr", 1e-3, "--mean", "token", "--average", 0.5,
+             "--eval-every", 0, "--quiet"]  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    # Both at once: each is mostly start-up.
+    alone, pair = start(1, *words, "--output", one), start(2, *words, "--output", two)
+    found = [*ended(alone), *ended(pair)]
+    assert [code for code, _, _ in found] == [0, 0, 0], found
+    expected = losses(one)
+    assert losses(two) == pytest.approx(expected, abs=1e-5)
+    parameters = [dict(load_model(folder / "model").named_parameters()) for folder in (one, two)]
+    for name, parameter in parameters[0].items():
+        torch.testing.assert_close(parameters[1][name], parameter, atol=2e-4, rtol=0)
+    shards = sorted(path.name for path in (two / "train" / "step_0000022").iterdir())
+    assert "model-00001-of-00002.safetensors" in shards
+    # From one process to two, and from two to one.
+    for folder in (one, two):
+        shutil.rmtree(folder / "train" / "step_0000022")
+        (folder / "report.json").unlink()
+    alone, pair = start(1, *words, "--output", two), start(2, *words, "--output", one)
+    found = [*ended(alone), *ended(pair)]
+    assert [code for code, _, _ in found] == [0, 0, 0], found
+    assert "processes from 2 to 1" in found[0][2]
+    assert "not bit-equal" in found[0][2]
+    assert losses(one) == pytest.approx(expected, abs=1e-5)
+    assert losses(two) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"parallel": "both"}, "must be one of replicate, shard"),
+        ({"parallel": "shard", "lora": LoraConfig()}, "an adapter and its base are not"),
+        ({"patience": 2}, "keeps its last state"),
+    ],
+)
+def test_what_a_divided_model_cannot_do_is_said_first(
+    options: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paligemma.tuning.setup.world", lambda: World(size=2))
+    parallel = options.pop("parallel", None)
+    recipe = Recipe(**{"lora": None, **options})
+    with pytest.raises(ConfigError, match=said):
+        Setup(
+            model="tiny", processor=Processor(load_tokenizer(EMBEDDED), 32), recipe=recipe,
+            task=task_of(None, None), transfer=None, data=Path("a"), folder=Path("b"),
+            parallel=parallel,
+        )  # fmt: skip
+
+
+def test_rules_that_need_whole_parameters_refuse_divided_ones(base: Path, tmp_path: Path) -> None:
+    model = load_model(base)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'met'}", rank=0, world_size=1
+    )
+    try:
+        shard(model)
+        assert is_sharded(model)
+        with pytest.raises(ConfigError, match="trained by adam, got adafactor"):
+            Optimizer(model, OptimConfig(lr=1e-3, rule="adafactor"), total_steps=2)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_batch_is_packed_by_kind_and_tokens_in_order_and_shared_without_gap() -> None:

@@ -106,7 +106,7 @@ def test_an_adapter_leaves_the_model_as_it_was_and_states_what_it_trained(
 def test_two_runs_are_equal_and_a_cut_one_ends_the_same(
     base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paligemma.tuning import finetune as module
+    from paligemma.tuning import loop_inputs as module
 
     real = module.LoopOptions
     monkeypatch.setattr(module, "LoopOptions", lambda **o: real(**{**o, "save_every": 4}))

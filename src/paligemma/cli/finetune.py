@@ -193,6 +193,7 @@ def run_finetune(
         device=device,
         progress=not quiet,
         hang_after=options["hang_after"],
+        parallel=options["parallel"],
         resume=options["resume"],
         init_from=options["init_from"],
         extend=options["extend"],

@@ -110,6 +110,11 @@ _OPTIONS = (
         help="Tokens computed at once, with those of pictures and padding.",
     ),
     click.option(
+        "--parallel",
+        metavar="NAME",
+        help="Of several processes: replicate (default with --lora) or shard (with --full).",
+    ),
+    click.option(
         "--hang-after",
         type=click.FloatRange(0.1),
         default=1800.0,

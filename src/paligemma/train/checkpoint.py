@@ -10,18 +10,21 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.json_file import read_json
+from paligemma.train.distributed import World, world
 from paligemma.train.optim import Optimizer
+from paligemma.train.sharding import is_sharded
+from paligemma.train.stored import StoredTensors, save_own, shard_files
 from paligemma.weights.hashes import sha256
 from paligemma.whole_file import staging_folder, write_json
 
@@ -94,27 +97,38 @@ def save_checkpoint(
     """
     moments, counters = state.optimizer.export_state()
     target = folder / f"step_{counters['steps_done']:07d}"
+    here = world() if is_sharded(state.model) else World()
+    shards = here.size if is_sharded(state.model) else None
+    parts = {
+        "model": state.model_tensors(),
+        "objective": state.objective.state_dict(),
+        "optimizer": moments,
+    }
     try:
-        with staging_folder(target) as staging:
-            for name, tensors in (
-                ("model", state.model_tensors()),
-                ("objective", state.objective.state_dict()),
-                ("optimizer", moments),
-            ):
-                contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-                save_file(contiguous, staging / f"{name}.safetensors")
-                _sync(staging / f"{name}.safetensors")
+        with ExitStack() as stack:
+            staging = here.on_first(lambda: stack.enter_context(staging_folder(target)))
+            digests = {}
+            for name, tensors in parts.items():
+                file = shard_files(staging, name, shards)[here.rank]
+                save_own(tensors, file)
+                _sync(file)
+                digests[file.name.removesuffix(".safetensors")] = sha256(file)
             record = {
                 "counters": counters,
                 "run": meta,
                 "beside": dict(beside or {}),
-                "sha256": {name: sha256(staging / f"{name}.safetensors") for name in _PARTS},
+                "shards": shards,
+                "sha256": dict(here.gathered(list(digests.items()))),
             }
-            write_json(staging / "state.json", record)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(staging, target)
-            _sync(folder)
-        _tidy(folder, counters["steps_done"], keep)
+
+            def publish() -> None:
+                write_json(staging / "state.json", record)
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(staging, target)
+                _sync(folder)
+
+            here.on_first(publish)
+        here.on_first(lambda: _tidy(folder, counters["steps_done"], keep))
     except (ConfigError, OSError, SafetensorError) as error:
         before = [path.name for path in checkpoints(folder)]
         resumed = f"the run goes on from {before[-1]}" if before else "the run begins anew"
@@ -150,6 +164,11 @@ def resume(folder: Path, state: TrainState, meta: dict[str, Any]) -> dict[str, A
     return beside
 
 
+def stored_tensors(path: Path, part: str, shards: int | None) -> StoredTensors:
+    """The tensors of a part of a checkpoint: "model", "objective" or "optimizer"."""
+    return StoredTensors(shard_files(path, part, shards))
+
+
 def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> dict[str, Any]:
     """Load a checkpoint into the model, the objective and the optimiser.
 
@@ -168,11 +187,11 @@ def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> dict
         run, counters, beside = (stored[name] for name in ("run", "counters", "beside"))
         if not all(isinstance(one, dict) for one in (run, counters, beside)):
             raise ValueError("state.json is not as it was written")
-        files = {name: path / f"{name}.safetensors" for name in _PARTS}
         for name, digest in stored["sha256"].items():
-            if sha256(files[name]) != digest:
+            if sha256(path / f"{name}.safetensors") != digest:
                 raise ValueError(f"{name}.safetensors is not as it was written")
-        tensors = {name: load_file(file) for name, file in files.items()}
+        parts = {name: stored_tensors(path, name, stored.get("shards")) for name in _PARTS}
+        names = {name: part.names() for name, part in parts.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise DamagedCheckpointError(
             f"the checkpoint {path} cannot be read ({error}); delete it to start from the one "
@@ -184,11 +203,13 @@ def load_checkpoint(path: Path, state: TrainState, meta: dict[str, Any]) -> dict
             f"a run resumes with the configuration it began with, but {', '.join(changed)} "
             "changed; use another output folder"
         )
-    left_out = {} if state.keeps_frozen else state.model.state_dict()
-    left_out = {name: left_out[name] for name in left_out.keys() - state.model_tensors().keys()}
-    _load(state.model, left_out | tensors["model"], path)
-    _load(state.objective, tensors["objective"], path)
-    state.optimizer.import_state(tensors["optimizer"], counters)
+    _load(state.model_tensors(), parts["model"], path)
+    _load(state.objective.state_dict(), parts["objective"], path)
+    moments = {
+        name: parts["optimizer"].like(name, state.optimizer.divided_as(name))
+        for name in names["optimizer"]
+    }
+    state.optimizer.import_state(moments, counters)
     return beside
 
 
@@ -212,8 +233,23 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+@torch.no_grad()
+def _load(own: Mapping[str, Tensor], stored: StoredTensors, path: Path) -> None:
+    """Copy stored tensors into those of a module, which must be the same ones."""
+    names = stored.names()
+    problems = [f"missing {name}" for name in sorted(own.keys() - names)]
+    problems += [f"unexpected {name}" for name in sorted(names - own.keys())]
     try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint {path} belongs to another model: {error}") from error
+        for name in [] if problems else own:
+            tensor = stored.like(name, own[name])
+            if tensor.shape != own[name].shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
+                )
+            own[name].copy_(tensor)
+    except ValueError as error:
+        problems = [str(error)]
+    if problems:
+        raise CheckpointError(
+            f"the checkpoint {path} belongs to another model: {'; '.join(problems[:10])}"
+        )

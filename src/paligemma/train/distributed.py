@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from paligemma.errors import ConfigError, PaliGemmaError, RunError
 from paligemma.train.packing import share
 
 Result = TypeVar("Result")
+
+# How the backends say that they have lost another process.
+_GONE = re.compile(r"connect|reset by peer|closed|timed? ?out|aborted", re.IGNORECASE)
 
 # Longest wait for another process outside of a step, such as for one that measures.
 _MAX_WAIT = timedelta(hours=2)
@@ -179,7 +183,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+        if isinstance(error, dist.DistError) or _GONE.search(str(error)):
             raise RunError(
                 "all processes of a run end together, and another one ended or does not answer; "
                 "its own message says why, and the same command goes on from the last checkpoint"

@@ -27,6 +27,7 @@ from paligemma.train.distributed import world
 from paligemma.train.optim import Optimizer
 from paligemma.train.optim_config import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
+from paligemma.train.sharding import computed, gathered, is_sharded
 from paligemma.train.watchdog import Watchdog
 from paligemma.train.window import TOKENS, Window, words
 from paligemma.whole_file import whole_file
@@ -200,7 +201,8 @@ def _train(
                 seed = seed * _MAX_STEPS + optimizer.steps_done
             values = _backward(model, objective, batch, seed)
             watchdog.arrive()
-            here.sum_gradients(optimizer.trained)
+            if not is_sharded(model):  # else they were, as they were divided
+                here.sum_gradients(optimizer.trained)
             # A signal may reach one process alone, and at another step; all end at the same.
             asked = float(interrupted.asked is not None)
             values = here.summed({**values, _ASKED: asked})
@@ -222,7 +224,8 @@ def _train(
                 bar.set_postfix_str(words(line, optim.lr))
             if done % options.save_every == 0 or last or stops:
                 kept = {**window.to_json(), "machine": machine}
-                here.on_first(partial(save_checkpoint, folder, state, meta, beside=kept))
+                save = partial(save_checkpoint, folder, state, meta, beside=kept)
+                _ = save() if is_sharded(model) else here.on_first(save)
             bar.update()
             if stops:
                 interrupted.stop()
@@ -242,7 +245,7 @@ def _look(watch: Watch, model: nn.Module, optimizer: Optimizer) -> float:
     """Let a watch look at the model as it would be kept now; returns the seconds it took."""
     started = time.monotonic()
     model.eval()
-    with torch.random.fork_rng(devices=[]), optimizer.averaged():
+    with torch.random.fork_rng(devices=[]), optimizer.averaged(), gathered(model):
         watch.look(optimizer.steps_done)
     model.train()
     return time.monotonic() - started
@@ -264,7 +267,7 @@ def _backward(
     ):
         if seed is not None:
             torch.manual_seed((seed + place * _PLACE_STRIDE) % 2**63)
-        loss, logged = objective(model, part)
+        loss, logged = computed(objective, model, part)
         (loss if share == 1 else loss * share).backward()
         for name, value in {"loss": loss.detach(), **logged}.items():
             factor = float(share > 0) if name == TOKENS else share

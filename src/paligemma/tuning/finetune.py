@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from paligemma.adapt.checkpointing import checkpoint_blocks
+import torch
+
 from paligemma.adapt.lora import Adapter, LoraConfig, attach
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import Example
@@ -22,25 +23,28 @@ from paligemma.tasks.mixture import MIXTURE, read_mixture
 from paligemma.tasks.own.hub_set import is_hub_set, pinned
 from paligemma.tasks.published import published
 from paligemma.train.distributed import joined, world
-from paligemma.train.examples import ORDERS, ExampleSource, SuffixLoss
-from paligemma.train.loop import LoopOptions, train
+from paligemma.train.loop import train
+from paligemma.train.sharding import gathered
 from paligemma.tuning.folder import REPORT, TRAIN, begin, require_own
 from paligemma.tuning.going_on import become_longer, require_begun, start_from
 from paligemma.tuning.keeping import keep, take_back, write
 from paligemma.tuning.loggers import opened_loggers, require_loggers
+from paligemma.tuning.loop_inputs import loop_options, objective_of, prepare, source_of
 from paligemma.tuning.overfit import chosen_rows, inexact_answers
 from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_lines, part_table
-from paligemma.tuning.replay import Replay, asks, kept_share, mixed_in, replay_of
+from paligemma.tuning.replay import kept_share, replay_of
 from paligemma.tuning.report import ReportInputs, report_page
 from paligemma.tuning.result import FigureChange, FinetuneRun
 from paligemma.tuning.rows import codec_of, read_rows
-from paligemma.tuning.setup import Setup, loaded, task_of, variety, with_text_len
+from paligemma.tuning.setup import Setup, loaded, task_of, with_text_len
 from paligemma.tuning.watching import Judge, Look, Validation, digest, say
 from paligemma.whole_file import write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
 _MAX_SHOWN = 5
+# Most of a GPU's memory that a divided model may take when it is gathered to be looked at.
+_GATHERED_SHARE = 0.6
 
 
 def finetune(
@@ -60,6 +64,7 @@ def finetune(
     num_workers: int = 1,
     progress: bool = True,
     hang_after: float = 1800.0,
+    parallel: str | None = None,
     **options: Unpack[RecipeKeywords],
 ) -> FinetuneRun:
     """Teach a model a task, or go on with a run that was cut.
@@ -86,6 +91,8 @@ def finetune(
         num_workers: processes that read pictures.
         progress: show bars on standard error.
         hang_after: seconds after which a step ends the run, and says what it hangs on.
+        parallel: of the processes that torchrun starts, "replicate" keeps the whole model in each,
+            "shard" divides it; by default adapters are replicated and whole models divided.
         options: fields of `Recipe`: lora (also True, the default, or False), epochs, lr, ...
 
     Raises:
@@ -138,6 +145,7 @@ def finetune(
         num_workers=num_workers,
         progress=progress,
         hang_after=hang_after,
+        parallel=parallel,
     )
     with joined(device) as own:
         shown = progress and world().is_first
@@ -193,7 +201,7 @@ def _run(setup: Setup) -> tuple[FinetuneRun, Sequence[Example]]:
     elif recipe.lora is not None:
         adapter = Adapter.new(asked.model, recipe.lora, seed=recipe.seed)
     described = _described(setup, asked.model, learnt, held_out)
-    options = _loop_options(setup, len(learnt))
+    options = loop_options(setup, len(learnt))
     if setup.extend:
         world().on_first(lambda: become_longer(folder, described, options.total_steps))
     world().on_first(lambda: begin(folder, described))
@@ -201,7 +209,7 @@ def _run(setup: Setup) -> tuple[FinetuneRun, Sequence[Example]]:
     if validation is not None:
         validation.before()
     replayed = replay_of(setup.task, asked, learnt, folder) if recipe.replay else None
-    _prepare(asked.model, adapter, recipe)
+    prepare(asked.model, adapter, setup)
     parts = part_table(asked.model, recipe.optim())
     for line in part_lines(parts):
         say(setup.progress, line)
@@ -211,8 +219,8 @@ def _run(setup: Setup) -> tuple[FinetuneRun, Sequence[Example]]:
             validation.log = log
         ended = train(
             asked.model,
-            _objective(setup, asked.model, recipe.label_smoothing),
-            _source(setup, asked, learnt, replayed=replayed),
+            objective_of(setup, asked.model, recipe.label_smoothing),
+            source_of(setup, asked, learnt, replayed=replayed),
             recipe.optim(),
             options,
             folder / TRAIN,
@@ -230,6 +238,10 @@ def _run(setup: Setup) -> tuple[FinetuneRun, Sequence[Example]]:
             for name, value in kept.figures.items()
             if name in before
         )
+    base_tasks = []
+    if replayed is not None:
+        with gathered(asked.model):
+            base_tasks = kept_share(setup.task, asked, replayed.held_out)
     report = {
         "recipe": described,
         "steps": options.total_steps,
@@ -240,7 +252,7 @@ def _run(setup: Setup) -> tuple[FinetuneRun, Sequence[Example]]:
         "rows": {"learnt": len(learnt), "held_out": len(held_out), "skipped": len(skipped)},
         "parts": parts,
         "figures": [asdict(one) for one in figures],
-        "base_tasks": [] if replayed is None else kept_share(setup.task, asked, replayed.held_out),
+        "base_tasks": base_tasks,
         "skipped": list(skipped),
     }
     run = FinetuneRun(folder=folder, result=result, figures=figures, skipped=tuple(skipped))
@@ -317,15 +329,26 @@ def _validation(
     num_steps: int,
 ) -> Validation | None:
     """What looks at the held-out rows; None where there are none."""
+    recipe, device = setup.recipe, asked.model.device
+    if setup.is_sharded and device.type == "cuda":
+        needed = 4 * sum(p.numel() for p in asked.model.parameters())
+        room = torch.cuda.get_device_properties(device).total_memory
+        if needed > _GATHERED_SHARE * room:
+            logger.warning(
+                "held-out rows are measured with the whole model in every process: %.0f GB leave "
+                "too little of %.0f GB; measure what is kept with `paligemma eval`",
+                needed / 1e9,
+                room / 1e9,
+            )
+            return None
     if not held_out:
         return None
-    recipe = setup.recipe
     judge = Judge(
         task=setup.task,
         asked=asked,
         examples=held_out,
-        source=_source(setup, asked, held_out, is_drawn=False),
-        objective=_objective(setup, asked.model),
+        source=source_of(setup, asked, held_out, is_drawn=False),
+        objective=objective_of(setup, asked.model),
         noise_piece=recipe.noise_piece,
         name=setup.model,
         progress=setup.progress,
@@ -351,70 +374,3 @@ def _choose(
         return last
     take_back(model, adapter, validation.best_folder(best.step))
     return best
-
-
-def _objective(setup: Setup, model: PaliGemmaModel, label_smoothing: float = 0.0) -> SuffixLoss:
-    recipe = setup.recipe
-    return SuffixLoss(
-        label_smoothing, mean=recipe.mean, compute_dtype=recipe.compute_dtype(model.device)
-    )
-
-
-def _prepare(model: PaliGemmaModel, adapter: Adapter | None, recipe: Recipe) -> None:
-    """Make a model ready for its first step."""
-    if adapter is not None:
-        attach(model, adapter)
-    for block in model.text.blocks:
-        block.dropout = recipe.dropout  # type: ignore[assignment]
-    if recipe.checkpointing:
-        checkpoint_blocks([*model.vision.blocks, *model.text.blocks])
-
-
-def _source(
-    setup: Setup,
-    asked: PaliGemma,
-    examples: Sequence[Example],
-    *,
-    is_drawn: bool = True,
-    replayed: Replay | None = None,
-) -> ExampleSource:
-    """Batches of some rows; what is measured with is shown as it is."""
-    recipe = setup.recipe
-    # Rows that are learnt by heart are shown as they are.
-    is_drawn = is_drawn and recipe.overfit is None
-    mixture = setup.mixture if is_drawn else None
-    source = ExampleSource(
-        examples=examples,
-        asking_of=setup.task.asks if replayed is None else partial(asks, setup.task),
-        processor=asked.processor,
-        batch_size=recipe.batch_size,
-        micro_size=recipe.micro_size,
-        order=recipe.order if is_drawn else ORDERS[0],
-        mean=recipe.mean,
-        noise_piece=recipe.noise_piece,
-        seed=recipe.seed,
-        weights=() if mixture is None else mixture.weights,
-        source_of=None if mixture is None else mixture.place_of,
-        vary=variety(setup, examples) if is_drawn else None,
-        max_tokens=recipe.batch_tokens,
-        tokens_a_picture=asked.config.num_image_tokens,
-        world=world(),
-    )
-    return source if replayed is None else mixed_in(source, replayed, recipe.replay)
-
-
-def _loop_options(setup: Setup, num_rows: int) -> LoopOptions:
-    recipe = setup.recipe
-    steps = recipe.num_steps(num_rows)
-    return LoopOptions(
-        total_steps=steps,
-        log_every=max(1, min(50, steps // 20)),
-        save_every=max(10, min(250, steps // 10)),
-        num_workers=setup.num_workers,
-        progress=setup.progress,
-        hang_after=setup.hang_after,
-        keeps_frozen=recipe.lora is None,
-        dropout_seed=recipe.seed,
-        batch_size=recipe.batch_size,
-        data_size=num_rows,
-    )

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from paligemma.adapt.lora import MAX_DIFFERENCE, Adapter, merge_difference
 from paligemma.errors import CheckpointError, ConfigError
+from paligemma.json_file import read_json
 from paligemma.model import PaliGemmaModel
+from paligemma.train.checkpoint import checkpoints, stored_tensors
 from paligemma.train.distributed import world
+from paligemma.train.optim import AVERAGE
+from paligemma.train.sharding import is_sharded
 from paligemma.tuning.folder import ADAPTER, MODEL, TRAIN
 from paligemma.weights.adapter import load_adapter, save_adapter
 from paligemma.weights.catalog import resolve
@@ -36,7 +43,8 @@ def keep(model: PaliGemmaModel, adapter: Adapter | None, folder: Path, *, base: 
         CheckpointError: it cannot be written, or it would answer otherwise once it is merged.
     """
     if adapter is None:
-        return write(model, adapter, folder / MODEL, base=base)
+        values = _last_values(folder / TRAIN) if is_sharded(model) else None
+        return write(model, adapter, folder / MODEL, base=base, values=values)
     difference = merge_difference(model)
     if not difference <= MAX_DIFFERENCE:
         raise CheckpointError(
@@ -61,13 +69,37 @@ def keep(model: PaliGemmaModel, adapter: Adapter | None, folder: Path, *, base: 
     return target
 
 
-def write(model: PaliGemmaModel, adapter: Adapter | None, target: Path, *, base: str) -> Path:
-    """Write an adapter to a new folder, or a model to one that may hold another state of it."""
+def write(
+    model: PaliGemmaModel,
+    adapter: Adapter | None,
+    target: Path,
+    *,
+    base: str,
+    values: Callable[[str], Tensor] | None = None,
+) -> Path:
+    """Write an adapter to a new folder, or a model to one that may hold another state of it.
+
+    Args:
+        values: where the values of a divided model are read, one parameter at a time.
+    """
     if adapter is None:
-        return world().on_first(
-            lambda: save_model(model, target, extra_files=side_files(base), overwrite=True)
-        )
+        save = partial(save_model, extra_files=side_files(base), overwrite=True, values=values)
+        return world().on_first(lambda: save(model, target))
     return world().on_first(lambda: save_adapter(adapter, model, target, base=base))
+
+
+def _last_values(folder: Path) -> Callable[[str], Tensor]:
+    """The values of the last checkpoint of a run, or their averages where they were kept."""
+    path = checkpoints(folder)[-1]
+    shards = read_json(path / "state.json").get("shards")
+    model, state = (stored_tensors(path, part, shards) for part in ("model", "optimizer"))
+    averaged = state.names()
+
+    def value(name: str) -> Tensor:
+        average = f"{name}.{AVERAGE}"
+        return state.get(average) if average in averaged else model.get(name)
+
+    return value
 
 
 @torch.no_grad()

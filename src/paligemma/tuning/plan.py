@@ -12,7 +12,7 @@ from paligemma.config import PaliGemmaConfig, named_release, release_config
 from paligemma.errors import ConfigError
 from paligemma.tuning.footprint import Footprint, Rows, footprint
 from paligemma.tuning.recipe import COMPUTE, Recipe, RecipeKeywords
-from paligemma.tuning.setup import recipe_of
+from paligemma.tuning.setup import PARALLEL, recipe_of
 from paligemma.weights.catalog import resolve
 from paligemma.weights.load import OpenCheckpoint
 
@@ -47,7 +47,6 @@ CARDS: Mapping[str, Card] = {
     "h200-141": Card(memory=141 * _GB, flops=989e12),
     "b200-180": Card(memory=180 * _GB, flops=2250e12),
 }
-PARALLEL = ("replicate", "shard")
 
 
 @dataclass(frozen=True, kw_only=True)

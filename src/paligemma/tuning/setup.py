@@ -23,6 +23,7 @@ from paligemma.tasks.mixture import Mixture
 from paligemma.tasks.own.labels import OwnExample
 from paligemma.tasks.published import transfer_recipe
 from paligemma.tasks.task import Task
+from paligemma.train.distributed import world
 from paligemma.train.varied import Variety
 from paligemma.tuning.folder import recipe_of_model, stored_recipe
 from paligemma.tuning.recipe import Recipe, RecipeKeywords
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 # rates are of the whole model and of an adapter.
 OVERFIT: dict[str, Any] = {"steps": 300, "eval_every": 20, "label_smoothing": 0.0, "dropout": 0.0}
 OVERFIT_LR = (1e-4, 1e-3)
+PARALLEL = ("replicate", "shard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ class Setup:
         progress: whether bars are shown.
         hang_after: see `LoopOptions`.
         mixture: the sets that are learnt together, or None.
+        parallel: one of `PARALLEL`; None replicates adapters and shards whole models.
     """
 
     model: str
@@ -79,6 +82,29 @@ class Setup:
     progress: bool = True
     hang_after: float = 1800.0
     mixture: Mixture | None = None
+    parallel: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.parallel not in (None, *PARALLEL):
+            raise ConfigError(
+                f"parallel must be one of {', '.join(PARALLEL)}, got {self.parallel!r}"
+            )
+        if self.parallel == "shard" and self.recipe.lora is not None:
+            raise ConfigError(
+                "a whole model is divided among processes, an adapter and its base are not; leave "
+                "parallel out, or train with --full"
+            )
+        if self.is_sharded and self.recipe.keeps_best:
+            raise ConfigError(
+                "a run of a divided model keeps its last state; leave --patience and --keep best "
+                "out, or name --parallel replicate"
+            )
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the model is divided among the processes of the run."""
+        chosen = self.parallel or ("replicate" if self.recipe.lora is not None else "shard")
+        return world().size > 1 and chosen == "shard"
 
 
 def loaded(

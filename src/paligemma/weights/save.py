@@ -103,6 +103,7 @@ def save_model(
     pad_rows: bool = False,
     extra_files: Iterable[Path] = (),
     overwrite: bool = False,
+    values: Callable[[str], Tensor] | None = None,
 ) -> Path:
     """Write a model with its config.json.
 
@@ -119,6 +120,7 @@ def save_model(
         overwrite: whether a checkpoint in the folder may be replaced: its weights, config.json, and
             of `extra_files`, tokenizers and mask codecs those that the new ones stand for. All
             other files stay; weights under other names are never removed, but refused.
+        values: the value of a parameter by its name, where the model does not hold it whole.
 
     Raises:
         CheckpointError: the model is adapted or quantised, a weight overflows, the folder holds
@@ -139,7 +141,8 @@ def save_model(
             f"only a plain model can be saved, this one differs in {len(odd)} parameters, "
             f"for instance {odd[0]}; merge its adapters or save it before quantising"
         )
-    source = _Parameters(get=parameters.__getitem__, stream=parameters.items)
+    get = values or parameters.__getitem__
+    source = _Parameters(get=get, stream=lambda: ((name, get(name)) for name in parameters))
     extra_files = tuple(extra_files)
     with _atomic_folder(Path(folder), extra_files, overwrite) as staging:
         _write(staging, model.config, source, plan, model.text.embed_scale)
