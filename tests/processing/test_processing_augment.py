@@ -48,19 +48,50 @@ def test_a_drawn_rectangle_lies_under_its_box_after_every_move() -> None:
     assert len(kinds) == 4
 
 
-def test_a_crop_keeps_every_box_whole_and_its_smallest_side() -> None:
-    rng = np.random.default_rng(1)
-    augment = Augmentation.of(["crop=0.6"])
-    boxes = [(0.1, 0.2, 0.3, 0.4), (0.5, 0.5, 0.55, 0.9)]
-    windows = {augment.move((100, 200), boxes, rng, may_flip=True).window_yxyx for _ in range(200)}
-    assert len(windows) > 50
-    for y0, x0, y1, x1 in windows:
+def windows(
+    word: str, size_hw: tuple[int, int], boxes: list[tuple[float, ...]]
+) -> set[tuple[int, ...]]:
+    """The windows of 300 visits, without those that show the whole picture."""
+    rng, augment = np.random.default_rng(1), Augmentation.of([word])
+    found = {augment.move(size_hw, boxes, rng, may_flip=True).window_yxyx for _ in range(300)}
+    return found - {(0, 0, *size_hw)}
+
+
+def test_a_crop_keeps_every_box_whole_a_share_of_the_area_and_an_aspect_near_one() -> None:
+    boxes = [(0.1, 0.2, 0.3, 0.4), (0.5, 0.35, 0.55, 0.6)]
+    found = windows("crop=0.4", (100, 200), boxes)
+    assert len(found) > 100
+    for y0, x0, y1, x1 in found:
         assert 0 <= y0 <= 10
         assert 55 <= y1 <= 100
         assert 0 <= x0 <= 40
-        assert 180 <= x1 <= 200
-        assert y1 - y0 >= 60
-        assert x1 - x0 >= 120
+        assert 120 <= x1 <= 200
+        # A pixel is what rounding may take.
+        assert (y1 - y0 + 1) * (x1 - x0 + 1) >= 0.4 * 100 * 200
+        assert (x1 - x0 - 1) / (y1 - y0 + 1) <= 4 / 3
+        assert (x1 - x0 + 1) / (y1 - y0 - 1) >= 3 / 4
+    shapes = np.array([(y1 - y0, x1 - x0) for y0, x0, y1, x1 in found])
+    assert len({tuple(shape) for shape in shapes}) > 60
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "boxes"),
+    [
+        ((100, 300), [(0.1, 0.1, 0.2, 0.9)]),  # a box wider than any crop may be
+        ((20, 400), [(0.1, 0.1, 0.2, 0.101)]),  # no crop of that aspect has the area
+        ((30, 30), [(0.0, 0.0, 1.0, 1.0)]),
+    ],
+)
+def test_a_picture_that_no_crop_fits_is_shown_whole(
+    size_hw: tuple[int, int], boxes: list[tuple[float, ...]]
+) -> None:
+    assert windows("crop", size_hw, boxes) == set()
+
+
+def test_a_crop_without_objects_keeps_a_tenth_of_the_area() -> None:
+    shares = [(y1 - y0) * (x1 - x0) / 90_000 for y0, x0, y1, x1 in windows("crop", (300, 300), [])]
+    assert 0.09 < min(shares) < 0.2
+    assert max(shares) > 0.8
 
 
 def test_nothing_is_drawn_that_was_not_asked_for() -> None:
