@@ -155,7 +155,7 @@ def plan(
         weights=found.weights // divisor,
         gradients=found.gradients // divisor,
         state=found.state // divisor,
-        working=found.working + (_gathered(found, compute_dtype) if sharded else 0),
+        working=found.working + (_gathered(found) if sharded else 0),
         steps=None
         if num_rows is None and recipe.steps is None
         else recipe.num_steps(num_rows or 1),
@@ -163,10 +163,12 @@ def plan(
     )
 
 
-def _gathered(found: Footprint, compute_dtype: torch.dtype) -> int:
-    """What a sharded process holds whole at once: the table, and two blocks with a gradient."""
-    ratio = torch.finfo(compute_dtype).bits / 32
-    return round((2 * found.table + 3 * found.block) * ratio)
+def _gathered(found: Footprint) -> int:
+    """What a process of a divided model holds whole at once: table and blocks, in float32.
+
+    The factors are measured, with two gloo processes and three shapes of models.
+    """
+    return round(1.5 * found.table + 3 * found.block)
 
 
 def rows_that_fit(first: Plan, second: Plan, card: Card) -> int:
