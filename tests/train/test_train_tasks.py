@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from paligemma.processing.processor import Processor, layout
 from paligemma.tasks.catalog import find_task, tasks
 from paligemma.tasks.lint import Lint
 from paligemma.train.examples import ExampleSource
+from paligemma.tuning.recipe import Recipe
+from paligemma.tuning.setup import Setup, variety, with_text_len
 
 TRAINED = [name for name, task in tasks().items() if "train" in task.splits]
 # Those that are only measured with, and why.
@@ -83,6 +86,33 @@ def test_a_training_row_becomes_a_batch_with_its_prompt_its_target_and_its_resiz
     assert len(shown) == len(example.pictures)
     for frame, picture in zip(shown, example.pictures, strict=True):
         assert frame.equal(torch.from_numpy(measured.prepare(picture.read(10**6))))
+
+
+def test_options_of_scienceqa_are_shuffled_anew_at_each_visit_of_training(
+    processor: Processor, tmp_path: Path
+) -> None:
+    FOLDERS["scienceqa"](tmp_path)
+    task = find_task("scienceqa")
+    setup = Setup(
+        model="tiny", processor=processor, task=task, transfer=None, recipe=Recipe(),
+        data=tmp_path, folder=tmp_path / "run",
+    )  # fmt: skip
+    (example,) = task.read(tmp_path, "train")
+    vary = variety(setup, [example])
+    assert vary is not None
+    shown = [vary(example, visit) for visit in range(20)]
+    found = {(one.prefix.partition("Options: ")[2], *one.targets) for one in shown}
+    assert found == {
+        ("(A) ice, (B) water\nAnswer:", "The answer is B."),
+        ("(A) water, (B) ice\nAnswer:", "The answer is A."),
+    }
+    assert [one.prefix for one in shown] == [vary(example, k).prefix for k in range(20)]
+    others = replace(setup, task=find_task("ai2d"))
+    assert variety(others, [example]) is None
+    short = replace(setup, task=with_text_len(task, len(processor.tokenizer.encode("?"))))
+    kept = variety(short, [example])
+    assert kept is not None
+    assert {kept(example, visit).prefix for visit in range(20)} == {example.prefix}
 
 
 @pytest.mark.parametrize("name", MEASURED)

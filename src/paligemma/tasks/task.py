@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.measure import Measure
@@ -80,6 +82,8 @@ Reader = Callable[[Path, str], Iterator[Example]]
 Scorer = Callable[..., list[Measure]]
 # (examples, predictions) -> the answers as a test server takes them, as JSON holds them.
 Submitter = Callable[[Sequence[Example], Sequence[Prediction]], Any]
+# (example, generator) -> the example as one visit of training shows it.
+Redraw = Callable[[Example, np.random.Generator], Example]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,7 @@ class Task:
         submission: writes the answers as that server takes them; None where there is none.
         rules: choices of scoring that no paper settles: name of an argument of `score` -> its
             values, the default first.
+        redraw: what training draws anew at each visit of an example, where the recipe does so.
         row_reader: streams a split with an error in the place of each bad row, where rows are a
             user's own; None where files are official, and a bad row means a bad file.
     """
@@ -120,6 +125,7 @@ class Task:
     server_splits: tuple[str, ...] = ()
     submission: Submitter | None = None
     rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    redraw: Redraw | None = None
     row_reader: Callable[[Path, str], Iterator[Example | DataError]] | None = None
 
     def rows(self, data: Path, split: str) -> Iterator[Example | DataError]:

@@ -24,9 +24,10 @@ from paligemma.processing.prompts import detect_prompt, object_prompt, segment_p
 from paligemma.tasks.lint import token_row
 from paligemma.tasks.own.labels import LabelledObject, OwnExample, object_references
 from paligemma.tasks.own.masks import answered
+from paligemma.tasks.task import Redraw
 
 # Streams of random numbers beside those of `train.examples`.
-_MOVE, _COLOUR, _RESIZE, _ASK = 10, 11, 12, 13
+_MOVE, _COLOUR, _RESIZE, _ASK, _REDRAW = 10, 11, 12, 13, 14
 # Words that a mirrored picture would make wrong, in languages in which labels are often written.
 _SIDES = re.compile(
     r"\b(left|right|clockwise|anticlockwise|counterclockwise|linke?|rechte?|gauche|droite?|"
@@ -60,6 +61,7 @@ class Variety:
         codec: encodes moved masks; None leaves rows with masks where they are.
         negatives: share of visits in which classes are asked for that are not in the picture.
         classes: every class of each source.
+        redraws: what the benchmark of each source draws anew; empty where none does.
         source_of: number of the source of an example; None where there is one.
     """
 
@@ -70,6 +72,7 @@ class Variety:
     codec: MaskCodec | None = None
     negatives: float = 0.0
     classes: tuple[tuple[str, ...], ...] = ()
+    redraws: tuple[Redraw | None, ...] = ()
     source_of: Callable[[Example], int] | None = None
 
     def __call__(self, example: Example, visit: int) -> Example:
@@ -79,6 +82,10 @@ class Variety:
             DataError: its picture cannot be read.
         """
         source = 0 if self.source_of is None else self.source_of(example)
+        redraw = self.redraws[source] if self.redraws else None
+        if redraw is not None:
+            redrawn = redraw(example, self._rng(_REDRAW, example, visit))
+            example = redrawn if self._fits(redrawn) else example
         if self.policies[source].strengths:
             example = self._shown(example, self.policies[source], visit)
         if self.negatives:

@@ -224,11 +224,12 @@ def _asks(task: Task, text_len: int, example: Example) -> Asking:
 def variety(setup: Setup, examples: Sequence[Example]) -> Variety | None:
     """What changes rows from visit to visit; None where nothing does."""
     recipe, mixture = setup.recipe, setup.mixture
-    policies = [Augmentation.of(recipe.augment)]
+    policies, redraws = [Augmentation.of(recipe.augment)], [setup.task.redraw]
     if mixture is not None:
+        redraws = [one.task.redraw for one in mixture.sources]
         stated = [one.augment for one in mixture.sources]
         policies = [policies[0] if one is None else Augmentation.of(one) for one in stated]
-    if not (recipe.negatives or any(one.strengths for one in policies)):
+    if not (recipe.negatives or any(redraws) or any(one.strengths for one in policies)):
         return None
     classes: list[dict[str, None]] = [{} for _ in policies]
     for one in examples:
@@ -244,6 +245,7 @@ def variety(setup: Setup, examples: Sequence[Example]) -> Variety | None:
         codec=codec_of(setup.model)() if has_masks else None,
         negatives=recipe.negatives,
         classes=tuple(map(tuple, classes)),
+        redraws=tuple(redraws),
         source_of=None if mixture is None else mixture.place_of,
     )
     still = sum(map(made.keeps_codewords, examples))

@@ -36,7 +36,7 @@ def scienceqa_suffix(index: int) -> str:
 
 
 def read_scienceqa(data: Path, split: str) -> Iterator[Example]:
-    """Read ScienceQA with options in the order of the file; training uses `shuffle_options`."""
+    """Read ScienceQA with options in the order of the file; training shuffles them."""
     path = find_file(data, "problems.json", "scienceqa/problems.json", source=SCIENCEQA)
     near = path.parent.relative_to(data)
     folders = (str(near / split), str(near / "images" / split))
@@ -113,6 +113,7 @@ TASKS: tuple[Task, ...] = (
             "{split}/{id}/image.png or images/{split}/{id}/",
         ),
         reader=read_scienceqa,
+        redraw=shuffle_options,
         score=score_scienceqa,
         published=published_keys(
             "accuracy",
