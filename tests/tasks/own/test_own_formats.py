@@ -331,3 +331,18 @@ def test_a_first_pixel_that_is_none_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "own-format.json", {"first_pixel": 2})
     with pytest.raises(DataError, match=r"first_pixel in own-format\.json must be 0, 1"):
         list(OWN.rows(tmp_path, "train"))
+
+
+@pytest.mark.parametrize("name", ["valid", "minival", "val", "validation", "validate", "dev"])
+def test_held_out_rows_go_by_any_of_their_usual_names(name: str, tmp_path: Path) -> None:
+    """A file of rows, folders of LabelMe and the lists of VOC look for the same names."""
+    row = {"image": "a.png", "prefix": "answer en what?", "suffix": "a fox"}
+    write_picture(tmp_path / "lines" / "a.png")
+    write_text(tmp_path / "lines" / f"{name}.jsonl", json.dumps(row))
+    assert [one.targets for one in rows(tmp_path / "lines", "valid")] == [("a fox",)]
+    # A single file is what is learnt, except under these names.
+    with pytest.raises(DataError, match="has no rows for train, only for valid"):
+        rows(tmp_path / "lines", "train")
+    write_labelme(tmp_path / "labelled", "valid", drawn_set(2))
+    (tmp_path / "labelled" / "valid").rename(tmp_path / "labelled" / name)
+    assert len(rows(tmp_path / "labelled", "valid")) == 2

@@ -10,7 +10,11 @@ from paligemma.tasks.own.labels import OwnRow
 
 SPLITS = ("valid", "test", "train")
 # Other names of a split, as tools write them.
-_NAMES = {"valid": ("valid", "val", "validation"), "test": ("test",), "train": ("train",)}
+_NAMES = {
+    "valid": ("valid", "minival", "val", "validation", "validate", "dev"),
+    "test": ("test",),
+    "train": ("train",),
+}
 # Folders in which one label file a picture lies.
 _ABOVE = ("Annotations", "annotations", "labels")
 
