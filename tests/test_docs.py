@@ -131,3 +131,23 @@ def test_the_page_on_prompts_states_the_ids_of_both_vocabularies() -> None:
         f"| {GEMMA_VOCAB.size:,} | {tiny.size:,} |",
     ):
         assert row in page
+
+
+# Rooms of which the page on architecture names every file; elsewhere the folder says enough.
+NAMED_ROOMS = (
+    *("kernels", "model", "adapt", "processing", "outputs", "weights", "generate", "pipeline"),
+    *("tasks", "tasks/own", "jobs", "train", "tuning"),
+)
+
+
+@pytest.mark.parametrize("room", NAMED_ROOMS)
+def test_the_page_on_architecture_names_every_file_of_a_room_and_none_that_is_gone(
+    room: str,
+) -> None:
+    lines = (ROOT / "docs" / "architecture.md").read_text().splitlines()
+    (row,) = (one for one in lines if re.match(rf"\| \d+ \| `{room}/` \|", one))
+    folder = ROOT / "src" / "paligemma" / room
+    files = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    named = set(re.findall(r"`(\w+\.py)`", row))
+    assert files <= named
+    assert {one for one in named - files if not list(folder.rglob(one))} == set()
