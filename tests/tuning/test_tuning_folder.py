@@ -144,3 +144,47 @@ def test_a_merged_model_is_refused_a_taken_folder_before_the_base_loads(
     assert stopped.value.code == 2
     assert "holds config.json" in capsys.readouterr().err
     assert contents(taken) == {"config.json": b"{}"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--lr-of", "vision=0.1"),
+        ("--lr-of", "decoder=nan"),
+        ("--lr", "1e300"),
+        ("--warmup", "5"),
+        ("--full", "--freeze", ".*"),
+        ("--full", "--wd", "1e300"),
+        ("--label-smoothing", "1"),
+    ],
+)
+def test_options_that_do_not_fit_leave_no_run_behind(
+    base: Path, data: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    rank = () if "--full" in words else ("--rank", "2")
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            ["train", "--data", str(data), "--model", str(base), "--steps", "2", "--quiet",
+             "--output", str(tmp_path / "run"), *rank, *words]
+        )  # fmt: skip
+    assert stopped.value.code == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_breaks_before_its_first_checkpoint_gives_way_to_the_corrected_one(
+    base: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    quick_looks: None,
+) -> None:
+    run = tmp_path / "run"
+    assert train(data, base, run, "--alpha", "1e300") == 1
+    assert "loss of step 1 is nan" in capsys.readouterr().err
+    assert not list((run / "train").glob("step_*"))
+    # Warm-up of all that an adapter has leaves nothing to the general one.
+    assert train(data, base, run, "--warmup-of", "decoder=0.5") == 0
+    assert len((run / "train" / "metrics.jsonl").read_text().splitlines()) == 1
+    looks = (run / "train" / "validation.jsonl").read_text().splitlines()
+    assert [json.loads(look)["step"] for look in looks] == [0, 1]
+    assert train(data, base, run) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from paligemma.errors import ConfigError
+from paligemma.errors import ConfigError, RunError
 from paligemma.json_file import parse_json
 from paligemma.one_writer import one_writer
 from paligemma.train.checkpoint import TrainState, resume, save_checkpoint
@@ -136,6 +137,7 @@ def train(
             be written.
         ConfigError: another process writes to the folder, or it cannot be written.
         KeyboardInterrupt: the run was interrupted; its checkpoint is written.
+        RunError: a loss or a gradient is not finite.
     """
     here = world()
     with ExitStack() as stack:
@@ -207,7 +209,9 @@ def _train(
             asked = float(interrupted.asked is not None)
             values = here.summed({**values, _ASKED: asked})
             stops = bool(values.pop(_ASKED))
-            window.add({**values, **optimizer.step()})
+            moved = optimizer.step()
+            _require_finite(optimizer.steps_done, {"loss": values["loss"], **moved})
+            window.add({**values, **moved})
             watchdog.rest()
             done = optimizer.steps_done
             last = done == end
@@ -239,6 +243,16 @@ def _train(
     optimizer.keep_averages()
     model.eval()
     return here.on_first(lambda: _last_line(folder / METRICS_FILE))
+
+
+def _require_finite(step: int, values: Mapping[str, Tensor]) -> None:
+    """Refuse a step that broke the model, before it is looked at or saved."""
+    if broken := [name for name, value in values.items() if not math.isfinite(value)]:
+        raise RunError(
+            f"a training needs finite numbers, {broken[0]} of step {step} is "
+            f"{float(values[broken[0]])}; lower the learning rate or warm up longer, checkpoints "
+            "of earlier steps stay"
+        )
 
 
 def _look(watch: Watch, model: nn.Module, optimizer: Optimizer) -> float:

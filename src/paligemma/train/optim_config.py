@@ -19,6 +19,12 @@ from paligemma.weights.big_vision import big_vision_name
 
 # Only weights of tower and projector are called kernel: the original never decays the decoder.
 DEFAULT_WD_MULTS = ((".*/kernel$", 1.0),)
+# What an adapter adds to a layer.
+ADAPTED = r"(?=.*\.update\.)"
+# What no pattern before them names, which may be nothing.
+_REST = (".*", f"{ADAPTED}.*")
+# Far above any rate that trains, and within float32.
+_MAX_RATE = 1e6
 # The original's names of the rules.
 _OPTAX_NAMES = {
     "scale_by_adam": "adam",
@@ -69,9 +75,11 @@ class OptimConfig:
     average: float | None = None
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or any(mult <= 0 for _, mult in self.lr_mults):
+        rates = (self.lr, *(self.lr * mult for _, mult in self.lr_mults))
+        if not all(0 < rate <= _MAX_RATE for rate in rates):
             raise ConfigError(
-                f"lr and lr_mults must be positive, got {self.lr} and {self.lr_mults}; "
+                f"lr and lr_mults must be positive, and give rates of at most {_MAX_RATE:.0e}, got "
+                f"{self.lr} and {self.lr_mults}; "
                 "freeze parameters with a schedule of None"
             )
         if self.wd < 0 or any(mult < 0 for _, mult in self.wd_mults):
@@ -182,7 +190,7 @@ def first_matches(
             f"no pattern matches {', '.join(uncovered)}"
         )
     used = {pattern for pattern, _ in found.values()}
-    idle = [repr(pattern) for pattern, _ in rules if pattern not in used]
+    idle = [repr(pattern) for pattern, _ in rules if pattern not in (*used, *_REST)]
     if idle and tuple(rules) != DEFAULT_WD_MULTS:
         raise ConfigError(
             f"every pattern of {option} must decide for a parameter, {', '.join(idle)} decides for "

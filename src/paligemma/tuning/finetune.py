@@ -29,7 +29,13 @@ from paligemma.tuning.folder import REPORT, TRAIN, begin, require_own
 from paligemma.tuning.going_on import become_longer, require_begun, start_from
 from paligemma.tuning.keeping import keep, take_back, write
 from paligemma.tuning.loggers import opened_loggers, require_loggers
-from paligemma.tuning.loop_inputs import loop_options, objective_of, prepare, source_of
+from paligemma.tuning.loop_inputs import (
+    loop_options,
+    objective_of,
+    prepare,
+    require_trainable,
+    source_of,
+)
 from paligemma.tuning.overfit import chosen_rows, inexact_answers
 from paligemma.tuning.recipe import Recipe, RecipeKeywords, part_lines, part_table
 from paligemma.tuning.replay import kept_share, replay_of
@@ -202,6 +208,7 @@ def _run(setup: Setup) -> tuple[FinetuneRun, Sequence[Example]]:
         adapter = Adapter.new(asked.model, recipe.lora, seed=recipe.seed)
     described = _described(setup, asked.model, learnt, held_out)
     options = loop_options(setup, len(learnt))
+    require_trainable(asked.model, adapter, setup, options)
     if setup.extend:
         world().on_first(lambda: become_longer(folder, described, options.total_steps))
     world().on_first(lambda: begin(folder, described))

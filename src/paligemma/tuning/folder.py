@@ -12,18 +12,21 @@ folder/report.html     the same as a page, with curves and examples
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.jobs.run_folder import differences
 from paligemma.json_file import read_json
+from paligemma.train.checkpoint import checkpoints
+from paligemma.train.loop import METRICS_FILE
 from paligemma.whole_file import write_json
 
 RECIPE, TRAIN, REPORT = "recipe.json", "train", "report.json"
 PAGE = "report.html"
 ADAPTER, MODEL, BEST = "adapter", "model", "best"
-VALIDATION, ANSWERS = "validation.jsonl", "answers"
+VALIDATION, ANSWERS, REPLAY = "validation.jsonl", "answers", "replay.jsonl"
 # Every recipe that `begin` writes has them.
 _ALWAYS = {"weights", "task", "rows"}
 
@@ -48,6 +51,9 @@ def require_own(folder: Path) -> None:
 def begin(folder: Path, described: dict[str, Any]) -> None:
     """Record what is run, or go on with the same run.
 
+    What ended before its first checkpoint has learnt nothing, and another run takes its place:
+    whoever corrects an option, or makes a batch smaller, needs no other folder.
+
     Args:
         described: everything that changes the result, as JSON holds it.
 
@@ -57,6 +63,9 @@ def begin(folder: Path, described: dict[str, Any]) -> None:
     """
     require_own(folder)
     stored, asked = stored_recipe(folder), json.loads(json.dumps(described))
+    if stored is not None and stored != asked and _has_learnt_nothing(folder):
+        _remove_looks(folder)
+        stored = None
     if stored is None:
         write_json(folder / RECIPE, asked)
     elif stored != asked:
@@ -65,6 +74,21 @@ def begin(folder: Path, described: dict[str, Any]) -> None:
             f"{folder} holds a run with another configuration: {changed}; repeat its options to "
             "go on with it, or name another folder"
         )
+
+
+def _has_learnt_nothing(folder: Path) -> bool:
+    kept = any(os.path.lexists(folder / name) for name in (ADAPTER, MODEL, REPORT))
+    return not kept and not checkpoints(folder / TRAIN)
+
+
+def _remove_looks(folder: Path) -> None:
+    """Remove what a run writes before its first checkpoint, and nothing else."""
+    looks = [folder / REPLAY, *(folder / ANSWERS).glob("step_*.jsonl")]
+    looks += [folder / TRAIN / name for name in (METRICS_FILE, VALIDATION)]
+    for path in looks:
+        path.unlink(missing_ok=True)
+    for path in (folder / BEST).glob("step_*"):
+        shutil.rmtree(path)
 
 
 def recipe_of_model(model: Path) -> dict[str, Any] | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from paligemma.adapt.checkpointing import checkpoint_blocks
-from paligemma.adapt.lora import Adapter, attach
+from paligemma.adapt.lora import Adapter, attach, detach
 from paligemma.example import Example
 from paligemma.model import PaliGemmaModel
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.train.distributed import world
 from paligemma.train.examples import ORDERS, ExampleSource, SuffixLoss
 from paligemma.train.loop import LoopOptions
+from paligemma.train.optim import Optimizer
 from paligemma.train.sharding import shard
 from paligemma.tuning.replay import Replay, asks, mixed_in
 from paligemma.tuning.setup import Setup, variety
@@ -24,6 +26,28 @@ def objective_of(setup: Setup, model: PaliGemmaModel, label_smoothing: float = 0
     return SuffixLoss(
         label_smoothing, mean=recipe.mean, compute_dtype=recipe.compute_dtype(model.device)
     )
+
+
+def require_trainable(
+    model: PaliGemmaModel, adapter: Adapter | None, setup: Setup, options: LoopOptions
+) -> None:
+    """Set the update rule up and drop it, so that options that do not fit leave no run behind.
+
+    Raises:
+        ConfigError: as `Optimizer` does.
+        MissingExtraError: the update rule needs a package that is not installed.
+    """
+    if adapter is not None:
+        attach(model, adapter)
+    Optimizer(
+        model,
+        replace(setup.recipe.optim(), average=None),
+        total_steps=options.total_steps,
+        batch_size=options.batch_size,
+        data_size=options.data_size,
+    )
+    if adapter is not None and setup.init_from is None:
+        detach(model)
 
 
 def prepare(model: PaliGemmaModel, adapter: Adapter | None, setup: Setup) -> None:

@@ -18,7 +18,7 @@ from paligemma.processing.augment import Augmentation
 from paligemma.tasks.published import transfer_recipe
 from paligemma.train.examples import ORDERS
 from paligemma.train.loss import MEANS
-from paligemma.train.optim_config import DEFAULT_WD_MULTS, OptimConfig
+from paligemma.train.optim_config import ADAPTED, DEFAULT_WD_MULTS, OptimConfig
 from paligemma.train.rules import RULES
 from paligemma.train.schedule import ScheduleConfig
 
@@ -29,8 +29,6 @@ MAX_TEXT_LEN = 8192
 KEPT = ("last", "best")
 SCHEDULES = ("cosine", "rsqrt")
 _SPAN = "a share of the run below 1, or a whole number of updates"
-# What an adapter adds to a layer.
-_ADAPTED = r"(?=.*\.update\.)"
 COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Parts by name: in big_vision's names of a model, and in this package's names of an adapter.
 PART_PATTERNS = {
@@ -194,7 +192,8 @@ class Recipe:
                 "a count of tokens",
             ),
             ("lr", self.lr is None or 0 < self.lr < math.inf, "positive"),
-            ("wd", 0 <= self.wd < math.inf, "0 or more"),
+            ("wd", 0 <= self.wd <= 1, "in [0, 1]"),
+            ("label_smoothing", 0 <= self.label_smoothing <= 0.9, "in [0, 0.9]"),
             ("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
             ("timescale", 0 < self.timescale < math.inf, "a positive number of updates"),
             ("schedule_start", 0 <= self.schedule_start <= 10**8, "a count of updates"),
@@ -271,11 +270,11 @@ class Recipe:
         schedules += [(self._pattern(part), self._schedule(span)) for part, span in self.warmups]
         whole = self._schedule(self.warmup_percent)
         if self.lora is not None:
-            schedules += [(f"{_ADAPTED}.*", whole), (".*", None)]
+            schedules += [(f"{ADAPTED}.*", whole), (".*", None)]
         else:
             schedules += [(".*", whole)]
         lr = self.lr or (FULL_LR if self.lora is None else LORA_LR)
-        decayed = DEFAULT_WD_MULTS if self.lora is None else ((f"{_ADAPTED}.*", 1.0),)
+        decayed = DEFAULT_WD_MULTS if self.lora is None else ((f"{ADAPTED}.*", 1.0),)
         return OptimConfig(
             lr=lr,
             wd=self.wd,
@@ -300,7 +299,7 @@ class Recipe:
     def _pattern(self, part: str) -> str:
         """The pattern of a part, or one that is stated; of an adapter its own parameters alone."""
         pattern = PART_PATTERNS.get(part, part)
-        return pattern if self.lora is None else f"{_ADAPTED}(?:{pattern})"
+        return pattern if self.lora is None else f"{ADAPTED}(?:{pattern})"
 
     def compute_dtype(self, device: torch.device) -> torch.dtype:
         """The dtype of the products on a device."""

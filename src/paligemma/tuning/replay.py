@@ -24,9 +24,9 @@ from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.tasks.task import Task
 from paligemma.train.distributed import world
 from paligemma.train.examples import ExampleSource
+from paligemma.tuning.folder import REPLAY
 from paligemma.whole_file import write_whole
 
-REPLAY = "replay.jsonl"
 PROMPTS = ("caption en", "ocr")
 # Slice that marks a replayed row, by its prompt.
 _MARK = "replay"
