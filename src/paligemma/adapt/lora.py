@@ -58,7 +58,7 @@ class LoraConfig:
     """
 
     rank: int = 16
-    alpha: float = 16.0
+    alpha: float = 32.0
     parts: tuple[str, ...] = ("decoder",)
     dropout: float = 0.0
     rank_stabilised: bool = False
