@@ -11,12 +11,20 @@ from paligemma.cli.options import NamedPath
 
 @click.group("adapter")
 def adapter_group() -> None:
-    """Adapters in PEFT's layout, as `paligemma train` writes them."""
+    """Adapters in PEFT's layout, as `paligemma train` writes them.
+
+    \b
+    paligemma adapter inspect runs/cards
+    paligemma adapter merge runs/cards --output merged/
+
+    ADAPTER is a run of `train`, its folder `adapter`, what PEFT wrote, or an adapter of the hub,
+    owner/name or owner/name@revision.
+    """
 
 
 @adapter_group.command("inspect")
 @click.argument("adapter")
-@click.option("--model", help="Its base; what its config names by default.")
+@click.option("--model", metavar="MODEL", help="Its base; what its config names by default.")
 def inspect_command(adapter: str, model: str | None) -> None:
     """Show what an adapter changes."""
     from paligemma.tuning.merging import describe
@@ -27,7 +35,7 @@ def inspect_command(adapter: str, model: str | None) -> None:
 
 @adapter_group.command("merge")
 @click.argument("adapter")
-@click.option("--model", help="Its base; what its config names by default.")
+@click.option("--model", metavar="MODEL", help="Its base; what its config names by default.")
 @click.option(
     "--output",
     type=NamedPath(file_okay=False),

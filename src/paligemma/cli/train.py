@@ -31,8 +31,15 @@ def train_group(ctx: click.Context, /, **values: Any) -> None:
     paligemma train transfer:docvqa --data docvqa/ --model google/paligemma-3b-pt-896
 
     cards/ holds train.jsonl and, if there are rows to measure with, valid.jsonl; each line is
-    {"image": "a.jpg", "prefix": "detect king", "suffix": "<loc0100>...<loc0900> king"}. The same
-    command goes on with a run that was stopped.
+    {"image": "a.jpg", "prefix": "detect king", "suffix": "<loc0100>...<loc0900> king"}. Labels of
+    COCO, YOLO, Pascal VOC and LabelMe, parquet, tar shards and hub:owner/name are read too;
+    `paligemma data check cards/` shows what is wrong with them, and `paligemma plan` what a
+    training needs. The same command goes on with a run that was stopped.
+
+    stage1, stage2a and stage2b are the stages of pre-training, on several sets:
+
+    \b
+    paligemma train stage1 --mixture mixture.yaml --output runs/stage1
 
     The subcommands train the embedded model, its mask codec and its tokenizer:
 
