@@ -188,6 +188,10 @@ def test_answers_in_words_are_right_from_half_of_the_score_on() -> None:
     assert not has_objects(scored)
 
 
+def test_answers_without_any_box_to_prompts_for_boxes_are_no_words() -> None:
+    assert has_objects(boxes([[("cat", LEFT)], [("dog", WHOLE)]], [[], []]))
+
+
 def test_answers_without_probabilities_are_refused() -> None:
     with pytest.raises(DataError, match="no answer has one"):
         text_outcomes(quiz(["a"], ["a"]))

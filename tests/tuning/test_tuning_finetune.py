@@ -248,6 +248,12 @@ def test_without_held_out_rows_a_tenth_is_held_out(base: Path, data: Path, tmp_p
         ({"lr": -1.0}, "lr"),
         ({"seed": -1}, "seed"),
         ({"freeze": ("img/.*",)}, "freeze"),
+        ({"steps": "3"}, "steps must be a whole number, got '3'"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+        ({"lr": True}, "lr must be a number, got True"),
+        ({"epochs": None}, "epochs must be a number, got None"),
+        ({"checkpointing": "no"}, "checkpointing must be True or False, got 'no'"),
+        ({"lora": None, "freeze": "vision"}, "freeze must be several"),
     ],
 )
 def test_a_recipe_without_sense_is_refused(options: dict[str, Any], words: str) -> None:

@@ -12,6 +12,7 @@ from paligemma.errors import DataError
 from paligemma.eval.scored import Scored
 from paligemma.example import FoundObject
 from paligemma.outputs.boxes import Box, box_iou, box_xyxy_px_to_yxyx
+from paligemma.processing.prompts import object_prompt
 
 # An answer counts as right from this share of the full score on.
 RIGHT = 0.5
@@ -68,9 +69,11 @@ class TrueObject:
 
 
 def has_objects(scored: Scored) -> bool:
-    """Whether answers are boxes with known truth, rather than words."""
-    return any(one.objects for one in scored.predictions) and any(
-        true_objects(one.references) is not None for one in scored.examples
+    """Whether answers are boxes with known truth, rather than words; also where none was found."""
+    known = [one for one in scored.examples if true_objects(one.references) is not None]
+    return bool(known) and (
+        any(one.objects for one in scored.predictions)
+        or any(object_prompt(one.prefix) is not None for one in known)
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, TypedDict
 
 import torch
@@ -29,6 +30,14 @@ MAX_TEXT_LEN = 8192
 KEPT = ("last", "best")
 SCHEDULES = ("cosine", "rsqrt")
 _SPAN = "a share of the run below 1, or a whole number of updates"
+# Kinds of values by the first word of a field's type.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "str": (str, "a text"),
+    "bool": (bool, "True or False"),
+    "tuple[str, ...]": ((tuple, list), "several, such as (value,)"),
+}
 COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Parts by name: in big_vision's names of a model, and in this package's names of an adapter.
 PART_PATTERNS = {
@@ -177,6 +186,13 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            name, _, rest = str(one.type).partition(" | ")
+            kind, words = _KINDS.get(name, (object, ""))
+            value = getattr(self, one.name)
+            is_other = not isinstance(value, kind) or (isinstance(value, bool) and name != "bool")
+            if words and is_other and not (value is None and rest):
+                raise ConfigError(f"{one.name} must be {words}, got {value!r:.80}")
         rules = (
             ("epochs", 0 < self.epochs <= 10_000, "positive and at most 10,000"),
             ("steps", self.steps is None or 1 <= self.steps <= 10**8, "a count of updates"),
