@@ -188,3 +188,17 @@ def test_a_run_that_breaks_before_its_first_checkpoint_gives_way_to_the_correcte
     looks = (run / "train" / "validation.jsonl").read_text().splitlines()
     assert [json.loads(look)["step"] for look in looks] == [0, 1]
     assert train(data, base, run) == 2
+
+
+@pytest.mark.parametrize("edited", [None, b"", b'\xff\n[]\n{"step": 1}\n'])
+def test_a_finished_run_whose_metrics_were_edited_is_reported_again(
+    base: Path, data: Path, tmp_path: Path, quick_looks: None, edited: bytes | None
+) -> None:
+    run = tmp_path / "run"
+    assert train(data, base, run) == 0
+    metrics = run / "train" / "metrics.jsonl"
+    metrics.unlink()
+    if edited is not None:
+        metrics.write_bytes(edited)
+    assert train(data, base, run) == 0
+    assert json.loads((run / "report.json").read_text())["steps_done"] == 1

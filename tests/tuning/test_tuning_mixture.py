@@ -59,11 +59,26 @@ def test_toml_json_and_the_call_read_the_same_mixture(two_sets: Path) -> None:
         ({"sources": {"a": {"data": "more", "limit": True}}}, "limit must be a count"),
         ({"sources": {}}, "1 to 256 sources"),
         ("{", "mixture"),
+        ('{"a": "more", "a": {"data": "more", "weight": 9}}', "'a' stands there twice"),
+        ({"a": {"data": "more", "weight": 10**400}}, "weight must be a positive number"),
+        ({"a": {"data": "more", "weight": 1e308}, "b": "more"}, "from 1e-09 to 1e"),
+        ({"a": {"data": "~nobody-here/x"}}, "there is no"),
+        ({"a": {"data": "x" * 5000}}, "there is no"),
+        ({"a\x1b[2J": "more"}, "a name has"),
+        ({"a\ud800": "more"}, "a name has"),
     ],
 )
 def test_a_wrong_mixture_is_named(two_sets: Path, content: Any, said: str) -> None:
     with pytest.raises(PaliGemmaError, match=said):
         read_mixture(write(two_sets, content))
+
+
+def test_a_source_that_stands_twice_in_yaml_is_named(two_sets: Path) -> None:
+    pytest.importorskip("yaml")
+    path = two_sets / "mixture.yaml"
+    path.write_text('1: {data: more}\n"1": {data: more, weight: 9}\n')
+    with pytest.raises(DataError, match="'1' stands there twice"):
+        read_mixture(path)
 
 
 def test_a_source_without_good_rows_is_named_before_the_model_is_loaded(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 MIXTURE, SOURCE = "mixture", "source"
 _MAX_BYTES, _MAX_SOURCES = 64 << 10, 256
+_MAX_WEIGHT = 1e9
 _KEYS = ("data", "task", "weight", "limit", "augment")
 
 
@@ -208,12 +210,22 @@ def _content(path: Path) -> Any:
             return tomllib.loads(text)
         if path.suffix in (".yaml", ".yml"):
             return _yaml(text, path)
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (OSError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())[:200]
         raise DataError(
             f"a mixture is a readable file of JSON, TOML or YAML, {path} is not: {said}"
         ) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _require_different([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _require_different(names: list[str]) -> None:
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{twice!r:.80} stands there twice, rename or remove one")
 
 
 def _yaml(text: str, path: Path) -> Any:
@@ -224,8 +236,14 @@ def _yaml(text: str, path: Path) -> Any:
             f"{path} needs PyYAML, which is not installed: pip install 'paligemma[yaml]', or write "
             "the mixture as .json or .toml"
         ) from None
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            _require_different([str(key.value) for key, _ in node.value])
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 
@@ -240,12 +258,15 @@ def _source(name: str, one: Any, where: str, folder: Path) -> Source:
         raise ConfigError(
             f"{place}: a source has {', '.join(_KEYS)}, got {unknown[0]!r}; correct or remove it"
         )
-    if not name or "/" in name or len(name) > 100:
+    if not name.isprintable() or "/" in name or not 1 <= len(name) <= 100:
         raise ConfigError(f"{place}: a name has 1 to 100 characters and no slash; rename it")
     weight, limit, augment = one.get("weight", 1.0), one.get("limit"), one.get("augment")
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not is_number or not 0 < weight < math.inf:
-        raise ConfigError(f"{place}: weight must be a positive number, got {weight!r:.80}")
+    if not is_number or not 1 / _MAX_WEIGHT <= weight <= _MAX_WEIGHT:
+        raise ConfigError(
+            f"{place}: weight must be a positive number from {1 / _MAX_WEIGHT:g} to "
+            f"{_MAX_WEIGHT:g}, got {weight!r:.80}"
+        )
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise ConfigError(f"{place}: limit must be a count of rows, got {limit!r:.80}")
     if isinstance(augment, str):
@@ -258,9 +279,9 @@ def _source(name: str, one: Any, where: str, folder: Path) -> Source:
     if is_hub_set(one["data"]):
         data = pinned(one["data"])
     else:
-        data = folder / Path(one["data"]).expanduser()
-    if not is_hub_set(data) and not data.exists():
-        raise DataError(f"{place}: rows lie in a file or a folder, there is no {str(data)!r}")
+        data = folder / os.path.expanduser(one["data"])
+    if not is_hub_set(data) and not os.path.exists(data):
+        raise DataError(f"{place}: rows lie in a file or a folder, there is no {str(data)!r:.300}")
     return Source(
         name=name,
         data=data,

@@ -242,7 +242,11 @@ def _train(
         interrupted.restore()
     optimizer.keep_averages()
     model.eval()
-    return here.on_first(lambda: _last_line(folder / METRICS_FILE))
+    # Whoever edited the file has lost its lines, not the run.
+    return {
+        **here.on_first(lambda: _last_line(folder / METRICS_FILE)),
+        "step": optimizer.steps_done,
+    }
 
 
 def _require_finite(step: int, values: Mapping[str, Tensor]) -> None:
@@ -360,7 +364,7 @@ def drop_lines_after(path: Path, step: int) -> None:
         try:
             is_done = parse_json(text)["step"] <= step
         except (ValueError, TypeError, LookupError):
-            break
+            continue
         if is_done:
             kept.append(text + "\n")
     with whole_file(path) as partial:
@@ -368,5 +372,5 @@ def drop_lines_after(path: Path, step: int) -> None:
 
 
 def _last_line(path: Path) -> dict[str, Any]:
-    lines = path.read_text().splitlines()
+    lines = path.read_text().splitlines() if path.exists() else []
     return json.loads(lines[-1]) if lines else {}

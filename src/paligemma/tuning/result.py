@@ -50,5 +50,7 @@ class FinetuneRun:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl: step, loss, gradient norm, ..."""
-        return [row for _, row in read_json_lines(self.folder / TRAIN / METRICS_FILE)]
+        """The lines of metrics.jsonl: step, loss, gradient norm, ...; edited ones are left out."""
+        path = self.folder / TRAIN / METRICS_FILE
+        rows = [row for _, row in read_json_lines(path)] if path.exists() else []
+        return [row for row in rows if row.keys() >= {"step", "loss", "schedule"}]
