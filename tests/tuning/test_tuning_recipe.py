@@ -156,6 +156,12 @@ def test_a_part_without_a_trained_parameter_is_an_error(
         part_table(model, Recipe(lora=lora, **options).optim())
 
 
+def test_a_factor_on_a_frozen_part_is_an_error(model: PaliGemmaModel) -> None:
+    recipe = Recipe(lora=None, freeze=("vision",), lr_mults=(("vision", 0.1),))
+    with pytest.raises(ConfigError, match="lr_mults must decide for a parameter"):
+        part_table(model, recipe.optim())
+
+
 def test_the_command_trains_by_another_rule_with_rates_by_part(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

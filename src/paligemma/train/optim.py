@@ -75,7 +75,8 @@ class Optimizer:
             named[f"extra/{name}"] = parameter
             pattern_names[f"extra/{name}"] = f"extra/{name}"
             schedules[f"extra/{name}"] = (_EXTRA, extra_schedule)
-        lr_mults = first_matches(config.lr_mults, pattern_names, "lr_mults")
+        trained = {k: one for k, one in pattern_names.items() if schedules[k][1] is not None}
+        lr_mults = first_matches(config.lr_mults, trained, "lr_mults")
         wd_mults = first_matches(config.wd_mults, pattern_names, "wd_mults") if config.wd else {}
 
         self._all = [p for p in named.values() if p.is_floating_point()]

@@ -113,7 +113,8 @@ class OptimConfig:
         """
         named = {name: pattern_name(name) for name in names}
         schedules = first_matches(self.schedule, named, "schedule", required=True)
-        mults = first_matches(self.lr_mults, named, "lr_mults")
+        trained = {k: one for k, one in named.items() if schedules[k][1] is not None}
+        mults = first_matches(self.lr_mults, trained, "lr_mults")
         return {
             name: None
             if schedule is None
