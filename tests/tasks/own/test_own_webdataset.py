@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from paligemma.tasks.own import webdataset
 from paligemma.tasks.own.files import recognise
 from paligemma.tasks.own.labels import OwnExample
 from paligemma.tasks.own.rows import TASKS
+from paligemma.tasks.reading.finding import find_picture
 
 (OWN,) = TASKS
 GOOD = {"prefix": "detect cup", "suffix": "<loc0100><loc0100><loc0500><loc0600> cup"}
@@ -177,3 +179,16 @@ def test_captions_of_coco_take_a_template(tmp_path: Path) -> None:
     )
     (one,), _ = found(tmp_path)
     assert (one.prefix, one.targets) == ("describe de", ("ein Bild",))
+
+
+@pytest.mark.parametrize("name", ["train.tar", "train.jsonl", "rows.jsonl"])
+def test_a_pipe_in_the_place_of_rows_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="holds none of these"):
+        recognise(tmp_path, "train")
+
+
+def test_a_pipe_in_the_place_of_a_picture_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="a picture must be a file"):
+        find_picture(tmp_path / "a.png", tmp_path)

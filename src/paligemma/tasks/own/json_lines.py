@@ -49,7 +49,8 @@ def find(data: Path, split: str, form: OwnForm) -> Found | None:
         names = [pattern.format(name) for pattern in _PATTERNS for name in split_names(split)]
         paths = [data / name for name in names if (data / name).is_file()]
         if not paths and split == "train" and len(every := sorted(data.glob("*.jsonl"))) == 1:
-            paths = [path for path in every if path.stem not in split_names("valid", "test")]
+            others = split_names("valid", "test")
+            paths = [path for path in every if path.stem not in others and path.is_file()]
     if not paths:
         return None
     return Found(format=NAME, path=paths[0], rows=lambda: read(paths[0], form))

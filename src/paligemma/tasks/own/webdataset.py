@@ -67,16 +67,17 @@ def find(data: Path, split: str, form: OwnForm) -> Found | None:
     else:
         paths = _named(data, *split_names(split))
         if not paths and split == "train" and not _named(data, *split_names(*SPLITS)):
-            paths = sorted(path for end in _ENDS for path in data.glob(f"*{end}"))
+            paths = _named(data, "*")
     if not paths:
         return None
     return Found(format=NAME, path=paths[0], rows=partial(_rows, paths, form))
 
 
 def _named(data: Path, *names: str) -> list[Path]:
-    patterns = ("{}", "{}-*", "{}_*", "{}/*")
+    patterns = ("{}", "{}-*", "{}_*", "{}/*") if names != ("*",) else ("*",)
     stems = [pattern.format(name) for pattern in patterns for name in names]
-    return sorted({path for stem in stems for end in _ENDS for path in data.glob(stem + end)})
+    found = {path for stem in stems for end in _ENDS for path in data.glob(stem + end)}
+    return sorted(path for path in found if path.is_file())
 
 
 def _rows(paths: list[Path], form: OwnForm) -> Iterator[OwnRow]:

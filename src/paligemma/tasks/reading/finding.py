@@ -68,6 +68,10 @@ def find_picture(path: Path, folder: Path) -> Path:
                 "case, suffix or Unicode form; unpack the pictures there"
             )
         found = folder / matches[0]
+        if not os.path.isfile(found):
+            raise ImageError(
+                f"a picture must be a file, {_short(found)} is none that can be read twice; copy it"
+            )
     _require_inside(found, folder)
     return found
 
