@@ -63,7 +63,8 @@ def run(*words: str | Path) -> int:
 def test_the_command_teaches_two_colours_and_what_it_keeps_answers_them(
     way: str, base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--parts", "decoder,vision,projector", "--rank", "8"] if way == "--lora" else []
+    adapter = ["--parts", "decoder,vision,projector", "--rank", 8, "--lora-dropout", 0.01]
+    options = adapter if way == "--lora" else []
     code = run(
         "train", "--data", data, "--model", base, "--output", tmp_path / "run", way, *options,
         "--steps", 60, "--batch-size", 2, "--lr", 3e-3, "--quiet",
@@ -75,6 +76,7 @@ def test_the_command_teaches_two_colours_and_what_it_keeps_answers_them(
     after = {one["name"]: one["after"] for one in report["figures"]}
     assert after["answer_accuracy"] == 100.0
     if way == "--lora":
+        assert report["recipe"]["lora"]["dropout"] == 0.01
         pg = PaliGemma.from_pretrained(base, adapter=tmp_path / "run")
     else:
         pg = PaliGemma.from_pretrained(tmp_path / "run" / "model")

@@ -14,6 +14,7 @@ from paligemma.cli.stopping import when_stopped
 _LORA_ONLY = {
     "rank": "--rank",
     "alpha": "--alpha",
+    "lora_dropout": "--lora-dropout",
     "parts": "--parts",
     "train_tokens": "--train-tokens",
 }
@@ -93,6 +94,7 @@ def stated_recipe(
     lora: bool | None,
     rank: int | None,
     alpha: float | None,
+    lora_dropout: float | None,
     parts: str | None,
     train_tokens: str | None,
     dora: bool,
@@ -108,7 +110,13 @@ def stated_recipe(
     Raises:
         click.UsageError: options that exclude each other.
     """
-    given = {"rank": rank, "alpha": alpha, "parts": parts, "train_tokens": train_tokens}
+    given = {
+        "rank": rank,
+        "alpha": alpha,
+        "lora_dropout": lora_dropout,
+        "parts": parts,
+        "train_tokens": train_tokens,
+    }
     idle = [_LORA_ONLY[name] for name, value in given.items() if value is not None]
     idle += [name for name, is_set in (("--dora", dora), ("--rslora", rslora)) if is_set]
     if follows_published and lora is None:
@@ -129,6 +137,7 @@ def stated_recipe(
         config = LoraConfig(
             rank=rank,
             alpha=2.0 * rank if alpha is None else alpha,
+            dropout=lora_dropout or 0.0,
             parts=tuple(part.strip() for part in (parts or "decoder").split(",")),
             token_rows=tuple(kind.strip() for kind in (train_tokens or "").split(",") if kind),
             rank_stabilised=rslora,

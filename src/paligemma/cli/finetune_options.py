@@ -81,6 +81,12 @@ _OPTIONS = (
         metavar="LIST",
         help="Also learn these rows of the embedding table: loc, seg, or both.",
     ),
+    click.option(
+        "--lora-dropout",
+        type=float,
+        metavar="P",
+        help="Of the inputs of the adapter; 0 by default.",
+    ),
     click.option("--dora", is_flag=True, help="Learn norms apart from directions (DoRA)."),
     click.option("--rslora", is_flag=True, help="Scale by the root of the rank (rsLoRA)."),
     click.option(

@@ -12,7 +12,18 @@ from paligemma.cli.finetune_options import finetune_options
 
 # Options of a training that change what it needs.
 _SHARED = (
-    *("model", "lora", "rank", "alpha", "parts", "train_tokens", "dora", "rslora", "quant"),
+    *(
+        "model",
+        "lora",
+        "rank",
+        "alpha",
+        "lora_dropout",
+        "parts",
+        "train_tokens",
+        "dora",
+        "rslora",
+        "quant",
+    ),
     *("freeze", "epochs", "steps", "batch_size", "micro_size", "checkpointing", "rule", "average"),
     "compute",
 )
