@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from paligemma.errors import ConfigError, DataError, PaliGemmaError, RunError
 from paligemma.example import Asking, Example
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import load_tokenizer
+from paligemma.train import distributed
 from paligemma.train.data import MicroBatches
-from paligemma.train.distributed import World
+from paligemma.train.distributed import World, joined
 from paligemma.train.examples import ExampleSource, SuffixLoss
 from paligemma.train.loss import MEANS
 from paligemma.train.optim import Optimizer
@@ -190,6 +192,40 @@ def test_rules_that_need_whole_parameters_refuse_divided_ones(base: Path, tmp_pa
             Optimizer(model, OptimConfig(lr=1e-3, rule="adafactor"), total_steps=2)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK must be a whole number, got 'x'"),
+        ({"RANK": "5", "WORLD_SIZE": "2"}, "WORLD_SIZE 2 and RANK 5"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE -1 and RANK 0"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "started by torchrun"),
+    ],
+)
+def test_an_environment_that_names_no_process_is_refused(
+    environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said), joined("cpu"):
+        pytest.fail("joined")
+
+
+def test_processes_that_never_start_are_waited_for_a_bounded_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    stated = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in stated.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_MAX_JOIN", timedelta(seconds=1))
+    with pytest.raises(RunError, match="does not answer"), joined("cpu"):
+        pytest.fail("joined")
 
 
 def test_a_batch_is_packed_by_kind_and_tokens_in_order_and_shared_without_gap() -> None:

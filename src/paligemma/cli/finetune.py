@@ -134,11 +134,14 @@ def stated_recipe(
     config = None
     if lora:
         rank = 16 if rank is None else rank
+        parts = "decoder" if parts is None else parts
         config = LoraConfig(
             rank=rank,
             alpha=2.0 * rank if alpha is None else alpha,
             dropout=lora_dropout or 0.0,
-            parts=tuple(part.strip() for part in (parts or "decoder").split(",")),
+            parts=tuple(
+                part.strip() for part in ("decoder" if parts is None else parts).split(",")
+            ),
             token_rows=tuple(kind.strip() for kind in (train_tokens or "").split(",") if kind),
             rank_stabilised=rslora,
             dora=dora,

@@ -29,6 +29,8 @@ _GONE = re.compile(r"connect|reset by peer|closed|timed? ?out|aborted", re.IGNOR
 
 # Longest wait for another process outside of a step, such as for one that measures.
 _MAX_WAIT = timedelta(hours=2)
+# Longest wait for all processes to start.
+_MAX_JOIN = timedelta(minutes=10)
 # Elements of gradients that are summed at once: 64 MB of float32.
 _BUCKET = 1 << 24
 
@@ -150,12 +152,18 @@ def joined(device: str | None = None) -> Iterator[str | None]:
         ConfigError: the environment names no process, or there are fewer GPUs than processes.
         RunError: another process ended.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    number, rank = _stated("WORLD_SIZE", 1), _stated("RANK", 0)
+    if number < 1 or not 0 <= rank < number:
+        raise ConfigError(
+            "torchrun states how many processes there are and which one this is, got WORLD_SIZE "
+            f"{number} and RANK {rank}; remove both from the environment, or start with torchrun"
+        )
+    if number == 1 or dist.is_initialized():
         yield device
         return
     on_gpu = device == "cuda" or (device is None and torch.cuda.is_available())
     if on_gpu:
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        local = _stated("LOCAL_RANK", 0)
         if local >= torch.cuda.device_count():
             raise ConfigError(
                 f"every process needs a GPU of its own, got process {local} and "
@@ -164,7 +172,11 @@ def joined(device: str | None = None) -> Iterator[str | None]:
         torch.cuda.set_device(local)
         device = f"cuda:{local}"
     with _together():
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_MAX_WAIT)
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=_MAX_JOIN)))
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store, rank=rank, world_size=number, timeout=_MAX_WAIT,
+        )  # fmt: skip
     if not world().is_first:
         logging.getLogger("paligemma").setLevel(logging.ERROR)
     try:
@@ -175,6 +187,15 @@ def joined(device: str | None = None) -> Iterator[str | None]:
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _stated(name: str, otherwise: int) -> int:
+    """A whole number of the environment."""
+    text = os.environ.get(name) or str(otherwise)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} must be a whole number, got {text!r:.40}") from error
 
 
 @contextmanager
