@@ -60,7 +60,7 @@ def test_a_killed_writer_keeps_nobody_out(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forked processes")
 def test_the_forks_of_a_killed_writer_keep_nobody_out_either(tmp_path: Path) -> None:
     # Both read an input that does not end before the assertion.
-    first = held(tmp_path, "os.fork(); print('forked', flush=True); sys.stdin.read()")
+    first = held(tmp_path, "os.fork(); os.write(1, b'forked\\n'); sys.stdin.read()")
     assert first.stdout is not None
     assert [first.stdout.readline() for _ in range(2)] == ["forked\n"] * 2
     first.kill()

@@ -36,7 +36,8 @@ from paligemma.train.loss import MEANS
 from paligemma.train.optim import Optimizer
 from paligemma.train.optim_config import OptimConfig
 from paligemma.train.packing import Packing, RowSize
-from paligemma.train.sharding import is_sharded, shard
+from paligemma.train.sharding import is_sharded, rows_of, shard
+from paligemma.train.stored import StoredTensors, save_own, shard_files
 from paligemma.train.watchdog import Watchdog
 from paligemma.tuning.recipe import Recipe
 from paligemma.tuning.setup import Setup, task_of
@@ -70,7 +71,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append({"image": f"{name}.png", "prefix": "answer en color?", "suffix": name})
     pair = [f"{name}.png" for name in NAMES[:2]]
     rows.append({"image": pair, "prefix": "answer en colors?", "suffix": "red, then blue"})
-    for split, some in (("train", rows), ("valid", rows[:3])):
+    for split, some in (("train", rows), ("valid", rows[:2])):
         lines = "".join(json.dumps(row) + "\n" for row in some)
         (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
     return folder
@@ -117,8 +118,9 @@ def test_an_adapter_trained_by_two_processes_has_the_losses_of_one(
 ) -> None:
     words = ["train", "--data", data, "--model", base, "--steps", 6, "--batch-size", 3,
              "--rank", 4, "--lr", 3e-3, "--mean", "token", "--quiet"]  # fmt: skip
-    (alone,) = ended(start(1, *words, "--output", tmp_path / "one"))
-    first, second = ended(start(2, *words, "--output", tmp_path / "two"))
+    both = start(1, *words, "--output", tmp_path / "one")
+    both += start(2, *words, "--output", tmp_path / "two")
+    alone, first, second = ended(both)
     assert (alone[0], first[0], second[0]) == (0, 0, 0), (alone, first, second)
     assert second[1] == ""
     assert "answer_accuracy" in first[1]
@@ -130,7 +132,11 @@ def test_an_adapter_trained_by_two_processes_has_the_losses_of_one(
 def test_a_model_divided_among_two_processes_is_trained_as_in_one(
     base: Path, data: Path, tmp_path: Path
 ) -> None:
-    words = ["train", "--data", data, "--model", base, "--full", "--steps", 22, "--batch-size", 3,
+    own = tmp_path / "data"
+    shutil.copytree(data, own)
+    one_row = (own / "valid.jsonl").read_text().splitlines()[0]
+    (own / "valid.jsonl").write_text(one_row + "\n")
+    words = ["train", "--data", own, "--model", base, "--full", "--steps", 12, "--batch-size", 3,
              "--micro-size", 1, "--lr", 1e-3, "--mean", "token", "--average", 0.5,
              "--eval-every", 0, "--quiet"]  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
@@ -143,19 +149,36 @@ def test_a_model_divided_among_two_processes_is_trained_as_in_one(
     parameters = [dict(load_model(folder / "model").named_parameters()) for folder in (one, two)]
     for name, parameter in parameters[0].items():
         torch.testing.assert_close(parameters[1][name], parameter, atol=2e-4, rtol=0)
-    shards = sorted(path.name for path in (two / "train" / "step_0000022").iterdir())
+    shards = sorted(path.name for path in (two / "train" / "step_0000012").iterdir())
     assert "model-00001-of-00002.safetensors" in shards
-    # From one process to two, and from two to one.
-    for folder in (one, two):
-        shutil.rmtree(folder / "train" / "step_0000022")
-        (folder / "report.json").unlink()
-    alone, pair = start(1, *words, "--output", two), start(2, *words, "--output", one)
-    found = [*ended(alone), *ended(pair)]
-    assert [code for code, _, _ in found] == [0, 0, 0], found
-    assert "processes from 2 to 1" in found[0][2]
-    assert "not bit-equal" in found[0][2]
-    assert losses(one) == pytest.approx(expected, abs=1e-5)
+    # From two processes to one.
+    shutil.rmtree(two / "train" / "step_0000012")
+    (again,) = ended(start(1, *words, "--output", two))
+    assert again[0] == 0, again
+    assert "processes from 2 to 1" in again[2]
+    assert "not bit-equal" in again[2]
     assert losses(two) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("writers", [1, 2, 3])
+def test_any_number_of_processes_reads_its_rows_of_what_others_wrote(
+    writers: int, tmp_path: Path
+) -> None:
+    whole = {"wide": torch.arange(14.0).view(7, 2), "vector": torch.arange(4.0)}
+    shards = None if writers == 1 else writers
+    files = shard_files(tmp_path, "model", shards)
+    for rank, file in enumerate(files):
+        own = {name: x[slice(*rows_of(len(x), rank, writers))] for name, x in whole.items()}
+        save_own(own, file)
+    stored = StoredTensors(files)
+    assert stored.names() == set(whole)
+    for name, tensor in whole.items():
+        assert torch.equal(stored.get(name), tensor)
+        for readers in (1, 2, 5):
+            pieces = [
+                stored._rows(name, *rows_of(len(tensor), rank, readers)) for rank in range(readers)
+            ]
+            assert torch.equal(torch.cat(pieces), tensor)
 
 
 @pytest.mark.parametrize(
