@@ -16,6 +16,7 @@ from paligemma.errors import CheckpointError, ConfigError
 from paligemma.train.optim_config import OptimConfig, first_matches, pattern_name
 from paligemma.train.rules import STARTS, new_rule
 from paligemma.train.schedule import ScheduleConfig, learning_rate_schedule
+from paligemma.train.sharding import is_divided, own_rows
 
 # Suffix of the averaged parameters in a stored state.
 AVERAGE = "average"
@@ -98,7 +99,7 @@ class Optimizer:
             lr_mult = lr_mults.get(name, ("", 1.0))[1]
             wd_mult = wd_mults.get(name, ("", 0.0))[1]
             groups.setdefault((pattern, lr_mult, wd_mult), []).append(parameter)
-        if config.rule != "adam" and any(_is_divided(p) for p in self._trained.values()):
+        if config.rule != "adam" and any(is_divided(p) for p in self._trained.values()):
             raise ConfigError(
                 f"a model that is divided among processes is trained by adam, got {config.rule}; "
                 "name --parallel replicate, or the rule adam"
@@ -223,7 +224,7 @@ class Optimizer:
     def divided_as(self, name: str) -> Tensor | None:
         """The parameter as which a stored tensor is divided, or None where it is kept whole."""
         parameter = self._trained.get(name.rpartition(".")[0])
-        return parameter if parameter is not None and _is_divided(parameter) else None
+        return parameter if parameter is not None and is_divided(parameter) else None
 
     @torch.no_grad()
     def import_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -266,7 +267,7 @@ class Optimizer:
             state = {}
             for part, one in parts[name].items():
                 stored = tensors[f"{name}.{part}"]
-                if _is_divided(stored):
+                if is_divided(stored):
                     state[part] = stored.clone()
                 else:
                     state[part] = torch.empty_like(one, device=parameter.device).copy_(stored)
@@ -283,9 +284,9 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     torch adds the squares of a whole tensor on a CPU one after the other: in float32 that is 0.4 %
     off at 50 million elements and 3 % at 200 million. Row by row every sum stays short.
     """
-    total = torch.stack([_square(x) for x in tensors if not _is_divided(x)] or [torch.zeros(())])
+    total = torch.stack([_square(x) for x in tensors if not is_divided(x)] or [torch.zeros(())])
     norm = total.sum()
-    divided = [_square(x.to_local()) for x in tensors if _is_divided(x)]  # type: ignore[attr-defined]
+    divided = [_square(own_rows(x)) for x in tensors if is_divided(x)]
     if divided:
         norm = norm.to(divided[0].device) + _over_processes(torch.stack(divided).sum())
     return norm.sqrt().float()
@@ -296,14 +297,8 @@ def _square(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1, dtype=dtype).square().sum()
 
 
-def _is_divided(x: Tensor) -> bool:
-    """Whether this process has some rows of it alone (a DTensor)."""
-    return hasattr(x, "to_local")
-
-
 def _own(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What this process has of some tensors."""
-    return [x.to_local() if hasattr(x, "to_local") else x for x in tensors]
+    return [own_rows(x) for x in tensors]
 
 
 def _over_processes(value: Tensor) -> Tensor:

@@ -72,6 +72,16 @@ def gathered(model: nn.Module) -> Iterator[None]:
             module.set_reshard_after_forward(module is not model, recurse=False)
 
 
+def is_divided(tensor: Tensor) -> bool:
+    """Whether this process has some rows of a tensor alone (a DTensor)."""
+    return hasattr(tensor, "to_local")
+
+
+def own_rows(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor; all of one that is not divided."""
+    return tensor.to_local() if is_divided(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def rows_of(count: int, rank: int, size: int) -> tuple[int, int]:
     """The first row that a process keeps of `count`, and the one after its last."""
     step = -(-count // size)

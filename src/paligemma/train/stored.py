@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paligemma.train.sharding import divided_like, rows_of
+from paligemma.train.sharding import divided_like, is_divided, own_rows, rows_of
 
 
 def shard_files(folder: Path, part: str, shards: int | None) -> tuple[Path, ...]:
@@ -25,11 +27,7 @@ def shard_files(folder: Path, part: str, shards: int | None) -> tuple[Path, ...]
 
 def save_own(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Write what this process has of some tensors."""
-    own = {
-        name: tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        for name, tensor in tensors.items()
-    }
-    save_file({name: tensor.contiguous() for name, tensor in own.items()}, file)
+    save_file({name: own_rows(tensor).contiguous() for name, tensor in tensors.items()}, file)
 
 
 @dataclass(frozen=True)
@@ -42,25 +40,24 @@ class StoredTensors:
 
     files: Sequence[Path]
 
+    @cached_property
+    def _open(self) -> list[Any]:
+        """The files, whose headers are read once."""
+        return [safe_open(path, framework="pt") for path in self.files]
+
     def names(self) -> set[str]:
         """Names of all tensors."""
-        with safe_open(self.files[0], framework="pt") as file:
-            return set(file.keys())
+        return set(self._open[0].keys())
 
     def count(self, name: str) -> int:
         """Number of rows of a tensor, over all shards."""
-        total = 0
-        for path in self.files:
-            with safe_open(path, framework="pt") as file:
-                total += file.get_slice(name).get_shape()[0]
-        return total
+        return sum(file.get_slice(name).get_shape()[0] for file in self._open)
 
     def get(self, name: str) -> Tensor:
         """A whole tensor."""
         if len(self.files) > 1:
             return self._rows(name, 0, self.count(name))
-        with safe_open(self.files[0], framework="pt") as file:
-            return file.get_tensor(name)
+        return self._open[0].get_tensor(name)
 
     def like(self, name: str, template: Tensor | None) -> Tensor:
         """A tensor as this process keeps it: divided if the template is, else whole.
@@ -68,7 +65,7 @@ class StoredTensors:
         Raises:
             ValueError: it has another number of rows than the template.
         """
-        if template is None or not hasattr(template, "to_local"):
+        if template is None or not is_divided(template):
             return self.get(name)
         if self.count(name) != template.shape[0]:
             raise ValueError(f"{name} has {self.count(name)} rows instead of {template.shape[0]}")
@@ -76,9 +73,8 @@ class StoredTensors:
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
         count, pieces = self.count(name), []
-        for rank, path in enumerate(self.files):
-            first, last = rows_of(count, rank, len(self.files))
-            with safe_open(path, framework="pt") as file:
-                here = file.get_slice(name)
-                pieces.append(here[max(start, first) - first : max(0, min(stop, last) - first)])
+        for rank, file in enumerate(self._open):
+            first, last = rows_of(count, rank, len(self._open))
+            here = file.get_slice(name)
+            pieces.append(here[max(start, first) - first : max(0, min(stop, last) - first)])
         return torch.cat(pieces)
