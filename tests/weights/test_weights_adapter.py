@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_hub import FakeHub
+from fake_hub import hub_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -436,20 +436,12 @@ def test_merging_moves_no_layer_beyond_rounding_and_a_broken_update_is_seen(
 def test_an_adapter_of_the_hub_is_loaded_by_its_name_and_revision(
     base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from huggingface_hub import constants
-
     model, _ = base(1)
     adapter = filled(Adapter.new(model, KINDS["plain"]))
     save_adapter(adapter, model, tmp_path / "a", base="owner/base-224")
     (tmp_path / "a" / "adapter_model.bin").write_bytes(b"pickled")
     monkeypatch.chdir(tmp_path)
-    with FakeHub(tmp_path / "a") as hub:
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "notes"))
+    with hub_of(tmp_path / "a", tmp_path, monkeypatch) as hub:
         found = adapter_folder("owner/model@main")
         hub.fault = lambda kind, name: 500
         again = adapter_folder("owner/model@main")

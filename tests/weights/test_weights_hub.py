@@ -9,7 +9,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from fake_hub import FakeHub
+from fake_hub import FakeHub, hub_of
 from huggingface_hub import constants
 from tiny_folder import write_random_tiny
 
@@ -30,15 +30,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with FakeHub(model_folder) as running:
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "notes"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's retries
+    with hub_of(model_folder, tmp_path, monkeypatch) as running:
         yield running
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_hub import COMMIT, FakeHub
+from fake_hub import COMMIT, FakeHub, hub_of
 from huggingface_hub import constants
 from PIL import Image
 
@@ -38,14 +38,7 @@ def write_set(folder: Path, **columns: list[object]) -> Path:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     folder = write_set(tmp_path / "set", question=["what?"], answer=["a wall"])
-    with FakeHub(folder) as running:
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's retries
+    with hub_of(folder, tmp_path, monkeypatch) as running:
         yield running
 
 
