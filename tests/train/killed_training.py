@@ -26,8 +26,8 @@ from paligemma.train.loop import METRICS_FILE, LoopOptions, train
 OPTIONS = LoopOptions(
     total_steps=6, log_every=4, save_every=2, num_workers=0, progress=False, dropout_seed=5
 )
-# Calls to the folder of a run; the first checkpoint takes the first thirty.
-CALLS = 60
+# Calls to the folder of a run that are drawn from, and those before its first checkpoint begins.
+CALLS, EARLY_CALLS = 60, 3
 # What a clock puts into a line.
 _TIMES = ("second", "_s", "time", "rss")
 
@@ -102,7 +102,9 @@ def main(root: Path, num_kills: int) -> None:
     kills: list[str] = []
     while len(kills) < num_kills:
         by_call = len(kills) < num_kills / 2
-        child = begin(folders[-1], rng.randrange(CALLS) if by_call else None)
+        # The first falls on a new folder, before anything of a checkpoint is there.
+        call = rng.randrange(CALLS if kills else EARLY_CALLS)
+        child = begin(folders[-1], call if by_call else None)
         if not by_call:
             time.sleep(rng.uniform(0.0, run_s))
             os.kill(child, signal.SIGKILL)
