@@ -1,0 +1,52 @@
+/* What the products and the decoder step share. Matrices are stored in panels of 16 rows.
+
+   A panel holds 16 neighbouring rows (outputs) of a matrix [n, k], column by column, so that one
+   load brings the weights of several outputs for the same input. The last panel is filled up with
+   zero rows, and k is filled up with zero columns to a multiple of PG_ALIGN_K(kind).
+
+   Bytes of one panel, by kind, with K the filled-up k:
+     PG_F32   float[K][16]
+     PG_BF16  uint16[K/2][16][2]               a pair of columns of each row
+     PG_FP8   uint8[K/2][16][2]                e4m3 without infinities, and a scale a row
+     PG_INT8  int8[K/2][16][2]                 -127..127, and a scale a row
+     PG_INT4  {uint8[4][16][4]; half[16]}[K/32] two columns a byte: column 4q+i of a group in the low
+                                               half of byte [q][row][i], column 16+4q+i in the high
+                                               one; a weight is (code - 8) * scale
+     PG_NF4   {uint8[8][16][4]; uint8[16]; ...} see products.c */
+#ifndef PALIGEMMA_KERNELS_H
+#define PALIGEMMA_KERNELS_H
+#include <stddef.h>
+#include <stdint.h>
+
+enum { PG_F32, PG_BF16, PG_FP8, PG_INT8, PG_INT4, PG_NF4, PG_NUM_KINDS };
+enum { PG_PANEL = 16 };
+
+/* A matrix, or one of several that share panels: `stride` is the distance, in panels, from one panel
+   of this matrix to its next (2 for gate and up, which lie in alternate panels). */
+typedef struct {
+  int32_t kind, n, k, stride;
+  const void *data;   /* its first panel */
+  const float *scale; /* PG_FP8, PG_INT8: float[16] a panel, as far apart as the panels; else unused */
+} pg_matrix;
+
+/* Rows of inputs as a kind of matrix wants them: float for the float kinds, else quantised. */
+typedef struct {
+  int32_t kind, m, k;
+  void *rows;         /* [m][K]: float, int16 (PG_INT8) or int8 (PG_INT4) */
+  float *scale;       /* PG_INT8: [m]; PG_INT4: [m][K/32] */
+  int32_t *start;     /* PG_INT4: [m][K/32], minus eight times the sum of a group */
+} pg_input;
+
+size_t pg_input_bytes(int kind, int m, int k);
+void pg_input_place(pg_input *in, void *memory, int kind, int m, int k); /* memory aligned to 64 */
+void pg_input_row(pg_input *in, int row, const float *x);                /* any thread, any order */
+
+/* y[r * ldy + 0..15] = rows of `in` times panel `panel` of w; only the rows that w has are written. */
+void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int panel);
+
+/* Runs job(argument, thread, num_threads) on all threads of the pool, the caller's among them. */
+typedef void (*pg_job)(void *argument, int thread, int num_threads);
+void pg_run(pg_job job, void *argument);
+int pg_num_threads(void);
+
+#endif
