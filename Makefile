@@ -14,7 +14,7 @@ SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo finetune-demo test check fuzz bench clean distclean
+.PHONY: help demo finetune-demo test check test-kernels fuzz bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,13 @@ check: $(VENV)/ready-dev ## format, lint, types and the order of the rooms
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
 
+test-kernels: $(VENV)/ready-dev ## the compiled kernels under the compiler's sanitizers; a minute
+	mkdir -p build
+	$(CC) -g -O1 -shared -fPIC -pthread -fsanitize=address,undefined -fno-sanitize-recover \
+		-o build/sanitized.so $(wildcard src/paligemma/kernels/*.c) -lm
+	PALIGEMMA_KERNELS=$(CURDIR)/build/sanitized.so ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BIN)/python -m pytest tests/kernels
+
 fuzz: $(VENV)/ready-dev ## try hostile inputs for SECONDS (300) from SEED (0)
 	$(BIN)/python -m tests.fuzz --seed $(SEED) --seconds $(SECONDS)
 
@@ -48,7 +55,7 @@ distclean: clean ## and the virtual environment
 	rm -rf $(VENV)
 
 # torch comes first and alone, so that no other package can choose another build of it.
-$(VENV)/ready-run: pyproject.toml constraints.txt
+$(VENV)/ready-run: pyproject.toml constraints.txt setup.py $(wildcard src/paligemma/kernels/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		f"Python 3.11 or newer is needed, {sys.version.split()[0]} was found; run make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)

@@ -6,13 +6,17 @@
 
    Bytes of one panel, by kind, with K the filled-up k:
      PG_F32   float[K][16]
-     PG_BF16  uint16[K/2][16][2]               a pair of columns of each row
-     PG_FP8   uint8[K/2][16][2]                e4m3 without infinities, and a scale a row
-     PG_INT8  int8[K/2][16][2]                 -127..127, and a scale a row
-     PG_INT4  {uint8[4][16][4]; half[16]}[K/32] two columns a byte: column 4q+i of a group in the low
-                                               half of byte [q][row][i], column 16+4q+i in the high
-                                               one; a weight is (code - 8) * scale
-     PG_NF4   {uint8[8][16][4]; uint8[16]; ...} see products.c */
+     PG_BF16  uint16[K/2][16][2]                a pair of columns of each row
+     PG_FP8   uint8[K][16]                      e4m3 (448 the largest), and a scale a row
+     PG_INT8  int8[K/2][16][2]                  -127..127, and a scale a row
+     PG_INT4  {uint8[4][16][4]; half[16]}[K/32] in byte [q][row][i] column 4q+i of a group of 32
+                                                columns (low half), column 16+4q+i (high half), and
+                                                a scale a group; a weight is (code - 8) * scale
+     PG_NF4   {uint8[32][16]; half[16]}[K/64]   in byte [j][row] column 2j of a block (low half),
+                                                column 2j+1 (high half), and the block's largest
+                                                magnitude; a weight is NF4[code] * magnitude
+
+   Inputs lie in tiles of up to 6 rows: those of a tile side by side, column by column. */
 #ifndef PALIGEMMA_KERNELS_H
 #define PALIGEMMA_KERNELS_H
 #include <stddef.h>
@@ -30,11 +34,12 @@ typedef struct {
 } pg_matrix;
 
 /* Rows of inputs as a kind of matrix wants them: float for the float kinds, else quantised. */
+enum { PG_TILE = 6 };
 typedef struct {
   int32_t kind, m, k;
-  void *rows;         /* [m][K]: float, int16 (PG_INT8) or int8 (PG_INT4) */
-  float *scale;       /* PG_INT8: [m]; PG_INT4: [m][K/32] */
-  int32_t *start;     /* PG_INT4: [m][K/32], minus eight times the sum of a group */
+  void *rows;         /* a tile of r rows: float[K][r]; PG_INT8 int16[K/2][r][2]; PG_INT4 int8[K/4][r][4] */
+  float *scale;       /* PG_INT8: float[m]; PG_INT4: float[K/32][r] a tile */
+  int32_t *start;     /* PG_INT4: int16[K/32][r][2] a tile, minus eight times the sums of a group */
 } pg_input;
 
 size_t pg_input_bytes(int kind, int m, int k);

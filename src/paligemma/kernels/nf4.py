@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 BLOCK, SCALE_BLOCK = 64, 256
 # fmt: off
-_CODE = (
+CODE = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
     -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
     0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
@@ -38,7 +38,7 @@ _QUANTISED_AT_ONCE = 1 << 22
 def tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """What the bytes stand for: of weights int64[256], each two float32; of scales float32[256]."""
     with torch.inference_mode(False):
-        code = torch.tensor(_CODE)
+        code = torch.tensor(CODE)
         pairs = torch.stack([code.repeat_interleave(16), code.repeat(16)], dim=1)
         return pairs.view(torch.int64).flatten().to(device), _scale_code().to(device)
 
@@ -126,7 +126,7 @@ class NF4Linear(nn.Module):
         """
         if weight.shape != (self.out_features, self.in_features):
             raise ValueError(f"the layer has {self.out_features, self.in_features}, {weight.shape}")
-        code = torch.tensor(_CODE)
+        code = torch.tensor(CODE)
         packed, scales = [], []
         for some in weight.detach().reshape(-1).split(_QUANTISED_AT_ONCE):
             values, largest = _scaled(_in_blocks(some.float(), BLOCK))

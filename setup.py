@@ -1,0 +1,39 @@
+"""What pyproject.toml cannot say: a plain C library that may fail to build, for any Python."""
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+KERNELS = "src/paligemma/kernels"
+
+
+class SharedLibrary(build_ext):
+    """A library for ctypes: no symbols of Python, and a name without its version."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return ext.export_symbols
+
+
+class AnyPython(bdist_wheel):
+    """A wheel that depends on the platform and not on Python's version."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "paligemma.kernels._native",
+            [f"{KERNELS}/products.c"],
+            depends=[f"{KERNELS}/kernels.h"],
+            extra_compile_args=["-O3", "-pthread"],
+            libraries=["m"],
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": SharedLibrary, "bdist_wheel": AnyPython},
+)

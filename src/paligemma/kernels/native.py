@@ -1,0 +1,123 @@
+"""The compiled kernels, loaded by ctypes; every other module asks here whether they are there.
+
+The library is plain C (`products.c`, `step.c`), built when the package is installed if there is a
+compiler. Nothing else depends on it: without it products are torch's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from ctypes import c_int, c_size_t, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+
+KINDS = {"f32": 0, "bf16": 1, "fp8": 2, "int8": 3, "int4": 4, "nf4": 5}
+LEVELS = ("plain C", "AVX2")
+# "off" leaves the library alone; a path takes another one.
+VARIABLE = "PALIGEMMA_KERNELS"
+_OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+
+
+class Matrix(ctypes.Structure):
+    """`pg_matrix` of kernels.h."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("n", ctypes.c_int32),
+        ("k", ctypes.c_int32),
+        ("stride", ctypes.c_int32),
+        ("data", c_void_p),
+        ("scale", c_void_p),
+    )
+
+
+_MATRIX = ctypes.POINTER(Matrix)
+# Name -> type of the result, types of the arguments.
+_FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
+    "pg_level": (c_int, ()),
+    "pg_best_level": (c_int, ()),
+    "pg_set_level": (None, (c_int,)),
+    "pg_use_openmp": (None, (c_void_p, c_void_p, c_void_p)),
+    "pg_set_num_threads": (None, (c_int,)),
+    "pg_advise_huge": (None, (c_void_p, c_size_t)),
+    "pg_panel_bytes": (c_size_t, (c_int, c_int)),
+    "pg_pack": (None, (_MATRIX, c_void_p, c_size_t, c_int)),
+    "pg_unpack": (None, (_MATRIX, c_int, c_int, c_void_p)),
+    "pg_multiply": (
+        None,
+        (_MATRIX, c_void_p, c_size_t, c_void_p, c_void_p, c_size_t, c_int),
+    ),
+}
+
+
+def _file() -> Path | None:
+    """The library, or None where it is switched off."""
+    named = os.environ.get(VARIABLE, "")
+    if named == "off":
+        return None
+    return Path(named) if named else Path(__file__).with_name("_native.so")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, or None where they were not built or are switched off."""
+    file = _file()
+    if file is None or not file.exists():
+        return None
+    try:
+        found = ctypes.CDLL(str(file))
+    except OSError:
+        return None
+    for name, (result, arguments) in _FUNCTIONS.items():
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
+    openmp = _openmp_of_torch()
+    if openmp is not None:
+        found.pg_use_openmp(*(ctypes.cast(getattr(openmp, name), c_void_p) for name in _OPENMP))
+    return found
+
+
+def on_all_threads() -> ctypes.CDLL:
+    """The kernels, set to as many threads as torch has.
+
+    Raises:
+        RuntimeError: there are none.
+    """
+    found = library()
+    if found is None:
+        raise RuntimeError(f"the compiled kernels are not there: {describe()}")
+    found.pg_set_num_threads(torch.get_num_threads())
+    return found
+
+
+def describe() -> str:
+    """In words which kernels are in use, and why not the compiled ones where they are not."""
+    file, found = _file(), library()
+    if file is None:
+        return f"torch's products, as ${VARIABLE} is off"
+    if found is None:
+        why = "do not load" if file.exists() else "were not built; install with a C compiler"
+        return f"torch's products; the compiled kernels {why}"
+    pool = "torch's threads" if _openmp_of_torch() is not None else "threads of their own"
+    return f"compiled kernels ({LEVELS[found.pg_level()]}, {pool})"
+
+
+@cache
+def _openmp_of_torch() -> ctypes.CDLL | None:
+    """The GNU OpenMP library that torch has loaded: two pools of threads would fight for cores."""
+    for path in _loaded_libraries():
+        if path.name.startswith("libgomp"):
+            loaded = ctypes.CDLL(str(path))
+            return loaded if all(hasattr(loaded, name) for name in _OPENMP) else None
+    return None
+
+
+def _loaded_libraries() -> list[Path]:
+    if not sys.platform.startswith("linux"):
+        return []
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    return [Path(line.split(maxsplit=5)[5]) for line in lines if "/lib" in line]

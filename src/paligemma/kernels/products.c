@@ -1,0 +1,940 @@
+/* Products of a few or many rows of float32 inputs with a matrix in panels; kernels.h has the layouts.
+
+   Every output is summed column by column in one chain, whatever the number of rows and threads, so
+   a row gets the same bits alone and in a batch. Float kinds multiply in float32. Integer kinds
+   quantise the inputs: int8 takes them in as many bits, up to 14, as the sum leaves room for; int4 in
+   8 bits, with a scale for each group of 32 columns. */
+#include "kernels.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
+#define PAUSE() _mm_pause()
+#else
+#define PAUSE() ((void)0)
+#endif
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 12")
+/* The sum so far stays in its register: gcc would otherwise regroup sums and spill them. */
+#define KEEP(vector) __asm__("" : "+x"(vector))
+#define IN_MEMORY() __asm__ volatile("" ::: "memory")
+
+enum { GROUP = 32, BLOCK = 64 };
+enum { TILE_BYTES = 1 << 17, MANY_ROWS = 2 * PG_TILE, PREFETCH = 2048 };
+
+static const float NF4[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
+    -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+    0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+
+/* ---------------------------------------------------------------- level, threads, memory */
+
+static int level = -1;
+
+int pg_best_level(void) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+#else
+  return 0;
+#endif
+}
+
+int pg_level(void) {
+  if (level < 0) level = pg_best_level();
+  return level;
+}
+
+void pg_set_level(int wanted) { level = wanted < pg_best_level() ? wanted : pg_best_level(); }
+
+/* Threads come from the OpenMP library that torch has loaded, when its functions were given: a
+   second pool would fight with it for the cores. Else from a pool of our own that does not spin. */
+static struct {
+  void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+  int (*thread)(void);
+  int (*team)(void);
+} omp;
+static int num_threads = 1;
+
+typedef struct {
+  pg_job job;
+  void *argument;
+} call;
+
+enum { MAX_THREADS = 256 };
+static struct {
+  pthread_mutex_t use, lock;
+  pthread_cond_t begin, end;
+  int started, left;
+  unsigned generation;
+  call now;
+  int team;
+} pool = {.use = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER,
+          .begin = PTHREAD_COND_INITIALIZER, .end = PTHREAD_COND_INITIALIZER};
+
+void pg_use_openmp(void *parallel, void *thread, void *team) {
+  *(void **)&omp.parallel = parallel;
+  *(void **)&omp.thread = thread;
+  *(void **)&omp.team = team;
+}
+
+int pg_num_threads(void) { return num_threads; }
+
+void pg_set_num_threads(int wanted) {
+  num_threads = wanted < 1 ? 1 : wanted < MAX_THREADS ? wanted : MAX_THREADS;
+}
+
+static void in_team(void *p) {
+  call *c = p;
+  c->job(c->argument, omp.thread(), omp.team());
+}
+
+static void *worker(void *p) {
+  int thread = (int)(intptr_t)p;
+  unsigned seen = 0;
+  pthread_mutex_lock(&pool.lock);
+  for (;;) {
+    while (pool.generation == seen || thread >= pool.team) {
+      seen = pool.generation;
+      pthread_cond_wait(&pool.begin, &pool.lock);
+    }
+    seen = pool.generation;
+    call now = pool.now;
+    int team = pool.team;
+    pthread_mutex_unlock(&pool.lock);
+    now.job(now.argument, thread, team);
+    pthread_mutex_lock(&pool.lock);
+    if (--pool.left == 0) pthread_cond_signal(&pool.end);
+  }
+  return NULL;
+}
+
+static void forget_workers(void) { /* a forked child has none of its parent's threads */
+  pool.started = 0;
+  pthread_mutex_init(&pool.use, NULL);
+  pthread_mutex_init(&pool.lock, NULL);
+}
+
+void pg_run(pg_job job, void *argument) {
+  call now = {job, argument};
+  int team = num_threads;
+  if (team == 1) {
+    job(argument, 0, 1);
+    return;
+  }
+  if (omp.parallel) {
+    omp.parallel(in_team, &now, (unsigned)team, 0);
+    return;
+  }
+  pthread_mutex_lock(&pool.use);
+  if (!pool.started) pthread_atfork(NULL, NULL, forget_workers);
+  while (pool.started < team - 1) {
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, worker, (void *)(intptr_t)(pool.started + 1))) break;
+    pthread_detach(thread);
+    pool.started++;
+  }
+  if (team > pool.started + 1) team = pool.started + 1;
+  pthread_mutex_lock(&pool.lock);
+  pool.now = now;
+  pool.team = team;
+  pool.left = team - 1;
+  pool.generation++;
+  pthread_cond_broadcast(&pool.begin);
+  pthread_mutex_unlock(&pool.lock);
+  job(argument, 0, team);
+  pthread_mutex_lock(&pool.lock);
+  while (pool.left) pthread_cond_wait(&pool.end, &pool.lock);
+  pthread_mutex_unlock(&pool.lock);
+  pthread_mutex_unlock(&pool.use);
+}
+
+void pg_pause(int turns) { /* of a thread that waits for others */
+  if (turns > 4000) sched_yield();
+  else PAUSE();
+}
+
+/* Ask for huge pages under memory that nothing has touched yet: 1.2 to 1.3 times the bandwidth. */
+void pg_advise_huge(void *memory, size_t size) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  uintptr_t page = 4096, start = ((uintptr_t)memory + page - 1) / page * page;
+  uintptr_t end = ((uintptr_t)memory + size) / page * page;
+  if (end > start) madvise((void *)start, end - start, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)size;
+#endif
+}
+
+/* Memory of the calling thread for inputs; it grows and is kept. */
+static void *scratch(size_t size) {
+  static _Thread_local void *memory;
+  static _Thread_local size_t held;
+  if (held < size) {
+    free(memory);
+    held = (size + (1 << 16)) & ~(size_t)63;
+    memory = aligned_alloc(64, held);
+    if (!memory) abort();
+  }
+  return memory;
+}
+
+/* ---------------------------------------------------------------- sizes and numbers */
+
+static int is_float(int kind) { return kind != PG_INT8 && kind != PG_INT4; }
+static int has_row_scale(int kind) { return kind == PG_FP8 || kind == PG_INT8; }
+
+int pg_padded(int kind, int k) {
+  int step = kind == PG_INT4 ? GROUP : kind == PG_NF4 ? BLOCK : 2;
+  return (k + step - 1) / step * step;
+}
+
+/* Bytes of a panel of `columns` columns, a multiple of what the kind groups. */
+INLINE size_t panel_bytes(int kind, size_t columns) {
+  switch (kind) {
+    case PG_F32: return columns * 64;
+    case PG_BF16: return columns * 32;
+    case PG_INT4: return columns * 9;
+    case PG_NF4: return columns / BLOCK * (BLOCK * 8 + 32);
+    default: return columns * 16;
+  }
+}
+
+size_t pg_panel_bytes(int kind, int k) { return panel_bytes(kind, (size_t)pg_padded(kind, k)); }
+
+INLINE const char *panel_of(const pg_matrix *w, int panel) {
+  return (const char *)w->data + (size_t)panel * w->stride * pg_panel_bytes(w->kind, w->k);
+}
+
+INLINE float from_bits(uint32_t u) {
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+INLINE uint32_t to_bits(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  return u;
+}
+INLINE float from_bf16(uint16_t u) { return from_bits((uint32_t)u << 16); }
+INLINE uint16_t to_bf16(float f) {
+  uint32_t u = to_bits(f);
+  if ((u & 0x7fffffff) > 0x7f800000) return (uint16_t)(u >> 16 | 64);
+  return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+static float from_half(uint16_t h) {
+  uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
+  if (rest >= 0x7c00) return from_bits(sign | 0x7f800000 | rest << 13);
+  return from_bits(sign | to_bits(from_bits(rest << 13) * 0x1p112f));
+}
+static uint16_t to_half(float f) { /* to the nearest; what is too large becomes the largest */
+  uint32_t u = to_bits(f), sign = u >> 16 & 0x8000;
+  float a = fabsf(f);
+  if (!(a < 65520.0f)) return (uint16_t)(sign | (a != a ? 0x7e00 : 0x7bff));
+  if (a < 0x1p-14f) return (uint16_t)(sign | (uint32_t)lrintf(a * 0x1p24f));
+  u = to_bits(a);
+  u += 0xfff + (u >> 13 & 1);
+  return (uint16_t)(sign | (u - 0x38000000) >> 13);
+}
+static float from_e4m3(uint8_t b) {
+  return from_half((uint16_t)((b & 0x80) << 8 | (b & 0x7f) << 7)) * 256;
+}
+static uint8_t to_e4m3(float f) { /* magnitudes up to 448 */
+  float a = fabsf(f);
+  uint8_t sign = f < 0 ? 0x80 : 0;
+  if (a < 0x1p-6f) return (uint8_t)(sign | lrintf(a * 512));
+  uint32_t u = to_bits(a < 448 ? a : 448);
+  u += 0x7ffff + (u >> 20 & 1);
+  return (uint8_t)(sign | (u - (120u << 23)) >> 20);
+}
+
+/* ---------------------------------------------------------------- packing */
+
+/* The scale of a group of int4 codes -8..7: of least squared error among those that the rounding to
+   the largest value and two refinements by least squares give. */
+static float int4_scale(const float *w) {
+  float largest = 0;
+  for (int i = 0; i < GROUP; i++)
+    if (fabsf(w[i]) > fabsf(largest)) largest = w[i];
+  if (largest == 0) return 0;
+  float best = 0, best_error = INFINITY;
+  for (int first = -8; first <= 8; first += 16) {
+    float scale = largest / (first < 0 ? -8.0f : 7.5f);
+    for (int turn = 0; turn < 4; turn++) {
+      float inverse = 1 / scale, error = 0, along = 0, square = 0;
+      float rounded = from_half(to_half(scale));
+      for (int i = 0; i < GROUP; i++) {
+        float q = rintf(w[i] * inverse);
+        q = q < -8 ? -8 : q > 7 ? 7 : q;
+        along += w[i] * q;
+        square += q * q;
+        error += (w[i] - q * rounded) * (w[i] - q * rounded);
+      }
+      if (error < best_error) best_error = error, best = scale;
+      if (square == 0 || along == 0) break;
+      scale = along / square;
+    }
+  }
+  return best;
+}
+
+static void pack_int4(const float *w, int columns, int row, char *panel) {
+  for (int g = 0; g < columns / GROUP; g++, w += GROUP) {
+    uint8_t *codes = (uint8_t *)panel + (size_t)g * 288;
+    uint16_t half = to_half(int4_scale(w));
+    float scale = from_half(half), inverse = scale != 0 ? 1 / scale : 0;
+    memcpy(codes + 256 + 2 * row, &half, 2);
+    for (int c = 0; c < GROUP; c++) {
+      float q = rintf(w[c] * inverse);
+      int code = 8 + (int)(q < -8 ? -8 : q > 7 ? 7 : q);
+      uint8_t *byte = codes + (c % 16 / 4) * 64 + row * 4 + c % 4;
+      *byte = (uint8_t)(c < 16 ? code : *byte | code << 4);
+    }
+  }
+}
+
+static void pack_nf4(const float *w, int columns, int row, char *panel) {
+  for (int b = 0; b < columns / BLOCK; b++, w += BLOCK) {
+    uint8_t *codes = (uint8_t *)panel + (size_t)b * (BLOCK * 8 + 32);
+    float largest = 0;
+    for (int c = 0; c < BLOCK; c++) largest = fmaxf(largest, fabsf(w[c]));
+    uint16_t half = to_half(largest);
+    float inverse = half ? 1 / from_half(half) : 0;
+    memcpy(codes + BLOCK * 8 + 2 * row, &half, 2);
+    for (int c = 0; c < BLOCK; c++) {
+      float x = w[c] * inverse;
+      int code = 0;
+      while (code < 15 && x > (NF4[code] + NF4[code + 1]) / 2) code++;
+      uint8_t *byte = codes + (c / 2) * 16 + row;
+      *byte = (uint8_t)(c % 2 ? *byte | code << 4 : code);
+    }
+  }
+}
+
+/* One row float[columns], filled up with zeros, into its place in a panel; returns its scale. */
+static float pack_row(int kind, const float *w, int columns, int row, char *panel) {
+  float largest = 0, scale = 1, inverse = 1;
+  if (has_row_scale(kind)) {
+    for (int c = 0; c < columns; c++) largest = fmaxf(largest, fabsf(w[c]));
+    scale = largest / (kind == PG_INT8 ? 127 : 448);
+    inverse = largest > 0 ? 1 / scale : 0;
+    if (!isfinite(inverse)) scale = 0, inverse = 0; /* all but zero */
+  }
+  switch (kind) {
+    case PG_F32:
+      for (int c = 0; c < columns; c++) ((float *)panel)[c * 16 + row] = w[c];
+      break;
+    case PG_BF16:
+      for (int c = 0; c < columns; c++)
+        ((uint16_t *)panel)[(c / 2) * 32 + row * 2 + c % 2] = to_bf16(w[c]);
+      break;
+    case PG_FP8:
+      for (int c = 0; c < columns; c++)
+        ((uint8_t *)panel)[c * 16 + row] = to_e4m3(w[c] * inverse);
+      break;
+    case PG_INT8:
+      for (int c = 0; c < columns; c++)
+        ((int8_t *)panel)[(c / 2) * 32 + row * 2 + c % 2] = (int8_t)lrintf(w[c] * inverse);
+      break;
+    case PG_INT4: pack_int4(w, columns, row, panel); break;
+    default: pack_nf4(w, columns, row, panel);
+  }
+  return scale;
+}
+
+/* Columns [first, last) of one row of a panel as float, `last - first` a multiple of 64 or to the end. */
+static void unpack_row(int kind, const char *panel, int row, float scale, int columns, float *out) {
+  for (int c = 0; c < columns; c++) {
+    const uint8_t *u8 = (const uint8_t *)panel;
+    uint16_t half;
+    switch (kind) {
+      case PG_F32: out[c] = ((const float *)panel)[c * 16 + row]; break;
+      case PG_BF16:
+        out[c] = from_bf16(((const uint16_t *)panel)[(c / 2) * 32 + row * 2 + c % 2]);
+        break;
+      case PG_FP8: out[c] = from_e4m3(u8[c * 16 + row]) * scale; break;
+      case PG_INT8:
+        out[c] = ((const int8_t *)panel)[(c / 2) * 32 + row * 2 + c % 2] * scale;
+        break;
+      case PG_INT4: {
+        const uint8_t *codes = u8 + (size_t)(c / GROUP) * 288;
+        int in = c % GROUP, byte = codes[(in % 16 / 4) * 64 + row * 4 + in % 4];
+        memcpy(&half, codes + 256 + 2 * row, 2);
+        out[c] = (float)((in < 16 ? byte & 15 : byte >> 4) - 8) * from_half(half);
+        break;
+      }
+      default: {
+        const uint8_t *codes = u8 + (size_t)(c / BLOCK) * (BLOCK * 8 + 32);
+        int in = c % BLOCK, byte = codes[(in / 2) * 16 + row];
+        memcpy(&half, codes + BLOCK * 8 + 2 * row, 2);
+        out[c] = NF4[in % 2 ? byte >> 4 : byte & 15] * from_half(half);
+      }
+    }
+  }
+}
+
+typedef struct {
+  const pg_matrix *w;
+  const void *rows; /* source, or target of unpacking */
+  size_t ld;
+  int narrow, first, last; /* bfloat16 source; rows to unpack */
+  atomic_int next;
+} packing;
+
+static void pack_job(void *p, int thread, int team) {
+  packing *a = p;
+  const pg_matrix *w = a->w;
+  int columns = pg_padded(w->kind, w->k), panel;
+  float *row = calloc((size_t)columns, sizeof(float));
+  if (!row) abort();
+  (void)thread, (void)team;
+  while ((panel = atomic_fetch_add(&a->next, 1)) < (w->n + 15) / 16) {
+    char *at = (char *)panel_of(w, panel);
+    float *scale = (float *)w->scale + (size_t)panel * w->stride * 16;
+    for (int r = 0; r < 16; r++) {
+      int n = panel * 16 + r;
+      if (n >= w->n) memset(row, 0, (size_t)w->k * sizeof(float));
+      else if (!a->narrow)
+        memcpy(row, (const float *)a->rows + (size_t)n * a->ld, (size_t)w->k * sizeof(float));
+      else
+        for (int c = 0; c < w->k; c++)
+          row[c] = from_bf16(((const uint16_t *)a->rows)[(size_t)n * a->ld + c]);
+      float s = pack_row(w->kind, row, columns, r, at);
+      if (has_row_scale(w->kind)) scale[r] = s;
+    }
+  }
+  free(row);
+}
+
+void pg_pack(const pg_matrix *w, const void *rows, size_t ld, int is_bf16) {
+  packing a = {.w = w, .rows = rows, .ld = ld, .narrow = is_bf16};
+  pg_run(pack_job, &a);
+}
+
+static void unpack_job(void *p, int thread, int team) {
+  packing *a = p;
+  const pg_matrix *w = a->w;
+  int columns = pg_padded(w->kind, w->k), step;
+  float *row = malloc((size_t)columns * sizeof(float));
+  if (!row) abort();
+  (void)thread, (void)team;
+  while ((step = atomic_fetch_add(&a->next, 16)) < a->last - a->first)
+    for (int i = step; i < step + 16 && i < a->last - a->first; i++) {
+      int n = a->first + i;
+      float s = 1;
+      if (has_row_scale(w->kind)) s = w->scale[(size_t)(n / 16) * w->stride * 16 + n % 16];
+      unpack_row(w->kind, panel_of(w, n / 16), n % 16, s, columns, row);
+      memcpy((float *)a->rows + (size_t)i * w->k, row, (size_t)w->k * sizeof(float));
+    }
+  free(row);
+}
+
+void pg_unpack(const pg_matrix *w, int first, int last, float *rows) {
+  packing a = {.w = w, .rows = rows, .first = first, .last = last};
+  if (last - first <= 16) unpack_job(&a, 0, 1);
+  else pg_run(unpack_job, &a);
+}
+
+/* ---------------------------------------------------------------- inputs */
+
+size_t pg_input_bytes(int kind, int m, int k) {
+  size_t columns = (size_t)pg_padded(kind, k), rows = (size_t)m;
+  if (kind == PG_INT8) return rows * columns * 2 + rows * 4 + 128;
+  if (kind == PG_INT4) return rows * columns + 2 * (rows * columns / GROUP * 4) + 192;
+  return rows * columns * 4 + 64;
+}
+
+INLINE void *aligned(char *p) { return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)63); }
+
+void pg_input_place(pg_input *in, void *memory, int kind, int m, int k) {
+  size_t columns = (size_t)pg_padded(kind, k), rows = (size_t)m;
+  *in = (pg_input){kind, m, k, memory, NULL, NULL};
+  if (kind == PG_INT8) in->scale = aligned((char *)memory + rows * columns * 2);
+  if (kind == PG_INT4) {
+    in->scale = aligned((char *)memory + rows * columns);
+    in->start = aligned((char *)in->scale + rows * columns / GROUP * 4);
+  }
+}
+
+/* The largest magnitude of an int8 matrix's inputs: a sum of k products fits 32 bits. */
+static float int8_limit(int columns) {
+  float most = floorf(2147483000.0f / (127.0f * (float)columns));
+  return most < 8191 ? most : 8191;
+}
+
+INLINE float largest_of(const float *x, int k) {
+  float lanes[8] = {0}, largest = 0; /* NaN is not larger: it becomes a large negative number */
+  int i = 0;
+  for (; i + 8 <= k; i += 8)
+    for (int j = 0; j < 8; j++) lanes[j] = fabsf(x[i + j]) > lanes[j] ? fabsf(x[i + j]) : lanes[j];
+  for (; i < k; i++) largest = fmaxf(largest, fabsf(x[i]));
+  for (int j = 0; j < 8; j++) largest = fmaxf(largest, lanes[j]);
+  return largest;
+}
+
+INLINE void input_row(pg_input *in, int row, const float *x) {
+  int tile = row / PG_TILE, r = row % PG_TILE, k = in->k, columns = pg_padded(in->kind, k);
+  int rows = in->m - tile * PG_TILE < PG_TILE ? in->m - tile * PG_TILE : PG_TILE;
+  size_t at = (size_t)tile * PG_TILE * columns;
+  if (in->kind == PG_INT8) {
+    int16_t *to = (int16_t *)in->rows + at + 2 * r;
+    float largest = largest_of(x, k), limit = int8_limit(columns);
+    float inverse = largest > 0 ? limit / largest : 0;
+    in->scale[row] = largest / limit;
+    for (int c = 0; c < k; c++) to[(size_t)(c / 2) * rows * 2 + c % 2] = (int16_t)lrintf(x[c] * inverse);
+    if (k < columns) to[(size_t)(k / 2) * rows * 2 + 1] = 0;
+  } else if (in->kind == PG_INT4) {
+    int groups = columns / GROUP;
+    int8_t *to = (int8_t *)in->rows + at + 4 * r;
+    float *scale = in->scale + (size_t)tile * PG_TILE * groups + r;
+    int16_t *start = (int16_t *)(in->start + (size_t)tile * PG_TILE * groups + r);
+    for (int g = 0; g < groups; g++) {
+      int width = k - g * GROUP < GROUP ? k - g * GROUP : GROUP, sums[2] = {0, 0};
+      float largest = largest_of(x + g * GROUP, width), inverse = largest > 0 ? 127 / largest : 0;
+      for (int c = 0; c < GROUP; c++) {
+        int q = c < width ? (int)lrintf(x[g * GROUP + c] * inverse) : 0;
+        to[(size_t)(g * 8 + c / 4) * rows * 4 + c % 4] = (int8_t)q;
+        sums[c % 4 / 2] += q;
+      }
+      scale[(size_t)g * rows] = largest / 127;
+      for (int half = 0; half < 2; half++)
+        start[(size_t)g * rows * 2 + half] = (int16_t)(-8 * sums[half]);
+    }
+  } else {
+    float *to = (float *)in->rows + at + r;
+    for (int c = 0; c < k; c++) to[(size_t)c * rows] = x[c];
+    for (int c = k; c < columns; c++) to[(size_t)c * rows] = 0;
+  }
+}
+
+static void input_row_plain(pg_input *in, int row, const float *x) { input_row(in, row, x); }
+#if defined(__x86_64__)
+AVX2 static void input_row_avx2(pg_input *in, int row, const float *x) { input_row(in, row, x); }
+#endif
+
+void pg_input_row(pg_input *in, int row, const float *x) {
+#if defined(__x86_64__)
+  if (pg_level()) {
+    input_row_avx2(in, row, x);
+    return;
+  }
+#endif
+  input_row_plain(in, row, x);
+}
+
+/* ---------------------------------------------------------------- tiles: 16 outputs of up to 6 rows */
+
+/* Sums of a tile: float, or int32 for PG_INT8. */
+typedef union {
+  float f[PG_TILE][16];
+  int32_t i[PG_TILE][16];
+} sums;
+
+typedef struct { /* a range of columns of a panel and of a tile of inputs */
+  const char *w;
+  const void *x;
+  const float *scale;
+  const int32_t *start;
+  int columns;
+} span;
+
+static void tile_plain(int kind, int m, const span *s, sums *a) {
+  float column[16];
+  for (int c = 0; c < s->columns; c++) {
+    if (kind == PG_INT8) {
+      const int8_t *w = (const int8_t *)s->w + (c / 2) * 32 + c % 2;
+      const int16_t *x = (const int16_t *)s->x + (size_t)(c / 2) * m * 2 + c % 2;
+      for (int r = 0; r < m; r++)
+        for (int i = 0; i < 16; i++) a->i[r][i] += w[2 * i] * x[2 * r];
+      continue;
+    }
+    if (kind == PG_INT4) {
+      int group = c / GROUP, in = c % GROUP, products[16];
+      const uint8_t *w = (const uint8_t *)s->w + (size_t)group * 288;
+      const int8_t *x = (const int8_t *)s->x + (size_t)group * GROUP * m;
+      if (in) continue;
+      for (int r = 0; r < m; r++) {
+        memset(products, 0, sizeof products);
+        for (int j = 0; j < GROUP; j++)
+          for (int i = 0; i < 16; i++) {
+            int byte = w[(j % 16 / 4) * 64 + i * 4 + j % 4];
+            products[i] += ((j < 16 ? byte & 15 : byte >> 4) - 8) * x[((j / 4) * m + r) * 4 + j % 4];
+          }
+        for (int i = 0; i < 16; i++) {
+          uint16_t half;
+          memcpy(&half, w + 256 + 2 * i, 2);
+          float both = from_half(half) * s->scale[group * m + r];
+          a->f[r][i] = fmaf((float)products[i], both, a->f[r][i]);
+        }
+      }
+      continue;
+    }
+    for (int i = 0; i < 16; i++) {
+      const uint8_t *u8 = (const uint8_t *)s->w;
+      if (kind == PG_F32) column[i] = ((const float *)s->w)[c * 16 + i];
+      else if (kind == PG_BF16)
+        column[i] = from_bf16(((const uint16_t *)s->w)[(c / 2) * 32 + i * 2 + c % 2]);
+      else if (kind == PG_FP8) column[i] = from_e4m3(u8[c * 16 + i]);
+      else {
+        const uint8_t *block = u8 + (size_t)(c / BLOCK) * (BLOCK * 8 + 32);
+        int byte = block[(c % BLOCK / 2) * 16 + i];
+        uint16_t half;
+        memcpy(&half, block + BLOCK * 8 + 2 * i, 2);
+        column[i] = NF4[c % 2 ? byte >> 4 : byte & 15] * from_half(half);
+      }
+    }
+    for (int r = 0; r < m; r++)
+      for (int i = 0; i < 16; i++)
+        a->f[r][i] = fmaf(column[i], ((const float *)s->x)[(size_t)c * m + r], a->f[r][i]);
+  }
+}
+
+#if defined(__x86_64__)
+/* 2^-8 of eight e4m3 numbers, by way of half precision; the scale of the row holds the rest. */
+AVX2 INLINE __m256 eight_e4m3(const char *w) {
+  __m128i v = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)w));
+  __m128i sign = _mm_and_si128(v, _mm_set1_epi16((short)0x8000));
+  __m128i rest = _mm_and_si128(_mm_slli_epi16(v, 7), _mm_set1_epi16(0x3f80));
+  return _mm256_cvtph_ps(_mm_or_si128(sign, rest));
+}
+
+/* Eight rows (half 0 or 1) of two neighbouring columns of a float panel, as float. */
+AVX2 INLINE void two_columns(int kind, const char *w, int half, __m256 *even, __m256 *odd) {
+  if (kind == PG_F32) {
+    *even = _mm256_loadu_ps((const float *)w + 8 * half);
+    *odd = _mm256_loadu_ps((const float *)w + 16 + 8 * half);
+  } else if (kind == PG_BF16) {
+    __m256i both = _mm256_loadu_si256((const __m256i *)(w + 32 * half));
+    *even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
+  } else {
+    *even = eight_e4m3(w + 8 * half);
+    *odd = eight_e4m3(w + 16 + 8 * half);
+  }
+}
+
+/* Codes 0..15 of eight rows to NF4's values. */
+AVX2 INLINE __m256 nf4_values(__m256i codes, __m256 low, __m256 high) {
+  __m256 a = _mm256_permutevar8x32_ps(low, codes), b = _mm256_permutevar8x32_ps(high, codes);
+  return _mm256_blendv_ps(a, b, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
+}
+
+AVX2 INLINE void tile_float(int kind, const int m, const span *s, sums *a) {
+  __m256 sum[2][PG_TILE];
+  UNROLL for (int r = 0; r < m; r++)
+    for (int h = 0; h < 2; h++) sum[h][r] = _mm256_loadu_ps(&a->f[r][8 * h]);
+  const char *w = s->w;
+  const float *x = s->x;
+  const size_t step = panel_bytes(kind, 2);
+  for (int c = 0; c < s->columns; c += 2, w += step, x += 2 * m) {
+    _mm_prefetch(w + PREFETCH, _MM_HINT_T0);
+    if (kind == PG_F32) _mm_prefetch(w + PREFETCH + 64, _MM_HINT_T0);
+    UNROLL for (int h = 0; h < 2; h++) {
+      __m256 even, odd;
+      two_columns(kind, w, h, &even, &odd);
+      UNROLL for (int r = 0; r < m; r++) {
+        sum[h][r] = _mm256_fmadd_ps(even, _mm256_broadcast_ss(x + r), sum[h][r]);
+        KEEP(sum[h][r]);
+      }
+      UNROLL for (int r = 0; r < m; r++) {
+        sum[h][r] = _mm256_fmadd_ps(odd, _mm256_broadcast_ss(x + m + r), sum[h][r]);
+        KEEP(sum[h][r]);
+      }
+      if (m > 3) IN_MEMORY(); /* inputs are read again, not kept */
+    }
+  }
+  UNROLL for (int r = 0; r < m; r++)
+    for (int h = 0; h < 2; h++) _mm256_storeu_ps(&a->f[r][8 * h], sum[h][r]);
+}
+
+/* Columns of a float panel widened to PG_F32, for products with many rows. */
+AVX2 static void widen(int kind, const char *w, int columns, float *out) {
+  if (kind == PG_NF4) {
+    __m256 low = _mm256_loadu_ps(NF4), high = _mm256_loadu_ps(NF4 + 8);
+    for (int c = 0; c < columns; c += 2) {
+      const char *block = w + (size_t)(c / BLOCK) * (BLOCK * 8 + 32);
+      for (int h = 0; h < 2; h++) {
+        __m256 scale = _mm256_cvtph_ps(
+            _mm_loadu_si128((const __m128i *)(block + BLOCK * 8 + 16 * h)));
+        __m256i codes = _mm256_cvtepu8_epi32(
+            _mm_loadl_epi64((const __m128i *)(block + (c % BLOCK / 2) * 16 + 8 * h)));
+        __m256 even = nf4_values(_mm256_and_si256(codes, _mm256_set1_epi32(15)), low, high);
+        __m256 odd = nf4_values(_mm256_srli_epi32(codes, 4), low, high);
+        _mm256_storeu_ps(out + c * 16 + 8 * h, _mm256_mul_ps(even, scale));
+        _mm256_storeu_ps(out + c * 16 + 16 + 8 * h, _mm256_mul_ps(odd, scale));
+      }
+    }
+    return;
+  }
+  const size_t step = panel_bytes(kind, 2);
+  for (int c = 0; c < columns; c += 2, w += step)
+    for (int h = 0; h < 2; h++) {
+      __m256 even, odd;
+      if (kind == PG_BF16) two_columns(PG_BF16, w, h, &even, &odd);
+      else two_columns(PG_FP8, w, h, &even, &odd);
+      _mm256_storeu_ps(out + c * 16 + 8 * h, even);
+      _mm256_storeu_ps(out + c * 16 + 16 + 8 * h, odd);
+    }
+}
+
+AVX2 INLINE void tile_nf4(const int m, const span *s, sums *a) {
+  float wide[BLOCK * 16];
+  for (int c = 0; c < s->columns; c += BLOCK) {
+    span part = {.w = (const char *)wide, .x = (const float *)s->x + (size_t)c * m, .columns = BLOCK};
+    widen(PG_NF4, s->w + panel_bytes(PG_NF4, (size_t)c), BLOCK, wide);
+    tile_float(PG_F32, m, &part, a);
+  }
+}
+
+AVX2 INLINE void tile_int8(const int m, const span *s, sums *a) {
+  __m256i sum[2][PG_TILE];
+  UNROLL for (int r = 0; r < m; r++)
+    for (int h = 0; h < 2; h++) sum[h][r] = _mm256_loadu_si256((const __m256i *)&a->i[r][8 * h]);
+  const char *w = s->w;
+  const int16_t *x = s->x;
+  for (int c = 0; c < s->columns; c += 2, w += 32, x += 2 * m) {
+    _mm_prefetch(w + PREFETCH, _MM_HINT_T0);
+    __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
+    __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)));
+    UNROLL for (int r = 0; r < m; r++) {
+      int32_t pair;
+      memcpy(&pair, x + 2 * r, 4);
+      __m256i both = _mm256_set1_epi32(pair);
+      sum[0][r] = _mm256_add_epi32(sum[0][r], _mm256_madd_epi16(low, both));
+      KEEP(sum[0][r]);
+      sum[1][r] = _mm256_add_epi32(sum[1][r], _mm256_madd_epi16(high, both));
+      KEEP(sum[1][r]);
+    }
+  }
+  UNROLL for (int r = 0; r < m; r++)
+    for (int h = 0; h < 2; h++) _mm256_storeu_si256((__m256i *)&a->i[r][8 * h], sum[h][r]);
+}
+
+/* int4: codes 0..15 times int8 inputs, summed in 16 bits over a group: at most 15*127*16 = 30480, and
+   what the start takes off is never more than the whole. */
+AVX2 INLINE void tile_int4(const int m, const span *s, sums *a) {
+  const __m256i four = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
+  const char *w = s->w;
+  const int8_t *x = s->x;
+  const int32_t *start = s->start;
+  const float *scale = s->scale;
+  for (int c = 0; c < s->columns; c += GROUP, w += 288, x += GROUP * m, start += m, scale += m) {
+    __m256i sum[2][PG_TILE];
+    IN_MEMORY(); /* registers are for the sums of the group */
+    for (int line = 0; line < 5; line++) _mm_prefetch(w + PREFETCH + 64 * line, _MM_HINT_T0);
+    UNROLL for (int r = 0; r < m; r++) sum[0][r] = sum[1][r] = _mm256_set1_epi32(start[r]);
+    _Pragma("GCC unroll 1") for (int q = 0; q < 4; q++) {
+      UNROLL for (int h = 0; h < 2; h++) {
+        __m256i both = _mm256_loadu_si256((const __m256i *)(w + q * 64 + h * 32));
+        UNROLL for (int part = 0; part < 2; part++) {
+          __m256i codes = _mm256_and_si256(part ? _mm256_srli_epi16(both, 4) : both, four);
+          UNROLL for (int r = 0; r < m; r++) {
+            int32_t quad;
+            memcpy(&quad, x + ((part * 4 + q) * m + r) * 4, 4);
+            __m256i products = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(quad));
+            sum[h][r] = _mm256_add_epi16(sum[h][r], products);
+            KEEP(sum[h][r]);
+          }
+          if (m > 3) IN_MEMORY();
+        }
+      }
+    }
+    UNROLL for (int h = 0; h < 2; h++) {
+      __m256 own = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(w + 256 + 16 * h)));
+      UNROLL for (int r = 0; r < m; r++) {
+        __m256 total = _mm256_cvtepi32_ps(_mm256_madd_epi16(sum[h][r], one));
+        __m256 both = _mm256_mul_ps(own, _mm256_broadcast_ss(scale + r));
+        float *to = &a->f[r][8 * h];
+        _mm256_storeu_ps(to, _mm256_fmadd_ps(total, both, _mm256_loadu_ps(to)));
+      }
+    }
+  }
+}
+
+#define FOR_ROWS(name, call)                                                      \
+  AVX2 static void name##_1(const span *s, sums *a) { const int m = 1; call; }    \
+  AVX2 static void name##_2(const span *s, sums *a) { const int m = 2; call; }    \
+  AVX2 static void name##_3(const span *s, sums *a) { const int m = 3; call; }    \
+  AVX2 static void name##_4(const span *s, sums *a) { const int m = 4; call; }    \
+  AVX2 static void name##_5(const span *s, sums *a) { const int m = 5; call; }    \
+  AVX2 static void name##_6(const span *s, sums *a) { const int m = 6; call; }
+FOR_ROWS(f32, tile_float(PG_F32, m, s, a))
+FOR_ROWS(bf16, tile_float(PG_BF16, m, s, a))
+FOR_ROWS(fp8, tile_float(PG_FP8, m, s, a))
+FOR_ROWS(int8, tile_int8(m, s, a))
+FOR_ROWS(int4, tile_int4(m, s, a))
+FOR_ROWS(nf4, tile_nf4(m, s, a))
+#define ROWS_OF(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6}
+static void (*const TILES[PG_NUM_KINDS][PG_TILE])(const span *, sums *) = {
+    ROWS_OF(f32), ROWS_OF(bf16), ROWS_OF(fp8), ROWS_OF(int8), ROWS_OF(int4), ROWS_OF(nf4)};
+#endif
+
+INLINE void run_tile(int kind, int m, const span *s, sums *a) {
+#if defined(__x86_64__)
+  if (pg_level()) {
+    TILES[kind][m - 1](s, a);
+    return;
+  }
+#endif
+  tile_plain(kind, m, s, a);
+}
+
+/* ---------------------------------------------------------------- panels and products */
+
+INLINE int tile_rows(const pg_input *in, int tile) {
+  int left = in->m - tile * PG_TILE;
+  return left < PG_TILE ? left : PG_TILE;
+}
+
+/* Columns from `first` on of a panel and a tile of inputs. */
+INLINE span span_of(const pg_input *in, const char *panel, int tile, int first, int columns) {
+  int kind = in->kind, all = pg_padded(kind, in->k), rows = tile_rows(in, tile);
+  size_t unit = kind == PG_INT8 ? 2 : kind == PG_INT4 ? 1 : 4;
+  span s = {.w = panel + panel_bytes(kind, (size_t)first), .columns = columns};
+  s.x = (const char *)in->rows + ((size_t)tile * PG_TILE * all + (size_t)first * rows) * unit;
+  if (kind == PG_INT4) {
+    size_t at = (size_t)tile * PG_TILE * (all / GROUP) + (size_t)(first / GROUP) * rows;
+    s.scale = in->scale + at;
+    s.start = in->start + at;
+  }
+  return s;
+}
+
+/* The sums of a tile become outputs: scaled, with the bias, as far as the matrix has rows. */
+static void finish(const pg_matrix *w, const pg_input *in, const float *bias, int panel, int tile,
+                   const sums *a, float *y, size_t ldy) {
+  int rows = tile_rows(in, tile), width = w->n - panel * 16 < 16 ? w->n - panel * 16 : 16;
+  const float *own = has_row_scale(w->kind) ? w->scale + (size_t)panel * w->stride * 16 : NULL;
+  float factor = w->kind == PG_FP8 && pg_level() ? 256 : 1;
+  for (int r = 0; r < rows; r++) {
+    float out[16], *to = y + (size_t)r * ldy;
+    for (int i = 0; i < 16; i++) {
+      float v = a->f[r][i];
+      if (w->kind == PG_INT8) v = (float)a->i[r][i] * (own[i] * in->scale[tile * PG_TILE + r]);
+      else if (own) v *= own[i] * factor;
+      out[i] = v;
+    }
+    if (bias)
+      for (int i = 0; i < width; i++) out[i] += bias[panel * 16 + i];
+    memcpy(to, out, (size_t)width * sizeof(float));
+  }
+}
+
+void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int panel) {
+  int columns = pg_padded(w->kind, w->k);
+  const char *at = panel_of(w, panel);
+  for (int tile = 0; tile * PG_TILE < in->m; tile++) {
+    sums a;
+    memset(&a, 0, sizeof a);
+    span s = span_of(in, at, tile, 0, columns);
+    run_tile(w->kind, tile_rows(in, tile), &s, &a);
+    finish(w, in, NULL, panel, tile, &a, y + (size_t)tile * PG_TILE * ldy, ldy);
+  }
+}
+
+typedef struct {
+  const pg_matrix *w;
+  const float *x, *bias;
+  float *y;
+  size_t ldx, ldy;
+  pg_input in;
+  atomic_int next_row, rows_ready, next_unit;
+} product;
+
+/* Panels and tiles of a unit of work, and columns of one turn, so that the inputs of a turn stay in
+   the second cache and its weights in the first. */
+enum { UNIT_PANELS = 8, UNIT_TILES = 40 };
+static int turn_columns(int kind) { return kind == PG_INT4 ? 1024 : kind == PG_INT8 ? 512 : 256; }
+
+static void add_bias(const product *a, int panel) {
+  int width = a->w->n - panel * 16 < 16 ? a->w->n - panel * 16 : 16;
+  for (int r = 0; r < a->in.m; r++)
+    for (int i = 0; i < width; i++) a->y[(size_t)r * a->ldy + panel * 16 + i] += a->bias[panel * 16 + i];
+}
+
+/* A unit of a product with many rows: columns are taken in turns, and partial sums wait between
+   them in the memory of the thread. */
+static void unit(const product *a, int first_panel, int first_tile, sums *waiting, float *wide) {
+  const pg_matrix *w = a->w;
+  int kind = w->kind, columns = pg_padded(kind, w->k), panels = (w->n + 15) / 16;
+  int tiles = (a->in.m + PG_TILE - 1) / PG_TILE;
+  int last_panel = first_panel + UNIT_PANELS < panels ? first_panel + UNIT_PANELS : panels;
+  int last_tile = first_tile + UNIT_TILES < tiles ? first_tile + UNIT_TILES : tiles;
+  int step = turn_columns(kind);
+  int widens = 0;
+#if defined(__x86_64__)
+  widens = pg_level() && is_float(kind) && kind != PG_F32;
+#endif
+  memset(waiting, 0, sizeof(sums) * UNIT_PANELS * UNIT_TILES);
+  for (int first = 0; first < columns; first += step) {
+    int num = columns - first < step ? columns - first : step;
+    for (int panel = first_panel; panel < last_panel; panel++) {
+      const char *at = panel_of(w, panel);
+      sums *own = waiting + (panel - first_panel) * UNIT_TILES;
+#if defined(__x86_64__)
+      if (widens) widen(kind, at + panel_bytes(kind, (size_t)first), num, wide);
+#endif
+      for (int tile = first_tile; tile < last_tile; tile++) {
+        span s = span_of(&a->in, at, tile, first, num);
+        if (widens) s.w = (const char *)wide;
+        run_tile(widens ? PG_F32 : kind, tile_rows(&a->in, tile), &s, own + tile - first_tile);
+      }
+    }
+  }
+  for (int panel = first_panel; panel < last_panel; panel++)
+    for (int tile = first_tile; tile < last_tile; tile++)
+      finish(w, &a->in, a->bias, panel, tile,
+             waiting + (panel - first_panel) * UNIT_TILES + tile - first_tile,
+             a->y + (size_t)tile * PG_TILE * a->ldy + panel * 16, a->ldy);
+}
+
+static void product_job(void *p, int thread, int team) {
+  product *a = p;
+  const pg_matrix *w = a->w;
+  int m = a->in.m, panels = (w->n + 15) / 16, row, at;
+  (void)thread;
+  while ((row = atomic_fetch_add(&a->next_row, 1)) < m) {
+    pg_input_row(&a->in, row, a->x + (size_t)row * a->ldx);
+    atomic_fetch_add_explicit(&a->rows_ready, 1, memory_order_release);
+  }
+  for (int turns = 0; atomic_load_explicit(&a->rows_ready, memory_order_acquire) < m; turns++)
+    pg_pause(turns);
+  if (m < MANY_ROWS) {
+    int step = (int)(TILE_BYTES / pg_panel_bytes(w->kind, w->k)), most = panels / (4 * team);
+    step = step > most ? most : step;
+    step = step < 1 ? 1 : step;
+    while ((at = atomic_fetch_add(&a->next_unit, step)) < panels)
+      for (int panel = at; panel < at + step && panel < panels; panel++) {
+        pg_panel(w, &a->in, a->y + panel * 16, a->ldy, panel);
+        if (a->bias) add_bias(a, panel);
+      }
+    return;
+  }
+  int tiles = (m + PG_TILE - 1) / PG_TILE, across = (panels + UNIT_PANELS - 1) / UNIT_PANELS;
+  int units = across * ((tiles + UNIT_TILES - 1) / UNIT_TILES);
+  size_t held = sizeof(sums) * UNIT_PANELS * UNIT_TILES;
+  char *memory = aligned_alloc(64, held + 256 * 16 * sizeof(float));
+  if (!memory) abort();
+  while ((at = atomic_fetch_add(&a->next_unit, 1)) < units)
+    unit(a, at % across * UNIT_PANELS, at / across * UNIT_TILES, (sums *)memory,
+         (float *)(memory + held));
+  free(memory);
+}
+
+/* y[m, n] = x[m, k] w^T + bias, all float32; `bias` may be NULL. */
+void pg_multiply(const pg_matrix *w, const float *x, size_t ldx, const float *bias, float *y,
+                 size_t ldy, int m) {
+  product a = {.w = w, .x = x, .bias = bias, .y = y, .ldx = ldx, .ldy = ldy};
+  pg_input_place(&a.in, scratch(pg_input_bytes(w->kind, m, w->k)), w->kind, m, w->k);
+  pg_run(product_job, &a);
+}

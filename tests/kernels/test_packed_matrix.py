@@ -1,0 +1,186 @@
+"""Matrices in panels: the bytes, the values and the products, beside NumPy and beside torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from paligemma.kernels import native, panels
+from paligemma.kernels.packed_matrix import KINDS, PackedMatrix
+
+# Rows and columns: whole panels and groups, parts of them, one of each, the tower's 4304.
+SHAPES = ((16, 64), (1, 1), (37, 100), (130, 1152), (33, 31), (20, 4304))
+# Rows of inputs: each size of a tile, several tiles, more than one turn of a large product.
+NUM_ROWS = (1, 2, 3, 4, 5, 6, 7, 11, 12, 29, 250)
+# Largest relative error of a product of random numbers, beside the values the bytes stand for: sums
+# in float32, and for integers the rounding of inputs.
+BOUNDS = {"f32": 1e-5, "bf16": 1e-5, "fp8": 1e-5, "nf4": 1e-5, "int8": 1e-3, "int4": 0.02}
+
+
+@pytest.fixture(params=["plain C", "AVX2"])
+def level(request: pytest.FixtureRequest) -> Iterator[int]:
+    library = native.library()
+    if library is None:
+        pytest.skip(native.describe())
+    wanted = native.LEVELS.index(request.param)
+    if library.pg_best_level() < wanted:
+        pytest.skip(f"this CPU has no {request.param}")
+    library.pg_set_level(wanted)
+    yield wanted
+    library.pg_set_level(len(native.LEVELS))
+
+
+def values(kind: str, n: int, k: int, seed: int = 0) -> tuple[torch.Tensor, PackedMatrix]:
+    rows = torch.randn(n, k, generator=torch.Generator().manual_seed(seed)) * 0.02
+    packed = PackedMatrix.empty(kind, n, k)
+    packed.pack(rows)
+    return rows, packed
+
+
+def oracle_int8(packed: PackedMatrix, x: np.ndarray) -> np.ndarray:
+    """int8 with inputs of as many bits, up to 14, as 32-bit sums leave room for."""
+    columns = packed.k + packed.k % 2
+    codes = packed.data.numpy().view(np.int8).reshape(-1, columns // 2, 16, 2)
+    codes = codes.transpose(0, 2, 1, 3).reshape(-1, columns)[: packed.n, : packed.k]
+    limit = np.float32(min(8191.0, np.floor(np.float32(2147483000.0) / np.float32(127 * columns))))
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    inverse = np.where(largest > 0, limit / np.where(largest > 0, largest, 1), 0)
+    inputs = np.rint(x * inverse.astype(np.float32)).astype(np.int64)
+    sums = inputs @ codes.astype(np.int64).T
+    return sums * (largest / limit).astype(np.float64) * packed.scale.numpy()[: packed.n]
+
+
+def oracle_int4(packed: PackedMatrix, x: np.ndarray) -> np.ndarray:
+    """int4 with inputs in 8 bits and a scale for every 32 of them."""
+    k = -(-packed.k // 32) * 32
+    x = np.pad(x, ((0, 0), (0, k - packed.k))).reshape(len(x), -1, 32)
+    largest = np.abs(x).max(axis=2, keepdims=True)
+    inverse = np.where(largest > 0, np.float32(127) / np.where(largest > 0, largest, 1), 0)
+    inputs = np.rint(x * inverse.astype(np.float32)) * (largest / np.float32(127))
+    weights = np.pad(packed.unpack().numpy(), ((0, 0), (0, k - packed.k)))
+    return inputs.reshape(len(x), k).astype(np.float64) @ weights.astype(np.float64).T
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_product_is_that_of_the_values_which_the_bytes_stand_for(kind: str, level: int) -> None:
+    for n, k in SHAPES:
+        _, packed = values(kind, n, k)
+        dense = packed.unpack().double().numpy()
+        for num_rows in NUM_ROWS if level else (1, 5, 13):
+            x = torch.randn(num_rows, k, generator=torch.Generator().manual_seed(num_rows))
+            bias = torch.linspace(-1, 1, n) * 1e-3
+            y = packed.multiply(x, bias).double().numpy() - bias.double().numpy()
+            wanted = x.double().numpy() @ dense.T
+            scale = np.sqrt(
+                (x.double().numpy() ** 2).sum(1, keepdims=True) @ (dense**2).sum(1)[None]
+            )
+            assert np.abs(y - wanted).max() <= (BOUNDS[kind] * scale + 1e-9).max(), (n, k, num_rows)
+            if kind in ("int8", "int4"):
+                exact = (oracle_int8 if kind == "int8" else oracle_int4)(packed, x.numpy())
+                assert np.abs(y - exact).max() <= (2e-6 * scale + 1e-9).max(), (n, k, num_rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_compiled_kernels_and_torch_write_and_read_the_same_bytes(
+    kind: str, level: int
+) -> None:
+    for n, k in SHAPES:
+        rows, packed = values(kind, n, k)
+        by_torch = PackedMatrix.empty(kind, n, k)
+        panels.pack(kind, rows, by_torch.data, by_torch.scale, 1)
+        # int4's scales come from sums, whose last bits depend on the order.
+        least = 0.999 if kind == "int4" else 1.0
+        assert (packed.data == by_torch.data).double().mean() >= least
+        assert torch.equal(packed.scale, by_torch.scale)
+        read = panels.unpack(kind, n, k, packed.data, packed.scale, 1, 0, n)
+        assert torch.equal(packed.unpack(), read)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_gets_the_same_bits_alone_in_a_batch_and_on_any_number_of_threads(kind: str) -> None:
+    _, packed = values(kind, 330, 576)
+    x = torch.randn(250, 576)
+    threads = torch.get_num_threads()
+    y = packed.multiply(x)
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(packed.multiply(x), y)
+        torch.set_num_threads(3)
+        for start, count in ((0, 1), (7, 2), (30, 5), (60, 11), (100, 12)):
+            assert torch.equal(packed.multiply(x[start : start + count]), y[start : start + count])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_matrices_in_alternate_panels_are_those_that_lie_apart(kind: str) -> None:
+    joined = PackedMatrix.empty(kind, 96, 70)
+    each = [values(kind, 48, 70, seed) for seed in (1, 2)]
+    x = torch.randn(7, 70)
+    parts = [joined.part(place, 48, 2) for place in (0, 1)]
+    for part, (rows, _) in zip(parts, each, strict=True):
+        part.pack(rows)
+    for part, (_, alone) in zip(parts, each, strict=True):
+        assert torch.equal(part.multiply(x), alone.multiply(x))
+        assert torch.equal(part.unpack(), alone.unpack())
+        assert torch.equal(part.unpack(17, 40), alone.unpack(17, 40))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_rows_are_packed_as_their_values(kind: str) -> None:
+    rows = torch.randn(37, 66).bfloat16()
+    narrow, wide = PackedMatrix.empty(kind, 37, 66), PackedMatrix.empty(kind, 37, 66)
+    narrow.pack(rows)
+    wide.pack(rows.float())
+    assert torch.equal(narrow.data, wide.data)
+    assert torch.equal(narrow.scale, wide.scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zeros_and_extremes_are_packed_without_harm(kind: str, level: int) -> None:
+    rows = torch.zeros(18, 64)
+    rows[1], rows[2], rows[3, 5] = 1e-40, -1e30, 60000.0
+    packed = PackedMatrix.empty(kind, 18, 64)
+    packed.pack(rows)
+    back = packed.unpack()
+    assert back.isfinite().all()
+    assert torch.equal(back[0], torch.zeros(64))
+    assert (back[3, 5] / 60000 - 1).abs() < 0.07
+    y = packed.multiply(torch.stack([torch.zeros(64), torch.full((64,), 1e-3)]))
+    assert torch.equal(y[0], torch.zeros(18))
+    assert y.isfinite().all()
+
+
+def test_products_by_torch_are_those_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in KINDS:
+        _, packed = values(kind, 50, 200)
+        x = torch.randn(3, 4, 200)
+        bias = torch.randn(50)
+        y = packed.multiply(x, bias)
+        with monkeypatch.context() as patched:
+            patched.setattr(native, "library", lambda: None)
+            by_torch = packed.multiply(x, bias)
+        assert by_torch.shape == y.shape == (3, 4, 50)
+        assert (by_torch - y).norm() <= BOUNDS[kind] * y.norm()
+
+
+def test_int4_is_closer_than_rounding_to_the_largest_value() -> None:
+    rows, packed = values("int4", 64, 512)
+    groups = rows.view(64, -1, 32)
+    largest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))
+    scale = largest / -8
+    plain = ((groups / scale).round().clamp(-8, 7) * scale).view(64, 512)
+    assert (packed.unpack() - rows).norm() < 0.96 * (plain - rows).norm()
+
+
+def test_rows_of_another_size_are_refused() -> None:
+    packed = PackedMatrix.empty("int8", 16, 32)
+    with pytest.raises(ValueError, match="16 x 32"):
+        packed.pack(torch.zeros(16, 31))
+    with pytest.raises(ValueError, match="32 wide"):
+        packed.multiply(torch.zeros(2, 31))
+    with pytest.raises(ValueError, match="needs"):
+        PackedMatrix("int8", 16, 64, packed.data, packed.scale)
