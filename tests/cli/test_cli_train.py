@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -62,6 +64,37 @@ def test_a_codec_of_few_steps_is_trained_and_written_into_a_new_folder(
     assert load_mask_codec(path).config.num_codes == 32
     record = json.loads(path.with_suffix(".json").read_text())
     assert record["options"]["steps"] == record["curve"][-1]["step"] == steps
+    # The same command again changes nothing; another one is another training.
+    before = path.read_bytes()
+    assert train("codec", "--steps", steps, "--output", path, "--resume").exit_code == 0
+    assert path.read_bytes() == before
+    error = train("codec", "--steps", steps, "--output", path, "--seed", 1).exception
+    assert isinstance(error, PaliGemmaError)
+    assert "but seed changed; use another output folder" in str(error)
+    assert path.read_bytes() == before
+
+
+def test_a_codec_training_killed_and_stopped_leaves_the_files_of_a_whole_one(
+    tmp_path: Path,
+) -> None:
+    """Through the program: killed before the first checkpoint, and then stopped by SIGTERM."""
+    script = Path(__file__).with_name("killed_codec.py")
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [-9, 143, 0, 0]
+    assert "the same command goes on where it stopped" in done.stderr
+
+    def left(name: str) -> dict[str, Any]:
+        run = tmp_path / f"{name}.train"
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        names = ("step", "loss", "iou", "codes", "grad_norm", "param_norm", "schedule")
+        files = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*.safe*")}
+        codec = (tmp_path / f"{name}.safetensors").read_bytes()
+        return {"lines": [[line[key] for key in names] for line in lines], "codec": codec, **files}
+
+    assert [line[0] for line in left("whole")["lines"]] == list(range(1, 13))
+    assert "step_0000012/optimizer.safetensors" in left("whole")
+    assert left("cut") == left("whole")
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(100, 50), (200, 100), (1000, 200)])
@@ -97,6 +130,7 @@ def test_a_codec_that_is_there_is_kept_unless_the_user_says_otherwise(
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [
+        (["--resume"], "none began in runs/mask_codec.train; check --output, or leave --resume"),
         (["--steps", "0"], "steps of a codec training must be 1..10000000, got 0"),
         (["--seed", "-1"], "seed of a codec training must be 0..18446744073709551615, got -1"),
         (["--seed", str(2**64)], "seed of a codec training must be 0..18446744073709551615"),

@@ -1,17 +1,20 @@
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from paligemma.errors import ConfigError
-from paligemma.outputs.vqvae import load_mask_codec
+from paligemma.errors import CheckpointError, ConfigError
+from paligemma.outputs.vqvae import MaskCodec, MaskCodecConfig, load_mask_codec
 from paligemma.scenes import LABELS, SceneOptions, draw_scene
 from paligemma.tiny.mask_codec import (
-    MaskCodecProgress,
     MaskCodecTraining,
     MaskSet,
+    MaskSource,
     collect_masks,
     measure_mask_codec,
     train_codec_file,
@@ -20,7 +23,7 @@ from paligemma.tiny.mask_codec import (
 
 EMBEDDED = Path(__file__).parents[2] / "src/paligemma/models/tiny/mask_codec.safetensors"
 TINY = MaskCodecTraining(
-    steps=80,
+    steps=40,
     batch_size=8,
     num_masks=48,
     channels=(8, 8, 16),
@@ -30,7 +33,6 @@ TINY = MaskCodecTraining(
     learning_rate=1e-2,
     warmup_steps=2,
     decay=0.8,
-    report_every=40,
 )
 
 
@@ -44,26 +46,104 @@ def heldout() -> MaskSet:
     return collect_masks(160, split="heldout", first_scene=900)
 
 
-def test_the_loss_falls_and_every_report_arrives(few_masks: MaskSet) -> None:
-    seen: list[MaskCodecProgress] = []
-    codec = train_mask_codec(TINY, masks=few_masks, on_step=seen.append)
-    assert [p.step for p in seen] == [40, 80]
-    assert seen[-1].loss < 0.8 * seen[0].loss
+def curve(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_falls_and_metrics_say_what_was_learnt(few_masks: MaskSet, tmp_path: Path) -> None:
+    codec = train_mask_codec(TINY, tmp_path, masks=few_masks)
+    lines = curve(tmp_path)
+    assert [line["step"] for line in lines] == list(range(2, 41, 2))
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert lines[-1]["iou"] > lines[0]["iou"]
+    assert 1 < lines[-1]["codes"] <= 16
     assert not codec.training
 
 
 def test_a_seed_decides_the_codec_and_leaves_the_global_generator_alone(
-    few_masks: MaskSet,
+    few_masks: MaskSet, tmp_path: Path
 ) -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    short = MaskCodecTraining(**{**vars(TINY), "steps": 4})
-    first, again = (train_mask_codec(short, masks=few_masks).state_dict() for _ in range(2))
+    short = replace(TINY, steps=4)
+    first, again = (
+        train_mask_codec(short, tmp_path / name, masks=few_masks).state_dict() for name in "ab"
+    )
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    other = train_mask_codec(MaskCodecTraining(**{**vars(short), "seed": 1}), masks=few_masks)
-    assert not torch.equal(first["encoder.0.weight"], other.state_dict()["encoder.0.weight"])
+    other = train_mask_codec(replace(short, seed=1), tmp_path / "c", masks=few_masks).state_dict()
+    assert not torch.equal(first["encoder.0.weight"], other["encoder.0.weight"])
+
+
+def test_the_loop_makes_the_updates_of_the_recipe_written_out(
+    few_masks: MaskSet, tmp_path: Path
+) -> None:
+    # No codeword is moved, which alone would draw.
+    options = replace(TINY, steps=6, reseed_below=0.0)
+    found = train_mask_codec(options, tmp_path, masks=few_masks).state_dict()
+    torch.manual_seed(options.seed)
+    codec = MaskCodec(
+        MaskCodecConfig(channels=options.channels, hidden=16, code_dim=8, num_codes=16)
+    )
+    optimizer = torch.optim.AdamW(codec.parameters(), weight_decay=0.0)
+    for step in range(6):
+        masks = MaskSource(options, few_masks).batch(step).masks.float() / 255
+        out = codec.train()(masks)
+        loss = (out.reconstruction - 2 * masks + 1).square().mean() + 0.25 * out.commitment_loss
+        optimizer.zero_grad()
+        loss.backward()
+        for group in optimizer.param_groups:
+            cosine = 0.5 + 0.5 * np.cos(np.pi * max(step - 2, 0) / 4)
+            group["lr"] = 1e-2 * cosine * min(1.0, step / 2)
+        optimizer.step()
+        codec.update_codebook(out.latents, out.codes, decay=0.8)
+    for name, expected in codec.state_dict().items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pass_shows_every_mask_once_and_codewords_are_moved_in_the_first_half(
+    few_masks: MaskSet,
+) -> None:
+    source = MaskSource(TINY, few_masks)
+    first, second = ([source.batch(6 * k + step).masks for step in range(6)] for k in (0, 1))
+    shown = torch.cat(first).flatten(1).numpy()
+    whole = few_masks.masks.reshape(48, -1)
+    np.testing.assert_array_equal(np.unique(shown, axis=0), np.unique(whole, axis=0))
+    assert not torch.equal(torch.cat(first), torch.cat(second))
+    assert [source.batch(step).reseed_below for step in (0, 19, 20, 39)] == [0.5, 0.5, 0, 0]
+
+
+def test_what_is_moved_is_drawn_by_the_step_alone(few_masks: MaskSet, tmp_path: Path) -> None:
+    """A run that is cut at any checkpoint ends as the whole one: weights, codebook, metrics."""
+    options = replace(TINY, steps=20, reseed_below=4.0)
+    whole = train_mask_codec(options, tmp_path / "whole", masks=few_masks).state_dict()
+    unmoved = replace(options, reseed_below=0.0)
+    other = train_mask_codec(unmoved, tmp_path / "unmoved", masks=few_masks).state_dict()
+    assert not torch.equal(whole["_vq_vae._embedding"], other["_vq_vae._embedding"])
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "step_0000020")
+    torch.manual_seed(99)
+    cut = train_mask_codec(options, tmp_path / "cut", masks=few_masks).state_dict()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    learnt = ("step", "loss", "iou", "codes", "grad_norm")
+    found, expected = (
+        [[line[name] for name in learnt] for line in curve(tmp_path / which)]
+        for which in ("cut", "whole")
+    )
+    assert found == expected
+
+
+def test_other_masks_or_options_make_it_another_training(
+    few_masks: MaskSet, tmp_path: Path
+) -> None:
+    options = replace(TINY, steps=2, warmup_steps=1)
+    train_mask_codec(options, tmp_path, masks=few_masks)
+    masks = replace(few_masks, masks=few_masks.masks[::-1].copy())
+    with pytest.raises(CheckpointError, match="but masks changed"):
+        train_mask_codec(options, tmp_path, masks=masks)
+    with pytest.raises(CheckpointError, match="but learning_rate, optim changed"):
+        train_mask_codec(replace(options, learning_rate=1e-4), tmp_path, masks=few_masks)
 
 
 def test_collected_masks_are_what_the_codec_is_shown_later(few_masks: MaskSet) -> None:
@@ -83,20 +163,19 @@ def test_shifted_boxes_show_the_same_objects_otherwise_cut(few_masks: MaskSet) -
 
 def test_a_trained_codec_is_written_with_its_record_and_read_again(tmp_path: Path) -> None:
     path = tmp_path / "codec.safetensors"
-    options = MaskCodecTraining(**{**vars(TINY), "steps": 6, "report_every": 4})
+    options = replace(TINY, steps=6)
     record = train_codec_file(path, options, command="train it", num_heldout=20)
     stored = json.loads(path.with_suffix(".json").read_text())
     assert stored == json.loads(json.dumps(record))
     assert stored["command"] == "train it"
-    assert [point["step"] for point in stored["curve"]] == [4, 6]
+    assert [point["step"] for point in stored["curve"]] == [1, 2, 3, 4, 5, 6]
+    assert stored["curve"][-1].keys() == {"step", "loss", "iou", "codes"}
     assert stored["heldout"]["all"]["num"] == 20
     assert load_mask_codec(path).config.num_codes == 16
 
 
-def test_figures_of_a_codec_with_one_codeword_say_so(few_masks: MaskSet) -> None:
-    codec = train_mask_codec(
-        MaskCodecTraining(**{**vars(TINY), "steps": 3, "num_codes": 1}), masks=few_masks
-    )
+def test_figures_of_a_codec_with_one_codeword_say_so(few_masks: MaskSet, tmp_path: Path) -> None:
+    codec = train_mask_codec(replace(TINY, steps=3, num_codes=1), tmp_path, masks=few_masks)
     figures = measure_mask_codec(codec, few_masks, shifted=few_masks)["all"]
     assert figures["perplexity"] == 1.0
     assert figures["perplexity_by_cell"] == 1.0
@@ -106,11 +185,11 @@ def test_figures_of_a_codec_with_one_codeword_say_so(few_masks: MaskSet) -> None
 
 @pytest.mark.parametrize(
     ("changes", "name"),
-    [({"steps": 0}, "steps"), ({"batch_size": 0}, "batch_size"), ({"warmup_steps": 80}, "warmup")],
+    [({"steps": 0}, "steps"), ({"batch_size": 0}, "batch_size"), ({"warmup_steps": 40}, "warmup")],
 )
 def test_impossible_options_are_refused_by_name(changes: dict[str, int], name: str) -> None:
     with pytest.raises(ConfigError, match=name):
-        MaskCodecTraining(**{**vars(TINY), **changes})
+        replace(TINY, **changes)
 
 
 def test_the_embedded_codec_rebuilds_masks_of_unseen_handwriting_and_signs(

@@ -11,6 +11,7 @@ from paligemma.cli.finetune import TrainGroup, run_finetune
 from paligemma.cli.finetune_options import finetune_options
 from paligemma.cli.options import NamedPath, overwrite_option
 from paligemma.cli.stopping import when_stopped
+from paligemma.errors import ConfigError
 from paligemma.whole_file import require_free
 
 
@@ -100,28 +101,38 @@ def tiny_command(
 )
 @click.option("--steps", type=int, default=None, help="Number of updates; 3600 by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and order.")
+@click.option("--resume", is_flag=True, help="Refuse to begin anew.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
 @overwrite_option
-@when_stopped("begins anew, as nothing was written")
-def codec_command(output: Path, steps: int | None, seed: int, overwrite: bool) -> None:
-    """Train the mask codec on masks of drawn pictures; takes about seven minutes."""
+@when_stopped("goes on where it stopped")
+def codec_command(
+    output: Path, steps: int | None, seed: int, resume: bool, quiet: bool, overwrite: bool
+) -> None:
+    """Train the mask codec on masks of drawn pictures; takes about seven minutes.
+
+    You can stop it at any time: the same command continues where it stopped. Checkpoints and
+    metrics.jsonl lie beside the file, in a folder of its name that ends in .train.
+    """
     from dataclasses import replace
 
-    from tqdm import tqdm
+    from paligemma.tiny.mask_codec import MaskCodecTraining, run_folder, train_codec_file
 
-    from paligemma.tiny.mask_codec import MaskCodecTraining, train_codec_file
-
+    has_begun = run_folder(output).is_dir()
+    if resume and not has_begun:
+        raise ConfigError(
+            f"--resume goes on with a training, and none began in {run_folder(output)}; check "
+            "--output, or leave --resume out to begin one"
+        )
     for path in (output, output.with_suffix(".json")):
-        require_free(path, overwrite=overwrite)
+        # What lies beside its own training was written by it.
+        require_free(path, overwrite=overwrite or has_begun)
     options = replace(MaskCodecTraining(), seed=seed)
     if steps is not None:
         # A short run, to try the command out, warms up for half of it at most.
         warmup_steps = min(options.warmup_steps, steps // 2)
         options = replace(options, steps=steps, warmup_steps=warmup_steps)
     command = f"paligemma train codec --output {output.name} --steps {options.steps} --seed {seed}"
-    with tqdm(total=options.steps, unit="step") as bar:
-        record = train_codec_file(
-            output, options, command=command, on_step=lambda done: bar.update(done.step - bar.n)
-        )
+    record = train_codec_file(output, options, command=command, progress=not quiet)
     click.echo(f"wrote {output}: IoU {record['heldout']['all']['iou']:.3f} on held-out masks")
 
 

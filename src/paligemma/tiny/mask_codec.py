@@ -1,4 +1,4 @@
-"""Training of the mask codec on masks of drawn scenes, and its measurement.
+"""Training of the mask codec on masks of drawn scenes, by the loop of `train`; its measurement.
 
 Recipe of SwinTransformer/AiT `vae/`: squared error on masks scaled to +-1 plus 0.25 times the
 commitment loss, straight-through gradient, a codebook moved by running averages. The codec is
@@ -7,33 +7,38 @@ narrower than the original, because the masks are simpler; dead codewords are re
 Axes: N masks, B masks of a batch.
 """
 
-import logging
+import hashlib
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from paligemma.errors import ConfigError
+from paligemma.json_file import parse_json
 from paligemma.outputs.codec_file import require_codec_suffix
 from paligemma.outputs.masks import MASK_SIZE_PX, crop_mask
 from paligemma.outputs.vqvae import MaskCodec, MaskCodecConfig, load_mask_codec
 from paligemma.scenes import LABELS, SceneOptions, draw_scene
-from paligemma.train.schedule import ScheduleConfig, learning_rate_schedule
+from paligemma.train.loop import METRICS_FILE, LoopOptions, train
+from paligemma.train.mixture import MixedOrder
+from paligemma.train.optim_config import OptimConfig
+from paligemma.train.schedule import ScheduleConfig
 from paligemma.vocab import SEG_PER_MASK
 from paligemma.whole_file import require_writable, write_json
-
-logger = logging.getLogger(__name__)
 
 # Thinner boxes are left out, as AiT leaves them out: their masks have no shape.
 _MIN_SIDE_PX = 2
 # torch's generators take no larger seed.
 _MAX_SEED = 2**64 - 1
 _CHUNK = 256
+# What the record shows of each line of metrics.
+_CURVE = ("step", "loss", "iou", "codes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,6 @@ class MaskCodecTraining:
     decay: float = 0.99
     reseed_below: float = 0.5
     reseed_share: float = 0.5
-    report_every: int = 200
     seed: int = 0
     first_scene: int = 5_000_000
 
@@ -76,7 +80,6 @@ class MaskCodecTraining:
             "batch_size": (1, self.batch_size, 65_536),
             "num_masks": (1, self.num_masks, 1_000_000),
             "warmup_steps": (0, self.warmup_steps, self.steps - 1),
-            "report_every": (1, self.report_every, 10_000_000),
             "seed": (0, self.seed, _MAX_SEED),
         }
         for name, (low, value, high) in rules.items():
@@ -86,22 +89,6 @@ class MaskCodecTraining:
                 )
         if not self.canvas_px:
             raise ConfigError("a codec training needs at least one canvas_px, got none; name one")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskCodecProgress:
-    """One report of a training, averaged over the steps since the last report.
-
-    Attributes:
-        loss: reconstruction loss plus weighted commitment loss.
-        iou: mean overlap of masks and reconstructions, both at 64x64, 0..1.
-        num_live: number of codewords in use.
-    """
-
-    step: int
-    loss: float
-    iou: float
-    num_live: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,92 +142,127 @@ def collect_masks(
     return MaskSet(masks=masks, labels=labels)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskBatch:
+    """Masks of a step.
+
+    Attributes:
+        masks: uint8[B, 64, 64], 255 is foreground.
+        reseed_below: uses a batch below which a codeword is moved onto a latent; 0 moves none.
+    """
+
+    masks: Tensor
+    reseed_below: float
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """Makes the batch of any step; an epoch shows every mask once, in an order of its own."""
+
+    options: MaskCodecTraining
+    data: MaskSet
+
+    def batch(self, step: int) -> MaskBatch:
+        """The batch of a step, counted from 0."""
+        options = self.options
+        places = range(step * options.batch_size, (step + 1) * options.batch_size)
+        rows = [self._order.at(place)[1] for place in places]
+        is_young = step < options.reseed_share * options.steps
+        return MaskBatch(
+            masks=torch.from_numpy(self.data.masks[rows]),
+            reseed_below=options.reseed_below if is_young else 0.0,
+        )
+
+    @cached_property
+    def _order(self) -> MixedOrder:
+        return MixedOrder([len(self.data)], [1.0], (self.options.seed,))
+
+
+class MaskObjective(nn.Module):
+    """Objective of the loop: masks are rebuilt, latents stay near their codewords."""
+
+    def __init__(self, options: MaskCodecTraining) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, codec: MaskCodec, batch: MaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss float32[], with the overlap and the number of codewords in use."""
+        masks = batch.masks.float() / 255
+        out = codec(masks)
+        loss = F.mse_loss(out.reconstruction, 2 * masks - 1)
+        loss = loss + self.options.commitment * out.commitment_loss
+        # No gradient reaches the codebook or is made of it, so it may move before the update.
+        codec.update_codebook(
+            out.latents,
+            out.codes,
+            decay=self.options.decay,
+            reseed_below=batch.reseed_below,
+        )
+        used = torch.tensor(float(len(out.codes.unique())))
+        return loss, {"iou": _ious(out.reconstruction.detach(), masks).mean(), "codes": used}
+
+
 def train_mask_codec(
     options: MaskCodecTraining,
+    folder: Path,
     *,
     masks: MaskSet | None = None,
-    on_step: Callable[[MaskCodecProgress], None] | None = None,
+    progress: bool = False,
 ) -> MaskCodec:
-    """Train a codec; equal options, machine and thread count give an equal codec.
+    """Train a codec, or go on; equal options, machine and thread count give an equal codec.
 
     Args:
+        folder: folder of the checkpoints and of metrics.jsonl.
         masks: training masks; drawn by the options if None.
 
     Returns:
         The codec in evaluation mode, float32.
+
+    Raises:
+        CheckpointError: the folder holds a training with other options or masks.
+        RunError: a loss or a gradient is not finite.
     """
-    data = masks or collect_masks(
+    data = masks or _drawn(options)
+    with torch.random.fork_rng(devices=[]):
+        # The weights, and codewords that are moved, draw from torch's global generator.
+        torch.manual_seed(options.seed)
+        codec = MaskCodec(
+            MaskCodecConfig(
+                channels=options.channels,
+                hidden=options.hidden,
+                code_dim=options.code_dim,
+                num_codes=options.num_codes,
+            )
+        )
+        # Twice as fast on a CPU, with equal values.
+        codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        schedule = ScheduleConfig(decay_type="cosine", warmup_steps=options.warmup_steps)
+        train(
+            codec,
+            MaskObjective(options),
+            MaskSource(options, data),
+            OptimConfig(
+                lr=options.learning_rate, grad_clip_norm=None, schedule=((".*", schedule),)
+            ),
+            LoopOptions(
+                total_steps=options.steps,
+                log_every=max(1, min(50, options.steps // 20)),
+                save_every=max(10, min(250, options.steps // 10)),
+                num_workers=0,
+                progress=progress,
+                dropout_seed=options.seed,
+            ),
+            folder,
+            settings={**asdict(options), "masks": hashlib.sha256(data.masks.tobytes()).hexdigest()},
+        )
+    codec.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return codec
+
+
+def _drawn(options: MaskCodecTraining) -> MaskSet:
+    return collect_masks(
         options.num_masks, canvas_px=options.canvas_px, first_scene=options.first_scene
     )
-    with torch.random.fork_rng(devices=[]):
-        # The weights and `update_codebook` draw from torch's global generator.
-        torch.manual_seed(options.seed)
-        return _train(options, torch.from_numpy(data.masks), on_step)
-
-
-def _train(
-    options: MaskCodecTraining,
-    masks: torch.Tensor,
-    on_step: Callable[[MaskCodecProgress], None] | None,
-) -> MaskCodec:
-    """Run the training loop over masks uint8[N, 64, 64]."""
-    codec = MaskCodec(
-        MaskCodecConfig(
-            channels=options.channels,
-            hidden=options.hidden,
-            code_dim=options.code_dim,
-            num_codes=options.num_codes,
-        )
-    ).train()
-    # Twice as fast on a CPU, with equal values.
-    codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(
-        codec.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True
-    )
-    schedule = learning_rate_schedule(
-        ScheduleConfig(decay_type="cosine", warmup_steps=options.warmup_steps),
-        total_steps=options.steps,
-    )
-    losses: list[float] = []
-    ious: list[float] = []
-    used = torch.zeros(options.num_codes, dtype=torch.bool)
-    for step in range(options.steps):
-        batch = masks[torch.randint(len(masks), (options.batch_size,))].float() / 255
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * schedule(step)
-        out = codec(batch)
-        loss = F.mse_loss(out.reconstruction, 2 * batch - 1)
-        loss = loss + options.commitment * out.commitment_loss
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        is_young = step < options.reseed_share * options.steps
-        codec.update_codebook(
-            out.latents,
-            out.codes,
-            decay=options.decay,
-            reseed_below=options.reseed_below if is_young else 0.0,
-        )
-        losses.append(loss.item())
-        ious.append(float(_ious(out.reconstruction.detach(), batch).mean()))
-        used[out.codes.flatten()] = True
-        if (step + 1) % options.report_every == 0 or step + 1 == options.steps:
-            progress = MaskCodecProgress(
-                step=step + 1,
-                loss=float(np.mean(losses)),
-                iou=float(np.mean(ious)),
-                num_live=int(used.sum()),
-            )
-            logger.info(
-                "step %d loss %.4f IoU %.4f codes %d",
-                *(progress.step, progress.loss, progress.iou, progress.num_live),
-            )
-            if on_step:
-                on_step(progress)
-            losses, ious = [], []
-            used.zero_()
-    codec.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return codec.eval()
 
 
 def _ious(reconstruction: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -305,45 +327,44 @@ def _entropy_bits(values: np.ndarray) -> float:
     return float(-(share * np.log2(share)).sum())
 
 
+def run_folder(path: Path) -> Path:
+    """Where the training of a codec keeps checkpoints and metrics: beside the codec's file."""
+    return path.with_suffix(".train")
+
+
 def train_codec_file(
     path: str | Path,
     options: MaskCodecTraining,
     *,
     command: str = "",
     num_heldout: int = 2000,
-    on_step: Callable[[MaskCodecProgress], None] | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Train a codec, measure it on held-out masks, and write it with its record.
+
+    The same call goes on with a training that was stopped; see `run_folder`.
 
     Args:
         path: file of the codec, ending in `.safetensors` or `.npz`; stored as float16, with the
             record beside it as `.json`.
 
     Returns:
-        The record: command, options, wall time in seconds, curve and figures.
+        The record: command, options, seconds of drawing and of training, curve and figures.
 
     Raises:
-        CheckpointError: the path has another suffix.
-        ConfigError: the folder cannot be made or written.
+        CheckpointError: the path has another suffix, or a training with other options began there.
+        ConfigError: the folder cannot be made or written, or another process writes to it.
+        RunError: a loss or a gradient is not finite.
     """
     path = Path(path)
+    folder = run_folder(path)
     # Drawing and training take minutes; a path that cannot be written is refused before them.
     require_codec_suffix(path)
-    require_writable(path.parent)
-    curve: list[dict[str, Any]] = []
-
-    def record_step(progress: MaskCodecProgress) -> None:
-        curve.append({k: round(v, 5) for k, v in asdict(progress).items()})
-        if on_step:
-            on_step(progress)
-
+    require_writable(folder)
     began = time.monotonic()
-    masks = collect_masks(
-        options.num_masks, canvas_px=options.canvas_px, first_scene=options.first_scene
-    )
+    masks = _drawn(options)
     drawn = time.monotonic()
-    codec = train_mask_codec(options, masks=masks, on_step=record_step)
-    ended = time.monotonic()
+    codec = train_mask_codec(options, folder, masks=masks, progress=progress)
     codec.save(path, dtype="float16")
 
     # Measured as stored: rounding to float16 moves codewords.
@@ -351,15 +372,18 @@ def train_codec_file(
         collect_masks(num_heldout, split="heldout", canvas_px=options.canvas_px, box_shift_px=px)
         for px in (0, 1)
     )
+    metrics = folder / METRICS_FILE
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    curve = [parse_json(line) for line in lines]
     record = {
         "command": command,
         "options": asdict(options),
         "drawing_s": round(drawn - began, 1),
-        "training_s": round(ended - drawn, 1),
+        "training_s": round(sum(point.get("seconds", 0.0) for point in curve), 1),
         "threads": torch.get_num_threads(),
         "num_parameters": sum(p.numel() for p in codec.parameters()),
         "heldout": measure_mask_codec(load_mask_codec(path), heldout, shifted=shifted),
-        "curve": curve,
+        "curve": [{name: point[name] for name in _CURVE if name in point} for point in curve],
     }
     write_json(path.with_suffix(".json"), record)
     return record

@@ -217,8 +217,13 @@ class Optimizer:
         return tensors, {"steps_done": self.steps_done}
 
     def _starts(self, parameter: Tensor) -> dict[str, Tensor]:
-        """The parts of a parameter's state, with nothing in them."""
-        empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        """The parts of a parameter's state, with nothing in them.
+
+        They lie as the parameter lies: the fused kernel pairs elements by their place in memory.
+        """
+        empty = torch.empty_strided(
+            parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta"
+        )
         return STARTS[self.config.rule](empty)
 
     def divided_as(self, name: str) -> Tensor | None:
