@@ -28,7 +28,7 @@ setup(
     ext_modules=[
         Extension(
             "paligemma.kernels._native",
-            [f"{KERNELS}/products.c"],
+            [f"{KERNELS}/products.c", f"{KERNELS}/limits.c"],
             depends=[f"{KERNELS}/kernels.h"],
             extra_compile_args=["-O3", "-pthread"],
             libraries=["m"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from ctypes import c_int, c_size_t, c_void_p
+from ctypes import c_double, c_int, c_long, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -45,6 +45,8 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "pg_set_num_threads": (None, (c_int,)),
     "pg_advise_huge": (None, (c_void_p, c_size_t)),
     "pg_panel_bytes": (c_size_t, (c_int, c_int)),
+    "pg_read_speed": (c_double, (c_void_p, c_size_t)),
+    "pg_peak_speed": (c_double, (c_int, c_long)),
     "pg_pack": (None, (_MATRIX, c_void_p, c_size_t, c_int)),
     "pg_unpack": (None, (_MATRIX, c_int, c_int, c_void_p)),
     "pg_multiply": (

@@ -657,6 +657,28 @@ AVX2 INLINE void tile_float(int kind, const int m, const span *s, sums *a) {
     for (int h = 0; h < 2; h++) _mm256_storeu_ps(&a->f[r][8 * h], sum[h][r]);
 }
 
+/* A whole tile of widened columns that lie in the first cache. */
+AVX2 static void wide_tile(const span *s, sums *a) {
+  __m256 low[PG_TILE], high[PG_TILE];
+  UNROLL for (int r = 0; r < PG_TILE; r++) {
+    low[r] = _mm256_loadu_ps(&a->f[r][0]);
+    high[r] = _mm256_loadu_ps(&a->f[r][8]);
+  }
+  const float *w = (const float *)s->w, *x = s->x;
+  for (int c = 0; c < s->columns; c++, w += 16, x += PG_TILE) {
+    __m256 first = _mm256_loadu_ps(w), second = _mm256_loadu_ps(w + 8);
+    UNROLL for (int r = 0; r < PG_TILE; r++) {
+      __m256 input = _mm256_broadcast_ss(x + r);
+      low[r] = _mm256_fmadd_ps(first, input, low[r]);
+      high[r] = _mm256_fmadd_ps(second, input, high[r]);
+    }
+  }
+  UNROLL for (int r = 0; r < PG_TILE; r++) {
+    _mm256_storeu_ps(&a->f[r][0], low[r]);
+    _mm256_storeu_ps(&a->f[r][8], high[r]);
+  }
+}
+
 /* Columns of a float panel widened to PG_F32, for products with many rows. */
 AVX2 static void widen(int kind, const char *w, int columns, float *out) {
   if (kind == PG_NF4) {
@@ -733,22 +755,23 @@ AVX2 INLINE void tile_int4(const int m, const span *s, sums *a) {
     IN_MEMORY(); /* registers are for the sums of the group */
     for (int line = 0; line < 5; line++) _mm_prefetch(w + PREFETCH + 64 * line, _MM_HINT_T0);
     UNROLL for (int r = 0; r < m; r++) sum[0][r] = sum[1][r] = _mm256_set1_epi32(start[r]);
-    _Pragma("GCC unroll 1") for (int q = 0; q < 4; q++) {
-      UNROLL for (int h = 0; h < 2; h++) {
-        __m256i both = _mm256_loadu_si256((const __m256i *)(w + q * 64 + h * 32));
-        UNROLL for (int part = 0; part < 2; part++) {
-          __m256i codes = _mm256_and_si256(part ? _mm256_srli_epi16(both, 4) : both, four);
-          UNROLL for (int r = 0; r < m; r++) {
-            int32_t quad;
-            memcpy(&quad, x + ((part * 4 + q) * m + r) * 4, 4);
-            __m256i products = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(quad));
-            sum[h][r] = _mm256_add_epi16(sum[h][r], products);
-            KEEP(sum[h][r]);
-          }
-          if (m > 3) IN_MEMORY();
+    _Pragma("GCC unroll 1") for (int q = 0; q < 4; q++)
+      UNROLL for (int part = 0; part < 2; part++) {
+        __m256i low = _mm256_loadu_si256((const __m256i *)(w + q * 64));
+        __m256i high = _mm256_loadu_si256((const __m256i *)(w + q * 64 + 32));
+        low = _mm256_and_si256(part ? _mm256_srli_epi16(low, 4) : low, four);
+        high = _mm256_and_si256(part ? _mm256_srli_epi16(high, 4) : high, four);
+        UNROLL for (int r = 0; r < m; r++) {
+          int32_t quad;
+          memcpy(&quad, x + ((part * 4 + q) * m + r) * 4, 4);
+          __m256i inputs = _mm256_set1_epi32(quad);
+          sum[0][r] = _mm256_add_epi16(sum[0][r], _mm256_maddubs_epi16(low, inputs));
+          KEEP(sum[0][r]);
+          sum[1][r] = _mm256_add_epi16(sum[1][r], _mm256_maddubs_epi16(high, inputs));
+          KEEP(sum[1][r]);
         }
+        if (m > 3) IN_MEMORY();
       }
-    }
     UNROLL for (int h = 0; h < 2; h++) {
       __m256 own = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(w + 256 + 16 * h)));
       UNROLL for (int r = 0; r < m; r++) {
@@ -886,8 +909,15 @@ static void unit(const product *a, int first_panel, int first_tile, sums *waitin
 #endif
       for (int tile = first_tile; tile < last_tile; tile++) {
         span s = span_of(&a->in, at, tile, first, num);
+        int rows = tile_rows(&a->in, tile);
         if (widens) s.w = (const char *)wide;
-        run_tile(widens ? PG_F32 : kind, tile_rows(&a->in, tile), &s, own + tile - first_tile);
+#if defined(__x86_64__)
+        if (rows == PG_TILE && (widens || (kind == PG_F32 && pg_level()))) {
+          wide_tile(&s, own + tile - first_tile);
+          continue;
+        }
+#endif
+        run_tile(widens ? PG_F32 : kind, rows, &s, own + tile - first_tile);
       }
     }
   }
