@@ -363,7 +363,7 @@ def test_what_the_first_process_could_not_do_is_no_wrong_input_of_the_others(
     monkeypatch: pytest.MonkeyPatch, raised: Exception, told: type[PaliGemmaError]
 ) -> None:
     sent: list[object] = []
-    monkeypatch.setattr(dist, "broadcast_object_list", lambda said, device: sent.extend(said))
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda said, **_: sent.extend(said))
 
     def fail() -> None:
         raise raised

@@ -205,6 +205,7 @@ def run_finetune(
         device=device,
         progress=not quiet,
         hang_after=options["hang_after"],
+        save=options["save"],
         parallel=options["parallel"],
         resume=options["resume"],
         init_from=options["init_from"],

@@ -128,6 +128,12 @@ _OPTIONS = (
         help="Seconds after which a step that hangs ends the run; 1800 by default.",
     ),
     click.option(
+        "--save",
+        metavar="NAME",
+        default="background",
+        help="Checkpoints: background (default; a copy in the host's memory) or inline.",
+    ),
+    click.option(
         "--checkpointing", is_flag=True, default=None, help="Less memory, a third more time."
     ),
     click.option(

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from paligemma.errors import CheckpointError, ConfigError
 from paligemma.json_file import read_json
 from paligemma.train.distributed import World, world
 from paligemma.train.optim import Optimizer
-from paligemma.train.sharding import is_sharded
+from paligemma.train.sharding import is_sharded, own_rows
 from paligemma.train.stored import StoredTensors, save_own, shard_files
 from paligemma.weights.hashes import sha256
 from paligemma.whole_file import staging_folder, write_json
@@ -65,6 +66,29 @@ class TrainState:
         return {name: tensor for name, tensor in tensors.items() if name in trained}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What a checkpoint of one step holds.
+
+    Attributes:
+        parts: tensors by part and name; of a divided model the rows of this process.
+        counters: those of the optimiser.
+        run: configuration of the run.
+        beside: further state of the loop.
+        shards: number of processes that write a file each; None where there is one file.
+    """
+
+    parts: Mapping[str, Mapping[str, Tensor]]
+    counters: Mapping[str, Any]
+    run: Mapping[str, Any]
+    beside: Mapping[str, Any]
+    shards: int | None
+
+    @property
+    def step(self) -> int:
+        return int(self.counters["steps_done"])
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """List the complete checkpoints of a run, oldest first."""
     if not folder.is_dir():
@@ -72,21 +96,67 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
+def take_snapshot(
+    state: TrainState,
+    meta: Mapping[str, Any],
+    beside: Mapping[str, Any] | None = None,
+    *,
+    copied: bool = True,
+) -> Snapshot:
+    """What a checkpoint holds now.
+
+    Args:
+        meta: configuration of the run, stored as JSON; a run that resumes must have the same.
+        beside: further state of the loop, as JSON holds it.
+        copied: whether later steps leave it alone: what they may change is copied, to the memory
+            of the host. Without that it is written before the next step.
+    """
+    moments, counters = state.optimizer.export_state()
+    parts = {
+        "model": state.model_tensors(),
+        "objective": state.objective.state_dict(),
+        "optimizer": moments,
+    }
+    frozen = {name for name, p in state.model.named_parameters() if not p.requires_grad}
+
+    def own(part: str, name: str, tensor: Tensor) -> Tensor:
+        tensor = own_rows(tensor).detach()
+        stays = part == "model" and name in frozen and tensor.device.type == "cpu"
+        return tensor if stays or not copied else tensor.to("cpu", copy=True)
+
+    return Snapshot(
+        parts={
+            part: {name: own(part, name, tensor) for name, tensor in tensors.items()}
+            for part, tensors in parts.items()
+        },
+        counters=counters,
+        run=meta,
+        beside=deepcopy(dict(beside or {})),
+        shards=world().size if is_sharded(state.model) else None,
+    )
+
+
 def save_checkpoint(
     folder: Path,
     state: TrainState,
-    meta: dict[str, Any],
+    meta: Mapping[str, Any],
     *,
     beside: Mapping[str, Any] | None = None,
     keep: int = KEPT,
 ) -> Path:
+    """Take a snapshot and write it, before anything else happens; see both."""
+    here = world() if is_sharded(state.model) else World()
+    taken = take_snapshot(state, meta, beside, copied=False)
+    return write_snapshot(folder, taken, here, keep=keep)
+
+
+def write_snapshot(folder: Path, taken: Snapshot, here: World, *, keep: int = KEPT) -> Path:
     """Write `folder/step_NNNNNNN` and delete all checkpoints but the newest up to this one.
 
     Later ones are those that `resume` passed over. It survives a power cut once this returns.
 
     Args:
-        meta: configuration of the run, stored as JSON; a run that resumes must have the same.
-        beside: further state of the loop, as JSON holds it.
+        here: the processes that write together; one alone unless the model is divided.
         keep: number of checkpoints that stay.
 
     Returns:
@@ -95,29 +165,21 @@ def save_checkpoint(
     Raises:
         CheckpointError: it cannot be written; older ones stay.
     """
-    moments, counters = state.optimizer.export_state()
-    target = folder / f"step_{counters['steps_done']:07d}"
-    here = world() if is_sharded(state.model) else World()
-    shards = here.size if is_sharded(state.model) else None
-    parts = {
-        "model": state.model_tensors(),
-        "objective": state.objective.state_dict(),
-        "optimizer": moments,
-    }
+    target = folder / f"step_{taken.step:07d}"
     try:
         with ExitStack() as stack:
             staging = here.on_first(lambda: stack.enter_context(staging_folder(target)))
             digests = {}
-            for name, tensors in parts.items():
-                file = shard_files(staging, name, shards)[here.rank]
+            for name, tensors in taken.parts.items():
+                file = shard_files(staging, name, taken.shards)[here.rank]
                 save_own(tensors, file)
                 _sync(file)
                 digests[file.name.removesuffix(".safetensors")] = sha256(file)
             record = {
-                "counters": counters,
-                "run": meta,
-                "beside": dict(beside or {}),
-                "shards": shards,
+                "counters": taken.counters,
+                "run": taken.run,
+                "beside": taken.beside,
+                "shards": taken.shards,
                 "sha256": dict(here.gathered(list(digests.items()))),
             }
 
@@ -128,7 +190,7 @@ def save_checkpoint(
                 _sync(folder)
 
             here.on_first(publish)
-        here.on_first(lambda: _tidy(folder, counters["steps_done"], keep))
+        here.on_first(lambda: _tidy(folder, taken.step, keep))
     except (ConfigError, OSError, SafetensorError) as error:
         before = [path.name for path in checkpoints(folder)]
         resumed = f"the run goes on from {before[-1]}" if before else "the run begins anew"

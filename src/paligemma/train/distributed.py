@@ -43,15 +43,25 @@ class World:
         rank: number of this one; the first alone writes, logs and shows bars.
         size: how many there are.
         device: where what they exchange lies.
+        group: what they exchange it over; None is what `joined` made.
     """
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
+    group: Any = None
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    def apart(self) -> World:
+        """The same processes on the CPU, for a second thread of each: both may exchange at once."""
+        if self.size == 1:
+            return self
+        with _together():
+            group = dist.new_group(backend="gloo", timeout=_MAX_WAIT)
+        return World(self.rank, self.size, group=group)
 
     def share(self, number: int) -> range:
         """The places of this process's contiguous share of some rows."""
@@ -72,11 +82,11 @@ class World:
             except Exception as error:
                 with _together():
                     dist.broadcast_object_list(
-                        [None, _plain(error)], device=torch.device(self.device)
+                        [None, _plain(error)], device=torch.device(self.device), group=self.group
                     )
                 raise
         with _together():
-            dist.broadcast_object_list(told, device=torch.device(self.device))
+            dist.broadcast_object_list(told, device=torch.device(self.device), group=self.group)
         if told[1] is not None:
             raise told[1]
         return told[0]
@@ -87,7 +97,7 @@ class World:
             return own
         lists: list[Any] = [None] * self.size
         with _together():
-            dist.all_gather_object(lists, own)
+            dist.all_gather_object(lists, own, group=self.group)
         return [one for some in lists for one in some]
 
     def summed(self, values: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
@@ -97,7 +107,7 @@ class World:
             return held
         flat = torch.stack([x.detach().to(self.device, torch.float64) for x in held.values()])
         with _together():
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self.group)
         return dict(zip(held, flat, strict=True))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -123,7 +133,7 @@ class World:
             return
         flat = torch.cat([x.reshape(-1) for x in bucket])
         with _together():
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self.group)
         pieces = flat.split([x.numel() for x in bucket])
         for own, piece in zip(bucket, pieces, strict=True):
             own.copy_(piece.view_as(own))

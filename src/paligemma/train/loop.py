@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol
@@ -22,11 +21,12 @@ from tqdm import tqdm
 from paligemma.errors import ConfigError, RunError
 from paligemma.json_file import parse_json
 from paligemma.one_writer import one_writer
-from paligemma.train.checkpoint import TrainState, resume, save_checkpoint
+from paligemma.train.checkpoint import TrainState, resume
 from paligemma.train.data import BatchSource, MicroBatches, batches
 from paligemma.train.distributed import world
 from paligemma.train.optim import Optimizer
 from paligemma.train.optim_config import OptimConfig
+from paligemma.train.saving import Saver
 from paligemma.train.schedule import ScheduleConfig
 from paligemma.train.sharding import computed, gathered, is_sharded
 from paligemma.train.watchdog import Watchdog
@@ -40,8 +40,8 @@ METRICS_FILE = "metrics.jsonl"
 _MAX_STEPS = 1_000_000_007
 # Keeps the seeds of the parts of a step apart from those of other steps.
 _PLACE_STRIDE = 0x9E3779B97F4A7C15
-# Logged by nobody: how many processes are asked to end.
-_ASKED = "asked"
+# Logged by nobody: how many processes are asked to end, and how many could not save.
+_ASKED, _UNSAVED = "asked", "unsaved"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,8 @@ class LoopOptions:
         batch_size: rows an update, for schedules in examples or epochs.
         data_size: rows an epoch, for schedules in epochs.
         hang_after: seconds after which a step, with the wait for its batch, ends the run.
+        saves_in_background: whether checkpoints are written while the next steps run, from a copy
+            in the host's memory.
     """
 
     total_steps: int
@@ -73,6 +75,7 @@ class LoopOptions:
     batch_size: int | None = None
     data_size: int | None = None
     hang_after: float = 1800.0
+    saves_in_background: bool = True
 
 
 # Takes a step and its numbers.
@@ -195,6 +198,7 @@ def _train(
     bar = tqdm(total=end, initial=first, unit="step", disable=not shows)
     watchdog = Watchdog(options.hang_after, here, getattr(source, "ids", lambda _: ()))
     watchdog.begin(first)
+    saver = Saver(folder, state, meta, in_background=options.saves_in_background)
     try:
         for batch in window.timed(batches(source, first, end, options.num_workers)):
             optimizer.zero_grad()
@@ -206,9 +210,11 @@ def _train(
             if not is_sharded(model):  # else they were, as they were divided
                 here.sum_gradients(optimizer.trained)
             # A signal may reach one process alone, and at another step; all end at the same.
-            asked = float(interrupted.asked is not None)
-            values = here.summed({**values, _ASKED: asked})
+            flags = {_ASKED: interrupted.asked is not None, _UNSAVED: saver.has_failed}
+            values = here.summed({**values, **{name: float(x) for name, x in flags.items()}})
             stops = bool(values.pop(_ASKED))
+            if values.pop(_UNSAVED):
+                saver.wait()
             moved = optimizer.step()
             _require_finite(optimizer.steps_done, {"loss": values["loss"], **moved})
             window.add({**values, **moved})
@@ -227,10 +233,10 @@ def _train(
                         log(done, line)
                 bar.set_postfix_str(words(line, optim.lr))
             if done % options.save_every == 0 or last or stops:
-                kept = {**window.to_json(), "machine": machine}
-                save = partial(save_checkpoint, folder, state, meta, beside=kept)
-                _ = save() if is_sharded(model) else here.on_first(save)
+                saver.save({**window.to_json(), "machine": machine})
             bar.update()
+            if last or stops:
+                saver.wait()
             if stops:
                 interrupted.stop()
             if last:
@@ -240,6 +246,7 @@ def _train(
         watchdog.close()
         bar.close()
         interrupted.restore()
+        saver.close()
     optimizer.keep_averages()
     model.eval()
     # Whoever edited the file has lost its lines, not the run.

@@ -70,6 +70,7 @@ def finetune(
     num_workers: int = 1,
     progress: bool = True,
     hang_after: float = 1800.0,
+    save: str = "background",
     parallel: str | None = None,
     **options: Unpack[RecipeKeywords],
 ) -> FinetuneRun:
@@ -97,6 +98,8 @@ def finetune(
         num_workers: processes that read pictures.
         progress: show bars on standard error.
         hang_after: seconds after which a step ends the run, and says what it hangs on.
+        save: "background" writes checkpoints while the next steps run, from a copy of what is
+            trained and of its moments in the host's memory; "inline" between two steps.
         parallel: of the processes that torchrun starts, "replicate" keeps the whole model in each,
             "shard" divides it; by default adapters are replicated and whole models divided.
         options: fields of `Recipe`: lora (also True, the default, or False), epochs, lr, ...
@@ -151,6 +154,7 @@ def finetune(
         num_workers=num_workers,
         progress=progress,
         hang_after=hang_after,
+        save=save,
         parallel=parallel,
     )
     with joined(device) as own:

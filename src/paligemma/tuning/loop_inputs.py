@@ -17,7 +17,7 @@ from paligemma.train.loop import LoopOptions
 from paligemma.train.optim import Optimizer
 from paligemma.train.sharding import shard
 from paligemma.tuning.replay import Replay, asks, mixed_in
-from paligemma.tuning.setup import Setup, variety
+from paligemma.tuning.setup import SAVES, Setup, variety
 
 
 def objective_of(setup: Setup, model: PaliGemmaModel, label_smoothing: float = 0.0) -> SuffixLoss:
@@ -108,6 +108,7 @@ def loop_options(setup: Setup, num_rows: int) -> LoopOptions:
         num_workers=setup.num_workers,
         progress=setup.progress,
         hang_after=setup.hang_after,
+        saves_in_background=setup.save == SAVES[0],
         keeps_frozen=recipe.lora is None,
         dropout_seed=recipe.seed,
         batch_size=recipe.batch_size,

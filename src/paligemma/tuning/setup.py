@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 OVERFIT: dict[str, Any] = {"steps": 300, "eval_every": 20, "label_smoothing": 0.0, "dropout": 0.0}
 OVERFIT_LR = (1e-4, 1e-3)
 PARALLEL = ("replicate", "shard")
+SAVES = ("background", "inline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Setup:
         num_workers: processes that read pictures.
         progress: whether bars are shown.
         hang_after: see `LoopOptions`.
+        save: one of `SAVES`.
         mixture: the sets that are learnt together, or None.
         parallel: one of `PARALLEL`; None replicates adapters and shards whole models.
     """
@@ -81,6 +83,7 @@ class Setup:
     num_workers: int = 1
     progress: bool = True
     hang_after: float = 1800.0
+    save: str = SAVES[0]
     mixture: Mixture | None = None
     parallel: str | None = None
 
@@ -89,6 +92,8 @@ class Setup:
             raise ConfigError(
                 f"parallel must be one of {', '.join(PARALLEL)}, got {self.parallel!r}"
             )
+        if self.save not in SAVES:
+            raise ConfigError(f"save must be one of {', '.join(SAVES)}, got {self.save!r:.80}")
         if self.parallel == "shard" and self.recipe.lora is not None:
             raise ConfigError(
                 "a whole model is divided among processes, an adapter and its base are not; leave "
