@@ -39,6 +39,7 @@ from paligemma.train.packing import Packing, RowSize
 from paligemma.train.sharding import is_sharded, rows_of, shard
 from paligemma.train.stored import StoredTensors, save_own, shard_files
 from paligemma.train.watchdog import Watchdog
+from paligemma.tuning.finetune import finetune
 from paligemma.tuning.recipe import Recipe
 from paligemma.tuning.setup import Setup, task_of
 from paligemma.weights.load import load_model
@@ -201,6 +202,15 @@ def test_what_a_divided_model_cannot_do_is_said_first(
             task=task_of(None, None), transfer=None, data=Path("a"), folder=Path("b"),
             parallel=parallel,
         )  # fmt: skip
+
+
+def test_a_rule_that_needs_whole_parameters_is_refused_before_anything_is_written(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paligemma.tuning.setup.world", lambda: World(size=2))
+    with pytest.raises(ConfigError, match="trained by adam, got adafactor"):
+        finetune(str(base), data=data, output=tmp_path / "run", lora=False, rule="adafactor")
+    assert not (tmp_path / "run").exists()
 
 
 def test_rules_that_need_whole_parameters_refuse_divided_ones(base: Path, tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ def test_a_merged_model_is_refused_a_taken_folder_before_the_base_loads(
         ("--full", "--freeze", ".*"),
         ("--full", "--wd", "1e300"),
         ("--label-smoothing", "1"),
+        ("--save", "later"),
     ],
 )
 def test_options_that_do_not_fit_leave_no_run_behind(

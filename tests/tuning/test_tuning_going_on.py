@@ -46,9 +46,12 @@ def test_resume_needs_a_run_and_then_does_what_the_same_call_does(
     for how in ("resume", "extend"):
         assert command(*words, f"--{how}") == 2
         assert f"--{how} goes on with a run, and none began in" in capsys.readouterr().err
-    assert command(*words) == 0
+    assert command(*words, "--save", "inline") == 0
+    ended = "nothing was left to train: the run had ended"
+    assert ended not in capsys.readouterr().out
     before = weights(tmp_path / "run" / "adapter")
     assert command(*words, "--resume") == 0
+    assert ended in capsys.readouterr().out
     assert weights(tmp_path / "run" / "adapter") == before
 
 

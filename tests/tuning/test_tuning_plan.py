@@ -51,6 +51,10 @@ def test_parts_add_up_and_moments_follow_the_rule() -> None:
     assert 0.25 < small.state / full.state < 0.27
     averaged = planned(config(), replace(recipe("full"), average=0.9))
     assert averaged.state == 12 * count
+    # What a save copies: all that a whole model is, and of an adapter what is trained.
+    assert full.saved == full.weights + full.state
+    adapter = planned(config(), recipe("lora"))
+    assert adapter.saved == 3 * adapter.gradients
 
 
 def test_recomputing_blocks_takes_less_memory_and_more_work() -> None:
@@ -114,6 +118,7 @@ def test_the_command_plans_a_release_that_is_not_on_this_machine(
     assert not stopped.value.code
     shown = capsys.readouterr().out
     assert "memory of each of 8 processes, sharded" in shown
+    assert re.search(r"copy in the host's memory, for --save +\d+\.\d\d GB", shown)
     assert "125 updates" in shown
     assert re.search(r"h100-80 +yes +\d+ +\d+\.\d\d", shown)
 

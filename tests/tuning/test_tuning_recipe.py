@@ -189,6 +189,24 @@ def test_the_command_trains_by_another_rule_with_rates_by_part(
         main([str(word) for word in words])
     assert stopped.value.code == 2
     assert "'vison' decides for none" in capsys.readouterr().err
+    # A part, too, is shown as it was typed, and so is what becomes part of a longer pattern.
+    words[words.index("vison=0.5")] = "decoder.mlp=0.5"
+    words[words.index("--full")] = "--lora"
+    start = words.index("--freeze")
+    del words[start : start + 2]
+    for typed, said in (
+        ("projector=0.5", "'projector' decides for none"),
+        ("img/(=0.5", "got 'img/(' (missing ), unterminated subpattern)"),
+        ("/img=0.5", "got the pattern '/img'"),
+    ):
+        words[words.index("--lr-of") + 1] = typed
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        assert stopped.value.code == 2
+        shown = capsys.readouterr().err
+        assert said in shown, shown
+        assert "update" not in shown
+    words[words.index("/img=0.5")] = "vison=0.5"
     words[words.index("vison=0.5")] = "0.5"
     with pytest.raises(SystemExit) as stopped:
         main([str(word) for word in words])

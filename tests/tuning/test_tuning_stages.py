@@ -175,3 +175,23 @@ def test_a_row_longer_than_the_stated_length_is_left_out_and_named(
     code = run("train", "--data", two_colours, "--model", drawn_model, "--text-len", 4,
                "--output", tmp_path / "run", "--quiet")  # fmt: skip
     assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("docvq", "no published transfer is named 'docvq'; did you mean docvqa"),
+        ("CoCo-cap", "did you mean coco"),
+        ("zebra", "it is of "),
+    ],
+)
+def test_a_misspelt_transfer_names_the_nearest_before_any_option(
+    name: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["train", f"transfer:{name}"], ["plan", "--transfer", name]):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2
+        shown = capsys.readouterr().err
+        assert said in shown
+        assert ("widgetcap" in shown) == (name == "zebra")

@@ -69,7 +69,10 @@ class TrainGroup(click.Group):
         def train_transfer(**values: Any) -> None:
             run_finetune(transfer=cmd_name.removeprefix(TRANSFER), **values)
 
+        from paligemma.tasks.published import transfer_recipe
+
         name = cmd_name.removeprefix(TRANSFER)
+        transfer_recipe(name)  # one that is misspelt is named before any option
         return click.command(cmd_name, help=f"Train the published transfer {name}.")(train_transfer)
 
 
@@ -215,6 +218,8 @@ def run_finetune(
     )
     if os.environ.get("RANK", "0") != "0":
         return
+    if not run.updates:
+        click.echo("nothing was left to train: the run had ended, and this is its result")
     if run.figures:
         width = max(len(one.name) for one in run.figures)
         click.echo(f"{'on held-out rows':{width}}  before   after")

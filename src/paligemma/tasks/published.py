@@ -3,6 +3,7 @@
 Figures of a test server are marked, since no split on disk compares with them.
 """
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -103,11 +104,13 @@ def transfer_recipe(name: str) -> dict[str, Any]:
     """Look up a published fine-tuning recipe.
 
     Raises:
-        ConfigError: no recipe has this id.
+        ConfigError: no recipe has this id; the error offers near ones.
     """
     recipes = {one["id"]: one for one in _read("transfers.json")["transfers"]}
     if name not in recipes:
-        raise ConfigError(f"a published transfer is one of {', '.join(recipes)}, got {name!r}")
+        near = difflib.get_close_matches(name.lower(), recipes, n=3, cutoff=0.6)
+        offered = f"did you mean {' or '.join(near)}?" if near else f"it is of {', '.join(recipes)}"
+        raise ConfigError(f"no published transfer is named {name[:80]!r}; {offered}")
     return recipes[name]
 
 

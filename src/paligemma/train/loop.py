@@ -133,7 +133,8 @@ def train(
         log: gets every line of metrics as a step with its numbers.
 
     Returns:
-        The last line of metrics.
+        The last line of metrics, the number of updates done as `step`, and as `begun_at` how many
+        of them were done before.
 
     Raises:
         CheckpointError: the folder holds a run with another configuration, or a checkpoint cannot
@@ -253,6 +254,7 @@ def _train(
     return {
         **here.on_first(lambda: _last_line(folder / METRICS_FILE)),
         "step": optimizer.steps_done,
+        "begun_at": first,
     }
 
 

@@ -99,11 +99,8 @@ class Optimizer:
             lr_mult = lr_mults.get(name, ("", 1.0))[1]
             wd_mult = wd_mults.get(name, ("", 0.0))[1]
             groups.setdefault((pattern, lr_mult, wd_mult), []).append(parameter)
-        if config.rule != "adam" and any(is_divided(p) for p in self._trained.values()):
-            raise ConfigError(
-                f"a model that is divided among processes is trained by adam, got {config.rule}; "
-                "name --parallel replicate, or the rule adam"
-            )
+        if any(is_divided(p) for p in self._trained.values()):
+            require_divisible(config.rule)
         if not groups:
             raise ConfigError("every parameter is frozen; give at least one pattern a schedule")
         self._rule = new_rule(
@@ -281,6 +278,19 @@ class Optimizer:
             device = parameter.device if fused else torch.device("cpu")
             state["step"] = torch.tensor(float(steps_done), device=device)
             self._rule.state[parameter] = state
+
+
+def require_divisible(rule: str) -> None:
+    """Check that an update rule needs no whole parameters.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if rule != "adam":
+        raise ConfigError(
+            f"a model that is divided among processes is trained by adam, got {rule}; "
+            "name --parallel replicate, or the rule adam"
+        )
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -36,6 +36,24 @@ _OPTAX_NAMES = {
 _Value = TypeVar("_Value")
 
 
+class PartPattern(str):
+    """A pattern that stands for what somebody named, which errors then show.
+
+    Attributes:
+        named: a part such as "vision", or a pattern that this one is made of.
+    """
+
+    named: str
+
+    def __new__(cls, pattern: str, named: str) -> PartPattern:
+        made = super().__new__(cls, pattern)
+        made.named = named
+        return made
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        return str(self), self.named
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The update rule, with big_vision's names of the fields.
@@ -191,7 +209,7 @@ def first_matches(
             f"no pattern matches {', '.join(uncovered)}"
         )
     used = {pattern for pattern, _ in found.values()}
-    idle = [repr(pattern) for pattern, _ in rules if pattern not in (*used, *_REST)]
+    idle = [_shown(pattern) for pattern, _ in rules if pattern not in (*used, *_REST)]
     if idle and tuple(rules) != DEFAULT_WD_MULTS:
         raise ConfigError(
             f"every pattern of {option} must decide for a parameter, {', '.join(idle)} decides for "
@@ -200,12 +218,20 @@ def first_matches(
     return found
 
 
+def _shown(pattern: str) -> str:
+    """A pattern as it was named."""
+    return repr(getattr(pattern, "named", str(pattern)))
+
+
 def _compile(pattern: str) -> re.Pattern[str]:
-    if pattern.startswith("/"):
-        raise ConfigError(f"parameter names never start with '/', got the pattern {pattern!r}")
+    if _shown(pattern).startswith("'/"):
+        raise ConfigError(
+            f"parameter names never start with '/', got the pattern {_shown(pattern)}; leave it out"
+        )
     try:
         return re.compile(pattern)
     except re.error as error:
         raise ConfigError(
-            f"a pattern must be a regular expression, got {pattern!r}: {error}"
+            f"a pattern must be a regular expression, got {_shown(pattern)} ({error.msg}); "
+            "name a part, or mend it"
         ) from error

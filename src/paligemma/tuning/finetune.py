@@ -266,7 +266,13 @@ def _run(setup: Setup) -> tuple[FinetuneRun, Sequence[Example]]:
         "base_tasks": base_tasks,
         "skipped": list(skipped),
     }
-    run = FinetuneRun(folder=folder, result=result, figures=figures, skipped=tuple(skipped))
+    run = FinetuneRun(
+        folder=folder,
+        result=result,
+        figures=figures,
+        skipped=tuple(skipped),
+        updates=ended["step"] - ended["begun_at"],
+    )
 
     def record() -> None:
         write_json(folder / REPORT, report)

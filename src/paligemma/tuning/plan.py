@@ -62,6 +62,7 @@ class Plan:
         gradients: gradients of a process.
         state: state of the update rule of a process.
         working: activations, logits, temporary sums; sharded, also the blocks that are gathered.
+        saved: what a checkpoint holds of a process, copied to the host's memory to be written.
         steps: updates of the run; None where the number of rows is not known.
         flops_a_step: operations of one update of the whole batch.
     """
@@ -74,6 +75,7 @@ class Plan:
     gradients: int
     state: int
     working: int
+    saved: int
     steps: int | None
     flops_a_step: float
 
@@ -156,6 +158,7 @@ def plan(
         gradients=found.gradients // divisor,
         state=found.state // divisor,
         working=found.working + (_gathered(found) if sharded else 0),
+        saved=((found.gradients if recipe.lora else found.weights) + found.state) // divisor,
         steps=None
         if num_rows is None and recipe.steps is None
         else recipe.num_steps(num_rows or 1),
@@ -221,6 +224,7 @@ def plan_lines(
         ("state of the update rule", found.state),
         (f"working memory, rows at once: {found.rows.count}", found.working),
         ("together", found.total),
+        ("copy in the host's memory, for --save", found.saved),
     ):
         yield f"  {name:40} {size / _GB:8.2f} GB"
     work = f"{found.flops_a_step / 1e12:,.1f} TFLOP an update of {recipe.batch_size} rows"

@@ -19,7 +19,7 @@ from paligemma.processing.augment import Augmentation
 from paligemma.tasks.published import transfer_recipe
 from paligemma.train.examples import ORDERS
 from paligemma.train.loss import MEANS
-from paligemma.train.optim_config import ADAPTED, DEFAULT_WD_MULTS, OptimConfig
+from paligemma.train.optim_config import ADAPTED, DEFAULT_WD_MULTS, OptimConfig, PartPattern
 from paligemma.train.rules import RULES
 from paligemma.train.schedule import ScheduleConfig
 
@@ -315,7 +315,7 @@ class Recipe:
     def _pattern(self, part: str) -> str:
         """The pattern of a part, or one that is stated; of an adapter its own parameters alone."""
         pattern = PART_PATTERNS.get(part, part)
-        return pattern if self.lora is None else f"{ADAPTED}(?:{pattern})"
+        return PartPattern(pattern if self.lora is None else f"{ADAPTED}(?:{pattern})", part)
 
     def compute_dtype(self, device: torch.device) -> torch.dtype:
         """The dtype of the products on a device."""

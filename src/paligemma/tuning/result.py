@@ -29,6 +29,7 @@ class FinetuneRun:
         result: folder of the adapter, or of the model.
         figures: figures of held-out rows before and after.
         skipped: sentences on rows that were left out.
+        updates: how many this call made; 0 where the run had ended before.
         inexact: sentences on rows that were to be learnt by heart and are not.
     """
 
@@ -36,6 +37,7 @@ class FinetuneRun:
     result: Path
     figures: tuple[FigureChange, ...]
     skipped: tuple[str, ...]
+    updates: int
     inexact: tuple[str, ...] = ()
 
     @property

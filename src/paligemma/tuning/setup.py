@@ -24,6 +24,7 @@ from paligemma.tasks.own.labels import OwnExample
 from paligemma.tasks.published import transfer_recipe
 from paligemma.tasks.task import Task
 from paligemma.train.distributed import world
+from paligemma.train.optim import require_divisible
 from paligemma.train.varied import Variety
 from paligemma.tuning.folder import recipe_of_model, stored_recipe
 from paligemma.tuning.recipe import Recipe, RecipeKeywords
@@ -99,6 +100,8 @@ class Setup:
                 "a whole model is divided among processes, an adapter and its base are not; leave "
                 "parallel out, or train with --full"
             )
+        if self.is_sharded:
+            require_divisible(self.recipe.rule)
         if self.is_sharded and self.recipe.keeps_best:
             raise ConfigError(
                 "a run of a divided model keeps its last state; leave --patience and --keep best "
