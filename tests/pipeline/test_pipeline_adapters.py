@@ -12,11 +12,12 @@ from tiny_folder import DESK, write_random_tiny
 
 from paligemma import PaliGemma
 from paligemma.adapt.lora import Adapter, LoraConfig
+from paligemma.adapt.whole_layers import whole_layer
 from paligemma.errors import ConfigError, ImageError
 from paligemma.outputs.detections import Detections
 from paligemma.pipeline.engine import Request
 from paligemma.pipeline.options import AnswerOptions
-from paligemma.weights.adapter import save_adapter
+from paligemma.weights.adapter import load_adapter, save_adapter
 from paligemma.weights.load import load_model
 
 PARTS = {"words": ("decoder",), "other": ("decoder.mlp",), "eyes": ("vision", "decoder")}
@@ -88,6 +89,24 @@ def test_a_picture_is_encoded_once_for_adapters_that_leave_the_tower_alone(
     assert pg.generate(seen, PROMPT, adapter="eyes", max_new_tokens=8).text == alone["eyes"]
     with pytest.raises(ImageError, match="for the model's own tower"):
         pg.ask(seen, PROMPT)
+
+
+def test_a_projector_of_an_adapter_is_switched_with_it(
+    base: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model = load_model(base)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(model.projector.dense().shape, generator=generator)
+    own = whole_layer(weight, torch.zeros(len(weight)))
+    adapter = replace(load_adapter(folders["words"], model), layers={"projector": own})
+    folder = save_adapter(adapter, model, tmp_path / "whole", base=str(base))
+    pg = PaliGemma.from_pretrained(base, adapters={"words": folders["words"], "whole": folder})
+    plain, seen = pg.encode_image(DESK), pg.encode_image(DESK, adapter="whole")
+    assert not torch.allclose(seen.soft_tokens, plain.soft_tokens)
+    assert torch.equal(pg.encode_image(DESK, adapter="words").soft_tokens, plain.soft_tokens)
+    assert torch.equal(pg.encode_image(DESK).soft_tokens, plain.soft_tokens)
+    with pytest.raises(ImageError, match="tower under the adapter whole"):
+        pg.ask(plain, PROMPT, adapter="whole")
 
 
 def test_rows_of_several_adapters_in_one_list_are_answered_each_by_its_own(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from PIL import Image
 from tiny_folder import write_random_tiny
 
 from paligemma import PaliGemma
+from paligemma.adapt.lora import Adapter, LoraConfig
 from paligemma.adapt.quant import dequantise
+from paligemma.adapt.whole_layers import whole_layer
 from paligemma.cli import main
 from paligemma.kernels.linear import Linear
 from paligemma.kernels.nf4 import NF4Linear
-from paligemma.weights.adapter import load_adapter
+from paligemma.weights.adapter import load_adapter, save_adapter
 from paligemma.weights.load import load_model
 
 BOX = "<loc0100><loc0200><loc0500><loc0600>"
@@ -78,6 +81,32 @@ def test_rows_of_locations_are_learnt_alone_kept_shown_and_merged(
     whole = PaliGemma.from_pretrained(tmp_path / "merged")
     asked = [one.generate(data / "red.png", PROMPT, max_new_tokens=6).text for one in (live, whole)]
     assert asked[0] == asked[1]
+
+
+def test_a_projector_that_an_adapter_holds_whole_is_shown_kept_and_merged(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(base)
+    own = whole_layer(model.projector.dense() * 2, torch.ones(model.config.text.width))
+    start = replace(Adapter.new(model, LoraConfig(rank=2)), layers={"projector": own})
+    first = save_adapter(start, model, tmp_path / "first", base=str(base))
+    assert run("adapter", "inspect", first) == 0
+    assert "replaces projector whole" in capsys.readouterr().out
+    # A training that begins from it goes on beside it.
+    code = run(
+        "train", "--data", data, "--model", base, "--output", tmp_path / "run", "--steps", 4,
+        "--batch-size", 1, "--init-from", first, "--quiet",
+    )  # fmt: skip
+    assert code == 0
+    parts = json.loads((tmp_path / "run" / "report.json").read_text())["parts"]
+    assert [one["state"] for one in parts if one["part"] == "projector"] == ["frozen"]
+    learnt = load_adapter(tmp_path / "run" / "adapter", model)
+    assert torch.equal(learnt.layers["projector"].weight, own.weight)
+    assert any(bool(update.up.any()) for update in learnt.updates.values())
+    assert run("adapter", "merge", tmp_path / "run", "--output", tmp_path / "merged") == 0
+    merged = load_model(tmp_path / "merged")
+    assert torch.equal(merged.projector.weight, own.weight)
+    assert torch.equal(merged.projector.bias, own.bias)
 
 
 @pytest.mark.parametrize(

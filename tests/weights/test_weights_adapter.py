@@ -23,6 +23,7 @@ from paligemma.adapt.lora import (
     merge_difference,
 )
 from paligemma.adapt.token_rows import TokenRows
+from paligemma.adapt.whole_layers import whole_layer
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
 from paligemma.weights.adapter import adapter_folder, base_notice, load_adapter, save_adapter
@@ -342,6 +343,120 @@ def test_we_answer_like_peft_with_token_rows_that_peft_wrote(
     assert torch.allclose(ours, others, atol=2e-4, rtol=0)
     merge(model)
     assert torch.allclose(our_logits(model), ours, atol=1e-5, rtol=0)
+
+
+def peft_with_projector(model: PaliGemmaModel, place: Path, named: list[str]) -> Any:
+    """A model of PEFT with a LoRA, and a projector of its own, saved beside its base."""
+    import peft
+
+    for name, parameter in model.named_parameters():
+        if name.endswith("q.weight"):
+            # Attention scores of 67 would enlarge every rounding.
+            parameter.detach().mul_(0.1)
+    save_model(model, place / "tame")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=2, target_modules=["v_proj"], modules_to_save=named, init_lora_weights=False
+    )
+    peft_model = peft.get_peft_model(theirs(place / "tame"), config).eval()
+    with torch.no_grad():
+        for name, parameter in peft_model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
+    peft_model.save_pretrained(place / "adapter")
+    return peft_model
+
+
+@generations
+@pytest.mark.parametrize("named", ["multi_modal_projector", "linear"])
+def test_we_answer_like_peft_with_a_projector_that_peft_saved_whole(
+    generation: int, named: str, base: Any, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    model, _ = base(generation)
+    peft_model = peft_with_projector(model, tmp_path, [named])
+    plain = our_logits(model)
+    adapter = load_adapter(tmp_path / "adapter", model)
+    attach(model, adapter)
+    live = our_logits(model)
+    num_image = model.config.num_image_tokens
+    assert (live - their_logits(peft_model, num_image)).abs().max() <= 1e-5
+    assert adapter.is_active
+    # Without the projector it is another answer; detached, the model is as it was.
+    attach(model, replace(adapter, layers={}))
+    assert (our_logits(model) - live).abs().max() > 1e-2
+    detach(model)
+    assert torch.equal(our_logits(model), plain)
+    # PEFT reads what we write of it, and so do we.
+    save_adapter(adapter, model, tmp_path / "ours", base="x")
+    again = PeftModel.from_pretrained(theirs(tmp_path / "tame"), tmp_path / "ours").eval()
+    assert (live - their_logits(again, num_image)).abs().max() <= 1e-5
+    attach(model, load_adapter(tmp_path / "ours", model))
+    assert torch.equal(our_logits(model), live)
+    assert merge_difference(model) <= MAX_DIFFERENCE
+    merge(model)
+    assert (our_logits(model) - live).abs().max() <= 1e-5
+    save_model(model, tmp_path / "merged")
+    assert (our_logits(load_model(tmp_path / "merged")) - live).abs().max() <= 1e-5
+
+
+def test_a_whole_projector_takes_the_dtype_of_the_model(base: Any, tmp_path: Path) -> None:
+    model, _ = base(2)
+    peft_with_projector(model, tmp_path, ["linear"])
+    half = load_model(tmp_path / "tame", dtype="bfloat16")
+    attach(half, load_adapter(tmp_path / "adapter", half))
+    assert half.projector.dtype == torch.bfloat16
+    assert half.encode_image(example()[0]).dtype == torch.bfloat16
+
+
+_PROJECTOR_KEY = "base_model.model.model.multi_modal_projector.linear"
+
+
+@pytest.mark.parametrize(
+    ("named", "change", "words"),
+    [
+        (["lm_head"], lambda t: t, r"may hold the projector whole, in .*\['lm_head'\]; merge it"),
+        (["linear", "embed_tokens"], lambda t: t, "embed_tokens"),
+        ("linear", lambda t: t, "modules_to_save is 'linear'"),
+        ([["linear"]], lambda t: t, "modules_to_save is"),
+        (None, lambda t: t, "holds updates of linear layers"),
+        (
+            ["linear"],
+            lambda t: {key: one for key, one in t.items() if key != f"{_PROJECTOR_KEY}.bias"},
+            "holds the projector of its model",
+        ),
+        (["linear"], lambda t: {**t, f"{_PROJECTOR_KEY}.weight": torch.ones(2, 3)}, r"\(2, 3\)"),
+        (
+            ["linear"],
+            lambda t: {key: one for key, one in t.items() if "projector" not in key},
+            "has none",
+        ),
+        (
+            ["linear"],
+            lambda t: {
+                **t,
+                f"{_PROJECTOR_KEY}.lora_A.weight": torch.ones(2, 24),
+                f"{_PROJECTOR_KEY}.lora_B.weight": torch.ones(32, 2),
+            },
+            "an update of it too",
+        ),
+    ],
+)
+def test_whole_layers_that_are_not_the_projector_are_refused_by_name(
+    named: Any, change: Any, words: str, base: Any, tmp_path: Path
+) -> None:
+    model, _ = base(2)
+    own = whole_layer(torch.ones(32, 24), torch.ones(32))
+    adapter = replace(Adapter.new(model, LoraConfig(rank=2)), layers={"projector": own})
+    folder = save_adapter(adapter, model, tmp_path / "adapter", base="x")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modules_to_save": named}))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(change(tensors), folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=words) as error:
+        load_adapter(folder, model)
+    assert len(str(error.value)) < 700
 
 
 def test_token_rows_get_the_gradient_of_the_whole_table_of_both_its_uses(base: Any) -> None:

@@ -50,8 +50,9 @@ class AdapterSet:
 
     def of_pictures(self, name: str | None) -> str | None:
         """The adapter that soft tokens depend on: this one if it changes the tower or projector."""
-        updates = {} if name is None else self._adapters[name].updates
-        return name if any(not layer.startswith("text.") for layer in updates) else None
+        adapter = None if name is None else self._adapters[name]
+        changed = () if adapter is None else (*adapter.updates, *adapter.layers)
+        return name if any(not layer.startswith("text.") for layer in changed) else None
 
     def use(self, name: str | None) -> None:
         """Attach an adapter; None gives the model its own layers back.

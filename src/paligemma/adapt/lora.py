@@ -1,8 +1,9 @@
 """Low-rank adapters: trained beside a frozen model, attached to it, detached, or merged into it.
 
 An adapter is an object of its own. Attaching puts an `AdaptedLinear` in the place of each linear
-layer that it changes, and an `AdaptedEmbedding` in that of the embedding where it has token rows,
-and leaves the layers themselves as they are, so one model serves several adapters in turn.
+layer that it changes, an `AdaptedEmbedding` in that of the embedding where it has token rows, and a
+`ReplacedLinear` where it has a layer whole. The layers themselves stay as they are, so one model
+serves several adapters in turn.
 
 Axes: D input width, E output width, R rank, N token rows, V vocabulary.
 Source: LoRA arXiv 2106.09685, rsLoRA 2312.03732, DoRA 2402.09353, in PEFT's arithmetic.
@@ -14,7 +15,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paligemma.adapt.token_rows import TOKEN_KINDS, AdaptedEmbedding, TokenRows, ids_of
+from paligemma.adapt.whole_layers import ReplacedLinear
 from paligemma.errors import ConfigError
 from paligemma.kernels.linear import Linear
 
@@ -179,6 +181,10 @@ class AdaptedLinear(nn.Module):
         return self.base
 
 
+# What stands in the place of a model's own layer, its `base`.
+_Attached = AdaptedLinear | AdaptedEmbedding | ReplacedLinear
+
+
 @dataclass(frozen=True)
 class Adapter:
     """Updates of some linear layers of a model, and of rows of its embedding table.
@@ -187,11 +193,13 @@ class Adapter:
         config: what it changes, and how.
         updates: name of the layer -> update.
         token_rows: rows of the table, or None.
+        layers: name of a layer -> the layer that replaces it, which is not trained here.
     """
 
     config: LoraConfig
     updates: Mapping[str, LoraUpdate]
     token_rows: TokenRows | None = None
+    layers: Mapping[str, Linear] = field(default_factory=dict)
 
     @classmethod
     def new(cls, model: nn.Module, config: LoraConfig, seed: int = 0) -> Adapter:
@@ -231,6 +239,9 @@ class Adapter:
                 yield f"{name}.{leaf}", parameter
         if self.token_rows is not None:
             yield f"{EMBEDDING}.rows", self.token_rows.rows
+        for name, layer in self.layers.items():
+            for leaf, parameter in layer.named_parameters():
+                yield f"{name}.{leaf}", parameter
 
     @property
     def num_parameters(self) -> int:
@@ -238,10 +249,15 @@ class Adapter:
 
     @property
     def is_active(self) -> bool:
-        """Whether it changes any number: some `up` is not zero, or a row is not the table's."""
+        """Whether it changes any number: some `up` is not zero, or a row is not the table's.
+
+        Layers that are replaced whole count as changed.
+        """
         rows = self.token_rows
-        return any(bool(update.up.any()) for update in self.updates.values()) or (
-            rows is not None and rows.is_active
+        return (
+            bool(self.layers)
+            or any(bool(update.up.any()) for update in self.updates.values())
+            or (rows is not None and rows.is_active)
         )
 
 
@@ -270,12 +286,11 @@ def attach(model: nn.Module, adapter: Adapter) -> None:
         ConfigError: the model lacks a layer of the adapter, or has it in another size.
     """
     layers = {}
-    for name, update in adapter.updates.items():
+    needs = {name: (len(one.up), one.down.shape[1]) for name, one in adapter.updates.items()}
+    needs |= {name: (one.out_features, one.in_features) for name, one in adapter.layers.items()}
+    for name, needed in needs.items():
         layer = base_layer(model, name)
-        sizes, needed = (
-            (layer.out_features, layer.in_features),
-            (len(update.up), update.down.shape[1]),
-        )
+        sizes = (layer.out_features, layer.in_features)
         if sizes != needed:
             raise ConfigError(
                 f"an adapter fits the model it was trained for, {name} has size {sizes}, the "
@@ -292,8 +307,10 @@ def attach(model: nn.Module, adapter: Adapter) -> None:
                 f"{sizes[1]}, the adapter's row {needed[0]} has {needed[1]}"
             )
     detach(model)
-    for name, layer in layers.items():
-        _replace(model, name, AdaptedLinear(layer, _beside(adapter.updates[name], layer)))
+    for name, update in adapter.updates.items():
+        _replace(model, name, AdaptedLinear(layers[name], _beside(update, layers[name])))
+    for name, layer in adapter.layers.items():
+        _replace(model, name, ReplacedLinear(layers[name], layer))
     if rows is not None:
         _replace(model, EMBEDDING, AdaptedEmbedding(table, rows.to(table.device)))
 
@@ -328,7 +345,7 @@ def merge_difference(model: nn.Module) -> float:
     """
     worst = torch.zeros(())
     for _, module in _adapted(model):
-        if isinstance(module, AdaptedEmbedding):
+        if not isinstance(module, AdaptedLinear):
             continue
         update, dense = module.update, module.base.dense()
         generator = torch.Generator().manual_seed(0)
@@ -342,9 +359,9 @@ def merge_difference(model: nn.Module) -> float:
     return float(worst)
 
 
-def _adapted(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear | AdaptedEmbedding]]:
+def _adapted(model: nn.Module) -> Iterator[tuple[str, _Attached]]:
     for name, module in list(model.named_modules()):
-        if isinstance(module, AdaptedLinear | AdaptedEmbedding):
+        if isinstance(module, _Attached):
             yield name, module
 
 
@@ -366,7 +383,7 @@ def base_layer(model: nn.Module, name: str) -> Any:
             f"an adapter fits the model it was trained for, which has a layer {name}; this one "
             "has none"
         ) from error
-    return module.base if isinstance(module, AdaptedLinear | AdaptedEmbedding) else module
+    return module.base if isinstance(module, _Attached) else module
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

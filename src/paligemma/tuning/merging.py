@@ -90,6 +90,7 @@ def describe(adapter: str | Path, model: str | None = None) -> list[str]:
         f"{folder}: {kind} of rank {config.rank}, alpha {config.alpha:g}, on {base}",
         f"changes {len(loaded.updates)} layers of {', '.join(config.parts)}",
         *([] if rows is None else [f"changes {len(rows.ids)} token rows, of {named}"]),
+        *(f"replaces {name} whole" for name in loaded.layers),
         *([] if quant is None else [f"was trained beside layers quantised to {quant!s:.100}"]),
         f"{loaded.num_parameters:,} parameters, "
         f"{'active' if loaded.is_active else 'without effect: every update is zero'}",

@@ -31,9 +31,16 @@ from paligemma.adapt.lora import (
     layer_names,
 )
 from paligemma.adapt.token_rows import TOKEN_KINDS, TokenRows, ids_of
+from paligemma.adapt.whole_layers import whole_layer
 from paligemma.errors import CheckpointError
 from paligemma.model import PaliGemmaModel
 from paligemma.vocab import Vocab
+from paligemma.weights.adapter_config import (
+    PROJECTOR_NAME,
+    ROWS_FIELD,
+    WHOLE_FIELD,
+    refuse_unknown,
+)
 from paligemma.weights.hashes import require_hub_bytes
 from paligemma.weights.hf import bare_name, spell, unspell
 from paligemma.weights.hf_config import read_json
@@ -54,18 +61,8 @@ _LEAVES = {
 # Rows of the embedding; a head that is tied to it has none of its own.
 _TABLE = "language_model.embed_tokens"
 _ROWS_LEAF = "token_adapter.trainable_tokens_delta"
-_ROWS_FIELD = "trainable_token_indices"
-_MAX_PATTERN = 200  # characters
-# Fields that say nothing about the arithmetic, or were used only to begin the training.
-_HARMLESS = {
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "exclude_modules",
-    "inference_mode", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout",
-    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
-    "revision", "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
-    "eva_config", "ensure_weight_tying",
-}  # fmt: skip
-# These begin from other base weights than the ones that are published.
-_PLAIN_STARTS = (True, False, "true", "gaussian", "eva", "orthogonal")
+# The layer that an adapter may hold whole.
+_PROJECTOR, _WHOLE_LEAVES = "projector", ("weight", "bias")
 # SigLIP's pooling head, which PaliGemma does not use; adapters by suffix reach it all the same.
 _UNUSED = "vision_tower.head."
 
@@ -106,6 +103,9 @@ def save_adapter(
     if adapter.token_rows is not None:
         table = _peft_name(EMBEDDING, generation)
         tensors[f"{table}.{_ROWS_LEAF}"] = adapter.token_rows.rows
+    for name, layer in adapter.layers.items():
+        module = _peft_name(name, generation)
+        tensors |= {f"{module}.{leaf}": one for leaf, one in layer.named_parameters()}
     config = adapter.config
     described = {
         "peft_type": "LORA",
@@ -121,9 +121,10 @@ def save_adapter(
             _peft_name(name, generation).removeprefix(f"{_PREFIX}model.")
             for name in adapter.updates
         ),
-        _ROWS_FIELD: None
+        ROWS_FIELD: None
         if adapter.token_rows is None
         else {"embed_tokens": adapter.token_rows.ids.tolist()},
+        WHOLE_FIELD: [PROJECTOR_NAME] if adapter.layers else None,
         "inference_mode": True,
         "task_type": None,
     }
@@ -193,7 +194,7 @@ def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapt
     """
     path = Path(folder)
     raw = read_json(path / CONFIG_FILE)
-    _refuse_unknown(raw, path)
+    refuse_unknown(raw, path)
     try:
         with safe_open(path / WEIGHTS_FILE, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
@@ -213,7 +214,7 @@ def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapt
         for name in layer_names(model, tuple(PARTS))
     }
     found: dict[str, dict[str, Tensor]] = {}
-    rows = None
+    rows, whole = None, {}
     unknown = []
     for key, tensor in tensors.items():
         module, leaf = _split(key)
@@ -223,6 +224,8 @@ def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapt
             found.setdefault(module, {})[_LEAVES[leaf]] = tensor.float()
         elif leaf == _ROWS_LEAF and module == _TABLE:
             rows = _token_rows(path, raw, tensor, model)
+        elif module == PROJECTOR_NAME and leaf in _WHOLE_LEAVES and raw.get(WHOLE_FIELD):
+            whole[leaf] = tensor
         else:
             unknown.append(key)
     if unknown or not found:
@@ -239,8 +242,13 @@ def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapt
         if module in found:
             name = layers[module]
             updates[name] = _update(path, raw, module, name, found[module], model)
+    if raw.get(WHOLE_FIELD):
+        _require_projector(path, whole, model, is_updated=_PROJECTOR in updates)
     return Adapter(
-        config=_config(raw, updates, rows, model.config.vocab), updates=updates, token_rows=rows
+        config=_config(raw, updates, rows, model.config.vocab),
+        updates=updates,
+        token_rows=rows,
+        layers={_PROJECTOR: whole_layer(whole["weight"], whole["bias"])} if whole else {},
     )
 
 
@@ -251,52 +259,13 @@ def _peft_name(layer: str, generation: int) -> str:
 
 def _split(key: str) -> tuple[str, str]:
     """A key of the file as (bare name of the module, leaf)."""
-    key = key.removeprefix(_PREFIX)
+    key = re.sub(rf"\.{WHOLE_FIELD}(\.default)?(?=\.)", "", key.removeprefix(_PREFIX))
     module, leaf = key, ""
     for known in (*_LEAVES, _ROWS_LEAF, "weight", "bias"):
         if key.endswith("." + known):
             module, leaf = key[: -len(known) - 1], known
             break
     return unspell(module), leaf
-
-
-def _refuse_unknown(raw: Mapping[str, Any], path: Path) -> None:
-    problems = []
-    if raw.get("peft_type") != "LORA":
-        problems.append(f"peft_type is {raw.get('peft_type')!r}, not 'LORA'")
-    if raw.get("bias", "none") != "none":
-        problems.append(f"bias is {raw['bias']!r}, not 'none'")
-    if raw.get("init_lora_weights", True) not in _PLAIN_STARTS:
-        problems.append(f"init_lora_weights is {raw['init_lora_weights']!r}")
-    known = _HARMLESS | {"bias", "init_lora_weights", _ROWS_FIELD}
-    problems += [
-        f"{field} is {value!r}" for field, value in raw.items() if value and field not in known
-    ]
-    numbers = [raw.get("lora_alpha", 8), raw.get("lora_dropout", 0.0)]
-    patterns = raw.get("alpha_pattern") or {}
-    if isinstance(patterns, dict):
-        numbers += patterns.values()
-    else:
-        problems.append("alpha_pattern is no object")
-    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers):
-        problems.append("alpha or dropout is no number")
-    problems += [f"alpha_pattern has {one!r:.80}" for one in patterns if not _is_plain(one)]
-    if problems:
-        raise CheckpointError(
-            f"an adapter must be a plain LoRA, rsLoRA or DoRA, in {path / CONFIG_FILE} "
-            f"{' and '.join(problems)[:300]}; merge it with peft"
-        )
-
-
-def _is_plain(pattern: str) -> bool:
-    """Whether a file's pattern is one, and none that takes for ever: no repeated groups."""
-    if len(pattern) > _MAX_PATTERN or re.search(r"\)[*+{]", pattern):
-        return False
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return True
 
 
 def _update(
@@ -333,11 +302,26 @@ def _update(
     return LoraUpdate(down, up, scale=alpha / root, magnitude=magnitude)
 
 
+def _require_projector(
+    path: Path, whole: Mapping[str, Tensor], model: PaliGemmaModel, *, is_updated: bool
+) -> None:
+    """Check the projector that an adapter holds whole."""
+    layer = base_layer(model, _PROJECTOR)
+    wanted = {"weight": (layer.out_features, layer.in_features), "bias": (layer.out_features,)}
+    found = {leaf: tuple(one.shape) for leaf, one in whole.items()}
+    if found != wanted or is_updated:
+        has = "an update of it too" if found == wanted else found or "none"
+        raise CheckpointError(
+            f"an adapter with {WHOLE_FIELD} holds the projector of its model, {wanted}, and no "
+            f"update of it, {path} has {has!s:.200}; load its own base, or merge it with peft"
+        )
+
+
 def _token_rows(
     path: Path, raw: Mapping[str, Any], rows: Tensor, model: PaliGemmaModel
 ) -> TokenRows:
     """The trained rows of the embedding, whose ids the config lists."""
-    stated = raw.get(_ROWS_FIELD)
+    stated = raw.get(ROWS_FIELD)
     if isinstance(stated, dict):
         named = [ids for name, ids in stated.items() if f".{name}".endswith(".embed_tokens")]
         stated = named[0] if len(stated) == len(named) == 1 else None
@@ -350,8 +334,8 @@ def _token_rows(
     ):
         raise CheckpointError(
             f"an adapter lists the ids of its token rows, below {vocab.size} and each once, as "
-            f"{_ROWS_FIELD} of embed_tokens, {path / CONFIG_FILE} has "
-            f"{reprlib.repr(raw.get(_ROWS_FIELD))}; take both files from one training"
+            f"{ROWS_FIELD} of embed_tokens, {path / CONFIG_FILE} has "
+            f"{reprlib.repr(raw.get(ROWS_FIELD))}; take both files from one training"
         )
     if rows.shape != (len(stated), width):
         raise CheckpointError(
