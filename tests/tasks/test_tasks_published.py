@@ -141,3 +141,8 @@ def test_a_transfer_learns_from_the_splits_of_its_recipe_but_not_from_what_it_re
     assert set(training_splits(task, task.transfer)) <= {*task.splits}
     assert training_splits(task, None) == ("train",)
     assert training_splits(find_task("own"), task.transfer) == ("train",)
+
+
+def test_the_recipes_that_draw_answers_with_replacement_are_docvqa_and_the_video_captions() -> None:
+    drawn = {task.name for task in tasks() if task.draws_targets}
+    assert drawn == {"docvqa", "msrvtt-cap", "activitynet-cap", "vatex-cap"}

@@ -85,7 +85,7 @@ def gradients(
 
 def ids_of(made: ExampleSource, epoch: int) -> list[str]:
     first = epoch * len(made.examples)
-    return [made._example(first + k).id for k in range(len(made.examples))]
+    return [made._visit(first + k)[0].id for k in range(len(made.examples))]
 
 
 def test_an_epoch_shows_every_example_once_in_an_order_of_its_own() -> None:
@@ -109,9 +109,29 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
 def test_several_targets_take_turns_and_one_row_keeps_its_end_token() -> None:
     made = source()
     several = made.examples[2]
-    seen = {made.row(several, visit).tokens for visit in range(40)}
-    assert len(seen) == 3
-    assert all(tokens[-1] == made.processor.vocab.eos for tokens in seen)
+    shown = [made.row(several, visit).tokens for visit in range(30)]
+    assert all(tokens[-1] == made.processor.vocab.eos for tokens in shown)
+    rounds = [tuple(shown[start : start + 3]) for start in range(0, 30, 3)]
+    assert all(len(set(one)) == 3 for one in rounds)
+    assert len(set(rounds)) > 2  # each round in an order of its own
+    # A recipe that draws with replacement shows one twice in a round sooner or later.
+    drawn = [source(drawing=frozenset({0})).row(several, visit).tokens for visit in range(30)]
+    assert set(drawn) == set(shown)
+    assert any(len(set(drawn[start : start + 3])) < 3 for start in range(0, 30, 3))
+
+
+def test_every_target_is_learnt_once_in_as_many_epochs_as_there_are_targets() -> None:
+    made, weighted = source(), source(weights=(1.0, 3.0), source_of=lambda one: int(one.id) % 2)
+    for one in (made, weighted):
+        seen: dict[str, list[tuple[int, ...]]] = {}
+        for place in range(200):
+            example, visit = one._visit(place)
+            seen.setdefault(example.id, []).append(one.row(example, visit).tokens)
+        assert len(seen) == 7
+        for name, shown in seen.items():
+            number = 1 + int(name) % 3
+            rounds = [shown[k : k + number] for k in range(0, len(shown) - number + 1, number)]
+            assert all(len(set(targets)) == number for targets in rounds)
 
 
 def test_a_row_that_would_lose_its_end_is_refused() -> None:
@@ -165,7 +185,7 @@ def test_padding_to_any_length_changes_no_gradient(model: PaliGemmaModel) -> Non
     made = source()
     batch = made.batch(1)
     assert isinstance(batch, Batch)
-    rows = [made.row(made._example(3 + k), 1).fit(25, made.processor.vocab.pad) for k in range(3)]
+    rows = [made.row(*made._visit(3 + k)).fit(25, made.processor.vocab.pad) for k in range(3)]
     padded = Batch.from_rows(
         rows, pad=made.processor.vocab.pad, images=batch.images, with_loss=True
     )

@@ -158,8 +158,10 @@ def asking_of(transfer: str) -> Asking:
 
 
 def transferred(name: str) -> dict[str, Any]:
-    """Build the fields of a `Task` that a published transfer decides: its asking and its name."""
-    return {"asking": asking_of(name), "transfer": name}
+    """Build the fields of a `Task` that a published transfer decides."""
+    chosen = str(transfer_recipe(name)["prompt"].get("suffix_selection"))
+    drawn = chosen.startswith(("choice: uniform", "video_choice"))
+    return {"asking": asking_of(name), "transfer": name, "draws_targets": drawn}
 
 
 def _score(key: PublishedKey, record: dict[str, Any]) -> PublishedScore:

@@ -103,6 +103,8 @@ class Task:
         submission: writes the answers as that server takes them; None where there is none.
         rules: choices of scoring that no paper settles: name of an argument of `score` -> its
             values, the default first.
+        draws_targets: whether the recipe draws one of several answers at each visit, with
+            replacement; else each is shown before one is shown again.
         redraw: what training draws anew at each visit of an example, where the recipe does so.
         row_reader: streams a split with an error in the place of each bad row, where rows are a
             user's own; None where files are official, and a bad row means a bad file.
@@ -125,6 +127,7 @@ class Task:
     server_splits: tuple[str, ...] = ()
     submission: Submitter | None = None
     rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    draws_targets: bool = False
     redraw: Redraw | None = None
     row_reader: Callable[[Path, str], Iterator[Example | DataError]] | None = None
 

@@ -53,6 +53,8 @@ class ExampleSource:
         mean: one of `train.loss.MEANS`; it decides how much each part of an update counts.
         weights: part of each source of a mixture; empty for one set.
         source_of: number of the source of an example; of a mixture.
+        drawing: numbers of the sources whose recipe draws among several targets at each visit, with
+            replacement; in all others each target is shown before one is shown again.
         noise_piece: class of the noise boxes of rows that ask for all classes.
         vary: changes an example for a visit, from seed, visit and id alone; None shows it as it is.
         max_tokens: most tokens that are computed at once, padding and pictures included.
@@ -71,6 +73,7 @@ class ExampleSource:
     mean: str = MEANS[0]
     weights: tuple[float, ...] = ()
     source_of: Callable[[Example], int] | None = None
+    drawing: frozenset[int] = frozenset()
     noise_piece: str = NOISE
     vary: Callable[[Example, int], Example] | None = None
     max_tokens: int | None = None
@@ -85,23 +88,23 @@ class ExampleSource:
             DataError: a picture can no longer be read, or a row is longer than its `text_len`.
         """
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        examples = [self._example(place) for place in places]
-        parts = self._packing.parts([self._size(example, step) for example in examples])
-        made = tuple(self.batch_of([examples[k] for k in part.places], step) for part in parts)
-        if len(made) == 1 and len(made[0].tokens) == len(examples):
+        shown = [self._visit(place) for place in places]
+        parts = self._packing.parts([self._size(*one) for one in shown])
+        made = tuple(self._made([shown[k] for k in part.places]) for part in parts)
+        if len(made) == 1 and len(made[0].tokens) == len(shown):
             return made[0]
         weights = [
             loss_weight(one, self.mean) if part.counts else 0.0
             for one, part in zip(made, parts, strict=True)
         ]
-        total = sum(weights) if self.world.size == 1 else self._weight(examples, step)
+        total = sum(weights) if self.world.size == 1 else self._weight(shown)
         shares = tuple(weight / max(total, 1.0) for weight in weights)
         return MicroBatches(made, shares, tuple(part.places[0] for part in parts))
 
     def ids(self, step: int) -> list[str]:
         """The ids of the rows of this process in a step."""
         own = self.world.share(self.batch_size)
-        return [self._example(step * self.batch_size + k).id for k in own]
+        return [self._visit(step * self.batch_size + k)[0].id for k in own]
 
     @property
     def _packing(self) -> Packing:
@@ -120,20 +123,24 @@ class ExampleSource:
         text = len(self.row(self._varied(example, visit), visit)) - 1
         return RowSize(pictures, text + pictures * self.tokens_a_picture)
 
-    def _weight(self, examples: Sequence[Example], visit: int) -> float:
+    def _weight(self, shown: Sequence[tuple[Example, int]]) -> float:
         """`loss_weight` of rows of which other processes make some."""
         if self.mean != "token":
-            return float(len(examples))
-        rows = (self.row(self._varied(one, visit), visit) for one in examples)
+            return float(len(shown))
+        rows = (self.row(self._varied(one, visit), visit) for one, visit in shown)
         return float(sum(sum(row.mask_loss[1:]) for row in rows))
 
     def _varied(self, example: Example, visit: int) -> Example:
         return example if self.vary is None else self.vary(example, visit)
 
-    def batch_of(self, examples: Sequence[Example], visit: int = 0) -> Batch:
-        """Some examples as a batch; `visit` chooses among several targets, and what varies."""
-        examples = [self._varied(example, visit) for example in examples]
-        rows = [self.row(example, visit) for example in examples]
+    def batch_of(self, examples: Sequence[Example]) -> Batch:
+        """Some examples as a batch, as a first visit shows them."""
+        return self._made([(example, 0) for example in examples])
+
+    def _made(self, shown: Sequence[tuple[Example, int]]) -> Batch:
+        """A batch of examples, each at a visit, which chooses its target and what varies."""
+        examples = [self._varied(example, visit) for example, visit in shown]
+        rows = [self.row(one, visit) for one, (_, visit) in zip(examples, shown, strict=True)]
         images = [self._pixels(example) for example in examples if example.pictures]
         return Batch.from_rows(
             rows,
@@ -143,13 +150,16 @@ class ExampleSource:
         )
 
     def row(self, example: Example, visit: int = 0) -> TokenRow:
-        """The tokens of an example with one of its targets and the end token."""
-        target = example.targets[0]
-        if len(example.targets) > 1:
-            rng = np.random.default_rng(
-                (self.seed, _TARGET, visit, zlib.crc32(example.id.encode()))
-            )
-            target = example.targets[int(rng.integers(len(example.targets)))]
+        """The tokens of an example with one of its targets and the end token.
+
+        Targets take turns, each round in an order of its own, or are drawn at each visit.
+        """
+        target, several = example.targets[0], len(example.targets)
+        if several > 1:
+            source = 0 if self.source_of is None else self.source_of(example)
+            turn, place = (visit, 0) if source in self.drawing else divmod(visit, several)
+            rng = np.random.default_rng((self.seed, _TARGET, turn, zlib.crc32(example.id.encode())))
+            target = example.targets[int(rng.permutation(several)[place])]
         if self.order != ORDERS[0] and object_prompt(example.prefix) is not None:
             target = self._ordered(target, example, visit)
         asking = self.asking_of(example)
@@ -180,9 +190,10 @@ class ExampleSource:
             raise DataError(f"{example.id}: {error}") from error
         return torch.from_numpy(frames[0] if len(frames) == 1 else np.stack(frames))
 
-    def _example(self, place: int) -> Example:
-        source, index = self._order.at(place)
-        return self.examples[int(self._rows_of[source][index])]
+    def _visit(self, place: int) -> tuple[Example, int]:
+        """The example of a place, and how often it was shown before."""
+        source, index, visit = self._order.visit(place)
+        return self.examples[int(self._rows_of[source][index])], visit
 
     @cached_property
     def _rows_of(self) -> list[np.ndarray]:

@@ -43,13 +43,17 @@ class MixedOrder:
 
     def at(self, place: int) -> tuple[int, int]:
         """Number of the source and of its row at a place, counted from 0."""
+        return self.visit(place)[:2]
+
+    def visit(self, place: int) -> tuple[int, int, int]:
+        """Number of the source, of its row, and of the pass that shows the row, from 0 on."""
         if len(self._sizes) == 1:
-            return 0, self._row(0, place)
+            return 0, self._row(0, place), place // self._sizes[0]
         block, index = divmod(place, _BLOCK)
         before, drawn = self._of_block(block)
         source = int(drawn[index])
         nth = int(before[source]) + int((drawn[:index] == source).sum())
-        return source, self._row(source, nth)
+        return source, self._row(source, nth), nth // self._sizes[source]
 
     def _of_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows of each source before a block, and the source of each of its places."""

@@ -76,6 +76,7 @@ def source_of(
     # Rows that are learnt by heart are shown as they are.
     is_drawn = is_drawn and recipe.overfit is None
     mixture = setup.mixture if is_drawn else None
+    tasks = [setup.task] if mixture is None else [one.task for one in mixture.sources]
     source = ExampleSource(
         examples=examples,
         asking_of=setup.task.asks if replayed is None else partial(asks, setup.task),
@@ -84,6 +85,7 @@ def source_of(
         micro_size=recipe.micro_size,
         order=recipe.order if is_drawn else ORDERS[0],
         mean=recipe.mean,
+        drawing=frozenset(k for k, task in enumerate(tasks) if task.draws_targets),
         noise_piece=recipe.noise_piece,
         seed=recipe.seed,
         weights=() if mixture is None else mixture.weights,
