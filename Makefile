@@ -36,10 +36,11 @@ check: $(VENV)/ready-dev ## format, lint, types and the order of the rooms
 
 test-kernels: $(VENV)/ready-dev ## the compiled kernels under the compiler's sanitizers; a minute
 	mkdir -p build
-	$(CC) -g -O1 -shared -fPIC -pthread -fsanitize=address,undefined -fno-sanitize-recover \
+	$(CC) -g -O1 -shared -fPIC -pthread -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover \
 		-o build/sanitized.so $(wildcard src/paligemma/kernels/*.c) -lm
 	PALIGEMMA_KERNELS=$(CURDIR)/build/sanitized.so ASAN_OPTIONS=detect_leaks=0 \
-		LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BIN)/python -m pytest tests/kernels
+		LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BIN)/python -m pytest tests/kernels \
+		tests/model/test_packed_step.py
 
 fuzz: $(VENV)/ready-dev ## try hostile inputs for SECONDS (300) from SEED (0)
 	$(BIN)/python -m tests.fuzz --seed $(SEED) --seconds $(SECONDS)

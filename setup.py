@@ -28,9 +28,12 @@ setup(
     ext_modules=[
         Extension(
             "paligemma.kernels._native",
-            [f"{KERNELS}/products.c", f"{KERNELS}/limits.c"],
-            depends=[f"{KERNELS}/kernels.h"],
-            extra_compile_args=["-O3", "-pthread"],
+            [f"{KERNELS}/{name}.c" for name in ("products", "limits", "step")],
+            depends=[
+                f"{KERNELS}/{name}.h" for name in ("kernels", "step", "step_rows", "step_level")
+            ],
+            # gcc notes how vectors would be passed between files; here they never are.
+            extra_compile_args=["-O3", "-pthread", "-Wno-psabi"],
             libraries=["m"],
             optional=True,
         )

@@ -49,6 +49,9 @@ void pg_input_row(pg_input *in, int row, const float *x);                /* any 
 /* y[r * ldy + 0..15] = rows of `in` times panel `panel` of w; only the rows that w has are written. */
 void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int panel);
 
+/* The level of the processor that functions use: 0 plain C, 1 AVX2. */
+int pg_level(void);
+
 /* Runs job(argument, thread, num_threads) on all threads of the pool, the caller's among them. */
 typedef void (*pg_job)(void *argument, int thread, int num_threads);
 void pg_run(pg_job job, void *argument);

@@ -53,6 +53,8 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
         None,
         (_MATRIX, c_void_p, c_size_t, c_void_p, c_void_p, c_size_t, c_int),
     ),
+    "pg_step_scratch": (c_size_t, (c_void_p, c_int, c_int)),
+    "pg_step": (None, (c_void_p, c_void_p)),
 }
 
 
@@ -72,11 +74,11 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         found = ctypes.CDLL(str(file))
-    except OSError:
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(found, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError):  # not a library of this system, or one of another version
         return None
-    for name, (result, arguments) in _FUNCTIONS.items():
-        function = getattr(found, name)
-        function.restype, function.argtypes = result, arguments
     openmp = _openmp_of_torch()
     if openmp is not None:
         found.pg_use_openmp(*(ctypes.cast(getattr(openmp, name), c_void_p) for name in _OPENMP))

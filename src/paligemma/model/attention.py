@@ -52,6 +52,12 @@ def sliding_window_mask(query_positions: Tensor, key_positions: Tensor, window: 
     return query_positions[:, :, None] - key_positions[:, None, :] < window
 
 
+def rope_wavelengths(head_dim: int, theta: float, device: torch.device | str = "cpu") -> Tensor:
+    """float32[H/2]: theta^(2i/H), by which a position is divided to give its angle i."""
+    exponent = torch.arange(head_dim // 2, dtype=torch.float32, device=device) * (2.0 / head_dim)
+    return theta**exponent
+
+
 def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the rotary angles.
 
@@ -63,10 +69,8 @@ def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor,
     Returns:
         Two float32[B, T, 1, H/2]; angle i is position / theta^(2i/H).
     """
-    exponent = torch.arange(head_dim // 2, dtype=torch.float32, device=positions.device) * (
-        2.0 / head_dim
-    )
-    angles = positions[..., None].float() / theta**exponent
+    wavelengths = rope_wavelengths(head_dim, theta, positions.device)
+    angles = positions[..., None].float() / wavelengths
     return angles.cos()[:, :, None], angles.sin()[:, :, None]
 
 

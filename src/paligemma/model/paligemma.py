@@ -6,6 +6,8 @@ Source: big_vision models/proj/paligemma/paligemma.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from paligemma.kernels.linear import Linear
 from paligemma.model.attention import prefix_lm_mask
 from paligemma.model.gemma import Gemma
 from paligemma.model.kv_cache import KVCache
+from paligemma.model.packed_step import route_in_words, step_in_c
 from paligemma.model.siglip import SigLIP
 
 
@@ -148,13 +151,21 @@ class PaliGemmaModel(nn.Module):
         hidden = hidden[torch.arange(len(hidden), device=x.device), last]
         return self.text.logits(hidden), valid.sum(dim=1)
 
-    def decode_step(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+    def decode_step(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        cache: KVCache,
+        ids: Sequence[range] | None = None,
+    ) -> Tensor:
         """Logits after one more token of each row; the cache holds what is needed of the image.
 
         Args:
             tokens: int64[B] the last token of each row.
             positions: int64[B] their rotary positions.
             cache: keys and values of all earlier tokens; those of these tokens are added.
+            ids: ascending ranges of the token ids that matter, or None for all. The logits of
+                others are minus infinity, and where the step is computed in C they cost nothing.
 
         Returns:
             float32[B, V], capped if the config has a final soft-cap.
@@ -162,8 +173,16 @@ class PaliGemmaModel(nn.Module):
         positions = positions[:, None]
         cache.extend(positions)
         x = self.text.embed_tokens(tokens[:, None])
+        step = step_in_c(self.text, cache)
+        if step is not None:
+            return step(x, cache, ids)
         hidden = self.text(x, positions, cache.valid[:, None, : cache.length], cache)
-        return self._cap(self.text.logits(hidden[:, 0]))
+        logits = self._cap(self.text.logits(hidden[:, 0]))
+        return logits if ids is None else _only(logits, ids)
+
+    def decode_route(self) -> str:
+        """How `decode_step` computes, and where torch's layers do, why."""
+        return route_in_words(self.text)
 
     def _join(
         self, soft_tokens: Tensor | None, tokens: Tensor, mask_ar: Tensor, mask_input: Tensor | None
@@ -183,6 +202,14 @@ class PaliGemmaModel(nn.Module):
     def _cap(self, logits: Tensor) -> Tensor:
         cap = self.config.text.final_softcap
         return logits if cap is None else soft_cap(logits, cap)
+
+
+def _only(logits: Tensor, ids: Sequence[range]) -> Tensor:
+    """Logits float32[B, V] with minus infinity outside some ranges of ids."""
+    kept = torch.full_like(logits, -torch.inf)
+    for part in ids:
+        kept[:, part.start : part.stop] = logits[:, part.start : part.stop]
+    return kept
 
 
 def init_weights(model: PaliGemmaModel, seed: int = 0) -> None:

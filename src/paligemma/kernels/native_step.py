@@ -1,0 +1,224 @@
+"""The decoder step in C (`step.c`): what it is made of, and the call.
+
+Axes: B rows, S slots of the cache, D width, K key/value heads, H head dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass, fields
+from threading import Lock
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from paligemma.config import TextConfig
+from paligemma.kernels.native import KINDS, Matrix, on_all_threads
+from paligemma.kernels.packed_matrix import PackedMatrix
+
+# Dtypes of a cache that the step reads and writes.
+_CACHE_KINDS = {torch.float32: KINDS["f32"], torch.bfloat16: KINDS["bf16"]}
+# Vectors of eight floats; half a head is rotated against its other half.
+_WIDTH_UNIT, _HEAD_UNIT = 8, 16
+
+
+class Cache(Protocol):
+    """Memory of earlier tokens; every row's slot of this step is claimed.
+
+    Attributes:
+        keys, values: [B, S, K, H] of each layer.
+        valid: bool[B, S], slots that may be attended.
+        positions: int64[B, S].
+        ends: int64[B], the slot after the token's own.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    valid: Tensor
+    positions: Tensor
+    ends: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBlock:
+    """Matrices and norms of one decoder block; norms are float32[D], without the 1 that is added.
+
+    q, k and v are of one kind, and so are gate and up: each three or two share their inputs.
+    """
+
+    q: PackedMatrix
+    k: PackedMatrix
+    v: PackedMatrix
+    out: PackedMatrix
+    gate: PackedMatrix
+    up: PackedMatrix
+    down: PackedMatrix
+    attn_norm: Tensor
+    mlp_norm: Tensor
+    attn_post_norm: Tensor | None
+    mlp_post_norm: Tensor | None
+
+
+class _Block(Structure):
+    _fields_ = [(one.name, c_void_p if "norm" in one.name else Matrix) for one in fields(StepBlock)]
+
+
+class _Decoder(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("depth", "width", "mlp", "num_heads", "num_kv_heads")),
+        *((name, c_int32) for name in ("head_dim", "vocab", "window")),
+        *((name, c_float) for name in ("norm_eps", "query_scale", "attn_cap", "final_cap")),
+        ("blocks", POINTER(_Block)),
+        ("head", Matrix),
+        ("norm", c_void_p),
+        ("wavelengths", c_void_p),
+    ]
+
+
+class _Tokens(Structure):
+    _fields_ = [
+        ("num_rows", c_int32),
+        ("cache_kind", c_int32),
+        ("x", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("row_bytes", c_int64),
+        ("valid", c_void_p),
+        ("positions", c_void_p),
+        ("mask_stride", c_int64),
+        ("ends", c_void_p),
+        ("ids", c_void_p),
+        ("num_ranges", c_int32),
+        ("logits", c_void_p),
+        ("scratch", c_void_p),
+    ]
+
+
+def unfit_sizes(config: TextConfig) -> str | None:
+    """Why the step in C cannot compute a decoder of these sizes, or None if it can."""
+    for name, unit in (("width", _WIDTH_UNIT), ("mlp_dim", _HEAD_UNIT), ("head_dim", _HEAD_UNIT)):
+        if getattr(config, name) % unit:
+            return f"{name} {getattr(config, name)} is not a multiple of {unit}"
+    return None
+
+
+class DecoderStep:
+    """All blocks, the final norm and the head, for one token of each row.
+
+    Args:
+        config: sizes and conventions; `unfit_sizes` has nothing against them.
+        blocks: one for each layer.
+        head: matrix [V, D] of the output head.
+        norm: float32[D], the final norm without the 1 that is added.
+        wavelengths: float32[H/2]; a position divided by one of them is a rotary angle.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        blocks: Sequence[StepBlock],
+        *,
+        head: PackedMatrix,
+        norm: Tensor,
+        wavelengths: Tensor,
+    ) -> None:
+        self._owners = (blocks, head, norm, wavelengths)
+        self._blocks = (_Block * len(blocks))(*(_block(block) for block in blocks))
+        self._decoder = _Decoder(
+            depth=len(blocks),
+            width=config.width,
+            mlp=config.mlp_dim,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            vocab=head.n,
+            window=config.sliding_window or 0,
+            norm_eps=config.norm_eps,
+            query_scale=config.query_scale,
+            attn_cap=config.attn_softcap or 0,
+            final_cap=config.final_softcap or 0,
+            blocks=self._blocks,
+            head=head.descriptor(),
+            norm=norm.data_ptr(),
+            wavelengths=wavelengths.data_ptr(),
+        )
+        self._pointers = c_void_p * len(blocks)
+        self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._scratch_for = (0, 0)
+        # Scratch serves one call at a time.
+        self._lock = Lock()
+
+    @staticmethod
+    def takes(dtype: torch.dtype) -> bool:
+        """Whether caches of a dtype can be read and written."""
+        return dtype in _CACHE_KINDS
+
+    def __call__(self, x: Tensor, cache: Cache, ids: Sequence[range] | None = None) -> Tensor:
+        """Logits after one token of each row, whose keys and values are added to the cache.
+
+        Args:
+            x: float32[B, 1, D] embeddings.
+            cache: B rows in the CPU's memory.
+            ids: ascending ranges of the token ids that matter, or None for all; the logits of
+                others are minus infinity.
+
+        Returns:
+            float32[B, V], capped if the config has a final soft-cap.
+        """
+        keys = cache.keys[0]
+        num_rows, num_slots = keys.shape[:2]
+        # A copy: the residual stream grows in it.
+        x = x.to(torch.float32, copy=True).contiguous()
+        logits = torch.empty(num_rows, self._decoder.vocab)
+        bounds = None if ids is None else _bounds(ids)
+        pointers = [
+            self._pointers(*(layer.data_ptr() for layer in layers))
+            for layers in (cache.keys, cache.values)
+        ]
+        tokens = _Tokens(
+            num_rows=num_rows,
+            cache_kind=_CACHE_KINDS[keys.dtype],
+            x=x.data_ptr(),
+            keys=ctypes.addressof(pointers[0]),
+            values=ctypes.addressof(pointers[1]),
+            row_bytes=keys.stride(0) * keys.element_size(),
+            valid=cache.valid.data_ptr(),
+            positions=cache.positions.data_ptr(),
+            mask_stride=cache.valid.stride(0),
+            ends=cache.ends.data_ptr(),
+            ids=None if bounds is None else ctypes.addressof(bounds),
+            num_ranges=0 if ids is None else len(ids),
+            logits=logits.data_ptr(),
+        )
+        with self._lock:
+            kernels = on_all_threads()
+            tokens.scratch = self._scratch_of(kernels, num_rows, num_slots)
+            kernels.pg_step(ctypes.addressof(self._decoder), ctypes.addressof(tokens))
+        return logits
+
+    def _scratch_of(self, kernels: ctypes.CDLL, num_rows: int, num_slots: int) -> int:
+        rows, slots = self._scratch_for
+        if num_rows > rows or num_slots > slots:
+            self._scratch_for = max(num_rows, rows), max(num_slots, slots)
+            size = kernels.pg_step_scratch(ctypes.addressof(self._decoder), *self._scratch_for)
+            self._scratch = torch.empty(size + 64, dtype=torch.uint8)
+        return (self._scratch.data_ptr() + 63) & ~63
+
+
+def _block(block: StepBlock) -> _Block:
+    made = _Block()
+    for one in fields(block):
+        value = getattr(block, one.name)
+        if isinstance(value, PackedMatrix):
+            setattr(made, one.name, value.descriptor())
+        elif value is not None:
+            setattr(made, one.name, value.data_ptr())
+    return made
+
+
+def _bounds(ids: Sequence[range]) -> ctypes.Array[c_int32]:
+    flat = [bound for part in ids for bound in (part.start, part.stop)]
+    return (c_int32 * len(flat))(*flat)

@@ -1,0 +1,325 @@
+"""A decoding step in one call in C, beside the same packed layers computed one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from test_model_oracle import SMALL, VOCAB, loud_model
+from torch import Tensor, nn
+
+from paligemma.batch import Batch, TokenRow
+from paligemma.config import TextConfig
+from paligemma.generate import DecodeOptions, DecodeQueue, QueueOptions, generate
+from paligemma.kernels import native
+from paligemma.kernels.linear import Linear, TiedEmbedding
+from paligemma.kernels.packed_matrix import PackedMatrix
+from paligemma.model import KVCache, PaliGemmaModel
+from paligemma.tiny.start import tiny_config
+
+# Largest relative difference of logits between the two routes: both compute in float32, in other
+# orders. Inputs of integer kinds are rounded to 14 or 8 bits, where a last bit may tip a rounding.
+BOUNDS = {"f32": 1e-5, "bf16": 1e-5, "int8": 2e-3, "int4": 2e-2}
+GENERATIONS = {
+    "gemma": SMALL["gemma"],
+    "gemma2": {**SMALL["gemma2"], "final_softcap": 3.0, "sliding_window": 4},
+}
+# Prompts of unequal length; the second has holes.
+PROMPTS = torch.randint(300, 1400, (3, 9), generator=torch.Generator().manual_seed(3))
+VALID = torch.tensor(
+    [[1, 1, 1, 1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 0, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0, 0]]
+).bool()
+ANSWERS = torch.randint(300, 1400, (3, 5), generator=torch.Generator().manual_seed(4))
+
+
+class PackedLinear(nn.Module):
+    """Stands in for `Linear`."""
+
+    dtype, device, bias = torch.float32, torch.device("cpu"), None
+
+    def __init__(self, kind: str, layer: Linear) -> None:
+        super().__init__()
+        self.matrix = packed(kind, layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.matrix.multiply(x)
+
+
+class PackedEmbedding(nn.Module):
+    """Stands in for `TiedEmbedding`."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, kind: str, layer: TiedEmbedding) -> None:
+        super().__init__()
+        self.head = packed(kind, layer.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head.unpack()[tokens]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.head.multiply(hidden)
+
+
+def packed(kind: str, weight: Tensor) -> PackedMatrix:
+    matrix = PackedMatrix.empty(kind, *weight.shape)
+    matrix.pack(weight.detach())
+    return matrix
+
+
+def far(ours: Tensor, theirs: Tensor) -> float:
+    """The norm of the difference over that of the second."""
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def packed_model(
+    generation: str, kind: str, depth: int = 3, text: TextConfig | None = None
+) -> PaliGemmaModel:
+    base = tiny_config(VOCAB, 32)
+    vision = replace(base.vision, width=24, depth=1, mlp_dim=32, num_heads=2)
+    sizes = {"width": 40, "depth": depth, "mlp_dim": 80, "num_heads": 8, "head_dim": 32}
+    text = text or replace(base.text, **sizes, **GENERATIONS[generation])
+    model = loud_model(replace(base, vision=vision, text=text))
+    for block in model.text.blocks:
+        for parent in (block.attn, block.mlp):
+            for name, layer in list(parent.named_children()):
+                setattr(parent, name, PackedLinear(kind, layer))
+    model.text.embed = PackedEmbedding(kind, model.text.embed)
+    return model
+
+
+@pytest.fixture(params=["plain C", "AVX2"])
+def level(request: pytest.FixtureRequest) -> Iterator[int]:
+    library = native.library()
+    if library is None:
+        pytest.skip(native.describe())
+    wanted = native.LEVELS.index(request.param)
+    if library.pg_best_level() < wanted:
+        pytest.skip(f"this CPU has no {request.param}")
+    library.pg_set_level(wanted)
+    yield wanted
+    library.pg_set_level(len(native.LEVELS))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    number = torch.get_num_threads()
+    yield
+    torch.set_num_threads(number)
+
+
+def text_row(*tokens: int) -> TokenRow:
+    zeros, ones = (0,) * len(tokens), (1,) * len(tokens)
+    return TokenRow(tokens=tokens, mask_ar=zeros, mask_input=ones, mask_loss=zeros)
+
+
+def layers_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paligemma.model.paligemma.step_in_c", lambda *_: None)
+
+
+def prefilled(
+    model: PaliGemmaModel, rows: list[int], dtype: torch.dtype, capacity: int = 14
+) -> tuple[KVCache, Tensor]:
+    cache = model.new_cache(len(rows), capacity, dtype)
+    tokens, valid = PROMPTS[rows], VALID[rows]
+    _, positions = model.prefill(None, tokens, torch.zeros_like(tokens), valid, cache)
+    return cache, positions
+
+
+@torch.inference_mode()
+def answered(
+    model: PaliGemmaModel, rows: list[int], dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, KVCache]:
+    """float32[B, 5, V]: logits after each token of the answers, and the cache behind them."""
+    cache, positions = prefilled(model, rows, dtype)
+    steps = [
+        model.decode_step(ANSWERS[rows, index], positions + index, cache) for index in range(5)
+    ]
+    return torch.stack(steps, dim=1), cache
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", BOUNDS)
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_one_call_in_c_computes_what_the_layers_compute(
+    generation: str,
+    kind: str,
+    dtype: torch.dtype,
+    level: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = packed_model(generation, kind)
+    logits, cache = answered(model, [0, 1, 2], dtype)
+    layers_compute(monkeypatch)
+    expected, theirs = answered(model, [0, 1, 2], dtype)
+    # A last bit of float32 may also tip a rounding to the cache's dtype.
+    bound = max(BOUNDS[kind], 0.0 if dtype == torch.float32 else 2e-3)
+    assert far(logits, expected) <= bound
+    assert torch.equal(logits.argmax(dim=-1), expected.argmax(dim=-1))
+    for ours, other in zip(cache.keys + cache.values, theirs.keys + theirs.values, strict=True):
+        assert far(ours.float(), other.float()) <= bound
+    assert cache.ends.tolist() == theirs.ends.tolist()
+    assert torch.equal(cache.valid, theirs.valid)
+    assert cache.length == theirs.length
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_a_row_gets_the_same_bits_alone_and_on_any_number_of_threads(
+    kind: str, level: int, threads: None
+) -> None:
+    model = packed_model("gemma2", kind)
+    torch.set_num_threads(1)
+    together, _ = answered(model, [0, 1, 2])
+    for number in (2, 3, 5):
+        torch.set_num_threads(number)
+        assert torch.equal(answered(model, [0, 1, 2])[0], together)
+    # The prompts are read alone, too, so only the rows' caches must be equal.
+    with torch.inference_mode():
+        cache, positions = prefilled(model, [0, 1, 2], torch.float32)
+        for rows in ([1], [2, 0], [0, 1, 1, 2, 0, 2, 1]):
+            some, index = cache.select(torch.tensor(rows)), torch.tensor(rows)
+            for step in range(5):
+                logits = model.decode_step(ANSWERS[index, step], positions[index] + step, some)
+                assert torch.equal(logits, together[index, step])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_long_caches_are_attended_in_spans(
+    generation: str, dtype: torch.dtype, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of up to 700 slots: three spans, with one of them wholly outside the window or full of
+    holes, and an odd number of slots in the last."""
+    model = packed_model(generation, "f32")
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randint(300, 1400, (3, 690), generator=generator)
+    valid = torch.rand(3, 690, generator=generator) < 0.8
+    valid[0], valid[1, 256:512], valid[2, 255:] = True, False, False
+
+    @torch.inference_mode()
+    def logits() -> Tensor:
+        cache = model.new_cache(3, 700, dtype)
+        _, positions = model.prefill(None, tokens, torch.zeros_like(tokens), valid, cache)
+        steps = [model.decode_step(ANSWERS[:, i], positions + i, cache) for i in range(5)]
+        return torch.stack(steps)
+
+    ours = logits()
+    layers_compute(monkeypatch)
+    assert far(ours, logits()) <= (1e-5 if dtype == torch.float32 else 2e-3)
+
+
+def test_only_the_wanted_ids_get_logits(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packed_model("gemma2", "int8")
+    ids = [range(1), range(5, 5), range(7, 35), range(300, 1324), range(1499, 1500)]
+    wanted = torch.zeros(1500, dtype=torch.bool)
+    for part in ids:
+        wanted[part.start : part.stop] = True
+    with torch.inference_mode():
+        cache, positions = prefilled(model, [0, 1], torch.float32)
+        whole = model.decode_step(ANSWERS[:2, 0], positions, cache.select(torch.arange(2)))
+        for _ in range(2):
+            copy = cache.select(torch.arange(2))
+            some = model.decode_step(ANSWERS[:2, 0], positions, copy, ids)
+            assert (some[:, ~wanted] == -torch.inf).all()
+            torch.testing.assert_close(some[:, wanted], whole[:, wanted], rtol=0, atol=2e-2)
+            layers_compute(monkeypatch)
+        none = model.decode_step(ANSWERS[:2, 0], positions, cache, [])
+        assert (none == -torch.inf).all()
+
+
+def test_a_row_of_nan_leaves_the_others_as_they_are(level: int) -> None:
+    model = packed_model("gemma", "bf16")
+    with torch.inference_mode():
+        cache, positions = prefilled(model, [0, 1, 2], torch.float32)
+        sound = cache.select(torch.arange(3))
+        cache.keys[1][1, 2] = torch.nan
+        logits = model.decode_step(ANSWERS[:, 0], positions, cache)
+        assert logits[1].isnan().all()
+        expected = model.decode_step(ANSWERS[:, 0], positions, sound)
+        assert torch.equal(logits[[0, 2]], expected[[0, 2]])
+
+
+def test_the_step_is_left_where_a_layer_is_another_and_found_again(level: int) -> None:
+    model = packed_model("gemma", "int4")
+    assert model.decode_route() == "one call in C a token"
+    expected, _ = answered(model, [0, 1])
+    attn = model.text.blocks[1].attn
+    layer, calls = attn.q, []
+
+    class Adapted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(x)
+            return layer(x) * 1.5
+
+    attn.q = Adapted()
+    assert model.decode_route() == "torch's layers (q of block 1 is not packed)"
+    adapted, _ = answered(model, [0, 1])
+    assert len(calls) == 6
+    assert far(adapted, expected) > 0.01
+    attn.q = layer
+    assert model.decode_route() == "one call in C a token"
+    assert torch.equal(answered(model, [0, 1])[0], expected)
+
+
+def test_without_packed_layers_or_kernels_the_route_says_why(
+    monkeypatch: pytest.MonkeyPatch, level: int
+) -> None:
+    base = tiny_config(VOCAB, 32)
+    plain = loud_model(base)
+    assert plain.decode_route() == "torch's layers (the output head is not packed)"
+    odd = replace(base.text, head_dim=24, **SMALL["gemma"])
+    model = packed_model("gemma", "bf16", text=odd)
+    assert model.decode_route() == "torch's layers (head_dim 24 is not a multiple of 16)"
+    monkeypatch.setattr("paligemma.model.packed_step.library", lambda: None)
+    assert "compiled kernels" in packed_model("gemma", "bf16").decode_route()
+
+
+def test_gradients_and_other_caches_go_through_the_layers(level: int) -> None:
+    model = packed_model("gemma", "f32")
+    calls: list[None] = []
+    model.text.norm.register_forward_hook(lambda *_: calls.append(None))
+
+    def step(dtype: torch.dtype, *, traced: bool) -> Tensor:
+        with torch.no_grad():
+            cache, positions = prefilled(model, [0], dtype)
+        calls.clear()
+        with torch.set_grad_enabled(traced):
+            return model.decode_step(ANSWERS[:1, 0], positions, cache).detach()
+
+    whole = step(torch.float32, traced=False)
+    assert not calls
+    assert far(step(torch.float32, traced=True), whole) <= 1e-5
+    assert len(calls) == 1
+    assert 0 < far(step(torch.float16, traced=False), whole) < 1e-2
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_answers_are_the_same_by_both_routes_and_from_the_queue(
+    generation: str, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = packed_model(generation, "bf16")
+    options = DecodeOptions(max_new_tokens=6, kv_cache_dtype="float32")
+    rows = [text_row(*row[keep].tolist()) for row, keep in zip(PROMPTS, VALID, strict=True)]
+    batch = Batch.from_rows(rows, pad=0)
+    soft = torch.randn(3, 4, 40, generator=torch.Generator().manual_seed(6))
+
+    def answers() -> Tensor:
+        return generate(model, batch, options, soft_tokens=soft).ids
+
+    ours = answers()
+    queue = DecodeQueue(model, QueueOptions(max_rows=2, kv_cache_dtype="float32"))
+    handles = [
+        queue.submit(row, options, soft_tokens=soft[i : i + 1]) for i, row in enumerate(rows)
+    ]
+    found = {handle: [] for handle in handles}
+    while events := queue.step():
+        for event in events:
+            found[event.handle].append(event.token)
+    for handle, tokens in zip(handles, ours.tolist(), strict=True):
+        assert found[handle] == tokens[: len(found[handle])]
+        assert found[handle]
+    layers_compute(monkeypatch)
+    assert torch.equal(answers(), ours)
