@@ -26,6 +26,8 @@ from paligemma.adapt.token_rows import TOKEN_KINDS, AdaptedEmbedding, TokenRows,
 from paligemma.adapt.whole_layers import ReplacedLinear
 from paligemma.errors import ConfigError
 from paligemma.kernels.linear import Linear
+from paligemma.kernels.nf4 import NF4Linear
+from paligemma.kernels.packed_layers import PackedEmbedding, PackedLinear
 
 # Exact layers of each part, never by suffix: tower and decoder both have a `q`.
 PARTS: Mapping[str, str] = {
@@ -326,11 +328,17 @@ def merge(model: nn.Module) -> None:
     """Add the attached adapter to the weights, which stay in their dtype, and detach it.
 
     Raises:
-        ConfigError: no adapter is attached.
+        ConfigError: no adapter is attached, or a layer under it is quantised.
     """
     adapted = list(_adapted(model))
     if not adapted:
         raise ConfigError("merging needs an adapter on the model; attach one first")
+    for name, module in adapted:
+        if isinstance(module.base, NF4Linear | PackedLinear | PackedEmbedding):
+            raise ConfigError(
+                f"an adapter is merged into plain weights, {name} is quantised; load the model "
+                "without quantisation, or let the adapter stay beside it"
+            )
     for name, module in adapted:
         _replace(model, name, module.fold())
 

@@ -1,47 +1,82 @@
-"""Frozen layers in fewer bits: which ones, and how they take the place of a model's own."""
+"""Layers in fewer bits: which ones, and how they take the place of a model's own."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from paligemma.adapt.lora import expand_parts, layer_names
+from paligemma.adapt.lora import PARTS, expand_parts, layer_names
 from paligemma.errors import ConfigError
-from paligemma.kernels.linear import Linear
+from paligemma.kernels.linear import Linear, TiedEmbedding
 from paligemma.kernels.nf4 import NF4Linear
+from paligemma.kernels.packed_layers import PackedEmbedding, PackedLinear, PackedStore
+from paligemma.kernels.packed_matrix import PANEL
 
-QUANTS = ("nf4",)
+# Kinds of packed matrices, for answering on a CPU; the layers of nf4 can stand under an adapter
+# that is trained.
+PACKED = ("bf16", "int8", "int4", "fp8")
+QUANTS = (*PACKED, "nf4")
+# What the layers of a packed model are that are not named, and those that are too small to count.
+_REST = "bf16"
+# The embedding table and head unless they are named: the loss of fewer bits is largest there.
+_HEAD = "int8"
+_SHAPE = "NAME, or NAME:parts as in nf4:decoder,vision; of packed ones also head=NAME"
+# Layers of one input, and whether they lie in alternate panels.
+_JOINED = ((("q", "k", "v"), "qkv", False), (("gate", "up"), "gate_up", True))
 
 
 @dataclass(frozen=True)
 class Quant:
-    """Linear layers in fewer bits.
+    """Layers in fewer bits.
 
     Attributes:
         kind: one of `QUANTS`.
         parts: names of `lora.PARTS`.
+        head: of a packed model the kind of embedding table and head, one of `PACKED`.
     """
 
     kind: str
     parts: tuple[str, ...]
+    head: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Quant:
-        """From "nf4", the decoder's layers, or "nf4:decoder,vision", those of the named parts.
+        """From a name of `QUANTS`, perhaps with parts and the kind of the head.
+
+        "nf4" is the decoder's layers, "nf4:decoder,vision" those of the named parts. A packed kind
+        is the whole model with a head in eight bits; with parts, as in "int4:decoder", all else is
+        packed as bfloat16, and "int4,head=bf16" or "int4:decoder,head=int8" name the head.
 
         Raises:
             ConfigError: another kind, or an unknown part.
         """
-        kind, _, parts = text.partition(":")
-        if kind not in QUANTS:
+        first, *options = (word.strip() for word in text.split(","))
+        kind, _, part = first.partition(":")
+        heads = [word for word in options if word.startswith("head=")]
+        parts = [word for word in (part, *options) if word and word not in heads]
+        if kind not in QUANTS or len(heads) > 1 or (options and not part and len(parts) > 0):
             raise ConfigError(
-                f"weights are quantised to {' or '.join(QUANTS)}, perhaps with parts as in "
-                f"nf4:decoder,vision, got {text!r:.100}"
+                f"weights are quantised to {', '.join(QUANTS[:-1])} or {QUANTS[-1]} ({_SHAPE}), "
+                f"got {text!r:.100}"
             )
-        return cls(kind, expand_parts([part.strip() for part in (parts or "decoder").split(",")]))
+        if kind == "nf4":
+            if heads:
+                raise ConfigError(f"nf4 leaves embedding and head as they are, got {text!r:.100}")
+            return cls(kind, expand_parts(parts or ("decoder",)))
+        named = heads[0].removeprefix("head=") if heads else None
+        if named not in (None, *PACKED):
+            raise ConfigError(f"a head is one of {', '.join(PACKED)}, got {named!r:.100}")
+        usual = _REST if parts or kind == _REST else _HEAD
+        return cls(kind, expand_parts(parts) if parts else tuple(PARTS), named or usual)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the whole model is packed, and computed in float32 on the CPU."""
+        return self.kind in PACKED
 
 
 def place_quantised(model: nn.Module, quant: Quant, dtype: torch.dtype) -> None:
@@ -50,9 +85,13 @@ def place_quantised(model: nn.Module, quant: Quant, dtype: torch.dtype) -> None:
     Args:
         model: as it was built, on the meta device.
         quant: which layers.
-        dtype: of their inputs and outputs.
+        dtype: of inputs and outputs of nf4's layers; packed ones have float32.
     """
-    for name in layer_names(model, quant.parts):
+    chosen = layer_names(model, quant.parts)
+    if quant.is_packed:
+        _place_packed(model, dict.fromkeys(chosen, quant.kind), quant.head or _HEAD)
+        return
+    for name in chosen:
         layer: Any = model.get_submodule(name)
         _put(
             model,
@@ -63,11 +102,39 @@ def place_quantised(model: nn.Module, quant: Quant, dtype: torch.dtype) -> None:
         )
 
 
+def _place_packed(model: nn.Module, kinds: Mapping[str, str], head: str) -> None:
+    """Packed layers in the place of all linear layers and of the embedding."""
+    for owner, module in list(model.named_modules()):
+        prefix = f"{owner}." if owner else ""
+        layers = {n: one for n, one in module.named_children() if isinstance(one, Linear)}
+        for names, joined, interleaved in _JOINED:
+            if all(n in layers and layers[n].out_features % PANEL == 0 for n in names):
+                group = [layers.pop(n) for n in names]
+                store = PackedStore(
+                    prefix + joined,
+                    kinds.get(prefix + names[0], _REST),
+                    [one.out_features for one in group],
+                    group[0].in_features,
+                    interleaved=interleaved,
+                )
+                for place, (n, one) in enumerate(zip(names, group, strict=True)):
+                    setattr(module, n, PackedLinear(store, place, bias=one.bias is not None))
+        for n, one in layers.items():
+            kind = kinds.get(prefix + n, _REST)
+            store = PackedStore(prefix + n, kind, [one.out_features], one.in_features)
+            setattr(module, n, PackedLinear(store, bias=one.bias is not None))
+        for n, table in list(module.named_children()):
+            if isinstance(table, TiedEmbedding):
+                of = (head, [table.num_tokens], table.width)
+                untied = None if table.is_tied else PackedStore(f"{prefix}{n}.head", *of)
+                setattr(module, n, PackedEmbedding(PackedStore(prefix + n, *of), untied))
+
+
 @torch.no_grad()
 def dequantise(model: nn.Module) -> None:
     """Put linear layers, with the values that the quantised ones stand for, in their place."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, NF4Linear):
+        if isinstance(module, NF4Linear | PackedLinear):
             plain = Linear(module.in_features, module.out_features, bias=False, device="meta")
             plain.weight = nn.Parameter(module.dense().to(module.dtype), requires_grad=False)
             plain.register_parameter("bias", module.bias)

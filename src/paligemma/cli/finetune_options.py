@@ -91,6 +91,7 @@ _OPTIONS = (
     click.option("--rslora", is_flag=True, help="Scale by the root of the rank (rsLoRA)."),
     click.option(
         "--quantize",
+        "--quant",
         "quant",
         metavar="NAME",
         help="Keep the layers under an adapter in four bits: nf4, or nf4:decoder,vision.",

@@ -134,6 +134,11 @@ model_options = _gathered(
             type=click.Choice(["exact", "mixed", "bf16"]),
             help="Precision; by default bf16 for a bfloat16 file, else exact (float32).",
         ),
+        click.option(
+            "--quant",
+            metavar="NAME",
+            help="Weights in fewer bits: int4, int8, fp8 or bf16, packed for a CPU; or nf4.",
+        ),
         click.option("--device", metavar="NAME", help="By default cuda if there is one, else cpu."),
         click.option(
             "--image-size",

@@ -93,8 +93,9 @@ class LoadOptions:
             their dtype.
         adapters: name -> such a folder; every answer may name one with `adapter`, and none is used
             where it does not.
-        quant: "nf4" keeps the decoder's linear layers in four bits, "nf4:decoder,vision" those of
-            the named parts.
+        quant: weights in fewer bits, see `Quant.parse`. "int4", "int8", "fp8" and "bf16" pack the
+            whole model for a CPU and compute in float32, which is mode "exact"; "nf4" keeps the
+            decoder's linear layers in four bits, "nf4:decoder,vision" those of the named parts.
         allow_url: whether pictures may be fetched from URLs.
         max_pixels: largest picture that is decoded.
         background: colour under transparent parts of pictures, "white" or as CSS writes it; "none"
@@ -151,8 +152,8 @@ class LoadOptions:
         if self.mode is not None:
             RunSettings(mode=self.mode)
         _require_adapters(self.adapters, self.adapter)
-        if self.quant is not None:
-            Quant.parse(self.quant)
+        if self.quant is not None and Quant.parse(self.quant).is_packed:
+            _require_exact(self.quant, self.mode)
         if self.kv_cache_dtype is not None:
             check_kv_cache_dtype(self.kv_cache_dtype)
         require_whole("max_pixels", self.max_pixels)
@@ -194,9 +195,13 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
     with _opened(name, options) as opened:
         mask_codec = find_mask_codec(opened.checkpoint, options.mask_codec)
         processor = _make_processor(opened, options)
-        mode = options.mode or ("bf16" if opened.table_dtype == torch.bfloat16 else "exact")
-        dtype = torch.bfloat16 if mode == "bf16" else torch.float32
         quant = None if options.quant is None else Quant.parse(options.quant)
+        is_narrow = opened.table_dtype == torch.bfloat16
+        if quant is not None and quant.is_packed:
+            _require_cpu(quant.kind, device)
+            is_narrow = False
+        mode = options.mode or ("bf16" if is_narrow else "exact")
+        dtype = torch.bfloat16 if mode == "bf16" else torch.float32
         model = opened.load(dtype=dtype, device=device, quant=quant)
         if options.adapter is not None:
             attach(model, _adapter(options.adapter, model, str(name)))
@@ -214,6 +219,22 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
                 weigh_locations=opened.config.weigh_locations,
             ),
             adapters=named,
+        )
+
+
+def _require_exact(quant: str, mode: str | None) -> None:
+    if mode not in (None, "exact"):
+        raise ConfigError(
+            f"packed weights ({quant:.100}) are computed in float32, which is mode exact, got mode "
+            f"{mode}; leave one of the two out"
+        )
+
+
+def _require_cpu(kind: str, device: torch.device) -> None:
+    if device.type != "cpu":
+        raise ConfigError(
+            f"{kind} weights are packed for a CPU, the device is {device}; name the device cpu, or "
+            "leave the quantisation out"
         )
 
 

@@ -248,7 +248,11 @@ class Recipe:
             if not holds:
                 raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)}")
         if self.quant is not None:
-            Quant.parse(self.quant)
+            if Quant.parse(self.quant).is_packed:
+                raise ConfigError(
+                    f"an adapter is trained beside layers of nf4, got {self.quant}, which is "
+                    "packed for answering"
+                )
             if self.lora is None:
                 raise ConfigError(
                     f"quantised layers are frozen under an adapter, got {self.quant} without one; "

@@ -179,6 +179,7 @@ class HFReader:
         self._stack = ExitStack()
         self._keys: dict[str, str] = {}
         self._shards: dict[str, Any] = {}
+        self._paths: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         opened = []
@@ -222,7 +223,7 @@ class HFReader:
                 f"weights must be float32, float16 or bfloat16, {key} of {path} is "
                 f"{part.get_dtype()}; use the unquantised checkpoint"
             )
-        self._keys[bare], self._shards[bare] = key, shard
+        self._keys[bare], self._shards[bare], self._paths[bare] = key, shard, path
         self._shapes[bare] = tuple(part.get_shape())
         self._dtypes[bare] = _DTYPES[part.get_dtype()]
 
@@ -315,9 +316,15 @@ class HFReader:
 
     def get(self, torch_name: str, config: PaliGemmaConfig) -> Tensor:
         """One parameter; memory-mapped unless its layout differs."""
+        return self._get(torch_name, config, self._shards[self._bare(torch_name, config)])
+
+    def _bare(self, torch_name: str, config: PaliGemmaConfig) -> str:
         bare = bare_name(torch_name, config.generation)
-        bare = self._table if bare == _EMBED else bare
-        tensor = self._shards[bare].get_tensor(self._keys[bare])
+        return self._table if bare == _EMBED else bare
+
+    def _get(self, torch_name: str, config: PaliGemmaConfig, shard: Any) -> Tensor:
+        bare = self._bare(torch_name, config)
+        tensor = shard.get_tensor(self._keys[bare])
         if tensor.dtype == torch.float64:
             tensor = cast(tensor, torch.float32, torch_name)
         if bare == _PATCH and self._channels_last:
@@ -328,3 +335,13 @@ class HFReader:
         """(torch name, tensor) of every parameter."""
         for name in parameter_shapes(config):
             yield name, self.get(name, config)
+
+    def tensors_in_turn(self, config: PaliGemmaConfig) -> Iterator[tuple[str, Tensor]]:
+        """As `tensors`, each mapped by itself: what was read leaves the memory with its tensor."""
+        from safetensors import safe_open
+
+        for name in parameter_shapes(config):
+            with safe_open(self._paths[self._bare(name, config)], framework="pt") as shard:
+                tensor = self._get(name, config, shard)
+            yield name, tensor
+            del tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -17,6 +18,7 @@ from paligemma.adapt.quant import Quant, place_quantised
 from paligemma.config import PaliGemmaConfig, require_attention_value
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.kernels.nf4 import NF4Linear
+from paligemma.kernels.packed_layers import PackedEmbedding, PackedLinear, stores_of
 from paligemma.model import PaliGemmaModel
 from paligemma.model.siglip import resize_position_table
 from paligemma.processing.added_tokens import IMAGE_PIECE, added_tokens
@@ -230,9 +232,10 @@ class OpenCheckpoint:
 
         Args:
             dtype: dtype of the parameters; None keeps the file's, which lets safetensors be
-                memory-mapped.
+                memory-mapped. A packed model has float32 beside its packed matrices.
             device: where the parameters go.
-            quant: layers that are quantised, each as soon as it is read.
+            quant: layers that are quantised, each as soon as it is read; of the file nothing
+                stays in memory then.
 
         Returns:
             The model in evaluation mode.
@@ -241,20 +244,29 @@ class OpenCheckpoint:
         with torch.device("meta"):
             model = PaliGemmaModel(self.config)
         wanted = None if dtype is None else parse_dtype(dtype)
+        is_packed = quant is not None and quant.is_packed
+        if is_packed:
+            wanted = torch.float32
         if quant is not None:
             place_quantised(model, quant, wanted or self.table_dtype)
-        for name, tensor in self._weights.tensors(self._stored_config):
+        for name, tensor in self._tensors(in_turn=is_packed):
             if name == "vision.pos_embedding":
                 tensor = resize_position_table(tensor, self.config.num_image_tokens)
             if _is_quantised(model, name, tensor, device):
                 continue
             if wanted is not None:
                 tensor = cast(tensor, wanted, name)
-            _assign(model, name, tensor.to(device))
+            _assign(model, name, tensor.clone() if is_packed else tensor.to(device))
         _require_complete(model)
-        _set_embed_scale(model, self._raw, self.table_dtype, self._conventions)
+        rounds_as_file = self._conventions == "big_vision" or is_packed
+        _set_embed_scale(model, self._raw, self.table_dtype if rounds_as_file else model.dtype)
         logger.info("%s loaded in %.1f s", self.checkpoint.name, time.perf_counter() - start)
         return model.eval()
+
+    def _tensors(self, *, in_turn: bool) -> Iterator[tuple[str, Tensor]]:
+        if in_turn and isinstance(self._weights, HFReader):
+            return self._weights.tensors_in_turn(self._stored_config)
+        return self._weights.tensors(self._stored_config)
 
     def cache_dtype(self, model: PaliGemmaModel) -> torch.dtype:
         """Dtype of keys and values while decoding, by the conventions: bfloat16 by big_vision's,
@@ -309,25 +321,30 @@ def _is_quantised(
     """Whether a tensor is the weights of a quantised layer, which then has them."""
     owner, _, leaf = name.rpartition(".")
     layer = model.get_submodule(owner)
-    if leaf != "weight" or not isinstance(layer, NF4Linear):
+    if leaf == "weight" and isinstance(layer, NF4Linear | PackedLinear | PackedEmbedding):
+        layer.quantise(tensor.to(device))
+    elif leaf == "head" and isinstance(layer, PackedEmbedding):
+        layer.quantise_head(tensor)
+    else:
         return False
-    layer.quantise(tensor.to(device))
     return True
 
 
 def _require_complete(model: PaliGemmaModel) -> None:
     named = (*model.named_parameters(), *model.named_buffers())
     left = [name for name, tensor in named if tensor.is_meta]
+    left += [store.name for store in stores_of(model) if store.missing]
     if left:
         raise CheckpointError(f"these parameters were never read: {', '.join(left)}")
 
 
-def _set_embed_scale(
-    model: PaliGemmaModel, raw: dict[str, Any], table_dtype: torch.dtype, conventions: Conventions
-) -> None:
+def _set_embed_scale(model: PaliGemmaModel, raw: dict[str, Any], rounded_to: torch.dtype) -> None:
+    """The factor that the file states, or sqrt(width), rounded as who computes it does.
+
+    transformers rounds to the dtype it computes in, big_vision to the file's.
+    """
     stored = stored_embed_scale(raw)
     if stored is not None:
         model.text.embed_scale = stored
     else:
-        # transformers rounds the factor to the dtype it computes in, big_vision to the file's.
-        model.text.set_embed_scale(table_dtype if conventions == "big_vision" else model.dtype)
+        model.text.set_embed_scale(rounded_to)
