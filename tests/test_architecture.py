@@ -37,7 +37,12 @@ ROWS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"example": ("example",)},
     {"weights": ("weights",), "generate": ("generate",), "metrics": ("metrics",)},
     {"pipeline": ("pipeline",), "tasks": ("tasks",)},
-    {"jobs": ("jobs",), "train": ("train",), "retrieval": ("retrieval",)},
+    {
+        "jobs": ("jobs",),
+        "train": ("train",),
+        "retrieval": ("retrieval",),
+        "bench": ("bench",),
+    },
     {"eval": ("eval",), "serve": ("serve",)},
     {"tiny": ("tiny",), "tuning": ("tuning",)},
     {"cli": ("cli", "__main__")},

@@ -52,6 +52,7 @@ COMMANDS: dict[str, Entry] = {
     "train": Entry("train", "train_group", "Teach a model your task; or make the embedded one."),
     "data": Entry("data", "data_group", "Check, convert or show labelled pictures."),
     "plan": Entry("plan", "plan_command", "Say what a training needs: memory, cards, time."),
+    "bench": Entry("bench", "bench", "Measure how fast a model answers on this machine."),
     "adapter": Entry("adapter", "adapter_group", "Merge an adapter into its model, or show it."),
 }
 
