@@ -42,6 +42,7 @@ def test_the_pages_that_show_python_are_these() -> None:
         "docs/finetuning.md",
         "docs/outputs.md",
         "docs/prompts.md",
+        "docs/quantisation.md",
         "docs/quickstart.md",
         "docs/training-tiny.md",
         "docs/weights.md",

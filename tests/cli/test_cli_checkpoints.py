@@ -14,6 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_folder import DESK, EMBEDDED
 
+from paligemma.kernels.native import describe, library
+
 Run = Callable[..., Any]
 
 
@@ -128,6 +130,23 @@ def test_the_doctor_finds_nothing_wrong_with_a_sound_model(paligemma: Run, tiny_
     assert quick.status == 0
     assert quick.out.splitlines()[-1] == "Nothing is wrong with it."
     assert "forward" not in quick.out
+
+
+def test_the_doctor_says_which_kernels_are_in_use(
+    paligemma: Run, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said() -> str:
+        findings = paligemma("doctor", tiny_dir, "--quick", "--json").json["findings"]
+        (message,) = [found["message"] for found in findings if found["check"] == "kernels"]
+        return message
+
+    assert describe() in said()
+    library.cache_clear()
+    monkeypatch.setenv("PALIGEMMA_KERNELS", "off")
+    try:
+        assert "torch's products, as $PALIGEMMA_KERNELS is off" in said()
+    finally:
+        library.cache_clear()
 
 
 def test_the_doctor_says_what_is_wrong_and_exits_with_1(

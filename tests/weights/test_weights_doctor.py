@@ -54,6 +54,7 @@ def test_a_sound_checkpoint_passes_every_check(folder: Path) -> None:
     findings = diagnose(folder)
     assert worst(findings) == "ok", findings
     assert {f.check for f in findings} == {
+        "kernels",
         "files",
         "hashes",
         "config",
@@ -99,7 +100,7 @@ def test_a_file_without_tensors_is_a_finding(folder: Path) -> None:
 
 def test_reading_headers_only_skips_values_and_forward(folder: Path) -> None:
     checks = {f.check for f in diagnose(folder, hash_files=False, read_weights=False)}
-    assert checks == {"files", "config", "shapes", "dtype", "tokenizer"}
+    assert checks == {"files", "kernels", "config", "shapes", "dtype", "tokenizer"}
 
 
 def test_a_name_without_a_model_is_an_error_not_a_finding() -> None:

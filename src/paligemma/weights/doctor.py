@@ -19,6 +19,7 @@ from paligemma.config import (
     named_release,
 )
 from paligemma.errors import CheckpointError, PaliGemmaError
+from paligemma.kernels.native import describe
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.vqvae import load_mask_codec
 from paligemma.processing.tokenizer import load_tokenizer
@@ -45,7 +46,7 @@ class Finding:
     Attributes:
         level: "error" where the model will not work, "warning" where it may not be what was meant.
         check: "files", "hashes", "config", "shapes", "dtype", "statistics", "tokenizer",
-            "embeddings", "codec" or "forward".
+            "embeddings", "codec", "kernels" or "forward".
         message: a sentence.
     """
 
@@ -83,6 +84,7 @@ def diagnose(
     if hash_files:
         examination.run("hashes", _check_hashes)
     examination.run("codec", _check_codec)
+    examination.add("ok", "kernels", f"quantised weights are multiplied by {describe()}")
     try:
         with open_weights(checkpoint) as weights:
             examination.weights = weights
