@@ -95,7 +95,9 @@ class FakeModel:
         ]
         return self._logits(cache), valid.sum(dim=1)
 
-    def decode_step(self, tokens: Tensor, positions: Tensor, cache: History) -> Tensor:
+    def decode_step(
+        self, tokens: Tensor, positions: Tensor, cache: History, ids: object = None
+    ) -> Tensor:
         self.num_steps += 1
         assert positions.tolist() == [len(row) for row in cache.rows]
         cache.rows = [(*row, token) for row, token in zip(cache.rows, tokens.tolist(), strict=True)]

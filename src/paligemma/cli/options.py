@@ -222,6 +222,11 @@ decoding_options = _gathered(
             "--length-penalty", type=float, metavar="A", help="Divide beam scores by length^A."
         ),
         click.option("--best-of", type=int, metavar="N", help="Draw N answers, keep the best."),
+        click.option(
+            "--probabilities",
+            type=click.Choice(["vocabulary", "allowed"]),
+            help="Of a constrained answer among all tokens, or among the allowed ones (faster).",
+        ),
         click.option("--seed", type=int, metavar="S", help="Of every draw; 0 by default."),
         click.option(
             "--weigh-locations/--no-weigh-locations",

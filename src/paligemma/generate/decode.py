@@ -96,7 +96,8 @@ def answer(model: PaliGemmaModel, prompt: Prefilled, rows: Sequence[DecodeRow]) 
         active = active & ~finished & (bounds > index + 1)
         if index + 1 == num_steps or ends.reached(~active.any()):
             return
-        logits = model.decode_step(choice.tokens, positions, prompt.cache)
+        ids = decoding.ids_that_matter()
+        logits = model.decode_step(choice.tokens, positions, prompt.cache, ids)
         positions = positions + 1
 
 

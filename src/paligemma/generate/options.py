@@ -13,6 +13,8 @@ from paligemma.errors import ConfigError
 from paligemma.generate.sampling import Greedy, Sampler
 from paligemma.vocab import Vocab
 
+# What probabilities are over: every token, or those that the row's grammar allows.
+PROBABILITIES = ("vocabulary", "allowed")
 KV_CACHE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # The context that Gemma was trained on. A longer answer is a mistake, and its cache is allocated in
 # advance.
@@ -35,6 +37,9 @@ class DecodeOptions:
         kv_cache_dtype: "bfloat16", as in the original, or "float32".
         record_loc_probs: keep the probabilities of all 1,024 location tokens wherever the answer
             contains one.
+        probabilities: "vocabulary" reports those of the model without a grammar; "allowed" those
+            among the tokens that the grammar allows, for which a step need not compute the logits
+            of others. Without a grammar the two are the same.
         eos_look_behind: number of steps by which the check for the end may lag, so that a GPU does
             not wait for the host. It costs that many steps at the end and changes no answer.
     """
@@ -46,8 +51,10 @@ class DecodeOptions:
     record_loc_probs: bool = False
     seed: int = 0
     eos_look_behind: int = 0
+    probabilities: str = PROBABILITIES[0]
 
     def __post_init__(self) -> None:
+        check_probabilities(self.probabilities)
         check_bounds(self.max_new_tokens, self.kv_cache_dtype)
         require_seed(self.seed)
         if self.eos_look_behind < 0:
@@ -220,6 +227,14 @@ def check_bounds(max_new_tokens: int, kv_cache_dtype: str) -> None:
             "captions need about 64, dense detection about 512"
         )
     check_kv_cache_dtype(kv_cache_dtype)
+
+
+def check_probabilities(name: object) -> None:
+    """Raise ConfigError unless a name is one of `PROBABILITIES`."""
+    if not isinstance(name, str) or name not in PROBABILITIES:
+        raise ConfigError(
+            f"probabilities must be over {' or '.join(PROBABILITIES)}, got {reprlib.repr(name)}"
+        )
 
 
 def check_kv_cache_dtype(kv_cache_dtype: str) -> None:

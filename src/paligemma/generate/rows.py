@@ -31,13 +31,15 @@ class DecodeRow:
 
     Attributes:
         room: number of tokens that may still be written.
-        grammar: what may follow the tokens written so far; None where anything may.
+        grammar: what may follow the tokens written so far; None where anything may, and after EOS.
+        had_grammar: whether there was one.
     """
 
     options: DecodeOptions
     generator: torch.Generator
     room: int
     grammar: RowGrammar | None
+    had_grammar: bool = False
 
     @classmethod
     def begin(
@@ -62,6 +64,7 @@ class DecodeRow:
             generator=torch.Generator(device=device).manual_seed(int(options.seed)),
             room=options.max_new_tokens,
             grammar=grammar,
+            had_grammar=grammar is not None,
         )
 
 
@@ -97,6 +100,9 @@ class DecodeRows:
             for ids, places in _grouped([row.options.banned_ids for row in rows])
             if ids
         ]
+        over_allowed = [row.options.probabilities == "allowed" for row in rows]
+        self._over_allowed = torch.tensor(over_allowed, device=device)
+        self._all_over_allowed = all(over_allowed)
         recording = [row.options.record_loc_probs for row in rows]
         self._recording = torch.tensor(recording, device=device) if any(recording) else None
 
@@ -133,7 +139,10 @@ class DecodeRows:
                 row.grammar = row.grammar and row.grammar.after(token)
         for row in self._rows:
             row.room -= 1
-        logprobs = logits.log_softmax(dim=-1)
+        over = logits
+        if has_grammar and bool(self._over_allowed.any()):
+            over = torch.where(self._over_allowed[:, None], choosable, logits)
+        logprobs = over.log_softmax(dim=-1)
         chosen = logprobs.gather(1, tokens[:, None])[:, 0]
         return Choice(
             tokens=tokens,
@@ -141,6 +150,26 @@ class DecodeRows:
             crowded=crowded & active,
             loc_probs=self._loc_probs(logprobs, tokens, active),
         )
+
+    def ids_that_matter(self) -> list[range] | None:
+        """Ascending ranges of ids beyond which the next choice reads no logits; None for all ids.
+
+        These are the ids that the grammars allow, where all rows have one and report probabilities
+        among those alone. Rows whose answers are complete choose padding whatever the logits.
+        """
+        grammars = [row.grammar for row in self._rows if row.grammar is not None]
+        if not self._all_over_allowed or len(grammars) != sum(map(_may_go_on, self._rows)):
+            return None
+        wanted = torch.zeros(self._vocab.size, dtype=torch.bool)
+        for row in self._rows:
+            if row.grammar is None or row.room < 1:
+                continue
+            try:
+                allowed, with_ample_room = row.grammar.allowed(row.room)
+            except ConfigError:
+                return None  # told where the token is chosen
+            wanted |= allowed if with_ample_room is None else allowed | with_ample_room
+        return _ranges(wanted)
 
     def _sample(self, choosable: Tensor) -> Tensor:
         """float32[B, V] -> int64[B]; rows with equal samplers share one call."""
@@ -191,6 +220,17 @@ def begin_rows(
         DecodeRow.begin(own, grammar if real else None, vocab, device)
         for own, grammar, real in zip(options, per_row, is_real, strict=True)
     ]
+
+
+def _may_go_on(row: DecodeRow) -> bool:
+    return row.grammar is not None or not row.had_grammar
+
+
+def _ranges(mask: Tensor) -> list[range]:
+    """Ascending ranges of the places where bool[V] is True."""
+    edges = torch.diff(mask.int(), prepend=mask.new_zeros(1).int(), append=mask.new_zeros(1).int())
+    starts, stops = ((edges == step).nonzero()[:, 0].tolist() for step in (1, -1))
+    return [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
 
 
 def _apply_grammar(row: DecodeRow, logits: Tensor) -> Tensor | bool:

@@ -10,6 +10,7 @@ from typing import Any, TypedDict, TypeVar
 
 from paligemma.errors import ConfigError
 from paligemma.generate import (
+    PROBABILITIES,
     BeamOptions,
     DecodeOptions,
     Greedy,
@@ -20,6 +21,7 @@ from paligemma.generate import (
     Sampler,
     Temperature,
     TopK,
+    check_probabilities,
     require_flag,
     require_number,
     require_seed,
@@ -69,6 +71,7 @@ class AnswerKeywords(TypedDict, total=False):
     seed: int
     weigh_locations: bool | None
     adapter: str | None
+    probabilities: str
 
 
 class AskKeywords(AnswerKeywords, total=False):
@@ -118,6 +121,8 @@ class AnswerOptions:
         weigh_locations: greedy answers weigh all locations together against any other token, see
             `LocationGreedy`; None follows the model's config.json, where the default is False.
         adapter: name of one of the model's `adapters`; None is the model itself.
+        probabilities: "vocabulary", confidences as the model has them, or "allowed", those among
+            the tokens that the option `constrain` allows, which are faster to compute.
 
     Raises:
         ConfigError: a value of another type, out of its range, or at odds with another.
@@ -133,8 +138,10 @@ class AnswerOptions:
     seed: int = 0
     weigh_locations: bool | None = None
     adapter: str | None = None
+    probabilities: str = PROBABILITIES[0]
 
     def __post_init__(self) -> None:
+        check_probabilities(self.probabilities)
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise ConfigError(f"adapter must be a name, got {reprlib.repr(self.adapter)}")
         for name in ("num_beams", "best_of"):
@@ -212,6 +219,7 @@ class AnswerOptions:
             kv_cache_dtype=settings.kv_cache_dtype,
             record_loc_probs=vocab.has_objects,
             seed=self.seed,
+            probabilities=self.probabilities,
         )
 
     def require_one_answer(self, what: str) -> None:
