@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from test_model_oracle import SMALL, VOCAB, loud_model
+from tiny_folder import write_random_tiny
 from torch import Tensor, nn
 
+from paligemma.adapt.quant import Quant
 from paligemma.batch import Batch, TokenRow
 from paligemma.config import TextConfig
 from paligemma.generate import DecodeOptions, DecodeQueue, QueueOptions, generate
@@ -18,6 +21,7 @@ from paligemma.kernels.linear import Linear, TiedEmbedding
 from paligemma.kernels.packed_matrix import PackedMatrix
 from paligemma.model import KVCache, PaliGemmaModel
 from paligemma.tiny.start import tiny_config
+from paligemma.weights.load import OpenCheckpoint
 
 # Largest relative difference of logits between the two routes: both compute in float32, in other
 # orders. Inputs of integer kinds are rounded to 14 or 8 bits, where a last bit may tip a rounding.
@@ -323,3 +327,26 @@ def test_answers_are_the_same_by_both_routes_and_from_the_queue(
         assert found[handle]
     layers_compute(monkeypatch)
     assert torch.equal(answers(), ours)
+
+
+@pytest.mark.parametrize("quant", ["bf16", "fp8", "int4,head=bf16"])
+def test_a_checkpoint_packed_while_it_is_read_is_decoded_in_c_as_its_layers_decode(
+    quant: str, level: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OpenCheckpoint(write_random_tiny(tmp_path / "model")) as opened:
+        model = opened.load(quant=Quant.parse(quant))
+    assert model.decode_route() == "one call in C a token"
+    options = DecodeOptions(max_new_tokens=8, kv_cache_dtype="float32")
+    rows = [text_row(*row[keep].tolist()) for row, keep in zip(PROMPTS, VALID, strict=True)]
+    batch = Batch.from_rows(rows, pad=0)
+    soft = torch.randn(3, 4, model.config.text.width, generator=torch.Generator().manual_seed(6))
+
+    def answers() -> Tensor:
+        return generate(model, batch, options, soft_tokens=soft).ids
+
+    ours = answers()
+    layers_compute(monkeypatch)
+    assert torch.equal(answers(), ours)
+    # Without the library inputs of int4 are not rounded.
+    monkeypatch.setattr("paligemma.kernels.native.library", lambda: None)
+    assert quant.startswith("int4") or torch.equal(answers(), ours)

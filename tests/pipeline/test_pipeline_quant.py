@@ -1,0 +1,57 @@
+"""`quant=` of the façade: what an answer keeps in fewer bits, with the library and without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_folder import DESK, write_random_tiny
+
+from paligemma import PaliGemma
+from paligemma.errors import ConfigError
+from paligemma.kernels import native
+
+TOLERANCES = {"bf16": 0.02, "int8": 0.1, "fp8": 0.4, "int4": 1.0, "nf4": 1.0}
+
+
+@pytest.fixture(params=["compiled kernels", "off"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "off":
+        monkeypatch.setenv(native.VARIABLE, "off")
+    native.library.cache_clear()
+    if (native.library() is None) != (request.param == "off"):
+        pytest.skip(native.describe())
+    yield request.param
+    native.library.cache_clear()
+
+
+@pytest.mark.parametrize("quant", TOLERANCES)
+def test_answers_in_fewer_bits_stay_near_those_in_float32(
+    tiny_dir: Path, random_tiny: PaliGemma, quant: str, kernels: str
+) -> None:
+    pg = PaliGemma.from_pretrained(tiny_dir, quant=quant, kv_cache_dtype="float32")
+    assert pg.settings.mode == "exact"
+    in_c = kernels != "off" and quant != "nf4"
+    assert (pg.model.decode_route() == "one call in C a token") is in_c
+    wanted = random_tiny.read(DESK, max_new_tokens=2).token_logprobs
+    found = pg.read(DESK, max_new_tokens=2).token_logprobs
+    np.testing.assert_allclose(found[0], wanted[0], atol=TOLERANCES[quant])
+    assert quant == "bf16" or found != wanted
+
+
+def test_a_bfloat16_file_is_computed_in_float32_once_it_is_packed(tmp_path: Path) -> None:
+    pg = PaliGemma.from_pretrained(
+        write_random_tiny(tmp_path / "model", dtype="bfloat16"), quant="int8"
+    )
+    assert pg.settings.mode == "exact"
+    assert {p.dtype for p in pg.model.parameters()} == {torch.float32}
+    assert pg.read(DESK, max_new_tokens=2).text is not None
+
+
+@pytest.mark.parametrize("mode", ["bf16", "mixed"])
+def test_packed_weights_refuse_another_mode_before_anything_is_read(mode: str) -> None:
+    with pytest.raises(ConfigError, match=f"mode exact, got mode {mode}; leave one"):
+        PaliGemma.from_pretrained("no/such-model-anywhere", quant="int4", mode=mode)
