@@ -158,7 +158,7 @@ def test_make_help_lists_every_target_with_a_line() -> None:
         check=True,
     )
     listed = {line.split()[1]: line.split()[2:] for line in done.stdout.splitlines()}
-    targets = {"demo", "finetune-demo", "test", "check", "fuzz", "bench"}
+    targets = {"demo", "finetune-demo", "test", "check", "test-kernels", "fuzz", "bench"}
     targets |= {"clean", "distclean", "help"}
     assert listed.keys() == targets
     assert all(len(line) >= 2 for line in listed.values())
@@ -265,14 +265,18 @@ def test_the_package_holds_its_data(name: str) -> None:
 
 
 def test_every_file_of_data_is_packed() -> None:
-    """What lies beside the code reaches a wheel: some pattern of package-data names it."""
+    """What lies beside the code reaches a wheel: some pattern of package-data names it. The sources
+    of the compiled kernels reach the source distribution: setup.py and MANIFEST.in name them."""
+    built = (ROOT / "setup.py").read_text() + (ROOT / "MANIFEST.in").read_text()
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     suffixes = {pattern.rpartition(".")[2] for pattern in setuptools["package-data"]["paligemma"]}
     left_out = [
         str(path.relative_to(PACKAGE))
         for path in tracked_files()
-        if path.is_relative_to(PACKAGE) and path.suffix[1:] not in suffixes | {"py"}
+        if path.is_relative_to(PACKAGE) and path.suffix[1:] not in suffixes | {"py", "c", "h"}
     ]
+    sources = [path for path in tracked_files() if path.suffix in (".c", ".h")]
+    left_out += [path.name for path in sources if f'"{path.stem}"' not in built]
     assert left_out == []
 
 
