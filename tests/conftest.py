@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from paligemma.kernels import native
+
 # One commit, one verdict: by default the same draws every time. HYPOTHESIS_PROFILE=explore draws
 # anew, which is how to look for what nobody thought of.
 settings.register_profile("repeat", derandomize=True, database=None)
@@ -53,3 +55,17 @@ def _untouched_logger() -> Iterator[None]:
     yield
     logger.setLevel(level)
     logger.handlers[:] = handlers
+
+
+@pytest.fixture(params=["plain C", "AVX2"])
+def level(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Each level of the compiled kernels that this CPU has, set while a test runs."""
+    library = native.library()
+    if library is None:
+        pytest.skip(native.describe())
+    wanted = native.LEVELS.index(request.param)
+    if library.pg_best_level() < wanted:
+        pytest.skip(f"this CPU has no {request.param}")
+    library.pg_set_level(wanted)
+    yield wanted
+    library.pg_set_level(len(native.LEVELS))

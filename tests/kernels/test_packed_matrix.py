@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -18,19 +16,6 @@ NUM_ROWS = (1, 2, 3, 4, 5, 6, 7, 11, 12, 29, 250)
 # Largest relative error of a product of random numbers, beside the values the bytes stand for: sums
 # in float32, and for integers the rounding of inputs.
 BOUNDS = {"f32": 1e-5, "bf16": 1e-5, "fp8": 1e-5, "nf4": 1e-5, "int8": 1e-3, "int4": 0.02}
-
-
-@pytest.fixture(params=["plain C", "AVX2"])
-def level(request: pytest.FixtureRequest) -> Iterator[int]:
-    library = native.library()
-    if library is None:
-        pytest.skip(native.describe())
-    wanted = native.LEVELS.index(request.param)
-    if library.pg_best_level() < wanted:
-        pytest.skip(f"this CPU has no {request.param}")
-    library.pg_set_level(wanted)
-    yield wanted
-    library.pg_set_level(len(native.LEVELS))
 
 
 def values(kind: str, n: int, k: int, seed: int = 0) -> tuple[torch.Tensor, PackedMatrix]:

@@ -16,7 +16,6 @@ from paligemma.adapt.quant import Quant
 from paligemma.batch import Batch, TokenRow
 from paligemma.config import TextConfig
 from paligemma.generate import DecodeOptions, DecodeQueue, QueueOptions, generate
-from paligemma.kernels import native
 from paligemma.kernels.linear import Linear, TiedEmbedding
 from paligemma.kernels.packed_matrix import PackedMatrix
 from paligemma.model import KVCache, PaliGemmaModel
@@ -92,19 +91,6 @@ def packed_model(
                 setattr(parent, name, PackedLinear(kind, layer))
     model.text.embed = PackedEmbedding(kind, model.text.embed)
     return model
-
-
-@pytest.fixture(params=["plain C", "AVX2"])
-def level(request: pytest.FixtureRequest) -> Iterator[int]:
-    library = native.library()
-    if library is None:
-        pytest.skip(native.describe())
-    wanted = native.LEVELS.index(request.param)
-    if library.pg_best_level() < wanted:
-        pytest.skip(f"this CPU has no {request.param}")
-    library.pg_set_level(wanted)
-    yield wanted
-    library.pg_set_level(len(native.LEVELS))
 
 
 @pytest.fixture

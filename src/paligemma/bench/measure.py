@@ -17,13 +17,12 @@ import torch
 from paligemma.batch import Batch
 from paligemma.bench.costs import Costs, costs_of
 from paligemma.bench.machine import Limits, LimitsOfMachine, peak_memory_bytes
-from paligemma.generate.options import DecodeOptions
+from paligemma.generate.options import KV_CACHE_DTYPES, DecodeOptions
 from paligemma.generate.prefill import Prefilled, prefill_prompt
 from paligemma.model import PaliGemmaModel
 
 # Ids of the prompts: any from the middle of the vocabulary.
 _FIRST_ID = 300
-_CACHE_DTYPES = {"bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +141,7 @@ def measure(
         on_progress(f"repetition {number + 1} of {options.repetitions}")
         timings.append(_repetition(model, options, limits))
     return Figures(
-        costs=costs_of(model, options.num_prompt, _CACHE_DTYPES[options.kv_cache_dtype]),
+        costs=costs_of(model, options.num_prompt, KV_CACHE_DTYPES[options.kv_cache_dtype].itemsize),
         timings=tuple(timings),
         peak_memory_bytes=peak_memory_bytes(),
     )

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from paligemma.adapt.quant import Quant, place_quantised
 from paligemma.config import PaliGemmaConfig, find_release, release_config
 from paligemma.model import PaliGemmaModel
+from paligemma.weights.load import take_quantised
 from paligemma.weights.shapes import parameter_shapes
 
 _ROWS_AT_ONCE = 4096
@@ -43,20 +44,16 @@ def random_model(
     with torch.device("meta"):
         model = PaliGemmaModel(config)
     if quant is not None:
-        place_quantised(model, quant, dtype)
         if quant.is_packed:
             dtype = torch.float32
+        place_quantised(model, quant, dtype)
     generator = torch.Generator().manual_seed(0)
     for name, shape in tqdm(parameter_shapes(config).items(), desc="random weights", leave=False):
-        owner, _, leaf = name.rpartition(".")
-        layer = model.get_submodule(owner)
-        quantise = {"weight": "quantise", "head": "quantise_head"}.get(leaf, "")
-        if hasattr(layer, quantise):
-            getattr(layer, quantise)(_draw(shape, torch.bfloat16, generator))
-        else:
-            layer.register_parameter(
-                leaf, nn.Parameter(_draw(shape, dtype, generator), requires_grad=False)
-            )
+        drawn = _draw(shape, dtype if quant is None else torch.bfloat16, generator)
+        if not take_quantised(model, name, drawn, "cpu"):
+            owner, _, leaf = name.rpartition(".")
+            parameter = nn.Parameter(drawn.to(dtype), requires_grad=False)
+            model.get_submodule(owner).register_parameter(leaf, parameter)
     return model.eval()
 
 

@@ -56,5 +56,6 @@ int pg_level(void);
 typedef void (*pg_job)(void *argument, int thread, int num_threads);
 void pg_run(pg_job job, void *argument);
 int pg_num_threads(void);
+void pg_pause(int turns); /* of a thread that has waited for others so many turns */
 
 #endif

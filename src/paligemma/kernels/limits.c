@@ -9,8 +9,6 @@
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 #endif
 
-int pg_level(void);
-
 static volatile uint64_t sink; /* so that no loop is dropped */
 
 static double seconds(void) {
@@ -91,25 +89,19 @@ AVX2 static void peak_float(long turns) {
   TEN sink += (uint64_t)_mm256_extract_epi64(_mm256_castps_si256(sum[j]), 0);
 }
 
-AVX2 static void peak_int8(long turns) {
-  __m256i sum[10], weights = _mm256_set1_epi8(3), inputs = _mm256_set1_epi8(5);
-  TEN sum[j] = _mm256_set1_epi32(j);
-  while (turns--) TEN {
-      sum[j] = _mm256_add_epi16(sum[j], _mm256_maddubs_epi16(weights, inputs));
-      __asm__("" : "+x"(sum[j]), "+x"(inputs));
-    }
-  TEN sink += (uint64_t)_mm256_extract_epi64(sum[j], 0);
-}
-
-AVX2 static void peak_int16(long turns) {
-  __m256i sum[10], weights = _mm256_set1_epi8(3), inputs = _mm256_set1_epi8(5);
-  TEN sum[j] = _mm256_set1_epi32(j);
-  while (turns--) TEN {
-      sum[j] = _mm256_add_epi32(sum[j], _mm256_madd_epi16(weights, inputs));
-      __asm__("" : "+x"(sum[j]), "+x"(inputs));
-    }
-  TEN sink += (uint64_t)_mm256_extract_epi64(sum[j], 0);
-}
+/* Ten chains of a product and an addition of integers, each with the bits of its sum. */
+#define PEAK_OF_INTEGERS(name, add, multiply)                                   \
+  AVX2 static void name(long turns) {                                          \
+    __m256i sum[10], weights = _mm256_set1_epi8(3), inputs = _mm256_set1_epi8(5); \
+    TEN sum[j] = _mm256_set1_epi32(j);                                         \
+    while (turns--) TEN {                                                      \
+        sum[j] = add(sum[j], multiply(weights, inputs));                       \
+        __asm__("" : "+x"(sum[j]), "+x"(inputs));                              \
+      }                                                                        \
+    TEN sink += (uint64_t)_mm256_extract_epi64(sum[j], 0);                     \
+  }
+PEAK_OF_INTEGERS(peak_int8, _mm256_add_epi16, _mm256_maddubs_epi16)
+PEAK_OF_INTEGERS(peak_int16, _mm256_add_epi32, _mm256_madd_epi16)
 #endif
 
 static void peak_job(void *p, int thread, int team) {

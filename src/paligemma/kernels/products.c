@@ -19,6 +19,8 @@
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define PAUSE() _mm_pause()
+#elif defined(__aarch64__)
+#define PAUSE() __asm__ volatile("yield")
 #else
 #define PAUSE() ((void)0)
 #endif
@@ -160,7 +162,8 @@ void pg_run(pg_job job, void *argument) {
   pthread_mutex_unlock(&pool.use);
 }
 
-void pg_pause(int turns) { /* of a thread that waits for others */
+/* Spins for some microseconds, then gives the processor to whoever wants it. */
+void pg_pause(int turns) {
   if (turns > 4000) sched_yield();
   else PAUSE();
 }
@@ -352,7 +355,7 @@ static float pack_row(int kind, const float *w, int columns, int row, char *pane
   return scale;
 }
 
-/* Columns [first, last) of one row of a panel as float, `last - first` a multiple of 64 or to the end. */
+/* One row of a panel as float. */
 static void unpack_row(int kind, const char *panel, int row, float scale, int columns, float *out) {
   for (int c = 0; c < columns; c++) {
     const uint8_t *u8 = (const uint8_t *)panel;
@@ -853,7 +856,8 @@ static void finish(const pg_matrix *w, const pg_input *in, const float *bias, in
   }
 }
 
-void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int panel) {
+static void panel_product(const pg_matrix *w, const pg_input *in, const float *bias, float *y,
+                          size_t ldy, int panel) {
   int columns = pg_padded(w->kind, w->k);
   const char *at = panel_of(w, panel);
   for (int tile = 0; tile * PG_TILE < in->m; tile++) {
@@ -861,8 +865,12 @@ void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int 
     memset(&a, 0, sizeof a);
     span s = span_of(in, at, tile, 0, columns);
     run_tile(w->kind, tile_rows(in, tile), &s, &a);
-    finish(w, in, NULL, panel, tile, &a, y + (size_t)tile * PG_TILE * ldy, ldy);
+    finish(w, in, bias, panel, tile, &a, y + (size_t)tile * PG_TILE * ldy, ldy);
   }
+}
+
+void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int panel) {
+  panel_product(w, in, NULL, y, ldy, panel);
 }
 
 typedef struct {
@@ -878,12 +886,6 @@ typedef struct {
    the second cache and its weights in the first. */
 enum { UNIT_PANELS = 8, UNIT_TILES = 40 };
 static int turn_columns(int kind) { return kind == PG_INT4 ? 1024 : kind == PG_INT8 ? 512 : 256; }
-
-static void add_bias(const product *a, int panel) {
-  int width = a->w->n - panel * 16 < 16 ? a->w->n - panel * 16 : 16;
-  for (int r = 0; r < a->in.m; r++)
-    for (int i = 0; i < width; i++) a->y[(size_t)r * a->ldy + panel * 16 + i] += a->bias[panel * 16 + i];
-}
 
 /* A unit of a product with many rows: columns are taken in turns, and partial sums wait between
    them in the memory of the thread. */
@@ -944,10 +946,8 @@ static void product_job(void *p, int thread, int team) {
     step = step > most ? most : step;
     step = step < 1 ? 1 : step;
     while ((at = atomic_fetch_add(&a->next_unit, step)) < panels)
-      for (int panel = at; panel < at + step && panel < panels; panel++) {
-        pg_panel(w, &a->in, a->y + panel * 16, a->ldy, panel);
-        if (a->bias) add_bias(a, panel);
-      }
+      for (int panel = at; panel < at + step && panel < panels; panel++)
+        panel_product(w, &a->in, a->bias, a->y + panel * 16, a->ldy, panel);
     return;
   }
   int tiles = (m + PG_TILE - 1) / PG_TILE, across = (panels + UNIT_PANELS - 1) / UNIT_PANELS;

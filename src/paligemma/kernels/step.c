@@ -23,7 +23,6 @@
 #include "step.h"
 
 #include <math.h>
-#include <sched.h>
 #include <stdatomic.h>
 
 #include "step_rows.h"
@@ -96,18 +95,8 @@ static void place_scratch(step *s, const pg_decoder *d, int num_rows, int num_sl
 
 /* ------------------------------------------------------------------ threads */
 
-static inline void pause_thread(void) {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  __asm__ volatile("yield");
-#endif
-}
-
 /* Waits for all threads. The last one to arrive starts the next phase: while all others wait
-   nobody takes work, so it may reset the counter. `phase` is the thread's own count of barriers.
-   A wait spins for some microseconds, as long as phases usually differ, and then gives the
-   processor to whoever wants it. */
+   nobody takes work, so it may reset the counter. `phase` is the thread's own count of barriers. */
 static void barrier(step *s, int num_threads, int *phase) {
   int next = ++*phase;
   if (atomic_fetch_add_explicit(&s->arrived, 1, memory_order_acq_rel) == num_threads - 1) {
@@ -116,12 +105,8 @@ static void barrier(step *s, int num_threads, int *phase) {
     atomic_store_explicit(&s->phase, next, memory_order_release);
     return;
   }
-  for (int i = 0; atomic_load_explicit(&s->phase, memory_order_acquire) != next; i++) {
-    if (i < 4000)
-      pause_thread();
-    else
-      sched_yield();
-  }
+  for (int turns = 0; atomic_load_explicit(&s->phase, memory_order_acquire) != next; turns++)
+    pg_pause(turns);
 }
 
 /* The first of `count` pieces of work that are this thread's now. */

@@ -252,7 +252,7 @@ class OpenCheckpoint:
         for name, tensor in self._tensors(in_turn=is_packed):
             if name == "vision.pos_embedding":
                 tensor = resize_position_table(tensor, self.config.num_image_tokens)
-            if _is_quantised(model, name, tensor, device):
+            if take_quantised(model, name, tensor, device):
                 continue
             if wanted is not None:
                 tensor = cast(tensor, wanted, name)
@@ -315,10 +315,18 @@ def _assign(model: PaliGemmaModel, name: str, tensor: Tensor) -> None:
     module._parameters[leaf] = nn.Parameter(tensor)
 
 
-def _is_quantised(
+def take_quantised(
     model: PaliGemmaModel, name: str, tensor: Tensor, device: torch.device | str
 ) -> bool:
-    """Whether a tensor is the weights of a quantised layer, which then has them."""
+    """Give a tensor to the quantised layer whose weights it is; False where there is none.
+
+    Args:
+        name: of the parameter in a plain model.
+        device: where NF4 layers quantise it.
+
+    Raises:
+        ValueError: another shape than the layer has.
+    """
     owner, _, leaf = name.rpartition(".")
     layer = model.get_submodule(owner)
     if leaf == "weight" and isinstance(layer, NF4Linear | PackedLinear | PackedEmbedding):
