@@ -176,3 +176,15 @@ def test_an_adapter_works_beside_packed_weights_and_is_not_merged_into_them(fold
 def test_a_packed_model_is_not_saved_as_a_plain_one(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="only a plain model can be saved"):
         save_model(packed(folder, "int4"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4", "fp8", "bf16", "nf4"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_and_never_rounded_to_some(
+    quant: str, value: float, make_config: Make, make_model: Make, tmp_path: Path
+) -> None:
+    model = make_model(make_config(1))
+    model.text.blocks[1].mlp.down.weight.data[3, 5] = value
+    folder = save_model(model, tmp_path / "model", dtype="bfloat16")
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.down\.weight has NaN or infinity"):
+        packed(folder, quant)

@@ -315,6 +315,9 @@ def _assign(model: PaliGemmaModel, name: str, tensor: Tensor) -> None:
     module._parameters[leaf] = nn.Parameter(tensor)
 
 
+_QUANTISED = (NF4Linear, PackedLinear, PackedEmbedding)
+
+
 def take_quantised(
     model: PaliGemmaModel, name: str, tensor: Tensor, device: torch.device | str
 ) -> bool:
@@ -326,10 +329,18 @@ def take_quantised(
 
     Raises:
         ValueError: another shape than the layer has.
+        CheckpointError: NaN or infinity, which fewer bits would turn into ordinary numbers.
     """
     owner, _, leaf = name.rpartition(".")
     layer = model.get_submodule(owner)
-    if leaf == "weight" and isinstance(layer, NF4Linear | PackedLinear | PackedEmbedding):
+    if leaf in ("weight", "head") and isinstance(layer, _QUANTISED):
+        lowest, highest = tensor.aminmax()
+        if not (lowest.isfinite() and highest.isfinite()):
+            raise CheckpointError(
+                f"weights must be numbers to be quantised, {name} has NaN or infinity; look at the "
+                "file with paligemma doctor, or fetch it again"
+            )
+    if leaf == "weight" and isinstance(layer, _QUANTISED):
         layer.quantise(tensor.to(device))
     elif leaf == "head" and isinstance(layer, PackedEmbedding):
         layer.quantise_head(tensor)
