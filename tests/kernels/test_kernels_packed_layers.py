@@ -8,12 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paligemma.kernels.packed_layers import (
-    PackedEmbedding,
-    PackedLinear,
-    PackedStore,
-    stores_of,
-)
+from paligemma.kernels.packed_layers import PackedEmbedding, PackedLinear, packed_weights
 
 KINDS = ["bf16", "int8", "int4", "fp8"]
 # Largest relative error of normal weights.
@@ -34,7 +29,7 @@ def test_a_packed_layer_multiplies_with_values_near_its_weights(
     kind: str, height: int, width: int
 ) -> None:
     weight, x = drawn(height, width), drawn(2, 3, width, seed=1)
-    layer = PackedLinear(PackedStore("one", kind, [height], width), bias=True)
+    layer = PackedLinear(kind, width, height, bias=True)
     layer.quantise(weight)
     layer.bias = torch.nn.Parameter(drawn(height, seed=2), requires_grad=False)
     assert distance(layer.dense(), weight) < ERROR[kind]
@@ -44,54 +39,27 @@ def test_a_packed_layer_multiplies_with_values_near_its_weights(
     assert distance(found, wanted) < 0.01  # inputs are quantised too
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_joined_layers_are_the_layers_alone(kind: str, interleaved: bool) -> None:
-    sizes = [48, 48] if interleaved else [64, 16, 32]
-    store = PackedStore("all", kind, sizes, 40, interleaved=interleaved)
-    weights = [drawn(size, 40, seed=place) for place, size in enumerate(sizes)]
-    layers = [PackedLinear(store, place, bias=False) for place in range(len(sizes))]
-    for place in reversed(range(len(sizes))):
-        assert place in store.missing
-        layers[place].quantise(weights[place])
-    assert not store.missing
-    x = drawn(3, 40, seed=9)
-    for layer, weight in zip(layers, weights, strict=True):
-        alone = PackedLinear(PackedStore("one", kind, [len(weight)], 40), bias=False)
-        alone.quantise(weight)
-        assert torch.equal(layer.dense(), alone.dense())
-        assert torch.equal(layer(x), alone(x))
-    joined = store.matrix.unpack()
-    panels = [layer.dense().split(16) for layer in layers]
-    order = (
-        [half for pair in zip(*panels, strict=True) for half in pair]
-        if interleaved
-        else [panel for one in panels for panel in one]
-    )
-    assert torch.equal(joined, torch.cat(order))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_many_rows_are_packed_as_few(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = drawn(130, 24).to(dtype)
-    whole = PackedLinear(PackedStore("one", "int4", [130], 24), bias=False)
+    whole = PackedLinear("int4", 24, 130, bias=False)
     whole.quantise(weight)
-    monkeypatch.setattr("paligemma.kernels.packed_layers._ROWS_AT_ONCE", 32)
-    parts = PackedLinear(PackedStore("one", "int4", [130], 24), bias=False)
+    monkeypatch.setattr("paligemma.kernels.packed_matrix._ROWS_AT_ONCE", 32)
+    parts = PackedLinear("int4", 24, 130, bias=False)
     parts.quantise(weight)
     assert torch.equal(parts.matrix.data, whole.matrix.data)
 
 
 def test_another_shape_is_no_weight_of_a_layer() -> None:
-    layer = PackedLinear(PackedStore("one", "int8", [8], 6), bias=False)
-    with pytest.raises(ValueError, match="8, 6"):
+    layer = PackedLinear("int8", 6, 8, bias=False)
+    with pytest.raises(ValueError, match="8 x 6"):
         layer.quantise(drawn(6, 8))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_embedding_gives_the_rows_and_products_of_one_table(kind: str) -> None:
     table = drawn(130, 32)
-    embedding = PackedEmbedding(PackedStore("table", kind, [130], 32))
+    embedding = PackedEmbedding(kind, 130, 32, is_tied=True)
     embedding.quantise(table)
     dense = embedding.matrix.unpack()
     ids = torch.tensor([[129, 0, 7], [7, 64, 0]])
@@ -105,25 +73,30 @@ def test_an_embedding_gives_the_rows_and_products_of_one_table(kind: str) -> Non
 
 
 def test_a_head_of_its_own_makes_the_logits() -> None:
-    stores = [PackedStore(name, "int8", [40], 16) for name in ("table", "head")]
-    embedding = PackedEmbedding(*stores)
+    embedding = PackedEmbedding("int8", 40, 16, is_tied=False)
     embedding.quantise(drawn(40, 16))
     embedding.quantise_head(drawn(40, 16, seed=1))
     hidden = drawn(3, 16, seed=2)
     assert distance(embedding.logits(hidden), hidden @ drawn(40, 16, seed=1).T) < 0.02
     assert not embedding.is_tied
-    assert [store.name for store in stores_of(embedding)] == ["table", "head"]
+    model = torch.nn.ModuleDict({"embed": embedding})
+    assert list(packed_weights(model)) == ["embed.weight", "embed.head"]
 
 
-def test_a_copy_of_joined_layers_shares_a_matrix_of_its_own() -> None:
-    store = PackedStore("all", "int8", [16, 32], 8)
-    layers = torch.nn.ModuleList(PackedLinear(store, place, bias=False) for place in range(2))
-    for layer in layers:
-        layer.quantise(drawn(layer.out_features, 8))
-    copied = deepcopy(layers)
-    (own,) = stores_of(copied)
-    assert own.matrix.data.data_ptr() != store.matrix.data.data_ptr()
-    assert torch.equal(copied[1].dense(), layers[1].dense())
-    copied[0].quantise(torch.zeros(16, 8))
-    assert not own.matrix.unpack()[:16].any()
-    assert layers[0].dense().any()
+def test_a_copy_of_a_layer_has_a_matrix_of_its_own() -> None:
+    layer = PackedLinear("int8", 8, 16, bias=False)
+    layer.quantise(drawn(16, 8))
+    copied = deepcopy(layer)
+    assert torch.equal(copied.dense(), layer.dense())
+    copied.quantise(torch.zeros(16, 8))
+    assert not copied.dense().any()
+    assert copied.weight.panels.data_ptr() == copied.matrix.data.data_ptr()
+    assert layer.dense().any()
+
+
+def test_a_layer_without_weights_has_no_matrix_and_takes_no_memory() -> None:
+    layer = PackedLinear("int8", 8, 16, bias=False)
+    assert layer.weight.is_empty
+    assert not list(layer.buffers())
+    with pytest.raises(ValueError, match="no weights yet"):
+        layer(drawn(1, 8))

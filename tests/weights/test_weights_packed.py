@@ -14,20 +14,20 @@ from torch import Tensor
 from paligemma.adapt.lora import Adapter, LoraConfig, attach, merge
 from paligemma.adapt.quant import Quant, dequantise
 from paligemma.errors import CheckpointError, ConfigError
-from paligemma.kernels.packed_layers import stores_of
+from paligemma.kernels.packed_layers import packed_weights
 from paligemma.model import PaliGemmaModel
 from paligemma.weights.load import OpenCheckpoint
 from paligemma.weights.save import save_model
 
 Make = Callable[..., Any]
-TABLES = {"text.embed", "text.embed.head"}
+TABLES = {"text.embed.weight", "text.embed.head"}
 
 
 @pytest.fixture(params=[1, 2])
 def folder(
     request: pytest.FixtureRequest, make_config: Make, make_model: Make, tmp_path: Path
 ) -> Path:
-    """A checkpoint of either generation; key and value of the second can be joined."""
+    """A checkpoint of either generation."""
     config = make_config(request.param, head_dim=16 if request.param == 2 else 12)
     return save_model(make_model(config), tmp_path / "model", dtype="bfloat16")
 
@@ -74,18 +74,19 @@ def test_a_packed_model_computes_with_the_values_that_its_weights_stand_for(fold
 
 def test_what_is_named_gets_the_kind_and_the_rest_is_bfloat16(folder: Path) -> None:
     def kinds(quant: str) -> dict[str, str]:
-        return {store.name: store.kind for store in stores_of(packed(folder, quant))}
+        found = packed_weights(packed(folder, quant))
+        return {name: weight.kind for name, weight in found.items()}
 
     whole, decoder = kinds("int4"), kinds("int4:decoder,projector")
-    assert whole["text.embed"] == "int8"
-    assert whole["vision.patch_embed.proj"] == "bf16"
+    assert whole["text.embed.weight"] == "int8"
+    assert whole["vision.patch_embed.proj.weight"] == "bf16"
     assert {kind for name, kind in whole.items() if ".blocks." in name} == {"int4"}
-    assert decoder["text.embed"] == "bf16"
+    assert decoder["text.embed.weight"] == "bf16"
     assert {kind for name, kind in decoder.items() if "vision." in name} == {"bf16"}
-    assert decoder["text.blocks.0.mlp.gate_up"] == decoder["projector"] == "int4"
-    assert kinds("int4,head=fp8")["text.embed"] == "fp8"
-    assert kinds("bf16")["text.embed"] == "bf16"
-    assert kinds("int8:decoder,head=int4")["text.embed"] == "int4"
+    assert decoder["text.blocks.0.mlp.up.weight"] == decoder["projector.weight"] == "int4"
+    assert kinds("int4,head=fp8")["text.embed.weight"] == "fp8"
+    assert kinds("bf16")["text.embed.weight"] == "bf16"
+    assert kinds("int8:decoder,head=int4")["text.embed.weight"] == "int4"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_a_head_of_its_own_is_packed_beside_the_table(
     config = replace(config, text=replace(config.text, tied_head=False))
     save_model(make_model(config), tmp_path / "model")
     model = packed(tmp_path / "model", "int8")
-    assert {store.name for store in stores_of(model)} >= TABLES
+    assert packed_weights(model).keys() >= TABLES
     assert distance(logits(model), logits(plain(tmp_path / "model"))) < 0.1
 
 

@@ -13,8 +13,7 @@ from paligemma.adapt.lora import PARTS, expand_parts, layer_names
 from paligemma.errors import ConfigError
 from paligemma.kernels.linear import Linear, TiedEmbedding
 from paligemma.kernels.nf4 import NF4Linear
-from paligemma.kernels.packed_layers import PackedEmbedding, PackedLinear, PackedStore
-from paligemma.kernels.packed_matrix import PANEL
+from paligemma.kernels.packed_layers import PackedEmbedding, PackedLinear
 
 # Kinds of packed matrices, for answering on a CPU; the layers of nf4 can stand under an adapter
 # that is trained.
@@ -25,8 +24,6 @@ _REST = "bf16"
 # The embedding table and head unless they are named: the loss of fewer bits is largest there.
 _HEAD = "int8"
 _SHAPE = "NAME, or NAME:parts as in nf4:decoder,vision; of packed ones also head=NAME"
-# Layers of one input, and whether they lie in alternate panels.
-_JOINED = ((("q", "k", "v"), "qkv", False), (("gate", "up"), "gate_up", True))
 
 
 @dataclass(frozen=True)
@@ -104,30 +101,14 @@ def place_quantised(model: nn.Module, quant: Quant, dtype: torch.dtype) -> None:
 
 def _place_packed(model: nn.Module, kinds: Mapping[str, str], head: str) -> None:
     """Packed layers in the place of all linear layers and of the embedding."""
-    for owner, module in list(model.named_modules()):
-        prefix = f"{owner}." if owner else ""
-        layers = {n: one for n, one in module.named_children() if isinstance(one, Linear)}
-        for names, joined, interleaved in _JOINED:
-            if all(n in layers and layers[n].out_features % PANEL == 0 for n in names):
-                group = [layers.pop(n) for n in names]
-                store = PackedStore(
-                    prefix + joined,
-                    kinds.get(prefix + names[0], _REST),
-                    [one.out_features for one in group],
-                    group[0].in_features,
-                    interleaved=interleaved,
-                )
-                for place, (n, one) in enumerate(zip(names, group, strict=True)):
-                    setattr(module, n, PackedLinear(store, place, bias=one.bias is not None))
-        for n, one in layers.items():
-            kind = kinds.get(prefix + n, _REST)
-            store = PackedStore(prefix + n, kind, [one.out_features], one.in_features)
-            setattr(module, n, PackedLinear(store, bias=one.bias is not None))
-        for n, table in list(module.named_children()):
-            if isinstance(table, TiedEmbedding):
-                of = (head, [table.num_tokens], table.width)
-                untied = None if table.is_tied else PackedStore(f"{prefix}{n}.head", *of)
-                setattr(module, n, PackedEmbedding(PackedStore(prefix + n, *of), untied))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Linear):
+            sizes = (module.in_features, module.out_features)
+            packed = PackedLinear(kinds.get(name, _REST), *sizes, bias=module.bias is not None)
+            _put(model, name, packed)
+        elif isinstance(module, TiedEmbedding):
+            table = (module.num_tokens, module.width)
+            _put(model, name, PackedEmbedding(head, *table, is_tied=module.is_tied))
 
 
 @torch.no_grad()

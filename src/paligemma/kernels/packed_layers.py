@@ -1,127 +1,88 @@
 """Linear layers and the embedding table as packed matrices: fewer bits, float32 arithmetic.
 
-Layers that read the same input lie in one matrix: query, key and value one after another, gate and
-up in alternate panels. Each layer holds its part of it, and a decoder step may take the whole.
-
 Axes: D input width, E output width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from paligemma.kernels.packed_matrix import PANEL, PackedMatrix
-
-# Version of what is stored: panels of each kind, and which layers share a matrix.
-LAYOUT = 1
-# Rows that are packed at once where they must be widened before.
-_ROWS_AT_ONCE = 1 << 13
+from paligemma.kernels.packed_matrix import PackedMatrix
 
 
-class PackedStore(nn.Module):
-    """Where the weights of a layer lie, or those of several layers that are joined.
+class PackedWeight(nn.Module):
+    """Where the weights of a layer lie; there are none until they are packed or held.
 
-    Memory is taken when the first of them is packed, or the matrix is put there from a file. A
-    module, so that panels and scales are among the buffers of a model.
+    A module, so that panels and scales are among the buffers of a model.
 
     Args:
-        name: of the matrix in a file.
         kind: of `PackedMatrix`.
-        sizes: E of each layer; those of joined ones are whole panels.
-        width: D.
-        interleaved: whether the layers, two of one size, lie in alternate panels.
-
-    Attributes:
-        missing: places of the layers that have no weights yet.
+        n, k: rows and columns.
     """
 
-    def __init__(
-        self, name: str, kind: str, sizes: Sequence[int], width: int, *, interleaved: bool = False
-    ) -> None:
+    def __init__(self, kind: str, n: int, k: int) -> None:
         super().__init__()
-        self.name, self.kind, self.sizes, self.width = name, kind, tuple(sizes), width
-        self.missing = set(range(len(self.sizes)))
-        self._stride = 2 if interleaved else 1
+        self.kind, self.n, self.k = kind, n, k
         self._matrix: PackedMatrix | None = None
         self.register_buffer("panels", None)
         self.register_buffer("scale", None)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there are no weights yet."""
+        return self._matrix is None
+
+    @property
     def matrix(self) -> PackedMatrix:
-        """The matrix of all layers."""
-        if self._matrix is None:
-            self._hold(PackedMatrix.empty(self.kind, sum(self.sizes), self.width))
-        assert self._matrix is not None
-        return self._matrix
-
-    def put(self, matrix: PackedMatrix) -> None:
-        """Take a matrix that is packed already."""
-        self._hold(matrix)
-        self.missing.clear()
-
-    def _hold(self, matrix: PackedMatrix) -> None:
-        self._matrix, self.panels, self.scale = matrix, matrix.data, matrix.scale
-
-    def part(self, place: int) -> PackedMatrix:
-        """The matrix of one layer, a view."""
-        return self._rows(place, 0, self.sizes[place])
-
-    @torch.no_grad()
-    def pack(self, place: int, weight: Tensor) -> None:
-        """Take float[E, D] as the weights of one layer.
+        """The weights.
 
         Raises:
-            ValueError: another shape.
+            ValueError: there are none yet.
         """
-        if tuple(weight.shape) != (self.sizes[place], self.width):
-            raise ValueError(f"the layer has {self.sizes[place], self.width}, {weight.shape}")
-        for start in range(0, len(weight), _ROWS_AT_ONCE):
-            rows = weight[start : start + _ROWS_AT_ONCE]
-            rows = rows if rows.dtype == torch.bfloat16 else rows.float()
-            self._rows(place, start, len(rows)).pack(rows.contiguous())
-        self.missing.discard(place)
+        if self._matrix is None:
+            raise ValueError("the layer has no weights yet")
+        return self._matrix
 
-    def _rows(self, place: int, start: int, count: int) -> PackedMatrix:
-        if len(self.sizes) == 1 and count == self.sizes[0]:
-            return self.matrix
-        before = place if self._stride == 2 else sum(self.sizes[:place]) // PANEL
-        first = before + self._stride * (start // PANEL)
-        return self.matrix.part(first, count, self._stride)
+    def hold(self, matrix: PackedMatrix) -> None:
+        """Take a matrix that is packed already."""
+        self._matrix, self.panels, self.scale = matrix, matrix.data, matrix.scale
+
+    @torch.no_grad()
+    def pack(self, weight: Tensor) -> None:
+        """Take float[N, K]; ValueError for another shape."""
+        matrix = self._matrix or PackedMatrix.empty(self.kind, self.n, self.k)
+        matrix.pack(weight)
+        self.hold(matrix)
 
 
 class PackedLinear(nn.Module):
     """Stands in for a frozen `Linear`; for inference, as no gradient flows through it.
 
     Args:
-        store: where its weights lie.
-        place: its number among the layers there.
+        kind: of `PackedMatrix`.
+        in_features, out_features: D and E.
         bias: whether there is one; it stays float32.
     """
 
     dtype = torch.float32
     device = torch.device("cpu")
 
-    def __init__(self, store: PackedStore, place: int = 0, *, bias: bool) -> None:
+    def __init__(self, kind: str, in_features: int, out_features: int, *, bias: bool) -> None:
         super().__init__()
-        self.store, self.place = store, place
-        self.in_features, self.out_features = store.width, store.sizes[place]
-        empty = torch.empty(self.out_features, device="meta")
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = PackedWeight(kind, out_features, in_features)
+        empty = torch.empty(out_features, device="meta")
         self.bias = nn.Parameter(empty, requires_grad=False) if bias else None
-        self._part: PackedMatrix | None = None
 
     @property
     def matrix(self) -> PackedMatrix:
-        """Its weights."""
-        if self._part is None:
-            self._part = self.store.part(self.place)
-        return self._part
+        """[E, D], its weights."""
+        return self.weight.matrix
 
     def quantise(self, weight: Tensor) -> None:
         """Take float[E, D] as the weights; ValueError for another shape."""
-        self.store.pack(self.place, weight)
+        self.weight.pack(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """float[..., D] -> float32[..., E]."""
@@ -136,40 +97,38 @@ class PackedEmbedding(nn.Module):
     """Stands in for `TiedEmbedding` and `UntiedEmbedding`.
 
     Args:
-        table: where the embeddings lie.
-        head: where an output head of its own lies; None is the table.
+        kind: of `PackedMatrix`.
+        num_tokens, width: V and D.
+        is_tied: whether the logits are products with the embeddings themselves.
     """
 
     dtype = torch.float32
     device = torch.device("cpu")
 
-    def __init__(self, table: PackedStore, head: PackedStore | None = None) -> None:
+    def __init__(self, kind: str, num_tokens: int, width: int, *, is_tied: bool) -> None:
         super().__init__()
-        self.store, self.head_store = table, head or table
-        self.num_tokens, self.width = table.sizes[0], table.width
+        self.num_tokens, self.width, self.is_tied = num_tokens, width, is_tied
+        self.weight = PackedWeight(kind, num_tokens, width)
+        self.head_weight = None if is_tied else PackedWeight(kind, num_tokens, width)
 
     @property
     def matrix(self) -> PackedMatrix:
         """[V, D], the embeddings."""
-        return self.store.matrix
+        return self.weight.matrix
 
     @property
     def head(self) -> PackedMatrix:
         """[V, D], the output head."""
-        return self.head_store.matrix
-
-    @property
-    def is_tied(self) -> bool:
-        """Whether the logits are products with the embeddings themselves."""
-        return self.head_store is self.store
+        return (self.head_weight or self.weight).matrix
 
     def quantise(self, weight: Tensor) -> None:
         """Take float[V, D] as the embeddings; ValueError for another shape."""
-        self.store.pack(0, weight)
+        self.weight.pack(weight)
 
     def quantise_head(self, weight: Tensor) -> None:
-        """Take float[V, D] as the head; ValueError for another shape."""
-        self.head_store.pack(0, weight)
+        """Take float[V, D] as a head of its own; ValueError for another shape."""
+        assert self.head_weight is not None
+        self.head_weight.pack(weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """int64[...] -> float32[..., D]."""
@@ -187,6 +146,12 @@ class PackedEmbedding(nn.Module):
         return self.head.multiply(hidden)
 
 
-def stores_of(model: nn.Module) -> list[PackedStore]:
-    """The packed matrices of a model, each once, in its order."""
-    return [module for module in model.modules() if isinstance(module, PackedStore)]
+def packed_weights(model: nn.Module) -> dict[str, PackedWeight]:
+    """The packed weights of a model, each by the parameter of a plain model that it stands for."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear | PackedEmbedding):
+            found[f"{name}.weight"] = module.weight
+        if isinstance(module, PackedEmbedding) and module.head_weight is not None:
+            found[f"{name}.head"] = module.head_weight
+    return found

@@ -15,30 +15,28 @@ from paligemma.kernels import native, panels
 PANEL = panels.PANEL
 KINDS = tuple(native.KINDS)
 _HUGE = 1 << 21
+# Rows that are packed at once where they must be widened before.
+_ROWS_AT_ONCE = 1 << 13
 
 
 class PackedMatrix:
-    """A matrix [N, K], or one of several that share panels.
+    """A matrix [N, K].
 
     Args:
         kind: one of `KINDS`.
         n, k: N and K.
-        data: uint8, the panels from this matrix's first on; not copied.
+        data: uint8, the panels; not copied.
         scale: float32[16 a panel] of int8 and fp8, else empty.
-        stride: distance in panels from one panel of this matrix to its next.
     """
 
-    def __init__(
-        self, kind: str, n: int, k: int, data: Tensor, scale: Tensor, stride: int = 1
-    ) -> None:
-        self.kind, self.n, self.k, self.stride = kind, n, k, stride
+    def __init__(self, kind: str, n: int, k: int, data: Tensor, scale: Tensor) -> None:
+        self.kind, self.n, self.k = kind, n, k
         self.data, self.scale = data, scale
-        num_panels = (self.num_panels - 1) * stride + 1
-        needed = num_panels * self.panel_bytes
+        needed = self.num_panels * self.panel_bytes
         if data.dtype != torch.uint8 or data.numel() < needed or not data.is_contiguous():
             raise ValueError(f"{kind} of {n} x {k} needs {needed} bytes, got {data.numel()}")
-        if self.has_row_scale and scale.numel() < num_panels * PANEL:
-            raise ValueError(f"{kind} needs {num_panels * PANEL} scales, got {scale.numel()}")
+        if scale.numel() < self.num_scales:
+            raise ValueError(f"{kind} needs {self.num_scales} scales, got {scale.numel()}")
 
     @classmethod
     def empty(cls, kind: str, n: int, k: int) -> PackedMatrix:
@@ -61,31 +59,31 @@ class PackedMatrix:
         return panels.panel_bytes(self.kind, self.k)
 
     @property
-    def has_row_scale(self) -> bool:
-        return self.kind in panels.ROW_SCALED
+    def num_scales(self) -> int:
+        return self.num_panels * PANEL if self.kind in panels.ROW_SCALED else 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of its panels and scales."""
-        scales = self.num_panels * PANEL * 4 if self.has_row_scale else 0
-        return self.num_panels * self.panel_bytes + scales
-
-    def part(self, first: int, n: int, stride: int = 1) -> PackedMatrix:
-        """N rows in panels `first`, `first + stride`, ... as a matrix in the same memory."""
-        data = self.data[first * self.stride * self.panel_bytes :]
-        scale = self.scale[first * self.stride * PANEL :] if self.has_row_scale else self.scale
-        return PackedMatrix(self.kind, n, self.k, data, scale, self.stride * stride)
+        return self.num_panels * self.panel_bytes + self.num_scales * 4
 
     def pack(self, rows: Tensor) -> None:
         """Take float[N, K] as the matrix, rounded to its kind."""
         if tuple(rows.shape) != (self.n, self.k):
             raise ValueError(f"the matrix is {self.n} x {self.k}, got {tuple(rows.shape)}")
-        if rows.dtype != torch.bfloat16:
-            rows = rows.float()
-        if rows.stride(1) != 1:
-            rows = rows.contiguous()
+        for start in range(0, self.n, _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            some = some if some.dtype == torch.bfloat16 else some.float()
+            self._rows(start, len(some))._pack(some if some.stride(1) == 1 else some.contiguous())
+
+    def _rows(self, start: int, count: int) -> PackedMatrix:
+        """The matrix of some rows, from the first of a panel on, in the same memory."""
+        data = self.data[start // PANEL * self.panel_bytes :]
+        return PackedMatrix(self.kind, count, self.k, data, self.scale[start:])
+
+    def _pack(self, rows: Tensor) -> None:
         if native.library() is None:
-            panels.pack(self.kind, rows, self.data, self.scale, self.stride)
+            panels.pack(self.kind, rows, self.data, self.scale)
             return
         native.on_all_threads().pg_pack(
             self.descriptor(), rows.data_ptr(), rows.stride(0), rows.dtype == torch.bfloat16
@@ -97,9 +95,7 @@ class PackedMatrix:
         if not 0 <= start <= stop <= self.n:
             raise ValueError(f"rows must lie in 0..{self.n}, got {start}..{stop}")
         if native.library() is None:
-            return panels.unpack(
-                self.kind, self.n, self.k, self.data, self.scale, self.stride, start, stop
-            )
+            return panels.unpack(self.kind, self.k, self.data, self.scale, start, stop)
         rows = torch.empty(stop - start, self.k)
         native.on_all_threads().pg_unpack(self.descriptor(), start, stop, rows.data_ptr())
         return rows
@@ -141,7 +137,7 @@ class PackedMatrix:
             native.KINDS[self.kind],
             self.n,
             self.k,
-            self.stride,
+            1,
             self.data.data_ptr(),
-            self.scale.data_ptr() if self.has_row_scale else None,
+            self.scale.data_ptr() if self.num_scales else None,
         )

@@ -48,32 +48,27 @@ def panel_bytes(kind: str, k: int) -> int:
     return columns // BLOCK * _NF4_BYTES if kind == "nf4" else columns * _COLUMN_BYTES[kind]
 
 
-def pack(kind: str, rows: Tensor, data: Tensor, scale: Tensor, stride: int) -> None:
-    """Write float[N, K] into the panels 0, stride, 2*stride, ... of `data`."""
+def pack(kind: str, rows: Tensor, data: Tensor, scale: Tensor) -> None:
+    """Write float[N, K] into the panels of `data`, and scales beside them."""
     n, k = rows.shape
     size, columns = panel_bytes(kind, k), num_columns(kind, k)
     for first in _steps(n, k):
         part = rows[first : first + _rows_at_once(k)].float()
         part = F.pad(part, (0, columns - k, 0, -len(part) % PANEL))
         codes, scales = _encode(kind, part.view(-1, PANEL, columns))
-        at = first // PANEL * stride
-        count = len(codes)
-        _strided(data, size, at, stride, count).copy_(codes)
-        if kind in ROW_SCALED:
-            _strided(scale, PANEL, at, stride, count).copy_(scales)
+        at = first // PANEL
+        data[at * size :][: codes.numel()] = codes.flatten()
+        scale[first:][: scales.numel()] = scales.flatten()
 
 
-def unpack(
-    kind: str, n: int, k: int, data: Tensor, scale: Tensor, stride: int, start: int, stop: int
-) -> Tensor:
+def unpack(kind: str, k: int, data: Tensor, scale: Tensor, start: int, stop: int) -> Tensor:
     """float32[stop - start, K]: the values that rows stand for."""
-    size, first = panel_bytes(kind, k), start // PANEL
-    count = -(-stop // PANEL) - first
     if start == stop:
         return torch.empty(0, k)
-    codes = _strided(data, size, first * stride, stride, count)
-    scales = _strided(scale, PANEL, first * stride, stride, count) if scale.numel() else scale
-    values = _decode(kind, codes.contiguous(), scales, num_columns(kind, k))
+    size, first, last = panel_bytes(kind, k), start // PANEL, -(-stop // PANEL)
+    codes = data[first * size : last * size].view(-1, size)
+    scales = scale[first * PANEL : last * PANEL].view(-1, PANEL)
+    values = _decode(kind, codes, scales, num_columns(kind, k))
     return values.flatten(0, 1)[start - first * PANEL : stop - first * PANEL, :k].contiguous()
 
 
@@ -92,11 +87,6 @@ def _rows_at_once(k: int) -> int:
 
 def _steps(n: int, k: int) -> Iterator[int]:
     yield from range(0, n, _rows_at_once(k))
-
-
-def _strided(flat: Tensor, size: int, first: int, stride: int, count: int) -> Tensor:
-    """[count, size]: elements of every stride-th panel, as a view."""
-    return flat.as_strided((count, size), (stride * size, 1), flat.storage_offset() + first * size)
 
 
 def _encode(kind: str, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from paligemma.adapt.quant import Quant, place_quantised
 from paligemma.config import PaliGemmaConfig, require_attention_value
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.kernels.nf4 import NF4Linear
-from paligemma.kernels.packed_layers import PackedEmbedding, PackedLinear, stores_of
+from paligemma.kernels.packed_layers import PackedEmbedding, PackedLinear, packed_weights
 from paligemma.model import PaliGemmaModel
 from paligemma.model.siglip import resize_position_table
 from paligemma.processing.added_tokens import IMAGE_PIECE, added_tokens
@@ -352,7 +352,7 @@ def take_quantised(
 def _require_complete(model: PaliGemmaModel) -> None:
     named = (*model.named_parameters(), *model.named_buffers())
     left = [name for name, tensor in named if tensor.is_meta]
-    left += [store.name for store in stores_of(model) if store.missing]
+    left += [name for name, weight in packed_weights(model).items() if weight.is_empty]
     if left:
         raise CheckpointError(f"these parameters were never read: {', '.join(left)}")
 
