@@ -176,7 +176,8 @@ def test_a_grammar_with_ample_room_allows_what_it_allows_with_any_larger_room(
         state = grammar.advance(state, int(token))
 
 
-def test_a_grammar_is_asked_once_a_step_until_its_room_may_bind() -> None:
+@pytest.mark.parametrize("probabilities", ["vocabulary", "allowed"])
+def test_a_grammar_is_asked_once_a_step_until_its_room_may_bind(probabilities: str) -> None:
     class Counting(ClosedSet):
         def allowed(self, state: int, room: int) -> torch.Tensor:
             rooms.append(room)
@@ -187,7 +188,7 @@ def test_a_grammar_is_asked_once_a_step_until_its_room_may_bind() -> None:
     # Three tokens and EOS: with room for four, nothing is ever forbidden for lack of it.
     for bound, asked in ((9, [9, 8, 7, 6]), (4, [4, 3, 4, 2, 4, 1, 4])):
         rooms.clear()
-        options = DecodeOptions(max_new_tokens=bound)
+        options = DecodeOptions(max_new_tokens=bound, probabilities=probabilities)
         assert int(generate(model(), text_batch((2, 5)), options, constraint=closed).lengths) == 4
         assert rooms == asked
 

@@ -11,11 +11,12 @@ Axes: V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -226,16 +227,18 @@ class ObjectGrammar:
 
 @dataclass(frozen=True, kw_only=True)
 class RowGrammar:
-    """A constraint at work on one answer.
+    """A constraint at work on one answer, before one of its tokens.
 
     Attributes:
         banned_ids: ids that are never chosen, whatever the automaton allows.
+        room: number of tokens that may still be written, the next one included.
     """
 
     constraint: Constraint
     state: Any
     banned_ids: list[int]
     eos: int
+    room: int
 
     @classmethod
     def begin(cls, constraint: Constraint, options: DecodeOptions, vocab: Vocab) -> RowGrammar:
@@ -259,27 +262,36 @@ class RowGrammar:
             state=constraint.start(),
             banned_ids=list(options.banned_ids),
             eos=vocab.eos,
+            room=options.max_new_tokens,
         )
 
-    def allowed(self, room: int) -> tuple[Tensor, Tensor | None]:
+    @cached_property
+    def allowed(self) -> tuple[Tensor, Tensor | None]:
         """Tokens that may follow in the room that is left.
 
-        Args:
-            room: number of tokens that may still be written, the next one included.
-
-        Returns:
-            bool[V] on the CPU, never empty; and the tokens that might follow with ample room, None
-            where these are the same.
+        bool[V] on the CPU, never empty; and the tokens that might follow with ample room, None
+        where these are the same.
 
         Raises:
             ConfigError: the banned ids leave nothing to choose.
         """
-        allowed = self._allowed(room)
+        allowed = self._allowed(self.room)
         ample_room = self.constraint.ample_room(self.state)
-        if room >= ample_room:
+        if self.room >= ample_room:
             return allowed, None
         with_ample_room = self._allowed(ample_room)
         return allowed, None if torch.equal(allowed, with_ample_room) else with_ample_room
+
+    @cached_property
+    def ranges(self) -> list[range]:
+        """The tokens that may follow as ascending ranges of ids."""
+        return _ranges(self.allowed[0])
+
+    @cached_property
+    def ranges_with_ample_room(self) -> list[range]:
+        """The tokens whose logits decide what follows, and whether a larger room changed that."""
+        allowed, with_ample_room = self.allowed
+        return self.ranges if with_ample_room is None else _ranges(allowed | with_ample_room)
 
     def _allowed(self, room: int) -> Tensor:
         allowed = self.constraint.allowed(self.state, room)
@@ -296,7 +308,27 @@ class RowGrammar:
         """The grammar after the chosen token; None after EOS, when the answer is complete."""
         if token == self.eos:
             return None
-        return replace(self, state=self.constraint.advance(self.state, token))
+        state = self.constraint.advance(self.state, token)
+        return replace(self, state=state, room=self.room - 1)
+
+
+def merged(of_rows: Iterable[Sequence[range]]) -> list[range]:
+    """Ascending ranges of the ids that are in the ranges of any row."""
+    found: list[range] = []
+    for part in sorted((part for ranges in of_rows for part in ranges), key=lambda one: one.start):
+        if found and part.start <= found[-1].stop:
+            found[-1] = range(found[-1].start, max(found[-1].stop, part.stop))
+        else:
+            found.append(part)
+    return found
+
+
+def _ranges(mask: Tensor) -> list[range]:
+    """Ascending ranges of the places where bool[V] is True."""
+    # NumPy, as torch takes ten times as long to find few edges among many places.
+    inside = np.pad(mask.numpy(), 1)
+    edges = np.flatnonzero(inside[1:] != inside[:-1]).tolist()
+    return [range(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _check_sequences(

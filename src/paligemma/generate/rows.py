@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from paligemma.errors import ConfigError
-from paligemma.generate.constraints import Constraint, RowGrammar
+from paligemma.generate.constraints import Constraint, RowGrammar, merged
 from paligemma.generate.options import DecodeOptions
 from paligemma.vocab import NUM_LOC, Vocab
 
@@ -100,9 +100,7 @@ class DecodeRows:
             for ids, places in _grouped([row.options.banned_ids for row in rows])
             if ids
         ]
-        over_allowed = [row.options.probabilities == "allowed" for row in rows]
-        self._over_allowed = torch.tensor(over_allowed, device=device)
-        self._all_over_allowed = all(over_allowed)
+        self._all_over_allowed = all(row.options.probabilities == "allowed" for row in rows)
         recording = [row.options.record_loc_probs for row in rows]
         self._recording = torch.tensor(recording, device=device) if any(recording) else None
 
@@ -125,10 +123,14 @@ class DecodeRows:
         for places, ids in self._by_ban:
             choosable[places, ids] = -torch.inf
         crowded = torch.zeros_like(active)
+        over_allowed: dict[int, Sequence[range]] = {}
         if has_grammar:
             for place, row in enumerate(self._rows):
                 try:
-                    crowded[place] = _apply_grammar(row, choosable[place])
+                    if row.grammar is not None:
+                        crowded[place] = _apply_grammar(row, row.grammar, choosable[place])
+                        if row.options.probabilities == "allowed":
+                            over_allowed[place] = row.grammar.ranges
                 except ConfigError as error:
                     if faults is None:
                         raise
@@ -139,10 +141,7 @@ class DecodeRows:
                 row.grammar = row.grammar and row.grammar.after(token)
         for row in self._rows:
             row.room -= 1
-        over = logits
-        if has_grammar and bool(self._over_allowed.any()):
-            over = torch.where(self._over_allowed[:, None], choosable, logits)
-        logprobs = over.log_softmax(dim=-1)
+        logprobs = _logprobs(logits, choosable, over_allowed)
         chosen = logprobs.gather(1, tokens[:, None])[:, 0]
         return Choice(
             tokens=tokens,
@@ -160,16 +159,10 @@ class DecodeRows:
         grammars = [row.grammar for row in self._rows if row.grammar is not None]
         if not self._all_over_allowed or len(grammars) != sum(map(_may_go_on, self._rows)):
             return None
-        wanted = torch.zeros(self._vocab.size, dtype=torch.bool)
-        for row in self._rows:
-            if row.grammar is None or row.room < 1:
-                continue
-            try:
-                allowed, with_ample_room = row.grammar.allowed(row.room)
-            except ConfigError:
-                return None  # told where the token is chosen
-            wanted |= allowed if with_ample_room is None else allowed | with_ample_room
-        return _ranges(wanted)
+        try:
+            return merged([one.ranges_with_ample_room for one in grammars if one.room > 0])
+        except ConfigError:
+            return None  # told where the token is chosen
 
     def _sample(self, choosable: Tensor) -> Tensor:
         """float32[B, V] -> int64[B]; rows with equal samplers share one call."""
@@ -226,32 +219,45 @@ def _may_go_on(row: DecodeRow) -> bool:
     return row.grammar is not None or not row.had_grammar
 
 
-def _ranges(mask: Tensor) -> list[range]:
-    """Ascending ranges of the places where bool[V] is True."""
-    edges = torch.diff(mask.int(), prepend=mask.new_zeros(1).int(), append=mask.new_zeros(1).int())
-    starts, stops = ((edges == step).nonzero()[:, 0].tolist() for step in (1, -1))
-    return [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
-
-
-def _apply_grammar(row: DecodeRow, logits: Tensor) -> Tensor | bool:
+def _apply_grammar(row: DecodeRow, grammar: RowGrammar, logits: Tensor) -> Tensor | bool:
     """Forbid in float32[V], in place, what the grammar of a row does not allow.
 
     Returns:
         Whether the row would have chosen a token for which there is no room.
     """
-    if row.grammar is None:
-        return False
-    allowed, with_ample_room = row.grammar.allowed(row.room)
-    allowed = allowed.to(logits.device)
+    allowed, with_ample_room = grammar.allowed
     crowded: Tensor | bool = False
     if with_ample_room is not None:
         wished = logits.masked_fill(~with_ample_room.to(logits.device), -torch.inf)
         # A copy of the generator draws what the generator itself would draw next.
         copy = torch.Generator(device=logits.device)
         copy.set_state(row.generator.get_state())
-        crowded = ~allowed[row.options.sampler(wished[None], [copy])[0]]
-    logits.masked_fill_(~allowed, -torch.inf)
+        crowded = ~allowed.to(logits.device)[row.options.sampler(wished[None], [copy])[0]]
+    start = 0
+    for part in grammar.ranges:
+        logits[start : part.start] = -torch.inf
+        start = part.stop
+    logits[start:] = -torch.inf
     return crowded
+
+
+def _logprobs(
+    logits: Tensor, choosable: Tensor, over_allowed: Mapping[int, Sequence[range]]
+) -> Tensor:
+    """Log-probabilities float32[B, V] of all tokens; in some rows, among the allowed ones alone.
+
+    Args:
+        over_allowed: row -> what it may choose; a sum over so few is fast.
+    """
+    some_over_all = len(over_allowed) < len(logits)
+    logprobs = logits.log_softmax(dim=-1) if some_over_all else torch.empty_like(logits)
+    for place, ranges in over_allowed.items():
+        parts = [choosable[place, part.start : part.stop] for part in ranges]
+        found = torch.cat(parts).log_softmax(dim=0).split([len(part) for part in ranges])
+        logprobs[place] = -torch.inf
+        for part, values in zip(ranges, found, strict=True):
+            logprobs[place, part.start : part.stop] = values
+    return logprobs
 
 
 def _grouped(keys: Sequence[Key]) -> list[tuple[Key, list[int]]]:
