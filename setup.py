@@ -28,9 +28,13 @@ setup(
     ext_modules=[
         Extension(
             "paligemma.kernels._native",
-            [f"{KERNELS}/{name}.c" for name in ("products", "limits", "step")],
+            [f"{KERNELS}/{name}.c" for name in ("products", "pack", "limits", "step")],
             depends=[
-                f"{KERNELS}/{name}.h" for name in ("kernels", "step", "step_rows", "step_level")
+                f"{KERNELS}/{name}.h"
+                for name in (
+                    *("kernels", "panels", "vectors"),
+                    *("pack_level", "step", "step_rows", "step_level"),
+                )
             ],
             # gcc notes how vectors would be passed between files; here they never are.
             extra_compile_args=["-O3", "-pthread", "-Wno-psabi"],

@@ -4,10 +4,7 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <time.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#define AVX2 __attribute__((target("avx2,fma,f16c")))
-#endif
+#include "vectors.h"
 
 static volatile uint64_t sink; /* so that no loop is dropped */
 

@@ -1,7 +1,7 @@
 """The compiled kernels, loaded by ctypes; every other module asks here whether they are there.
 
-The library is plain C (`products.c`, `step.c`), built when the package is installed if there is a
-compiler. Nothing else depends on it: without it products are torch's.
+The library is plain C (`pack.c`, `products.c`, `step.c`), built when the package is installed if
+there is a compiler. Nothing else depends on it: without it products are torch's.
 """
 
 from __future__ import annotations

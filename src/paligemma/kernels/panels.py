@@ -111,7 +111,7 @@ def _encode(kind: str, w: Tensor) -> tuple[Tensor, Tensor]:
         return codes.contiguous().flatten(1).view(torch.uint8), scale
     if kind == "int4":
         groups = w.unflatten(2, (-1, GROUP))  # [P, 16, G, 32]
-        scales = _int4_scales(groups).half()
+        scales = _half(_int4_scales(groups))
         wide = scales.float()[..., None]
         codes = (groups * torch.where(wide != 0, 1 / wide, 0)).round().clamp(-8, 7) + 8
         halves = codes.to(torch.uint8).unflatten(3, (2, 4, 4))  # [P, 16, G, half, q, i]
@@ -120,7 +120,7 @@ def _encode(kind: str, w: Tensor) -> tuple[Tensor, Tensor]:
         tail = scales.transpose(1, 2).contiguous().view(torch.uint8)
         return torch.cat([joined, tail], dim=2).flatten(1), none
     blocks = w.unflatten(2, (-1, BLOCK))
-    scales = blocks.abs().amax(dim=3).clamp(max=65504).half()
+    scales = _half(blocks.abs().amax(dim=3))
     wide = scales.float()[..., None]
     code = torch.tensor(CODE)
     scaled = blocks * torch.where(wide != 0, 1 / wide, 0)
@@ -136,19 +136,33 @@ def _int4_scales(groups: Tensor) -> Tensor:
     value, and three refinements of each by least squares."""
     place = groups.abs().argmax(dim=-1, keepdim=True)
     largest = groups.gather(-1, place)[..., 0]
+    columns = groups.movedim(-1, 0).contiguous()
     best, least = torch.zeros_like(largest), torch.full_like(largest, torch.inf)
     for divisor in (-8.0, 7.5):
         scale = largest / divisor
         going = largest != 0
         for _ in range(4):
-            codes = (groups * (1 / scale)[..., None]).round().clamp(-8, 7)
-            error = (groups - codes * scale.half().float()[..., None]).square().sum(dim=-1)
+            codes = (columns * (1 / scale)).round().clamp(-8, 7)
+            error = _in_order((columns - codes * _half(scale).float()).square())
             better = going & (error < least)
             best, least = torch.where(better, scale, best), torch.where(better, error, least)
-            along, square = (groups * codes).sum(dim=-1), codes.square().sum(dim=-1)
+            along, square = _in_order(columns * codes), _in_order(codes.square())
             going = going & (square != 0) & (along != 0)
             scale = torch.where(going, along / square, scale)
     return best
+
+
+def _half(scales: Tensor) -> Tensor:
+    """float16, where what is too large becomes the largest."""
+    return scales.clamp(-65504, 65504).half()
+
+
+def _in_order(terms: Tensor) -> Tensor:
+    """[32, ...] -> [...]: sums from the first term to the last, as the kernels in C add."""
+    total = terms[0].clone()
+    for term in terms[1:]:
+        total += term
+    return total
 
 
 def _decode(kind: str, codes: Tensor, scale: Tensor, columns: int) -> Tensor:

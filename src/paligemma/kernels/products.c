@@ -4,7 +4,6 @@
    a row gets the same bits alone and in a batch. Float kinds multiply in float32. Integer kinds
    quantise the inputs: int8 takes them in as many bits, up to 14, as the sum leaves room for; int4 in
    8 bits, with a scale for each group of 32 columns. */
-#include "kernels.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -15,9 +14,11 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+
+#include "panels.h"
+#include "vectors.h"
+
 #if defined(__x86_64__)
-#include <immintrin.h>
-#define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define PAUSE() _mm_pause()
 #elif defined(__aarch64__)
 #define PAUSE() __asm__ volatile("yield")
@@ -30,14 +31,7 @@
 #define KEEP(vector) __asm__("" : "+x"(vector))
 #define IN_MEMORY() __asm__ volatile("" ::: "memory")
 
-enum { GROUP = 32, BLOCK = 64 };
 enum { TILE_BYTES = 1 << 17, MANY_ROWS = 2 * PG_TILE, PREFETCH = 2048 };
-
-static const float NF4[16] = {
-    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
-    -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
-    0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
-    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 
 /* ---------------------------------------------------------------- level, threads, memory */
 
@@ -192,266 +186,16 @@ static void *scratch(size_t size) {
   return memory;
 }
 
-/* ---------------------------------------------------------------- sizes and numbers */
+/* ---------------------------------------------------------------- sizes */
 
 static int is_float(int kind) { return kind != PG_INT8 && kind != PG_INT4; }
-static int has_row_scale(int kind) { return kind == PG_FP8 || kind == PG_INT8; }
 
-int pg_padded(int kind, int k) {
-  int step = kind == PG_INT4 ? GROUP : kind == PG_NF4 ? BLOCK : 2;
-  return (k + step - 1) / step * step;
-}
-
-/* Bytes of a panel of `columns` columns, a multiple of what the kind groups. */
-INLINE size_t panel_bytes(int kind, size_t columns) {
-  switch (kind) {
-    case PG_F32: return columns * 64;
-    case PG_BF16: return columns * 32;
-    case PG_INT4: return columns * 9;
-    case PG_NF4: return columns / BLOCK * (BLOCK * 8 + 32);
-    default: return columns * 16;
-  }
-}
-
-size_t pg_panel_bytes(int kind, int k) { return panel_bytes(kind, (size_t)pg_padded(kind, k)); }
-
-INLINE const char *panel_of(const pg_matrix *w, int panel) {
-  return (const char *)w->data + (size_t)panel * w->stride * pg_panel_bytes(w->kind, w->k);
-}
-
-INLINE float from_bits(uint32_t u) {
-  float f;
-  memcpy(&f, &u, 4);
-  return f;
-}
-INLINE uint32_t to_bits(float f) {
-  uint32_t u;
-  memcpy(&u, &f, 4);
-  return u;
-}
-INLINE float from_bf16(uint16_t u) { return from_bits((uint32_t)u << 16); }
-INLINE uint16_t to_bf16(float f) {
-  uint32_t u = to_bits(f);
-  if ((u & 0x7fffffff) > 0x7f800000) return (uint16_t)(u >> 16 | 64);
-  return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-static float from_half(uint16_t h) {
-  uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
-  if (rest >= 0x7c00) return from_bits(sign | 0x7f800000 | rest << 13);
-  return from_bits(sign | to_bits(from_bits(rest << 13) * 0x1p112f));
-}
-static uint16_t to_half(float f) { /* to the nearest; what is too large becomes the largest */
-  uint32_t u = to_bits(f), sign = u >> 16 & 0x8000;
-  float a = fabsf(f);
-  if (!(a < 65520.0f)) return (uint16_t)(sign | (a != a ? 0x7e00 : 0x7bff));
-  if (a < 0x1p-14f) return (uint16_t)(sign | (uint32_t)lrintf(a * 0x1p24f));
-  u = to_bits(a);
-  u += 0xfff + (u >> 13 & 1);
-  return (uint16_t)(sign | (u - 0x38000000) >> 13);
-}
-static float from_e4m3(uint8_t b) {
-  return from_half((uint16_t)((b & 0x80) << 8 | (b & 0x7f) << 7)) * 256;
-}
-static uint8_t to_e4m3(float f) { /* magnitudes up to 448 */
-  float a = fabsf(f);
-  uint8_t sign = f < 0 ? 0x80 : 0;
-  if (a < 0x1p-6f) return (uint8_t)(sign | lrintf(a * 512));
-  uint32_t u = to_bits(a < 448 ? a : 448);
-  u += 0x7ffff + (u >> 20 & 1);
-  return (uint8_t)(sign | (u - (120u << 23)) >> 20);
-}
-
-/* ---------------------------------------------------------------- packing */
-
-/* The scale of a group of int4 codes -8..7: of least squared error among those that the rounding to
-   the largest value and two refinements by least squares give. */
-static float int4_scale(const float *w) {
-  float largest = 0;
-  for (int i = 0; i < GROUP; i++)
-    if (fabsf(w[i]) > fabsf(largest)) largest = w[i];
-  if (largest == 0) return 0;
-  float best = 0, best_error = INFINITY;
-  for (int first = -8; first <= 8; first += 16) {
-    float scale = largest / (first < 0 ? -8.0f : 7.5f);
-    for (int turn = 0; turn < 4; turn++) {
-      float inverse = 1 / scale, error = 0, along = 0, square = 0;
-      float rounded = from_half(to_half(scale));
-      for (int i = 0; i < GROUP; i++) {
-        float q = rintf(w[i] * inverse);
-        q = q < -8 ? -8 : q > 7 ? 7 : q;
-        along += w[i] * q;
-        square += q * q;
-        error += (w[i] - q * rounded) * (w[i] - q * rounded);
-      }
-      if (error < best_error) best_error = error, best = scale;
-      if (square == 0 || along == 0) break;
-      scale = along / square;
-    }
-  }
-  return best;
-}
-
-static void pack_int4(const float *w, int columns, int row, char *panel) {
-  for (int g = 0; g < columns / GROUP; g++, w += GROUP) {
-    uint8_t *codes = (uint8_t *)panel + (size_t)g * 288;
-    uint16_t half = to_half(int4_scale(w));
-    float scale = from_half(half), inverse = scale != 0 ? 1 / scale : 0;
-    memcpy(codes + 256 + 2 * row, &half, 2);
-    for (int c = 0; c < GROUP; c++) {
-      float q = rintf(w[c] * inverse);
-      int code = 8 + (int)(q < -8 ? -8 : q > 7 ? 7 : q);
-      uint8_t *byte = codes + (c % 16 / 4) * 64 + row * 4 + c % 4;
-      *byte = (uint8_t)(c < 16 ? code : *byte | code << 4);
-    }
-  }
-}
-
-static void pack_nf4(const float *w, int columns, int row, char *panel) {
-  for (int b = 0; b < columns / BLOCK; b++, w += BLOCK) {
-    uint8_t *codes = (uint8_t *)panel + (size_t)b * (BLOCK * 8 + 32);
-    float largest = 0;
-    for (int c = 0; c < BLOCK; c++) largest = fmaxf(largest, fabsf(w[c]));
-    uint16_t half = to_half(largest);
-    float inverse = half ? 1 / from_half(half) : 0;
-    memcpy(codes + BLOCK * 8 + 2 * row, &half, 2);
-    for (int c = 0; c < BLOCK; c++) {
-      float x = w[c] * inverse;
-      int code = 0;
-      while (code < 15 && x > (NF4[code] + NF4[code + 1]) / 2) code++;
-      uint8_t *byte = codes + (c / 2) * 16 + row;
-      *byte = (uint8_t)(c % 2 ? *byte | code << 4 : code);
-    }
-  }
-}
-
-/* One row float[columns], filled up with zeros, into its place in a panel; returns its scale. */
-static float pack_row(int kind, const float *w, int columns, int row, char *panel) {
-  float largest = 0, scale = 1, inverse = 1;
-  if (has_row_scale(kind)) {
-    for (int c = 0; c < columns; c++) largest = fmaxf(largest, fabsf(w[c]));
-    scale = largest / (kind == PG_INT8 ? 127 : 448);
-    inverse = largest > 0 ? 1 / scale : 0;
-    if (!isfinite(inverse)) scale = 0, inverse = 0; /* all but zero */
-  }
-  switch (kind) {
-    case PG_F32:
-      for (int c = 0; c < columns; c++) ((float *)panel)[c * 16 + row] = w[c];
-      break;
-    case PG_BF16:
-      for (int c = 0; c < columns; c++)
-        ((uint16_t *)panel)[(c / 2) * 32 + row * 2 + c % 2] = to_bf16(w[c]);
-      break;
-    case PG_FP8:
-      for (int c = 0; c < columns; c++)
-        ((uint8_t *)panel)[c * 16 + row] = to_e4m3(w[c] * inverse);
-      break;
-    case PG_INT8:
-      for (int c = 0; c < columns; c++)
-        ((int8_t *)panel)[(c / 2) * 32 + row * 2 + c % 2] = (int8_t)lrintf(w[c] * inverse);
-      break;
-    case PG_INT4: pack_int4(w, columns, row, panel); break;
-    default: pack_nf4(w, columns, row, panel);
-  }
-  return scale;
-}
-
-/* One row of a panel as float. */
-static void unpack_row(int kind, const char *panel, int row, float scale, int columns, float *out) {
-  for (int c = 0; c < columns; c++) {
-    const uint8_t *u8 = (const uint8_t *)panel;
-    uint16_t half;
-    switch (kind) {
-      case PG_F32: out[c] = ((const float *)panel)[c * 16 + row]; break;
-      case PG_BF16:
-        out[c] = from_bf16(((const uint16_t *)panel)[(c / 2) * 32 + row * 2 + c % 2]);
-        break;
-      case PG_FP8: out[c] = from_e4m3(u8[c * 16 + row]) * scale; break;
-      case PG_INT8:
-        out[c] = ((const int8_t *)panel)[(c / 2) * 32 + row * 2 + c % 2] * scale;
-        break;
-      case PG_INT4: {
-        const uint8_t *codes = u8 + (size_t)(c / GROUP) * 288;
-        int in = c % GROUP, byte = codes[(in % 16 / 4) * 64 + row * 4 + in % 4];
-        memcpy(&half, codes + 256 + 2 * row, 2);
-        out[c] = (float)((in < 16 ? byte & 15 : byte >> 4) - 8) * from_half(half);
-        break;
-      }
-      default: {
-        const uint8_t *codes = u8 + (size_t)(c / BLOCK) * (BLOCK * 8 + 32);
-        int in = c % BLOCK, byte = codes[(in / 2) * 16 + row];
-        memcpy(&half, codes + BLOCK * 8 + 2 * row, 2);
-        out[c] = NF4[in % 2 ? byte >> 4 : byte & 15] * from_half(half);
-      }
-    }
-  }
-}
-
-typedef struct {
-  const pg_matrix *w;
-  const void *rows; /* source, or target of unpacking */
-  size_t ld;
-  int narrow, first, last; /* bfloat16 source; rows to unpack */
-  atomic_int next;
-} packing;
-
-static void pack_job(void *p, int thread, int team) {
-  packing *a = p;
-  const pg_matrix *w = a->w;
-  int columns = pg_padded(w->kind, w->k), panel;
-  float *row = calloc((size_t)columns, sizeof(float));
-  if (!row) abort();
-  (void)thread, (void)team;
-  while ((panel = atomic_fetch_add(&a->next, 1)) < (w->n + 15) / 16) {
-    char *at = (char *)panel_of(w, panel);
-    float *scale = (float *)w->scale + (size_t)panel * w->stride * 16;
-    for (int r = 0; r < 16; r++) {
-      int n = panel * 16 + r;
-      if (n >= w->n) memset(row, 0, (size_t)w->k * sizeof(float));
-      else if (!a->narrow)
-        memcpy(row, (const float *)a->rows + (size_t)n * a->ld, (size_t)w->k * sizeof(float));
-      else
-        for (int c = 0; c < w->k; c++)
-          row[c] = from_bf16(((const uint16_t *)a->rows)[(size_t)n * a->ld + c]);
-      float s = pack_row(w->kind, row, columns, r, at);
-      if (has_row_scale(w->kind)) scale[r] = s;
-    }
-  }
-  free(row);
-}
-
-void pg_pack(const pg_matrix *w, const void *rows, size_t ld, int is_bf16) {
-  packing a = {.w = w, .rows = rows, .ld = ld, .narrow = is_bf16};
-  pg_run(pack_job, &a);
-}
-
-static void unpack_job(void *p, int thread, int team) {
-  packing *a = p;
-  const pg_matrix *w = a->w;
-  int columns = pg_padded(w->kind, w->k), step;
-  float *row = malloc((size_t)columns * sizeof(float));
-  if (!row) abort();
-  (void)thread, (void)team;
-  while ((step = atomic_fetch_add(&a->next, 16)) < a->last - a->first)
-    for (int i = step; i < step + 16 && i < a->last - a->first; i++) {
-      int n = a->first + i;
-      float s = 1;
-      if (has_row_scale(w->kind)) s = w->scale[(size_t)(n / 16) * w->stride * 16 + n % 16];
-      unpack_row(w->kind, panel_of(w, n / 16), n % 16, s, columns, row);
-      memcpy((float *)a->rows + (size_t)i * w->k, row, (size_t)w->k * sizeof(float));
-    }
-  free(row);
-}
-
-void pg_unpack(const pg_matrix *w, int first, int last, float *rows) {
-  packing a = {.w = w, .rows = rows, .first = first, .last = last};
-  if (last - first <= 16) unpack_job(&a, 0, 1);
-  else pg_run(unpack_job, &a);
-}
+size_t pg_panel_bytes(int kind, int k) { return panel_bytes(kind, (size_t)padded(kind, k)); }
 
 /* ---------------------------------------------------------------- inputs */
 
 size_t pg_input_bytes(int kind, int m, int k) {
-  size_t columns = (size_t)pg_padded(kind, k), rows = (size_t)m;
+  size_t columns = (size_t)padded(kind, k), rows = (size_t)m;
   if (kind == PG_INT8) return rows * columns * 2 + rows * 4 + 128;
   if (kind == PG_INT4) return rows * columns + 2 * (rows * columns / GROUP * 4) + 192;
   return rows * columns * 4 + 64;
@@ -460,7 +204,7 @@ size_t pg_input_bytes(int kind, int m, int k) {
 INLINE void *aligned(char *p) { return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)63); }
 
 void pg_input_place(pg_input *in, void *memory, int kind, int m, int k) {
-  size_t columns = (size_t)pg_padded(kind, k), rows = (size_t)m;
+  size_t columns = (size_t)padded(kind, k), rows = (size_t)m;
   *in = (pg_input){kind, m, k, memory, NULL, NULL};
   if (kind == PG_INT8) in->scale = aligned((char *)memory + rows * columns * 2);
   if (kind == PG_INT4) {
@@ -486,7 +230,7 @@ INLINE float largest_of(const float *x, int k) {
 }
 
 INLINE void input_row(pg_input *in, int row, const float *x) {
-  int tile = row / PG_TILE, r = row % PG_TILE, k = in->k, columns = pg_padded(in->kind, k);
+  int tile = row / PG_TILE, r = row % PG_TILE, k = in->k, columns = padded(in->kind, k);
   int rows = in->m - tile * PG_TILE < PG_TILE ? in->m - tile * PG_TILE : PG_TILE;
   size_t at = (size_t)tile * PG_TILE * columns;
   if (in->kind == PG_INT8) {
@@ -824,7 +568,7 @@ INLINE int tile_rows(const pg_input *in, int tile) {
 
 /* Columns from `first` on of a panel and a tile of inputs. */
 INLINE span span_of(const pg_input *in, const char *panel, int tile, int first, int columns) {
-  int kind = in->kind, all = pg_padded(kind, in->k), rows = tile_rows(in, tile);
+  int kind = in->kind, all = padded(kind, in->k), rows = tile_rows(in, tile);
   size_t unit = kind == PG_INT8 ? 2 : kind == PG_INT4 ? 1 : 4;
   span s = {.w = panel + panel_bytes(kind, (size_t)first), .columns = columns};
   s.x = (const char *)in->rows + ((size_t)tile * PG_TILE * all + (size_t)first * rows) * unit;
@@ -858,7 +602,7 @@ static void finish(const pg_matrix *w, const pg_input *in, const float *bias, in
 
 static void panel_product(const pg_matrix *w, const pg_input *in, const float *bias, float *y,
                           size_t ldy, int panel) {
-  int columns = pg_padded(w->kind, w->k);
+  int columns = padded(w->kind, w->k);
   const char *at = panel_of(w, panel);
   for (int tile = 0; tile * PG_TILE < in->m; tile++) {
     sums a;
@@ -891,7 +635,7 @@ static int turn_columns(int kind) { return kind == PG_INT4 ? 1024 : kind == PG_I
    them in the memory of the thread. */
 static void unit(const product *a, int first_panel, int first_tile, sums *waiting, float *wide) {
   const pg_matrix *w = a->w;
-  int kind = w->kind, columns = pg_padded(kind, w->k), panels = (w->n + 15) / 16;
+  int kind = w->kind, columns = padded(kind, w->k), panels = (w->n + 15) / 16;
   int tiles = (a->in.m + PG_TILE - 1) / PG_TILE;
   int last_panel = first_panel + UNIT_PANELS < panels ? first_panel + UNIT_PANELS : panels;
   int last_tile = first_tile + UNIT_TILES < tiles ? first_tile + UNIT_TILES : tiles;

@@ -5,14 +5,7 @@
 #include <string.h>
 
 #include "kernels.h"
-
-#pragma GCC diagnostic ignored "-Wpsabi" /* vectors never cross from one file to another */
-typedef float f8 __attribute__((vector_size(32)));
-typedef int32_t i8 __attribute__((vector_size(32)));
-typedef uint32_t u8 __attribute__((vector_size(32)));
-typedef uint16_t u16x8 __attribute__((vector_size(16)));
-typedef float f8_anywhere __attribute__((vector_size(32), aligned(4), may_alias));
-typedef uint16_t u16x8_anywhere __attribute__((vector_size(16), aligned(2), may_alias));
+#include "vectors.h"
 
 enum {
   SPAN_SLOTS = 256, /* slots of a row that are attended as one */
@@ -56,10 +49,9 @@ typedef struct {
 #undef TARGET
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 #define WIDEN(p) ((u8)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))))
 #define LEVEL(name) avx2_##name
-#define TARGET __attribute__((target("avx2,fma,f16c")))
+#define TARGET AVX2
 #include "step_level.h"
 #undef WIDEN
 #undef LEVEL
