@@ -12,10 +12,8 @@ long-tailed vocabulary, so that references of an image resemble each other as pe
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -28,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from paligemma.bench.machine import describe
 from paligemma.metrics import ptb
 from paligemma.metrics.caption import caption_measures
 from paligemma.metrics.ptb import ptb_tokenize_batch
@@ -155,7 +154,7 @@ def compare_tokens(captions: list[str], rounds: int) -> None:
     )
 
 
-def machine() -> dict[str, Any]:
+def about_run() -> dict[str, Any]:
     def version(command: list[str]) -> str | None:
         if shutil.which(command[0]) is None:
             return None
@@ -164,12 +163,9 @@ def machine() -> dict[str, Any]:
 
     return {
         "command": " ".join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform()}",
+        "machine": describe("numpy", "pycocoevalcap"),
         "load": [round(one, 1) for one in os.getloadavg()],
         "threads": "1 (neither side uses more; Java chooses its own)",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "pycocoevalcap": importlib.metadata.version("pycocoevalcap"),
         "java": version(["java", "-version"]),
     }
 
@@ -180,7 +176,7 @@ def main() -> None:
     parser.add_argument("--references", type=int, default=5, help="of each image")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    about = machine()
+    about = about_run()
     print(json.dumps(about), flush=True)
     said, wanted = drawn_captions(random.Random(0), options.images, options.references)
     every = [*said, *(one for of_image in wanted for one in of_image)]

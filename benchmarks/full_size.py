@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -21,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from one_engine import Task
 from random_checkpoint import CONFIGS, choose_config, count_parameters, write_checkpoint
 from tqdm import tqdm
 
+from paligemma.bench import machine
 from paligemma.config import PaliGemmaConfig
 from paligemma.pipeline.loading import LoadOptions, load_processor
 
@@ -129,7 +128,6 @@ def describe(
     options: argparse.Namespace, config: PaliGemmaConfig, name: str, arguments: Sequence[str]
 ) -> dict[str, Any]:
     """What was measured, where, and with what."""
-    packages = ["paligemma", "torch", "safetensors"] + [PEER] * (options.peer == PEER)
     num_parameters = count_parameters(config)
     return {
         "command": shlex.join(["python", "benchmarks/full_size.py", *arguments]),
@@ -139,23 +137,7 @@ def describe(
         "dtype": options.dtype,
         "num_new_tokens": options.new_tokens,
         "threads": options.threads,
-        "machine": machine(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-    }
-
-
-def machine() -> dict[str, Any]:
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "num_cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(memory / 1e9, 1),
-        "system": platform.platform(),
+        "machine": machine.describe("safetensors", *[PEER] * (options.peer == PEER)),
     }
 
 
@@ -295,7 +277,7 @@ def table(report: dict[str, Any]) -> str:
         f"machine: {where['cpu']}, {where['num_cores']} cores, {where['memory_gb']} GB, "
         f"{where['system']}; {report['threads']} threads",
         f"memory bandwidth before each process: {min(bandwidths):.0f}..{max(bandwidths):.0f} GB/s",
-        "versions: " + ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
+        "versions: " + ", ".join(f"{name} {number}" for name, number in where["versions"].items()),
         f"median [least..most] of {len(rounds)} rounds, a process each, in turns",
     ]
     if PEER in engines:

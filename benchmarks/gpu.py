@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import copy
 import json
-import platform
 import signal
 import statistics
 import sys
@@ -22,7 +21,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from random_checkpoint import choose_config, count_parameters, random_tensor
 from torch import Tensor
 
 from paligemma.batch import Batch
+from paligemma.bench import machine
 from paligemma.config import PaliGemmaConfig
 from paligemma.generate import DecodeOptions, generate
 from paligemma.model import PaliGemmaModel
@@ -272,11 +271,7 @@ def num_equal(ours: list[list[int]], theirs: list[list[int]]) -> list[int]:
 
 def describe(bench: Bench) -> dict[str, Any]:
     """The machine and its software."""
-    packages = {}
-    for name in ("torch", "triton", "transformers", "numpy", "safetensors"):
-        with contextlib.suppress(PackageNotFoundError):
-            packages[name] = version(name)
-    facts: dict[str, Any] = {"python": platform.python_version(), **packages}
+    facts = machine.describe("triton", "transformers", "numpy", "safetensors")
     if bench.is_cuda:
         properties = torch.cuda.get_device_properties(bench.device)
         facts |= {

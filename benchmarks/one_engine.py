@@ -67,11 +67,10 @@ class Engine:
 
 
 def peak_memory_gb() -> float:
-    """Most memory that was resident so far, mapped weights included (/proc/self/status, VmHWM)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e9
-    raise RuntimeError("/proc/self/status has no VmHWM; this benchmark needs Linux")
+    """Most memory that was resident so far, mapped weights included."""
+    from paligemma.bench.machine import peak_memory_bytes
+
+    return (peak_memory_bytes() or 0) / 1e9
 
 
 def timed(tokens: Iterable[int]) -> Answer:

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +27,7 @@ import torch
 
 from paligemma.adapt.lora import Adapter, LoraConfig, attach
 from paligemma.batch import Batch
+from paligemma.bench.machine import describe, peak_memory_bytes
 from paligemma.config import PaliGemmaConfig, release_config
 from paligemma.model.paligemma import PaliGemmaModel, init_weights
 from paligemma.train.examples import SuffixLoss
@@ -176,7 +174,7 @@ def only(options: argparse.Namespace) -> None:
     if options.device.startswith("cuda"):
         print(torch.cuda.max_memory_allocated() / 1e9)
     else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+        print((peak_memory_bytes() or 0) / 1e9)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -213,13 +211,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def machine(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    lines = (
-        Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    )
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return torch.cuda.get_device_name() if device.startswith("cuda") else describe()["cpu"]
 
 
 def parse() -> argparse.Namespace:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pathlib
+import sys
 
 import pytest
 import torch
@@ -11,7 +14,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from paligemma.adapt.quant import Quant
-from paligemma.bench.costs import costs_of, head_bytes, prefill_operations, vision_operations
+from paligemma.bench import machine
+from paligemma.bench.costs import (
+    costs_of,
+    head_bytes,
+    prefill_operations,
+    vision_operations,
+    weight_bytes,
+)
+from paligemma.bench.memory import estimate, require_room
 from paligemma.bench.random_model import random_config, random_model
 from paligemma.cli import main
 from paligemma.errors import ModelNotFoundError
@@ -77,3 +88,59 @@ def test_sizes_without_sense_are_refused(wrong: list[str]) -> None:
 
     result = CliRunner().invoke(bench, wrong)
     assert result.exit_code == 2
+
+
+ESTIMATE = ["bench", "google/paligemma2-28b-pt-224", "--random", "--quant", "int4"]
+
+
+def test_the_memory_of_a_model_is_told_without_loading_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*ESTIMATE, "--estimate", "--json"], standalone_mode=False) is None
+    body = json.loads(capsys.readouterr().out)
+    assert body["kind"] == "int4"
+    assert 16 < body["memory_gb"]["weights"] < body["memory_gb"]["together with Python"] < 17
+    assert main(["bench", "--estimate"], standalone_mode=False) is None
+    assert "free here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("quant", [None, "bf16", "int8", "int4", "nf4", "int8:decoder,head=int4"])
+def test_the_estimate_counts_the_bytes_that_a_model_then_has(quant: str | None) -> None:
+    parsed, config = quant and Quant.parse(quant), PaliGemma.from_pretrained("tiny").model.config
+    packed = parsed and parsed.is_packed
+    dtype = torch.float32 if packed else torch.bfloat16
+    model = random_model(config, quant=parsed or None, dtype=dtype)
+    memory = estimate(
+        config, quant=parsed or None, dtype=dtype, num_tokens=9, num_rows=1, cache_bytes=2
+    )
+    assert memory.weights == weight_bytes(model)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("paligemma.bench.memory.free_memory_bytes", lambda: 15 * 10**9)
+    monkeypatch.setattr("paligemma.bench.subject.random_model", None)
+    with pytest.raises(SystemExit) as left:
+        main(ESTIMATE)
+    assert left.value.code == 2
+    told = capsys.readouterr().err
+    assert "GB are needed" in told
+    assert "15.0 GB are free" in told
+    assert "--quant" in told
+
+
+def test_a_system_that_tells_nothing_of_its_memory_still_has_a_description(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "_from_proc", lambda *_: None)
+    monkeypatch.setattr(machine, "Path", lambda _: pathlib.Path("/nowhere"))
+    monkeypatch.delattr(os, "sysconf")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert machine.describe("no-such-package")["memory_gb"] is None
+    assert machine.peak_memory_bytes() is None
+    assert machine.free_memory_bytes() is None
+    config = PaliGemma.from_pretrained("tiny").model.config
+    require_room(
+        estimate(config, quant=None, dtype=torch.float32, num_tokens=9, num_rows=1, cache_bytes=2)
+    )

@@ -67,12 +67,12 @@ class Figures:
     Attributes:
         costs: what an answer needs at least.
         timings: one of each repetition.
-        peak_memory_bytes: of the process, after all.
+        peak_memory_bytes: of the process, after all; None where the system does not tell.
     """
 
     costs: Costs
     timings: tuple[Timing, ...]
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
 
     @property
     def first_token_s(self) -> float:
@@ -117,7 +117,7 @@ class Figures:
             "tokens_per_s": {batch: self.tokens_per_s(batch) for batch in batches},
             "share_of_operations": self.compute_share(),
             "share_of_bandwidth": {batch: self.bandwidth_share(batch) for batch in batches},
-            "peak_memory_gb": self.peak_memory_bytes / 1e9,
+            "peak_memory_gb": self.peak_memory_bytes and self.peak_memory_bytes / 1e9,
             "costs": asdict(self.costs),
             "timings": [asdict(one) for one in self.timings],
         }

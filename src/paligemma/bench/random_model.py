@@ -15,7 +15,7 @@ from paligemma.model import PaliGemmaModel
 from paligemma.weights.load import take_quantised
 from paligemma.weights.shapes import parameter_shapes
 
-_ROWS_AT_ONCE = 4096
+_NUM_VALUES = 2**24 - 3
 
 
 def random_config(release: str, image_size_px: int | None = None) -> PaliGemmaConfig:
@@ -47,9 +47,9 @@ def random_model(
         if quant.is_packed:
             dtype = torch.float32
         place_quantised(model, quant, dtype)
-    generator = torch.Generator().manual_seed(0)
-    for name, shape in tqdm(parameter_shapes(config).items(), desc="random weights", leave=False):
-        drawn = _draw(shape, dtype if quant is None else torch.bfloat16, generator)
+    values, shapes = _Values(), parameter_shapes(config).items()
+    for name, shape in tqdm(shapes, desc="random weights", leave=False, disable=None):
+        drawn = values.take(shape, dtype if quant is None else torch.bfloat16)
         if not take_quantised(model, name, drawn, "cpu"):
             owner, _, leaf = name.rpartition(".")
             parameter = nn.Parameter(drawn.to(dtype), requires_grad=False)
@@ -57,12 +57,26 @@ def random_model(
     return model.eval()
 
 
-def _draw(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    """Values of the size that trained weights have: about 1/sqrt(columns); norms near zero."""
-    drawn = torch.empty(shape, dtype=dtype)
-    if len(shape) == 1:
-        return drawn.copy_(torch.randn(shape, generator=generator) * 0.1)
-    for start in range(0, shape[0], _ROWS_AT_ONCE):
-        part = drawn[start : start + _ROWS_AT_ONCE]
-        part.copy_(torch.randn(part.shape, generator=generator) * shape[-1] ** -0.5)
-    return drawn
+class _Values:
+    """Values of the size that trained weights have: about 1/sqrt(columns); norms near zero.
+
+    Normal numbers, drawn once and read in a circle: drawing billions takes minutes. Their count is
+    a prime, so no two rows or tensors of a size begin at the same place.
+    """
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._circle = torch.randn(_NUM_VALUES, generator=generator)
+        self._place = 0
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """The next values in a shape of their own memory."""
+        drawn = torch.empty(shape, dtype=dtype)
+        scale = 0.1 if len(shape) == 1 else shape[-1] ** -0.5
+        left = drawn.view(-1)
+        while len(left):
+            part = self._circle[self._place : self._place + len(left)]
+            torch.mul(part, scale, out=left[: len(part)])
+            left = left[len(part) :]
+            self._place = (self._place + len(part)) % _NUM_VALUES
+        return drawn

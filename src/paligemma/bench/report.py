@@ -23,7 +23,8 @@ def table(figures: Figures, machine: Mapping[str, Any]) -> str:
             f"decode, batch {batch:<3} {found['tokens_per_s'][batch]:8.2f} tokens/s"
             + _share(found["share_of_bandwidth"][batch], "its bandwidth")
         )
-    lines.append(f"peak memory       {found['peak_memory_gb']:8.2f} GB")
+    if found["peak_memory_gb"]:
+        lines.append(f"peak memory       {found['peak_memory_gb']:8.2f} GB")
     lines.append(_spread(figures))
     lines.append(
         f"{machine['cpu']}, {machine['threads']} threads, {machine['kernels']}; torch "

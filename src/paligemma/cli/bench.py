@@ -11,7 +11,9 @@ from paligemma.cli.options import DEFAULT_MODEL
 from paligemma.cli.show import echo_json
 
 if TYPE_CHECKING:
-    from paligemma.model import PaliGemmaModel
+    from paligemma.bench.measure import BenchOptions
+    from paligemma.bench.memory import Memory
+    from paligemma.bench.subject import Subject
 
 
 def _sizes(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
@@ -36,6 +38,9 @@ def _sizes(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]
 @click.option("--repetitions", type=click.IntRange(1, 1000), default=3, show_default=True)
 @click.option("--threads", type=click.IntRange(1, 256), help="As many as torch has by default.")
 @click.option("--kv-cache", type=click.Choice(["bfloat16", "float32"]), default="bfloat16")
+@click.option(
+    "--estimate", is_flag=True, help="Say how much memory it would take, and load nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
 def bench(
     model: str,
@@ -48,6 +53,7 @@ def bench(
     repetitions: int,
     threads: int | None,
     kv_cache: str,
+    estimate: bool,
     as_json: bool,
 ) -> None:
     """Measure how fast MODEL answers here: first token, tokens a second, memory.
@@ -56,15 +62,20 @@ def bench(
     paligemma bench
     paligemma bench google/paligemma-3b-pt-224 --random --quant int4 --batch 1,8
     paligemma bench ./my-model --quant int8 --json
+    paligemma bench google/paligemma2-28b-pt-224 --random --quant int4 --estimate
 
     Medians of all repetitions. Beside them stands how much of the memory's bandwidth and of the
     processor's products, both measured in the same minute, was reached. Random pixels and ids are
     asked; the answers do not matter.
     """
+    import time
+
     import torch
 
     from paligemma.bench import machine, report
     from paligemma.bench.measure import BenchOptions, measure
+    from paligemma.bench.memory import require_room
+    from paligemma.bench.subject import Subject
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -75,8 +86,17 @@ def bench(
         repetitions=repetitions,
         kv_cache_dtype=kv_cache,
     )
-    loaded, load_s, kind = _load(model, quant, is_random, image_size)
-    figures = measure(loaded, options, kind=kind, on_progress=_progress)
+    subject = Subject(name=model, is_random=is_random, quant=quant, image_size_px=image_size)
+    memory = _memory(subject, options)
+    if estimate:
+        _show_estimate(subject, memory, as_json)
+        return
+    if is_random or quant is not None:  # the files of a plain checkpoint are mapped, not read
+        require_room(memory)
+    start = time.perf_counter()
+    loaded = subject.load()
+    load_s = time.perf_counter() - start
+    figures = measure(loaded, options, kind=subject.kind, on_progress=_progress)
     _progress("")
     body: dict[str, Any] = {
         "model": model,
@@ -84,45 +104,52 @@ def bench(
         "quant": quant,
         "load_s": load_s,
         "decoding": loaded.decode_route(),
+        "estimated_memory_gb": memory.total / 1e9,
         "machine": machine.describe(),
         **figures.to_json(),
     }
     if as_json:
         echo_json(body)
         return
-    click.echo(
-        f"{model}{' with random weights' * is_random}, {quant or kind}, {load_s:.1f} s to load"
-    )
+    drawn = " with random weights" * is_random
+    click.echo(f"{model}{drawn}, {quant or subject.kind}, {load_s:.1f} s to load")
     click.echo(report.table(figures, body["machine"]))
     click.echo(f"decoding: {body['decoding']}")
     if len(batches) > 1:
         click.echo(report.plot(figures))
 
 
-def _load(
-    name: str, quant: str | None, is_random: bool, image_size: int | None
-) -> tuple[PaliGemmaModel, float, str]:
-    """The model, how long it took in seconds, and the kind of its weights."""
-    import time
+def _memory(subject: Subject, options: BenchOptions) -> Memory:
+    from paligemma.bench.memory import estimate
+    from paligemma.generate.options import KV_CACHE_DTYPES
 
-    import torch
+    return estimate(
+        subject.config,
+        quant=subject.parsed_quant,
+        dtype=subject.dtype,
+        num_tokens=options.num_prompt + options.num_new,
+        num_rows=max(options.batches),
+        cache_bytes=KV_CACHE_DTYPES[options.kv_cache_dtype].itemsize,
+    )
 
-    from paligemma.adapt.quant import Quant
 
-    start = time.perf_counter()
-    parsed = None if quant is None else Quant.parse(quant)
-    if is_random:
-        from paligemma.bench.random_model import random_config, random_model
+def _show_estimate(subject: Subject, memory: Memory, as_json: bool) -> None:
+    from paligemma.bench.machine import free_memory_bytes
 
-        model = random_model(random_config(name, image_size), quant=parsed, dtype=torch.bfloat16)
-    else:
-        from paligemma.pipeline.paligemma import PaliGemma
-
-        stated = {"quant": quant, "image_size_px": image_size}
-        keywords: Any = {key: value for key, value in stated.items() if value is not None}
-        model = PaliGemma.from_pretrained(name, **keywords).model
-    kind = str(model.dtype).removeprefix("torch.") if parsed is None else parsed.kind
-    return model, time.perf_counter() - start, kind
+    free = free_memory_bytes()
+    parts = {
+        "weights": memory.weights,
+        "beside them while loading": memory.loading,
+        "beside them while answering": memory.answering,
+        "together with Python": memory.total,
+        "free here": free,
+    }
+    gigabytes = {name: None if one is None else one / 1e9 for name, one in parts.items()}
+    if as_json:
+        echo_json({"model": subject.name, "kind": subject.kind, "memory_gb": gigabytes})
+        return
+    for name, number in gigabytes.items():
+        click.echo(f"{name:28} " + ("unknown" if number is None else f"{number:8.2f} GB"))
 
 
 def _progress(words: str) -> None:

@@ -19,6 +19,13 @@ _HUGE = 1 << 21
 _ROWS_AT_ONCE = 1 << 13
 
 
+def packed_bytes(kind: str, n: int, k: int) -> int:
+    """Bytes of panels and scales of a matrix [N, K]."""
+    num_panels = -(-n // PANEL)
+    scales = num_panels * PANEL * 4 if kind in panels.ROW_SCALED else 0
+    return num_panels * panels.panel_bytes(kind, k) + scales
+
+
 class PackedMatrix:
     """A matrix [N, K].
 
@@ -65,7 +72,7 @@ class PackedMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes of its panels and scales."""
-        return self.num_panels * self.panel_bytes + self.num_scales * 4
+        return packed_bytes(self.kind, self.n, self.k)
 
     def pack(self, rows: Tensor) -> None:
         """Take float[N, K] as the matrix, rounded to its kind."""

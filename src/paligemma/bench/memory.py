@@ -1,0 +1,114 @@
+"""How much memory a model will need, computed from its shapes before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from paligemma.adapt.quant import Quant, place_quantised
+from paligemma.bench.machine import free_memory_bytes
+from paligemma.config import PaliGemmaConfig
+from paligemma.errors import ConfigError
+from paligemma.kernels.nf4 import NF4Linear
+from paligemma.kernels.packed_layers import packed_weights
+from paligemma.kernels.packed_matrix import packed_bytes
+from paligemma.model import PaliGemmaModel
+from paligemma.weights.shapes import parameter_shapes
+
+# Python with torch, and the memory whose bandwidth is measured.
+_PROCESS = 550_000_000
+# Arrays of scores of capped attention that are in memory at once.
+_SCORES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of a process that loads a model and answers.
+
+    Attributes:
+        weights: all parameters in their kind.
+        loading: what loading needs at its fullest beside weights: the tensor that is packed.
+        answering: cache, activations and logits of the largest prefill.
+    """
+
+    weights: int
+    loading: int
+    answering: int
+
+    @property
+    def total(self) -> int:
+        """The most that the process will hold."""
+        return self.weights + max(self.loading, self.answering) + _PROCESS
+
+
+def estimate(
+    config: PaliGemmaConfig,
+    *,
+    quant: Quant | None,
+    dtype: torch.dtype,
+    num_tokens: int,
+    num_rows: int,
+    cache_bytes: int,
+) -> Memory:
+    """Count the bytes of a model and its answers.
+
+    Args:
+        dtype: of the parameters that are not quantised.
+        num_tokens: of a row's prompt and answer.
+        num_rows: rows answered at once.
+        cache_bytes: of one number in the cache.
+    """
+    sizes, drawn = _tensor_bytes(config, quant, dtype)
+    held = peak = 0
+    for size, temporary in zip(sizes, drawn, strict=True):
+        held += size
+        peak = max(peak, held + temporary)
+    text, slots = config.text, config.num_image_tokens + num_tokens
+    kv_width = text.num_kv_heads * text.head_dim
+    cache = 2 * text.depth * slots * kv_width * cache_bytes
+    activations = 4 * slots * (3 * text.mlp_dim + 4 * text.width)
+    if text.attn_softcap is not None:
+        activations += _SCORES * 4 * text.num_heads * slots**2
+    logits = 4 * config.vocab.size
+    return Memory(
+        weights=held,
+        loading=peak - held,
+        answering=num_rows * (cache + activations + logits),
+    )
+
+
+def _tensor_bytes(
+    config: PaliGemmaConfig, quant: Quant | None, dtype: torch.dtype
+) -> tuple[list[int], list[int]]:
+    """Of each parameter in its order the bytes that stay, and those that are needed to pack it."""
+    with torch.device("meta"):
+        model = PaliGemmaModel(config)
+        if quant is not None:
+            place_quantised(model, quant, dtype)
+    packed, sizes, drawn = packed_weights(model), [], []
+    for name, shape in parameter_shapes(config).items():
+        owner, _, leaf = name.rpartition(".")
+        layer, numbers = model.get_submodule(owner), math.prod(shape)
+        if name in packed:
+            sizes.append(packed_bytes(packed[name].kind, packed[name].n, packed[name].k))
+        elif leaf == "weight" and isinstance(layer, NF4Linear):
+            sizes.append(sum(one.nbytes for one in layer.buffers()))
+        else:
+            sizes.append(numbers * dtype.itemsize)
+            drawn.append(0)
+            continue
+        drawn.append(numbers * torch.bfloat16.itemsize)
+    return sizes, drawn
+
+
+def require_room(memory: Memory) -> None:
+    """Raise ConfigError where the free memory is known and less than is needed."""
+    free = free_memory_bytes()
+    if free is not None and free < memory.total:
+        raise ConfigError(
+            f"the model must fit into memory: {memory.total / 1e9:.1f} GB are needed, "
+            f"{memory.weights / 1e9:.1f} GB of them for weights, and {free / 1e9:.1f} GB are free; "
+            "ask for fewer bits with --quant, fewer rows, or another machine"
+        )
