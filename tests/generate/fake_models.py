@@ -71,9 +71,12 @@ class FakeModel:
 
     device = torch.device("cpu")
 
-    def __init__(self, vocab: Vocab, *, seed: int = 0, scale: float = 2.0) -> None:
+    def __init__(
+        self, vocab: Vocab, *, seed: int = 0, scale: float = 2.0, runs: bool = False
+    ) -> None:
         self.config = SimpleNamespace(vocab=vocab)
         self.seed, self.scale = seed, scale
+        self.runs = runs
         self.num_steps = 0
         self.num_prefills = 0
 
@@ -95,9 +98,33 @@ class FakeModel:
         ]
         return self._logits(cache), valid.sum(dim=1)
 
-    def decode_step(
-        self, tokens: Tensor, positions: Tensor, cache: History, ids: object = None
+    def decodes_runs(self, cache: History) -> bool:
+        return self.runs
+
+    def decode_runs(
+        self,
+        tokens: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        cache: History,
+        ids: list[range] | None = None,
     ) -> Tensor:
+        self.num_steps += 1
+        found = []
+        seen = [*cache.rows]
+        for token, row, position in zip(
+            tokens.tolist(), rows.tolist(), positions.tolist(), strict=True
+        ):
+            assert position == len(seen[row])
+            seen[row] = (*seen[row], token)
+            logits = torch.full((self.config.vocab.size,), -torch.inf)
+            for part in [range(len(logits))] if ids is None else ids:
+                logits[part] = self.logits_after(seen[row])[part]
+            found.append(logits)
+        cache.rows = seen
+        return torch.stack(found)
+
+    def decode_step(self, tokens: Tensor, positions: Tensor, cache: History) -> Tensor:
         self.num_steps += 1
         assert positions.tolist() == [len(row) for row in cache.rows]
         cache.rows = [(*row, token) for row, token in zip(cache.rows, tokens.tolist(), strict=True)]

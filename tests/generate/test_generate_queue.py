@@ -18,6 +18,7 @@ from paligemma.batch import TokenRow
 from paligemma.config import TextConfig
 from paligemma.errors import ConfigError, PromptError
 from paligemma.generate import (
+    PROBABILITIES,
     ClosedSet,
     Constraint,
     DecodeOptions,
@@ -89,6 +90,7 @@ visits = st.builds(
         banned_ids=st.sampled_from([(), (), (11,)]),
         record_loc_probs=st.booleans(),
         seed=st.integers(0, 3),
+        probabilities=st.sampled_from(PROBABILITIES),
     ),
     grammar=st.sampled_from(GRAMMARS),
     comes_at=st.integers(0, 30),
@@ -102,11 +104,12 @@ visits = st.builds(
     max_rows=st.integers(1, 5),
     max_cache_tokens=st.integers(40, 160),
     max_prefill_tokens=st.integers(1, 30),
+    runs=st.booleans(),
 )
 def test_rows_that_come_and_go_are_answered_as_alone_and_within_bounds(
-    plan: list[Visit], max_rows: int, max_cache_tokens: int, max_prefill_tokens: int
+    plan: list[Visit], max_rows: int, max_cache_tokens: int, max_prefill_tokens: int, runs: bool
 ) -> None:
-    model = FakeModel(OBJECT_VOCAB, seed=3)
+    model = FakeModel(OBJECT_VOCAB, seed=3, runs=runs)
     queue = DecodeQueue(
         model,
         QueueOptions(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from paligemma.errors import ConfigError
 from paligemma.generate import (
+    PROBABILITIES,
     ClosedSet,
     Constraint,
     DecodeOptions,
@@ -44,8 +45,8 @@ SAMPLERS: tuple[Sampler, ...] = (
 )
 
 
-def model(seed: int = 3) -> FakeModel:
-    return FakeModel(OBJECT_VOCAB, seed=seed)
+def model(seed: int = 3, *, runs: bool = False) -> FakeModel:
+    return FakeModel(OBJECT_VOCAB, seed=seed, runs=runs)
 
 
 def assert_row_is_alone(together: Generation, row: int, alone: Generation) -> None:
@@ -61,7 +62,7 @@ def assert_row_is_alone(together: Generation, row: int, alone: Generation) -> No
         assert torch.equal(together.loc_probs[row], alone.loc_probs[0])
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_rows_with_options_and_grammars_of_their_own_answer_as_alone(data: st.DataObject) -> None:
     own = [
@@ -71,11 +72,14 @@ def test_rows_with_options_and_grammars_of_their_own_answer_as_alone(data: st.Da
             banned_ids=data.draw(st.sampled_from([(), (11,), (12, OBJECT_VOCAB.loc0)])),
             record_loc_probs=data.draw(st.booleans()),
             seed=data.draw(st.integers(0, 3)),
+            probabilities=data.draw(st.sampled_from(PROBABILITIES)),
+            eos_look_behind=data.draw(st.sampled_from([0, 2])),
         )
         for _ in PROMPTS
     ]
     grammars = [data.draw(st.sampled_from(GRAMMARS)) for _ in PROMPTS]
-    together = generate(model(), text_batch(*PROMPTS), own, constraint=grammars)
+    several = model(runs=data.draw(st.booleans()))
+    together = generate(several, text_batch(*PROMPTS), own, constraint=grammars)
     for row, prompt in enumerate(PROMPTS):
         batch = text_batch(prompt)
         assert_row_is_alone(

@@ -189,6 +189,9 @@ class Scripted:
     def prefill(self, *_: object) -> tuple[Tensor, Tensor]:
         return self.decode_step(), torch.ones_like(self.tokens)
 
+    def decodes_runs(self, *_: object) -> bool:
+        return False
+
     def decode_step(self, *_: object) -> Tensor:
         self.tokens, logprobs = next(self.script)
         size = self.config.vocab.size

@@ -200,7 +200,7 @@ def test_long_caches_are_attended_in_spans(
     assert far(ours, logits()) <= (1e-5 if dtype == torch.float32 else 2e-3)
 
 
-def test_only_the_wanted_ids_get_logits(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_wanted_ids_get_logits(level: int) -> None:
     model = packed_model("gemma2", "int8")
     ids = [range(1), range(5, 5), range(7, 35), range(300, 1324), range(1499, 1500)]
     wanted = torch.zeros(1500, dtype=torch.bool)
@@ -208,15 +208,52 @@ def test_only_the_wanted_ids_get_logits(level: int, monkeypatch: pytest.MonkeyPa
         wanted[part.start : part.stop] = True
     with torch.inference_mode():
         cache, positions = prefilled(model, [0, 1], torch.float32)
-        whole = model.decode_step(ANSWERS[:2, 0], positions, cache.select(torch.arange(2)))
-        for _ in range(2):
-            copy = cache.select(torch.arange(2))
-            some = model.decode_step(ANSWERS[:2, 0], positions, copy, ids)
-            assert (some[:, ~wanted] == -torch.inf).all()
-            torch.testing.assert_close(some[:, wanted], whole[:, wanted], rtol=0, atol=2e-2)
-            layers_compute(monkeypatch)
-        none = model.decode_step(ANSWERS[:2, 0], positions, cache, [])
+        copy, rows = cache.select(torch.arange(2)), torch.arange(2)
+        whole = model.decode_step(ANSWERS[:2, 0], positions, cache.select(rows))
+        some = model.decode_runs(ANSWERS[:2, 0], rows, positions, copy, ids)
+        assert (some[:, ~wanted] == -torch.inf).all()
+        assert torch.equal(some[:, wanted], whole[:, wanted])
+        none = model.decode_runs(ANSWERS[:2, 0], rows, positions, cache, [])
         assert (none == -torch.inf).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", BOUNDS)
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_a_run_of_tokens_gets_the_bits_that_they_get_one_by_one(
+    generation: str, kind: str, dtype: torch.dtype, level: int
+) -> None:
+    model = packed_model(generation, kind)
+    expected, theirs = answered(model, [0, 1, 2], dtype)
+    with torch.inference_mode():
+        cache, positions = prefilled(model, [0, 1, 2], dtype)
+        done = [0, 0, 0]
+        # Tokens of each row in each pass; a row may rest.
+        for sizes in ([1, 3, 0], [0, 1, 5], [4, 1, 0]):
+            places = [(row, done[row] + k) for row, size in enumerate(sizes) for k in range(size)]
+            rows, steps = (torch.tensor(column) for column in zip(*places, strict=True))
+            logits = model.decode_runs(ANSWERS[rows, steps], rows, positions[rows] + steps, cache)
+            assert torch.equal(logits, expected[rows, steps])
+            done = [one + size for one, size in zip(done, sizes, strict=True)]
+    assert done == [5, 5, 5]
+    for ours, other in zip(cache.keys + cache.values, theirs.keys + theirs.values, strict=True):
+        assert torch.equal(ours, other)
+    assert torch.equal(cache.valid, theirs.valid)
+    assert cache.ends.tolist() == theirs.ends.tolist()
+
+
+def test_a_run_without_room_and_a_run_that_torch_would_read_are_refused(
+    level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = packed_model("gemma", "int4")
+    with torch.inference_mode():
+        cache, positions = prefilled(model, [0], torch.float32, capacity=int(PROMPTS.shape[1]) + 1)
+        rows = torch.zeros(9, dtype=torch.long)
+        with pytest.raises(ValueError, match="the cache holds"):
+            model.decode_runs(ANSWERS[rows, 0], rows, positions[rows], cache)
+        layers_compute(monkeypatch)
+        with pytest.raises(ValueError, match="in C only"):
+            model.decode_runs(ANSWERS[:1, 0], rows[:1], positions[:1], cache)
 
 
 def test_a_row_of_nan_leaves_the_others_as_they_are(level: int) -> None:

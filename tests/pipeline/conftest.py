@@ -50,9 +50,10 @@ class ScriptedModel:
     ) -> tuple[Tensor, Tensor]:
         return self.rows[:1].log(), valid.sum(dim=1)
 
-    def decode_step(
-        self, tokens: Tensor, positions: Tensor, cache: SimpleNamespace, ids: object = None
-    ) -> Tensor:
+    def decodes_runs(self, cache: SimpleNamespace) -> bool:
+        return False
+
+    def decode_step(self, tokens: Tensor, positions: Tensor, cache: SimpleNamespace) -> Tensor:
         cache.step += 1
         return self.rows[cache.step : cache.step + 1].log()
 

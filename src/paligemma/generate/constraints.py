@@ -288,6 +288,12 @@ class RowGrammar:
         return _ranges(self.allowed[0])
 
     @cached_property
+    def forced(self) -> int | None:
+        """The token that must follow in any room; None where there is a choice."""
+        one = len(self.ranges) == 1 and len(self.ranges[0]) == 1 and self.allowed[1] is None
+        return self.ranges[0].start if one else None
+
+    @cached_property
     def ranges_with_ample_room(self) -> list[range]:
         """The tokens whose logits decide what follows, and whether a larger room changed that."""
         allowed, with_ample_room = self.allowed
@@ -308,8 +314,15 @@ class RowGrammar:
         """The grammar after the chosen token; None after EOS, when the answer is complete."""
         if token == self.eos:
             return None
-        state = self.constraint.advance(self.state, token)
-        return replace(self, state=state, room=self.room - 1)
+        # Kept, as a run of forced tokens is looked up before they are chosen.
+        if token not in self._after:
+            state = self.constraint.advance(self.state, token)
+            self._after[token] = replace(self, state=state, room=self.room - 1)
+        return self._after[token]
+
+    @cached_property
+    def _after(self) -> dict[int, RowGrammar]:
+        return {}
 
 
 def merged(of_rows: Iterable[Sequence[range]]) -> list[range]:

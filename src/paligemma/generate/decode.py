@@ -16,6 +16,7 @@ from paligemma.generate.generation import Generation, Step, collect
 from paligemma.generate.options import DecodeOptions, per_row
 from paligemma.generate.prefill import Prefilled, prefill_prompt
 from paligemma.generate.rows import DecodeRow, DecodeRows, begin_rows
+from paligemma.generate.runs import logits_after
 from paligemma.model import PaliGemmaModel
 
 
@@ -79,6 +80,10 @@ def answer(model: PaliGemmaModel, prompt: Prefilled, rows: Sequence[DecodeRow]) 
     finished, crowded = torch.zeros_like(active), torch.zeros_like(active)
     ends = _LateFlag(min(row.options.eos_look_behind for row in rows))
     num_steps = max(row.room for row in rows)
+    runs = model.decodes_runs(prompt.cache)
+    if runs:
+        for row, position in zip(rows, positions.tolist(), strict=True):
+            row.position = position
     for index in range(num_steps):
         # Rows that have ended go on with padding, which nothing of theirs is read from.
         choice = decoding.choose(logits, active)
@@ -96,9 +101,13 @@ def answer(model: PaliGemmaModel, prompt: Prefilled, rows: Sequence[DecodeRow]) 
         active = active & ~finished & (bounds > index + 1)
         if index + 1 == num_steps or ends.reached(~active.any()):
             return
-        ids = decoding.ids_that_matter()
-        logits = model.decode_step(choice.tokens, positions, prompt.cache, ids)
-        positions = positions + 1
+        if runs:
+            logits = logits_after(
+                model, prompt.cache, rows, choice.tokens.tolist(), active.tolist()
+            )
+        else:
+            logits = model.decode_step(choice.tokens, positions, prompt.cache)
+            positions = positions + 1
 
 
 class _LateFlag:

@@ -22,6 +22,7 @@ from paligemma.generate.generation import NOT_NUMBERS
 from paligemma.generate.options import KV_CACHE_DTYPES, DecodeOptions, QueueOptions
 from paligemma.generate.prefill import fill_cache, join_soft_tokens
 from paligemma.generate.rows import DecodeRow, DecodeRows
+from paligemma.generate.runs import logits_after
 from paligemma.model import PaliGemmaModel
 
 # Prompts are read together where none is longer than the shortest by more than this factor.
@@ -61,14 +62,13 @@ class TokenEvent:
 
 @dataclass(kw_only=True, eq=False)
 class _Answer:
-    """A waiting or active row: its prompt, its state, and the last token with its position."""
+    """A waiting or active row: its prompt, its state, and the last token."""
 
     handle: int
     prompt: TokenRow
     soft_tokens: Tensor | None
     row: DecodeRow
     token: int = 0
-    position: int = 0
     crowded: bool = False
 
     @property
@@ -240,12 +240,15 @@ class DecodeQueue:
 
     def _decode(self, num_rows: int) -> Tensor:
         """Logits after the last tokens of the rows that were active before this step."""
-        device, answers = self.model.device, self._active[:num_rows]
-        tokens = torch.tensor([answer.token for answer in answers], device=device)
-        positions = torch.tensor([answer.position for answer in answers], device=device)
-        for answer in answers:
-            answer.position += 1
-        return self.model.decode_step(tokens, positions, self._cache.view(0, num_rows))
+        rows = [answer.row for answer in self._active[:num_rows]]
+        tokens = [answer.token for answer in self._active[:num_rows]]
+        cache, device = self._cache.view(0, num_rows), self.model.device
+        if self.model.decodes_runs(cache):
+            return logits_after(self.model, cache, rows, tokens, [True] * num_rows)
+        positions = torch.tensor([row.position for row in rows], device=device)
+        for row in rows:
+            row.position += 1
+        return self.model.decode_step(torch.tensor(tokens, device=device), positions, cache)
 
     def _admit(self) -> list[Tensor]:
         """Prefill the rows that come next; their logits, in the order of their places."""
@@ -265,7 +268,7 @@ class DecodeQueue:
                 self._cache.view(start, start + len(answers)),
             )
             for answer, position in zip(answers, prompt.positions.tolist(), strict=True):
-                answer.position = position
+                answer.row.position = position
             admitted += answers
             logits.append(prompt.logits)
         for answer in admitted:

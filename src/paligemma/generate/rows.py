@@ -10,15 +10,16 @@ Source: big_vision trainers/proj/paligemma/predict_fns.py, decode_with_logp.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from paligemma.errors import ConfigError
-from paligemma.generate.constraints import Constraint, RowGrammar, merged
+from paligemma.generate.constraints import Constraint, RowGrammar
 from paligemma.generate.options import DecodeOptions
 from paligemma.vocab import NUM_LOC, Vocab
 
@@ -32,14 +33,18 @@ class DecodeRow:
     Attributes:
         room: number of tokens that may still be written.
         grammar: what may follow the tokens written so far; None where anything may, and after EOS.
-        had_grammar: whether there was one.
+        position: rotary position of the first token that the model has not read.
+        unread: tokens that are chosen and that the model has not read.
+        ahead: float32[V] behind tokens that the model has read before they were chosen.
     """
 
     options: DecodeOptions
     generator: torch.Generator
     room: int
     grammar: RowGrammar | None
-    had_grammar: bool = False
+    position: int = 0
+    unread: list[int] = field(default_factory=list)
+    ahead: deque[Tensor] = field(default_factory=deque)
 
     @classmethod
     def begin(
@@ -64,8 +69,12 @@ class DecodeRow:
             generator=torch.Generator(device=device).manual_seed(int(options.seed)),
             room=options.max_new_tokens,
             grammar=grammar,
-            had_grammar=grammar is not None,
         )
+
+    @property
+    def over_allowed(self) -> bool:
+        """Whether its probabilities are now among the tokens that its grammar allows."""
+        return self.grammar is not None and self.options.probabilities == "allowed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +109,6 @@ class DecodeRows:
             for ids, places in _grouped([row.options.banned_ids for row in rows])
             if ids
         ]
-        self._all_over_allowed = all(row.options.probabilities == "allowed" for row in rows)
         recording = [row.options.record_loc_probs for row in rows]
         self._recording = torch.tensor(recording, device=device) if any(recording) else None
 
@@ -129,7 +137,7 @@ class DecodeRows:
                 try:
                     if row.grammar is not None:
                         crowded[place] = _apply_grammar(row, row.grammar, choosable[place])
-                        if row.options.probabilities == "allowed":
+                        if row.over_allowed:
                             over_allowed[place] = row.grammar.ranges
                 except ConfigError as error:
                     if faults is None:
@@ -149,20 +157,6 @@ class DecodeRows:
             crowded=crowded & active,
             loc_probs=self._loc_probs(logprobs, tokens, active),
         )
-
-    def ids_that_matter(self) -> list[range] | None:
-        """Ascending ranges of ids beyond which the next choice reads no logits; None for all ids.
-
-        These are the ids that the grammars allow, where all rows have one and report probabilities
-        among those alone. Rows whose answers are complete choose padding whatever the logits.
-        """
-        grammars = [row.grammar for row in self._rows if row.grammar is not None]
-        if not self._all_over_allowed or len(grammars) != sum(map(_may_go_on, self._rows)):
-            return None
-        try:
-            return merged([one.ranges_with_ample_room for one in grammars if one.room > 0])
-        except ConfigError:
-            return None  # told where the token is chosen
 
     def _sample(self, choosable: Tensor) -> Tensor:
         """float32[B, V] -> int64[B]; rows with equal samplers share one call."""
@@ -213,10 +207,6 @@ def begin_rows(
         DecodeRow.begin(own, grammar if real else None, vocab, device)
         for own, grammar, real in zip(options, per_row, is_real, strict=True)
     ]
-
-
-def _may_go_on(row: DecodeRow) -> bool:
-    return row.grammar is not None or not row.had_grammar
 
 
 def _apply_grammar(row: DecodeRow, grammar: RowGrammar, logits: Tensor) -> Tensor | bool:

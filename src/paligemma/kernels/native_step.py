@@ -1,6 +1,6 @@
 """The decoder step in C (`step.c`): what it is made of, and the call.
 
-Axes: B rows, S slots of the cache, D width, K key/value heads, H head dim, V vocabulary.
+Axes: N tokens, B rows and S slots of a cache, D width, K key/value heads, H head dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,20 +26,18 @@ _WIDTH_UNIT, _HEAD_UNIT = 8, 16
 
 
 class Cache(Protocol):
-    """Memory of earlier tokens; every row's slot of this step is claimed.
+    """Memory of earlier tokens; the slots of this step are claimed.
 
     Attributes:
         keys, values: [B, S, K, H] of each layer.
         valid: bool[B, S], slots that may be attended.
         positions: int64[B, S].
-        ends: int64[B], the slot after the token's own.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     valid: Tensor
     positions: Tensor
-    ends: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +87,7 @@ class _Tokens(Structure):
         ("valid", c_void_p),
         ("positions", c_void_p),
         ("mask_stride", c_int64),
+        ("rows", c_void_p),
         ("ends", c_void_p),
         ("ids", c_void_p),
         ("num_ranges", c_int32),
@@ -106,7 +105,7 @@ def unfit_sizes(config: TextConfig) -> str | None:
 
 
 class DecoderStep:
-    """All blocks, the final norm and the head, for one token of each row.
+    """All blocks, the final norm and the head, for some tokens.
 
     Args:
         config: sizes and conventions; `unfit_sizes` has nothing against them.
@@ -156,20 +155,30 @@ class DecoderStep:
         """Whether caches of a dtype can be read and written."""
         return dtype in _CACHE_KINDS
 
-    def __call__(self, x: Tensor, cache: Cache, ids: Sequence[range] | None = None) -> Tensor:
-        """Logits after one token of each row, whose keys and values are added to the cache.
+    def __call__(
+        self,
+        x: Tensor,
+        cache: Cache,
+        rows: Tensor,
+        ends: Tensor,
+        ids: Sequence[range] | None = None,
+    ) -> Tensor:
+        """Logits after each token; their keys and values are added to the cache.
 
         Args:
-            x: float32[B, 1, D] embeddings.
-            cache: B rows in the CPU's memory.
+            x: float32[N, D] embeddings.
+            cache: in the CPU's memory.
+            rows: int64[N], the row of the cache that each token belongs to. Of several tokens of
+                one row, each sees those before it.
+            ends: int64[N], the slot after each token's own.
             ids: ascending ranges of the token ids that matter, or None for all; the logits of
                 others are minus infinity.
 
         Returns:
-            float32[B, V], capped if the config has a final soft-cap.
+            float32[N, V], capped if the config has a final soft-cap.
         """
         keys = cache.keys[0]
-        num_rows, num_slots = keys.shape[:2]
+        num_rows, num_slots = len(x), keys.shape[1]
         # A copy: the residual stream grows in it.
         x = x.to(torch.float32, copy=True).contiguous()
         logits = torch.empty(num_rows, self._decoder.vocab)
@@ -188,7 +197,8 @@ class DecoderStep:
             valid=cache.valid.data_ptr(),
             positions=cache.positions.data_ptr(),
             mask_stride=cache.valid.stride(0),
-            ends=cache.ends.data_ptr(),
+            rows=rows.data_ptr(),
+            ends=ends.data_ptr(),
             ids=None if bounds is None else ctypes.addressof(bounds),
             num_ranges=0 if ids is None else len(ids),
             logits=logits.data_ptr(),

@@ -1,9 +1,11 @@
-/* One step of the decoder in one call: from the embeddings of one token a row to its logits.
+/* One step of the decoder in one call: from the embeddings of some tokens to their logits.
 
    All threads run the same function, `decode`, over the same phases; a barrier stands between two
    phases. Within a phase the threads take rows, panels of a matrix, or spans of attention. What is
    taken is computed whole by one thread, in an order of its own, so results depend neither on the
-   number of threads nor on the other rows.
+   number of threads nor on the other rows. A row here is a token: several may belong to one row of
+   the cache, and as all keys and values are written before any is attended, each of them sees those
+   before it, and none behind.
 
      rows    norm, and the inputs of the next product
      panels  q, k and v
@@ -149,7 +151,7 @@ static void angles(step *s, int row) {
   int half = d->head_dim / 2;
   float *table = s->cos_sin + (size_t)row * (size_t)d->head_dim;
   int64_t slot = s->t->ends[row] - 1;
-  float position = (float)s->t->positions[row * s->t->mask_stride + slot];
+  float position = (float)s->t->positions[s->t->rows[row] * s->t->mask_stride + slot];
   for (int i = 0; i < half; i++) {
     float angle = position / d->wavelengths[i];
     table[i] = cosf(angle);
@@ -168,7 +170,7 @@ static void place_head(step *s, int layer, int row, int head) {
   if (kv < 0) return;
   size_t head_bytes = (size_t)size * (t->cache_kind == PG_F32 ? 4 : 2);
   char *memory = is_value ? t->values[layer] : t->keys[layer];
-  memory += row * t->row_bytes;
+  memory += t->rows[row] * t->row_bytes;
   memory += ((size_t)(t->ends[row] - 1) * (size_t)d->num_kv_heads +
              (size_t)(is_value ? kv - d->num_kv_heads : kv)) *
             head_bytes;
@@ -200,15 +202,15 @@ static void attend(step *s, int layer, int num_threads) {
     int row = piece / groups / s->num_spans;
     int64_t first = (int64_t)place * SPAN_SLOTS, left = t->ends[row] - first;
     if (left <= 0) continue;
-    const int64_t *positions = t->positions + row * t->mask_stride;
+    const int64_t *positions = t->positions + t->rows[row] * t->mask_stride;
     int has_window = d->window > 0 && layer % 2 == 0;
-    size_t offset = (size_t)(row * t->row_bytes) + (size_t)first * w.slot_bytes +
+    size_t offset = (size_t)(t->rows[row] * t->row_bytes) + (size_t)first * w.slot_bytes +
                     (size_t)(head / sharing) * head_bytes;
     w.num_slots = left < SPAN_SLOTS ? (int)left : SPAN_SLOTS;
     w.q = s->q + (size_t)row * s->qkv_width + (size_t)head * head_dim;
     w.keys = (const char *)t->keys[layer] + offset;
     w.values = (const char *)t->values[layer] + offset;
-    w.valid = t->valid + row * t->mask_stride + first;
+    w.valid = t->valid + t->rows[row] * t->mask_stride + first;
     w.positions = positions + first;
     w.too_old = has_window ? positions[t->ends[row] - 1] - d->window : INT64_MIN;
     w.parts = s->parts + ((size_t)row * (size_t)d->num_heads + (size_t)head) * w.part_stride +

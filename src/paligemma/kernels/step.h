@@ -19,7 +19,7 @@ typedef struct {
   const float *wavelengths; /* [head_dim / 2]: a position divided by one is an angle */
 } pg_decoder;
 
-/* Tokens of this step, one a row, and their cache; each row's slot is claimed already. */
+/* Tokens of this step and their cache; the slot of each is claimed already. */
 typedef struct {
   int32_t num_rows;
   int32_t cache_kind; /* PG_F32 or PG_BF16 */
@@ -30,7 +30,8 @@ typedef struct {
   const uint8_t *valid;     /* [row][slot] */
   const int64_t *positions; /* [row][slot] */
   int64_t mask_stride;      /* slots from one row of valid and positions to the next */
-  const int64_t *ends;      /* [row]: the slot after the token's own */
+  const int64_t *rows;      /* [num_rows]: the row of the cache that a token belongs to */
+  const int64_t *ends;      /* [num_rows]: the slot after the token's own */
   const int32_t *ids;       /* [num_ranges][2]: first and end of ranges, ascending; null: all */
   int32_t num_ranges;       /* ids outside get minus infinity */
   float *logits;            /* [num_rows][vocab] */

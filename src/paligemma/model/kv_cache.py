@@ -101,6 +101,31 @@ class KVCache:
         self.ends += 1
         self.length = last + 1
 
+    def claim(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Claim the next slots of some rows for tokens that `write` will not store.
+
+        Args:
+            rows: int64[N] on the CPU, the row of each token; the tokens of one row in order.
+            positions: int64[N].
+
+        Returns:
+            int64[N] on the CPU, the slot after each token's own.
+
+        Raises:
+            ValueError: a row is full.
+        """
+        after, ends = self.ends.tolist(), []
+        for row in rows.tolist():
+            after[row] += 1
+            ends.append(after[row])
+        self._require_room(max(after))
+        self.ends.copy_(torch.tensor(after))
+        claimed = torch.tensor(ends)
+        self.valid[rows, claimed - 1] = True
+        self.positions[rows, claimed - 1] = positions
+        self.length = max(after)
+        return claimed
+
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer of the tokens for which slots were claimed.
 

@@ -151,34 +151,58 @@ class PaliGemmaModel(nn.Module):
         hidden = hidden[torch.arange(len(hidden), device=x.device), last]
         return self.text.logits(hidden), valid.sum(dim=1)
 
-    def decode_step(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        cache: KVCache,
-        ids: Sequence[range] | None = None,
-    ) -> Tensor:
+    def decode_step(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
         """Logits after one more token of each row; the cache holds what is needed of the image.
 
         Args:
             tokens: int64[B] the last token of each row.
             positions: int64[B] their rotary positions.
             cache: keys and values of all earlier tokens; those of these tokens are added.
-            ids: ascending ranges of the token ids that matter, or None for all. The logits of
-                others are minus infinity, and where the step is computed in C they cost nothing.
 
         Returns:
             float32[B, V], capped if the config has a final soft-cap.
         """
+        if self.decodes_runs(cache):
+            return self.decode_runs(tokens, torch.arange(len(tokens)), positions, cache)
         positions = positions[:, None]
         cache.extend(positions)
         x = self.text.embed_tokens(tokens[:, None])
-        step = step_in_c(self.text, cache)
-        if step is not None:
-            return step(x, cache, ids)
         hidden = self.text(x, positions, cache.valid[:, None, : cache.length], cache)
-        logits = self._cap(self.text.logits(hidden[:, 0]))
-        return logits if ids is None else _only(logits, ids)
+        return self._cap(self.text.logits(hidden[:, 0]))
+
+    def decodes_runs(self, cache: KVCache) -> bool:
+        """Whether `decode_runs` can compute: steps are computed in C, see `decode_route`."""
+        return step_in_c(self.text, cache) is not None
+
+    def decode_runs(
+        self,
+        tokens: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        cache: KVCache,
+        ids: Sequence[range] | None = None,
+    ) -> Tensor:
+        """Logits after each of some tokens, the same as one after the other by `decode_step`.
+
+        Args:
+            tokens: int64[N]; those of one row in order, each of which sees those before it.
+            rows: int64[N], the row of the cache that each token belongs to.
+            positions: int64[N] their rotary positions.
+            cache: keys and values of all earlier tokens; those of these tokens are added.
+            ids: ascending ranges of the token ids that matter, or None for all. The logits of
+                others are minus infinity and cost nothing.
+
+        Returns:
+            float32[N, V], capped if the config has a final soft-cap.
+
+        Raises:
+            ValueError: steps are not computed in C.
+        """
+        step = step_in_c(self.text, cache)
+        if step is None:
+            raise ValueError(f"runs are read in C only, got {self.decode_route()}")
+        ends = cache.claim(rows, positions)
+        return step(self.text.embed_tokens(tokens), cache, rows, ends, ids)
 
     def decode_route(self) -> str:
         """How `decode_step` computes, and where torch's layers do, why."""
@@ -202,14 +226,6 @@ class PaliGemmaModel(nn.Module):
     def _cap(self, logits: Tensor) -> Tensor:
         cap = self.config.text.final_softcap
         return logits if cap is None else soft_cap(logits, cap)
-
-
-def _only(logits: Tensor, ids: Sequence[range]) -> Tensor:
-    """Logits float32[B, V] with minus infinity outside some ranges of ids."""
-    kept = torch.full_like(logits, -torch.inf)
-    for part in ids:
-        kept[:, part.start : part.stop] = logits[:, part.start : part.stop]
-    return kept
 
 
 def init_weights(model: PaliGemmaModel, seed: int = 0) -> None:
