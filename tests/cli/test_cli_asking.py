@@ -240,6 +240,35 @@ def test_a_calibration_of_words_alone_is_refused_for_boxes(paligemma: Run, tmp_p
     assert (done.status, "holds nothing about boxes" in done.err) == (2, True)
 
 
+def test_rules_of_objects_and_choices_reach_the_answer(paligemma: Run) -> None:
+    drawn = ("detect", DESK, "star", "--constrain", "--temperature", "9", "--json")
+    every = json.loads(paligemma(*drawn).out)["detections"]
+    assert len(every) > 2
+    done = paligemma(*drawn, "--max-objects", "2", "--no-repeats")
+    assert json.loads(done.out)["detections"] == every[:2]
+    done = paligemma("answer", DESK, "how many stars are there?", "--choices", "5..9")
+    assert done.out.strip() in set("56789")
+    done = paligemma("generate", DESK, "is it?", "--choices", "maybe ; perhaps not")
+    assert done.out.strip() in {"maybe", "perhaps not"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("detect", DESK, "star", "--max-objects", "2"), "--max-objects is a rule"),
+        (("run", DESK, "detect star", "--no-repeats"), "--no-repeats is a rule"),
+        (("read", DESK, "--choices", "yes ; "), "has an empty answer"),
+        (("read", DESK, "--choices", "9..1"), "9..1 is empty"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(map(str, value[2:])),
+)
+def test_rules_that_cannot_be_followed_are_refused(
+    paligemma: Run, words: tuple[object, ...], said: str
+) -> None:
+    done = paligemma(*words)
+    assert (done.status, said in done.err, done.out) == (2, True, "")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,15 +88,16 @@ class Eager(FakeModel):
 
 @st.composite
 def grammars(draw: st.DrawFn) -> ObjectGrammar:
-    max_objects = draw(st.integers(1, 4))
+    max_objects, labels = draw(st.integers(1, 4)), draw(st.sampled_from([LABELS, None, ()]))
     return ObjectGrammar(
         vocab=OBJECT_VOCAB,
-        labels=draw(st.sampled_from([LABELS, None, ()])),
+        labels=labels,
         separator=SEPARATOR,
         with_masks=draw(st.booleans()),
         max_objects=max_objects,
         min_objects=draw(st.integers(0, max_objects)),
         max_label_tokens=draw(st.integers(1, 4)),
+        no_repeats=draw(st.booleans()) and labels is not None,
     )
 
 
@@ -124,6 +126,53 @@ class Cornered(FakeModel):
         logits = super().logits_after(seen)
         logits[LOC0 : LOC0 + 1024] += 100.0 * torch.arange(1024)
         return logits
+
+
+class Repeating(FakeModel):
+    """Wants the lowest corner of the picture, and most of all its smallest box."""
+
+    def logits_after(self, seen: tuple[int, ...]) -> Tensor:
+        logits = super().logits_after(seen)
+        logits[LOC0 + 1021 : LOC0 + 1024] += 30.0 * torch.arange(1, 4)
+        logits[3] += 20.0
+        return logits
+
+
+@pytest.mark.parametrize("labels", [((5,),), LABELS, ((5,), (5, 3, 4)), ()])
+@pytest.mark.parametrize("room", [0, 1, 2, 3, 200])
+def test_no_box_stands_twice_with_one_label(labels: tuple[tuple[int, ...], ...], room: int) -> None:
+    num_objects = 9 * max(1, len(labels)) + 2
+    for seed in range(3):
+        bound = 4 * num_objects + room
+        grammar = objects(labels=labels, max_objects=num_objects)
+        for no_repeats in (False, True):
+            own = replace(grammar, no_repeats=no_repeats)
+            ours = constrained(Repeating(OBJECT_VOCAB, seed=seed), own, bound)
+            assert ours.finished.all()
+            for ids in answers(ours):
+                words = letters(ids)
+                assert grammar_pattern(own).fullmatch(words)
+                found = parsed(ids)
+                assert (len(found) == len(set(found))) == no_repeats
+                if room == 200 and no_repeats:
+                    assert len(found) == num_objects
+                    # In the last row three boxes have their left edge there, each with every label.
+                    edges = [box[1] >= 1021 for box, _ in found if box[0] == 1022]
+                    assert edges == [True] * 3 * max(1, len(labels)) + [False] * (
+                        num_objects - 3 * max(1, len(labels))
+                    )
+
+
+def parsed(ids: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Bins and label of each object."""
+    found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    rest = [*ids[:-1], *SEPARATOR]
+    while rest:
+        bins = tuple(token - LOC0 for token in rest[:4])
+        end = next((k for k in range(4, len(rest)) if OBJECT_VOCAB.is_loc(rest[k])), len(rest))
+        found.append((bins, tuple(rest[4 : end - 2])))
+        rest = rest[end:]
+    return found
 
 
 def test_a_minimum_at_the_border_leaves_room_for_its_maximum() -> None:

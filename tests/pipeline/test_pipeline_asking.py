@@ -290,6 +290,40 @@ def test_a_constrained_answer_names_only_what_was_asked_with_upright_boxes(
     assert all(item.codes is not None for item in found)
 
 
+def test_a_constrained_answer_has_no_more_objects_than_asked_for_and_none_twice(
+    random_tiny: PaliGemma,
+) -> None:
+    how: AskKeywords = {"constrain": True, "max_new_tokens": 200, "temperature": 1e-6}
+    for number in (1, 3):
+        found = random_tiny.detect(DESK, "circle", max_objects=number, **how)
+        assert 0 < len(found) <= number
+    distinct = random_tiny.detect(DESK, ["circle", "digit"], no_repeats=True, **how)
+    objects = [(item.box_yxyx, item.label) for item in distinct]
+    assert len(objects) == len(set(objects))
+
+
+@pytest.mark.parametrize(
+    ("choices", "possible"),
+    [(["yes", "no"], {"yes", "no"}), (range(3, 12), {str(k) for k in range(3, 12)}), ([7], {"7"})],
+)
+def test_an_answer_is_one_of_the_choices(
+    random_tiny: PaliGemma, choices: Any, possible: set[str]
+) -> None:
+    seen = set()
+    for seed in range(6):
+        how: AnswerKeywords = {"choices": choices, "temperature": 5.0, "seed": seed}
+        answer = random_tiny.answer(DESK, "how many stars?", **how)
+        seen.add(answer.text)
+        assert "".join(random_tiny.stream(DESK, "answer en how many stars?", **how)) == answer.text
+    assert seen <= possible
+    assert len(seen) > 1 or len(possible) == 1
+
+
+def test_choices_and_objects_do_not_share_an_answer(random_tiny: PaliGemma) -> None:
+    with pytest.raises(ConfigError, match="one grammar, got choices with constrain"):
+        random_tiny.detect(DESK, "star", constrain=True, choices=["yes"])
+
+
 def test_pictures_given_as_path_bytes_pillow_array_and_pixels_get_one_answer(
     random_tiny: PaliGemma,
 ) -> None:

@@ -28,6 +28,11 @@ CALLS: dict[str, Callable[[PaliGemma, Any], Any]] = {
     "style": lambda pg, value: pg.caption(_picture(), style=value),
     "language": lambda pg, value: pg.caption(_picture(), lang=value),
     "constrain": lambda pg, value: pg.detect(_picture(), "star", constrain=value),
+    "no repeats": lambda pg, value: pg.detect(_picture(), "star", constrain=True, no_repeats=value),
+    "most objects": lambda pg, value: pg.detect(
+        _picture(), "star", constrain=True, max_objects=value
+    ),
+    "choices": lambda pg, value: pg.read(_picture(), choices=value),
     "threshold": lambda pg, value: pg.detect(_picture(), "star", threshold=value),
     "weighing": lambda pg, value: pg.read(_picture(), weigh_locations=value),
     **{
@@ -39,7 +44,7 @@ CALLS: dict[str, Callable[[PaliGemma, Any], Any]] = {
     },
     "name": lambda pg, value: PaliGemma.from_pretrained(value),
 }
-_ALLOWED = {"attn_softcap": (1.5, 0.5), "threshold": (0.5,)}
+_ALLOWED = {"attn_softcap": (1.5, 0.5), "threshold": (0.5,), "choices": (["a"],)}
 
 
 def _picture() -> np.ndarray:
@@ -52,7 +57,7 @@ def test_an_argument_of_a_wrong_kind_is_refused_in_a_short_sentence(
 ) -> None:
     refused = 0
     for value in CLUMSY:
-        if isinstance(value, float | np.floating) and value in _ALLOWED.get(argument, ()):
+        if isinstance(value, float | np.floating | list) and value in _ALLOWED.get(argument, ()):
             continue
         with pytest.raises(PaliGemmaError) as error:
             CALLS[argument](random_tiny, value)

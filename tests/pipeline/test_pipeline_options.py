@@ -14,6 +14,7 @@ from tiny_folder import DESK
 from paligemma import AnswerOptions, PaliGemma
 from paligemma.errors import ConfigError
 from paligemma.generate import Greedy, Nucleus, Temperature, TopK
+from paligemma.pipeline.options import ObjectOptions
 from paligemma.pipeline.streaming import text_pieces
 
 
@@ -54,6 +55,11 @@ def test_options_name_a_sampler(options: dict[str, Any], sampler: object) -> Non
         ({"seed": True}, "seed must be a whole number, got True"),
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
         ({"temperature": float("nan")}, "temperature must lie"),
+        ({"choices": "yes"}, "choices must be a list of answers, got 'yes'"),
+        ({"choices": []}, "choices must be 1 to 100000 answers, got 0"),
+        ({"choices": range(10**6)}, "choices must be 1 to 100000 answers, got 1000000"),
+        ({"choices": ["yes", ""]}, "a text or a whole number, got ''"),
+        ({"choices": [1.5]}, "a text or a whole number, got 1.5"),
     ],
 )
 def test_options_that_contradict_are_refused(options: dict[str, Any], rule: str) -> None:
@@ -77,6 +83,21 @@ def test_options_out_of_bounds_are_refused(
         random_tiny.read(DESK, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"max_objects": 3}, "without constrain; state constrain too"),
+        ({"no_repeats": True}, "without constrain; state constrain too"),
+        ({"max_objects": 0, "constrain": True}, "max_objects must lie in 1..1024, got 0"),
+        ({"max_objects": 1.5, "constrain": True}, "max_objects must be a whole number, got 1.5"),
+        ({"no_repeats": "no", "constrain": True}, "no_repeats must be True or False, got 'no'"),
+    ],
+)
+def test_rules_of_objects_out_of_bounds_are_refused(options: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        ObjectOptions(**options)
+
+
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"best_of": 2, "temperature": 1.0}])
 def test_a_stream_and_a_grammar_follow_a_single_answer(
     random_tiny: PaliGemma, options: dict[str, Any]
@@ -85,6 +106,8 @@ def test_a_stream_and_a_grammar_follow_a_single_answer(
         random_tiny.stream(DESK, "ocr", **options)
     with pytest.raises(ConfigError, match="a grammar follows one answer"):
         random_tiny.detect(DESK, "digit", constrain=True, max_new_tokens=16, **options)
+    with pytest.raises(ConfigError, match="a grammar follows one answer"):
+        random_tiny.read(DESK, choices=["yes"], **options)
 
 
 def test_draws_repeat_with_their_seed_and_differ_with_another(random_tiny: PaliGemma) -> None:

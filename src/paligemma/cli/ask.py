@@ -233,9 +233,10 @@ def _ask_objects(
     objects: dict[str, Any],
     output: OutputChoice,
 ) -> None:
-    constrain, threshold, overlap, path = (
-        objects[name] for name in ("constrain", "threshold", "max_overlap", "calibration")
+    threshold, overlap, path = (
+        objects[name] for name in ("threshold", "max_overlap", "calibration")
     )
+    rules = {name: objects[name] for name in ("constrain", "max_objects", "no_repeats")}
     calibration = None
     if path is not None:
         from paligemma.outputs.calibration import load_calibration
@@ -243,7 +244,7 @@ def _ask_objects(
         calibration = load_calibration(path)
 
     def ask(pg: PaliGemma, picture: EncodedImage) -> TextAnswer | Detections:
-        asked = {"max_overlap": overlap, "constrain": constrain, **decoding}
+        asked = {"max_overlap": overlap, **rules, **decoding}
         if calibration is None:
             return pg.ask(picture, prompt, threshold=threshold, **asked)
         from paligemma.outputs.types import TextAnswer
@@ -258,7 +259,7 @@ def _ask_objects(
     from paligemma.processing.prompts import clean_prompt, object_prompt
 
     if object_prompt(clean_prompt(prompt)[0]) is None:
-        idle = ["--constrain"] if constrain else []
+        idle = ["--" + name.replace("_", "-") for name, value in rules.items() if value]
         # The model may answer any prompt with boxes.
         if all_text:
             stated = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,27 @@ class Probability(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{number} is not in the range 0<=x<=1.", param, ctx)
         return number
+
+
+class Choices(click.ParamType):
+    """Answers separated by ";", or the whole numbers from one to another, as 0..100."""
+
+    name = "choices"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[str] | range:
+        """The answers."""
+        numbers = re.fullmatch(r"\s*(-?\d{1,9})\.\.(-?\d{1,9})\s*", value)
+        if numbers is not None:
+            low, high = int(numbers[1]), int(numbers[2])
+            if low > high:
+                self.fail(f"{value} is empty; write the smaller number first", param, ctx)
+            return range(low, high + 1)
+        answers = [answer.strip() for answer in value.split(";")]
+        if not all(answers):
+            self.fail(f"{value!r:.100} has an empty answer; write 'yes ; no'", param, ctx)
+        return answers
 
 
 class NamedPath(click.Path):
@@ -227,6 +249,12 @@ decoding_options = _gathered(
             type=click.Choice(["vocabulary", "allowed"]),
             help="Of a constrained answer among all tokens, or among the allowed ones (faster).",
         ),
+        click.option(
+            "--choices",
+            type=Choices(),
+            metavar="LIST",
+            help='The only answers allowed: "yes ; no", or whole numbers as 0..100.',
+        ),
         click.option("--seed", type=int, metavar="S", help="Of every draw; 0 by default."),
         click.option(
             "--weigh-locations/--no-weigh-locations",
@@ -237,9 +265,33 @@ decoding_options = _gathered(
     _choose_decoding,
 )
 
+
+def _choose_objects(values: dict[str, Any]) -> dict[str, Any]:
+    if not values["constrain"]:
+        for name, option in _RULES.items():
+            if values[name]:
+                raise click.UsageError(
+                    f"{option} is a rule of a constrained answer; state --constrain too"
+                )
+    return values
+
+
+_RULES = {"max_objects": "--max-objects", "no_repeats": "--no-repeats"}
+
 object_options = _gathered(
     "objects",
     [
+        click.option(
+            "--max-objects",
+            type=click.IntRange(1, 1024),
+            metavar="N",
+            help="With --constrain: at most so many objects; 100 by default.",
+        ),
+        click.option(
+            "--no-repeats",
+            is_flag=True,
+            help="With --constrain: no box twice with one label.",
+        ),
         click.option(
             "--threshold",
             type=Probability(),
@@ -263,7 +315,7 @@ object_options = _gathered(
             "reaches its label's threshold.",
         ),
     ],
-    dict,
+    _choose_objects,
 )
 
 overwrite_option = click.option(

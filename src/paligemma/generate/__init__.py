@@ -2,7 +2,7 @@
 
 from paligemma.generate.beam import beam_search
 from paligemma.generate.best_of_n import best_of_n
-from paligemma.generate.constraints import ClosedSet, Constraint, ObjectGrammar
+from paligemma.generate.constraints import MAX_OBJECTS, ClosedSet, Constraint, ObjectGrammar
 from paligemma.generate.decode import generate, stream
 from paligemma.generate.generation import Generation, Step, require_numbers
 from paligemma.generate.options import (
@@ -27,6 +27,7 @@ from paligemma.generate.sampling import Greedy, LocationGreedy, Nucleus, Sampler
 __all__ = [
     "MAX_BEAMS",
     "MAX_NEW_TOKENS",
+    "MAX_OBJECTS",
     "PROBABILITIES",
     "BeamOptions",
     "ClosedSet",

@@ -11,18 +11,17 @@ Axes: V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from paligemma.errors import ConfigError
 from paligemma.generate.label_text import FreeText, LabelText, TokenTrie
-from paligemma.generate.options import DecodeOptions
 from paligemma.vocab import NUM_LOC, NUM_SEG, SEG_PER_MASK, Vocab
 
 MAX_OBJECTS = 1024
@@ -97,14 +96,24 @@ class ClosedSet:
         return self._trie.advance(state, token)
 
 
+_Bins = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class _ObjectState:
-    """Objects begun, bins and mask codes of the current one, and the state of its label."""
+    """Objects begun, bins and mask codes of the current one, and the state of its label.
+
+    Attributes:
+        label: the tokens that `text` stands for, a separator included.
+        before: bins and label of the complete objects, where none may be repeated.
+    """
 
     num_objects: int = 0
-    bins: tuple[int, ...] = ()
+    bins: _Bins = ()
     num_codes: int = 0
     text: int = 0
+    label: tuple[int, ...] = ()
+    before: frozenset[tuple[_Bins, tuple[int, ...]]] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +127,7 @@ class ObjectGrammar:
         labels: token ids of each label as it follows a box (with its leading space); None for free
             text; () for no label, as in referring-expression outputs.
         separator: token ids between two objects, " ; " in the released vocabulary.
+        no_repeats: whether a box may stand only once with each label.
         min_objects: fewest objects; 0 lets the model answer that there is nothing.
     """
 
@@ -128,6 +138,7 @@ class ObjectGrammar:
     max_objects: int = 100
     min_objects: int = 0
     max_label_tokens: int = 16
+    no_repeats: bool = False
 
     def __post_init__(self) -> None:
         if not self.vocab.has_objects:
@@ -144,6 +155,8 @@ class ObjectGrammar:
             )
         if self.max_label_tokens < 1:
             raise ConfigError(f"max_label_tokens must be at least 1, got {self.max_label_tokens}")
+        if self.no_repeats and self.labels is None:
+            raise ConfigError("objects without repeats need a list of labels, got free text")
         if not self.separator:
             raise ConfigError("the separator must hold at least one token, got none")
         _check_sequences([self.separator], self.vocab, "separator", with_objects=False)
@@ -159,6 +172,17 @@ class ObjectGrammar:
             return FreeText(self.vocab, self.separator, self.max_label_tokens)
         return TokenTrie(self.labels or [()], self.separator)
 
+    def _text_of(self, state: _ObjectState) -> LabelText:
+        """The labels that the box of a state may have."""
+        had = {label for bins, label in state.before if bins == state.bins}
+        if not had:
+            return self._text
+        return TokenTrie([one for one in self._distinct if one not in had], self.separator)
+
+    @cached_property
+    def _distinct(self) -> list[tuple[int, ...]]:
+        return list(dict.fromkeys(map(tuple, self.labels or [()])))
+
     @property
     def min_tokens(self) -> int:
         return 1 if self.min_objects == 0 else self._needed_from_box(1)
@@ -170,7 +194,7 @@ class ObjectGrammar:
         vocab = self.vocab
         mask = torch.zeros(vocab.size, dtype=torch.bool)
         if 0 < len(state.bins) < 4:
-            self._allow_coordinate(mask, state.bins)
+            self._allow_coordinate(mask, state.bins, state.before)
         elif state.bins and self.with_masks and state.num_codes < SEG_PER_MASK:
             mask[vocab.seg0 : vocab.seg0 + NUM_SEG] = True
         else:
@@ -187,11 +211,15 @@ class ObjectGrammar:
         if self.vocab.is_seg(token):
             return replace(state, num_codes=state.num_codes + 1)
         if not self.vocab.is_loc(token):
-            return replace(state, text=self._text.advance(state.text, token))
+            text = self._text_of(state).advance(state.text, token)
+            return replace(state, text=text, label=(*state.label, token))
         position = token - self.vocab.loc0
         if len(state.bins) % 4:
             return replace(state, bins=(*state.bins, position))
-        return _ObjectState(num_objects=state.num_objects + 1, bins=(position,))
+        before = state.before
+        if self.no_repeats and state.bins:
+            before |= {(state.bins, state.label[: -len(self.separator)])}
+        return _ObjectState(num_objects=state.num_objects + 1, bins=(position,), before=before)
 
     def _allow_between_boxes(self, mask: Tensor, state: _ObjectState, room: int) -> None:
         """After a complete box, or before the first."""
@@ -201,147 +229,39 @@ class ObjectGrammar:
         if state.num_objects == 0:
             opens, ends = True, may_end
         else:
-            opens = self._text.opens(state.text)
-            ends = may_end and self._text.ends(state.text)
+            text = self._text_of(state)
+            opens = text.opens(state.text)
+            ends = may_end and text.ends(state.text)
             end = 1 if may_end else math.inf
-            self._text.allow(mask, state.text, room=room, end=end, box=box)
+            text.allow(mask, state.text, room=room, end=end, box=box)
         mask[self.vocab.eos] = ends
         if opens and box <= room:
-            self._allow_coordinate(mask, ())
+            self._allow_coordinate(mask, (), state.before)
 
-    def _allow_coordinate(self, mask: Tensor, bins: tuple[int, ...]) -> None:
+    def _allow_coordinate(
+        self, mask: Tensor, bins: _Bins, before: Collection[tuple[_Bins, tuple[int, ...]]]
+    ) -> None:
         """The next of ymin, xmin, ymax, xmax: a maximum lies beyond its minimum, and a minimum
-        leaves room for that."""
+        leaves room for that, and for an object that does not stand there yet."""
         if len(bins) < 2:
             lowest, highest = 0, NUM_LOC - 2
         else:
             lowest, highest = bins[len(bins) - 2] + 1, NUM_LOC - 1
         mask[self.vocab.loc0 + lowest : self.vocab.loc0 + highest + 1] = True
+        had = Counter(box[: len(bins) + 1] for box, _ in before if box[: len(bins)] == bins)
+        for begun, number in had.items():
+            # Boxes that begin so: the minima to come are 0 to 1022, each maximum lies beyond.
+            rest = [NUM_LOC - 1 - low for low in begun[max(0, len(begun) - 2) : 2]]
+            if len(begun) > 1 and number == math.prod(rest) * len(self._distinct):
+                mask[self.vocab.loc0 + begun[-1]] = False
 
     def _needed_from_box(self, number: int) -> int:
         """Fewest tokens to a complete answer when object `number` is about to begin."""
-        one = 4 + SEG_PER_MASK * self.with_masks + self._text.shortest
+        # Of labels that may not be repeated only the longest may be left.
+        label = self._text.longest if self.no_repeats else self._text.shortest
+        one = 4 + SEG_PER_MASK * self.with_masks + label
         further = max(0, self.min_objects - number)
         return one + further * (len(self.separator) + one) + 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowGrammar:
-    """A constraint at work on one answer, before one of its tokens.
-
-    Attributes:
-        banned_ids: ids that are never chosen, whatever the automaton allows.
-        room: number of tokens that may still be written, the next one included.
-    """
-
-    constraint: Constraint
-    state: Any
-    banned_ids: list[int]
-    eos: int
-    room: int
-
-    @classmethod
-    def begin(cls, constraint: Constraint, options: DecodeOptions, vocab: Vocab) -> RowGrammar:
-        """The grammar before the first token.
-
-        Raises:
-            ConfigError: EOS is banned, or the shortest answer is longer than the bound.
-        """
-        if vocab.eos in options.banned_ids:
-            raise ConfigError(
-                f"a grammar ends with EOS, so id {vocab.eos} must not be banned; "
-                "drop the ban or the grammar"
-            )
-        if constraint.min_tokens > options.max_new_tokens:
-            raise ConfigError(
-                f"max_new_tokens must be at least {constraint.min_tokens} for this grammar, "
-                f"got {options.max_new_tokens}"
-            )
-        return cls(
-            constraint=constraint,
-            state=constraint.start(),
-            banned_ids=list(options.banned_ids),
-            eos=vocab.eos,
-            room=options.max_new_tokens,
-        )
-
-    @cached_property
-    def allowed(self) -> tuple[Tensor, Tensor | None]:
-        """Tokens that may follow in the room that is left.
-
-        bool[V] on the CPU, never empty; and the tokens that might follow with ample room, None
-        where these are the same.
-
-        Raises:
-            ConfigError: the banned ids leave nothing to choose.
-        """
-        allowed = self._allowed(self.room)
-        ample_room = self.constraint.ample_room(self.state)
-        if self.room >= ample_room:
-            return allowed, None
-        with_ample_room = self._allowed(ample_room)
-        return allowed, None if torch.equal(allowed, with_ample_room) else with_ample_room
-
-    @cached_property
-    def ranges(self) -> list[range]:
-        """The tokens that may follow as ascending ranges of ids."""
-        return _ranges(self.allowed[0])
-
-    @cached_property
-    def forced(self) -> int | None:
-        """The token that must follow in any room; None where there is a choice."""
-        one = len(self.ranges) == 1 and len(self.ranges[0]) == 1 and self.allowed[1] is None
-        return self.ranges[0].start if one else None
-
-    @cached_property
-    def ranges_with_ample_room(self) -> list[range]:
-        """The tokens whose logits decide what follows, and whether a larger room changed that."""
-        allowed, with_ample_room = self.allowed
-        return self.ranges if with_ample_room is None else _ranges(allowed | with_ample_room)
-
-    def _allowed(self, room: int) -> Tensor:
-        allowed = self.constraint.allowed(self.state, room)
-        if self.banned_ids:
-            allowed[self.banned_ids] = False
-            if not bool(allowed.any()):
-                raise ConfigError(
-                    f"banned ids {self.banned_ids} forbid every token that the grammar allows; "
-                    "ban fewer"
-                )
-        return allowed
-
-    def after(self, token: int) -> RowGrammar | None:
-        """The grammar after the chosen token; None after EOS, when the answer is complete."""
-        if token == self.eos:
-            return None
-        # Kept, as a run of forced tokens is looked up before they are chosen.
-        if token not in self._after:
-            state = self.constraint.advance(self.state, token)
-            self._after[token] = replace(self, state=state, room=self.room - 1)
-        return self._after[token]
-
-    @cached_property
-    def _after(self) -> dict[int, RowGrammar]:
-        return {}
-
-
-def merged(of_rows: Iterable[Sequence[range]]) -> list[range]:
-    """Ascending ranges of the ids that are in the ranges of any row."""
-    found: list[range] = []
-    for part in sorted((part for ranges in of_rows for part in ranges), key=lambda one: one.start):
-        if found and part.start <= found[-1].stop:
-            found[-1] = range(found[-1].start, max(found[-1].stop, part.stop))
-        else:
-            found.append(part)
-    return found
-
-
-def _ranges(mask: Tensor) -> list[range]:
-    """Ascending ranges of the places where bool[V] is True."""
-    # NumPy, as torch takes ten times as long to find few edges among many places.
-    inside = np.pad(mask.numpy(), 1)
-    edges = np.flatnonzero(inside[1:] != inside[:-1]).tolist()
-    return [range(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _check_sequences(

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from paligemma.errors import ConfigError
-from paligemma.generate.constraints import Constraint, RowGrammar
+from paligemma.generate.constraints import Constraint
 from paligemma.generate.options import DecodeOptions
+from paligemma.generate.row_grammar import RowGrammar
 from paligemma.vocab import NUM_LOC, Vocab
 
 Key = TypeVar("Key")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from paligemma.errors import ConfigError
-from paligemma.generate.constraints import RowGrammar, merged
+from paligemma.generate.row_grammar import RowGrammar, merged
 from paligemma.generate.rows import DecodeRow
 from paligemma.model import KVCache, PaliGemmaModel
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, TypedDict, TypeVar
 
 from paligemma.errors import ConfigError
 from paligemma.generate import (
+    MAX_OBJECTS,
     PROBABILITIES,
     BeamOptions,
+    ClosedSet,
     DecodeOptions,
     Greedy,
     LengthPenalty,
@@ -33,6 +36,7 @@ from paligemma.processing.prompts import ObjectPrompt
 from paligemma.vocab import Vocab
 
 MODES = ("exact", "mixed", "bf16")
+MAX_CHOICES = 100_000
 
 Options = TypeVar("Options")
 
@@ -72,6 +76,7 @@ class AnswerKeywords(TypedDict, total=False):
     weigh_locations: bool | None
     adapter: str | None
     probabilities: str
+    choices: Sequence[str | int] | None
 
 
 class AskKeywords(AnswerKeywords, total=False):
@@ -80,6 +85,8 @@ class AskKeywords(AnswerKeywords, total=False):
     threshold: float | None
     max_overlap: float | None
     constrain: bool
+    max_objects: int | None
+    no_repeats: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +98,31 @@ class ObjectOptions:
         max_overlap: of one thing found twice keep only the likelier, see `Detections.distinct`;
             None keeps all.
         constrain: allow a detect or segment prompt only well-formed objects of its labels.
+        max_objects: most objects of a constrained answer; None is 100.
+        no_repeats: whether a constrained answer has each box only once with each label.
     """
 
     threshold: float | None = None
     max_overlap: float | None = None
     constrain: bool = False
+    max_objects: int | None = None
+    no_repeats: bool = False
 
     def __post_init__(self) -> None:
         require_selection(self.threshold, self.max_overlap)
         require_flag("constrain", self.constrain)
+        require_flag("no_repeats", self.no_repeats)
+        if self.max_objects is not None:
+            require_whole("max_objects", self.max_objects)
+            if not 1 <= self.max_objects <= MAX_OBJECTS:
+                raise ConfigError(
+                    f"max_objects must lie in 1..{MAX_OBJECTS}, got {self.max_objects}"
+                )
+        if not self.constrain and (self.no_repeats or self.max_objects is not None):
+            raise ConfigError(
+                "max_objects and no_repeats are rules of a constrained answer, got "
+                f"{self.max_objects} and {self.no_repeats} without constrain; state constrain too"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +145,8 @@ class AnswerOptions:
             `LocationGreedy`; None follows the model's config.json, where the default is False.
         adapter: name of one of the model's `adapters`; None is the model itself.
         probabilities: "vocabulary", confidences as the model has them, or "allowed", those among
-            the tokens that the option `constrain` allows, which are faster to compute.
+            the tokens that `constrain` or `choices` allow, which are faster to compute.
+        choices: the only answers allowed, such as ["yes", "no"] or range(101); None allows any.
 
     Raises:
         ConfigError: a value of another type, out of its range, or at odds with another.
@@ -139,9 +163,12 @@ class AnswerOptions:
     weigh_locations: bool | None = None
     adapter: str | None = None
     probabilities: str = PROBABILITIES[0]
+    choices: Sequence[str | int] | None = None
 
     def __post_init__(self) -> None:
         check_probabilities(self.probabilities)
+        if self.choices is not None:
+            _require_choices(self.choices)
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise ConfigError(f"adapter must be a name, got {reprlib.repr(self.adapter)}")
         for name in ("num_beams", "best_of"):
@@ -264,13 +291,42 @@ def _require_known(keywords: Mapping[str, Any], known: list[str]) -> None:
             raise ConfigError(f"there is no option {name!r} here; {remedy}")
 
 
+def _require_choices(choices: object) -> None:
+    """Raise ConfigError unless the value is some answers: texts and whole numbers."""
+    if isinstance(choices, str | bytes | bytearray) or not isinstance(choices, Sequence):
+        raise ConfigError(f"choices must be a list of answers, got {reprlib.repr(choices)}")
+    if not 1 <= len(choices) <= MAX_CHOICES:
+        raise ConfigError(f"choices must be 1 to {MAX_CHOICES} answers, got {len(choices)}")
+    for choice in choices:
+        if isinstance(choice, bool) or not isinstance(choice, str | Integral) or choice == "":
+            raise ConfigError(
+                f"each of the choices must be a text or a whole number, got {reprlib.repr(choice)}"
+            )
+
+
+def choice_grammar(
+    vocab: Vocab, encode: Callable[[str], list[int]], options: AnswerOptions
+) -> ClosedSet | None:
+    """The grammar of the option `choices`, if it is stated."""
+    if options.choices is None:
+        return None
+    options.require_one_answer("a grammar")
+    return ClosedSet(vocab=vocab, answers=[encode(str(choice)) for choice in options.choices])
+
+
 def object_grammar(
-    vocab: Vocab, encode: Callable[[str], list[int]], asked: ObjectPrompt
+    vocab: Vocab,
+    encode: Callable[[str], list[int]],
+    asked: ObjectPrompt,
+    options: ObjectOptions,
 ) -> ObjectGrammar:
     """The grammar of the option `constrain`."""
+    bound = {} if options.max_objects is None else {"max_objects": int(options.max_objects)}
     return ObjectGrammar(
         vocab=vocab,
         labels=[encode(f" {label}") for label in asked.labels],
         separator=encode(SEPARATOR),
         with_masks=asked.task == "segment",
+        no_repeats=bool(options.no_repeats),
+        **bound,
     )

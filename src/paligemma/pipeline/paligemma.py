@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from paligemma.adapt.adapter_set import AdapterSet
 from paligemma.adapt.lora import Adapter
 from paligemma.config import PaliGemmaConfig
-from paligemma.errors import PromptError
+from paligemma.errors import ConfigError, PromptError
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.boxes import Box, encode_boxes, format_loc, require_box
@@ -32,6 +32,7 @@ from paligemma.pipeline.options import (
     AskKeywords,
     ObjectOptions,
     RunSettings,
+    choice_grammar,
     chosen,
     chosen_for_asking,
     object_grammar,
@@ -161,7 +162,13 @@ class PaliGemma:
             request = self._request(prefix, of_answer, bound)
             if asks and of_objects.constrain:
                 of_answer.require_one_answer("a grammar")
-                grammar = object_grammar(self.vocab, self.processor.tokenizer.encode, asks)
+                if request.constraint is not None:
+                    raise ConfigError(
+                        f"an answer follows one grammar, got choices with constrain for "
+                        f"{prefix!r:.100}; leave one out"
+                    )
+                encode = self.processor.tokenizer.encode
+                grammar = object_grammar(self.vocab, encode, asks, of_objects)
                 request = replace(request, constraint=grammar)
             requests.append(request)
         if any(asks is not None and asks.task == "segment" for asks in asked):
@@ -343,6 +350,7 @@ class PaliGemma:
             soft_tokens=None,
             decoder=options.decoder(self.settings, self.vocab, max_new_tokens),
             best_of=options.best_of,
+            constraint=choice_grammar(self.vocab, self.processor.tokenizer.encode, options),
             adapter=options.adapter,
         )
 
