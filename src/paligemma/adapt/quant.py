@@ -70,6 +70,11 @@ class Quant:
         usual = _REST if parts or kind == _REST else _HEAD
         return cls(kind, expand_parts(parts) if parts else tuple(PARTS), named or usual)
 
+    def __str__(self) -> str:
+        """What `parse` reads as this."""
+        parts = "" if self.is_packed and self.parts == tuple(PARTS) else ":" + ",".join(self.parts)
+        return self.kind + parts + ("" if self.head is None else f",head={self.head}")
+
     @property
     def is_packed(self) -> bool:
         """Whether the whole model is packed, and computed in float32 on the CPU."""

@@ -45,7 +45,9 @@ COMMANDS: dict[str, Entry] = {
     "generate": Entry("ask", "generate", "Write the raw answer, as it comes."),
     "inspect": Entry("inspection", "inspect", "Show what the model sees of one example."),
     "models": Entry("models", "models", "List the models that can be named."),
-    "convert": Entry("models", "convert", "Rewrite a checkpoint in another layout or dtype."),
+    "convert": Entry(
+        "models", "convert", "Rewrite a checkpoint in another layout, dtype or packing."
+    ),
     "doctor": Entry("models", "doctor", "Check a checkpoint and say what is wrong with it."),
     "demo": Entry("demo", "demo", "Ask the embedded model five things about a picture."),
     "eval": Entry("eval", "eval_group", "Measure a model."),

@@ -109,6 +109,12 @@ def _require_finite(ctx: click.Context, option: click.Parameter, value: float) -
     show_default=True,
     help="Key names of safetensors: as published, or as transformers writes since 4.52.",
 )
+@click.option(
+    "--quant",
+    metavar="NAME",
+    help="Pack the weights in fewer bits, in the form in which a CPU reads them: int4, int8, fp8 "
+    "or bf16, as for the other commands.",
+)
 @click.option("--pad-rows", is_flag=True, help="Pad the embedding table, as published (257,216).")
 @click.option(
     "--max-shard-gb",
@@ -131,6 +137,7 @@ def convert(
     layout: str,
     dtype: str | None,
     spelling: str,
+    quant: str | None,
     pad_rows: bool,
     max_shard_gb: float,
     revision: str | None,
@@ -141,6 +148,7 @@ def convert(
     \b
     paligemma convert paligemma-3b-mix-224.npz mix-224-hf --dtype bfloat16
     paligemma convert google/paligemma2-3b-pt-224 pt-224-npz --layout npz
+    paligemma convert google/paligemma2-3b-mix-448 mix-448-int4 --quant int4
     """
     from paligemma.weights.save import convert as rewrite
 
@@ -151,6 +159,7 @@ def convert(
         dtype=dtype,
         max_shard_bytes=int(max_shard_gb * 1e9),
         pad_rows=pad_rows,
+        quant=quant,
         overwrite=overwrite,
         revision=revision,
         **options,

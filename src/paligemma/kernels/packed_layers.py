@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from paligemma.kernels.packed_matrix import PackedMatrix
+from paligemma.kernels.packed_matrix import PackedMatrix, num_bytes, num_scales
 
 
 class PackedWeight(nn.Module):
@@ -27,6 +27,15 @@ class PackedWeight(nn.Module):
         self._matrix: PackedMatrix | None = None
         self.register_buffer("panels", None)
         self.register_buffer("scale", None)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the panels."""
+        return num_bytes(self.kind, self.n, self.k)
+
+    @property
+    def num_scales(self) -> int:
+        return num_scales(self.kind, self.n)
 
     @property
     def is_empty(self) -> bool:
@@ -51,9 +60,13 @@ class PackedWeight(nn.Module):
     @torch.no_grad()
     def pack(self, weight: Tensor) -> None:
         """Take float[N, K]; ValueError for another shape."""
-        matrix = self._matrix or PackedMatrix.empty(self.kind, self.n, self.k)
+        matrix = self._matrix or self.new_matrix()
         matrix.pack(weight)
         self.hold(matrix)
+
+    def new_matrix(self) -> PackedMatrix:
+        """A matrix of this size to be packed."""
+        return PackedMatrix.empty(self.kind, self.n, self.k)
 
 
 class PackedLinear(nn.Module):

@@ -14,16 +14,29 @@ from paligemma.kernels import native, panels
 
 PANEL = panels.PANEL
 KINDS = tuple(native.KINDS)
+# Version of the bytes of panels; a file of another version is not read.
+LAYOUT = 1
+# Panels begin at multiples of so many bytes, in memory and in files.
+ALIGNMENT = 64
 _HUGE = 1 << 21
 # Rows that are packed at once where they must be widened before.
 _ROWS_AT_ONCE = 1 << 13
 
 
+def num_bytes(kind: str, n: int, k: int) -> int:
+    """Bytes of the panels of a matrix [N, K], filled up to a multiple of `ALIGNMENT`."""
+    size = -(-n // PANEL) * panels.panel_bytes(kind, k)
+    return size + -size % ALIGNMENT
+
+
+def num_scales(kind: str, n: int) -> int:
+    """Number of scales beside the panels; int4 and nf4 have theirs in them."""
+    return -(-n // PANEL) * PANEL if kind in panels.ROW_SCALED else 0
+
+
 def packed_bytes(kind: str, n: int, k: int) -> int:
     """Bytes of panels and scales of a matrix [N, K]."""
-    num_panels = -(-n // PANEL)
-    scales = num_panels * PANEL * 4 if kind in panels.ROW_SCALED else 0
-    return num_panels * panels.panel_bytes(kind, k) + scales
+    return num_bytes(kind, n, k) + 4 * num_scales(kind, n)
 
 
 class PackedMatrix:
@@ -39,7 +52,7 @@ class PackedMatrix:
     def __init__(self, kind: str, n: int, k: int, data: Tensor, scale: Tensor) -> None:
         self.kind, self.n, self.k = kind, n, k
         self.data, self.scale = data, scale
-        needed = self.num_panels * self.panel_bytes
+        needed = self.num_panels * panels.panel_bytes(kind, k)
         if data.dtype != torch.uint8 or data.numel() < needed or not data.is_contiguous():
             raise ValueError(f"{kind} of {n} x {k} needs {needed} bytes, got {data.numel()}")
         if scale.numel() < self.num_scales:
@@ -48,26 +61,20 @@ class PackedMatrix:
     @classmethod
     def empty(cls, kind: str, n: int, k: int) -> PackedMatrix:
         """A matrix to be filled, in huge pages where the system has them."""
-        num_panels = -(-n // PANEL)
-        size = num_panels * panels.panel_bytes(kind, k)
-        data = torch.empty(size, dtype=torch.uint8)
+        data = torch.empty(num_bytes(kind, n, k), dtype=torch.uint8)
         library = native.library()
-        if library is not None and size >= _HUGE:
-            library.pg_advise_huge(data.data_ptr(), size)
-        scales = num_panels * PANEL if kind in panels.ROW_SCALED else 0
-        return cls(kind, n, k, data, torch.empty(scales))
+        if library is not None and len(data) >= _HUGE:
+            library.pg_advise_huge(data.data_ptr(), len(data))
+        data[-ALIGNMENT:] = 0
+        return cls(kind, n, k, data, torch.empty(num_scales(kind, n)))
 
     @property
     def num_panels(self) -> int:
         return -(-self.n // PANEL)
 
     @property
-    def panel_bytes(self) -> int:
-        return panels.panel_bytes(self.kind, self.k)
-
-    @property
     def num_scales(self) -> int:
-        return self.num_panels * PANEL if self.kind in panels.ROW_SCALED else 0
+        return num_scales(self.kind, self.n)
 
     @property
     def nbytes(self) -> int:
@@ -85,7 +92,7 @@ class PackedMatrix:
 
     def _rows(self, start: int, count: int) -> PackedMatrix:
         """The matrix of some rows, from the first of a panel on, in the same memory."""
-        data = self.data[start // PANEL * self.panel_bytes :]
+        data = self.data[start // PANEL * panels.panel_bytes(self.kind, self.k) :]
         return PackedMatrix(self.kind, count, self.k, data, self.scale[start:])
 
     def _pack(self, rows: Tensor) -> None:

@@ -78,7 +78,7 @@ class LoadOptions:
     Attributes:
         mode: "exact" (float32), "mixed" (float32 weights, bfloat16 arithmetic) or "bf16"; None is
             bf16 for a file in bfloat16, else exact.
-        device: None is a CUDA device if there is one, else "cpu".
+        device: None is a CUDA device if there is one, else "cpu", as for packed weights.
         revision: branch of the hub.
         image_size_px: another resolution than the file's.
         conventions: "big_vision" or "transformers", where the two differ.
@@ -195,11 +195,13 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
     with _opened(name, options) as opened:
         mask_codec = find_mask_codec(opened.checkpoint, options.mask_codec)
         processor = _make_processor(opened, options)
-        quant = None if options.quant is None else Quant.parse(options.quant)
+        quant = opened.quant if options.quant is None else Quant.parse(options.quant)
         is_narrow = opened.table_dtype == torch.bfloat16
         if quant is not None and quant.is_packed:
-            _require_cpu(quant.kind, device)
+            _require_exact(str(quant), options.mode)
             is_narrow = False
+            if options.device is None:
+                device = torch.device("cpu")
         mode = options.mode or ("bf16" if is_narrow else "exact")
         dtype = torch.bfloat16 if mode == "bf16" else torch.float32
         model = opened.load(dtype=dtype, device=device, quant=quant)
@@ -227,14 +229,6 @@ def _require_exact(quant: str, mode: str | None) -> None:
         raise ConfigError(
             f"packed weights ({quant:.100}) are computed in float32, which is mode exact, got mode "
             f"{mode}; leave one of the two out"
-        )
-
-
-def _require_cpu(kind: str, device: torch.device) -> None:
-    if device.type != "cpu":
-        raise ConfigError(
-            f"{kind} weights are packed for a CPU, the device is {device}; name the device cpu, or "
-            "leave the quantisation out"
         )
 
 

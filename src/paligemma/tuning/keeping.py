@@ -111,6 +111,7 @@ def take_back(model: PaliGemmaModel, adapter: Adapter | None, source: Path) -> N
     """
     if adapter is None:
         with OpenCheckpoint(str(source)) as opened:
+            opened.checkpoint.require_plain("a fine-tuning")
             read = dict(opened.load(dtype="float32").named_parameters())
         own = dict(model.named_parameters())
     else:

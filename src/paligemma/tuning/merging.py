@@ -57,6 +57,7 @@ def merge_adapter(
     require_no_checkpoint(Path(output), tuple(beside))
     require_writable(Path(output).absolute().parent)
     with OpenCheckpoint(base) as opened:
+        opened.checkpoint.require_plain("merging")
         stored = dtype or dtype_name(opened.table_dtype)
         merged = opened.load(dtype="float32")
     attach(merged, load_adapter(adapter_folder(adapter), merged))

@@ -105,7 +105,9 @@ def config_of(model: str) -> PaliGemmaConfig:
     if released is not None:
         release, side = released
         return release_config(release.text, side)
-    with OpenCheckpoint(resolve(model)) as opened:
+    checkpoint = resolve(model)
+    checkpoint.require_plain("a fine-tuning")
+    with OpenCheckpoint(checkpoint) as opened:
         return opened.config
 
 

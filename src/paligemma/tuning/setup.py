@@ -31,6 +31,7 @@ from paligemma.tuning.recipe import Recipe, RecipeKeywords
 from paligemma.tuning.rows import codec_of
 from paligemma.tuning.stages import PUBLISHED_LR, recipe_values, swept_lr
 from paligemma.tuning.watching import say
+from paligemma.weights.catalog import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,7 @@ def loaded(
     if named is not None and transfer is not None:
         raise ConfigError("a fine-tuning follows a transfer or a recipe; give one of the two")
     size_px = options.get("size_px") or (named and recipe_values(named).get("size_px"))
+    resolve(model).require_plain("a fine-tuning")
     processor, config = load_processor(
         model, LoadOptions(device=device, image_size_px=size_px or None)
     )

@@ -25,13 +25,13 @@ from paligemma.outputs.vqvae import load_mask_codec
 from paligemma.processing.tokenizer import load_tokenizer
 from paligemma.vocab import NUM_LOC, NUM_SEG
 from paligemma.weights import statistics
-from paligemma.weights.big_vision import BigVisionReader
 from paligemma.weights.catalog import resolve
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hashes import sha256, stated_hashes
 from paligemma.weights.hf import HFReader
-from paligemma.weights.load import load_model, open_weights, read_config, unnamed_rows
+from paligemma.weights.load import Reader, load_model, open_weights, read_config, unnamed_rows
 from paligemma.weights.model_files import Checkpoint
+from paligemma.weights.packed_file import PackedReader
 from paligemma.weights.shapes import few
 
 Level = Literal["ok", "warning", "error"]
@@ -108,7 +108,7 @@ def diagnose(
 class _Examination:
     """What is known so far."""
 
-    weights: HFReader | BigVisionReader | None = None
+    weights: Reader | None = None
     config: PaliGemmaConfig
     raw: dict[str, Any]
 
@@ -141,7 +141,7 @@ class _Examination:
             self.add(level, check, message)  # type: ignore[arg-type]
 
     @property
-    def reader(self) -> HFReader | BigVisionReader:
+    def reader(self) -> Reader:
         assert self.weights is not None
         return self.weights
 
@@ -156,7 +156,7 @@ def _unreadable(error: OSError) -> str:
 def _check_files(seen: _Examination) -> Iterator[tuple[Level, str]]:
     checkpoint = seen.checkpoint
     size = sum(path.stat().st_size for path in checkpoint.weights)
-    what = "safetensors" if checkpoint.layout == "hf" else "big_vision npz"
+    what = {"hf": "safetensors", "npz": "big_vision npz"}.get(checkpoint.layout, "packed weights")
     count = len(checkpoint.weights)
     yield "ok", f"{what}, {count} file{'s' * (count > 1)}, {size / 1e9:.3f} GB, {checkpoint.folder}"
     if checkpoint.mask_codec is None:
@@ -275,6 +275,9 @@ def _check_shapes(seen: _Examination) -> Iterator[tuple[Level, str]]:
 
 
 def _check_dtype(seen: _Examination) -> Iterator[tuple[Level, str]]:
+    if isinstance(seen.reader, PackedReader):
+        yield "ok", f"packed as {seen.reader.quant}, all else float32"
+        return
     names = sorted(dtype_name(dtype) for dtype in seen.reader.dtypes())
     if len(names) > 1:
         yield "warning", f"tensors are of several dtypes: {', '.join(names)}"
@@ -361,7 +364,7 @@ def _check_embeddings(seen: _Examination) -> Iterator[tuple[Level, str]]:
 
 
 def _table(seen: _Examination) -> Tensor:
-    if isinstance(seen.reader, HFReader):
+    if isinstance(seen.reader, HFReader | PackedReader):
         return seen.reader.get("text.embed.weight", seen.config)
     return seen.reader.read("text.embed.weight")
 

@@ -31,6 +31,20 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
     return found  # type: ignore[return-value]
 
 
+def require_numbers(name: str, tensor: Tensor) -> None:
+    """Check weights before they are quantised.
+
+    Raises:
+        CheckpointError: NaN or infinity, which fewer bits would turn into ordinary numbers.
+    """
+    lowest, highest = tensor.aminmax()
+    if not (lowest.isfinite() and highest.isfinite()):
+        raise CheckpointError(
+            f"weights must be numbers to be quantised, {name} has NaN or infinity; look at the "
+            "file with paligemma doctor, or fetch it again"
+        )
+
+
 def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """The tensor in another dtype.
 

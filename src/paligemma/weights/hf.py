@@ -22,6 +22,7 @@ from torch import Tensor
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError
 from paligemma.weights.dtypes import cast
+from paligemma.weights.safetensors_file import open_safetensors
 from paligemma.weights.shapes import compare_shapes, few, parameter_shapes
 
 logger = logging.getLogger(__name__)
@@ -173,8 +174,6 @@ class HFReader:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        from safetensors import SafetensorError, safe_open
-
         self.name = str(paths[0] if len(paths) == 1 else paths[0].parent)
         self._stack = ExitStack()
         self._keys: dict[str, str] = {}
@@ -184,16 +183,7 @@ class HFReader:
         self._dtypes: dict[str, torch.dtype] = {}
         opened = []
         for path in paths:
-            try:
-                path.open("rb").close()  # its own error says what is wrong
-                shard = self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))
-            except (SafetensorError, OSError) as error:
-                self._stack.close()
-                raise CheckpointError(
-                    f"a safetensors file must be complete, {path} is not readable "
-                    f"({getattr(error, 'strerror', None) or str(error)[:200]}); "
-                    "fetch it again"
-                ) from error
+            shard = self._stack.enter_context(open_safetensors(path))
             opened += [(path, shard, key) for key in shard.keys()]  # noqa: SIM118 - no mapping
         prefix = foreign_prefix(key for _, _, key in opened)
         for path, shard, key in opened:
@@ -338,10 +328,8 @@ class HFReader:
 
     def tensors_in_turn(self, config: PaliGemmaConfig) -> Iterator[tuple[str, Tensor]]:
         """As `tensors`, each mapped by itself: what was read leaves the memory with its tensor."""
-        from safetensors import safe_open
-
         for name in parameter_shapes(config):
-            with safe_open(self._paths[self._bare(name, config)], framework="pt") as shard:
+            with open_safetensors(self._paths[self._bare(name, config)]) as shard:
                 tensor = self._get(name, config, shard)
             yield name, tensor
             del tensor

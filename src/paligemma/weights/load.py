@@ -24,7 +24,7 @@ from paligemma.model.siglip import resize_position_table
 from paligemma.processing.added_tokens import IMAGE_PIECE, added_tokens
 from paligemma.weights.big_vision import BigVisionReader
 from paligemma.weights.catalog import resolve
-from paligemma.weights.dtypes import cast, parse_dtype
+from paligemma.weights.dtypes import cast, dtype_name, parse_dtype, require_numbers
 from paligemma.weights.hashes import require_hub_bytes
 from paligemma.weights.hf import HFReader
 from paligemma.weights.hf_config import (
@@ -38,9 +38,11 @@ from paligemma.weights.hf_config import (
 )
 from paligemma.weights.model_files import Checkpoint
 from paligemma.weights.npz import NpzReader
+from paligemma.weights.packed_file import PackedReader
 
 logger = logging.getLogger(__name__)
 
+Reader = HFReader | BigVisionReader | PackedReader
 _MAX_FAULTS = 10
 _MAX_SHOWN = 300
 
@@ -74,8 +76,10 @@ class AttentionOptions:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def open_weights(checkpoint: Checkpoint) -> HFReader | BigVisionReader:
+def open_weights(checkpoint: Checkpoint) -> Reader:
     """The reader of a checkpoint's layout; a context manager."""
+    if checkpoint.layout == "packed":
+        return PackedReader(*checkpoint.weights)
     if checkpoint.layout == "hf":
         return HFReader(checkpoint.weights)
     return BigVisionReader(NpzReader(checkpoint.weights))
@@ -83,7 +87,7 @@ def open_weights(checkpoint: Checkpoint) -> HFReader | BigVisionReader:
 
 def read_config(
     checkpoint: Checkpoint,
-    weights: HFReader | BigVisionReader,
+    weights: Reader,
     conventions: Conventions = "big_vision",
     attention: AttentionOptions | None = None,
 ) -> tuple[PaliGemmaConfig, dict[str, Any]]:
@@ -91,6 +95,8 @@ def read_config(
     raw: dict[str, Any] = {}
     if checkpoint.config is not None:
         raw = read_json(checkpoint.config)
+        if isinstance(weights, PackedReader):
+            raw = weights.plain_config(raw)
         config = _with_added_tokens(config_from_hf(raw, conventions=conventions), checkpoint)
     elif isinstance(weights, BigVisionReader):
         config = by_conventions(weights.infer_config(), conventions)
@@ -101,6 +107,8 @@ def read_config(
         )
     if isinstance(weights, HFReader):
         config = _with_head(config, raw, weights)
+    elif isinstance(weights, PackedReader):
+        config = replace(config, text=replace(config.text, tied_head=is_tied(raw)))
     return (attention or AttentionOptions()).applied(config), raw
 
 
@@ -133,7 +141,7 @@ def _with_head(config: PaliGemmaConfig, raw: dict[str, Any], weights: HFReader) 
     return replace(config, text=replace(config.text, tied_head=not num_apart))
 
 
-def require_fit(weights: HFReader | BigVisionReader, config: PaliGemmaConfig) -> None:
+def require_fit(weights: Reader, config: PaliGemmaConfig) -> None:
     """Raise one CheckpointError that names missing, unexpected and misshaped keys, ten at most."""
     problems = weights.problems(config)
     if problems:
@@ -145,7 +153,7 @@ def require_fit(weights: HFReader | BigVisionReader, config: PaliGemmaConfig) ->
         )
 
 
-def unnamed_rows(weights: HFReader | BigVisionReader, config: PaliGemmaConfig) -> str | None:
+def unnamed_rows(weights: Reader, config: PaliGemmaConfig) -> str | None:
     """A sentence about rows of the table that may be tokens of a fine-tune without a name."""
     count = weights.num_unnamed(config) if isinstance(weights, HFReader) else 0
     if not count:
@@ -157,7 +165,7 @@ def unnamed_rows(weights: HFReader | BigVisionReader, config: PaliGemmaConfig) -
     )
 
 
-def _warn_of_unnamed_rows(weights: HFReader | BigVisionReader, config: PaliGemmaConfig) -> None:
+def _warn_of_unnamed_rows(weights: Reader, config: PaliGemmaConfig) -> None:
     sentence = unnamed_rows(weights, config)
     if sentence:
         logger.warning("%s: %s", weights.name, sentence)
@@ -181,6 +189,7 @@ class OpenCheckpoint:
         checkpoint: the files, among them tokenizer and mask codec.
         config: the model's config at the wanted resolution.
         table_dtype: dtype of the embedding table in the file.
+        quant: how the weights are packed in the file; None where they are not.
 
     Raises:
         CheckpointError: unreadable files, or tensors that do not fit the config, all in one error.
@@ -211,6 +220,7 @@ class OpenCheckpoint:
             require_fit(self._weights, config)
             _warn_of_unnamed_rows(self._weights, config)
             self.table_dtype = self._weights.table_dtype()
+            self.quant = self._weights.quant if isinstance(self._weights, PackedReader) else None
             self._files = files.pop_all()
         self._stored_config = config
         self.config = config.with_resolution(image_size_px) if image_size_px else config
@@ -235,23 +245,29 @@ class OpenCheckpoint:
                 memory-mapped. A packed model has float32 beside its packed matrices.
             device: where the parameters go.
             quant: layers that are quantised, each as soon as it is read; of the file nothing
-                stays in memory then.
+                stays in memory then. Panels of a packed file stay there and are mapped.
 
         Returns:
             The model in evaluation mode.
+
+        Raises:
+            ConfigError: a packed model on another device, or in another dtype or kind than it has.
         """
         start = time.perf_counter()
         with torch.device("meta"):
             model = PaliGemmaModel(self.config)
         wanted = None if dtype is None else parse_dtype(dtype)
+        quant = self._chosen(quant)
         is_packed = quant is not None and quant.is_packed
         if is_packed:
+            _require_packable(quant, wanted, device)
             wanted = torch.float32
         if quant is not None:
             place_quantised(model, quant, wanted or self.table_dtype)
-        for name, tensor in self._tensors(in_turn=is_packed):
+        for name, tensor in self._tensors(model, in_turn=is_packed):
             if name == "vision.pos_embedding":
-                tensor = resize_position_table(tensor, self.config.num_image_tokens)
+                wide = torch.promote_types(tensor.dtype, wanted or tensor.dtype)
+                tensor = resize_position_table(tensor.to(wide), self.config.num_image_tokens)
             if take_quantised(model, name, tensor, device):
                 continue
             if wanted is not None:
@@ -263,7 +279,18 @@ class OpenCheckpoint:
         logger.info("%s loaded in %.1f s", self.checkpoint.name, time.perf_counter() - start)
         return model.eval()
 
-    def _tensors(self, *, in_turn: bool) -> Iterator[tuple[str, Tensor]]:
+    def _chosen(self, quant: Quant | None) -> Quant | None:
+        """The quantisation that is asked for, or that of the file."""
+        if self.quant is None or quant in (None, self.quant):
+            return quant or self.quant
+        raise ConfigError(
+            f"packed weights keep their kinds, {self.checkpoint.folder} holds {self.quant}, got "
+            f"quant {quant}; leave it out, or name the model that it was converted from"
+        )
+
+    def _tensors(self, model: PaliGemmaModel, *, in_turn: bool) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(self._weights, PackedReader):
+            return self._weights.fill(model)
         if in_turn and isinstance(self._weights, HFReader):
             return self._weights.tensors_in_turn(self._stored_config)
         return self._weights.tensors(self._stored_config)
@@ -334,12 +361,7 @@ def take_quantised(
     owner, _, leaf = name.rpartition(".")
     layer = model.get_submodule(owner)
     if leaf in ("weight", "head") and isinstance(layer, _QUANTISED):
-        lowest, highest = tensor.aminmax()
-        if not (lowest.isfinite() and highest.isfinite()):
-            raise CheckpointError(
-                f"weights must be numbers to be quantised, {name} has NaN or infinity; look at the "
-                "file with paligemma doctor, or fetch it again"
-            )
+        require_numbers(name, tensor)
     if leaf == "weight" and isinstance(layer, _QUANTISED):
         layer.quantise(tensor.to(device))
     elif leaf == "head" and isinstance(layer, PackedEmbedding):
@@ -347,6 +369,21 @@ def take_quantised(
     else:
         return False
     return True
+
+
+def _require_packable(
+    quant: Quant | None, dtype: torch.dtype | None, device: torch.device | str
+) -> None:
+    if torch.device(device).type != "cpu":
+        raise ConfigError(
+            f"{quant} weights are packed for a CPU, the device is {device}; name the device cpu, "
+            "or take weights that are not packed"
+        )
+    if dtype not in (None, torch.float32):
+        raise ConfigError(
+            f"packed weights ({quant}) are computed in float32, got {dtype_name(dtype)}; leave the "
+            "dtype out"
+        )
 
 
 def _require_complete(model: PaliGemmaModel) -> None:

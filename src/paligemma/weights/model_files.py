@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from paligemma.errors import CheckpointError
+from paligemma.errors import CheckpointError, ConfigError
 from paligemma.weights.hf_config import read_json
 from paligemma.weights.safetensors_file import INDEX_NAME
 from paligemma.weights.shapes import few
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 Layout = Literal["hf", "npz"]
 SINGLE_NAME = "model.safetensors"
+PACKED_NAME = "model-packed.safetensors"
 # Stands in a folder while the files of one checkpoint take the place of another's.
 UNFINISHED_NAME = ".paligemma-unfinished"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "paligemma_tokenizer.model")
@@ -54,8 +55,8 @@ class Checkpoint:
     Attributes:
         name: as the user gave it.
         folder: where the files lie.
-        layout: "hf" (safetensors) or "npz" (big_vision).
-        weights: safetensors shards, or the npz, or its pieces in order.
+        layout: "hf" (safetensors), "npz" (big_vision) or "packed" (weights in panels).
+        weights: safetensors shards, or the npz, or its pieces in order, or the packed file.
         config: config.json.
         tokenizer: SentencePiece model or tokenizer.json.
         mask_codec: weights of the segmentation codec.
@@ -63,7 +64,7 @@ class Checkpoint:
 
     name: str
     folder: Path
-    layout: Layout
+    layout: Layout | Literal["packed"]
     weights: tuple[Path, ...]
     config: Path | None
     tokenizer: Path | None
@@ -75,6 +76,14 @@ class Checkpoint:
         side = (self.config, self.tokenizer, self.mask_codec)
         return (*self.weights, *(path for path in side if path is not None))
 
+    def require_plain(self, purpose: str) -> None:
+        """Raise a ConfigError, which names the purpose, where the weights are packed."""
+        if self.layout == "packed":
+            raise ConfigError(
+                f"{purpose} needs a model whose weights are not packed, {self.folder} holds "
+                "packed ones; name the model that it was converted from"
+            )
+
 
 def in_file(name: str, path: Path) -> Checkpoint:
     """The model that a file named by the user belongs to.
@@ -84,6 +93,8 @@ def in_file(name: str, path: Path) -> Checkpoint:
     """
     if path.name == INDEX_NAME or _SHARD.fullmatch(path.name):
         return in_folder(name, path.parent)
+    if path.name == PACKED_NAME:
+        return _checkpoint(name, path.parent, "packed", (path,))
     if path.suffix == ".safetensors":
         return _checkpoint(name, path.parent, "hf", (path,))
     if ".npz" not in path.name:
@@ -156,6 +167,13 @@ def _in_readable_folder(name: str, folder: Path) -> Checkpoint:
             f"{folder} was being overwritten when that was interrupted, and may mix two models; "
             "overwrite it again"
         )
+    if PACKED_NAME in files:
+        if beside := files & {SINGLE_NAME, INDEX_NAME}:
+            raise CheckpointError(
+                f"a folder must hold one model, {folder} holds {PACKED_NAME} beside "
+                f"{min(beside)}; move either into a folder of its own with its config.json"
+            )
+        return _checkpoint(name, folder, "packed", (folder / PACKED_NAME,))
     if SINGLE_NAME in files:
         if INDEX_NAME in files:
             logger.warning("%s is read, the index beside it is not", folder / SINGLE_NAME)
@@ -239,7 +257,9 @@ def _indexed(index: Path, files: set[str]) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
-def _checkpoint(name: str, folder: Path, layout: Layout, weights: tuple[Path, ...]) -> Checkpoint:
+def _checkpoint(
+    name: str, folder: Path, layout: Layout | Literal["packed"], weights: tuple[Path, ...]
+) -> Checkpoint:
     def first(names: tuple[str, ...]) -> Path | None:
         return next((folder / n for n in names if (folder / n).is_file()), None)
 

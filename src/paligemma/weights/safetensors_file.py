@@ -1,4 +1,4 @@
-"""Writing safetensors one tensor at a time, in any order, into one file or several shards.
+"""Safetensors: opened, and written one tensor at a time, into one file or several shards.
 
 The safetensors package writes what is in memory at once; here the headers follow from the shapes,
 and each tensor goes to its place as it arrives. Format: eight bytes of header length, a JSON
@@ -11,22 +11,96 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from paligemma.errors import CheckpointError
+
 INDEX_NAME = "model.safetensors.index.json"
-_CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
+# The data begin at a multiple of so many bytes, and so do tensors after others of such sizes.
+_ALIGNMENT = 64
 
 
-@dataclass(frozen=True)
-class _Place:
-    file: IO[bytes]
-    offset: int
-    shape: tuple[int, ...]
+def open_safetensors(path: Path) -> Any:
+    """A file as `safetensors.safe_open` gives it, whose tensors are mapped.
+
+    Raises:
+        CheckpointError: the file is damaged or cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        path.open("rb").close()  # its own error says what is wrong
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"a safetensors file must be complete, {path} is not readable "
+            f"({getattr(error, 'strerror', None) or str(error)[:200]}); fetch it again"
+        ) from error
+
+
+class SafetensorsFile:
+    """One file, into which tensors are written in any order.
+
+    Args:
+        path: the caller makes the writing atomic by giving a temporary folder.
+        entries: key -> dtype and shape of every tensor to come, in the order they should lie.
+        metadata: texts by name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        metadata: Mapping[str, str],
+    ) -> None:
+        header: dict[str, object] = {"__metadata__": dict(metadata)}
+        self._entries = dict(entries)
+        self._starts: dict[str, int] = {}
+        end = 0
+        for key, (dtype, shape) in entries.items():
+            start, end = end, end + math.prod(shape) * dtype.itemsize
+            self._starts[key] = start
+            header[key] = {
+                "dtype": _CODES[dtype],
+                "shape": list(shape),
+                "data_offsets": [start, end],
+            }
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+        self._file = path.open("wb")
+        self._file.write(struct.pack("<Q", len(text)) + text)
+        self._base = self._file.tell()
+        self._file.truncate(self._base + end)
+
+    def write(self, key: str, tensor: Tensor) -> None:
+        """Put one tensor in its place; each key once.
+
+        Raises:
+            ValueError: dtype or shape differ from what was announced.
+            KeyError: the key was not announced, or was written before.
+        """
+        dtype, shape = self._entries.pop(key)
+        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{key} was announced as {dtype} {shape}, got {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        self._file.seek(self._base + self._starts[key])
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        self._file.write(flat.view(torch.uint8).numpy().data)
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        self._file.close()
+        if error is None and self._entries:
+            raise ValueError(f"never written: {', '.join(self._entries)}")
 
 
 class SafetensorsWriter:
@@ -47,70 +121,35 @@ class SafetensorsWriter:
         dtype: torch.dtype,
         max_shard_bytes: int,
     ) -> None:
-        self._dtype = dtype
-        self._places: dict[str, _Place] = {}
-        self._files: list[IO[bytes]] = []
+        self._file_of: dict[str, SafetensorsFile] = {}
         shards = _split(shapes, dtype.itemsize, max_shard_bytes)
         weight_map = {}
-        for number, keys in enumerate(shards, start=1):
-            name = (
-                "model.safetensors"
-                if len(shards) == 1
-                else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            )
-            self._start((folder / name).open("wb"), {key: shapes[key] for key in keys})
-            weight_map.update(dict.fromkeys(keys, name))
+        with ExitStack() as files:
+            for number, keys in enumerate(shards, start=1):
+                name = (
+                    "model.safetensors"
+                    if len(shards) == 1
+                    else f"model-{number:05}-of-{len(shards):05}.safetensors"
+                )
+                entries = {key: (dtype, tuple(shapes[key])) for key in keys}
+                file = SafetensorsFile(folder / name, entries, {"format": "pt"})
+                self._file_of |= dict.fromkeys(keys, files.enter_context(file))
+                weight_map.update(dict.fromkeys(keys, name))
+            self._files = files.pop_all()
         if len(shards) > 1:
             total = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
-    def _start(self, file: IO[bytes], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        starts = {}
-        for key, shape in shapes.items():
-            starts[key], end = end, end + math.prod(shape) * self._dtype.itemsize
-            header[key] = {
-                "dtype": _CODES[self._dtype],
-                "shape": list(shape),
-                "data_offsets": [starts[key], end],
-            }
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        file.write(struct.pack("<Q", len(text)) + text)
-        base = file.tell()
-        file.truncate(base + end)
-        self._files.append(file)
-        self._places |= {
-            key: _Place(file, base + start, tuple(shapes[key])) for key, start in starts.items()
-        }
-
     def write(self, key: str, tensor: Tensor) -> None:
-        """Put one tensor in its place; each key once.
-
-        Raises:
-            ValueError: dtype or shape differ from what was announced.
-            KeyError: the key was not announced, or was written before.
-        """
-        place = self._places.pop(key)
-        if tensor.dtype != self._dtype or tuple(tensor.shape) != place.shape:
-            raise ValueError(
-                f"{key} was announced as {self._dtype} {place.shape}, got {tensor.dtype} "
-                f"{tuple(tensor.shape)}"
-            )
-        place.file.seek(place.offset)
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        place.file.write(flat.view(torch.uint8).numpy().data)
+        """Put one tensor in its place, as `SafetensorsFile.write` does."""
+        self._file_of[key].write(key, tensor)
 
     def __enter__(self) -> SafetensorsWriter:
         return self
 
-    def __exit__(self, error: object, *_: object) -> None:
-        for file in self._files:
-            file.close()
-        if error is None and self._places:
-            raise ValueError(f"never written: {', '.join(self._places)}")
+    def __exit__(self, *error: Any) -> None:
+        self._files.__exit__(*error)
 
 
 def _split(

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from paligemma.adapt.quant import PACKED, Quant
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
@@ -28,12 +29,15 @@ from paligemma.weights.hf_config import hf_config, rounded_embed_scale, stored_e
 from paligemma.weights.load import open_weights, read_config, require_fit
 from paligemma.weights.model_files import (
     CODECS,
+    PACKED_NAME,
+    SINGLE_NAME,
     TOKENIZERS,
     UNFINISHED_NAME,
     Layout,
     npz_names,
 )
 from paligemma.weights.npz import NpzWriter
+from paligemma.weights.packed_file import FIELD, PackedReader, packed_field, write_packed
 from paligemma.weights.safetensors_file import INDEX_NAME, SafetensorsWriter
 from paligemma.weights.shapes import few, parameter_shapes
 from paligemma.whole_file import staging_folder, whole_file
@@ -64,6 +68,7 @@ class _Plan:
     max_shard_bytes: int
     pad_rows: bool
     fused_qkv: bool | None = None
+    quant: Quant | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in ("hf", "npz"):
@@ -158,6 +163,7 @@ def convert(
     spelling: hf.Spelling = "published",
     max_shard_bytes: int = MAX_SHARD_BYTES,
     pad_rows: bool = False,
+    quant: str | None = None,
     overwrite: bool = False,
     revision: str | None = None,
 ) -> Path:
@@ -166,13 +172,29 @@ def convert(
     A config.json keeps its own soft-caps and window; tokenizer, mask codec and calibration are
     copied. Arguments are those of `save_model`; `source` and `revision` those of `load_model`.
 
+    Args:
+        quant: pack the weights, as `Quant.parse` reads it; no other layout and dtype goes with it.
+
     Raises:
         CheckpointError: the source does not fit its config, a weight overflows, the folder holds
             what would be replaced, or the disk refuses.
+        ConfigError: the source is packed, or options do not go together.
     """
+    packing = None
+    if quant is not None:
+        packing = _packing(
+            quant,
+            layout=layout,
+            dtype=dtype,
+            spelling=spelling,
+            max_shard_bytes=max_shard_bytes,
+            pad_rows=pad_rows,
+        )
     checkpoint = resolve(source, revision=revision)
+    checkpoint.require_plain("a conversion")
     require_hub_bytes(checkpoint.files)
     with open_weights(checkpoint) as weights:
+        assert not isinstance(weights, PackedReader)
         config, raw = read_config(checkpoint, weights, "transformers")
         require_fit(weights, config)
         table_dtype = weights.table_dtype()
@@ -182,15 +204,17 @@ def convert(
             )
         else:
             parameters = _Parameters(
-                get=lambda name: weights.get(name, config), stream=lambda: weights.tensors(config)
+                get=lambda name: weights.get(name, config),
+                stream=lambda: weights.tensors_in_turn(config),
             )
         plan = _Plan(
             layout=layout,
-            dtype=parse_dtype(dtype or table_dtype),
+            dtype=torch.float32 if packing else parse_dtype(dtype or table_dtype),
             spelling=spelling,
             max_shard_bytes=max_shard_bytes,
             pad_rows=pad_rows,
             fused_qkv=weights.fused if isinstance(weights, BigVisionReader) else None,
+            quant=packing,
         )
         scale = stored_embed_scale(raw) or rounded_embed_scale(config, table_dtype)
         beside = tuple(checkpoint.folder / name for name in SIDE_FILES)
@@ -198,6 +222,24 @@ def convert(
         with _atomic_folder(Path(folder), extra_files, overwrite) as staging:
             _write(staging, config, parameters, plan, scale)
     return Path(folder)
+
+
+def _packing(quant: str, **others: object) -> Quant:
+    """How a checkpoint is packed, if that goes together with the other options."""
+    found = Quant.parse(quant)
+    if not found.is_packed:
+        raise ConfigError(
+            f"a model is saved packed as {', '.join(PACKED)}, {found.kind} is made while loading; "
+            "convert without quant, and load with it"
+        )
+    usual = {"layout": "hf", "spelling": "published", "max_shard_bytes": MAX_SHARD_BYTES}
+    named = [name for name, value in others.items() if value and value != usual.get(name)]
+    if named:
+        raise ConfigError(
+            f"packed weights are one file of a layout of their own, got {', '.join(named)} beside "
+            f"quant {quant:.100}; leave either out"
+        )
+    return found
 
 
 def _in_order(stream: Iterator[tuple[str, Tensor]]) -> Callable[[str], Tensor]:
@@ -216,7 +258,11 @@ def _write(
     folder: Path, config: PaliGemmaConfig, source: _Parameters, plan: _Plan, embed_scale: float
 ) -> None:
     num_rows = config.vocab.size
-    if plan.layout == "npz":
+    field = {}
+    if plan.quant is not None:
+        field = {FIELD: packed_field(plan.quant)}
+        write_packed(folder, config, plan.quant, source.stream())
+    elif plan.layout == "npz":
         if not config.text.tied_head:
             raise CheckpointError(
                 "an npz of big_vision has one table for embedding and head, this model's head "
@@ -229,6 +275,7 @@ def _write(
             num_rows = (num_rows // hf.ROW_MULTIPLE + 1) * hf.ROW_MULTIPLE
         _write_safetensors(folder, config, source, plan, num_rows)
     body = hf_config(config, dtype=plan.dtype, num_rows=num_rows, embed_scale=embed_scale)
+    body |= field
     (folder / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
 
 
@@ -343,7 +390,7 @@ def _replace_files(staging: Path, folder: Path, old: list[Path]) -> None:
 def _replaced(folder: Path, extra_files: tuple[Path, ...]) -> list[Path]:
     """Files of a folder that a checkpoint written there, with these files beside it, stands for."""
     shards = (*folder.glob("model-*-of-*.safetensors"), *folder.glob(NPZ_NAME + ".part*"))
-    names = ["model.safetensors", INDEX_NAME, NPZ_NAME, *sorted(path.name for path in shards)]
+    names = [SINGLE_NAME, PACKED_NAME, INDEX_NAME, NPZ_NAME, *sorted(path.name for path in shards)]
     names += ["config.json", *(path.name for path in extra_files)]
     for kind in (TOKENIZERS, CODECS):
         # One that stayed could be taken instead of the new one.
