@@ -68,17 +68,18 @@ def test_random_models_have_the_shapes_of_a_release_and_values_of_their_own() ->
 
 
 def test_the_command_tells_times_memory_and_shares(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["bench", "--quant", "int8", "--batch", "1,3", "--tokens", "2"]
+    arguments = ["bench", "--quant", "int8", "--batch", "1,3,4", "--tokens", "2"]
     assert main([*arguments, "--repetitions", "1", "--json"], standalone_mode=False) is None
     body = json.loads(capsys.readouterr().out)
     assert body["first_token_s"] == pytest.approx(body["vision_s"] + body["prefill_s"])
-    assert body["tokens_per_s"].keys() == {"1", "3"}
+    assert body["tokens_per_s"].keys() == {"1", "3", "4"}
     assert body["peak_memory_gb"] > 0.1
     assert body["decoding"]
     assert main([*arguments, "--repetitions", "2"], standalone_mode=False) is None
     told = capsys.readouterr().out
     assert "first token" in told
-    assert "3 rows" in told
+    assert "decode, batch 3" in told
+    assert "answers of 3 tokens, over rows: " in told
     assert "2 repetitions" in told
 
 

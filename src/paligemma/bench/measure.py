@@ -16,7 +16,9 @@ import torch
 
 from paligemma.batch import Batch
 from paligemma.bench.costs import Costs, costs_of
+from paligemma.bench.linear import Line, Points
 from paligemma.bench.machine import Limits, LimitsOfMachine, peak_memory_bytes
+from paligemma.config import PaliGemmaConfig
 from paligemma.generate.options import KV_CACHE_DTYPES, DecodeOptions
 from paligemma.generate.prefill import Prefilled, prefill_prompt
 from paligemma.model import PaliGemmaModel
@@ -30,14 +32,14 @@ class BenchOptions:
     """What is measured.
 
     Attributes:
-        num_prompt: tokens of the prompt.
+        num_prompts: tokens of the prompt; the first number holds for everything but the prefill.
         num_new: tokens that are decoded after the first.
         batches: sizes of batches for decoding, all about one picture.
         repetitions: how often everything is measured; medians are reported.
         kv_cache_dtype: as in `DecodeOptions`.
     """
 
-    num_prompt: int = 10
+    num_prompts: tuple[int, ...] = (10,)
     num_new: int = 16
     batches: tuple[int, ...] = (1,)
     repetitions: int = 3
@@ -45,19 +47,56 @@ class BenchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked: random, but the same each time.
+
+    Attributes:
+        images: float32[1, R, R, 3] in [-1, 1].
+        tokens: int64[B, T], the longest prompt of the most rows.
+    """
+
+    images: torch.Tensor
+    tokens: torch.Tensor
+
+    @classmethod
+    def draw(cls, config: PaliGemmaConfig, options: BenchOptions) -> Question:
+        """A picture and prompts of ids from the middle of the vocabulary."""
+        generator = torch.Generator().manual_seed(0)
+        side, size = config.vision.image_size_px, (max(options.batches), max(options.num_prompts))
+        last = max(_FIRST_ID + 1, min(config.vocab.loc0, 20_000))
+        return cls(
+            images=torch.rand(1, side, side, 3, generator=generator) * 2 - 1,
+            tokens=torch.randint(min(_FIRST_ID, last - 1), last, size, generator=generator),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timing:
     """One repetition.
 
     Attributes:
-        vision_s, prefill_s: the two parts of the time to the first token.
+        vision_s: time of the picture.
+        prefills_s: tokens of the prompt -> time to the first token after the picture.
+        rows_s: batch -> the same for a batch of the first of these prompts.
         steps_s: batch -> time of a decoding step, the median of its tokens.
         limits: what the machine did just before.
     """
 
     vision_s: float
-    prefill_s: float
+    prefills_s: dict[int, float]
+    rows_s: dict[int, float]
     steps_s: dict[int, float]
     limits: Limits
+
+    @property
+    def prefill_s(self) -> float:
+        """Time of the first prompt."""
+        return next(iter(self.prefills_s.values()))
+
+    @property
+    def first_token_s(self) -> float:
+        """Time from picture and prompt to the first token."""
+        return self.vision_s + self.prefill_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +104,13 @@ class Figures:
     """Everything about one model.
 
     Attributes:
+        options: what was measured.
         costs: what an answer needs at least.
         timings: one of each repetition.
         peak_memory_bytes: of the process, after all; None where the system does not tell.
     """
 
+    options: BenchOptions
     costs: Costs
     timings: tuple[Timing, ...]
     peak_memory_bytes: int | None
@@ -77,7 +118,7 @@ class Figures:
     @property
     def first_token_s(self) -> float:
         """Median time from picture and prompt to the first token, in seconds."""
-        return statistics.median(one.vision_s + one.prefill_s for one in self.timings)
+        return statistics.median(one.first_token_s for one in self.timings)
 
     def step_s(self, batch: int) -> float:
         """Median time of a decoding step of a batch, in seconds."""
@@ -91,7 +132,7 @@ class Figures:
         """The least time to the first token over the measured one; None where it is not known."""
         operations = self.costs.vision_operations + self.costs.prefill_operations
         shares = [
-            operations / one.limits.operations_per_s / (one.vision_s + one.prefill_s)
+            operations / one.limits.operations_per_s / one.first_token_s
             for one in self.timings
             if one.limits.operations_per_s
         ]
@@ -107,13 +148,37 @@ class Figures:
         ]
         return statistics.median(shares) if shares else None
 
+    def growth(self) -> dict[str, Points]:
+        """Median seconds over what they should grow linearly with."""
+
+        def medians(sizes: Sequence[int], seconds: Callable[[Timing, int], float]) -> Points:
+            return [(n, statistics.median(seconds(one, n) for one in self.timings)) for n in sizes]
+
+        num_new = self.options.num_new
+        return {
+            "first token, over tokens of the prompt": medians(
+                self.options.num_prompts, lambda one, n: one.vision_s + one.prefills_s[n]
+            ),
+            f"answers of {num_new + 1} tokens, over rows": medians(
+                self.options.batches,
+                lambda one, n: one.vision_s + one.rows_s[n] + num_new * one.steps_s[n],
+            ),
+        }
+
+    def lines(self) -> dict[str, Line]:
+        """The lines through what was measured at three sizes or more."""
+        found = {name: Line.through(points) for name, points in self.growth().items()}
+        return {name: line for name, line in found.items() if line is not None}
+
     def to_json(self) -> dict[str, Any]:
         """Everything that was measured, and what follows from it."""
-        batches = list(self.timings[0].steps_s)
+        batches = self.options.batches
         return {
             "first_token_s": self.first_token_s,
             "vision_s": statistics.median(one.vision_s for one in self.timings),
             "prefill_s": statistics.median(one.prefill_s for one in self.timings),
+            "growth_s": {name: dict(points) for name, points in self.growth().items()},
+            "lines": {name: asdict(line) for name, line in self.lines().items()},
             "tokens_per_s": {batch: self.tokens_per_s(batch) for batch in batches},
             "share_of_operations": self.compute_share(),
             "share_of_bandwidth": {batch: self.bandwidth_share(batch) for batch in batches},
@@ -137,42 +202,56 @@ def measure(
         on_progress: called with what is measured next.
     """
     limits, timings = LimitsOfMachine(kind), []
+    question = Question.draw(model.config, options)
     for number in range(options.repetitions):
         on_progress(f"repetition {number + 1} of {options.repetitions}")
-        timings.append(_repetition(model, options, limits))
+        timings.append(repetition(model, options, question, limits.read())[0])
     return Figures(
-        costs=costs_of(model, options.num_prompt, KV_CACHE_DTYPES[options.kv_cache_dtype].itemsize),
+        options=options,
+        costs=costs_of(
+            model, options.num_prompts[0], KV_CACHE_DTYPES[options.kv_cache_dtype].itemsize
+        ),
         timings=tuple(timings),
         peak_memory_bytes=peak_memory_bytes(),
     )
 
 
 @torch.inference_mode()
-def _repetition(
-    model: PaliGemmaModel,
-    options: BenchOptions,
-    limits: LimitsOfMachine,
-) -> Timing:
-    now = limits.read()
-    side = model.config.vision.image_size_px
-    images = torch.rand(1, side, side, 3) * 2 - 1
-    soft_tokens, vision_s = _timed(lambda: model.encode_image(images.to(model.device)))
-    prefill_s = 0.0
+def repetition(
+    model: PaliGemmaModel, options: BenchOptions, question: Question, limits: Limits
+) -> tuple[Timing, torch.Tensor]:
+    """Measure everything once.
+
+    Returns:
+        The times, and float32[V], the first logits of the first prompt.
+    """
+    images = question.images.to(model.device)
+    soft_tokens, vision_s = _timed(lambda: model.encode_image(images))
+    first = None
+    prefills: dict[int, float] = {}
+    rows: dict[int, float] = {}
     steps: dict[int, float] = {}
-    for batch in sorted({1, *options.batches}):
-        prompt, taken = _timed(partial(_prefill, model, options, soft_tokens, batch))
+    for num in options.num_prompts:
+        tokens = question.tokens[:1, :num]
+        prompt, prefills[num] = _timed(partial(_prefill, model, options, soft_tokens, tokens))
+        first = prompt if first is None else first
+    assert first is not None
+    for batch in options.batches:
         if batch == 1:
-            prefill_s = taken
-        if batch in options.batches:
-            steps[batch] = statistics.median(_steps(model, prompt, options.num_new))
-    return Timing(vision_s=vision_s, prefill_s=prefill_s, steps_s=steps, limits=now)
+            prompt, rows[1] = first, prefills[options.num_prompts[0]]
+        else:
+            tokens = question.tokens[:batch, : options.num_prompts[0]]
+            prompt, rows[batch] = _timed(partial(_prefill, model, options, soft_tokens, tokens))
+        steps[batch] = statistics.median(_steps(model, prompt, options.num_new))
+    timing = Timing(
+        vision_s=vision_s, prefills_s=prefills, rows_s=rows, steps_s=steps, limits=limits
+    )
+    return timing, first.logits[0]
 
 
 def _prefill(
-    model: PaliGemmaModel, options: BenchOptions, soft_tokens: torch.Tensor, batch: int
+    model: PaliGemmaModel, options: BenchOptions, soft_tokens: torch.Tensor, ids: torch.Tensor
 ) -> Prefilled:
-    last = max(_FIRST_ID + 1, min(model.config.vocab.loc0, 20_000))
-    ids = torch.randint(min(_FIRST_ID, last - 1), last, (batch, options.num_prompt))
     rows = Batch(
         images=None,
         tokens=ids,
@@ -180,7 +259,7 @@ def _prefill(
         mask_input=torch.ones_like(ids, dtype=torch.bool),
     )
     own = DecodeOptions(max_new_tokens=options.num_new + 1, kv_cache_dtype=options.kv_cache_dtype)
-    return prefill_prompt(model, rows, [own] * batch, soft_tokens=soft_tokens)
+    return prefill_prompt(model, rows, [own] * len(ids), soft_tokens=soft_tokens)
 
 
 def _steps(model: PaliGemmaModel, prompt: Prefilled, num_new: int) -> Sequence[float]:

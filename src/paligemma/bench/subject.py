@@ -40,15 +40,12 @@ class Subject:
         return None if self.quant is None else Quant.parse(self.quant)
 
     @cached_property
-    def _header(self) -> tuple[PaliGemmaConfig, torch.dtype]:
-        """Config, and dtype of the parameters that are not quantised."""
+    def _header(self) -> tuple[PaliGemmaConfig, bool]:
+        """Config, and whether the file's weights are bfloat16."""
         if self.is_random:
-            config, is_narrow = random_config(self.name, self.image_size_px), True
-        else:
-            with self._open() as opened:
-                config, is_narrow = opened.config, opened.table_dtype == torch.bfloat16
-        is_packed = self.parsed_quant is not None and self.parsed_quant.is_packed
-        return config, torch.bfloat16 if is_narrow and not is_packed else torch.float32
+            return random_config(self.name, self.image_size_px), True
+        with self._open() as opened:
+            return opened.config, opened.table_dtype == torch.bfloat16
 
     @property
     def config(self) -> PaliGemmaConfig:
@@ -58,7 +55,13 @@ class Subject:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the parameters that are not quantised, as the other commands choose it."""
-        return self._header[1]
+        is_packed = self.parsed_quant is not None and self.parsed_quant.is_packed
+        return torch.float32 if is_packed else getattr(torch, self.file_dtype)
+
+    @property
+    def file_dtype(self) -> str:
+        """In which a model without quantisation computes."""
+        return "bfloat16" if self._header[1] else "float32"
 
     @property
     def kind(self) -> str:

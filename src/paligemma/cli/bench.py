@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,13 +16,28 @@ if TYPE_CHECKING:
     from paligemma.bench.measure import BenchOptions
     from paligemma.bench.memory import Memory
     from paligemma.bench.subject import Subject
+    from paligemma.bench.turns import Peer
 
 
-def _sizes(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
-    sizes = [part.strip() for part in value.split(",")]
-    if not all(part.isdecimal() and 1 <= int(part) <= 256 for part in sizes):
-        raise click.BadParameter(f"sizes of batches are numbers in 1..256, got {value!r:.100}")
-    return tuple(sorted({int(part) for part in sizes}))
+_MAX_SIZES = 32
+
+
+def _sizes(largest: int) -> Callable[[click.Context, click.Parameter, str], tuple[int, ...]]:
+    """A parser of numbers that are measured one after the other."""
+
+    def parse(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
+        sizes = [part.strip() for part in value.split(",")]
+        if len(sizes) > _MAX_SIZES or not all(
+            part.isascii() and part.isdecimal() and len(part) < 6 and 1 <= int(part) <= largest
+            for part in sizes
+        ):
+            raise click.BadParameter(
+                f"at most {_MAX_SIZES} numbers in 1..{largest} with commas between them, "
+                f"got {value!r:.100}"
+            )
+        return tuple(sorted({int(part) for part in sizes}))
+
+    return parse
 
 
 @click.command("bench")
@@ -31,15 +48,41 @@ def _sizes(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]
 )
 @click.option("--image-size", type=click.IntRange(1, 4096), metavar="PX")
 @click.option(
-    "--batch", "batches", default="1", callback=_sizes, metavar="N,N", help="Rows decoded at once."
+    "--batch",
+    "batches",
+    default="1",
+    callback=_sizes(256),
+    metavar="N,N",
+    help="Rows decoded at once; three sizes or more show whether the cost grows linearly.",
 )
-@click.option("--prompt-tokens", type=click.IntRange(1, 8192), default=10, show_default=True)
+@click.option(
+    "--prompt-tokens",
+    default="10",
+    show_default=True,
+    callback=_sizes(8192),
+    metavar="N,N",
+    help="Of the prompt; the least of several holds for everything but the first token.",
+)
 @click.option("--tokens", type=click.IntRange(1, 4096), default=16, show_default=True)
 @click.option("--repetitions", type=click.IntRange(1, 1000), default=3, show_default=True)
 @click.option("--threads", type=click.IntRange(1, 256), help="As many as torch has by default.")
 @click.option("--kv-cache", type=click.Choice(["bfloat16", "float32"]), default="bfloat16")
 @click.option(
     "--estimate", is_flag=True, help="Say how much memory it would take, and load nothing."
+)
+@click.option("--peer", type=click.Choice(["transformers", "llama.cpp"]), help="Compare in turns.")
+@click.option(
+    "--peer-python", metavar="PATH", help="A Python that has the peer; this one by default."
+)
+@click.option(
+    "--peer-model",
+    type=click.Path(path_type=Path),
+    help="GGUF file for llama.cpp; of transformers another folder than MODEL's.",
+)
+@click.option(
+    "--peer-dtype",
+    type=click.Choice(["bfloat16", "float32"]),
+    help="In which transformers computes; that of MODEL's file by default.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
 def bench(
@@ -48,12 +91,16 @@ def bench(
     is_random: bool,
     image_size: int | None,
     batches: tuple[int, ...],
-    prompt_tokens: int,
+    prompt_tokens: tuple[int, ...],
     tokens: int,
     repetitions: int,
     threads: int | None,
     kv_cache: str,
     estimate: bool,
+    peer: str | None,
+    peer_python: str | None,
+    peer_model: Path | None,
+    peer_dtype: str | None,
     as_json: bool,
 ) -> None:
     """Measure how fast MODEL answers here: first token, tokens a second, memory.
@@ -63,6 +110,7 @@ def bench(
     paligemma bench google/paligemma-3b-pt-224 --random --quant int4 --batch 1,8
     paligemma bench ./my-model --quant int8 --json
     paligemma bench google/paligemma2-28b-pt-224 --random --quant int4 --estimate
+    paligemma bench ./my-model --peer transformers --batch 1,8
 
     Medians of all repetitions. Beside them stands how much of the memory's bandwidth and of the
     processor's products, both measured in the same minute, was reached. Random pixels and ids are
@@ -76,23 +124,41 @@ def bench(
     from paligemma.bench.measure import BenchOptions, measure
     from paligemma.bench.memory import require_room
     from paligemma.bench.subject import Subject
+    from paligemma.bench.turns import Peer
 
+    if peer is None and (peer_python or peer_model or peer_dtype):
+        raise click.UsageError("--peer-python, --peer-model and --peer-dtype need --peer")
     if threads is not None:
         torch.set_num_threads(threads)
     options = BenchOptions(
-        num_prompt=prompt_tokens,
+        num_prompts=prompt_tokens,
         num_new=tokens,
         batches=batches,
         repetitions=repetitions,
         kv_cache_dtype=kv_cache,
     )
-    subject = Subject(name=model, is_random=is_random, quant=quant, image_size_px=image_size)
+    subject = Subject(
+        name=model,
+        is_random=is_random,
+        quant=quant,
+        image_size_px=image_size,
+        conventions="transformers" if peer == "transformers" else "big_vision",
+    )
     memory = _memory(subject, options)
     if estimate:
         _show_estimate(subject, memory, as_json)
         return
     if is_random or quant is not None:  # the files of a plain checkpoint are mapped, not read
         require_room(memory)
+    if peer is not None:
+        other = Peer(
+            engine=peer,
+            python=peer_python or sys.executable,
+            model=peer_model,
+            dtype=peer_dtype or subject.file_dtype,
+        )
+        _compare(subject, other, options, memory, as_json)
+        return
     start = time.perf_counter()
     loaded = subject.load()
     load_s = time.perf_counter() - start
@@ -115,8 +181,40 @@ def bench(
     click.echo(f"{model}{drawn}, {quant or subject.kind}, {load_s:.1f} s to load")
     click.echo(report.table(figures, body["machine"]))
     click.echo(f"decoding: {body['decoding']}")
-    if len(batches) > 1:
-        click.echo(report.plot(figures))
+
+
+def _compare(
+    subject: Subject, peer: Peer, options: BenchOptions, memory: Memory, as_json: bool
+) -> None:
+    """Print what was measured in turns, whatever failed."""
+    from dataclasses import asdict
+
+    from paligemma.bench import machine, report
+    from paligemma.bench.turns import compare, summary
+    from paligemma.errors import RunError
+
+    made = compare(subject, peer, options, memory=memory, on_progress=_progress)
+    _progress("")
+    about = machine.describe()
+    if as_json:
+        rows = summary(made, options.batches)
+        echo_json(
+            {
+                "subject": asdict(subject),
+                "kind": subject.kind,
+                "options": asdict(options),
+                "machine": about,
+                "summary": rows,
+                **asdict(made),
+                "peer": asdict(peer) | {"model": peer.model and str(peer.model)},
+            }
+        )
+    else:
+        drawn = " with random weights" * subject.is_random
+        click.echo(f"{subject.name}{drawn}, {subject.quant or subject.kind}, beside {peer.engine}")
+        click.echo(report.comparison_table(made, options, about))
+    for engine, why in made.failures.items():
+        raise RunError(f"{engine} failed {why}; what was measured is above")
 
 
 def _memory(subject: Subject, options: BenchOptions) -> Memory:
@@ -127,7 +225,7 @@ def _memory(subject: Subject, options: BenchOptions) -> Memory:
         subject.config,
         quant=subject.parsed_quant,
         dtype=subject.dtype,
-        num_tokens=options.num_prompt + options.num_new,
+        num_tokens=max(options.num_prompts) + options.num_new,
         num_rows=max(options.batches),
         cache_bytes=KV_CACHE_DTYPES[options.kv_cache_dtype].itemsize,
     )
