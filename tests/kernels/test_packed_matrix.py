@@ -159,6 +159,24 @@ def test_zeros_and_extremes_are_packed_without_harm(kind: str, level: int) -> No
     assert y.isfinite().all()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_input_that_is_not_finite_spoils_its_own_row_and_is_never_hidden(
+    kind: str, value: float, level: int
+) -> None:
+    _, packed = values(kind, 20, 100)
+    x = torch.randn(14, 100, generator=torch.Generator().manual_seed(1))
+    sound = packed.multiply(x)
+    for row, column in ((1, 5), (6, 98), (13, 40)):
+        x[row, column] = value
+    spoiled = packed.multiply(x)
+    for row in range(14):
+        if row in (1, 6, 13):
+            assert not spoiled[row].isfinite().any()
+        else:
+            assert torch.equal(spoiled[row], sound[row])
+
+
 def test_products_by_torch_are_those_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in KINDS:
         _, packed = values(kind, 50, 200)

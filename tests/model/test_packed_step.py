@@ -256,6 +256,18 @@ def test_a_run_without_room_and_a_run_that_torch_would_read_are_refused(
             model.decode_runs(ANSWERS[:1, 0], rows[:1], positions[:1], cache)
 
 
+def test_the_rows_of_a_long_prompt_are_widened_a_few_at_a_time_with_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mlp = packed_model("gemma", "int4").text.blocks[0].mlp
+    x = torch.randn(3, 11, mlp.gate.matrix.k, generator=torch.Generator().manual_seed(7))
+    with torch.inference_mode():
+        whole = mlp(x)
+        monkeypatch.setattr("paligemma.model.gemma._ROWS_AT_ONCE", 4)
+        assert torch.equal(mlp(x), whole)
+    assert torch.equal(mlp(x), whole)  # as with gradients
+
+
 def test_a_row_of_nan_leaves_the_others_as_they_are(level: int) -> None:
     model = packed_model("gemma", "bf16")
     with torch.inference_mode():

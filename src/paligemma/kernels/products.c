@@ -219,64 +219,159 @@ static float int8_limit(int columns) {
   return most < 8191 ? most : 8191;
 }
 
+/* The largest magnitude, NaN if there is one. */
 INLINE float largest_of(const float *x, int k) {
-  float lanes[8] = {0}, largest = 0; /* NaN is not larger: it becomes a large negative number */
-  int i = 0;
-  for (; i + 8 <= k; i += 8)
-    for (int j = 0; j < 8; j++) lanes[j] = fabsf(x[i + j]) > lanes[j] ? fabsf(x[i + j]) : lanes[j];
-  for (; i < k; i++) largest = fmaxf(largest, fabsf(x[i]));
-  for (int j = 0; j < 8; j++) largest = fmaxf(largest, lanes[j]);
-  return largest;
+  float largest = 0, nan = 0;
+  for (int i = 0; i < k; i++) {
+    if (x[i] != x[i]) nan = x[i];
+    else largest = fmaxf(largest, fabsf(x[i]));
+  }
+  return nan != nan ? nan : largest;
 }
 
-INLINE void input_row(pg_input *in, int row, const float *x) {
-  int tile = row / PG_TILE, r = row % PG_TILE, k = in->k, columns = padded(in->kind, k);
-  int rows = in->m - tile * PG_TILE < PG_TILE ? in->m - tile * PG_TILE : PG_TILE;
-  size_t at = (size_t)tile * PG_TILE * columns;
-  if (in->kind == PG_INT8) {
-    int16_t *to = (int16_t *)in->rows + at + 2 * r;
-    float largest = largest_of(x, k), limit = int8_limit(columns);
-    float inverse = largest > 0 ? limit / largest : 0;
-    in->scale[row] = largest / limit;
-    for (int c = 0; c < k; c++) to[(size_t)(c / 2) * rows * 2 + c % 2] = (int16_t)lrintf(x[c] * inverse);
-    if (k < columns) to[(size_t)(k / 2) * rows * 2 + 1] = 0;
-  } else if (in->kind == PG_INT4) {
-    int groups = columns / GROUP;
-    int8_t *to = (int8_t *)in->rows + at + 4 * r;
-    float *scale = in->scale + (size_t)tile * PG_TILE * groups + r;
-    int16_t *start = (int16_t *)(in->start + (size_t)tile * PG_TILE * groups + r);
-    for (int g = 0; g < groups; g++) {
-      int width = k - g * GROUP < GROUP ? k - g * GROUP : GROUP, sums[2] = {0, 0};
-      float largest = largest_of(x + g * GROUP, width), inverse = largest > 0 ? 127 / largest : 0;
-      for (int c = 0; c < GROUP; c++) {
-        int q = c < width ? (int)lrintf(x[g * GROUP + c] * inverse) : 0;
-        to[(size_t)(g * 8 + c / 4) * rows * 4 + c % 4] = (int8_t)q;
-        sums[c % 4 / 2] += q;
-      }
-      scale[(size_t)g * rows] = largest / 127;
-      for (int half = 0; half < 2; half++)
-        start[(size_t)g * rows * 2 + half] = (int16_t)(-8 * sums[half]);
+typedef struct { /* where a row of inputs goes */
+  int columns, rows;
+  size_t tile, at; /* the first row of the tile, and its first number */
+} place;
+
+INLINE place place_of(const pg_input *in, int row) {
+  place p = {.columns = padded(in->kind, in->k), .tile = (size_t)(row / PG_TILE * PG_TILE)};
+  p.rows = in->m - (int)p.tile < PG_TILE ? in->m - (int)p.tile : PG_TILE;
+  p.at = p.tile * p.columns;
+  return p;
+}
+
+static void float_row(pg_input *in, int row, const float *x) {
+  place p = place_of(in, row);
+  float *to = (float *)in->rows + p.at + row % PG_TILE;
+  for (int c = 0; c < in->k; c++) to[(size_t)c * p.rows] = x[c];
+  for (int c = in->k; c < p.columns; c++) to[(size_t)c * p.rows] = 0;
+}
+
+/* From column `c` on: after those that were taken in vectors. */
+INLINE void int8_columns(pg_input *in, int row, const float *x, float inverse, int c) {
+  place p = place_of(in, row);
+  int16_t *to = (int16_t *)in->rows + p.at + 2 * (row % PG_TILE);
+  for (; c < p.columns; c++)
+    to[(size_t)(c / 2) * p.rows * 2 + c % 2] = c < in->k ? (int16_t)lrintf(x[c] * inverse) : 0;
+}
+
+INLINE void int4_groups(pg_input *in, int row, const float *x, int g) {
+  place p = place_of(in, row);
+  int groups = p.columns / GROUP, r = row % PG_TILE;
+  int8_t *to = (int8_t *)in->rows + p.at + 4 * r;
+  float *scale = in->scale + p.tile * groups + r;
+  int16_t *start = (int16_t *)(in->start + p.tile * groups + r);
+  for (; g < groups; g++) {
+    int width = in->k - g * GROUP < GROUP ? in->k - g * GROUP : GROUP, sums[2] = {0, 0};
+    float largest = largest_of(x + g * GROUP, width), inverse = largest > 0 ? 127 / largest : 0;
+    for (int c = 0; c < GROUP; c++) {
+      int q = c < width ? (int)lrintf(x[g * GROUP + c] * inverse) : 0;
+      to[(size_t)(g * 8 + c / 4) * p.rows * 4 + c % 4] = (int8_t)q;
+      sums[c % 4 / 2] += q;
     }
-  } else {
-    float *to = (float *)in->rows + at + r;
-    for (int c = 0; c < k; c++) to[(size_t)c * rows] = x[c];
-    for (int c = k; c < columns; c++) to[(size_t)c * rows] = 0;
+    scale[(size_t)g * p.rows] = largest / 127;
+    for (int half = 0; half < 2; half++)
+      start[(size_t)g * p.rows * 2 + half] = (int16_t)(-8 * sums[half]);
   }
 }
 
-static void input_row_plain(pg_input *in, int row, const float *x) { input_row(in, row, x); }
 #if defined(__x86_64__)
-AVX2 static void input_row_avx2(pg_input *in, int row, const float *x) { input_row(in, row, x); }
+/* The largest magnitude of 32, NaN if there is one. */
+AVX2 INLINE float largest_of_32(const __m256 v[4]) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  __m256 nan = _mm256_or_ps(_mm256_cmp_ps(v[0], v[1], _CMP_UNORD_Q),
+                            _mm256_cmp_ps(v[2], v[3], _CMP_UNORD_Q));
+  if (_mm256_movemask_ps(nan)) return NAN;
+  __m256 a = _mm256_max_ps(_mm256_andnot_ps(sign, v[0]), _mm256_andnot_ps(sign, v[1]));
+  __m256 b = _mm256_max_ps(_mm256_andnot_ps(sign, v[2]), _mm256_andnot_ps(sign, v[3]));
+  a = _mm256_max_ps(a, b);
+  __m128 c = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  c = _mm_max_ps(c, _mm_movehl_ps(c, c));
+  return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
+}
+
+AVX2 INLINE void load_32(const float *x, __m256 v[4]) {
+  UNROLL for (int i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(x + 8 * i);
+}
+
+/* Sixteen-bit integers of 16 numbers; 32-bit pairs in the order 0 1 4 5 2 3 6 7. */
+AVX2 INLINE __m256i rounded(__m256 first, __m256 second, __m256 inverse) {
+  return _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(first, inverse)),
+                            _mm256_cvtps_epi32(_mm256_mul_ps(second, inverse)));
+}
+
+AVX2 static void int8_row_avx2(pg_input *in, int row, const float *x) {
+  place p = place_of(in, row);
+  float largest = 0, limit = int8_limit(p.columns);
+  int c = 0, whole = in->k / 32 * 32;
+  for (; c < whole; c += 32) {
+    __m256 v[4];
+    load_32(x + c, v);
+    float own = largest_of_32(v);
+    largest = own > largest || own != own ? own : largest;
+    if (own != own) break;
+  }
+  if (largest == largest) {
+    float own = largest_of(x + whole, in->k - whole);
+    largest = own > largest || own != own ? own : largest;
+  }
+  float inverse = largest > 0 ? limit / largest : 0;
+  in->scale[row] = largest / limit;
+  int32_t *to = (int32_t *)((int16_t *)in->rows + p.at) + row % PG_TILE, pairs[8];
+  for (c = 0; c < whole; c += 16, to += (size_t)8 * p.rows) {
+    __m256i both = rounded(_mm256_loadu_ps(x + c), _mm256_loadu_ps(x + c + 8), _mm256_set1_ps(inverse));
+    _mm256_storeu_si256((__m256i *)pairs, _mm256_permute4x64_epi64(both, 0xd8));
+    UNROLL for (int i = 0; i < 8; i++) to[(size_t)i * p.rows] = pairs[i];
+  }
+  int8_columns(in, row, x, inverse, whole);
+}
+
+AVX2 static void int4_row_avx2(pg_input *in, int row, const float *x) {
+  place p = place_of(in, row);
+  int groups = p.columns / GROUP, r = row % PG_TILE, whole = in->k / GROUP;
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  int32_t *to = (int32_t *)((int8_t *)in->rows + p.at) + r, quads[8];
+  float *scale = in->scale + p.tile * groups + r;
+  int32_t *start = in->start + p.tile * groups + r;
+  for (int g = 0; g < whole; g++, to += (size_t)8 * p.rows, scale += p.rows, start += p.rows) {
+    __m256 v[4];
+    load_32(x + g * GROUP, v);
+    float largest = largest_of_32(v);
+    __m256 inverse = _mm256_set1_ps(largest > 0 ? 127 / largest : 0);
+    __m256i bytes = _mm256_packs_epi16(rounded(v[0], v[1], inverse), rounded(v[2], v[3], inverse));
+    _mm256_storeu_si256((__m256i *)quads, _mm256_permutevar8x32_epi32(bytes, order));
+    UNROLL for (int i = 0; i < 8; i++) to[(size_t)i * p.rows] = quads[i];
+    *scale = largest / 127;
+    __m256i two = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+    __m128i sum = _mm_add_epi16(_mm256_castsi256_si128(two), _mm256_extracti128_si256(two, 1));
+    sum = _mm_add_epi16(sum, _mm_srli_si128(sum, 8));
+    sum = _mm_add_epi16(sum, _mm_srli_si128(sum, 4));
+    *start = _mm_cvtsi128_si32(_mm_mullo_epi16(sum, _mm_set1_epi16(-8)));
+  }
+  int4_groups(in, row, x, whole);
+}
 #endif
 
 void pg_input_row(pg_input *in, int row, const float *x) {
+  if (is_float(in->kind)) {
+    float_row(in, row, x);
+    return;
+  }
 #if defined(__x86_64__)
   if (pg_level()) {
-    input_row_avx2(in, row, x);
+    if (in->kind == PG_INT8) int8_row_avx2(in, row, x);
+    else int4_row_avx2(in, row, x);
     return;
   }
 #endif
-  input_row_plain(in, row, x);
+  if (in->kind == PG_INT8) {
+    float largest = largest_of(x, in->k), limit = int8_limit(padded(in->kind, in->k));
+    in->scale[row] = largest / limit;
+    int8_columns(in, row, x, largest > 0 ? limit / largest : 0, 0);
+  } else {
+    int4_groups(in, row, x, 0);
+  }
 }
 
 /* ---------------------------------------------------------------- tiles: 16 outputs of up to 6 rows */
@@ -677,11 +772,14 @@ static void unit(const product *a, int first_panel, int first_tile, sums *waitin
 static void product_job(void *p, int thread, int team) {
   product *a = p;
   const pg_matrix *w = a->w;
-  int m = a->in.m, panels = (w->n + 15) / 16, row, at;
+  int m = a->in.m, panels = (w->n + 15) / 16, at;
+  int turn = m < MANY_ROWS ? 1 : PG_TILE; /* rows of a tile share lines of the cache */
   (void)thread;
-  while ((row = atomic_fetch_add(&a->next_row, 1)) < m) {
-    pg_input_row(&a->in, row, a->x + (size_t)row * a->ldx);
-    atomic_fetch_add_explicit(&a->rows_ready, 1, memory_order_release);
+  while ((at = atomic_fetch_add(&a->next_row, turn)) < m) {
+    int last = at + turn < m ? at + turn : m;
+    for (int row = at; row < last; row++)
+      pg_input_row(&a->in, row, a->x + (size_t)row * a->ldx);
+    atomic_fetch_add_explicit(&a->rows_ready, last - at, memory_order_release);
   }
   for (int turns = 0; atomic_load_explicit(&a->rows_ready, memory_order_acquire) < m; turns++)
     pg_pause(turns);
