@@ -71,6 +71,24 @@ def test_attention_equals_its_definition_head_by_head(
     assert fast.isfinite().all()
 
 
+@heads
+@pytest.mark.parametrize("name", ["everything", "prefix and padding"])
+def test_capped_scores_are_held_a_few_queries_at_a_time(
+    num_kv: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [part.requires_grad_() for part in draw(7, 7, num_kv)]
+
+    def mixed() -> tuple[Tensor, ...]:
+        out = attend(*parts, MASKS[name], scale=0.5, softcap=5.0)
+        return out, *torch.autograd.grad(out.square().sum(), parts)
+
+    whole = mixed()
+    for at_once in (1, 3 * 2 * 4 * 7):
+        monkeypatch.setattr("paligemma.kernels.attention._SCORES_AT_ONCE", at_once)
+        for found, expected in zip(mixed(), whole, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @caps
 @pytest.mark.parametrize("num_queries", [1, 7])
 def test_attention_in_bfloat16_is_within_its_roundings_of_float32(

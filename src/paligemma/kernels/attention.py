@@ -12,6 +12,10 @@ from torch import Tensor
 # big_vision's constant: finite, so that a row with nothing to attend is uniform instead of NaN.
 MASKED_SCORE = -2.3819763e38
 
+# Capped scores that are held at a time, 64 MB of each of a few temporaries; at 896 px all scores of
+# a layer of the 10B are more than a gigabyte.
+_SCORES_AT_ONCE = 1 << 24
+
 
 def soft_cap(x: Tensor, cap: float) -> Tensor:
     """cap * tanh(x / cap): nearly x where x is small, and never beyond the cap."""
@@ -103,6 +107,28 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale
 def _attend_capped(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float
 ) -> Tensor:
+    """The definition, few queries at a time where all scores would take much memory."""
+    batch, num_queries, num_heads, _ = q.shape
+    at_once = max(_SCORES_AT_ONCE // (batch * num_heads * k.shape[1]), 1)
+    if num_queries <= at_once:
+        return _attend_capped_at_once(q, k, v, mask, scale=scale, softcap=softcap)
+    parts = [
+        _attend_capped_at_once(
+            q[:, first : first + at_once],
+            k,
+            v,
+            None if mask is None else mask[:, first : first + at_once],
+            scale=scale,
+            softcap=softcap,
+        )
+        for first in range(0, num_queries, at_once)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _attend_capped_at_once(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float
+) -> Tensor:
     """The definition with 1/cap folded into the queries, and cap and mask into one addition.
 
     A capped score added to the mask's constant gives the constant itself, which is far larger.
@@ -111,7 +137,7 @@ def _attend_capped(
     num_kv = k.shape[2]
     grouped = (q.float() * (scale / softcap)).unflatten(2, (num_kv, -1))
     grouped = grouped.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, K, G*T, H]
-    scores = torch.tanh(grouped @ k.float().permute(0, 2, 3, 1))
+    scores = (grouped @ k.float().permute(0, 2, 3, 1)).tanh_()
     scores = scores.unflatten(2, (-1, num_queries))  # [B, K, G, T, S]
     if mask is None:
         scores = scores * softcap
