@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from paligemma.cli.start import without_garbage_collection
+from paligemma.json_file import read_json
 
 if TYPE_CHECKING:
     from paligemma.pipeline.paligemma import PaliGemma
@@ -227,9 +228,20 @@ def _choose_decoding(values: dict[str, Any]) -> dict[str, Any]:
             if stated.get("temperature") == 0
             else "nothing is drawn; state --temperature, --top-k or --top-p",
         )
+    if "json_schema" in stated:
+        stated["json_schema"] = _read_schema(stated["json_schema"])
     if stated.get("weigh_locations") and (draws or stated.get("num_beams", 1) != 1):
         say_idle(["--weigh-locations"], "it is for greedy answers, without beams and draws")
     return stated
+
+
+def _read_schema(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(
+            f"{click.format_filename(path)} is no JSON: {error}", param_hint="--json-schema"
+        ) from error
 
 
 decoding_options = _gathered(
@@ -254,6 +266,12 @@ decoding_options = _gathered(
             type=Choices(),
             metavar="LIST",
             help='The only answers allowed: "yes ; no", or whole numbers as 0..100.',
+        ),
+        click.option(
+            "--json-schema",
+            type=NamedPath(dir_okay=False, exists=True),
+            metavar="FILE",
+            help="The answer is JSON that obeys this schema; needs paligemma[json].",
         ),
         click.option("--seed", type=int, metavar="S", help="Of every draw; 0 by default."),
         click.option(

@@ -5,6 +5,7 @@ from paligemma.generate.best_of_n import best_of_n
 from paligemma.generate.constraints import MAX_OBJECTS, ClosedSet, Constraint, ObjectGrammar
 from paligemma.generate.decode import generate, stream
 from paligemma.generate.generation import Generation, Step, require_numbers
+from paligemma.generate.json_grammar import JsonGrammar, JsonTokens, require_schema
 from paligemma.generate.options import (
     MAX_BEAMS,
     MAX_NEW_TOKENS,
@@ -36,6 +37,8 @@ __all__ = [
     "DecodeQueue",
     "Generation",
     "Greedy",
+    "JsonGrammar",
+    "JsonTokens",
     "LengthPenalty",
     "LocationGreedy",
     "Nucleus",
@@ -55,6 +58,7 @@ __all__ = [
     "require_flag",
     "require_number",
     "require_numbers",
+    "require_schema",
     "require_seed",
     "require_whole",
     "stream",

@@ -27,9 +27,9 @@ from paligemma.generate.row_grammar import RowGrammar, merged
 from paligemma.generate.rows import DecodeRow
 from paligemma.model import KVCache, PaliGemmaModel
 
-# Tokens of one row in a pass, and of all rows together where each has more than one.
-MAX_RUN = 16
-MAX_TOKENS = 64
+# Tokens that rows of more than one have together in a pass. More take no less time each: products
+# of so many rows are bound by arithmetic, not by reading the weights.
+MAX_TOKENS = 16
 
 
 def logits_after(
@@ -51,7 +51,7 @@ def logits_after(
         float32[B, V], without sense in rows that are not active; minus infinity may stand for what
         a row may not choose and does not weigh.
     """
-    most = max(1, min(MAX_RUN, MAX_TOKENS // max(1, sum(active))))
+    most = max(1, MAX_TOKENS // max(1, sum(active)))
     found: dict[int, Tensor] = {}
     reading: dict[int, list[int]] = {}
     for place, (row, token, goes_on) in enumerate(zip(rows, tokens, active, strict=True)):

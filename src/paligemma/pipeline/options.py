@@ -27,6 +27,7 @@ from paligemma.generate import (
     check_probabilities,
     require_flag,
     require_number,
+    require_schema,
     require_seed,
     require_whole,
 )
@@ -77,6 +78,7 @@ class AnswerKeywords(TypedDict, total=False):
     adapter: str | None
     probabilities: str
     choices: Sequence[str | int] | None
+    json_schema: Mapping[str, Any] | None
 
 
 class AskKeywords(AnswerKeywords, total=False):
@@ -145,8 +147,10 @@ class AnswerOptions:
             `LocationGreedy`; None follows the model's config.json, where the default is False.
         adapter: name of one of the model's `adapters`; None is the model itself.
         probabilities: "vocabulary", confidences as the model has them, or "allowed", those among
-            the tokens that `constrain` or `choices` allow, which are faster to compute.
+            the tokens that `constrain`, `choices` or
+            `json_schema` allow, which are faster to compute.
         choices: the only answers allowed, such as ["yes", "no"] or range(101); None allows any.
+        json_schema: a schema, as an object of JSON, that the answer obeys; None allows any text.
 
     Raises:
         ConfigError: a value of another type, out of its range, or at odds with another.
@@ -164,11 +168,18 @@ class AnswerOptions:
     adapter: str | None = None
     probabilities: str = PROBABILITIES[0]
     choices: Sequence[str | int] | None = None
+    json_schema: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_probabilities(self.probabilities)
         if self.choices is not None:
             _require_choices(self.choices)
+        if self.json_schema is not None:
+            require_schema(self.json_schema)
+            if self.choices is not None:
+                raise ConfigError(
+                    "an answer follows one grammar, got choices and json_schema; leave one out"
+                )
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise ConfigError(f"adapter must be a name, got {reprlib.repr(self.adapter)}")
         for name in ("num_beams", "best_of"):

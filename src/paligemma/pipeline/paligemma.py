@@ -17,6 +17,7 @@ from paligemma.adapt.adapter_set import AdapterSet
 from paligemma.adapt.lora import Adapter
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ConfigError, PromptError
+from paligemma.generate import Constraint, JsonGrammar, JsonTokens
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.boxes import Box, encode_boxes, format_loc, require_box
@@ -164,7 +165,7 @@ class PaliGemma:
                 of_answer.require_one_answer("a grammar")
                 if request.constraint is not None:
                     raise ConfigError(
-                        f"an answer follows one grammar, got choices with constrain for "
+                        f"an answer follows one grammar, got another than constrain for "
                         f"{prefix!r:.100}; leave one out"
                     )
                 encode = self.processor.tokenizer.encode
@@ -350,9 +351,21 @@ class PaliGemma:
             soft_tokens=None,
             decoder=options.decoder(self.settings, self.vocab, max_new_tokens),
             best_of=options.best_of,
-            constraint=choice_grammar(self.vocab, self.processor.tokenizer.encode, options),
+            constraint=self._grammar(options),
             adapter=options.adapter,
         )
+
+    def _grammar(self, options: AnswerOptions) -> Constraint | None:
+        """The grammar of a text, if one is stated."""
+        if options.json_schema is None:
+            return choice_grammar(self.vocab, self.processor.tokenizer.encode, options)
+        options.require_one_answer("a grammar")
+        return JsonGrammar(self._json_tokens, options.json_schema)
+
+    @cached_property
+    def _json_tokens(self) -> JsonTokens:
+        tokenizer = self.processor.tokenizer
+        return JsonTokens(self.vocab, tokenizer.pieces_in_bytes(), tokenizer.encode)
 
     def _written(self, requests: Sequence[Request]) -> list[Written]:
         """The answers, with a warning where bounds cut some."""

@@ -44,6 +44,7 @@ _REMEDY = "use the tokenizer that was published with the checkpoint"
 
 # Between "<" and the rest of a typed control piece: encoded apart, the halves cannot match it.
 _INSIDE_CONTROL = re.compile(r"(?<=<)(?=(?:pad|eos|bos|image)>)")
+_BYTE_PIECE = re.compile(rb"<0x[0-9A-F]{2}>")
 
 
 class _Backend(Protocol):
@@ -237,6 +238,21 @@ class Tokenizer:
         """The piece of one id, as the file spells it (a leading space is "▁")."""
         self._require_known(int(token))
         return self._backend.piece(int(token))
+
+    def pieces_in_bytes(self) -> list[bytes]:
+        """What each id writes; empty for control, location and mask ids and what has no text."""
+        vocab = self.vocab
+        mute = {*self._control_ids, self._backend.find(UNK_PIECE)}
+        if vocab.has_objects:
+            mute |= {*range(vocab.loc0, vocab.loc0 + NUM_LOC)}
+            mute |= {*range(vocab.seg0, vocab.seg0 + NUM_SEG)}
+        pieces = (b"" if k in mute else self._backend.piece(k).encode() for k in range(vocab.size))
+        return [
+            bytes.fromhex(piece[3:5].decode())
+            if _BYTE_PIECE.fullmatch(piece)
+            else piece.replace("▁".encode(), b" ")
+            for piece in pieces
+        ]
 
     def check(self, expected: Vocab) -> None:
         """Compares the ids found in the file with those the model was trained with.
