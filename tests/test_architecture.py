@@ -41,10 +41,9 @@ ROWS: tuple[dict[str, tuple[str, ...]], ...] = (
         "jobs": ("jobs",),
         "train": ("train",),
         "retrieval": ("retrieval",),
-        "bench": ("bench",),
     },
     {"eval": ("eval",), "serve": ("serve",)},
-    {"tiny": ("tiny",), "tuning": ("tuning",)},
+    {"tiny": ("tiny",), "tuning": ("tuning",), "bench": ("bench",)},
     {"cli": ("cli", "__main__")},
 )
 ROOM_OF = {module: room for row in ROWS for room, modules in row.items() for module in modules}

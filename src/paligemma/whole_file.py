@@ -96,10 +96,16 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, [json.dumps(value, indent=1, allow_nan=False) + "\n"])
 
 
-# What a picture or a page that was written here begins with: a chunk of PNG, an element of HTML.
+# What a picture, a page or a drawing that was written here begins with: a chunk of PNG, an element
+# of HTML or of SVG.
 SOFTWARE = "paligemma"
 PAGE_MARK = f'<meta name="generator" content="{SOFTWARE}">'
-_MARKS = (f"tEXtSoftware\0{SOFTWARE}".encode("latin-1"), PAGE_MARK.encode())
+DRAWING_MARK = f"<metadata>{SOFTWARE}</metadata>"
+_MARKS = (
+    f"tEXtSoftware\0{SOFTWARE}".encode("latin-1"),
+    PAGE_MARK.encode(),
+    DRAWING_MARK.encode(),
+)
 
 
 def require_free(path: Path, *, overwrite: bool = False) -> None:

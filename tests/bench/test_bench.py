@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import sys
+from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy
 import pytest
 import torch
-from click.testing import CliRunner
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,7 +26,7 @@ from paligemma.bench.costs import (
 from paligemma.bench.memory import estimate, require_room
 from paligemma.bench.random_model import random_config, random_model
 from paligemma.cli import main
-from paligemma.errors import ModelNotFoundError
+from paligemma.errors import ConfigError, ModelNotFoundError
 from paligemma.pipeline.paligemma import PaliGemma
 
 
@@ -83,12 +84,56 @@ def test_the_command_tells_times_memory_and_shares(capsys: pytest.CaptureFixture
     assert "2 repetitions" in told
 
 
-@pytest.mark.parametrize("wrong", [["--batch", "0"], ["--batch", "1,x"], ["--tokens", "0"]])
-def test_sizes_without_sense_are_refused(wrong: list[str]) -> None:
-    from paligemma.cli.bench import bench
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--batch", "0"],
+        ["--batch", "1,x"],
+        ["--batch", "1,,2"],
+        ["--batch", "257"],
+        ["--batch", "\N{ARABIC-INDIC DIGIT TWO}"],
+        ["--prompt-tokens", "8193"],
+        ["--prompt-tokens", "9" * 5000],
+        ["--prompt-tokens", ",".join(map(str, range(1, 34)))],
+        ["--tokens", "0"],
+        ["--plot", "speed.png"],
+        ["--plot", "speed.svg", "--estimate"],
+    ],
+)
+def test_sizes_and_plots_without_sense_are_refused(
+    wrong: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["bench", *wrong])
+    assert left.value.code == 2
+    assert len(capsys.readouterr().err) < 1000
 
-    result = CliRunner().invoke(bench, wrong)
-    assert result.exit_code == 2
+
+def test_growth_is_measured_at_every_size_and_drawn_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawing = tmp_path / "new" / "speed.svg"
+    words = ["--quant", "int8", "--batch", "1,2,3", "--prompt-tokens", "4,9", "--tokens", "1"]
+    words += ["--repetitions", "1", "--plot", str(drawing)]
+    main(["bench", *words, "--json"], standalone_mode=False)
+    body = json.loads(capsys.readouterr().out)
+    first, total = body["growth_s"].values()
+    assert (list(first), list(total)) == (["4", "9"], ["1", "2", "3"])
+    # Two points are always on a line.
+    ((name, line),) = body["lines"].items()
+    assert name == "all answers of 2 tokens, over rows"
+    xs, ys = (1.0, 2.0, 3.0), list(total.values())
+    slope, start = numpy.polyfit(xs, ys, 1)
+    assert (line["slope"], line["start"]) == (pytest.approx(slope), pytest.approx(start))
+    fitted = [start + slope * x for x in xs]
+    farthest = max(abs(y - f) / f for y, f in zip(ys, fitted, strict=True))
+    assert line["departure"] == pytest.approx(farthest)
+    root = ElementTree.parse(drawing).getroot()
+    svg = "{http://www.w3.org/2000/svg}"
+    assert [len(one.findall(f"{svg}polyline")) for one in root.findall(f"{svg}svg")] == [1, 1, 2]
+    drawing.write_text(drawing.read_text().replace("metadata", "user-data"))
+    with pytest.raises(ConfigError, match="not written by this program"):
+        main(["bench", "--plot", str(drawing)], standalone_mode=False)
 
 
 ESTIMATE = ["bench", "google/paligemma2-28b-pt-224", "--random", "--quant", "int4"]
@@ -135,7 +180,7 @@ def test_a_system_that_tells_nothing_of_its_memory_still_has_a_description(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(machine, "_from_proc", lambda *_: None)
-    monkeypatch.setattr(machine, "Path", lambda _: pathlib.Path("/nowhere"))
+    monkeypatch.setattr(machine, "Path", lambda _: Path("/nowhere"))
     monkeypatch.delattr(os, "sysconf")
     monkeypatch.setitem(sys.modules, "resource", None)
     assert machine.describe("no-such-package")["memory_gb"] is None

@@ -156,10 +156,10 @@ class Figures:
 
         num_new = self.options.num_new
         return {
-            "first token, over tokens of the prompt": medians(
+            "the first token, over tokens of the prompt": medians(
                 self.options.num_prompts, lambda one, n: one.vision_s + one.prefills_s[n]
             ),
-            f"answers of {num_new + 1} tokens, over rows": medians(
+            f"all answers of {num_new + 1} tokens, over rows": medians(
                 self.options.batches,
                 lambda one, n: one.vision_s + one.rows_s[n] + num_new * one.steps_s[n],
             ),

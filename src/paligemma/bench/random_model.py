@@ -66,7 +66,7 @@ class _Values:
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
-        self._circle = torch.randn(_NUM_VALUES, generator=generator)
+        self._circle = torch.randn(_NUM_VALUES, generator=generator).bfloat16()
         self._place = 0
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -70,6 +70,12 @@ def _sizes(largest: int) -> Callable[[click.Context, click.Parameter, str], tupl
 @click.option(
     "--estimate", is_flag=True, help="Say how much memory it would take, and load nothing."
 )
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE.svg",
+    help="Draw speed and growth over the sizes of --batch and --prompt-tokens.",
+)
 @click.option("--peer", type=click.Choice(["transformers", "llama.cpp"]), help="Compare in turns.")
 @click.option(
     "--peer-python", metavar="PATH", help="A Python that has the peer; this one by default."
@@ -97,6 +103,7 @@ def bench(
     threads: int | None,
     kv_cache: str,
     estimate: bool,
+    plot: Path | None,
     peer: str | None,
     peer_python: str | None,
     peer_model: Path | None,
@@ -123,11 +130,16 @@ def bench(
     from paligemma.bench import machine, report
     from paligemma.bench.measure import BenchOptions, measure
     from paligemma.bench.memory import require_room
+    from paligemma.bench.plot import require_place, write_plot
     from paligemma.bench.subject import Subject
     from paligemma.bench.turns import Peer
 
     if peer is None and (peer_python or peer_model or peer_dtype):
         raise click.UsageError("--peer-python, --peer-model and --peer-dtype need --peer")
+    if plot is not None:
+        if peer is not None or estimate:
+            raise click.UsageError("--plot goes with neither --peer nor --estimate")
+        require_place(plot)
     if threads is not None:
         torch.set_num_threads(threads)
     options = BenchOptions(
@@ -164,6 +176,8 @@ def bench(
     load_s = time.perf_counter() - start
     figures = measure(loaded, options, kind=subject.kind, on_progress=_progress)
     _progress("")
+    if plot is not None:
+        write_plot(figures, plot)
     body: dict[str, Any] = {
         "model": model,
         "random": is_random,

@@ -125,9 +125,9 @@ def histogram(values: Sequence[int], label: str) -> Html:
     return _plot(parts, label)
 
 
-def _plot(parts: Sequence[Html], label: str) -> Html:
+def _plot(parts: Sequence[Html], label: str, **place: float) -> Html:
     view = f"0 0 {_W:g} {_H:g}"
-    return el("svg", *parts, viewBox=view, class_="plot", role="img", aria_label=label)
+    return el("svg", *parts, viewBox=view, class_="plot", role="img", aria_label=label, **place)
 
 
 def _frame(label: str) -> list[Html]:
@@ -158,12 +158,15 @@ def scale_end(numbers: Sequence[float]) -> float:
     return next(n * power for n in (1, 2, 5, 10) if n * power >= number)
 
 
-def curves(lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str) -> Html:
+def curves(
+    lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, **place: float
+) -> Html:
     """Values over steps, each line with a class of the page's style; the axis begins at 0.
 
     Args:
         lines: (class, points of step and value); points that are not finite are left out.
         label: name of the horizontal axis.
+        place: attributes x, y, width and height within another drawing.
     """
     known = [
         (class_, [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)])
@@ -194,4 +197,4 @@ def curves(lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: st
                 el("circle", cx=_x(x / end), cy=_y((y - low) / (top - low)), r=2.5, class_=class_)
                 for x, y in points
             ]
-    return _plot(parts, label)
+    return _plot(parts, label, **place)
