@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -54,6 +55,34 @@ def test_a_step_reads_the_weights_of_the_decoder_once_in_the_bytes_of_their_kind
     assert head_bytes(plain) == plain.config.vocab.size * plain.config.text.width * 4
     wide, narrow = (costs_of(model, 5, 2).step_bytes for model in (plain, packed))
     assert 0.25 * wide < narrow < 0.3 * wide
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+_TABLE = re.findall(
+    r"^\| `(google/[\w-]+)` \| (.+) \|$", (DOCS / "speed.md").read_text(), re.MULTILINE
+)
+
+
+def test_the_page_states_the_memory_of_the_whole_family() -> None:
+    families = ("paligemma-3b", "paligemma2-3b", "paligemma2-10b", "paligemma2-28b")
+    assert [name for name, _ in _TABLE] == [
+        f"google/{family}-pt-{side}" for family in families for side in (224, 448, 896)
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, _ in _TABLE if name.endswith(("896", "28b-pt-224"))]
+)
+def test_the_memory_on_the_page_is_what_the_program_says(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for quant, cell in zip(("bf16", "int4"), dict(_TABLE)[name].split(" | ")[::2], strict=True):
+        words = ["bench", name, "--random", "--quant", quant, "--estimate", "--json"]
+        main(words, standalone_mode=False)
+        told = json.loads(capsys.readouterr().out)["memory_gb"]
+        assert cell == f"{told['weights']:.2f}, {told['together with Python']:.2f}"
+        side = int(name.rpartition("-")[2])
+        assert random_config(name).num_image_tokens == (side // 14) ** 2
 
 
 def test_random_models_have_the_shapes_of_a_release_and_values_of_their_own() -> None:

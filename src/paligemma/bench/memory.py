@@ -20,7 +20,7 @@ from paligemma.weights.shapes import parameter_shapes
 # Python with torch, and the memory whose bandwidth is measured.
 _PROCESS = 550_000_000
 # Arrays of scores of capped attention that are in memory at once.
-_SCORES = 3
+_SCORES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,8 @@ def estimate(
     text, slots = config.text, config.num_image_tokens + num_tokens
     kv_width = text.num_kv_heads * text.head_dim
     cache = 2 * text.depth * slots * kv_width * cache_bytes
-    activations = 4 * slots * (3 * text.mlp_dim + 4 * text.width)
+    # Gate, up and their product in float32, and that product as the inputs of the next matrix.
+    activations = slots * (14 * text.mlp_dim + 16 * text.width)
     if text.attn_softcap is not None:
         activations += _SCORES * 4 * text.num_heads * slots**2
     logits = 4 * config.vocab.size
