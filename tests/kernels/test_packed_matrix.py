@@ -95,7 +95,7 @@ def test_the_compiled_kernels_and_torch_write_and_read_the_same_bytes(
             panels.pack(kind, rows, by_torch.data, by_torch.scale)
             assert torch.equal(packed.data, by_torch.data), (n, k)
             assert torch.equal(packed.scale, by_torch.scale), (n, k)
-            read = panels.unpack(kind, k, packed.data, packed.scale, 0, n)
+            read = panels.unpack(kind, k, packed.data, packed.scale, torch.arange(n))
             assert torch.equal(packed.unpack(), read), (n, k)
 
 
@@ -132,6 +132,20 @@ def test_a_row_gets_the_same_bits_alone_in_a_batch_and_on_any_number_of_threads(
             assert torch.equal(packed.multiply(x[start : start + count]), y[start : start + count])
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_by_number_are_those_of_the_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, packed = values(kind, 40, 70)
+    whole, numbers = packed.unpack(), torch.tensor([39, 0, 17, 17, 16])
+    assert torch.equal(packed.take(numbers), whole[numbers])
+    assert packed.take(numbers[:0]).shape == (0, 70)
+    for wrong in (-1, 40):
+        with pytest.raises(ValueError, match=r"0\.\.39"):
+            packed.take(torch.tensor([0, wrong]))
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert torch.equal(packed.take(numbers), whole[numbers])
+    assert torch.equal(packed.unpack(17, 33), whole[17:33])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -270,3 +272,67 @@ def test_weights_that_are_no_numbers_are_not_packed_and_leave_no_folder(
     with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.down\.weight has NaN"):
         convert(tmp_path / "plain", tmp_path / "packed", quant="int8")
     assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+
+
+_PEAKS = """
+import sys
+from pathlib import Path
+
+import torch
+
+from paligemma.adapt.quant import Quant
+from paligemma.kernels.packed_layers import packed_weights
+from paligemma.weights.load import OpenCheckpoint
+from paligemma.weights.save import convert
+
+torch.set_num_threads(1)
+plain, packed = map(Path, sys.argv[1:])
+
+
+def resident(field):
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[field].split()[0]) * 1024
+
+
+def peak(work):
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # begins a new peak
+    done = work()
+    return resident("VmHWM") - before, done
+
+
+def load(folder, quant):
+    with OpenCheckpoint(folder) as opened:
+        return opened.load(quant=quant)
+
+
+load(packed, None)  # imports
+first, model = peak(lambda: load(plain, Quant.parse("int8")))
+held = sum(weight.matrix.nbytes for weight in packed_weights(model).values())
+second, mapped = peak(lambda: load(packed, None))
+third, _ = peak(lambda: convert(plain, packed, quant="int8", overwrite=True))
+print(held, first, second, third)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are Linux's")
+def test_loading_needs_the_packed_weights_and_one_tensor_and_mapping_none(
+    make_config: Make, tmp_path: Path
+) -> None:
+    config = make_config(1, width=512, depth=8, mlp_dim=4096, num_heads=4, head_dim=64)
+    model = PaliGemmaModel(config).to(torch.bfloat16)
+    for parameter in model.parameters():
+        parameter.data.uniform_(-0.05, 0.05)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    largest = max(parameter.nbytes for parameter in model.parameters())
+    plain = save_model(model, tmp_path / "plain")
+    packed = convert(plain, tmp_path / "packed", quant="int8")
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAKS, plain, packed], capture_output=True, text=True, check=True
+    )
+    held, loading, mapping, converting = map(int, done.stdout.split())
+    slack = 12e6
+    assert 90e6 < size < 120e6 > 2 * held - slack
+    assert loading < held + largest + slack
+    assert mapping < slack
+    assert converting < 2 * largest + slack

@@ -49,6 +49,7 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "pg_peak_speed": (c_double, (c_int, c_long)),
     "pg_pack": (None, (_MATRIX, c_void_p, c_size_t, c_int)),
     "pg_unpack": (None, (_MATRIX, c_int, c_int, c_void_p)),
+    "pg_unpack_rows": (None, (_MATRIX, c_void_p, c_int, c_void_p)),
     "pg_multiply": (
         None,
         (_MATRIX, c_void_p, c_size_t, c_void_p, c_void_p, c_size_t, c_int),

@@ -163,3 +163,12 @@ void pg_unpack(const pg_matrix *w, int first, int last, float *rows) {
   if (last - first <= 16) unpack_job(&a, 0, 1);
   else pg_run(unpack_job, &a);
 }
+
+/* Rows by their numbers; they are few, so that one thread is enough. */
+void pg_unpack_rows(const pg_matrix *w, const int64_t *numbers, int count, float *rows) {
+  for (int i = 0; i < count; i++) {
+    int n = (int)numbers[i];
+    packing a = {.w = w, .rows = rows + (size_t)i * w->k, .first = n, .last = n + 1};
+    unpack_job(&a, 0, 1);
+  }
+}

@@ -109,9 +109,21 @@ class PackedMatrix:
         if not 0 <= start <= stop <= self.n:
             raise ValueError(f"rows must lie in 0..{self.n}, got {start}..{stop}")
         if native.library() is None:
-            return panels.unpack(self.kind, self.k, self.data, self.scale, start, stop)
+            return self.take(torch.arange(start, stop))
         rows = torch.empty(stop - start, self.k)
         native.on_all_threads().pg_unpack(self.descriptor(), start, stop, rows.data_ptr())
+        return rows
+
+    def take(self, numbers: Tensor) -> Tensor:
+        """float32[M, K]: the values of rows int64[M]."""
+        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.n:
+            raise ValueError(f"rows must lie in 0..{self.n - 1}, got others")
+        if native.library() is None:
+            return panels.unpack(self.kind, self.k, self.data, self.scale, numbers)
+        rows, numbers = torch.empty(len(numbers), self.k), numbers.contiguous()
+        native.on_all_threads().pg_unpack_rows(
+            self.descriptor(), numbers.data_ptr(), len(numbers), rows.data_ptr()
+        )
         return rows
 
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -61,15 +61,16 @@ def pack(kind: str, rows: Tensor, data: Tensor, scale: Tensor) -> None:
         scale[first:][: scales.numel()] = scales.flatten()
 
 
-def unpack(kind: str, k: int, data: Tensor, scale: Tensor, start: int, stop: int) -> Tensor:
-    """float32[stop - start, K]: the values that rows stand for."""
-    if start == stop:
+def unpack(kind: str, k: int, data: Tensor, scale: Tensor, rows: Tensor) -> Tensor:
+    """float32[len(rows), K]: the values that rows int64[M] of the matrix stand for."""
+    if not len(rows):
         return torch.empty(0, k)
-    size, first, last = panel_bytes(kind, k), start // PANEL, -(-stop // PANEL)
-    codes = data[first * size : last * size].view(-1, size)
-    scales = scale[first * PANEL : last * PANEL].view(-1, PANEL)
+    size = panel_bytes(kind, k)
+    wanted, places = (rows // PANEL).unique(return_inverse=True)
+    codes = data[: len(data) // size * size].view(-1, size)[wanted]
+    scales = scale.view(-1, PANEL)[wanted] if len(scale) else scale
     values = _decode(kind, codes, scales, num_columns(kind, k))
-    return values.flatten(0, 1)[start - first * PANEL : stop - first * PANEL, :k].contiguous()
+    return values[places, rows % PANEL, :k]
 
 
 def multiply(matrix: Panels, x: Tensor) -> Tensor:
