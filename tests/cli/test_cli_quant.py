@@ -73,6 +73,7 @@ def test_a_folder_that_convert_packed_is_a_model_as_any_other(
     assert paligemma(*asked, file).json["text"] == wanted.json["text"]
     assert paligemma(*asked, packed_dir, "--quant", "int4:decoder,head=int8").status == 0
     assert paligemma("inspect", DESK, "caption en", "--model", packed_dir).status == 0
+    assert paligemma("bench", packed_dir, "--estimate", "--json").json["kind"] == "int4"
     seen = paligemma("doctor", packed_dir)
     assert seen.status == 0
     assert "packed weights, 1 file" in seen.out

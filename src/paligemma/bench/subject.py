@@ -37,15 +37,15 @@ class Subject:
     @cached_property
     def parsed_quant(self) -> Quant | None:
         """Which weights are in fewer bits."""
-        return None if self.quant is None else Quant.parse(self.quant)
+        return self._header[2] if self.quant is None else Quant.parse(self.quant)
 
     @cached_property
-    def _header(self) -> tuple[PaliGemmaConfig, bool]:
-        """Config, and whether the file's weights are bfloat16."""
+    def _header(self) -> tuple[PaliGemmaConfig, bool, Quant | None]:
+        """Config, whether the file's weights are bfloat16, and how they are packed in it."""
         if self.is_random:
-            return random_config(self.name, self.image_size_px), True
+            return random_config(self.name, self.image_size_px), True, None
         with self._open() as opened:
-            return opened.config, opened.table_dtype == torch.bfloat16
+            return opened.config, opened.table_dtype == torch.bfloat16, opened.quant
 
     @property
     def config(self) -> PaliGemmaConfig:
