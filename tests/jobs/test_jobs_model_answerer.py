@@ -23,6 +23,7 @@ from paligemma.jobs.model_answerer import ModelAnswerer, fingerprint, load_answe
 from paligemma.jobs.pictures import read_pictures
 from paligemma.outputs.rle import decode_rle
 from paligemma.pipeline.paligemma import PaliGemma
+from paligemma.pipeline.picture_cache import PictureCache
 from paligemma.processing.preparation import Preparation, pad_to_square
 from paligemma.processing.resize import BILINEAR
 from paligemma.tasks.reading.pictures import FilePicture
@@ -100,6 +101,7 @@ def test_each_picture_of_a_batch_is_encoded_once(
         return encode(images)
 
     monkeypatch.setattr(tiny.model, "encode_image", counting)
+    monkeypatch.setattr(tiny, "_pictures", PictureCache(0))
     _answer(tiny, QUESTIONS)
     assert encoded == [(2, 224, 224, 3)]
 

@@ -32,6 +32,7 @@ class ScriptedModel:
 
     device = torch.device("cpu")
     training = False
+    vision = projector = torch.nn.Identity()
 
     def __init__(self, pg: PaliGemma, ids: list[int], probability: float) -> None:
         self.config = pg.config

@@ -320,7 +320,7 @@ def test_an_answer_is_one_of_the_choices(
 
 
 def test_choices_and_objects_do_not_share_an_answer(random_tiny: PaliGemma) -> None:
-    with pytest.raises(ConfigError, match="one grammar, got choices with constrain"):
+    with pytest.raises(ConfigError, match="one grammar, got another than constrain"):
         random_tiny.detect(DESK, "star", constrain=True, choices=["yes"])
 
 

@@ -14,7 +14,8 @@ from paligemma import AnswerOptions, PaliGemma
 from paligemma.errors import ConfigError
 from paligemma.pipeline import engine as engine_module
 from paligemma.pipeline.engine import Engine, Request, Written
-from paligemma.pipeline.options import RunSettings, object_grammar
+from paligemma.pipeline.options import ObjectOptions, RunSettings, object_grammar
+from paligemma.pipeline.picture_cache import PictureCache
 from paligemma.processing.prompts import object_prompt
 
 PROMPTS = ("ocr", "caption en", "answer en how many digits are there?", "detect star ; heart")
@@ -43,7 +44,7 @@ def requests_of(pg: PaliGemma) -> list[Request]:
     ]
     asked = object_prompt("detect star ; heart")
     assert asked is not None
-    grammar = object_grammar(pg.vocab, pg.processor.tokenizer.encode, asked)
+    grammar = object_grammar(pg.vocab, pg.processor.tokenizer.encode, asked, ObjectOptions())
     row = pg.processor.prompt_row("detect star ; heart")
     guided = Request(
         row=row,
@@ -110,6 +111,7 @@ def test_pictures_are_encoded_in_passes_of_bounded_size(
         return encode(images)
 
     monkeypatch.setattr(random_tiny.model, "encode_image", watched)
+    monkeypatch.setattr(random_tiny, "_pictures", PictureCache(0))
     monkeypatch.setattr(engine_module, "MAX_PATCHES", 2 * random_tiny.config.num_image_tokens)
     parts = random_tiny.engine.encode(list(pixels))
     assert sizes == [2, 2, 1]
@@ -126,7 +128,7 @@ def test_a_stream_and_a_grammar_are_refused_where_several_answers_are_written(
         random_tiny.engine.stream(request)
     asked = object_prompt("detect star")
     assert asked is not None
-    grammar = object_grammar(random_tiny.vocab, lambda text: [5], asked)
+    grammar = object_grammar(random_tiny.vocab, lambda text: [5], asked, ObjectOptions())
     with pytest.raises(ConfigError, match="a grammar follows one answer"):
         replace(request, constraint=grammar)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from paligemma.generate import (
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.types import TokenRecord
 from paligemma.pipeline.options import RunSettings
+from paligemma.pipeline.picture_cache import PictureCache
 from paligemma.processing.processor import TokenRow
 from paligemma.vocab import NUM_LOC, Vocab
 
@@ -94,15 +96,22 @@ class Engine:
     """Runs one model in the precision that it was loaded for, under any of its adapters."""
 
     def __init__(
-        self, model: PaliGemmaModel, settings: RunSettings, adapters: AdapterSet | None = None
+        self,
+        model: PaliGemmaModel,
+        settings: RunSettings,
+        adapters: AdapterSet | None = None,
+        pictures: PictureCache | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
         self.adapters = adapters or AdapterSet(model)
+        self.pictures = pictures or PictureCache(0)
 
     @torch.inference_mode()
     def encode(self, pixels: Sequence[Tensor], *, adapter: str | None = None) -> list[Tensor]:
         """Soft tokens of several examples, as many in one pass of the tower as memory allows.
+
+        A picture that stands here twice, or that the cache of pictures knows, is not encoded again.
 
         Args:
             pixels: float32[R, R, 3] or [F, R, R, 3] of each example, in [-1, 1].
@@ -111,13 +120,24 @@ class Engine:
         Returns:
             float[1, F*I, D] of each example.
         """
-        found: dict[int, Tensor] = {}
+        found: dict[object, Tensor] = {}
         with self._computing(adapter):
-            for positions in self._passes(pixels):
-                images = torch.stack([pixels[position] for position in positions])
-                soft_tokens = self.model.encode_image(images.to(self.model.device))
-                found.update(zip(positions, soft_tokens.split(1), strict=True))
-        return [found[position] for position in range(len(pixels))]
+            cache = self.pictures if self.pictures.opens(self.model, adapter) else None
+            keys: list[Any] = list(range(len(pixels)))
+            if cache is not None:
+                keys = [cache.key(adapter, one) for one in pixels]
+                known = {key: cache.get(key) for key in keys}
+                found.update({key: one for key, one in known.items() if one is not None})
+            new = {key: one for key, one in zip(keys, pixels, strict=True) if key not in found}
+            names, examples = list(new), list(new.values())
+            for positions in self._passes(examples):
+                images = torch.stack([examples[position] for position in positions])
+                soft_tokens = self.model.encode_image(images.to(self.model.device)).split(1)
+                for position, one in zip(positions, soft_tokens, strict=True):
+                    found[names[position]] = one
+                    if cache is not None:
+                        cache.put(names[position], one)
+        return [found[key] for key in keys]
 
     def _passes(self, pixels: Sequence[Tensor]) -> Iterator[list[int]]:
         """Positions of examples that go through the tower together: of one number of frames."""

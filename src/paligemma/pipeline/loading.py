@@ -18,7 +18,7 @@ from paligemma.config import MAX_IMAGE_SIZE_PX, PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError, TokenizerError
 from paligemma.generate import check_kv_cache_dtype, require_flag, require_whole
 from paligemma.model import PaliGemmaModel
-from paligemma.pipeline.options import RunSettings
+from paligemma.pipeline.options import PICTURE_CACHE_BYTES, RunSettings
 from paligemma.processing.colours import WHITE, require_background
 from paligemma.processing.image import MAX_PIXELS
 from paligemma.processing.processor import Processor
@@ -59,6 +59,7 @@ class LoadKeywords(TypedDict, total=False):
     allow_url: bool
     max_pixels: int
     background: str
+    picture_cache_bytes: int
 
 
 _PATHS = (str, os.PathLike)
@@ -100,6 +101,7 @@ class LoadOptions:
         max_pixels: largest picture that is decoded.
         background: colour under transparent parts of pictures, "white" or as CSS writes it; "none"
             drops transparency and shows the colours under it, as the original does.
+        picture_cache_bytes: see `RunSettings`.
     """
 
     mode: str | None = None
@@ -120,6 +122,7 @@ class LoadOptions:
     allow_url: bool = False
     max_pixels: int = MAX_PIXELS
     background: str = WHITE
+    picture_cache_bytes: int = PICTURE_CACHE_BYTES
 
     @property
     def attention(self) -> AttentionOptions:
@@ -151,6 +154,7 @@ class LoadOptions:
             )
         if self.mode is not None:
             RunSettings(mode=self.mode)
+        RunSettings(picture_cache_bytes=self.picture_cache_bytes)
         _require_adapters(self.adapters, self.adapter)
         if self.quant is not None and Quant.parse(self.quant).is_packed:
             _require_exact(self.quant, self.mode)
@@ -219,6 +223,7 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
                 mode=mode,
                 kv_cache_dtype=options.kv_cache_dtype or dtype_name(opened.cache_dtype(model)),
                 weigh_locations=opened.config.weigh_locations,
+                picture_cache_bytes=options.picture_cache_bytes,
             ),
             adapters=named,
         )

@@ -38,6 +38,8 @@ from paligemma.vocab import Vocab
 
 MODES = ("exact", "mixed", "bf16")
 MAX_CHOICES = 100_000
+# Some thirty pictures of 224 px of a 3B model in float32, or one of 896 px.
+PICTURE_CACHE_BYTES = 64 << 20
 
 Options = TypeVar("Options")
 
@@ -52,13 +54,21 @@ class RunSettings:
         kv_cache_dtype: dtype of keys and values while decoding: "bfloat16", as the original, or
             "float32".
         weigh_locations: default of the option of that name in `AnswerOptions`.
+        picture_cache_bytes: bound of the soft tokens that are kept of pictures encoded before, so
+            that asking one again does not encode it again; 0 keeps none.
     """
 
     mode: str = "exact"
     kv_cache_dtype: str = "bfloat16"
     weigh_locations: bool = False
+    picture_cache_bytes: int = PICTURE_CACHE_BYTES
 
     def __post_init__(self) -> None:
+        require_whole("picture_cache_bytes", self.picture_cache_bytes)
+        if self.picture_cache_bytes < 0:
+            raise ConfigError(
+                f"picture_cache_bytes must be 0 or more, got {self.picture_cache_bytes}"
+            )
         if self.mode not in MODES:
             raise ConfigError(f"the mode must be one of {', '.join(MODES)}, got {self.mode!r:.100}")
 

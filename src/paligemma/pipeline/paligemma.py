@@ -38,6 +38,7 @@ from paligemma.pipeline.options import (
     chosen_for_asking,
     object_grammar,
 )
+from paligemma.pipeline.picture_cache import PictureCache
 from paligemma.pipeline.pictures import (
     ChosenFrames,
     EncodedImage,
@@ -94,6 +95,7 @@ class PaliGemma:
         self.processor = processor
         self.settings = settings or RunSettings()
         self._mask_codec = mask_codec
+        self._pictures = PictureCache(self.settings.picture_cache_bytes)
 
     @classmethod
     def from_pretrained(
@@ -121,7 +123,7 @@ class PaliGemma:
     @property
     def engine(self) -> Engine:
         """What runs the model."""
-        return Engine(self.model, self.settings, self.adapters)
+        return Engine(self.model, self.settings, self.adapters, self._pictures)
 
     @property
     def config(self) -> PaliGemmaConfig:
