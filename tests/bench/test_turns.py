@@ -174,6 +174,8 @@ def test_a_text_half_has_no_picture_and_no_answer_to_compare(ask: Any, tmp_path:
         (["--peer", "llama.cpp", "--peer-model", "/nowhere/text.gguf"], "/nowhere.*--peer-model"),
         (["--peer", "llama.cpp", "--peer-model", __file__], "install llama-cpp-python there"),
         (["--peer-model", __file__], "need --peer"),
+        (["--peer", "transformers", "--prompt-tokens", "4,8"], "one number"),
+        (["--peer", "transformers", "--estimate"], "no --estimate"),
         (["--peer", "ollama"], "transformers"),
     ],
 )

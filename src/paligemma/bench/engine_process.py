@@ -31,6 +31,7 @@ class Worker:
 
     def __init__(self, engine: str, python: str, threads: int) -> None:
         env = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        env["CUDA_VISIBLE_DEVICES"] = ""  # processors are compared
         if engine == OURS:
             places = (str(Path(__file__).parents[2]), env.get("PYTHONPATH"))
             env["PYTHONPATH"] = os.pathsep.join(one for one in places if one)

@@ -39,6 +39,10 @@ class Subject:
         """Which weights are in fewer bits."""
         return self._header[2] if self.quant is None else Quant.parse(self.quant)
 
+    @property
+    def _is_packed(self) -> bool:
+        return self.parsed_quant is not None and self.parsed_quant.is_packed
+
     @cached_property
     def _header(self) -> tuple[PaliGemmaConfig, bool, Quant | None]:
         """Config, whether the file's weights are bfloat16, and how they are packed in it."""
@@ -55,8 +59,7 @@ class Subject:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the parameters that are not quantised, as the other commands choose it."""
-        is_packed = self.parsed_quant is not None and self.parsed_quant.is_packed
-        return torch.float32 if is_packed else getattr(torch, self.file_dtype)
+        return torch.float32 if self._is_packed else getattr(torch, self.file_dtype)
 
     @property
     def file_dtype(self) -> str:
@@ -69,11 +72,12 @@ class Subject:
         return self.parsed_quant.kind if self.parsed_quant else dtype_name(self.dtype)
 
     def load(self) -> PaliGemmaModel:
-        """The model, ready to answer."""
+        """The model, ready to answer: real weights that are not packed on a GPU if there is one."""
         if self.is_random:
             return random_model(self.config, quant=self.parsed_quant, dtype=self.dtype)
+        device = "cuda" if torch.cuda.is_available() and not self._is_packed else "cpu"
         with self._open() as opened:
-            return opened.load(dtype=self.dtype, quant=self.parsed_quant)
+            return opened.load(dtype=self.dtype, device=device, quant=self.parsed_quant)
 
     def _open(self) -> OpenCheckpoint:
         return OpenCheckpoint(

@@ -229,7 +229,13 @@ def _tasks(
     else:
         folder = peer.model
         if folder is None and not subject.is_random:
-            folder = resolve(subject.name).folder
+            found = resolve(subject.name)
+            if found.layout != "hf":
+                raise ConfigError(
+                    f"transformers reads safetensors, {subject.name:.200} is {found.layout}; write "
+                    "them with paligemma convert, or measure --random weights"
+                )
+            folder = found.folder
         own = {
             "folder": None if folder is None else str(folder),
             "config": hf_config(config, dtype=getattr(torch, peer.dtype)),

@@ -136,6 +136,8 @@ def bench(
 
     if peer is None and (peer_python or peer_model or peer_dtype):
         raise click.UsageError("--peer-python, --peer-model and --peer-dtype need --peer")
+    if peer is not None and (len(prompt_tokens) > 1 or estimate):
+        raise click.UsageError("--peer takes one number of --prompt-tokens, and no --estimate")
     if plot is not None:
         if peer is not None or estimate:
             raise click.UsageError("--plot goes with neither --peer nor --estimate")
