@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,6 +16,8 @@ from tiny_folder import DESK
 
 from paligemma import Detections, PaliGemma, TextAnswer
 from paligemma.errors import CheckpointError, ConfigError, DataError, ImageError, PromptError
+from paligemma.kernels import native
+from paligemma.model import KVCache, PaliGemmaModel
 from paligemma.pipeline.loading import LoadKeywords, LoadOptions
 from paligemma.pipeline.options import AnswerKeywords, AnswerOptions, AskKeywords, ObjectOptions
 
@@ -495,6 +498,44 @@ def test_beams_that_the_bound_stopped_are_reported(
     (record,) = caplog.records
     assert "1 of 1 answers reached max_new_tokens = 2" in record.getMessage()
     assert "longer ones might be better" in record.getMessage()
+
+
+@pytest.mark.parametrize("quant", [None, "int8"])
+def test_a_closed_stream_computes_no_more_and_gives_its_memory_back(
+    tiny_dir: Path, quant: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if quant and native.library() is None:
+        pytest.skip(native.describe())
+    pg = PaliGemma.from_pretrained(tiny_dir, **({"quant": quant} if quant else {}))
+    caches: list[weakref.ref[KVCache]] = []
+    steps: list[str] = []
+    new_cache = PaliGemmaModel.new_cache
+
+    def noted(self: PaliGemmaModel, *sizes: Any) -> KVCache:
+        cache = new_cache(self, *sizes)
+        caches.append(weakref.ref(cache))
+        return cache
+
+    monkeypatch.setattr(PaliGemmaModel, "new_cache", noted)
+    for name in ("decode_step", "decode_runs"):
+        step = getattr(PaliGemmaModel, name)
+        monkeypatch.setattr(
+            PaliGemmaModel,
+            name,
+            lambda *given, step=step, name=name: steps.append(name) or step(*given),
+        )
+    pg.model.train()
+    pieces = pg.stream(DESK, "caption en", max_new_tokens=100, choices=["a star", "a circle"])
+    next(pieces)
+    assert caches[0]() is not None
+    num_steps = len(steps)
+    pieces.close()  # type: ignore[attr-defined]
+    assert list(pieces) == []
+    assert len(steps) == num_steps
+    assert caches[0]() is None
+    assert pg.model.training
+    # The model answers as before.
+    assert pg.read(DESK, choices=["ab"]).text == "ab"
 
 
 def test_a_streamed_answer_cut_by_the_bound_is_reported_after_its_last_piece(
