@@ -28,7 +28,7 @@ setup(
     ext_modules=[
         Extension(
             "paligemma.kernels._native",
-            [f"{KERNELS}/{name}.c" for name in ("products", "pack", "limits", "step")],
+            [f"{KERNELS}/{name}.c" for name in ("threads", "pack", "products", "limits", "step")],
             depends=[
                 f"{KERNELS}/{name}.h"
                 for name in (

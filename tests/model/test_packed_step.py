@@ -16,6 +16,7 @@ from paligemma.adapt.quant import Quant
 from paligemma.batch import Batch, TokenRow
 from paligemma.config import TextConfig
 from paligemma.generate import DecodeOptions, DecodeQueue, QueueOptions, generate
+from paligemma.kernels import native
 from paligemma.kernels.linear import Linear, TiedEmbedding
 from paligemma.kernels.packed_matrix import PackedMatrix
 from paligemma.model import KVCache, PaliGemmaModel
@@ -95,8 +96,12 @@ def packed_model(
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    number = torch.get_num_threads()
+    """Threads that a test sets all take part, small as its models are."""
+    number, library = torch.get_num_threads(), native.library()
+    assert library is not None
+    library.pg_set_bytes_a_thread(1)
     yield
+    library.pg_set_bytes_a_thread(1 << 22)
     torch.set_num_threads(number)
 
 

@@ -19,18 +19,17 @@
    Inputs lie in tiles of up to 6 rows: those of a tile side by side, column by column. */
 #ifndef PALIGEMMA_KERNELS_H
 #define PALIGEMMA_KERNELS_H
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
 enum { PG_F32, PG_BF16, PG_FP8, PG_INT8, PG_INT4, PG_NF4, PG_NUM_KINDS };
 enum { PG_PANEL = 16 };
 
-/* A matrix, or one of several that share panels: `stride` is the distance, in panels, from one panel
-   of this matrix to its next (2 for gate and up, which lie in alternate panels). */
 typedef struct {
-  int32_t kind, n, k, stride;
-  const void *data;   /* its first panel */
-  const float *scale; /* PG_FP8, PG_INT8: float[16] a panel, as far apart as the panels; else unused */
+  int32_t kind, n, k;
+  const void *data;   /* its panels */
+  const float *scale; /* PG_FP8, PG_INT8: float[16] a panel; else unused */
 } pg_matrix;
 
 /* Rows of inputs as a kind of matrix wants them: float for the float kinds, else quantised. */
@@ -42,6 +41,7 @@ typedef struct {
   int32_t *start;     /* PG_INT4: int16[K/32][r][2] a tile, minus eight times the sums of a group */
 } pg_input;
 
+size_t pg_panel_bytes(int kind, int k);
 size_t pg_input_bytes(int kind, int m, int k);
 void pg_input_place(pg_input *in, void *memory, int kind, int m, int k); /* memory aligned to 64 */
 void pg_input_row(pg_input *in, int row, const float *x);                /* any thread, any order */
@@ -52,10 +52,22 @@ void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int 
 /* The level of the processor that functions use: 0 plain C, 1 AVX2. */
 int pg_level(void);
 
-/* Runs job(argument, thread, num_threads) on all threads of the pool, the caller's among them. */
-typedef void (*pg_job)(void *argument, int thread, int num_threads);
-void pg_run(pg_job job, void *argument);
+/* A job's threads take its pieces until none are left; how many threads come does not matter. */
+typedef void (*pg_job)(void *argument, int thread, int team);
+void pg_run(pg_job job, void *argument); /* on all threads */
+/* On the caller's thread, and on up to team - 1 others: those that have not begun when the caller is
+   through do nothing, so it waits for no thread that gets no processor. */
+void pg_offer(pg_job job, void *argument, int team);
 int pg_num_threads(void);
-void pg_pause(int turns); /* of a thread that has waited for others so many turns */
+
+/* A number that only grows; threads wait until it has grown enough. Whoever makes it reach what they
+   wait for wakes those that sleep. What is done before an advance is seen behind the wait. */
+typedef struct {
+  atomic_int value, sleepers;
+} pg_event;
+void pg_await(pg_event *e, int wanted);
+void pg_advance(pg_event *e, int count, int wanted);
+
+void *pg_scratch(size_t size); /* memory of the calling thread, until it asks again */
 
 #endif

@@ -71,6 +71,7 @@ double pg_read_speed(const void *memory, size_t size) {
 typedef struct {
   long turns;
   int integers;
+  atomic_int threads; /* that computed */
 } computing;
 
 #if defined(__x86_64__)
@@ -102,8 +103,9 @@ PEAK_OF_INTEGERS(peak_int16, _mm256_add_epi32, _mm256_madd_epi16)
 #endif
 
 static void peak_job(void *p, int thread, int team) {
-  const computing *c = p;
-  (void)thread, (void)team, (void)c;
+  computing *c = p;
+  (void)thread, (void)team;
+  atomic_fetch_add(&c->threads, 1);
 #if defined(__x86_64__)
   if (c->integers == 0) peak_float(c->turns);
   else if (c->integers == 8) peak_int8(c->turns);
@@ -115,9 +117,9 @@ static void peak_job(void *p, int thread, int team) {
    float32 (0), of int8 inputs and unsigned int8 weights summed in 16 bits (8) as int4 does, or of
    int16 summed in 32 (16) as int8 does. 0 where it is not known. */
 double pg_peak_speed(int integers, long turns) {
-  computing c = {turns, integers};
+  computing c = {.turns = turns, .integers = integers};
   double each = integers == 0 ? 16 : integers == 8 ? 64 : 32, start = seconds();
   if (!pg_level()) return 0;
   pg_run(peak_job, &c);
-  return each * 10 * (double)turns * pg_num_threads() / (seconds() - start);
+  return each * 10 * (double)turns * c.threads / (seconds() - start);
 }

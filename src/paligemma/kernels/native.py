@@ -29,7 +29,6 @@ class Matrix(ctypes.Structure):
         ("kind", ctypes.c_int32),
         ("n", ctypes.c_int32),
         ("k", ctypes.c_int32),
-        ("stride", ctypes.c_int32),
         ("data", c_void_p),
         ("scale", c_void_p),
     )
@@ -54,6 +53,7 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
         None,
         (_MATRIX, c_void_p, c_size_t, c_void_p, c_void_p, c_size_t, c_int),
     ),
+    "pg_set_bytes_a_thread": (None, (c_size_t,)),
     "pg_step_scratch": (c_size_t, (c_void_p, c_int, c_int)),
     "pg_step": (None, (c_void_p, c_void_p)),
 }

@@ -93,7 +93,7 @@ static void pack_job(void *p, int thread, int team) {
   while ((panel = atomic_fetch_add(&a->next, 1)) < num_panels) {
     float inverse[PG_PANEL] = {0};
     if (has_row_scale(w->kind))
-      row_scales(a, panel, (float *)w->scale + (size_t)panel * w->stride * PG_PANEL, inverse);
+      row_scales(a, panel, (float *)w->scale + (size_t)panel * PG_PANEL, inverse);
 #if defined(__x86_64__)
     if (pg_level()) {
       avx2_pack_panel(a, panel, inverse);
@@ -151,7 +151,7 @@ static void unpack_job(void *p, int thread, int team) {
     for (int i = step; i < step + 16 && i < a->last - a->first; i++) {
       int n = a->first + i;
       float s = 1;
-      if (has_row_scale(w->kind)) s = w->scale[(size_t)(n / 16) * w->stride * 16 + n % 16];
+      if (has_row_scale(w->kind)) s = w->scale[n];
       unpack_row(w->kind, panel_of(w, n / 16), n % 16, s, columns, row);
       memcpy((float *)a->rows + (size_t)i * w->k, row, (size_t)w->k * sizeof(float));
     }

@@ -163,7 +163,6 @@ class PackedMatrix:
             native.KINDS[self.kind],
             self.n,
             self.k,
-            1,
             self.data.data_ptr(),
             self.scale.data_ptr() if self.num_scales else None,
         )

@@ -33,7 +33,7 @@ static inline size_t panel_bytes(int kind, size_t columns) {
 
 static inline const char *panel_of(const pg_matrix *w, int panel) {
   size_t size = panel_bytes(w->kind, (size_t)padded(w->kind, w->k));
-  return (const char *)w->data + (size_t)panel * w->stride * size;
+  return (const char *)w->data + (size_t)panel * size;
 }
 
 static inline float from_bits(uint32_t u) {

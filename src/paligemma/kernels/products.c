@@ -6,25 +6,12 @@
    8 bits, with a scale for each group of 32 columns. */
 
 #include <math.h>
-#include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "panels.h"
 #include "vectors.h"
 
-#if defined(__x86_64__)
-#define PAUSE() _mm_pause()
-#elif defined(__aarch64__)
-#define PAUSE() __asm__ volatile("yield")
-#else
-#define PAUSE() ((void)0)
-#endif
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 12")
 /* The sum so far stays in its register: gcc would otherwise regroup sums and spill them. */
@@ -33,7 +20,7 @@
 
 enum { TILE_BYTES = 1 << 17, MANY_ROWS = 2 * PG_TILE, PREFETCH = 2048 };
 
-/* ---------------------------------------------------------------- level, threads, memory */
+/* ---------------------------------------------------------------- level */
 
 static int level = -1;
 
@@ -53,138 +40,6 @@ int pg_level(void) {
 }
 
 void pg_set_level(int wanted) { level = wanted < pg_best_level() ? wanted : pg_best_level(); }
-
-/* Threads come from the OpenMP library that torch has loaded, when its functions were given: a
-   second pool would fight with it for the cores. Else from a pool of our own that does not spin. */
-static struct {
-  void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
-  int (*thread)(void);
-  int (*team)(void);
-} omp;
-static int num_threads = 1;
-
-typedef struct {
-  pg_job job;
-  void *argument;
-} call;
-
-enum { MAX_THREADS = 256 };
-static struct {
-  pthread_mutex_t use, lock;
-  pthread_cond_t begin, end;
-  int started, left;
-  unsigned generation;
-  call now;
-  int team;
-} pool = {.use = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER,
-          .begin = PTHREAD_COND_INITIALIZER, .end = PTHREAD_COND_INITIALIZER};
-
-void pg_use_openmp(void *parallel, void *thread, void *team) {
-  *(void **)&omp.parallel = parallel;
-  *(void **)&omp.thread = thread;
-  *(void **)&omp.team = team;
-}
-
-int pg_num_threads(void) { return num_threads; }
-
-void pg_set_num_threads(int wanted) {
-  num_threads = wanted < 1 ? 1 : wanted < MAX_THREADS ? wanted : MAX_THREADS;
-}
-
-static void in_team(void *p) {
-  call *c = p;
-  c->job(c->argument, omp.thread(), omp.team());
-}
-
-static void *worker(void *p) {
-  int thread = (int)(intptr_t)p;
-  unsigned seen = 0;
-  pthread_mutex_lock(&pool.lock);
-  for (;;) {
-    while (pool.generation == seen || thread >= pool.team) {
-      seen = pool.generation;
-      pthread_cond_wait(&pool.begin, &pool.lock);
-    }
-    seen = pool.generation;
-    call now = pool.now;
-    int team = pool.team;
-    pthread_mutex_unlock(&pool.lock);
-    now.job(now.argument, thread, team);
-    pthread_mutex_lock(&pool.lock);
-    if (--pool.left == 0) pthread_cond_signal(&pool.end);
-  }
-  return NULL;
-}
-
-static void forget_workers(void) { /* a forked child has none of its parent's threads */
-  pool.started = 0;
-  pthread_mutex_init(&pool.use, NULL);
-  pthread_mutex_init(&pool.lock, NULL);
-}
-
-void pg_run(pg_job job, void *argument) {
-  call now = {job, argument};
-  int team = num_threads;
-  if (team == 1) {
-    job(argument, 0, 1);
-    return;
-  }
-  if (omp.parallel) {
-    omp.parallel(in_team, &now, (unsigned)team, 0);
-    return;
-  }
-  pthread_mutex_lock(&pool.use);
-  if (!pool.started) pthread_atfork(NULL, NULL, forget_workers);
-  while (pool.started < team - 1) {
-    pthread_t thread;
-    if (pthread_create(&thread, NULL, worker, (void *)(intptr_t)(pool.started + 1))) break;
-    pthread_detach(thread);
-    pool.started++;
-  }
-  if (team > pool.started + 1) team = pool.started + 1;
-  pthread_mutex_lock(&pool.lock);
-  pool.now = now;
-  pool.team = team;
-  pool.left = team - 1;
-  pool.generation++;
-  pthread_cond_broadcast(&pool.begin);
-  pthread_mutex_unlock(&pool.lock);
-  job(argument, 0, team);
-  pthread_mutex_lock(&pool.lock);
-  while (pool.left) pthread_cond_wait(&pool.end, &pool.lock);
-  pthread_mutex_unlock(&pool.lock);
-  pthread_mutex_unlock(&pool.use);
-}
-
-/* Spins for some microseconds, then gives the processor to whoever wants it. */
-void pg_pause(int turns) {
-  if (turns > 4000) sched_yield();
-  else PAUSE();
-}
-
-/* Ask for huge pages under memory that nothing has touched yet: 1.2 to 1.3 times the bandwidth. */
-void pg_advise_huge(void *memory, size_t size) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  uintptr_t page = 4096, start = ((uintptr_t)memory + page - 1) / page * page;
-  uintptr_t end = ((uintptr_t)memory + size) / page * page;
-  if (end > start) madvise((void *)start, end - start, MADV_HUGEPAGE);
-#else
-  (void)memory, (void)size;
-#endif
-}
-
-/* Memory of the calling thread for inputs; it grows and is kept. */
-static void *scratch(size_t size) {
-  static _Thread_local void *memory;
-  static _Thread_local size_t held;
-  if (held < size) {
-    free(memory);
-    held = (size + (1 << 16)) & ~(size_t)63;
-    memory = aligned_alloc(64, held);
-    if (!memory) abort();
-  }
-  return memory;
-}
 
 /* ---------------------------------------------------------------- sizes */
 
@@ -679,7 +534,7 @@ INLINE span span_of(const pg_input *in, const char *panel, int tile, int first, 
 static void finish(const pg_matrix *w, const pg_input *in, const float *bias, int panel, int tile,
                    const sums *a, float *y, size_t ldy) {
   int rows = tile_rows(in, tile), width = w->n - panel * 16 < 16 ? w->n - panel * 16 : 16;
-  const float *own = has_row_scale(w->kind) ? w->scale + (size_t)panel * w->stride * 16 : NULL;
+  const float *own = has_row_scale(w->kind) ? w->scale + (size_t)panel * 16 : NULL;
   float factor = w->kind == PG_FP8 && pg_level() ? 256 : 1;
   for (int r = 0; r < rows; r++) {
     float out[16], *to = y + (size_t)r * ldy;
@@ -718,7 +573,8 @@ typedef struct {
   float *y;
   size_t ldx, ldy;
   pg_input in;
-  atomic_int next_row, rows_ready, next_unit;
+  atomic_int next_row, next_unit;
+  pg_event rows_ready;
 } product;
 
 /* Panels and tiles of a unit of work, and columns of one turn, so that the inputs of a turn stay in
@@ -779,10 +635,9 @@ static void product_job(void *p, int thread, int team) {
     int last = at + turn < m ? at + turn : m;
     for (int row = at; row < last; row++)
       pg_input_row(&a->in, row, a->x + (size_t)row * a->ldx);
-    atomic_fetch_add_explicit(&a->rows_ready, last - at, memory_order_release);
+    pg_advance(&a->rows_ready, last - at, m);
   }
-  for (int turns = 0; atomic_load_explicit(&a->rows_ready, memory_order_acquire) < m; turns++)
-    pg_pause(turns);
+  pg_await(&a->rows_ready, m);
   if (m < MANY_ROWS) {
     int step = (int)(TILE_BYTES / pg_panel_bytes(w->kind, w->k)), most = panels / (4 * team);
     step = step > most ? most : step;
@@ -807,6 +662,6 @@ static void product_job(void *p, int thread, int team) {
 void pg_multiply(const pg_matrix *w, const float *x, size_t ldx, const float *bias, float *y,
                  size_t ldy, int m) {
   product a = {.w = w, .x = x, .bias = bias, .y = y, .ldx = ldx, .ldy = ldy};
-  pg_input_place(&a.in, scratch(pg_input_bytes(w->kind, m, w->k)), w->kind, m, w->k);
+  pg_input_place(&a.in, pg_scratch(pg_input_bytes(w->kind, m, w->k)), w->kind, m, w->k);
   pg_run(product_job, &a);
 }

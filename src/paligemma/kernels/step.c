@@ -1,43 +1,61 @@
 /* One step of the decoder in one call: from the embeddings of some tokens to their logits.
 
-   All threads run the same function, `decode`, over the same phases; a barrier stands between two
-   phases. Within a phase the threads take rows, panels of a matrix, or spans of attention. What is
-   taken is computed whole by one thread, in an order of its own, so results depend neither on the
-   number of threads nor on the other rows. A row here is a token: several may belong to one row of
-   the cache, and as all keys and values are written before any is attended, each of them sees those
-   before it, and none behind.
+   All threads run the same function, `decode`, over the same phases. A phase has pieces of work that
+   threads take until there are no more, and ends when every piece is done, whoever did it: a thread
+   that gets no processor keeps nobody waiting unless it holds a piece. What is taken is computed
+   whole by one thread, in an order of its own, so results depend neither on the number of threads nor
+   on the other rows. A row here is a token: several may belong to one row of the cache, and as all
+   keys and values are written before any is attended, each sees those before it, and none behind.
 
-     rows    norm, and the inputs of the next product
-     panels  q, k and v
-     rows    rotary positions; keys and values go into the cache
-     spans   attention: some heads of a row over SPAN_SLOTS slots of its cache
-     rows    the heads' spans become one; inputs of the product
+     panels  q, k and v; who does the last panel of a head turns it by its position, and writes keys
+             and values into the cache
+     spans   attention: some heads of a row over SPAN_SLOTS slots of its cache; who does the last span
+             makes one of all
      panels  out
-     rows    residual, norm, inputs
      panels  gate and up, whose outputs meet at once: gelu(gate) * up
-     rows    inputs
      panels  down                                               and again for the next block
-     rows    residual, norm, inputs
      panels  head
 
-   Memory: the caller owns all of it. Matrices and norms stay where the model has them, keys and
+   Before each product its inputs are made: residual, norm, quantisation. For few rows every thread
+   makes them all for itself, which takes less time than to wait for each other; for many rows they
+   are a phase of their own, whose pieces are rows.
+
+   Memory: the caller owns what is shared. Matrices and norms stay where the model has them, keys and
    values where the cache has them, and scratch is as large as pg_step_scratch says. */
 #include "step.h"
 
 #include <math.h>
-#include <stdatomic.h>
 
 #include "step_rows.h"
 
+/* Rows are few while there is one, or the inputs of the widest product are no more than these. */
+enum { FEW_INPUTS = 4096 };
+/* Bytes of matrices that are read for a thread's share of a step at least; 4 MB take one thread some
+   200 us, and two as long. */
+static size_t bytes_a_thread = 1 << 22;
+
+void pg_set_bytes_a_thread(size_t bytes) { bytes_a_thread = bytes; }
+
 /* ------------------------------------------------------------------ one step */
+
+typedef struct {
+  _Alignas(64) atomic_int taken; /* on a line of the processor's cache of its own */
+  pg_event done;
+} phase;
 
 typedef struct {
   const pg_decoder *d;
   const pg_tokens *t;
   const row_arithmetic *do_;
-  int num_spans; /* of the longest row */
+  int num_spans;   /* of the longest row */
+  int many_inputs; /* made once for all threads */
+  /* Counters, all zero when the step begins */
+  phase *phases;
+  atomic_int *panels; /* [heads]: panels of q, k and v that are done, of all blocks so far */
+  atomic_int *spans;  /* [num_rows][num_heads]: spans that are done, likewise */
   /* Scratch, all of it [num_rows][...] */
-  float *normed, *y; /* [width] */
+  float *turn;       /* [width]: the residual stream, when it is not in `x` */
+  float *y;          /* [width]: of the last product, to be taken up by the residual stream */
   float *q, *k, *v;  /* [heads][head_dim], one behind another in a row of `qkv_width` */
   float *mixed;      /* [num_heads][head_dim] */
   float *gate, *up;  /* [mlp] */
@@ -45,12 +63,21 @@ typedef struct {
   float *parts;      /* [num_heads][num_spans][PART_HEAD + head_dim] */
   void *input;       /* of the widest product */
   size_t qkv_width;
-  size_t scratch_bytes;
-  /* Shared by the threads, each on a line of the processor's cache of its own. */
-  _Alignas(64) _Atomic int arrived;
-  _Alignas(64) _Atomic int phase;
-  _Alignas(64) _Atomic int taken;
+  size_t counter_bytes, scratch_bytes;
 } step;
+
+/* What one thread keeps. */
+typedef struct worker worker;
+struct worker {
+  step *s;
+  int num_threads, layer;
+  phase *now;
+  float *x, *next;     /* [num_rows][width]: residual stream, and where the next one is written */
+  void (*make)(worker *, int row, int keeps); /* makes the inputs of a row */
+  pg_input in;
+  void *input;         /* memory of `in` */
+  float *sum, *normed; /* [width] */
+};
 
 static void *carve(char *memory, size_t *used, size_t bytes) {
   void *place = memory ? memory + *used : NULL;
@@ -79,7 +106,11 @@ static void place_scratch(step *s, const pg_decoder *d, int num_rows, int num_sl
   size_t heads = (size_t)d->num_heads, kv_heads = (size_t)d->num_kv_heads;
   s->qkv_width = (heads + 2 * kv_heads) * head_dim;
   s->num_spans = (num_slots + SPAN_SLOTS - 1) / SPAN_SLOTS;
-  s->normed = carve(memory, &used, m * (size_t)d->width * real);
+  s->phases = carve(memory, &used, (size_t)(10 * d->depth + 3) * sizeof(phase));
+  s->panels = carve(memory, &used, (heads + 2 * kv_heads) * sizeof(atomic_int));
+  s->spans = carve(memory, &used, m * heads * sizeof(atomic_int));
+  s->counter_bytes = used;
+  s->turn = carve(memory, &used, m * (size_t)d->width * real);
   s->y = carve(memory, &used, m * (size_t)d->width * real);
   s->q = carve(memory, &used, m * s->qkv_width * real);
   s->mixed = carve(memory, &used, m * heads * head_dim * real);
@@ -95,25 +126,22 @@ static void place_scratch(step *s, const pg_decoder *d, int num_rows, int num_sl
   }
 }
 
-/* ------------------------------------------------------------------ threads */
+/* ------------------------------------------------------------------ phases */
 
-/* Waits for all threads. The last one to arrive starts the next phase: while all others wait
-   nobody takes work, so it may reset the counter. `phase` is the thread's own count of barriers. */
-static void barrier(step *s, int num_threads, int *phase) {
-  int next = ++*phase;
-  if (atomic_fetch_add_explicit(&s->arrived, 1, memory_order_acq_rel) == num_threads - 1) {
-    atomic_store_explicit(&s->arrived, 0, memory_order_relaxed);
-    atomic_store_explicit(&s->taken, 0, memory_order_relaxed);
-    atomic_store_explicit(&s->phase, next, memory_order_release);
-    return;
+/* Runs a phase: `all` pieces, `count` of them taken at once. `prepare` comes before a thread's first
+   piece: while it holds one the phase cannot end, and what the phase reads stays. */
+static void run(worker *k, int all, int count, void (*prepare)(worker *, int is_first),
+                void (*work)(worker *, int first, int last)) {
+  phase *p = k->now++;
+  int finished = 0;
+  for (int first; (first = atomic_fetch_add(&p->taken, count)) < all;) {
+    int last = first + count < all ? first + count : all;
+    if (finished == 0 && prepare) prepare(k, first == 0);
+    work(k, first, last);
+    finished += last - first;
   }
-  for (int turns = 0; atomic_load_explicit(&s->phase, memory_order_acquire) != next; turns++)
-    pg_pause(turns);
-}
-
-/* The first of `count` pieces of work that are this thread's now. */
-static int take(step *s, int count) {
-  return atomic_fetch_add_explicit(&s->taken, count, memory_order_relaxed);
+  if (finished) pg_advance(&p->done, finished, all);
+  pg_await(&p->done, all);
 }
 
 /* Panels to take at once: enough bytes to read in one go, and some turns for every thread. */
@@ -128,39 +156,96 @@ static int panels_at_once(const pg_matrix *w, int num_panels, int num_threads) {
 
 static int num_panels(const pg_matrix *w) { return (w->n + PG_PANEL - 1) / PG_PANEL; }
 
-/* ------------------------------------------------------------------ phases */
+/* ------------------------------------------------------------------ inputs */
 
-/* Adds what the last product gave to the residual of a row, by way of the norm behind it. */
-static void add_residual(step *s, int row, const float *post_norm) {
+/* The residual stream takes up what the last product gave, by way of the norm behind it, and its norm
+   is the input. `keeps` if the stream is to be seen by later phases. */
+static void residual_input(worker *k, int row, const float *post_norm, const float *norm, int keeps) {
+  const step *s = k->s;
   const pg_decoder *d = s->d;
-  size_t width = (size_t)d->width;
-  float *y = s->y + (size_t)row * width;
-  if (post_norm) s->do_->norm(y, post_norm, y, d->width, d->norm_eps);
-  s->do_->add(s->t->x + (size_t)row * width, y, d->width);
+  size_t at = (size_t)row * (size_t)d->width, size = (size_t)d->width * sizeof(float);
+  memcpy(k->sum, k->x + at, size);
+  if (norm != d->blocks->attn_norm) { /* there was a product */
+    memcpy(k->normed, s->y + at, size);
+    if (post_norm) s->do_->norm(k->normed, post_norm, k->normed, d->width, d->norm_eps);
+    s->do_->add(k->sum, k->normed, d->width);
+  }
+  if (keeps) memcpy(k->next + at, k->sum, size);
+  s->do_->norm(k->sum, norm, k->normed, d->width, d->norm_eps);
+  pg_input_row(&k->in, row, k->normed);
 }
 
-static void norm_row(step *s, int row, const float *scale, pg_input *in) {
-  size_t width = (size_t)s->d->width;
-  float *normed = s->normed + (size_t)row * width;
-  s->do_->norm(s->t->x + (size_t)row * width, scale, normed, s->d->width, s->d->norm_eps);
-  pg_input_row(in, row, normed);
+static void attn_input(worker *k, int row, int keeps) {
+  const pg_block *b = k->s->d->blocks + k->layer;
+  residual_input(k, row, k->layer > 0 ? b[-1].mlp_post_norm : NULL, b->attn_norm, keeps);
 }
 
-static void angles(step *s, int row) {
+static void mlp_input(worker *k, int row, int keeps) {
+  const pg_block *b = k->s->d->blocks + k->layer;
+  residual_input(k, row, b->attn_post_norm, b->mlp_norm, keeps);
+}
+
+static void head_input(worker *k, int row, int keeps) {
+  const pg_decoder *d = k->s->d;
+  residual_input(k, row, d->blocks[d->depth - 1].mlp_post_norm, d->norm, keeps);
+}
+
+static void out_input(worker *k, int row, int keeps) {
+  const pg_decoder *d = k->s->d;
+  (void)keeps;
+  pg_input_row(&k->in, row, k->s->mixed + (size_t)row * (size_t)(d->num_heads * d->head_dim));
+}
+
+static void down_input(worker *k, int row, int keeps) {
+  (void)keeps;
+  pg_input_row(&k->in, row, k->s->gate + (size_t)row * (size_t)k->s->d->mlp);
+}
+
+static void make_all(worker *k, int is_first) {
+  for (int row = 0; row < k->s->t->num_rows; row++) k->make(k, row, is_first);
+}
+
+static void make_some(worker *k, int first, int last) {
+  for (int row = first; row < last; row++) k->make(k, row, 1);
+}
+
+/* A product with matrices of w's kind, `all` panels in all, and before it its inputs. */
+static void product(worker *k, void (*make)(worker *, int row, int keeps), const pg_matrix *w,
+                    int all, void (*work)(worker *, int first, int last)) {
+  int m = k->s->t->num_rows, many = k->s->many_inputs;
+  k->make = make;
+  pg_input_place(&k->in, k->input, w->kind, m, w->k);
+  if (many) run(k, m, 1, NULL, make_some);
+  run(k, all, panels_at_once(w, all, k->num_threads), many ? NULL : make_all, work);
+}
+
+/* The stream that was written is the one to be read. */
+static void turn(worker *k) {
+  float *x = k->x;
+  k->x = k->next;
+  k->next = x;
+}
+
+/* ------------------------------------------------------------------ work */
+
+static void angles(worker *k, int first, int last) {
+  const step *s = k->s;
   const pg_decoder *d = s->d;
   int half = d->head_dim / 2;
-  float *table = s->cos_sin + (size_t)row * (size_t)d->head_dim;
-  int64_t slot = s->t->ends[row] - 1;
-  float position = (float)s->t->positions[s->t->rows[row] * s->t->mask_stride + slot];
-  for (int i = 0; i < half; i++) {
-    float angle = position / d->wavelengths[i];
-    table[i] = cosf(angle);
-    table[half + i] = sinf(angle);
+  for (int row = first; row < last; row++) {
+    float *table = s->cos_sin + (size_t)row * (size_t)d->head_dim;
+    int64_t slot = s->t->ends[row] - 1;
+    float position = (float)s->t->positions[s->t->rows[row] * s->t->mask_stride + slot];
+    for (int i = 0; i < half; i++) {
+      float angle = position / d->wavelengths[i];
+      table[i] = cosf(angle);
+      table[half + i] = sinf(angle);
+    }
   }
 }
 
 /* One head of one row: queries come first, then keys, then values. */
-static void place_head(step *s, int layer, int row, int head) {
+static void place_head(const step *s, int layer, int row, int head) {
   const pg_decoder *d = s->d;
   const pg_tokens *t = s->t;
   int size = d->head_dim, kv = head - d->num_heads, is_value = kv >= d->num_kv_heads;
@@ -177,6 +262,21 @@ static void place_head(step *s, int layer, int row, int head) {
   s->do_->write(x, memory, size, t->cache_kind);
 }
 
+/* q, k and v as one matrix: their panels follow one another. */
+static void qkv_panels(worker *k, int first, int last) {
+  const step *s = k->s;
+  const pg_block *b = s->d->blocks + k->layer;
+  int q = num_panels(&b->q), kv = num_panels(&b->k), each = s->d->head_dim / PG_PANEL;
+  for (int i = first; i < last; i++) {
+    const pg_matrix *w = i < q ? &b->q : i < q + kv ? &b->k : &b->v;
+    float *y = i < q ? s->q : i < q + kv ? s->k : s->v;
+    int panel = i < q ? i : i < q + kv ? i - q : i - q - kv;
+    pg_panel(w, &k->in, y + (size_t)panel * PG_PANEL, s->qkv_width, panel);
+    if (atomic_fetch_add(s->panels + i / each, 1) + 1 == each * (k->layer + 1))
+      for (int row = 0; row < s->t->num_rows; row++) place_head(s, k->layer, row, i / each);
+  }
+}
+
 /* Heads that one thread attends together: they share loads of keys and values, but each thread is
    to have work. The group changes no result. */
 static int heads_together(const step *s, int num_threads) {
@@ -187,92 +287,84 @@ static int heads_together(const step *s, int num_threads) {
   return group;
 }
 
-static void attend(step *s, int layer, int num_threads) {
+/* The spans of `count` heads of a row become one. */
+static void merge_heads(const step *s, int row, int head, int count) {
+  const pg_decoder *d = s->d;
+  size_t head_dim = (size_t)d->head_dim, stride = (size_t)s->num_spans * (PART_HEAD + head_dim);
+  int used = (int)((s->t->ends[row] + SPAN_SLOTS - 1) / SPAN_SLOTS);
+  for (size_t i = (size_t)(row * d->num_heads + head); count > 0; i++, count--)
+    s->do_->merge(s->parts + i * stride, used, d->head_dim, s->mixed + i * head_dim);
+}
+
+static void attend(worker *k, int piece, int last) {
+  const step *s = k->s;
   const pg_decoder *d = s->d;
   const pg_tokens *t = s->t;
-  int group = heads_together(s, num_threads), groups = d->num_heads / group;
-  int sharing = d->num_heads / d->num_kv_heads, pieces = t->num_rows * s->num_spans * groups;
+  int group = heads_together(s, k->num_threads), groups = d->num_heads / group;
+  int sharing = d->num_heads / d->num_kv_heads, layer = k->layer;
   size_t head_dim = (size_t)d->head_dim;
   size_t head_bytes = head_dim * (t->cache_kind == PG_F32 ? 4 : 2);
   span w = {.group = group, .head_dim = d->head_dim, .kind = t->cache_kind, .cap = d->attn_cap};
   w.slot_bytes = head_bytes * (size_t)d->num_kv_heads;
   w.part_stride = (size_t)s->num_spans * (PART_HEAD + head_dim);
-  for (int piece; (piece = take(s, 1)) < pieces;) {
+  for (; piece < last; piece++) {
     int head = piece % groups * group, place = piece / groups % s->num_spans;
     int row = piece / groups / s->num_spans;
     int64_t first = (int64_t)place * SPAN_SLOTS, left = t->ends[row] - first;
-    if (left <= 0) continue;
-    const int64_t *positions = t->positions + t->rows[row] * t->mask_stride;
-    int has_window = d->window > 0 && layer % 2 == 0;
-    size_t offset = (size_t)(t->rows[row] * t->row_bytes) + (size_t)first * w.slot_bytes +
-                    (size_t)(head / sharing) * head_bytes;
-    w.num_slots = left < SPAN_SLOTS ? (int)left : SPAN_SLOTS;
-    w.q = s->q + (size_t)row * s->qkv_width + (size_t)head * head_dim;
-    w.keys = (const char *)t->keys[layer] + offset;
-    w.values = (const char *)t->values[layer] + offset;
-    w.valid = t->valid + t->rows[row] * t->mask_stride + first;
-    w.positions = positions + first;
-    w.too_old = has_window ? positions[t->ends[row] - 1] - d->window : INT64_MIN;
-    w.parts = s->parts + ((size_t)row * (size_t)d->num_heads + (size_t)head) * w.part_stride +
-              (size_t)place * (PART_HEAD + head_dim);
-    s->do_->attend(&w);
-  }
-}
-
-static void merge_row(step *s, int row, pg_input *in) {
-  const pg_decoder *d = s->d;
-  size_t head_dim = (size_t)d->head_dim, heads = (size_t)d->num_heads;
-  size_t stride = (size_t)s->num_spans * (PART_HEAD + head_dim);
-  int used = (int)((s->t->ends[row] + SPAN_SLOTS - 1) / SPAN_SLOTS);
-  float *mixed = s->mixed + (size_t)row * heads * head_dim;
-  for (size_t head = 0; head < heads; head++)
-    s->do_->merge(s->parts + ((size_t)row * heads + head) * stride, used, d->head_dim,
-                  mixed + head * head_dim);
-  pg_input_row(in, row, mixed);
-}
-
-static void product(step *s, const pg_matrix *w, const pg_input *in, float *y, size_t ldy,
-                    int num_threads) {
-  int end = num_panels(w), count = panels_at_once(w, end, num_threads);
-  for (int panel; (panel = take(s, count)) < end;)
-    for (int stop = panel + count < end ? panel + count : end; panel < stop; panel++)
-      pg_panel(w, in, y + (size_t)panel * PG_PANEL, ldy, panel);
-}
-
-/* q, k and v as one matrix: their panels follow one another. */
-static void product_qkv(step *s, const pg_block *b, const pg_input *in, int num_threads) {
-  int q = num_panels(&b->q), k = num_panels(&b->k), end = q + k + num_panels(&b->v);
-  int count = panels_at_once(&b->q, end, num_threads);
-  for (int first; (first = take(s, count)) < end;) {
-    int stop = first + count < end ? first + count : end;
-    for (int i = first; i < stop; i++) {
-      const pg_matrix *w = i < q ? &b->q : i < q + k ? &b->k : &b->v;
-      float *y = i < q ? s->q : i < q + k ? s->k : s->v;
-      int panel = i < q ? i : i < q + k ? i - q : i - q - k;
-      pg_panel(w, in, y + (size_t)panel * PG_PANEL, s->qkv_width, panel);
+    if (left > 0) {
+      const int64_t *positions = t->positions + t->rows[row] * t->mask_stride;
+      int has_window = d->window > 0 && layer % 2 == 0;
+      size_t offset = (size_t)(t->rows[row] * t->row_bytes) + (size_t)first * w.slot_bytes +
+                      (size_t)(head / sharing) * head_bytes;
+      w.num_slots = left < SPAN_SLOTS ? (int)left : SPAN_SLOTS;
+      w.q = s->q + (size_t)row * s->qkv_width + (size_t)head * head_dim;
+      w.keys = (const char *)t->keys[layer] + offset;
+      w.values = (const char *)t->values[layer] + offset;
+      w.valid = t->valid + t->rows[row] * t->mask_stride + first;
+      w.positions = positions + first;
+      w.too_old = has_window ? positions[t->ends[row] - 1] - d->window : INT64_MIN;
+      w.parts = s->parts + ((size_t)row * (size_t)d->num_heads + (size_t)head) * w.part_stride +
+                (size_t)place * (PART_HEAD + head_dim);
+      s->do_->attend(&w);
     }
+    atomic_int *done = s->spans + row * d->num_heads + head;
+    if (atomic_fetch_add(done, 1) + 1 == s->num_spans * (layer + 1))
+      merge_heads(s, row, head, group);
   }
+}
+
+static void panels_of(worker *k, const pg_matrix *w, int panel, int last) {
+  size_t width = (size_t)k->s->d->width;
+  for (; panel < last; panel++)
+    pg_panel(w, &k->in, k->s->y + (size_t)panel * PG_PANEL, width, panel);
+}
+
+static void out_panels(worker *k, int first, int last) {
+  panels_of(k, &k->s->d->blocks[k->layer].out, first, last);
+}
+
+static void down_panels(worker *k, int first, int last) {
+  panels_of(k, &k->s->d->blocks[k->layer].down, first, last);
 }
 
 /* Gate and up by pairs of panels, and the activation of the pair while it is near. */
-static void product_gate_up(step *s, const pg_block *b, const pg_input *in, int num_threads) {
+static void gate_up_panels(worker *k, int panel, int last) {
+  const step *s = k->s;
+  const pg_block *b = s->d->blocks + k->layer;
   size_t mlp = (size_t)s->d->mlp;
-  int end = num_panels(&b->gate), count = panels_at_once(&b->gate, end, num_threads);
-  count = (count + 1) / 2;
-  for (int panel; (panel = take(s, count)) < end;)
-    for (int stop = panel + count < end ? panel + count : end; panel < stop; panel++) {
-      float *gate = s->gate + (size_t)panel * PG_PANEL;
-      float *up = s->up + (size_t)panel * PG_PANEL;
-      pg_panel(&b->gate, in, gate, mlp, panel);
-      pg_panel(&b->up, in, up, mlp, panel);
-      for (int row = 0; row < s->t->num_rows; row++)
-        s->do_->gate(gate + (size_t)row * mlp, up + (size_t)row * mlp);
-    }
+  for (; panel < last; panel++) {
+    float *gate = s->gate + (size_t)panel * PG_PANEL;
+    float *up = s->up + (size_t)panel * PG_PANEL;
+    pg_panel(&b->gate, &k->in, gate, mlp, panel);
+    pg_panel(&b->up, &k->in, up, mlp, panel);
+    for (int row = 0; row < s->t->num_rows; row++)
+      s->do_->gate(gate + (size_t)row * mlp, up + (size_t)row * mlp);
+  }
 }
 
 /* Logits of one panel; of ids in no range from `range` on, they are minus infinity. Returns the
    first range that may matter to the next panel. */
-static int head_panel(step *s, const pg_input *in, int panel, int range) {
+static int head_panel(const step *s, const pg_input *in, int panel, int range) {
   const pg_decoder *d = s->d;
   const pg_tokens *t = s->t;
   int first = panel * PG_PANEL, left = d->vocab - first, count = left < PG_PANEL ? left : PG_PANEL;
@@ -295,69 +387,39 @@ static int head_panel(step *s, const pg_input *in, int panel, int range) {
   return range;
 }
 
-static void product_head(step *s, const pg_input *in, int num_threads) {
-  int end = num_panels(&s->d->head), count = panels_at_once(&s->d->head, end, num_threads);
-  for (int panel; (panel = take(s, count)) < end;) {
-    int range = 0, stop = panel + count < end ? panel + count : end;
-    for (; panel < stop; panel++) range = head_panel(s, in, panel, range);
-  }
+static void head_panels(worker *k, int panel, int last) {
+  for (int range = 0; panel < last; panel++) range = head_panel(k->s, &k->in, panel, range);
 }
 
 /* ------------------------------------------------------------------ the step */
 
-#define EACH_ROW(row) for (int row = thread; row < s->t->num_rows; row += num_threads)
-
-static void decode(void *argument, int thread, int num_threads) {
+static void decode(void *argument, int thread, int team) {
   step *s = argument;
   const pg_decoder *d = s->d;
-  int phase = 0, m = s->t->num_rows;
-  int heads = d->num_heads + 2 * d->num_kv_heads;
-  const float *post_norm = NULL; /* behind the product whose result waits in y */
-  pg_input in;
+  int m = s->t->num_rows;
+  worker k = {.s = s, .num_threads = team, .now = s->phases, .x = s->t->x, .next = s->turn};
+  size_t used = 0, width = (size_t)d->width * sizeof(float);
+  char *memory = pg_scratch(2 * width + 192 + (s->many_inputs ? 0 : input_bytes(d, m)));
+  (void)thread;
+  memory += -(uintptr_t)memory & 63;
+  k.sum = carve(memory, &used, width);
+  k.normed = carve(memory, &used, width);
+  k.input = s->many_inputs ? s->input : memory + used;
+  if (s->many_inputs) k.next = k.x;
 
-  EACH_ROW (row) angles(s, row);
-  for (int layer = 0; layer < d->depth; layer++) {
-    const pg_block *b = d->blocks + layer;
-    pg_input_place(&in, s->input, b->q.kind, m, b->q.k);
-    EACH_ROW (row) {
-      if (layer > 0) add_residual(s, row, post_norm);
-      norm_row(s, row, b->attn_norm, &in);
-    }
-    barrier(s, num_threads, &phase);
-    product_qkv(s, b, &in, num_threads);
-    barrier(s, num_threads, &phase);
-    for (int i = thread; i < m * heads; i += num_threads)
-      place_head(s, layer, i / heads, i % heads);
-    barrier(s, num_threads, &phase);
-    attend(s, layer, num_threads);
-    barrier(s, num_threads, &phase);
-    pg_input_place(&in, s->input, b->out.kind, m, b->out.k);
-    EACH_ROW (row) merge_row(s, row, &in);
-    barrier(s, num_threads, &phase);
-    product(s, &b->out, &in, s->y, (size_t)d->width, num_threads);
-    barrier(s, num_threads, &phase);
-    pg_input_place(&in, s->input, b->gate.kind, m, b->gate.k);
-    EACH_ROW (row) {
-      add_residual(s, row, b->attn_post_norm);
-      norm_row(s, row, b->mlp_norm, &in);
-    }
-    barrier(s, num_threads, &phase);
-    product_gate_up(s, b, &in, num_threads);
-    barrier(s, num_threads, &phase);
-    pg_input_place(&in, s->input, b->down.kind, m, b->down.k);
-    EACH_ROW (row) pg_input_row(&in, row, s->gate + (size_t)row * (size_t)d->mlp);
-    barrier(s, num_threads, &phase);
-    product(s, &b->down, &in, s->y, (size_t)d->width, num_threads);
-    barrier(s, num_threads, &phase);
-    post_norm = b->mlp_post_norm;
+  run(&k, m, 1, NULL, angles);
+  for (k.layer = 0; k.layer < d->depth; k.layer++) {
+    const pg_block *b = d->blocks + k.layer;
+    product(&k, attn_input, &b->q, num_panels(&b->q) + num_panels(&b->k) + num_panels(&b->v),
+            qkv_panels);
+    turn(&k);
+    run(&k, m * s->num_spans * d->num_heads / heads_together(s, team), 1, NULL, attend);
+    product(&k, out_input, &b->out, num_panels(&b->out), out_panels);
+    product(&k, mlp_input, &b->gate, num_panels(&b->gate), gate_up_panels);
+    turn(&k);
+    product(&k, down_input, &b->down, num_panels(&b->down), down_panels);
   }
-  pg_input_place(&in, s->input, d->head.kind, m, d->head.k);
-  EACH_ROW (row) {
-    add_residual(s, row, post_norm);
-    norm_row(s, row, d->norm, &in);
-  }
-  barrier(s, num_threads, &phase);
-  product_head(s, &in, num_threads);
+  product(&k, head_input, &d->head, num_panels(&d->head), head_panels);
 }
 
 size_t pg_step_scratch(const pg_decoder *d, int num_rows, int num_slots) {
@@ -366,11 +428,24 @@ size_t pg_step_scratch(const pg_decoder *d, int num_rows, int num_slots) {
   return s.scratch_bytes;
 }
 
+/* As many threads as have enough to read. */
+static int threads_for(const pg_decoder *d, int num_rows) {
+  const pg_block *b = d->blocks;
+  const pg_matrix *matrices[] = {&b->q, &b->k, &b->v, &b->out, &b->gate, &b->up, &b->down};
+  size_t bytes = 0, threads = (size_t)pg_num_threads();
+  for (int i = 0; i < 7; i++)
+    bytes += (size_t)num_panels(matrices[i]) * pg_panel_bytes(matrices[i]->kind, matrices[i]->k);
+  size_t most = bytes * (size_t)d->depth * (size_t)num_rows / bytes_a_thread + 1;
+  return (int)(threads < most ? threads : most);
+}
+
 void pg_step(const pg_decoder *d, const pg_tokens *t) {
   step s = {.d = d, .t = t, .do_ = arithmetic_of_level()};
   int64_t longest = 0;
   for (int row = 0; row < t->num_rows; row++)
     longest = t->ends[row] > longest ? t->ends[row] : longest;
   place_scratch(&s, d, t->num_rows, (int)longest, t->scratch);
-  pg_run(decode, &s);
+  s.many_inputs = t->num_rows > 1 && (int64_t)t->num_rows * d->mlp > FEW_INPUTS;
+  memset(s.phases, 0, s.counter_bytes);
+  pg_offer(decode, &s, threads_for(d, t->num_rows));
 }

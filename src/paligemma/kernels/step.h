@@ -40,6 +40,8 @@ typedef struct {
 
 /* Bytes of scratch for so many rows, none of whose caches holds more than so many slots. */
 size_t pg_step_scratch(const pg_decoder *d, int num_rows, int num_slots);
+/* Each thread of a step reads so many bytes at least, or there are fewer threads. */
+void pg_set_bytes_a_thread(size_t bytes);
 void pg_step(const pg_decoder *d, const pg_tokens *t);
 
 #endif
