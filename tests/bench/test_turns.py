@@ -13,12 +13,14 @@ import pytest
 import torch
 from tiny_folder import write_random_tiny
 
+from paligemma.bench.engine_process import EngineFailed, Worker
 from paligemma.bench.linear import Line
 from paligemma.cli import main
 
+PYTHON = sys.executable
 # Stands in for Python: answers as the file beside it says for its engine, then does what is left.
 FAKE = """#!{python}
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 engine, asked = sys.argv[2], 0
 lines = json.loads(Path({answers!r}).read_text())[engine]
@@ -27,6 +29,8 @@ for number, line in enumerate(sys.stdin, start=1):
     if number == len(lines):
         print("the last words", file=sys.stderr, flush=True)
         os.kill(os.getpid(), 9)
+    if lines[number] == "asleep":
+        time.sleep(60)
     request = json.loads(line)
     if "logits" in request:
         import array
@@ -44,6 +48,16 @@ READY = ['{"version": "1.2"}', '{"load_s": 2.0}']
 OURS = [*READY, *[times(1.0, 1.0, 0.1)] * 4]
 
 
+def fake_python(
+    folder: Path, lines: dict[str, list[str]], logits: dict[str, list[str]] | None = None
+) -> Path:
+    fake, answers = folder / "python", folder / "answers.json"
+    answers.write_text(json.dumps(lines))
+    fake.write_text(FAKE.format(python=PYTHON, answers=str(answers), logits=logits))
+    fake.chmod(0o755)
+    return fake
+
+
 @pytest.fixture
 def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Run the command with engines that answer these lines; its status, output and errors."""
@@ -54,12 +68,12 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ours: list[str] = OURS,
         logits: list[list[float]] | None = None,
     ) -> tuple[int, str, str]:
-        fake, answers = tmp_path / "python", tmp_path / "answers.json"
-        answers.write_text(json.dumps({"ours": ours, "transformers": peer, "llama.cpp": peer}))
         mine, theirs = logits or [[1.0, 2.0], [1.0, 2.0]]
-        written = {"ours": [*map(str, mine)], "transformers": [*map(str, theirs)]}
-        fake.write_text(FAKE.format(python=sys.executable, answers=str(answers), logits=written))
-        fake.chmod(0o755)
+        fake = fake_python(
+            tmp_path,
+            {"ours": ours, "transformers": peer, "llama.cpp": peer},
+            {"ours": [*map(str, mine)], "transformers": [*map(str, theirs)]},
+        )
         monkeypatch.setattr(sys, "executable", str(fake))
         with pytest.raises(SystemExit) as left:
             main(["bench", "--peer", "transformers", "--peer-python", str(fake), *options])
@@ -130,6 +144,15 @@ def test_a_peer_that_fails_is_named_and_what_was_measured_is_kept(
     assert "Traceback" not in err
     decode = next(line for line in out.splitlines() if line.startswith("decode, batch 1"))
     assert "10 [10..10]" in decode
+
+
+def test_a_peer_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_python(tmp_path, {"transformers": [*READY, "asleep"]})
+    with Worker("transformers", str(fake), threads=1) as engine:
+        assert engine.ask() == {"load_s": 2.0}
+        monkeypatch.setattr("paligemma.bench.engine_process._TIMEOUT_S", 0.2)
+        with pytest.raises(EngineFailed, match=r"did not answer within 0\.2 s"):
+            engine.ask()
 
 
 @pytest.mark.parametrize(

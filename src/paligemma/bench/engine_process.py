@@ -83,12 +83,20 @@ class Worker:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        timer = threading.Timer(_TIMEOUT_S, self._process.kill)
+        is_late = threading.Event()
+
+        def give_up() -> None:
+            is_late.set()
+            self._process.kill()
+
+        timer = threading.Timer(_TIMEOUT_S, give_up)
         timer.start()
         try:
             line = self._process.stdout.readline(_MAX_LINE)
         finally:
             timer.cancel()
+        if is_late.is_set():
+            raise EngineFailed(f"it did not answer within {_TIMEOUT_S} s")
         if not line:
             status = self._process.wait()
             raise EngineFailed(f"its process ended with status {status}{self._last_words()}")
