@@ -21,6 +21,7 @@ from torch import Tensor
 
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError
+from paligemma.weights import bitsandbytes
 from paligemma.weights.dtypes import cast
 from paligemma.weights.safetensors_file import open_safetensors
 from paligemma.weights.shapes import compare_shapes, few, parameter_shapes
@@ -185,6 +186,12 @@ class HFReader:
         for path in paths:
             shard = self._stack.enter_context(open_safetensors(path))
             opened += [(path, shard, key) for key in shard.keys()]  # noqa: SIM118 - no mapping
+        self._file_of = {key: path for path, _, key in opened}
+        shard_of = {key: shard for _, shard, key in opened}
+        self._widened, parts = bitsandbytes.find(
+            shard_of, lambda key: shard_of[key].get_tensor(key)
+        )
+        opened = [one for one in opened if one[2] not in parts]
         prefix = foreign_prefix(key for _, _, key in opened)
         for path, shard, key in opened:
             if key.startswith(prefix):
@@ -208,17 +215,26 @@ class HFReader:
                 "remove one of the files"
             )
         part = shard.get_slice(key)
-        if part.get_dtype() not in _DTYPES:
+        if (widened := self._widened.get(key)) is not None:
+            shape, dtype = widened.shape, widened.dtype
+        elif part.get_dtype() in _DTYPES:
+            shape, dtype = tuple(part.get_shape()), _DTYPES[part.get_dtype()]
+        else:
             raise CheckpointError(
                 f"weights must be float32, float16 or bfloat16, {key} of {path} is "
                 f"{part.get_dtype()}; use the unquantised checkpoint"
             )
         self._keys[bare], self._shards[bare], self._paths[bare] = key, shard, path
-        self._shapes[bare] = tuple(part.get_shape())
-        self._dtypes[bare] = _DTYPES[part.get_dtype()]
+        self._shapes[bare], self._dtypes[bare] = shape, dtype
 
     def _settle_oddities(self) -> None:
         """Layouts of other programs that hold the same weights; each is said."""
+        if self._widened:
+            logger.warning(
+                "%s has %d weights in bits of bitsandbytes, which are widened while they are read",
+                self.name,
+                len(self._widened),
+            )
         # A tied table is saved once, under the name that comes first in the alphabet.
         self._table = _HEAD if _HEAD in self._keys and _EMBED not in self._keys else _EMBED
         if self._table == _HEAD:
@@ -293,6 +309,8 @@ class HFReader:
         """In how many of the first rows head and embedding differ; 0 where they are one table."""
         if not {_HEAD, _EMBED} <= self._keys.keys():
             return 0
+        if self._widened.keys() & {self._keys[_HEAD], self._keys[_EMBED]}:
+            return num_tokens  # two tables, one of them rounded
         head, table = (self._shards[k].get_slice(self._keys[k]) for k in (_HEAD, _EMBED))
         if head.get_shape()[1:] != table.get_shape()[1:]:
             return 0
@@ -314,12 +332,25 @@ class HFReader:
 
     def _get(self, torch_name: str, config: PaliGemmaConfig, shard: Any) -> Tensor:
         bare = self._bare(torch_name, config)
-        tensor = shard.get_tensor(self._keys[bare])
+        key = self._keys[bare]
+        tensor = self._widen(key) if key in self._widened else shard.get_tensor(key)
         if tensor.dtype == torch.float64:
             tensor = cast(tensor, torch.float32, torch_name)
         if bare == _PATCH and self._channels_last:
             tensor = tensor.permute(0, 3, 1, 2)
         return from_file(torch_name, tensor, parameter_shapes(config)[torch_name])
+
+    def _widen(self, key: str) -> Tensor:
+        def read(part: str) -> Tensor:
+            with open_safetensors(self._file_of[part]) as file:
+                return file.get_tensor(part)
+
+        return self._widened[key].read(read)
+
+    @property
+    def has_widened(self) -> bool:
+        """Whether the file has weights in bits of bitsandbytes, which are widened."""
+        return bool(self._widened)
 
     def tensors(self, config: PaliGemmaConfig) -> Iterator[tuple[str, Tensor]]:
         """(torch name, tensor) of every parameter."""

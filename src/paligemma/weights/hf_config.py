@@ -26,6 +26,8 @@ from paligemma.weights.dtypes import dtype_name
 Conventions = Literal["big_vision", "transformers"]
 CONVENTIONS: tuple[Conventions, ...] = ("big_vision", "transformers")
 EXTRA = "paligemma"
+# Object of config.json about weights in fewer bits.
+BITS = "quantization_config"
 
 _VISION_DEFAULTS = {
     "hidden_size": 768,

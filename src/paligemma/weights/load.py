@@ -22,12 +22,14 @@ from paligemma.kernels.packed_layers import PackedEmbedding, PackedLinear, packe
 from paligemma.model import PaliGemmaModel
 from paligemma.model.siglip import resize_position_table
 from paligemma.processing.added_tokens import IMAGE_PIECE, added_tokens
+from paligemma.weights import bitsandbytes
 from paligemma.weights.big_vision import BigVisionReader
 from paligemma.weights.catalog import resolve
 from paligemma.weights.dtypes import cast, dtype_name, parse_dtype, require_numbers
 from paligemma.weights.hashes import require_hub_bytes
 from paligemma.weights.hf import HFReader
 from paligemma.weights.hf_config import (
+    BITS,
     Conventions,
     by_conventions,
     config_from_hf,
@@ -81,6 +83,7 @@ def open_weights(checkpoint: Checkpoint) -> Reader:
     if checkpoint.layout == "packed":
         return PackedReader(*checkpoint.weights)
     if checkpoint.layout == "hf":
+        bitsandbytes.require_known_bits(checkpoint.config)
         return HFReader(checkpoint.weights)
     return BigVisionReader(NpzReader(checkpoint.weights))
 
@@ -97,6 +100,8 @@ def read_config(
         raw = read_json(checkpoint.config)
         if isinstance(weights, PackedReader):
             raw = weights.plain_config(raw)
+        elif isinstance(weights, HFReader) and weights.has_widened:
+            raw = {key: value for key, value in raw.items() if key != BITS}
         config = _with_added_tokens(config_from_hf(raw, conventions=conventions), checkpoint)
     elif isinstance(weights, BigVisionReader):
         config = by_conventions(weights.infer_config(), conventions)

@@ -22,12 +22,11 @@ from paligemma.kernels.packed_layers import PackedWeight, packed_weights
 from paligemma.kernels.packed_matrix import ALIGNMENT, LAYOUT, PackedMatrix
 from paligemma.model import PaliGemmaModel
 from paligemma.weights.dtypes import cast, require_numbers
+from paligemma.weights.hf_config import BITS
 from paligemma.weights.model_files import PACKED_NAME
 from paligemma.weights.safetensors_file import SafetensorsFile, open_safetensors
 from paligemma.weights.shapes import compare_shapes, parameter_shapes
 
-# Object of config.json by which other programs know that they cannot read the weights.
-FIELD = "quantization_config"
 _METHOD = "paligemma-panels"
 _REMEDY = "convert the original again"
 _MAX_SHOWN = 100
@@ -131,12 +130,12 @@ class PackedReader:
         Raises:
             CheckpointError: it states other kinds than the file.
         """
-        if raw.get(FIELD) != packed_field(self.quant):
+        if raw.get(BITS) != packed_field(self.quant):
             raise CheckpointError(
-                f"{FIELD} of config.json must be that of {self.name}, {self.quant}, got "
-                f"{str(raw.get(FIELD))[:_MAX_SHOWN]}; copy both from one place, or {_REMEDY}"
+                f"{BITS} of config.json must be that of {self.name}, {self.quant}, got "
+                f"{str(raw.get(BITS))[:_MAX_SHOWN]}; copy both from one place, or {_REMEDY}"
             )
-        return {key: value for key, value in raw.items() if key != FIELD}
+        return {key: value for key, value in raw.items() if key != BITS}
 
     def problems(self, config: PaliGemmaConfig) -> list[str]:
         """Every missing, unexpected and misshaped tensor, one sentence each."""

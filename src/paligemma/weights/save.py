@@ -25,7 +25,7 @@ from paligemma.weights.big_vision import BigVisionReader, write_npz
 from paligemma.weights.catalog import resolve
 from paligemma.weights.dtypes import cast, parse_dtype
 from paligemma.weights.hashes import require_hub_bytes
-from paligemma.weights.hf_config import hf_config, rounded_embed_scale, stored_embed_scale
+from paligemma.weights.hf_config import BITS, hf_config, rounded_embed_scale, stored_embed_scale
 from paligemma.weights.load import open_weights, read_config, require_fit
 from paligemma.weights.model_files import (
     CODECS,
@@ -37,7 +37,7 @@ from paligemma.weights.model_files import (
     npz_names,
 )
 from paligemma.weights.npz import NpzWriter
-from paligemma.weights.packed_file import FIELD, PackedReader, packed_field, write_packed
+from paligemma.weights.packed_file import PackedReader, packed_field, write_packed
 from paligemma.weights.safetensors_file import INDEX_NAME, SafetensorsWriter
 from paligemma.weights.shapes import few, parameter_shapes
 from paligemma.whole_file import staging_folder, whole_file
@@ -260,7 +260,7 @@ def _write(
     num_rows = config.vocab.size
     field = {}
     if plan.quant is not None:
-        field = {FIELD: packed_field(plan.quant)}
+        field = {BITS: packed_field(plan.quant)}
         write_packed(folder, config, plan.quant, source.stream())
     elif plan.layout == "npz":
         if not config.text.tied_head:
