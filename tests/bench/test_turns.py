@@ -199,6 +199,7 @@ def test_a_text_half_has_no_picture_and_no_answer_to_compare(ask: Any, tmp_path:
         (["--peer-model", __file__], "need --peer"),
         (["--peer", "transformers", "--prompt-tokens", "4,8"], "one number"),
         (["--peer", "transformers", "--estimate"], "no --estimate"),
+        (["--peer", "transformers", "--image-size", "448"], "its own resolution, got 448"),
         (["--peer", "ollama"], "transformers"),
     ],
 )

@@ -71,10 +71,10 @@ def comparison_table(made: Comparison, options: BenchOptions, machine: Mapping[s
             "llama.cpp reads text of as many tokens as picture and prompt have, with the weights "
             "of its own file: prompt and decode are compared, answers are not"
         )
-    elif made.agreement is None:
-        lines.append("weights are not the same: answers are not compared")
-    else:
+    elif made.agreement is not None:
         lines.append(_agreement(made.agreement))
+    elif not made.failures:
+        lines.append("weights are not the same: answers are not compared")
     versions = ", ".join(f"{one} {made.versions[one]}" for one in engines)
     lines.append(f"{versions}; {machine['cpu']}, {machine['threads']} threads")
     return "\n".join(lines)

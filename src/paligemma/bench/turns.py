@@ -228,6 +228,11 @@ def _tasks(
         own: dict[str, Any] = {"file": str(peer.model)}
     else:
         folder = peer.model
+        if subject.image_size_px is not None and not subject.is_random:
+            raise ConfigError(
+                "transformers reads a checkpoint at its own resolution, got "
+                f"{subject.image_size_px} px; leave that out, or measure --random weights"
+            )
         if folder is None and not subject.is_random:
             found = resolve(subject.name)
             if found.layout != "hf":
