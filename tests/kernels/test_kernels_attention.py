@@ -84,7 +84,7 @@ def test_capped_scores_are_held_a_few_queries_at_a_time(
 
     whole = mixed()
     for at_once in (1, 3 * 2 * 4 * 7):
-        monkeypatch.setattr("paligemma.kernels.attention._SCORES_AT_ONCE", at_once)
+        monkeypatch.setattr("paligemma.kernels.attention.SCORES_AT_ONCE", at_once)
         for found, expected in zip(mixed(), whole, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 

@@ -268,7 +268,7 @@ def test_the_rows_of_a_long_prompt_are_widened_a_few_at_a_time_with_the_same_bit
     x = torch.randn(3, 11, mlp.gate.matrix.k, generator=torch.Generator().manual_seed(7))
     with torch.inference_mode():
         whole = mlp(x)
-        monkeypatch.setattr("paligemma.model.gemma._ROWS_AT_ONCE", 4)
+        monkeypatch.setattr("paligemma.model.gemma.ROWS_AT_ONCE", 4)
         assert torch.equal(mlp(x), whole)
     assert torch.equal(mlp(x), whole)  # as with gradients
 

@@ -11,16 +11,18 @@ from paligemma.adapt.quant import Quant, place_quantised
 from paligemma.bench.machine import free_memory_bytes
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ConfigError
+from paligemma.kernels.attention import SCORES_AT_ONCE
 from paligemma.kernels.nf4 import NF4Linear
 from paligemma.kernels.packed_layers import packed_weights
 from paligemma.kernels.packed_matrix import packed_bytes
 from paligemma.model import PaliGemmaModel
+from paligemma.model.gemma import ROWS_AT_ONCE
 from paligemma.weights.shapes import parameter_shapes
 
 # Python with torch, and the memory whose bandwidth is measured.
 _PROCESS = 550_000_000
 # Arrays of scores of capped attention that are in memory at once.
-_SCORES = 2
+_SCORES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +70,19 @@ def estimate(
     text, slots = config.text, config.num_image_tokens + num_tokens
     kv_width = text.num_kv_heads * text.head_dim
     cache = 2 * text.depth * slots * kv_width * cache_bytes
-    # Gate, up and their product in float32, and that product as the inputs of the next matrix.
-    activations = slots * (14 * text.mlp_dim + 16 * text.width)
+    # Gate and up in float32, and their product as the inputs of the next matrix.
+    widened = num_rows * slots
+    if quant is not None and quant.is_packed:
+        widened = min(widened, ROWS_AT_ONCE)
+    activations = widened * 14 * text.mlp_dim + num_rows * slots * 16 * text.width
     if text.attn_softcap is not None:
-        activations += _SCORES * 4 * text.num_heads * slots**2
+        scores = num_rows * text.num_heads * slots**2
+        activations += _SCORES * 4 * min(scores, SCORES_AT_ONCE)
     logits = 4 * config.vocab.size
     return Memory(
         weights=held,
         loading=peak - held,
-        answering=num_rows * (cache + activations + logits),
+        answering=num_rows * (cache + logits) + activations,
     )
 
 

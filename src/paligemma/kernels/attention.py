@@ -14,7 +14,7 @@ MASKED_SCORE = -2.3819763e38
 
 # Capped scores that are held at a time, 64 MB of each of a few temporaries; at 896 px all scores of
 # a layer of the 10B are more than a gigabyte.
-_SCORES_AT_ONCE = 1 << 24
+SCORES_AT_ONCE = 1 << 24
 
 
 def soft_cap(x: Tensor, cap: float) -> Tensor:
@@ -109,7 +109,7 @@ def _attend_capped(
 ) -> Tensor:
     """The definition, few queries at a time where all scores would take much memory."""
     batch, num_queries, num_heads, _ = q.shape
-    at_once = max(_SCORES_AT_ONCE // (batch * num_heads * k.shape[1]), 1)
+    at_once = max(SCORES_AT_ONCE // (batch * num_heads * k.shape[1]), 1)
     if num_queries <= at_once:
         return _attend_capped_at_once(q, k, v, mask, scale=scale, softcap=softcap)
     parts = [

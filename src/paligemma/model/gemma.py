@@ -20,7 +20,7 @@ from paligemma.model.attention import apply_rope, rope_tables, sliding_window_ma
 from paligemma.model.kv_cache import KVCache
 
 # Of a packed MLP, whose widened rows would be half a gigabyte at 896 px.
-_ROWS_AT_ONCE = 960
+ROWS_AT_ONCE = 960
 
 
 class RMSNorm(nn.Module):
@@ -97,7 +97,7 @@ class MLP(nn.Module):
         if torch.is_grad_enabled() or not isinstance(self.gate, PackedLinear):
             return self.down(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
         # A packed layer gives a row the same bits in any company: few rows are widened at a time.
-        rows = x.flatten(0, -2).split(_ROWS_AT_ONCE)
+        rows = x.flatten(0, -2).split(ROWS_AT_ONCE)
         return torch.cat([self._in_place(some) for some in rows]).view_as(x)
 
     def _in_place(self, x: Tensor) -> Tensor:
