@@ -69,7 +69,16 @@ def logits_after(
             ahead = () if row.over_allowed else _must_follow(row.grammar)
             reading[place] = [*row.unread, *islice(ahead, most - 1)]
     if reading:
-        found.update(_read(model, cache, rows, reading))
+        logits = _read(model, cache, rows, reading)
+        of_rows = logits.split([len(run) for run in reading.values()])
+        for (place, run), of_row in zip(reading.items(), of_rows, strict=True):
+            row = rows[place]
+            found[place], *ahead = of_row[len(row.unread) - 1 :]
+            row.ahead.extend(ahead)
+            row.unread.clear()
+            row.position += len(run)
+        if len(logits) == len(reading) == len(rows):
+            return logits  # one token of each row, and nothing to copy
     if not found:
         return torch.zeros(len(rows), model.config.vocab.size)
     nothing = next(iter(found.values()))
@@ -81,27 +90,19 @@ def _read(
     cache: KVCache,
     rows: Sequence[DecodeRow],
     reading: dict[int, list[int]],
-) -> Iterator[tuple[int, Tensor]]:
-    """Read tokens in one pass; the logits float32[V] that come next in each place."""
+) -> Tensor:
+    """Read tokens in one pass: float32[N, V], the logits after each, row by row."""
     ids = None
     if all(rows[place].over_allowed for place in reading):
         ids = _that_matter([rows[place].grammar for place in reading])
     run_of = [(place, k) for place, run in reading.items() for k in range(len(run))]
-    logits = model.decode_runs(
+    return model.decode_runs(
         torch.tensor([reading[place][k] for place, k in run_of]),
         torch.tensor([place for place, _ in run_of]),
         torch.tensor([rows[place].position + k for place, k in run_of]),
         cache,
         ids,
     )
-    start = 0
-    for place, run in reading.items():
-        row, of_row = rows[place], logits[start : start + len(run)]
-        start += len(run)
-        row.ahead.extend(of_row[len(row.unread) - 1 :])
-        row.unread.clear()
-        row.position += len(run)
-        yield place, row.ahead.popleft()
 
 
 def _that_matter(grammars: Sequence[RowGrammar | None]) -> list[range] | None:
