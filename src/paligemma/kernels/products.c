@@ -297,12 +297,23 @@ static void tile_plain(int kind, int m, const span *s, sums *a) {
 }
 
 #if defined(__x86_64__)
+/* Masks that stay in memory: a tile of six rows has a register for everything else. */
+#define MASKED_BY(vector, mask) __asm__("vpand %1, %0, %0" : "+x"(vector) : "m"(mask))
+static const _Alignas(32) uint8_t FOUR_BITS[32] = {
+    15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15,
+    15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15};
+static const _Alignas(16) uint16_t HALF_SIGN[8] = {0x8000, 0x8000, 0x8000, 0x8000,
+                                                   0x8000, 0x8000, 0x8000, 0x8000};
+static const _Alignas(16) uint16_t HALF_REST[8] = {0x3f80, 0x3f80, 0x3f80, 0x3f80,
+                                                   0x3f80, 0x3f80, 0x3f80, 0x3f80};
+
 /* 2^-8 of eight e4m3 numbers, by way of half precision; the scale of the row holds the rest. */
 AVX2 INLINE __m256 eight_e4m3(const char *w) {
   __m128i v = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)w));
-  __m128i sign = _mm_and_si128(v, _mm_set1_epi16((short)0x8000));
-  __m128i rest = _mm_and_si128(_mm_slli_epi16(v, 7), _mm_set1_epi16(0x3f80));
-  return _mm256_cvtph_ps(_mm_or_si128(sign, rest));
+  __m128i rest = _mm_slli_epi16(v, 7);
+  MASKED_BY(v, HALF_SIGN);
+  MASKED_BY(rest, HALF_REST);
+  return _mm256_cvtph_ps(_mm_or_si128(v, rest));
 }
 
 /* Eight rows (half 0 or 1) of two neighbouring columns of a float panel, as float. */
@@ -442,7 +453,7 @@ AVX2 INLINE void tile_int8(const int m, const span *s, sums *a) {
 /* int4: codes 0..15 times int8 inputs, summed in 16 bits over a group: at most 15*127*16 = 30480, and
    what the start takes off is never more than the whole. */
 AVX2 INLINE void tile_int4(const int m, const span *s, sums *a) {
-  const __m256i four = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
+  const __m256i one = _mm256_set1_epi16(1);
   const char *w = s->w;
   const int8_t *x = s->x;
   const int32_t *start = s->start;
@@ -456,8 +467,9 @@ AVX2 INLINE void tile_int4(const int m, const span *s, sums *a) {
       UNROLL for (int part = 0; part < 2; part++) {
         __m256i low = _mm256_loadu_si256((const __m256i *)(w + q * 64));
         __m256i high = _mm256_loadu_si256((const __m256i *)(w + q * 64 + 32));
-        low = _mm256_and_si256(part ? _mm256_srli_epi16(low, 4) : low, four);
-        high = _mm256_and_si256(part ? _mm256_srli_epi16(high, 4) : high, four);
+        if (part) low = _mm256_srli_epi16(low, 4), high = _mm256_srli_epi16(high, 4);
+        MASKED_BY(low, FOUR_BITS);
+        MASKED_BY(high, FOUR_BITS);
         UNROLL for (int r = 0; r < m; r++) {
           int32_t quad;
           memcpy(&quad, x + ((part * 4 + q) * m + r) * 4, 4);
