@@ -96,7 +96,8 @@ class LoadOptions:
             where it does not.
         quant: weights in fewer bits, see `Quant.parse`. "int4", "int8", "fp8" and "bf16" pack the
             whole model for a CPU and compute in float32, which is mode "exact"; "nf4" keeps the
-            decoder's linear layers in four bits, "nf4:decoder,vision" those of the named parts.
+            decoder's linear layers in four bits, "nf4:decoder,vision" those of the named parts. A
+            folder that `convert` packed has its own, which need not be named.
         allow_url: whether pictures may be fetched from URLs.
         max_pixels: largest picture that is decoded.
         background: colour under transparent parts of pictures, "white" or as CSS writes it; "none"
