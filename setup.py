@@ -28,7 +28,10 @@ setup(
     ext_modules=[
         Extension(
             "paligemma.kernels._native",
-            [f"{KERNELS}/{name}.c" for name in ("threads", "pack", "products", "limits", "step")],
+            [
+                f"{KERNELS}/{name}.c"
+                for name in ("threads", "pack", "products", "check", "limits", "step")
+            ],
             depends=[
                 f"{KERNELS}/{name}.h"
                 for name in (

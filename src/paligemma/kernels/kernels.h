@@ -49,8 +49,15 @@ void pg_input_row(pg_input *in, int row, const float *x);                /* any 
 /* y[r * ldy + 0..15] = rows of `in` times panel `panel` of w; only the rows that w has are written. */
 void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int panel);
 
+/* Rows float[n][k], or bfloat16, `ld` numbers apart, into the panels and scales of w. */
+void pg_pack(const pg_matrix *w, const void *rows, size_t ld, int is_bf16);
+/* y[m, n] = x[m, k] w^T + bias, all float32; `bias` may be NULL. */
+void pg_multiply(const pg_matrix *w, const float *x, size_t ldx, const float *bias, float *y,
+                 size_t ldy, int m);
+
 /* The level of the processor that functions use: 0 plain C, 1 AVX2. */
 int pg_level(void);
+void pg_set_level(int wanted); /* or the best that the processor has */
 
 /* A job's threads take its pieces until none are left; how many threads come does not matter. */
 typedef void (*pg_job)(void *argument, int thread, int team);
