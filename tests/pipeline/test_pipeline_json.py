@@ -54,14 +54,16 @@ def pg() -> PaliGemma:
 
 def test_answers_obey_the_schema_alone_streamed_and_in_a_batch(pg: PaliGemma) -> None:
     encoded = pg.encode_image(DESK)
-    for seed in range(2):
-        how: dict[str, Any] = {"json_schema": SCHEMA, "temperature": 3.0, "seed": seed}
-        text = pg.generate(encoded, PROMPT, **how).text
-        obeys(text)
-        assert "".join(pg.stream(encoded, PROMPT, **how)) == text
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3}
+    how: dict[str, Any] = {"json_schema": schema, "temperature": 3.0, "seed": 2}
+    text = pg.generate(encoded, PROMPT, **how).text
+    assert "".join(pg.stream(encoded, PROMPT, **how)) == text
     together = pg.generate_batch(encoded, [PROMPT, "caption en"], **how)
     assert together[0].text == text
-    obeys(together[1].text)
+    for answer in together:
+        found = json.loads(answer.text)
+        assert 1 <= len(found) <= 3
+        assert all(isinstance(one, bool) for one in found)
 
 
 def test_a_whole_number_is_a_schema_too(pg: PaliGemma) -> None:
@@ -161,10 +163,9 @@ def test_a_schema_in_a_file_reaches_the_answer(
         printed = capfd.readouterr()
         return ended.value.code or 0, printed.out, printed.err
 
-    path.write_text(json.dumps(SCHEMA))
+    path.write_text('{"type": "boolean"}')
     status, out, _ = run(str(path))
-    assert status == 0
-    obeys(out.strip())
+    assert (status, out.strip() in ("true", "false")) == (0, True)
     path.write_text("{'type': 1}")
     status, out, err = run(str(path))
     assert (status, out, "is no JSON" in err) == (2, "", True)
