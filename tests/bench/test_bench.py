@@ -159,6 +159,7 @@ def test_growth_is_measured_at_every_size_and_drawn_with_its_line(
     assert line["departure"] == pytest.approx(farthest)
     root = ElementTree.parse(drawing).getroot()
     svg = "{http://www.w3.org/2000/svg}"
+    assert root.findtext(f"{svg}text") == "tiny, int8"
     assert [len(one.findall(f"{svg}polyline")) for one in root.findall(f"{svg}svg")] == [1, 1, 2]
     drawing.write_text(drawing.read_text().replace("metadata", "user-data"))
     with pytest.raises(ConfigError, match="not written by this program"):

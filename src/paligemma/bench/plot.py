@@ -12,6 +12,7 @@ from paligemma.eval.html import Html, el
 from paligemma.whole_file import DRAWING_MARK, require_free, require_writable, write_whole
 
 _W, _H = 320, 220
+_TOP = 18  # the line above the drawings
 _STYLE = (
     "svg{background:#fff;overflow:visible}text{font:9px sans-serif;fill:#444}.axis{stroke:#ccc}"
     "circle{fill:#1f6f8b}polyline{fill:none;stroke:#1f6f8b}"
@@ -27,8 +28,8 @@ def require_place(path: Path) -> None:
     require_writable(path.parent)
 
 
-def write_plot(figures: Figures, path: Path) -> None:
-    """Write the drawing, whole or not at all.
+def write_plot(figures: Figures, path: Path, *, heading: str) -> None:
+    """Write the drawing under a line that says of what it is, whole or not at all.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -47,9 +48,9 @@ def write_plot(figures: Figures, path: Path) -> None:
             label += f" (line: farthest {line.departure:.1%})"
         charts.append((lines, label))
     drawn = [
-        curves(lines, label, x=_W * place, y=0, width=_W, height=_H)
+        curves(lines, label, x=_W * place, y=_TOP, width=_W, height=_H)
         for place, (lines, label) in enumerate(charts)
     ]
-    view = f"-12 0 {_W * len(charts) + 12} {_H}"
-    start = Html(f"{DRAWING_MARK}<style>{_STYLE}</style>")
-    write_whole(path, [el("svg", start, *drawn, xmlns="http://www.w3.org/2000/svg", viewBox=view)])
+    view = f"-12 0 {_W * len(charts) + 12} {_H + _TOP}"
+    start = [Html(f"{DRAWING_MARK}<style>{_STYLE}</style>"), el("text", heading, x=0, y=11)]
+    write_whole(path, [el("svg", *start, *drawn, xmlns="http://www.w3.org/2000/svg", viewBox=view)])

@@ -41,7 +41,8 @@ def _share(share: float | None, of: str) -> str:
 
 def _spread(figures: Figures) -> str:
     first = sorted(one.first_token_s for one in figures.timings)
-    words = f"{len(first)} repetitions, first token {first[0]:.3f} to {first[-1]:.3f} s"
+    times = f"{len(first)} repetition{'s' * (len(first) > 1)}"
+    words = f"{times}, first token {first[0]:.3f} to {first[-1]:.3f} s"
     return words + _bandwidth(one.limits.bytes_per_s for one in figures.timings)
 
 

@@ -46,11 +46,17 @@ def _sizes(largest: int) -> Callable[[click.Context, click.Parameter, str], tupl
 @click.option(
     "--random", "is_random", is_flag=True, help="The shapes of a published MODEL, random weights."
 )
-@click.option("--image-size", type=click.IntRange(1, 4096), metavar="PX")
+@click.option(
+    "--image-size",
+    type=click.IntRange(1, 4096),
+    metavar="PX",
+    help="Another resolution than the model's.",
+)
 @click.option(
     "--batch",
     "batches",
     default="1",
+    show_default=True,
     callback=_sizes(256),
     metavar="N,N",
     help="Rows decoded at once; three sizes or more show whether the cost grows linearly.",
@@ -63,10 +69,28 @@ def _sizes(largest: int) -> Callable[[click.Context, click.Parameter, str], tupl
     metavar="N,N",
     help="Of the prompt; the least of several holds for everything but the first token.",
 )
-@click.option("--tokens", type=click.IntRange(1, 4096), default=16, show_default=True)
-@click.option("--repetitions", type=click.IntRange(1, 1000), default=3, show_default=True)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1, 4096),
+    default=16,
+    show_default=True,
+    help="Decoded after the first.",
+)
+@click.option(
+    "--repetitions",
+    type=click.IntRange(1, 1000),
+    default=3,
+    show_default=True,
+    help="How often everything is measured.",
+)
 @click.option("--threads", type=click.IntRange(1, 256), help="As many as torch has by default.")
-@click.option("--kv-cache", type=click.Choice(["bfloat16", "float32"]), default="bfloat16")
+@click.option(
+    "--kv-cache",
+    type=click.Choice(["bfloat16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="Precision of keys and values while decoding.",
+)
 @click.option(
     "--estimate", is_flag=True, help="Say how much memory it would take, and load nothing."
 )
@@ -176,10 +200,11 @@ def bench(
     start = time.perf_counter()
     loaded = subject.load()
     load_s = time.perf_counter() - start
+    title = f"{model}{' with random weights' * is_random}, {quant or subject.kind}"
     figures = measure(loaded, options, kind=subject.kind, on_progress=_progress)
     _progress("")
     if plot is not None:
-        write_plot(figures, plot)
+        write_plot(figures, plot, heading=title)
     body: dict[str, Any] = {
         "model": model,
         "random": is_random,
@@ -193,8 +218,7 @@ def bench(
     if as_json:
         echo_json(body)
         return
-    drawn = " with random weights" * is_random
-    click.echo(f"{model}{drawn}, {quant or subject.kind}, {load_s:.1f} s to load")
+    click.echo(f"{title}, {load_s:.1f} s to load")
     click.echo(report.table(figures, body["machine"]))
     click.echo(f"decoding: {body['decoding']}")
 

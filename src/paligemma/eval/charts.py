@@ -182,7 +182,7 @@ def curves(
             el("line", x1=_LEFT, x2=_W - _RIGHT, y1=_y(share), y2=_y(share), class_="axis"),
             el(
                 "text",
-                f"{low + share * (top - low):.3g}",
+                f"{float(f'{low + share * (top - low):.3g}'):g}",
                 x=_LEFT - 5,
                 y=_y(share) + 4,
                 text_anchor="end",
