@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dequantised import dequantise
 from PIL import Image
 from tiny_folder import write_random_tiny
 
 from paligemma import PaliGemma
 from paligemma.adapt.lora import Adapter, LoraConfig
-from paligemma.adapt.quant import dequantise
 from paligemma.adapt.whole_layers import whole_layer
 from paligemma.cli import main
 from paligemma.kernels.linear import Linear

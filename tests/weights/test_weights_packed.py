@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from dequantised import dequantise
 from torch import Tensor
 
 from paligemma.adapt.lora import Adapter, LoraConfig, attach, merge
-from paligemma.adapt.quant import Quant, dequantise
+from paligemma.adapt.quant import Quant
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.kernels.packed_layers import packed_weights
 from paligemma.model import PaliGemmaModel

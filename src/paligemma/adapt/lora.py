@@ -310,17 +310,17 @@ def attach(model: nn.Module, adapter: Adapter) -> None:
             )
     detach(model)
     for name, update in adapter.updates.items():
-        _replace(model, name, AdaptedLinear(layers[name], _beside(update, layers[name])))
+        put_layer(model, name, AdaptedLinear(layers[name], _beside(update, layers[name])))
     for name, layer in adapter.layers.items():
-        _replace(model, name, ReplacedLinear(layers[name], layer))
+        put_layer(model, name, ReplacedLinear(layers[name], layer))
     if rows is not None:
-        _replace(model, EMBEDDING, AdaptedEmbedding(table, rows.to(table.device)))
+        put_layer(model, EMBEDDING, AdaptedEmbedding(table, rows.to(table.device)))
 
 
 def detach(model: nn.Module) -> None:
     """Give a model its own layers back; nothing happens to one without an adapter."""
     for name, module in _adapted(model):
-        _replace(model, name, module.base)
+        put_layer(model, name, module.base)
 
 
 @torch.no_grad()
@@ -340,7 +340,7 @@ def merge(model: nn.Module) -> None:
                 "without quantisation, or let the adapter stay beside it"
             )
     for name, module in adapted:
-        _replace(model, name, module.fold())
+        put_layer(model, name, module.fold())
 
 
 @torch.no_grad()
@@ -394,6 +394,7 @@ def base_layer(model: nn.Module, name: str) -> Any:
     return module.base if isinstance(module, _Attached) else module
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def put_layer(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a layer in the place of the one that has its name."""
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, module)

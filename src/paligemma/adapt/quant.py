@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from paligemma.adapt.lora import PARTS, expand_parts, layer_names
+from paligemma.adapt.lora import PARTS, expand_parts, layer_names, put_layer
 from paligemma.errors import ConfigError
 from paligemma.kernels.linear import Linear, TiedEmbedding
 from paligemma.kernels.nf4 import NF4Linear
@@ -95,7 +95,7 @@ def place_quantised(model: nn.Module, quant: Quant, dtype: torch.dtype) -> None:
         return
     for name in chosen:
         layer: Any = model.get_submodule(name)
-        _put(
+        put_layer(
             model,
             name,
             NF4Linear(
@@ -110,23 +110,7 @@ def _place_packed(model: nn.Module, kinds: Mapping[str, str], head: str) -> None
         if isinstance(module, Linear):
             sizes = (module.in_features, module.out_features)
             packed = PackedLinear(kinds.get(name, _REST), *sizes, bias=module.bias is not None)
-            _put(model, name, packed)
+            put_layer(model, name, packed)
         elif isinstance(module, TiedEmbedding):
             table = (module.num_tokens, module.width)
-            _put(model, name, PackedEmbedding(head, *table, is_tied=module.is_tied))
-
-
-@torch.no_grad()
-def dequantise(model: nn.Module) -> None:
-    """Put linear layers, with the values that the quantised ones stand for, in their place."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, NF4Linear | PackedLinear):
-            plain = Linear(module.in_features, module.out_features, bias=False, device="meta")
-            plain.weight = nn.Parameter(module.dense().to(module.dtype), requires_grad=False)
-            plain.register_parameter("bias", module.bias)
-            _put(model, name, plain)
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, module)
+            put_layer(model, name, PackedEmbedding(head, *table, is_tied=module.is_tied))

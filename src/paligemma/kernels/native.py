@@ -49,7 +49,6 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "pg_use_openmp": (None, (c_void_p, c_void_p, c_void_p)),
     "pg_set_num_threads": (None, (c_int,)),
     "pg_advise_huge": (None, (c_void_p, c_size_t)),
-    "pg_panel_bytes": (c_size_t, (c_int, c_int)),
     "pg_read_speed": (c_double, (c_void_p, c_size_t)),
     "pg_peak_speed": (c_double, (c_int, c_long)),
     "pg_pack": (None, (_MATRIX, c_void_p, c_size_t, c_int)),

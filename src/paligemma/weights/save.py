@@ -229,8 +229,8 @@ def _packing(quant: str, **others: object) -> Quant:
     found = Quant.parse(quant)
     if not found.is_packed:
         raise ConfigError(
-            f"a model is saved packed as {', '.join(PACKED)}, {found.kind} is made while loading; "
-            "convert without quant, and load with it"
+            f"a model is saved packed as {', '.join(PACKED)}, not as {found.kind}, which is made "
+            "while loading; convert without quant, and load with it"
         )
     usual = {"layout": "hf", "spelling": "published", "max_shard_bytes": MAX_SHARD_BYTES}
     named = [name for name, value in others.items() if value and value != usual.get(name)]
