@@ -119,7 +119,10 @@ def test_what_packed_weights_cannot_do_is_one_sentence(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--quant", "nf4"), "a model is saved packed as bf16, int8, int4, fp8, nf4 is made while"),
+        (
+            ("--quant", "nf4"),
+            "a model is saved packed as bf16, int8, int4, fp8, not as nf4, which is",
+        ),
         (("--quant", "int3"), "weights are quantised to"),
         (("--quant", "int4", "--layout", "npz"), "got layout beside"),
         (("--quant", "int4", "--dtype", "bfloat16"), "got dtype beside"),
