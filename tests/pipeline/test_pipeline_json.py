@@ -46,6 +46,14 @@ def obeys(text: str) -> Mapping[str, Any]:
     return found
 
 
+def nested(levels: int) -> dict[str, Any]:
+    """Lists of lists."""
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
 @pytest.fixture(scope="module")
 def pg() -> PaliGemma:
     pytest.importorskip("llguidance")
@@ -69,6 +77,12 @@ def test_answers_obey_the_schema_alone_streamed_and_in_a_batch(pg: PaliGemma) ->
 def test_a_whole_number_is_a_schema_too(pg: PaliGemma) -> None:
     answer = pg.answer(DESK, "how many stars are there?", json_schema={"type": "integer"})
     assert str(int(answer.text)) == answer.text
+
+
+@pytest.mark.parametrize("number", [2**53 - 1, 0, 1 - 2**53, 0.1])
+def test_numbers_are_followed_to_the_last_digit(pg: PaliGemma, number: float) -> None:
+    answer = pg.generate(DESK, PROMPT, json_schema={"const": number})
+    assert json.loads(answer.text) == number
 
 
 @pytest.mark.skipif(native.library() is None, reason=native.describe())
@@ -97,6 +111,10 @@ def test_an_answer_that_its_bound_cuts_is_reported(
         ({"type": "nope"}, "cannot be followed: Invalid type: nope"),
         ({"type": "string", "pattern": "("}, "cannot be followed: regex parse error"),
         ({"$ref": "#/nowhere"}, "cannot be followed: Pointer"),
+        ({"$ref": "#"}, r"nothing to write that the vocabulary can spell \(\w+\)"),
+        ({"enum": ["red", "half a pair \ud800"]}, "cannot be followed: unexpected end of hex"),
+        ({"required": ["\udfff"]}, "cannot be followed: .*surrogate"),
+        (nested(200), "cannot be followed: recursion limit"),
         # The embedded vocabulary has no such letter.
         ({"enum": ["\u0416"]}, "nothing to write that the vocabulary can spell"),
     ],
@@ -115,6 +133,12 @@ def test_a_schema_that_cannot_be_followed_is_refused(
         ("{}", "must be an object of JSON, got str"),
         ({"enum": [print]}, "must be JSON, but"),
         ({"enum": ["a" * 70_000]}, "at most 65536 characters, got 70"),
+        (nested(20_000), "must be JSON, but"),
+        ({"const": 2**53 + 1}, "within 9007199254740991 of 0, .*got 9007199254740993;"),
+        ({"type": "integer", "minimum": 10**30}, "within 9007199254740991 of 0"),
+        ({"properties": {"a": {"maximum": -1e300}}}, "within .*got -1e\\+300"),
+        ({"enum": [float("inf")]}, "within .*got Infinity"),
+        ({"const": float("nan")}, "within .*got NaN"),
     ],
 )
 def test_what_is_no_schema_is_refused_before_anything_is_read(schema: Any, rule: str) -> None:

@@ -19,6 +19,8 @@ from paligemma.errors import ConfigError, MissingExtraError
 from paligemma.vocab import Vocab
 
 MAX_SCHEMA_CHARACTERS = 1 << 16
+# llguidance reads numbers as float64, which would take a larger whole number for a neighbour.
+MAX_SCHEMA_NUMBER = (1 << 53) - 1
 # As Python's json writes: models have seen more of it than of any other spacing.
 _SPACING: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -70,7 +72,10 @@ class JsonGrammar:
     def __init__(self, tokens: JsonTokens, schema: Mapping[str, Any]) -> None:
         matcher = tokens.matcher
         self._tokens = tokens
-        self._grammar = matcher.grammar_from_json_schema(json.dumps(schema), overrides=_SPACING)
+        try:
+            self._grammar = matcher.grammar_from_json_schema(json.dumps(schema), overrides=_SPACING)
+        except ValueError as error:  # half a surrogate pair, too many levels
+            raise ConfigError(f"json_schema cannot be followed: {error!s:.200}") from error
         self._start = matcher(tokens.compiled, self._grammar, log_level=0)
         if self._start.is_error():
             raise ConfigError(f"json_schema cannot be followed: {_reason(self._start)}")
@@ -104,11 +109,12 @@ class JsonGrammar:
 
 
 def _reason(matcher: Any) -> str:
-    return " ".join(matcher.get_error().split())[:200] or "no token follows"
+    words = matcher.get_error().partition("<state>")[0]
+    return " ".join(words.split())[:200] or "no token follows"
 
 
 def require_schema(schema: object) -> None:
-    """Raise ConfigError unless a value is a JSON schema of bounded size."""
+    """Raise ConfigError unless a value is a JSON schema of bounded size and numbers."""
     if not isinstance(schema, Mapping):
         raise ConfigError(f"json_schema must be an object of JSON, got {type(schema).__name__}")
     try:
@@ -119,3 +125,15 @@ def require_schema(schema: object) -> None:
         raise ConfigError(
             f"json_schema must have at most {MAX_SCHEMA_CHARACTERS} characters, got {len(text)}"
         )
+    json.loads(text, parse_int=_followed, parse_float=_followed, parse_constant=_followed)
+
+
+def _followed(number: str) -> float:
+    """A number of a schema, if llguidance follows it and not a neighbour."""
+    found = float(number)
+    if not abs(found) <= MAX_SCHEMA_NUMBER:
+        raise ConfigError(
+            f"numbers of json_schema must lie within {MAX_SCHEMA_NUMBER} of 0, as larger ones are "
+            f"not told apart, got {number:.30}; choose a smaller one"
+        )
+    return found
