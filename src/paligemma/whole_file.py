@@ -123,11 +123,12 @@ def require_free(path: Path, *, overwrite: bool = False) -> None:
     """
     shown = str(path)
     try:
-        if not os.path.lexists(path):
-            return
+        os.lstat(path)
         is_folder = path.is_dir() and not path.is_symlink()  # which no file ever replaces
         if is_folder or overwrite or (not path.is_symlink() and _is_marked(path)):
             return
+    except (FileNotFoundError, NotADirectoryError):
+        return
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"a result needs a place that can be written, got {shown[:200]!r} "

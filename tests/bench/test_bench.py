@@ -127,6 +127,8 @@ def test_the_command_tells_times_memory_and_shares(capsys: pytest.CaptureFixture
         ["--tokens", "0"],
         ["--plot", "speed.png"],
         ["--plot", "speed.svg", "--estimate"],
+        ["--plot", ""],
+        ["--plot", "s" * 300 + ".svg"],
     ],
 )
 def test_sizes_and_plots_without_sense_are_refused(
@@ -136,6 +138,24 @@ def test_sizes_and_plots_without_sense_are_refused(
         main(["bench", *wrong])
     assert left.value.code == 2
     assert len(capsys.readouterr().err) < 1000
+
+
+def test_a_plot_takes_the_place_of_nothing_unless_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, folder = tmp_path / "kept.svg", tmp_path / "folder.svg"
+    kept.write_text("mine")
+    folder.mkdir()
+    words = ["bench", "--tokens", "2", "--repetitions", "1", "--plot"]
+    with monkeypatch.context() as patch:
+        patch.setattr("paligemma.bench.subject.Subject.load", None)  # refused before the work
+        for place, rule in ((kept, "allow it with --overwrite"), (folder, "is a folder")):
+            with pytest.raises(SystemExit) as left:
+                main([*words, str(place)])
+            assert left.value.code == 2
+            assert rule in capsys.readouterr().err
+    main([*words, str(kept), "--overwrite"], standalone_mode=False)
+    assert kept.read_text().startswith("<svg")
 
 
 def test_growth_is_measured_at_every_size_and_drawn_with_its_line(

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,8 @@ def test_engines_that_answer_differently_are_not_compared_in_silence(ask: Any) -
         ([*READY, times(1.0, 1.0, 0.5), times(1.0, 1.0, 0.5)], r"in round 2, .*status -9 .*words"),
         ([*READY, times(1.0, 1.0, 0.5), "rubbish", ""], "in round 1, it answered b'rubbish"),
         ([*READY, times(1.0, 1.0, 0.5), "[1]", ""], "in round 1, .* no JSON object"),
+        ([*READY, times(1.0, 1.0, 0.5), "[" * 60_000, ""], "in round 1, .* no JSON object"),
+        ([*READY, times(1.0, 1.0, 0.5), times(1.0, 1.0, 1e-320), ""], "1e-320 as 1, .*no sensible"),
         (
             [*READY, times(1.0, 1.0, 0.5), "{}", ""],
             "in round 1, it answered {}, which are no times",
@@ -165,6 +168,28 @@ def test_logits_that_are_none_are_a_failure(ask: Any, wrong: list[float], told: 
     assert "10 [10..10]" in out
 
 
+def test_logits_that_were_not_written_lose_nothing_that_was_measured(
+    ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "FAKE", FAKE.replace('"logits" in request', "False"))
+    status, out, err = ask(OURS, "--repetitions", "1")
+    assert status == 1
+    assert re.search("transformers failed when answers .*are not there", err)
+    assert "10 [10..10]" in out
+
+
+def test_llama_cpp_that_is_not_installed_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if find_spec("llama_cpp") is not None:
+        pytest.skip("it is installed here")
+    (tmp_path / "text.gguf").write_bytes(b"GGUF")
+    with pytest.raises(SystemExit) as left:
+        main(["bench", "--peer", "llama.cpp", "--peer-model", str(tmp_path / "text.gguf")])
+    assert left.value.code == 2
+    assert "install llama-cpp-python there" in capsys.readouterr().err
+
+
 def test_engines_that_do_not_fit_together_are_loaded_anew_for_each_turn(
     ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +220,11 @@ def test_a_text_half_has_no_picture_and_no_answer_to_compare(ask: Any, tmp_path:
         (["--peer", "transformers", "--peer-python", "/bin/true"], "status 0.*--peer-python"),
         (["--peer", "llama.cpp"], "--peer-model"),
         (["--peer", "llama.cpp", "--peer-model", "/nowhere/text.gguf"], "/nowhere.*--peer-model"),
-        (["--peer", "llama.cpp", "--peer-model", __file__], "install llama-cpp-python there"),
+        (["--peer", "llama.cpp", "--peer-model", __file__], f"{__file__} is none.*--peer-model"),
+        (["--peer", "llama.cpp", "--peer-model", ""], "an empty name"),
+        (["--peer", "transformers", "--peer-model", __file__], "reads a folder.*--peer-model"),
+        (["--peer", "transformers", "--peer-model", "/nowhere"], "reads a folder.*--peer-model"),
+        (["--peer", "transformers", "--peer-python", ""], "an empty name"),
         (["--peer-model", __file__], "need --peer"),
         (["--peer", "transformers", "--prompt-tokens", "4,8"], "one number"),
         (["--peer", "transformers", "--estimate"], "no --estimate"),

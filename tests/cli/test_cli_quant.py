@@ -85,6 +85,8 @@ def test_a_folder_that_convert_packed_is_a_model_as_any_other(
     [
         (("read", DESK, "--quant", "int4", "--model"), "packed weights keep their kinds"),
         (("read", DESK, "--quant", "nf4", "--model"), "packed weights keep their kinds"),
+        (("bench", "MODEL", "--estimate", "--quant", "int8"), "packed weights keep their kinds"),
+        (("bench", "MODEL", "--peer", "transformers"), "a comparison with transformers needs a"),
         (("read", DESK, "--mode", "bf16", "--model"), "computed in float32, which is mode exact"),
         (
             ("train", "--data", "ROWS", "--output", "OUT", "--model"),

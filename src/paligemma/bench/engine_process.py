@@ -102,7 +102,7 @@ class Worker:
             raise EngineFailed(f"its process ended with status {status}{self._last_words()}")
         try:
             body = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict):
             raise EngineFailed(f"it answered {line[:80]!r}, which is no JSON object")

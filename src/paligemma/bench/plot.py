@@ -20,11 +20,13 @@ _STYLE = (
 )
 
 
-def require_place(path: Path) -> None:
-    """Raise ConfigError unless an SVG can be written there without replacing a user's file."""
+def require_place(path: Path, *, overwrite: bool) -> None:
+    """Raise ConfigError unless an SVG can be written there, see `require_free`."""
     if path.suffix.lower() != ".svg":
         raise ConfigError(f"a plot is written as SVG, got {str(path)!r:.200}; name a .svg file")
-    require_free(path)
+    require_free(path, overwrite=overwrite)
+    if path.is_dir():
+        raise ConfigError(f"a plot is a file, {str(path)!r:.200} is a folder; name another")
     require_writable(path.parent)
 
 

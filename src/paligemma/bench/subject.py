@@ -34,10 +34,10 @@ class Subject:
     image_size_px: int | None = None
     conventions: Conventions = "big_vision"
 
-    @cached_property
+    @property
     def parsed_quant(self) -> Quant | None:
         """Which weights are in fewer bits."""
-        return self._header[2] if self.quant is None else Quant.parse(self.quant)
+        return self._header[2]
 
     @property
     def _is_packed(self) -> bool:
@@ -45,11 +45,12 @@ class Subject:
 
     @cached_property
     def _header(self) -> tuple[PaliGemmaConfig, bool, Quant | None]:
-        """Config, whether the file's weights are bfloat16, and how they are packed in it."""
+        """Config, whether the file's weights are bfloat16, and which are in fewer bits."""
+        quant = None if self.quant is None else Quant.parse(self.quant)
         if self.is_random:
-            return random_config(self.name, self.image_size_px), True, None
+            return random_config(self.name, self.image_size_px), True, quant
         with self._open() as opened:
-            return opened.config, opened.table_dtype == torch.bfloat16, opened.quant
+            return opened.config, opened.table_dtype == torch.bfloat16, opened.chosen(quant)
 
     @property
     def config(self) -> PaliGemmaConfig:

@@ -30,6 +30,8 @@ from paligemma.weights.shapes import parameter_shapes
 _PEER_BYTES = 1_500_000_000
 # First logits that differ by a larger share come from something else than rounding.
 _UNEQUAL = 0.3
+# Seconds and bytes beyond these were not measured.
+_LEAST, _MOST = 1e-9, 1e18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +197,8 @@ class _Turns:
 
 def _number(found: Mapping[str, Any], key: str) -> float:
     number = found.get(key)
-    if type(number) not in (int, float) or not 0 < number < math.inf:  # type: ignore[operator]
-        raise EngineFailed(f"it answered {number!r:.80} as {key}, which is no positive number")
+    if type(number) not in (int, float) or not _LEAST < number < _MOST:  # type: ignore[operator]
+        raise EngineFailed(f"it answered {number!r:.80} as {key}, which is no sensible number")
     return float(number)  # type: ignore[arg-type]
 
 
@@ -219,7 +221,7 @@ def _tasks(
         "batches": options.batches,
     }
     if peer.engine == "llama.cpp":
-        if peer.model is None or not peer.model.is_file():
+        if peer.model is None or not _is_gguf(peer.model):
             raise ConfigError(
                 "llama.cpp reads a GGUF file, "
                 + (f"{peer.model} is none" if peer.model else "none was named")
@@ -228,6 +230,11 @@ def _tasks(
         own: dict[str, Any] = {"file": str(peer.model)}
     else:
         folder = peer.model
+        if folder is not None and not folder.is_dir():
+            raise ConfigError(
+                f"transformers reads a folder, {str(folder)!r:.200} is none; name that of a model "
+                "with --peer-model"
+            )
         if subject.image_size_px is not None and not subject.is_random:
             raise ConfigError(
                 "transformers reads a checkpoint at its own resolution, got "
@@ -235,6 +242,7 @@ def _tasks(
             )
         if folder is None and not subject.is_random:
             found = resolve(subject.name)
+            found.require_plain("a comparison with transformers")
             if found.layout != "hf":
                 raise ConfigError(
                     f"transformers reads safetensors, {subject.name:.200} is {found.layout}; write "
@@ -253,6 +261,13 @@ def _tasks(
     }
 
 
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def _peer_bytes(subject: Subject, peer: Peer) -> int:
     if peer.engine == "llama.cpp":
         assert peer.model is not None
@@ -263,7 +278,10 @@ def _peer_bytes(subject: Subject, peer: Peer) -> int:
 
 def _agreement(ours: Path, theirs: Path) -> dict[str, Any]:
     """How far the first logits lie apart; rows that only fill up the peer's table are left out."""
-    a, b = (np.fromfile(path, np.float32) for path in (ours, theirs))
+    try:
+        a, b = (np.fromfile(path, np.float32) for path in (ours, theirs))
+    except OSError as error:
+        raise EngineFailed(f"its logits are not there ({error.strerror or error})") from error
     if len(b) < len(a):
         raise EngineFailed(f"it has {len(b)} logits, not {len(a)}")
     b = b[: len(a)]

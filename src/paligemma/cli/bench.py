@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.options import DEFAULT_MODEL
+from paligemma.cli.options import DEFAULT_MODEL, NamedPath, overwrite_option
 from paligemma.cli.show import echo_json
 
 if TYPE_CHECKING:
@@ -96,17 +96,20 @@ def _sizes(largest: int) -> Callable[[click.Context, click.Parameter, str], tupl
 )
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE.svg",
     help="Draw speed and growth over the sizes of --batch and --prompt-tokens.",
 )
 @click.option("--peer", type=click.Choice(["transformers", "llama.cpp"]), help="Compare in turns.")
 @click.option(
-    "--peer-python", metavar="PATH", help="A Python that has the peer; this one by default."
+    "--peer-python",
+    type=NamedPath(),
+    metavar="PATH",
+    help="A Python that has the peer; this one by default.",
 )
 @click.option(
     "--peer-model",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="GGUF file for llama.cpp; of transformers another folder than MODEL's.",
 )
 @click.option(
@@ -115,6 +118,7 @@ def _sizes(largest: int) -> Callable[[click.Context, click.Parameter, str], tupl
     help="In which transformers computes; that of MODEL's file by default.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
+@overwrite_option
 def bench(
     model: str,
     quant: str | None,
@@ -129,10 +133,11 @@ def bench(
     estimate: bool,
     plot: Path | None,
     peer: str | None,
-    peer_python: str | None,
+    peer_python: Path | None,
     peer_model: Path | None,
     peer_dtype: str | None,
     as_json: bool,
+    overwrite: bool,
 ) -> None:
     """Measure how fast MODEL answers here: first token, tokens a second, memory.
 
@@ -165,7 +170,7 @@ def bench(
     if plot is not None:
         if peer is not None or estimate:
             raise click.UsageError("--plot goes with neither --peer nor --estimate")
-        require_place(plot)
+        require_place(plot, overwrite=overwrite)
     if threads is not None:
         torch.set_num_threads(threads)
     options = BenchOptions(
@@ -191,7 +196,7 @@ def bench(
     if peer is not None:
         other = Peer(
             engine=peer,
-            python=peer_python or sys.executable,
+            python=str(peer_python or sys.executable),
             model=peer_model,
             dtype=peer_dtype or subject.file_dtype,
         )

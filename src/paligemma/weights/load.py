@@ -262,7 +262,7 @@ class OpenCheckpoint:
         with torch.device("meta"):
             model = PaliGemmaModel(self.config)
         wanted = None if dtype is None else parse_dtype(dtype)
-        quant = self._chosen(quant)
+        quant = self.chosen(quant)
         is_packed = quant is not None and quant.is_packed
         if is_packed:
             _require_packable(quant, wanted, device)
@@ -284,8 +284,12 @@ class OpenCheckpoint:
         logger.info("%s loaded in %.1f s", self.checkpoint.name, time.perf_counter() - start)
         return model.eval()
 
-    def _chosen(self, quant: Quant | None) -> Quant | None:
-        """The quantisation that is asked for, or that of the file."""
+    def chosen(self, quant: Quant | None) -> Quant | None:
+        """The quantisation that is asked for, or that of the file.
+
+        Raises:
+            ConfigError: the file is packed in another one.
+        """
         if self.quant is None or quant in (None, self.quant):
             return quant or self.quant
         raise ConfigError(
