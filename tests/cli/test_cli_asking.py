@@ -259,6 +259,12 @@ def test_rules_of_objects_and_choices_reach_the_answer(paligemma: Run) -> None:
         (("run", DESK, "detect star", "--no-repeats"), "--no-repeats is a rule"),
         (("read", DESK, "--choices", "yes ; "), "has an empty answer"),
         (("read", DESK, "--choices", "9..1"), "9..1 is empty"),
+        (("read", DESK, "--choices", "0.." + "9" * 20), "1 to 100000 answers"),
+        (("read", DESK, "--choices", "\u65e5 ; \u672c"), "that the vocabulary has, got '\u65e5'"),
+        (
+            ("detect", DESK, "star ; \u65e5", "--constrain"),
+            "that the vocabulary has, got ' \u65e5'",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(map(str, value[2:])),
 )

@@ -58,6 +58,8 @@ def test_options_name_a_sampler(options: dict[str, Any], sampler: object) -> Non
         ({"choices": "yes"}, "choices must be a list of answers, got 'yes'"),
         ({"choices": []}, "choices must be 1 to 100000 answers, got 0"),
         ({"choices": range(10**6)}, "choices must be 1 to 100000 answers, got 1000000"),
+        ({"choices": range(10**30)}, "choices must be 1 to 100000 answers"),
+        ({"choices": [1, 10**5000]}, "at most 99 digits"),
         ({"choices": ["yes", ""]}, "a text or a whole number, got ''"),
         ({"choices": [1.5]}, "a text or a whole number, got 1.5"),
     ],

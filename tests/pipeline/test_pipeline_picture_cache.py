@@ -54,6 +54,17 @@ def test_several_questions_about_one_picture_encode_it_once(
     assert ours == theirs
 
 
+def test_writing_to_what_was_handed_out_changes_no_later_answer(
+    make: Callable[..., PaliGemma],
+) -> None:
+    pg = make()
+    first = pg.encode_image(DESK)
+    wanted = first.soft_tokens.clone()
+    for handed in (first, pg.encode_image(DESK)):
+        handed.soft_tokens.numpy()[:] = 7
+    assert torch.equal(pg.encode_image(DESK).soft_tokens, wanted)
+
+
 def test_a_batch_encodes_only_what_is_new_and_each_picture_once(
     make: Callable[..., PaliGemma], encoded: list[int]
 ) -> None:

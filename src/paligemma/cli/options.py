@@ -48,7 +48,7 @@ class Choices(click.ParamType):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[str] | range:
         """The answers."""
-        numbers = re.fullmatch(r"\s*(-?\d{1,9})\.\.(-?\d{1,9})\s*", value)
+        numbers = re.fullmatch(r"\s*(-?\d{1,99})\.\.(-?\d{1,99})\s*", value)
         if numbers is not None:
             low, high = int(numbers[1]), int(numbers[2])
             if low > high:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
@@ -38,6 +39,7 @@ from paligemma.vocab import Vocab
 
 MODES = ("exact", "mixed", "bf16")
 MAX_CHOICES = 100_000
+_CHOICE_BOUND = 10**99
 # Some thirty pictures of 224 px of a 3B model in float32, or one of 896 px.
 PICTURE_CACHE_BYTES = 64 << 20
 
@@ -316,28 +318,34 @@ def _require_choices(choices: object) -> None:
     """Raise ConfigError unless the value is some answers: texts and whole numbers."""
     if isinstance(choices, str | bytes | bytearray) or not isinstance(choices, Sequence):
         raise ConfigError(f"choices must be a list of answers, got {reprlib.repr(choices)}")
-    if not 1 <= len(choices) <= MAX_CHOICES:
-        raise ConfigError(f"choices must be 1 to {MAX_CHOICES} answers, got {len(choices)}")
+    try:
+        count = len(choices)
+    except OverflowError:  # of a range
+        count = sys.maxsize
+    if not 1 <= count <= MAX_CHOICES:
+        raise ConfigError(f"choices must be 1 to {MAX_CHOICES} answers, got {count}")
     for choice in choices:
         if isinstance(choice, bool) or not isinstance(choice, str | Integral) or choice == "":
             raise ConfigError(
                 f"each of the choices must be a text or a whole number, got {reprlib.repr(choice)}"
             )
+        if isinstance(choice, Integral) and abs(int(choice)) >= _CHOICE_BOUND:
+            raise ConfigError("a whole number among the choices must have at most 99 digits")
 
 
 def choice_grammar(
-    vocab: Vocab, encode: Callable[[str], list[int]], options: AnswerOptions
+    vocab: Vocab, spell: Callable[[str], list[int]], options: AnswerOptions
 ) -> ClosedSet | None:
     """The grammar of the option `choices`, if it is stated."""
     if options.choices is None:
         return None
     options.require_one_answer("a grammar")
-    return ClosedSet(vocab=vocab, answers=[encode(str(choice)) for choice in options.choices])
+    return ClosedSet(vocab=vocab, answers=[spell(str(choice)) for choice in options.choices])
 
 
 def object_grammar(
     vocab: Vocab,
-    encode: Callable[[str], list[int]],
+    spell: Callable[[str], list[int]],
     asked: ObjectPrompt,
     options: ObjectOptions,
 ) -> ObjectGrammar:
@@ -345,8 +353,8 @@ def object_grammar(
     bound = {} if options.max_objects is None else {"max_objects": int(options.max_objects)}
     return ObjectGrammar(
         vocab=vocab,
-        labels=[encode(f" {label}") for label in asked.labels],
-        separator=encode(SEPARATOR),
+        labels=[spell(f" {label}") for label in asked.labels],
+        separator=spell(SEPARATOR),
         with_masks=asked.task == "segment",
         no_repeats=bool(options.no_repeats),
         **bound,

@@ -170,8 +170,8 @@ class PaliGemma:
                         f"an answer follows one grammar, got another than constrain for "
                         f"{prefix!r:.100}; leave one out"
                     )
-                encode = self.processor.tokenizer.encode
-                grammar = object_grammar(self.vocab, encode, asks, of_objects)
+                spell = self.processor.tokenizer.spell
+                grammar = object_grammar(self.vocab, spell, asks, of_objects)
                 request = replace(request, constraint=grammar)
             requests.append(request)
         if any(asks is not None and asks.task == "segment" for asks in asked):
@@ -360,7 +360,7 @@ class PaliGemma:
     def _grammar(self, options: AnswerOptions) -> Constraint | None:
         """The grammar of a text, if one is stated."""
         if options.json_schema is None:
-            return choice_grammar(self.vocab, self.processor.tokenizer.encode, options)
+            return choice_grammar(self.vocab, self.processor.tokenizer.spell, options)
         options.require_one_answer("a grammar")
         return JsonGrammar(self._json_tokens, options.json_schema)
 

@@ -67,18 +67,18 @@ class PictureCache:
         return adapter, digest.digest()
 
     def get(self, key: Key) -> Tensor | None:
-        """The soft tokens of a picture, which now counts as asked for last."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
+        """A copy of a picture's soft tokens; the picture now counts as asked for last."""
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key].clone()
 
     def put(self, key: Key, soft_tokens: Tensor) -> None:
-        """Keep the soft tokens of a picture, and forget others where the bound asks for it."""
+        """Keep a copy of a picture's soft tokens, and forget others where the bound asks for it."""
         if key in self._kept or soft_tokens.nbytes > self.max_bytes:
             return
-        # A copy where it is part of a batch, which would stay in memory whole.
-        is_part = soft_tokens.untyped_storage().nbytes() > soft_tokens.nbytes
-        self._kept[key] = soft_tokens.clone() if is_part else soft_tokens
+        # The user may write to what is handed out, and a part of a batch would keep all of it.
+        self._kept[key] = soft_tokens.clone()
         self.num_bytes += soft_tokens.nbytes
         while self.num_bytes > self.max_bytes:
             self._drop(next(iter(self._kept)))

@@ -219,6 +219,20 @@ class Tokenizer:
         parts = _INSIDE_CONTROL.split(text)
         return list(itertools.chain.from_iterable(map(self._backend.encode, parts)))
 
+    def spell(self, text: str) -> list[int]:
+        """Ids of text that a model is to write, see `encode`.
+
+        Raises:
+            PromptError: half a surrogate pair, or a character that the vocabulary lacks.
+        """
+        ids = self.encode(text)
+        if self._backend.find(UNK_PIECE) in ids:
+            raise PromptError(
+                f"an answer must be of characters that the vocabulary has, got {text!r:.100}; name "
+                "other answers or labels"
+            )
+        return ids
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text up to the first EOS; location and mask pieces are spelt out, controls left out.
 
