@@ -18,13 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from paligemma.adapt.quant import Quant
 from paligemma.bench import machine
 from paligemma.bench.costs import (
+    Costs,
     costs_of,
     head_bytes,
     prefill_operations,
     vision_operations,
     weight_bytes,
 )
+from paligemma.bench.machine import Limits
+from paligemma.bench.measure import BenchOptions, Figures, Timing
 from paligemma.bench.memory import estimate, require_room
+from paligemma.bench.plot import write_plot
 from paligemma.bench.random_model import random_config, random_model
 from paligemma.cli import main
 from paligemma.errors import ConfigError, ModelNotFoundError
@@ -184,6 +188,24 @@ def test_growth_is_measured_at_every_size_and_drawn_with_its_line(
     drawing.write_text(drawing.read_text().replace("metadata", "user-data"))
     with pytest.raises(ConfigError, match="not written by this program"):
         main(["bench", "--plot", str(drawing)], standalone_mode=False)
+
+
+def test_a_single_size_is_not_drawn_as_growth(tmp_path: Path) -> None:
+    limits = Limits(bytes_per_s=None, operations_per_s=None)
+    seconds = {1: 0.2, 2: 0.3}
+    timing = Timing(
+        vision_s=1.0, prefills_s={10: 0.2}, rows_s=seconds, steps_s=seconds, limits=limits
+    )
+    costs = Costs(vision_operations=0, prefill_operations=0, step_bytes=0, row_bytes=0)
+    figures = Figures(
+        options=BenchOptions(batches=(1, 2)), costs=costs, timings=(timing,), peak_memory_bytes=None
+    )
+    write_plot(figures, tmp_path / "speed.svg", heading="a <model>")
+    root = ElementTree.parse(tmp_path / "speed.svg").getroot()
+    svg = "{http://www.w3.org/2000/svg}"
+    assert root.findtext(f"{svg}text") == "a <model>"
+    names = [one.get("aria-label") for one in root.findall(f"{svg}svg")]
+    assert names == ["tokens a second, over rows", "seconds to all answers of 17 tokens, over rows"]
 
 
 ESTIMATE = ["bench", "google/paligemma2-28b-pt-224", "--random", "--quant", "int4"]

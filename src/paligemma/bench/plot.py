@@ -42,6 +42,8 @@ def write_plot(figures: Figures, path: Path, *, heading: str) -> None:
     ]
     fitted = figures.lines()
     for name, points in figures.growth().items():
+        if len(points) < 2:
+            continue
         lines: list[tuple[str, Points]]
         lines, label = [("seconds", points)], f"seconds to {name}"
         if line := fitted.get(name):
