@@ -170,6 +170,18 @@ def test_a_part_that_is_missing_is_refused_in_a_sentence(small: Path, missing: s
         load_model(small)
 
 
+def test_parts_of_another_dtype_are_refused_in_a_sentence(small: Path) -> None:
+    path = small / "model.safetensors"
+    tensors = load_file(path)
+    eight, _ = eight_bits(Q, tensors[Q])
+    four, _ = four_bits(Q, tensors[Q], nested=False)
+    # A plain weight beside scales, and magnitudes that are codes of a second table.
+    for parts in (eight | {Q: tensors[Q]}, four | {f"{Q}.absmax": four[f"{Q}.absmax"].byte()}):
+        save_file(tensors | parts, path)
+        with pytest.raises(CheckpointError, match="must have its scales and sizes beside it"):
+            load_model(small)
+
+
 @pytest.mark.parametrize(
     ("stated", "name"),
     [

@@ -63,6 +63,7 @@ class Widened:
     def _eight_bits(self, read: Read) -> Tensor:
         codes, scales = read(self.key), read(_scales_of(self.key))
         _require(scales.shape == self.shape[:1] and scales.dtype == torch.float32)
+        _require(codes.dtype == torch.int8)
         return codes.float().mul_(scales[:, None] / 127)
 
     def _four_bits(self, read: Read) -> Tensor:
@@ -79,6 +80,7 @@ class Widened:
             _require(steps.shape == (-(-num_blocks // size),) and levels.shape == (256,))
             steps = steps.repeat_interleave(size)[:num_blocks]
             magnitudes = levels[magnitudes.int()] * steps + self.state["nested_offset"]
+        _require(magnitudes.is_floating_point())
         every = torch.arange(256)
         pairs = torch.stack([table[every >> 4], table[every & 15]], dim=1)
         values = pairs[codes.int()].flatten()[:count]
