@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from dequantised import dequantise
+from opened_models import logits, opened
 from torch import Tensor
 
 from paligemma.adapt.lora import Adapter, LoraConfig, attach, merge
@@ -33,23 +34,9 @@ def folder(
     return save_model(make_model(config), tmp_path / "model", dtype="bfloat16")
 
 
-def packed(folder: Path, quant: str, **options: Any) -> PaliGemmaModel:
-    with OpenCheckpoint(folder, **options) as opened:
-        return opened.load(quant=Quant.parse(quant))
-
-
 def plain(folder: Path) -> PaliGemmaModel:
-    with OpenCheckpoint(folder) as opened:
-        return opened.load(dtype="float32")
-
-
-@torch.no_grad()
-def logits(model: PaliGemmaModel) -> Tensor:
-    side = model.config.vision.image_size_px
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(2, side, side, 3, generator=generator) * 2 - 1
-    tokens = torch.randint(model.config.vocab.size, (2, 5), generator=generator)
-    return model(model.encode_image(images), tokens, torch.ones_like(tokens))
+    with OpenCheckpoint(folder) as checkpoint:
+        return checkpoint.load(dtype="float32")
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:
@@ -61,13 +48,13 @@ def distance(found: Tensor, wanted: Tensor) -> float:
     [("bf16", 1e-5), ("int8", 0.1), ("fp8", 0.6), ("int4", 0.8), ("int4:vision.mlp", 0.2)],
 )
 def test_packed_models_answer_near_the_plain_one(folder: Path, quant: str, error: float) -> None:
-    model = packed(folder, quant)
+    model = opened(folder, quant)
     assert model.dtype == torch.float32
     assert distance(logits(model), logits(plain(folder))) < error
 
 
 def test_a_packed_model_computes_with_the_values_that_its_weights_stand_for(folder: Path) -> None:
-    model = packed(folder, "fp8")
+    model = opened(folder, "fp8")
     found = logits(model)
     dequantise(model)
     assert distance(logits(model), found) < 1e-4
@@ -75,7 +62,7 @@ def test_a_packed_model_computes_with_the_values_that_its_weights_stand_for(fold
 
 def test_what_is_named_gets_the_kind_and_the_rest_is_bfloat16(folder: Path) -> None:
     def kinds(quant: str) -> dict[str, str]:
-        found = packed_weights(packed(folder, quant))
+        found = packed_weights(opened(folder, quant))
         return {name: weight.kind for name, weight in found.items()}
 
     whole, decoder = kinds("int4"), kinds("int4:decoder,projector")
@@ -108,7 +95,7 @@ def test_float16_and_float32_files_are_packed_too(
     model = make_model(make_config(1))
     for dtype in ("float16", "float32"):
         save_model(model, tmp_path / dtype, dtype=dtype)
-        found = packed(tmp_path / dtype, "int8")
+        found = opened(tmp_path / dtype, "int8")
         assert distance(logits(found), logits(plain(tmp_path / dtype))) < 0.1
         assert {p.dtype for p in found.parameters()} == {torch.float32}
 
@@ -119,7 +106,7 @@ def test_an_npz_and_a_hub_folder_of_one_model_are_packed_alike(
     model = make_model(make_config(2))
     for layout in ("hf", "npz"):
         save_model(model, tmp_path / layout, layout=layout)
-    hf, npz = (packed(tmp_path / layout, "int4") for layout in ("hf", "npz"))
+    hf, npz = (opened(tmp_path / layout, "int4") for layout in ("hf", "npz"))
     mine, theirs = hf.state_dict(), npz.state_dict()
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -131,28 +118,28 @@ def test_a_head_of_its_own_is_packed_beside_the_table(
     config = make_config(1)
     config = replace(config, text=replace(config.text, tied_head=False))
     save_model(make_model(config), tmp_path / "model")
-    model = packed(tmp_path / "model", "int8")
+    model = opened(tmp_path / "model", "int8")
     assert packed_weights(model).keys() >= TABLES
     assert distance(logits(model), logits(plain(tmp_path / "model"))) < 0.1
 
 
 def test_the_position_table_is_resized_as_ever(folder: Path) -> None:
-    model = packed(folder, "int8", image_size_px=42)
-    with OpenCheckpoint(folder, image_size_px=42) as opened:
-        wanted = opened.load(dtype="float32")
+    model = opened(folder, "int8", image_size_px=42)
+    with OpenCheckpoint(folder, image_size_px=42) as checkpoint:
+        wanted = checkpoint.load(dtype="float32")
     assert torch.equal(model.vision.pos_embedding, wanted.vision.pos_embedding)
     assert distance(logits(model), logits(wanted)) < 0.1
 
 
 @pytest.mark.parametrize("conventions", ["big_vision", "transformers"])
 def test_the_factor_of_embeddings_is_rounded_as_the_file_is(folder: Path, conventions: Any) -> None:
-    with OpenCheckpoint(folder, conventions=conventions) as opened:
-        wanted = opened.load().text.embed_scale
-    assert packed(folder, "int4", conventions=conventions).text.embed_scale == wanted
+    with OpenCheckpoint(folder, conventions=conventions) as checkpoint:
+        wanted = checkpoint.load().text.embed_scale
+    assert opened(folder, "int4", conventions=conventions).text.embed_scale == wanted
 
 
 def test_nothing_of_the_file_stays_mapped(folder: Path) -> None:
-    model = packed(folder, "int8")
+    model = opened(folder, "int8")
     maps = Path("/proc/self/maps")
     if maps.exists():
         assert str(folder) not in maps.read_text()
@@ -160,7 +147,7 @@ def test_nothing_of_the_file_stays_mapped(folder: Path) -> None:
 
 
 def test_an_adapter_works_beside_packed_weights_and_is_not_merged_into_them(folder: Path) -> None:
-    exact, few = plain(folder), packed(folder, "int8")
+    exact, few = plain(folder), opened(folder, "int8")
     config = LoraConfig(rank=4, parts=("decoder", "vision", "projector"), dora=True)
     for model in (exact, few):
         before = logits(model)
@@ -177,7 +164,7 @@ def test_an_adapter_works_beside_packed_weights_and_is_not_merged_into_them(fold
 
 def test_a_packed_model_is_not_saved_as_a_plain_one(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="only a plain model can be saved"):
-        save_model(packed(folder, "int4"), tmp_path / "out")
+        save_model(opened(folder, "int4"), tmp_path / "out")
 
 
 @pytest.mark.parametrize("quant", ["int8", "int4", "fp8", "bf16", "nf4"])
@@ -189,4 +176,4 @@ def test_weights_that_are_no_numbers_are_refused_and_never_rounded_to_some(
     model.text.blocks[1].mlp.down.weight.data[3, 5] = value
     folder = save_model(model, tmp_path / "model", dtype="bfloat16")
     with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.down\.weight has NaN or infinity"):
-        packed(folder, quant)
+        opened(folder, quant)

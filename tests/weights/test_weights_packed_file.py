@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from opened_models import logits, opened
 
 from paligemma.adapt.quant import Quant
 from paligemma.errors import CheckpointError, ConfigError, PaliGemmaError
 from paligemma.kernels import native
 from paligemma.kernels.packed_layers import packed_weights
 from paligemma.model import PaliGemmaModel
-from paligemma.weights.load import OpenCheckpoint, load_model
+from paligemma.weights.load import load_model
 from paligemma.weights.model_files import PACKED_NAME
 from paligemma.weights.save import convert, save_model
 
@@ -43,20 +43,6 @@ def packed(make_config: Make, make_model: Make, tmp_path: Path) -> Path:
     """A packed checkpoint in int8, whose scales lie beside the panels."""
     plain = save_model(make_model(make_config(1)), tmp_path / "plain")
     return convert(plain, tmp_path / "packed", quant="int8")
-
-
-def opened(folder: Path, quant: str | None = None, **options: Any) -> PaliGemmaModel:
-    with OpenCheckpoint(folder, **options) as checkpoint:
-        return checkpoint.load(quant=None if quant is None else Quant.parse(quant))
-
-
-@torch.no_grad()
-def logits(model: PaliGemmaModel) -> Tensor:
-    side = model.config.vision.image_size_px
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(2, side, side, 3, generator=generator) * 2 - 1
-    tokens = torch.randint(model.config.vocab.size, (2, 5), generator=generator)
-    return model(model.encode_image(images), tokens, torch.ones_like(tokens))
 
 
 @pytest.mark.parametrize(

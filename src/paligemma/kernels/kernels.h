@@ -47,6 +47,8 @@ void pg_input_place(pg_input *in, void *memory, int kind, int m, int k); /* memo
 void pg_input_row(pg_input *in, int row, const float *x);                /* any thread, any order */
 
 /* y[r * ldy + 0..15] = rows of `in` times panel `panel` of w; only the rows that w has are written. */
+/* Panels that a thread takes at once: enough bytes to read in one go, and some turns for every thread. */
+int pg_panels_at_once(const pg_matrix *w, int num_panels, int team);
 void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int panel);
 
 /* Rows float[n][k], or bfloat16, `ld` numbers apart, into the panels and scales of w. */

@@ -637,6 +637,12 @@ static void unit(const product *a, int first_panel, int first_tile, sums *waitin
              a->y + (size_t)tile * PG_TILE * a->ldy + panel * 16, a->ldy);
 }
 
+int pg_panels_at_once(const pg_matrix *w, int num_panels, int team) {
+  int count = (int)(TILE_BYTES / pg_panel_bytes(w->kind, w->k)), most = num_panels / (4 * team);
+  count = count < most ? count : most;
+  return count > 1 ? count : 1;
+}
+
 static void product_job(void *p, int thread, int team) {
   product *a = p;
   const pg_matrix *w = a->w;
@@ -651,9 +657,7 @@ static void product_job(void *p, int thread, int team) {
   }
   pg_await(&a->rows_ready, m);
   if (m < MANY_ROWS) {
-    int step = (int)(TILE_BYTES / pg_panel_bytes(w->kind, w->k)), most = panels / (4 * team);
-    step = step > most ? most : step;
-    step = step < 1 ? 1 : step;
+    int step = pg_panels_at_once(w, panels, team);
     while ((at = atomic_fetch_add(&a->next_unit, step)) < panels)
       for (int panel = at; panel < at + step && panel < panels; panel++)
         panel_product(w, &a->in, a->bias, a->y + panel * 16, a->ldy, panel);

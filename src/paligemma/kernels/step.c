@@ -144,16 +144,6 @@ static void run(worker *k, int all, int count, void (*prepare)(worker *, int is_
   pg_await(&p->done, all);
 }
 
-/* Panels to take at once: enough bytes to read in one go, and some turns for every thread. */
-static int panels_at_once(const pg_matrix *w, int num_panels, int num_threads) {
-  static const int bits[PG_NUM_KINDS] = {[PG_F32] = 32, [PG_BF16] = 16, [PG_FP8] = 8,
-                                         [PG_INT8] = 8, [PG_INT4] = 5,  [PG_NF4] = 5};
-  int bytes = PG_PANEL * w->k / 8 * bits[w->kind];
-  int most = num_panels / (4 * num_threads), count = (1 << 17) / (bytes + 1);
-  count = count < most ? count : most;
-  return count > 1 ? count : 1;
-}
-
 static int num_panels(const pg_matrix *w) { return (w->n + PG_PANEL - 1) / PG_PANEL; }
 
 /* ------------------------------------------------------------------ inputs */
@@ -216,7 +206,7 @@ static void product(worker *k, void (*make)(worker *, int row, int keeps), const
   k->make = make;
   pg_input_place(&k->in, k->input, w->kind, m, w->k);
   if (many) run(k, m, 1, NULL, make_some);
-  run(k, all, panels_at_once(w, all, k->num_threads), many ? NULL : make_all, work);
+  run(k, all, pg_panels_at_once(w, all, k->num_threads), many ? NULL : make_all, work);
 }
 
 /* The stream that was written is the one to be read. */

@@ -159,20 +159,20 @@ class PaliGemma:
         of_answer, of_objects = chosen_for_asking(options)
         prefixes = self.processor.prefixes(prompt) if image is not None else (prompt,)
         asked = [prompts.object_prompt(prefix) for prefix in prefixes]
-        requests = []
+        requests, grammar = [], self._grammar(of_answer)
         for prefix, asks in zip(prefixes, asked, strict=True):
             bound = MAX_OBJECT_TOKENS if asks else MAX_TEXT_TOKENS
-            request = self._request(prefix, of_answer, bound)
+            request = self._request(prefix, of_answer, bound, grammar)
             if asks and of_objects.constrain:
                 of_answer.require_one_answer("a grammar")
-                if request.constraint is not None:
+                if grammar is not None:
                     raise ConfigError(
                         f"an answer follows one grammar, got another than constrain for "
                         f"{prefix!r:.100}; leave one out"
                     )
                 spell = self.processor.tokenizer.spell
-                grammar = object_grammar(self.vocab, spell, asks, of_objects)
-                request = replace(request, constraint=grammar)
+                of_labels = object_grammar(self.vocab, spell, asks, of_objects)
+                request = replace(request, constraint=of_labels)
             requests.append(request)
         if any(asks is not None and asks.task == "segment" for asks in asked):
             _ = self.mask_codec  # A codec that cannot be read is reported before the model runs.
@@ -262,7 +262,10 @@ class PaliGemma:
                 "ask a single prompt with generate"
             )
         of_answer = chosen(AnswerOptions, options)
-        requests = [self._request(prompt, of_answer, MAX_TEXT_TOKENS) for prompt in prompts]
+        grammar = self._grammar(of_answer)
+        requests = [
+            self._request(prompt, of_answer, MAX_TEXT_TOKENS, grammar) for prompt in prompts
+        ]
         if images is None:
             return self._texts(requests)
         if isinstance(images, EncodedImage):
@@ -286,7 +289,8 @@ class PaliGemma:
         """
         of_answer = chosen(AnswerOptions, options)
         of_answer.require_one_answer("a stream")
-        request = self._request(prompt, of_answer, MAX_TEXT_TOKENS)
+        grammar = self._grammar(of_answer)
+        request = self._request(prompt, of_answer, MAX_TEXT_TOKENS, grammar)
         if image is not None:
             request = about(request, self.encode_image(image, adapter=of_answer.adapter))
         steps = checked(self.engine.stream(request), on_cut=lambda: warn_of_cuts(1, [request]))
@@ -345,7 +349,13 @@ class PaliGemma:
 
     # Answering
 
-    def _request(self, prompt: str, options: AnswerOptions, max_new_tokens: int) -> Request:
+    def _request(
+        self,
+        prompt: str,
+        options: AnswerOptions,
+        max_new_tokens: int,
+        grammar: Constraint | None,
+    ) -> Request:
         """A checked request for text alone, made before any picture is read."""
         self.adapters.require(options.adapter)
         return Request(
@@ -353,7 +363,7 @@ class PaliGemma:
             soft_tokens=None,
             decoder=options.decoder(self.settings, self.vocab, max_new_tokens),
             best_of=options.best_of,
-            constraint=self._grammar(options),
+            constraint=grammar,
             adapter=options.adapter,
         )
 
