@@ -68,6 +68,18 @@ def test_a_product_is_that_of_the_values_which_the_bytes_stand_for(kind: str, le
                 assert np.abs(y - exact).max() <= (2e-6 * scale + 1e-9).max(), (n, k, num_rows)
 
 
+@pytest.mark.parametrize("columns", [1, 2, 33])
+def test_a_float_tile_adds_products_of_six_rows_of_inputs(columns: int, level: int) -> None:
+    generator = torch.Generator().manual_seed(columns)
+    panel, inputs = (torch.randn(columns, n, generator=generator) for n in (16, 6))
+    sums = torch.randn(6, 16, generator=generator)
+    wanted = sums.double() + inputs.double().T @ panel.double()
+    native.on_all_threads().pg_float_tile(
+        panel.data_ptr(), inputs.data_ptr(), columns, sums.data_ptr()
+    )
+    assert torch.allclose(sums.double(), wanted, rtol=0, atol=1e-5)
+
+
 def hard_rows(n: int, k: int) -> torch.Tensor:
     """Outliers, zeros, ties of rounding, subnormals and numbers too large for a half."""
     generator = torch.Generator().manual_seed(1)

@@ -57,6 +57,10 @@ void pg_pack(const pg_matrix *w, const void *rows, size_t ld, int is_bf16);
 void pg_multiply(const pg_matrix *w, const float *x, size_t ldx, const float *bias, float *y,
                  size_t ldy, int m);
 
+/* sums[6][16] += inputs[columns][6] times a float panel [columns][16], for each output a chain of fused
+   multiplications in the order of the columns. */
+void pg_float_tile(const float *panel, const float *inputs, int columns, float *sums);
+
 /* The level of the processor that functions use: 0 plain C, 1 AVX2. */
 int pg_level(void);
 void pg_set_level(int wanted); /* or the best that the processor has */

@@ -58,6 +58,7 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
         None,
         (_MATRIX, c_void_p, c_size_t, c_void_p, c_void_p, c_size_t, c_int),
     ),
+    "pg_float_tile": (None, (c_void_p, c_void_p, c_int, c_void_p)),
     "pg_set_bytes_a_thread": (None, (c_size_t,)),
     "pg_step_scratch": (c_size_t, (c_void_p, c_int, c_int)),
     "pg_step": (None, (c_void_p, c_void_p)),

@@ -521,6 +521,17 @@ INLINE void run_tile(int kind, int m, const span *s, sums *a) {
   tile_plain(kind, m, s, a);
 }
 
+void pg_float_tile(const float *panel, const float *inputs, int columns, float *to) {
+  span s = {.w = (const char *)panel, .x = inputs, .columns = columns};
+#if defined(__x86_64__)
+  if (pg_level()) {
+    wide_tile(&s, (sums *)to);
+    return;
+  }
+#endif
+  tile_plain(PG_F32, PG_TILE, &s, (sums *)to);
+}
+
 /* ---------------------------------------------------------------- panels and products */
 
 INLINE int tile_rows(const pg_input *in, int tile) {
