@@ -32,6 +32,7 @@ from paligemma.bench.plot import write_plot
 from paligemma.bench.random_model import random_config, random_model
 from paligemma.cli import main
 from paligemma.errors import ConfigError, ModelNotFoundError
+from paligemma.generate.options import KV_CACHE_DTYPES
 from paligemma.pipeline.paligemma import PaliGemma
 
 
@@ -57,7 +58,7 @@ def test_a_step_reads_the_weights_of_the_decoder_once_in_the_bytes_of_their_kind
     plain = PaliGemma.from_pretrained("tiny").model
     packed = PaliGemma.from_pretrained("tiny", quant="int8").model
     assert head_bytes(plain) == plain.config.vocab.size * plain.config.text.width * 4
-    wide, narrow = (costs_of(model, 5, 2).step_bytes for model in (plain, packed))
+    wide, narrow = (costs_of(model, 5, torch.bfloat16).step_bytes for model in (plain, packed))
     assert 0.25 * wide < narrow < 0.3 * wide
 
 
@@ -229,9 +230,36 @@ def test_the_estimate_counts_the_bytes_that_a_model_then_has(quant: str | None) 
     dtype = torch.float32 if packed else torch.bfloat16
     model = random_model(config, quant=parsed or None, dtype=dtype)
     memory = estimate(
-        config, quant=parsed or None, dtype=dtype, num_tokens=9, num_rows=1, cache_bytes=2
+        config,
+        quant=parsed or None,
+        dtype=dtype,
+        num_tokens=9,
+        num_rows=1,
+        cache_dtype=torch.bfloat16,
     )
     assert memory.weights == weight_bytes(model)
+
+
+def test_an_int8_cache_is_counted_with_a_scale_a_head_and_as_the_cache_then_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = PaliGemma.from_pretrained("tiny").model
+    config, bytes_of = model.config, {}
+    for name, dtype in KV_CACHE_DTYPES.items():
+        cache = model.new_cache(3, config.num_image_tokens + 9, dtype)
+        held = sum(one.nbytes for one in cache.keys + cache.values)
+        assert costs_of(model, 9, dtype).row_bytes == held // 3
+        memory = estimate(
+            config, quant=None, dtype=torch.float32, num_tokens=9, num_rows=3, cache_dtype=dtype
+        )
+        bytes_of[name] = memory.answering - held
+    assert len(set(bytes_of.values())) == 1
+    found = []
+    for name in ("int8", "bfloat16", "float32"):
+        words = [*ESTIMATE, "--estimate", "--json", "--kv-cache", name, "--batch", "200"]
+        assert main(words, standalone_mode=False) is None
+        found.append(json.loads(capsys.readouterr().out)["memory_gb"]["together with Python"])
+    assert found == sorted(set(found))
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_drawn(
@@ -260,5 +288,12 @@ def test_a_system_that_tells_nothing_of_its_memory_still_has_a_description(
     assert machine.free_memory_bytes() is None
     config = PaliGemma.from_pretrained("tiny").model.config
     require_room(
-        estimate(config, quant=None, dtype=torch.float32, num_tokens=9, num_rows=1, cache_bytes=2)
+        estimate(
+            config,
+            quant=None,
+            dtype=torch.float32,
+            num_tokens=9,
+            num_rows=1,
+            cache_dtype=torch.bfloat16,
+        )
     )

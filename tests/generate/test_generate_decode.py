@@ -200,7 +200,7 @@ class BrokenModel(FakeModel):
     [
         (lambda m, b: options(0), r"max_new_tokens must lie in 1..8192, got 0"),
         (lambda m, b: options(10**9), "got 1000000000"),
-        (lambda m, b: options(kv_cache_dtype="int3"), "bfloat16, float32, got 'int3'"),
+        (lambda m, b: options(kv_cache_dtype="int3"), "bfloat16, float32, int8, got 'int3'"),
         (lambda m, b: options(eos_look_behind=-1), "0 or more steps, got -1"),
         (lambda m, b: options(seed=-1), r"seed must lie in 0..9223372036854775807, got -1"),
         (lambda m, b: generate(m, b, options(banned_ids=(6,))), r"0..5, got 6"),

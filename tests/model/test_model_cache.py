@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from test_model_oracle import SMALL, VOCAB, loud_model
 from torch import Tensor
 
 from paligemma.model import KVCache, PaliGemmaModel
+from paligemma.model.kv_cache import quantise, stored_bytes, widen
 from paligemma.tiny.start import tiny_config
 
 # Prompts of six and three tokens, padded on the right.
@@ -30,14 +32,16 @@ def picture(num: int) -> Tensor:
     return torch.rand(num, 32, 32, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def empty_cache(capacity: int = 8, batch_size: int = 2) -> KVCache:
+def empty_cache(
+    capacity: int = 8, batch_size: int = 2, dtype: torch.dtype = torch.float32
+) -> KVCache:
     return KVCache(
         num_layers=2,
         batch_size=batch_size,
         capacity=capacity,
         num_kv_heads=1,
         head_dim=4,
-        dtype=torch.float32,
+        dtype=dtype,
         device="cpu",
     )
 
@@ -64,11 +68,13 @@ def written(cache: KVCache, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def cached_logits(model: PaliGemmaModel, soft: Tensor | None, rows: slice) -> Tensor:
+def cached_logits(
+    model: PaliGemmaModel, soft: Tensor | None, rows: slice, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """float32[B, 5, V]: after the prompt and after each answer token."""
     tokens, answer = PROMPT[rows], ANSWER[rows]
     length = 0 if soft is None else soft.shape[1]
-    cache = model.new_cache(len(tokens), length + 6 + 4, torch.float32)
+    cache = model.new_cache(len(tokens), length + 6 + 4, dtype)
     logits, positions = model.prefill(soft, tokens, MASK_AR[rows], VALID[rows], cache)
     steps = [logits]
     for step in range(4):
@@ -217,6 +223,101 @@ def test_a_bfloat16_cache_rounds_what_attention_reads_at_once() -> None:
     # Neighbours in bfloat16 are 2^-7 apart above 1 and 2^-6 above 2.
     assert (k.item(), v.item()) == (1.0, 2.015625)
     assert k.dtype == torch.float32
+
+
+def test_an_int8_cache_stores_each_head_as_numpy_does() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = (
+        torch.randn(3, 5, 2, 6, generator=generator)
+        * torch.tensor([1e-30, 1.0, 1e30])[:, None, None, None]
+    )
+    x[0, 0], x[0, 1, 0] = 0, torch.tensor([127.0, -127, 0.5, 1.5, -2.5, 126.5])
+    wide = x.numpy()
+    largest = np.abs(wide).max(axis=-1, keepdims=True)
+    scale = largest / np.float32(127)
+    whole = np.rint(wide / np.where(scale > 0, scale, np.float32(1)))
+    stored = quantise(x)
+    assert stored.dtype == torch.int8
+    assert np.array_equal(stored[..., 4:].numpy(), whole)
+    assert np.array_equal(stored[..., :4].numpy().view(np.float32), scale)
+    assert stored[0, 1, 0, 4:].tolist() == [127, -127, 0, 2, -2, 126]
+    assert stored.nbytes == x[..., 0].numel() * stored_bytes(6, torch.int8)
+    off = (widen(stored, torch.float32) - x).abs().numpy()
+    assert (off <= 0.5001 * scale).all()
+    assert off.max() > 0
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_head_of_no_number_becomes_nan_and_its_neighbours_stay(value: float) -> None:
+    x = torch.ones(2, 2, 4, dtype=torch.bfloat16)
+    x[1, 0, 2] = value
+    read = widen(quantise(x), torch.bfloat16)
+    assert read.dtype == torch.bfloat16
+    assert read[1, 0].isnan().all()
+    read[1, 0] = 1
+    assert torch.equal(read, torch.ones_like(read))
+
+
+@pytest.mark.parametrize("generation", ["gemma", "gemma2"])
+def test_an_int8_cache_gives_each_row_what_it_gets_alone_and_nearly_what_float32_gives(
+    generation: str,
+) -> None:
+    model = small_model(generation)
+    with torch.no_grad():
+        soft = model.encode_image(picture(2))
+    exact = cached_logits(model, soft, slice(None))
+    together = cached_logits(model, soft, slice(None), torch.int8)
+    for row in range(2):
+        one = slice(row, row + 1)
+        alone = cached_logits(model, soft[one], one, torch.int8)[0]
+        # A last bit of a product may tip a rounding to int8.
+        assert (together[row] - alone).norm() <= 2e-3 * alone.norm()
+    assert 1e-3 < (together - exact).norm() / exact.norm() < 4e-2
+
+
+@pytest.mark.parametrize("generation", ["gemma", "gemma2"])
+def test_what_a_token_sees_does_not_depend_on_where_the_prompt_was_cut(generation: str) -> None:
+    """A causal prompt read whole, and read in part and gone on with token by token."""
+    model = small_model(generation)
+    tokens = torch.cat((PROMPT[:1], ANSWER[:1]), dim=1)
+    found = []
+    for length in (10, 6, 2):
+        with torch.no_grad():
+            cache, prompt = model.new_cache(1, 10, torch.int8), tokens[:, :length]
+            ones = torch.ones_like(prompt)
+            logits, positions = model.prefill(None, prompt, ones, ones.bool(), cache)
+            for step in range(10 - length):
+                logits = model.decode_step(tokens[:, length + step], positions + step, cache)
+        found.append(logits)
+    for other in found[1:]:
+        assert (other - found[0]).norm() <= 2e-3 * found[0].norm()
+
+
+def test_an_int8_cache_moves_numbers_with_their_scales() -> None:
+    cache = empty_cache(batch_size=3, dtype=torch.int8)
+    x = torch.randn(3, 4, 1, 4, generator=torch.Generator().manual_seed(3))
+    x *= torch.tensor([0.01, 1.0, 100.0])[:, None, None, None]
+    valid = torch.ones(3, 4, dtype=torch.bool)
+    cache.start(valid, valid.cumsum(dim=1) - 1)
+    for layer in range(2):
+        read, _ = cache.write(layer, x, -x)
+        assert (read - x).abs().max() <= x.abs().max() / 254
+    rows = torch.tensor([2, 0, 2])
+    chosen, memory = cache.select(rows), cache.keys[0].data_ptr()
+    cache.reorder(rows)
+    cache.resize(4, 6)
+    cache.move(0, 3)
+    assert cache.keys[0].data_ptr() != memory
+    for layer in range(2):
+        for ours, theirs, sign in (
+            (cache.keys, chosen.keys, 1),
+            (cache.values, chosen.values, -1),
+        ):
+            got = widen(ours[layer][:3, :4], torch.float32)
+            assert torch.equal(got, widen(theirs[layer][:, :4], torch.float32))
+            assert torch.allclose(got, sign * x[rows], rtol=0, atol=100 * 4 / 254)
+            assert torch.equal(ours[layer][3, :4], ours[layer][0, :4])
+            assert not ours[layer][:3, 4:].any()
 
 
 def test_selected_rows_are_copies_in_the_order_asked_for() -> None:

@@ -20,12 +20,16 @@ from paligemma.kernels import native
 from paligemma.kernels.linear import Linear, TiedEmbedding
 from paligemma.kernels.packed_matrix import PackedMatrix
 from paligemma.model import KVCache, PaliGemmaModel
+from paligemma.model.kv_cache import quantise, widen
+from paligemma.model.packed_step import step_in_c
 from paligemma.tiny.start import tiny_config
 from paligemma.weights.load import OpenCheckpoint
 
 # Largest relative difference of logits between the two routes: both compute in float32, in other
 # orders. Inputs of integer kinds are rounded to 14 or 8 bits, where a last bit may tip a rounding.
 BOUNDS = {"f32": 1e-5, "bf16": 1e-5, "int8": 2e-3, "int4": 2e-2}
+# Of the cache: a last bit of float32 may also tip a rounding to its dtype.
+CACHES = {torch.float32: 0.0, torch.bfloat16: 2e-3, torch.int8: 4e-3}
 GENERATIONS = {
     "gemma": SMALL["gemma"],
     "gemma2": {**SMALL["gemma2"], "final_softcap": 3.0, "sliding_window": 4},
@@ -76,6 +80,11 @@ def packed(kind: str, weight: Tensor) -> PackedMatrix:
 def far(ours: Tensor, theirs: Tensor) -> float:
     """The norm of the difference over that of the second."""
     return float((ours - theirs).norm() / theirs.norm())
+
+
+def numbers(stored: Tensor) -> Tensor:
+    """The keys or values of a layer of a cache as float32."""
+    return widen(stored, torch.float32) if stored.dtype == torch.int8 else stored.float()
 
 
 def packed_model(
@@ -135,7 +144,7 @@ def answered(
     return torch.stack(steps, dim=1), cache
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", CACHES)
 @pytest.mark.parametrize("kind", BOUNDS)
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_one_call_in_c_computes_what_the_layers_compute(
@@ -149,12 +158,11 @@ def test_one_call_in_c_computes_what_the_layers_compute(
     logits, cache = answered(model, [0, 1, 2], dtype)
     layers_compute(monkeypatch)
     expected, theirs = answered(model, [0, 1, 2], dtype)
-    # A last bit of float32 may also tip a rounding to the cache's dtype.
-    bound = max(BOUNDS[kind], 0.0 if dtype == torch.float32 else 2e-3)
+    bound = max(BOUNDS[kind], CACHES[dtype])
     assert far(logits, expected) <= bound
     assert torch.equal(logits.argmax(dim=-1), expected.argmax(dim=-1))
     for ours, other in zip(cache.keys + cache.values, theirs.keys + theirs.values, strict=True):
-        assert far(ours.float(), other.float()) <= bound
+        assert far(numbers(ours), numbers(other)) <= bound
     assert cache.ends.tolist() == theirs.ends.tolist()
     assert torch.equal(cache.valid, theirs.valid)
     assert cache.length == theirs.length
@@ -180,7 +188,7 @@ def test_a_row_gets_the_same_bits_alone_and_on_any_number_of_threads(
                 assert torch.equal(logits, together[index, step])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", CACHES)
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_long_caches_are_attended_in_spans(
     generation: str, dtype: torch.dtype, level: int, monkeypatch: pytest.MonkeyPatch
@@ -202,7 +210,7 @@ def test_long_caches_are_attended_in_spans(
 
     ours = logits()
     layers_compute(monkeypatch)
-    assert far(ours, logits()) <= (1e-5 if dtype == torch.float32 else 2e-3)
+    assert far(ours, logits()) <= max(1e-5, CACHES[dtype])
 
 
 def test_only_the_wanted_ids_get_logits(level: int) -> None:
@@ -222,7 +230,7 @@ def test_only_the_wanted_ids_get_logits(level: int) -> None:
         assert (none == -torch.inf).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", CACHES)
 @pytest.mark.parametrize("kind", BOUNDS)
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_a_run_of_tokens_gets_the_bits_that_they_get_one_by_one(
@@ -271,6 +279,35 @@ def test_the_rows_of_a_long_prompt_are_widened_a_few_at_a_time_with_the_same_bit
         monkeypatch.setattr("paligemma.model.gemma.ROWS_AT_ONCE", 4)
         assert torch.equal(mlp(x), whole)
     assert torch.equal(mlp(x), whole)  # as with gradients
+
+
+def test_a_step_stores_whole_numbers_as_torch_does(level: int) -> None:
+    """Bit for bit what `quantise` makes of the keys and values of a cache in float32."""
+    base = replace(tiny_config(VOCAB, 32).text, **SMALL["gemma"])
+    text = replace(base, width=32, depth=1, mlp_dim=32, num_heads=1, num_kv_heads=1, head_dim=32)
+    model = packed_model("gemma", "f32", text=text)
+    attn = model.text.blocks[0].attn
+    attn.k.matrix = packed("f32", torch.eye(32))
+    # Values at the end of float32, where a scale has a bit or two.
+    attn.v.matrix = packed("f32", 1e-43 * torch.eye(32))
+    model.text.blocks[0].pre_attn_norm.scale.data.zero_()
+    generator = torch.Generator().manual_seed(9)
+    exponents = torch.randint(-6, 4, (40, 1), generator=generator)
+    x = torch.randn(40, 32, generator=generator) * 10.0**exponents
+    x[3], x[4, :31], x[5, 7], x[6, 2] = 0, 0, torch.nan, torch.inf
+    x[7] = torch.arange(32) - 16.5
+    wide, narrow = (model.new_cache(40, 2, dtype) for dtype in (torch.float32, torch.int8))
+    rows = torch.arange(40)
+    with torch.inference_mode():
+        step = step_in_c(model.text, narrow)
+        for cache in (wide, narrow):
+            step(x, cache, rows, cache.claim(rows, torch.zeros(40, dtype=torch.long)), [])
+    for exact, stored in ((wide.keys, narrow.keys), (wide.values, narrow.values)):
+        ours, theirs = stored[0][:, 0], quantise(exact[0][:, 0])
+        sound = widen(theirs, torch.float32).isfinite().all(-1).flatten()
+        assert sound.tolist() == [k not in (5, 6) for k in range(40)]
+        assert torch.equal(ours[sound], theirs[sound])
+        assert widen(ours[~sound], torch.float32).isnan().all()
 
 
 def test_a_row_of_nan_leaves_the_others_as_they_are(level: int) -> None:
@@ -340,12 +377,13 @@ def test_gradients_and_other_caches_go_through_the_layers(level: int) -> None:
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("cache", ["float32", "int8"])
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_answers_are_the_same_by_both_routes_and_from_the_queue(
-    generation: str, level: int, monkeypatch: pytest.MonkeyPatch
+    generation: str, cache: str, level: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = packed_model(generation, "bf16")
-    options = DecodeOptions(max_new_tokens=6, kv_cache_dtype="float32")
+    options = DecodeOptions(max_new_tokens=6, kv_cache_dtype=cache)
     rows = [text_row(*row[keep].tolist()) for row, keep in zip(PROMPTS, VALID, strict=True)]
     batch = Batch.from_rows(rows, pad=0)
     soft = torch.randn(3, 4, 40, generator=torch.Generator().manual_seed(6))
@@ -354,7 +392,7 @@ def test_answers_are_the_same_by_both_routes_and_from_the_queue(
         return generate(model, batch, options, soft_tokens=soft).ids
 
     ours = answers()
-    queue = DecodeQueue(model, QueueOptions(max_rows=2, kv_cache_dtype="float32"))
+    queue = DecodeQueue(model, QueueOptions(max_rows=2, kv_cache_dtype=cache))
     handles = [
         queue.submit(row, options, soft_tokens=soft[i : i + 1]) for i, row in enumerate(rows)
     ]

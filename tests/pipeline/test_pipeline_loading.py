@@ -113,7 +113,11 @@ def test_the_stated_mask_codec_comes_before_the_one_beside_the_model_and_the_env
         ({"image_size_px": 10**6}, ConfigError, "image_size_px must lie in 1..4096"),
         ({"resize_method": "nearest"}, ConfigError, "resize method must be one of"),
         ({"kv_cache_dtype": "int4"}, ConfigError, "kv_cache_dtype must be one of"),
-        ({"kv_cache_dtype": "float16"}, ConfigError, "one of bfloat16, float32, got 'float16'"),
+        (
+            {"kv_cache_dtype": "float16"},
+            ConfigError,
+            "one of bfloat16, float32, int8, got 'float16'",
+        ),
         ({"revision": "bfloat16"}, ConfigError, "a branch of a model on the hub.*leave it out"),
         ({"mask_codec": "missing.npz"}, CheckpointError, "no 'missing.npz'"),
         ({"tokenizer": "missing.model"}, TokenizerError, "missing.model"),

@@ -42,6 +42,34 @@ def test_answers_in_fewer_bits_stay_near_those_in_float32(
     assert quant == "bf16" or found != wanted
 
 
+@pytest.mark.parametrize("quant", [None, "int8"])
+def test_an_int8_cache_serves_every_way_to_answer(
+    tiny_dir: Path, quant: str | None, kernels: str
+) -> None:
+    exact, pg = (
+        PaliGemma.from_pretrained(tiny_dir, quant=quant, kv_cache_dtype=cache)
+        for cache in ("float32", "int8")
+    )
+    assert pg.settings.kv_cache_dtype == "int8"
+    ways: list[dict[str, object]] = [
+        {},
+        {"num_beams": 3},
+        {"best_of": 3, "temperature": 1.0, "seed": 4},
+        {"choices": ["red", "blue", "two"]},
+        {"choices": ["red", "blue", "two"], "probabilities": "allowed"},
+    ]
+    for way in ways:
+        asked = [
+            one.answer(DESK, "what color is the star?", max_new_tokens=5, **way)
+            for one in (exact, pg)
+        ]
+        wanted, found = (one.token_logprobs for one in asked)
+        np.testing.assert_allclose(found[0], wanted[0], atol=0.1)
+        assert found != wanted
+    boxes = pg.detect(DESK, ["cat", "star"], constrain=True, max_objects=2, max_new_tokens=20)
+    assert len(boxes) <= 2
+
+
 def test_a_bfloat16_file_is_computed_in_float32_once_it_is_packed(tmp_path: Path) -> None:
     pg = PaliGemma.from_pretrained(
         write_random_tiny(tmp_path / "model", dtype="bfloat16"), quant="int8"

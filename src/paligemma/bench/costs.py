@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from paligemma.config import PaliGemmaConfig
 from paligemma.model import PaliGemmaModel
+from paligemma.model.kv_cache import stored_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,21 +32,21 @@ class Costs:
     row_bytes: int
 
 
-def costs_of(model: PaliGemmaModel, num_prompt: int, cache_bytes: int) -> Costs:
+def costs_of(model: PaliGemmaModel, num_prompt: int, cache_dtype: torch.dtype) -> Costs:
     """Count a model's costs.
 
     Args:
         num_prompt: T.
-        cache_bytes: of one number in the cache.
+        cache_dtype: of keys and values.
     """
     config = model.config
     text, num_slots = config.text, config.num_image_tokens + num_prompt
-    kv_width = text.num_kv_heads * text.head_dim
+    kv_bytes = text.num_kv_heads * stored_bytes(text.head_dim, cache_dtype)
     return Costs(
         vision_operations=vision_operations(config),
         prefill_operations=prefill_operations(config, num_prompt),
         step_bytes=weight_bytes(model.text.blocks) + head_bytes(model),
-        row_bytes=2 * text.depth * num_slots * kv_width * cache_bytes,
+        row_bytes=2 * text.depth * num_slots * kv_bytes,
     )
 
 

@@ -208,9 +208,7 @@ def measure(
         timings.append(repetition(model, options, question, limits.read())[0])
     return Figures(
         options=options,
-        costs=costs_of(
-            model, options.num_prompts[0], KV_CACHE_DTYPES[options.kv_cache_dtype].itemsize
-        ),
+        costs=costs_of(model, options.num_prompts[0], KV_CACHE_DTYPES[options.kv_cache_dtype]),
         timings=tuple(timings),
         peak_memory_bytes=peak_memory_bytes(),
     )

@@ -17,6 +17,7 @@ from paligemma.kernels.packed_layers import packed_weights
 from paligemma.kernels.packed_matrix import packed_bytes
 from paligemma.model import PaliGemmaModel
 from paligemma.model.gemma import ROWS_AT_ONCE
+from paligemma.model.kv_cache import stored_bytes
 from paligemma.weights.shapes import parameter_shapes
 
 # Python with torch, and the memory whose bandwidth is measured.
@@ -52,7 +53,7 @@ def estimate(
     dtype: torch.dtype,
     num_tokens: int,
     num_rows: int,
-    cache_bytes: int,
+    cache_dtype: torch.dtype,
 ) -> Memory:
     """Count the bytes of a model and its answers.
 
@@ -60,7 +61,7 @@ def estimate(
         dtype: of the parameters that are not quantised.
         num_tokens: of a row's prompt and answer.
         num_rows: rows answered at once.
-        cache_bytes: of one number in the cache.
+        cache_dtype: of keys and values.
     """
     sizes, drawn = _tensor_bytes(config, quant, dtype)
     held = peak = 0
@@ -68,8 +69,8 @@ def estimate(
         held += size
         peak = max(peak, held + temporary)
     text, slots = config.text, config.num_image_tokens + num_tokens
-    kv_width = text.num_kv_heads * text.head_dim
-    cache = 2 * text.depth * slots * kv_width * cache_bytes
+    kv_bytes = text.num_kv_heads * stored_bytes(text.head_dim, cache_dtype)
+    cache = 2 * text.depth * slots * kv_bytes
     # Gate and up in float32, and their product as the inputs of the next matrix.
     widened = num_rows * slots
     if quant is not None and quant.is_packed:

@@ -86,7 +86,7 @@ def _sizes(largest: int) -> Callable[[click.Context, click.Parameter, str], tupl
 @click.option("--threads", type=click.IntRange(1, 256), help="As many as torch has by default.")
 @click.option(
     "--kv-cache",
-    type=click.Choice(["bfloat16", "float32"]),
+    type=click.Choice(["bfloat16", "float32", "int8"]),
     default="bfloat16",
     show_default=True,
     help="Precision of keys and values while decoding.",
@@ -272,7 +272,7 @@ def _memory(subject: Subject, options: BenchOptions) -> Memory:
         dtype=subject.dtype,
         num_tokens=max(options.num_prompts) + options.num_new,
         num_rows=max(options.batches),
-        cache_bytes=KV_CACHE_DTYPES[options.kv_cache_dtype].itemsize,
+        cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype],
     )
 
 

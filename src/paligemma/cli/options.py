@@ -184,7 +184,7 @@ model_options = _gathered(
         click.option(
             "--kv-cache",
             "kv_cache_dtype",
-            type=click.Choice(["bfloat16", "float32"]),
+            type=click.Choice(["bfloat16", "float32", "int8"]),
             help="Precision of keys and values while decoding.",
         ),
         click.option(

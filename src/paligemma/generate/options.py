@@ -15,7 +15,7 @@ from paligemma.vocab import Vocab
 
 # What probabilities are over: every token, or those that the row's grammar allows.
 PROBABILITIES = ("vocabulary", "allowed")
-KV_CACHE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+KV_CACHE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
 # The context that Gemma was trained on. A longer answer is a mistake, and its cache is allocated in
 # advance.
 MAX_NEW_TOKENS = 8192
@@ -34,7 +34,8 @@ class DecodeOptions:
         sampler: one of `paligemma.generate.sampling`.
         banned_ids: ids that are never chosen; their probability mass stays in the
             log-probabilities.
-        kv_cache_dtype: "bfloat16", as in the original, or "float32".
+        kv_cache_dtype: "bfloat16", as in the original, "float32", or "int8" with a scale a token
+            and key/value head.
         record_loc_probs: keep the probabilities of all 1,024 location tokens wherever the answer
             contains one.
         probabilities: "vocabulary" reports those of the model without a grammar; "allowed" those
@@ -114,7 +115,8 @@ class BeamOptions:
             TextCaps.
         max_new_tokens: bound of the answer, EOS included.
         length_penalty: None compares plain sums of log-probabilities, as the original does.
-        kv_cache_dtype: "bfloat16", as in the original, or "float32".
+        kv_cache_dtype: "bfloat16", as in the original, "float32", or "int8" with a scale a token
+            and key/value head.
     """
 
     num_beams: int
@@ -145,7 +147,7 @@ class QueueOptions:
             included; a single longer prompt is read alone.
         max_waiting_bytes: bound of the soft tokens that waiting rows hold; a tensor that rows
             share counts once.
-        kv_cache_dtype: "bfloat16", as in the original, or "float32"; that of every row.
+        kv_cache_dtype: one of `KV_CACHE_DTYPES`; that of every row.
     """
 
     max_rows: int = 32

@@ -20,7 +20,11 @@ from paligemma.kernels.native import KINDS, Matrix, on_all_threads
 from paligemma.kernels.packed_matrix import PackedMatrix
 
 # Dtypes of a cache that the step reads and writes.
-_CACHE_KINDS = {torch.float32: KINDS["f32"], torch.bfloat16: KINDS["bf16"]}
+_CACHE_KINDS = {
+    torch.float32: KINDS["f32"],
+    torch.bfloat16: KINDS["bf16"],
+    torch.int8: KINDS["int8"],
+}
 # Vectors of eight floats; half a head is rotated against its other half.
 _WIDTH_UNIT, _HEAD_UNIT = 8, 16
 
@@ -29,7 +33,8 @@ class Cache(Protocol):
     """Memory of earlier tokens; the slots of this step are claimed.
 
     Attributes:
-        keys, values: [B, S, K, H] of each layer.
+        keys, values: [B, S, K, H] of each layer; in int8 [B, S, K, 4 + H], a float32 scale before
+            the whole numbers of a head.
         valid: bool[B, S], slots that may be attended.
         positions: int64[B, S].
     """

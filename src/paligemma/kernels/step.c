@@ -243,7 +243,7 @@ static void place_head(const step *s, int layer, int row, int head) {
   const float *table = s->cos_sin + (size_t)row * (size_t)size;
   if (!is_value) s->do_->rotate(x, table, size / 2, kv < 0 ? d->query_scale : 1.0f);
   if (kv < 0) return;
-  size_t head_bytes = (size_t)size * (t->cache_kind == PG_F32 ? 4 : 2);
+  size_t head_bytes = cached_bytes(t->cache_kind, (size_t)size);
   char *memory = is_value ? t->values[layer] : t->keys[layer];
   memory += t->rows[row] * t->row_bytes;
   memory += ((size_t)(t->ends[row] - 1) * (size_t)d->num_kv_heads +
@@ -292,8 +292,7 @@ static void attend(worker *k, int piece, int last) {
   const pg_tokens *t = s->t;
   int group = heads_together(s, k->num_threads), groups = d->num_heads / group;
   int sharing = d->num_heads / d->num_kv_heads, layer = k->layer;
-  size_t head_dim = (size_t)d->head_dim;
-  size_t head_bytes = head_dim * (t->cache_kind == PG_F32 ? 4 : 2);
+  size_t head_dim = (size_t)d->head_dim, head_bytes = cached_bytes(t->cache_kind, head_dim);
   span w = {.group = group, .head_dim = d->head_dim, .kind = t->cache_kind, .cap = d->attn_cap};
   w.slot_bytes = head_bytes * (size_t)d->num_kv_heads;
   w.part_stride = (size_t)s->num_spans * (PART_HEAD + head_dim);

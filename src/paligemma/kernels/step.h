@@ -22,9 +22,10 @@ typedef struct {
 /* Tokens of this step and their cache; the slot of each is claimed already. */
 typedef struct {
   int32_t num_rows;
-  int32_t cache_kind; /* PG_F32 or PG_BF16 */
+  int32_t cache_kind; /* PG_F32, PG_BF16 or PG_INT8 */
   float *x;           /* [num_rows][width] embeddings; overwritten */
-  void *const *keys;  /* [depth] of [row][slot][num_kv_heads][head_dim] */
+  void *const *keys;  /* [depth] of [row][slot][num_kv_heads][head_dim]; of PG_INT8 each head is a
+                         float, its scale, and head_dim whole numbers behind it */
   void *const *values;
   int64_t row_bytes;        /* from one row of keys or values to the next */
   const uint8_t *valid;     /* [row][slot] */

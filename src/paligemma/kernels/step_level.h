@@ -14,10 +14,16 @@ INLINE f8 LEVEL(load)(const float *x) { return *(const f8_anywhere *)x; }
 
 INLINE void LEVEL(store)(float *x, f8 value) { *(f8_anywhere *)x = value; }
 
-/* Eight numbers of the cache, the first of them at index i. */
-INLINE f8 LEVEL(load_cached)(const void *memory, size_t i, int kind) {
+/* Eight numbers of a head of the cache, the first of them at index i; those of PG_INT8 are still to
+   be multiplied by the scale. */
+INLINE f8 LEVEL(load_cached)(const char *memory, size_t i, int kind) {
   if (kind == PG_F32) return LEVEL(load)((const float *)memory + i);
+  if (kind == PG_INT8) return WIDEN8(memory + sizeof(float) + i);
   return (f8)(WIDEN((const uint16_t *)memory + i) << 16);
+}
+
+INLINE float LEVEL(cached_scale)(const char *memory, int kind) {
+  return kind == PG_INT8 ? *(const float *)memory : 1.0f;
 }
 
 INLINE float LEVEL(sum)(f8 x) {
@@ -86,8 +92,35 @@ TARGET static void LEVEL(rotate)(float *x, const float *cos_sin, int half, float
   }
 }
 
+/* Writes n floats as whole numbers up to 127, behind a scale; a NaN or an infinity makes it NaN. */
+INLINE void LEVEL(write_int8)(const float *x, char *memory, int n) {
+  const float round = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+  f8 largest = {0}, fault = {0};
+  for (int i = 0; i < n; i += 8) {
+    f8 v = LEVEL(load)(x + i), magnitude = (f8)((i8)v & 0x7fffffff);
+    largest = LEVEL(choose)(magnitude > largest, magnitude, largest);
+    fault = fault + v * 0.0f;
+  }
+  float maximum = 0;
+  for (int i = 0; i < 8; i++) maximum = largest[i] > maximum ? largest[i] : maximum;
+  float scale = maximum / 127.0f, divisor = scale > 0 ? scale : 1.0f;
+  *(float *)memory = scale + LEVEL(sum)(fault);
+  for (int i = 0; i < n; i += 8) {
+    f8 v = LEVEL(load)(x + i) / divisor;
+    /* The scale of tiny numbers has few bits, and may be too small for them. */
+    v = LEVEL(choose)(v > 127.0f, (f8){0} + 127.0f, v);
+    v = LEVEL(choose)(v < -127.0f, (f8){0} - 127.0f, v);
+    u8 bits = (u8)(v + round);
+    *(u8x8_anywhere *)(memory + sizeof(float) + i) = __builtin_convertvector(bits, u8x8);
+  }
+}
+
 /* Writes n floats into the cache, rounded to nearest even. */
 TARGET static void LEVEL(write)(const float *x, void *memory, int n, int kind) {
+  if (kind == PG_INT8) {
+    LEVEL(write_int8)(x, memory, n);
+    return;
+  }
   if (kind == PG_F32) {
     memcpy(memory, x, (size_t)n * sizeof *x);
     return;
@@ -136,10 +169,11 @@ INLINE void LEVEL(scores)(const span *s, float (*scores)[SPAN_SLOTS], int group,
         sums[1][g] = k1 * q + sums[1][g];
       }
     }
+    float scale0 = LEVEL(cached_scale)(key, kind), scale1 = LEVEL(cached_scale)(next, kind);
 #pragma GCC unroll 4
     for (int g = 0; g < group; g++) {
-      scores[g][i] = LEVEL(sum)(sums[0][g]);
-      scores[g][i + 1] = LEVEL(sum)(sums[1][g]);
+      scores[g][i] = LEVEL(sum)(sums[0][g]) * scale0;
+      scores[g][i + 1] = LEVEL(sum)(sums[1][g]) * scale1;
     }
   }
 }
@@ -152,13 +186,19 @@ INLINE void LEVEL(mix)(const span *s, float (*weights)[SPAN_SLOTS], int group, i
   for (int i = 0; i < s->num_slots; i += 2) {
     const char *value = s->values + (size_t)i * s->slot_bytes;
     const char *next = i + 1 < s->num_slots ? value + s->slot_bytes : value;
+    float scale0 = LEVEL(cached_scale)(value, kind), scale1 = LEVEL(cached_scale)(next, kind);
+    float w[2][4];
+    for (int g = 0; g < group; g++) {
+      w[0][g] = weights[g][i] * scale0;
+      w[1][g] = weights[g][i + 1] * scale1;
+    }
     for (size_t j = 0; j < size; j += 8) {
       f8 v0 = LEVEL(load_cached)(value, j, kind), v1 = LEVEL(load_cached)(next, j, kind);
 #pragma GCC unroll 4
       for (int g = 0; g < group; g++) {
         float *out = outs + (size_t)g * stride + j;
-        f8 sum = v0 * weights[g][i] + LEVEL(load)(out);
-        LEVEL(store)(out, v1 * weights[g][i + 1] + sum);
+        f8 sum = v0 * w[0][g] + LEVEL(load)(out);
+        LEVEL(store)(out, v1 * w[1][g] + sum);
       }
     }
   }
@@ -198,23 +238,23 @@ INLINE void LEVEL(attend_group)(const span *s, int group, int kind) {
   LEVEL(mix)(s, scores, group, kind);
 }
 
+INLINE void LEVEL(attend_kind)(const span *s, int kind) {
+  if (s->group == 4)
+    LEVEL(attend_group)(s, 4, kind);
+  else if (s->group == 2)
+    LEVEL(attend_group)(s, 2, kind);
+  else
+    LEVEL(attend_group)(s, 1, kind);
+}
+
 /* Attention of one, two or four heads over one span of slots of one row. */
 TARGET static void LEVEL(attend)(const span *s) {
-  if (s->kind == PG_F32) {
-    if (s->group == 4)
-      LEVEL(attend_group)(s, 4, PG_F32);
-    else if (s->group == 2)
-      LEVEL(attend_group)(s, 2, PG_F32);
-    else
-      LEVEL(attend_group)(s, 1, PG_F32);
-  } else {
-    if (s->group == 4)
-      LEVEL(attend_group)(s, 4, PG_BF16);
-    else if (s->group == 2)
-      LEVEL(attend_group)(s, 2, PG_BF16);
-    else
-      LEVEL(attend_group)(s, 1, PG_BF16);
-  }
+  if (s->kind == PG_F32)
+    LEVEL(attend_kind)(s, PG_F32);
+  else if (s->kind == PG_BF16)
+    LEVEL(attend_kind)(s, PG_BF16);
+  else
+    LEVEL(attend_kind)(s, PG_INT8);
 }
 
 /* One head over all its slots, from its parts over spans of slots. */

@@ -13,6 +13,12 @@ enum {
 };
 #define MASKED (-1e30f)
 
+/* Bytes of one head of one slot of keys or values; of PG_INT8 its scale comes first. */
+static inline size_t cached_bytes(int kind, size_t head_dim) {
+  if (kind == PG_INT8) return sizeof(float) + head_dim;
+  return head_dim * (kind == PG_F32 ? sizeof(float) : sizeof(uint16_t));
+}
+
 /* What one thread attends at once: `group` neighbouring heads that share keys and values, over
    neighbouring slots of one row. */
 typedef struct {
@@ -39,21 +45,26 @@ typedef struct {
   void (*cap)(float *x, int n, float cap);
 } row_arithmetic;
 
-/* Eight uint16 in memory as uint32. */
+/* Eight uint16 in memory as uint32, and eight int8 as float. */
 #define WIDEN(p) __builtin_convertvector(*(const u16x8_anywhere *)(p), u8)
+#define WIDEN8(p) __builtin_convertvector(*(const i8x8_anywhere *)(p), f8)
 #define LEVEL(name) plain_##name
 #define TARGET
 #include "step_level.h"
 #undef WIDEN
+#undef WIDEN8
 #undef LEVEL
 #undef TARGET
 
 #if defined(__x86_64__)
 #define WIDEN(p) ((u8)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))))
+#define WIDEN8(p) \
+  ((f8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p)))))
 #define LEVEL(name) avx2_##name
 #define TARGET AVX2
 #include "step_level.h"
 #undef WIDEN
+#undef WIDEN8
 #undef LEVEL
 #undef TARGET
 #endif

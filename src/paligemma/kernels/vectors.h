@@ -18,6 +18,7 @@ typedef uint8_t u8x8 __attribute__((vector_size(8)));
 typedef float f8_anywhere __attribute__((vector_size(32), aligned(4), may_alias));
 typedef uint32_t u8_anywhere __attribute__((vector_size(32), aligned(4), may_alias));
 typedef uint16_t u16x8_anywhere __attribute__((vector_size(16), aligned(2), may_alias));
+typedef int8_t i8x8_anywhere __attribute__((vector_size(8), aligned(1), may_alias));
 typedef uint8_t u8x8_anywhere __attribute__((vector_size(8), aligned(1), may_alias));
 
 #endif

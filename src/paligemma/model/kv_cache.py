@@ -9,6 +9,38 @@ import torch
 from torch import Tensor
 
 
+def stored_bytes(head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes of one head of one token's keys or values."""
+    scale = torch.float32.itemsize if dtype == torch.int8 else 0
+    return scale + head_dim * dtype.itemsize
+
+
+def quantise(x: Tensor) -> Tensor:
+    """Whole numbers of -127..127 behind their scale, the largest magnitude of a head over 127.
+
+    The nearest multiple of the scale, so the error is half of it at most. A head with a NaN or an
+    infinity becomes NaN.
+
+    Args:
+        x: float[..., H].
+
+    Returns:
+        int8[..., 4 + H]: four bytes of a float32, and the numbers. One tensor, so that whatever
+        moves rows moves their scales.
+    """
+    wide = x.float()
+    scale = wide.abs().amax(dim=-1, keepdim=True) / 127
+    numbers = (wide / torch.where(scale > 0, scale, 1.0)).round_().clamp_(-127, 127)
+    scale = torch.where(scale.isfinite(), scale, torch.nan)
+    return torch.cat((scale.view(torch.int8), numbers.nan_to_num_().to(torch.int8)), dim=-1)
+
+
+def widen(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `quantise` wrote, int8[..., 4 + H], as float[..., H]."""
+    scale = stored[..., :4].contiguous().view(torch.float32)
+    return (stored[..., 4:] * scale).to(dtype)
+
+
 class KVCache:
     """Preallocated keys and values of every layer.
 
@@ -20,7 +52,8 @@ class KVCache:
                                     length = 7    slots that attention reads
 
     Attributes:
-        keys, values: [B, capacity, K, H] of each layer.
+        keys, values: [B, capacity, K, H] of each layer, or in int8 [B, capacity, K, 4 + H], as
+            `quantise` writes them.
         valid: bool[B, capacity], slots that hold a token of their row.
         positions: int64[B, capacity], rotary position of each slot.
         ends: int64[B] on the CPU, the next slot of each row.
@@ -38,7 +71,8 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        shape = (batch_size, capacity, num_kv_heads, head_dim)
+        stored = stored_bytes(head_dim, dtype) // dtype.itemsize
+        shape = (batch_size, capacity, num_kv_heads, stored)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.valid = torch.zeros(shape[:2], dtype=torch.bool, device=device)
@@ -134,12 +168,17 @@ class KVCache:
 
         Returns:
             Keys and values of the first `length` slots. All of them have passed through the cache's
-            dtype, also in prefill, as in the original.
+            dtype, also in prefill, as in the original: what a token sees of another depends only
+            on that token, wherever a prompt was cut.
         """
         keys, values = self.keys[layer], self.values[layer]
-        keys[self._place] = k.to(keys.dtype)
-        values[self._place] = v.to(values.dtype)
-        return keys[:, : self.length].to(k.dtype), values[:, : self.length].to(v.dtype)
+        for memory, new in ((keys, k), (values, v)):
+            is_int8 = memory.dtype == torch.int8
+            memory[self._place] = quantise(new) if is_int8 else new.to(memory.dtype)
+        used = keys[:, : self.length], values[:, : self.length]
+        if keys.dtype == torch.int8:
+            return widen(used[0], k.dtype), widen(used[1], v.dtype)
+        return used[0].to(k.dtype), used[1].to(v.dtype)
 
     def select(self, rows: Tensor) -> KVCache:
         """A cache with copies of the given rows (int64[B']), repeated or reordered."""

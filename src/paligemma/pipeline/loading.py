@@ -84,7 +84,7 @@ class LoadOptions:
         image_size_px: another resolution than the file's.
         conventions: "big_vision" or "transformers", where the two differ.
         resize_method: "bicubic", "bilinear" or "bilinear-antialias".
-        kv_cache_dtype: "bfloat16" or "float32"; None follows the conventions.
+        kv_cache_dtype: "bfloat16", "float32" or "int8"; None follows the conventions.
         attn_softcap, final_softcap, sliding_window: see `AttentionOptions`.
         tokenizer: file or folder; None takes the one beside the weights.
         mask_codec: vae-oid.npz or like; None takes the one beside the weights, or that of

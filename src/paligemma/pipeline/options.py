@@ -53,8 +53,8 @@ class RunSettings:
     Attributes:
         mode: "exact" (float32), "mixed" (float32 weights, bfloat16 arithmetic) or "bf16"; only
             "mixed" computes otherwise than the weights' dtype says.
-        kv_cache_dtype: dtype of keys and values while decoding: "bfloat16", as the original, or
-            "float32".
+        kv_cache_dtype: dtype of keys and values while decoding: "bfloat16", as the original,
+            "float32" or "int8".
         weigh_locations: default of the option of that name in `AnswerOptions`.
         picture_cache_bytes: bound of the soft tokens that are kept of pictures encoded before, so
             that asking one again does not encode it again; 0 keeps none.
