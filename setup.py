@@ -30,13 +30,14 @@ setup(
             "paligemma.kernels._native",
             [
                 f"{KERNELS}/{name}.c"
-                for name in ("threads", "pack", "products", "check", "limits", "step")
+                for name in ("threads", "pack", "products", "check", "limits", "attend", "step")
             ],
             depends=[
                 f"{KERNELS}/{name}.h"
                 for name in (
                     *("kernels", "panels", "vectors"),
                     *("pack_level", "step", "step_rows", "step_level"),
+                    *("attend", "attend_level", "math_level"),
                 )
             ],
             # gcc notes how vectors would be passed between files; here they never are.

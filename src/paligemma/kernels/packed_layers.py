@@ -97,9 +97,9 @@ class PackedLinear(nn.Module):
         """Take float[E, D] as the weights; ValueError for another shape."""
         self.weight.pack(weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """float[..., D] -> float32[..., E]."""
-        return self.matrix.multiply(x, self.bias)
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """float[..., D] -> float32[..., E], in the memory of `out` where it is given."""
+        return self.matrix.multiply(x, self.bias, out)
 
     def dense(self) -> Tensor:
         """float32[E, D]: the values that the weights stand for."""

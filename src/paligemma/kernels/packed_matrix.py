@@ -18,7 +18,6 @@ KINDS = tuple(native.KINDS)
 LAYOUT = 1
 # Panels begin at multiples of so many bytes, in memory and in files.
 ALIGNMENT = 64
-_HUGE = 1 << 21
 # Rows that are packed at once where they must be widened before.
 _ROWS_AT_ONCE = 1 << 13
 
@@ -61,10 +60,7 @@ class PackedMatrix:
     @classmethod
     def empty(cls, kind: str, n: int, k: int) -> PackedMatrix:
         """A matrix to be filled, in huge pages where the system has them."""
-        data = torch.empty(num_bytes(kind, n, k), dtype=torch.uint8)
-        library = native.library()
-        if library is not None and len(data) >= _HUGE:
-            library.pg_advise_huge(data.data_ptr(), len(data))
+        data = native.in_huge_pages(torch.empty(num_bytes(kind, n, k), dtype=torch.uint8))
         data[-ALIGNMENT:] = 0
         return cls(kind, n, k, data, torch.empty(num_scales(kind, n)))
 
@@ -126,25 +122,30 @@ class PackedMatrix:
         )
         return rows
 
-    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def multiply(self, x: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """Products with every row, in float32.
 
         Args:
             x: float[..., K].
             bias: float32[N], or None.
+            out: float32[..., N], contiguous, to take the products, or None for new memory.
 
         Returns:
             float32[..., N].
         """
+        shape = (*x.shape[:-1], self.n)
+        if out is not None and (tuple(out.shape) != shape or not out.is_contiguous()):
+            raise ValueError(f"products are {shape} and contiguous, got {tuple(out.shape)}")
         rows = x.reshape(-1, x.shape[-1]).float()
         if rows.shape[1] != self.k:
             raise ValueError(f"inputs must be {self.k} wide, got {rows.shape[1]}")
         if native.library() is None:
             y = panels.multiply(self, rows)
-            return (y if bias is None else y + bias).view(*x.shape[:-1], self.n)
+            y = (y if bias is None else y + bias).view(shape)
+            return y if out is None else out.copy_(y)
         rows = rows.contiguous()
         added = None if bias is None else bias.float().contiguous()
-        y = torch.empty(len(rows), self.n)
+        y = native.in_huge_pages(torch.empty(shape)) if out is None else out
         if len(rows):
             native.on_all_threads().pg_multiply(
                 self.descriptor(),
@@ -155,7 +156,7 @@ class PackedMatrix:
                 self.n,
                 len(rows),
             )
-        return y.view(*x.shape[:-1], self.n)
+        return y
 
     def descriptor(self) -> native.Matrix:
         """The matrix for the kernels; valid as long as this object lives."""

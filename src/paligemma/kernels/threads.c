@@ -166,6 +166,13 @@ void pg_advise_huge(void *memory, size_t size) {
 #endif
 }
 
+void *pg_new_memory(size_t size) {
+  void *memory = aligned_alloc(64, (size + 63) & ~(size_t)63);
+  if (!memory) abort();
+  if (size >= 1 << 21) pg_advise_huge(memory, size);
+  return memory;
+}
+
 void *pg_scratch(size_t size) {
   static _Thread_local void *memory;
   static _Thread_local size_t held;

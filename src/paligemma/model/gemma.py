@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paligemma.config import TextConfig
+from paligemma.kernels import native_attention
 from paligemma.kernels.attention import attend
 from paligemma.kernels.linear import Linear, TiedEmbedding, UntiedEmbedding
+from paligemma.kernels.native import in_huge_pages
 from paligemma.kernels.packed_layers import PackedLinear
 from paligemma.model.attention import apply_rope, rope_tables, sliding_window_mask
 from paligemma.model.kv_cache import KVCache
@@ -79,7 +81,9 @@ class Attention(nn.Module):
             k, v = context.cache.write(self.layer, k, v)
         mask = context.masks[self.layer % 2]
         mask = None if mask is None else mask[:, last]
-        mixed = attend(q, k, v, mask, scale=self.scale, softcap=self.softcap)
+        packed = isinstance(self.q, PackedLinear) and native_attention.serves(q, k)
+        route = native_attention.attend if packed else attend
+        mixed = route(q, k, v, mask, scale=self.scale, softcap=self.softcap)
         return self.out(mixed.flatten(-2))
 
 
@@ -96,14 +100,23 @@ class MLP(nn.Module):
         """float[B, T, D] -> float[B, T, D]."""
         if torch.is_grad_enabled() or not isinstance(self.gate, PackedLinear):
             return self.down(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
-        # A packed layer gives a row the same bits in any company: few rows are widened at a time.
-        rows = x.flatten(0, -2).split(ROWS_AT_ONCE)
-        return torch.cat([self._in_place(some) for some in rows]).view_as(x)
+        return self._packed(x.flatten(0, -2)).view_as(x)
 
-    def _in_place(self, x: Tensor) -> Tensor:
-        """float[rows, D] -> float[rows, D], where no gradient is wanted."""
-        widened = torch.ops.aten.gelu_(self.gate(x), approximate="tanh")
-        return self.down(widened.mul_(self.up(x)))
+    def _packed(self, x: Tensor) -> Tensor:
+        """float[rows, D] -> float[rows, D], few rows at a time in the same memory.
+
+        A packed layer gives a row the same bits in any company.
+        """
+        assert isinstance(self.gate, PackedLinear)
+        assert isinstance(self.up, PackedLinear)
+        assert isinstance(self.down, PackedLinear)
+        mixed = torch.empty_like(x)
+        gates = in_huge_pages(torch.empty(2, min(len(x), ROWS_AT_ONCE), self.gate.out_features))
+        for rows, out in zip(x.split(ROWS_AT_ONCE), mixed.split(ROWS_AT_ONCE), strict=True):
+            gate, up = gates[:, : len(rows)]
+            torch.ops.aten.gelu_(self.gate(rows, gate), approximate="tanh")
+            self.down(gate.mul_(self.up(rows, up)), out)
+        return mixed
 
 
 class Block(nn.Module):

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paligemma.config import VisionConfig
+from paligemma.kernels import native_attention
 from paligemma.kernels.linear import Linear
+from paligemma.kernels.packed_layers import PackedLinear
 
 _NORM_EPS = 1e-6
 
@@ -46,13 +48,16 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B, I, D] -> float[B, I, D]."""
-        # [B, I, D] -> [B, N, I, H]
-        q, k, v = (
-            part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for part in (self.q, self.k, self.v)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.out(mixed.transpose(1, 2).flatten(-2))
+        # [B, I, D] -> [B, I, N, H]
+        q, k, v = (part(x).unflatten(-1, (self.num_heads, -1)) for part in (self.q, self.k, self.v))
+        if isinstance(self.q, PackedLinear) and native_attention.serves(q, k):
+            scale = q.shape[-1] ** -0.5
+            mixed = native_attention.attend(q, k, v, None, scale=scale, softcap=None)
+        else:
+            # [B, N, I, H] and back
+            heads_first = (part.transpose(1, 2) for part in (q, k, v))
+            mixed = F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+        return self.out(mixed.flatten(-2))
 
 
 class MLP(nn.Module):
@@ -65,7 +70,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B, I, D] -> float[B, I, D]."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        widened = self.fc1(x)
+        if torch.is_grad_enabled():
+            return self.fc2(F.gelu(widened, approximate="tanh"))
+        return self.fc2(torch.ops.aten.gelu_(widened, approximate="tanh"))
 
 
 class Block(nn.Module):
