@@ -14,6 +14,7 @@ from paligemma import Detections, PaliGemma, TextAnswer
 from paligemma.example import OBJECTS, TEXT, Asking, Example
 from paligemma.generate import DecodeOptions, generate
 from paligemma.jobs.model_answerer import ModelAnswerer
+from paligemma.kernels.narrow_layers import NarrowLinear
 from paligemma.tasks.scenes.rows import ScenePicture
 from paligemma.weights.load import load_model
 from paligemma.weights.save import save_model
@@ -232,3 +233,36 @@ def test_a_model_saved_from_the_gpu_is_the_same_model(
 def test_a_model_goes_to_the_gpu_unless_a_device_is_named() -> None:
     assert PaliGemma.from_pretrained("tiny").model.device.type == "cuda"
     assert PaliGemma.from_pretrained("tiny", device="cpu").model.device.type == "cpu"
+
+
+@pytest.mark.parametrize("quant", ["int8", "fp8", "int4", "int4,head=fp8", "bf16", "nf4"])
+def test_weights_in_fewer_bits_answer_on_the_gpu_as_their_values_do(
+    quant: str, pictures: Sequence[np.ndarray]
+) -> None:
+    packed = PaliGemma.from_pretrained("tiny", device="cpu", quant=quant)
+    mode = "bf16" if quant == "nf4" else None
+    narrow = PaliGemma.from_pretrained("tiny", device="cuda", quant=quant, mode=mode)
+    assert narrow.settings.mode == "bf16"
+    assert narrow.model.device.type == "cuda"
+    num_equal = 0
+    for picture in pictures:
+        ours = narrow.generate(picture, "caption en", **SHORT)
+        theirs = packed.generate(picture, "caption en", **SHORT)
+        num_equal += ours.text == theirs.text
+        assert abs(ours.token_logprobs[0] - theirs.token_logprobs[0]) <= 0.2
+        assert np.isfinite(logprobs(ours)).all()
+    assert num_equal > 0
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8", "int4"])
+def test_a_layer_in_fewer_bits_has_the_values_of_the_cpu(kind: str) -> None:
+    weight = torch.randn(1152, 4304, generator=torch.Generator().manual_seed(0)) * 0.02
+    x = torch.randn(5, 4304, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found = []
+    for device in ("cpu", "cuda"):
+        layer = NarrowLinear(kind, 4304, 1152, bias=False, dtype=torch.bfloat16)
+        layer.quantise(weight.to(device))
+        found.append((layer.dense().cpu(), layer(x.to(device)).float().cpu()))
+    # A weight halfway between two values may fall on either side.
+    assert (found[0][0] != found[1][0]).float().mean() < 1e-3
+    assert torch.allclose(found[0][1], found[1][1], rtol=2e-2, atol=2e-2)

@@ -11,8 +11,10 @@ import torch
 from tiny_folder import DESK, write_random_tiny
 
 from paligemma import PaliGemma
-from paligemma.errors import ConfigError
+from paligemma.errors import CheckpointError, ConfigError
 from paligemma.kernels import native
+from paligemma.kernels.narrow_layers import NarrowEmbedding, NarrowLinear
+from paligemma.weights.save import save_model
 
 TOLERANCES = {"bf16": 0.02, "int8": 0.1, "fp8": 0.4, "int4": 1.0, "nf4": 1.0}
 
@@ -82,4 +84,49 @@ def test_a_bfloat16_file_is_computed_in_float32_once_it_is_packed(tmp_path: Path
 @pytest.mark.parametrize("mode", ["bf16", "mixed"])
 def test_packed_weights_refuse_another_mode_before_anything_is_read(mode: str) -> None:
     with pytest.raises(ConfigError, match=f"mode exact, got mode {mode}; leave one"):
+        PaliGemma.from_pretrained("no/such-model-anywhere", quant="int4", mode=mode)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU takes the layers that a GPU takes."""
+    for module in ("paligemma.weights.load", "paligemma.pipeline.loading"):
+        monkeypatch.setattr(f"{module}.packs_for", lambda device: False)
+
+
+@pytest.mark.parametrize("quant", [*TOLERANCES, "int4,head=fp8", "int8:vision.mlp,head=int4"])
+def test_the_layers_of_a_gpu_answer_near_float32_in_bfloat16(
+    tiny_dir: Path, random_tiny: PaliGemma, as_on_a_gpu: None, quant: str, tmp_path: Path
+) -> None:
+    mode = "bf16" if quant == "nf4" else None
+    pg = PaliGemma.from_pretrained(tiny_dir, quant=quant, kv_cache_dtype="float32", mode=mode)
+    assert pg.settings.mode == "bf16"
+    assert {one.dtype for one in pg.model.parameters()} == {torch.bfloat16}
+    wanted = random_tiny.read(DESK, max_new_tokens=2).token_logprobs
+    found = pg.read(DESK, max_new_tokens=2).token_logprobs
+    np.testing.assert_allclose(found[0], wanted[0], atol=1.0)
+    if quant != "bf16":
+        with pytest.raises(CheckpointError, match="plain model"):
+            save_model(pg.model, tmp_path / "saved")
+
+
+def test_the_layers_of_a_gpu_have_the_values_that_a_cpu_packs(
+    tiny_dir: Path, as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = PaliGemma.from_pretrained(tiny_dir, quant="int4:vision,head=int8").model
+    monkeypatch.undo()
+    packed = PaliGemma.from_pretrained(tiny_dir, quant="int4:vision,head=int8").model
+    layers = [name for name, one in narrow.named_modules() if isinstance(one, NarrowLinear)]
+    assert len(layers) == 12
+    for name in layers:
+        ours, theirs = narrow.get_submodule(name), packed.get_submodule(name)
+        assert torch.equal(ours.dense(), theirs.dense())
+    assert isinstance(narrow.text.embed, NarrowEmbedding)
+    ours = narrow.text.embed.table.take(torch.arange(9))
+    assert torch.equal(ours, packed.text.embedding_rows(0, 9))
+
+
+@pytest.mark.parametrize("mode", ["exact", "mixed"])
+def test_weights_in_fewer_bits_on_a_gpu_refuse_another_mode(as_on_a_gpu: None, mode: str) -> None:
+    with pytest.raises(ConfigError, match=f"got mode {mode}; leave one of the two out"):
         PaliGemma.from_pretrained("no/such-model-anywhere", quant="int4", mode=mode)

@@ -26,6 +26,7 @@ from paligemma.adapt.token_rows import TOKEN_KINDS, AdaptedEmbedding, TokenRows,
 from paligemma.adapt.whole_layers import ReplacedLinear
 from paligemma.errors import ConfigError
 from paligemma.kernels.linear import Linear
+from paligemma.kernels.narrow_layers import NarrowEmbedding, NarrowLinear
 from paligemma.kernels.nf4 import NF4Linear
 from paligemma.kernels.packed_layers import PackedEmbedding, PackedLinear
 
@@ -323,6 +324,9 @@ def detach(model: nn.Module) -> None:
         put_layer(model, name, module.base)
 
 
+_QUANTISED = (NF4Linear, PackedLinear, PackedEmbedding, NarrowLinear, NarrowEmbedding)
+
+
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
     """Add the attached adapter to the weights, which stay in their dtype, and detach it.
@@ -334,7 +338,7 @@ def merge(model: nn.Module) -> None:
     if not adapted:
         raise ConfigError("merging needs an adapter on the model; attach one first")
     for name, module in adapted:
-        if isinstance(module.base, NF4Linear | PackedLinear | PackedEmbedding):
+        if isinstance(module.base, _QUANTISED):
             raise ConfigError(
                 f"an adapter is merged into plain weights, {name} is quantised; load the model "
                 "without quantisation, or let the adapter stay beside it"

@@ -12,11 +12,12 @@ from torch import nn
 from paligemma.adapt.lora import PARTS, expand_parts, layer_names, put_layer
 from paligemma.errors import ConfigError
 from paligemma.kernels.linear import Linear, TiedEmbedding
+from paligemma.kernels.narrow_layers import NarrowEmbedding, NarrowLinear
 from paligemma.kernels.nf4 import NF4Linear
 from paligemma.kernels.packed_layers import PackedEmbedding, PackedLinear
 
-# Kinds of packed matrices, for answering on a CPU; the layers of nf4 can stand under an adapter
-# that is trained.
+# Kinds for answering: packed for a CPU, in plain rows for a GPU. The layers of nf4 can stand under
+# an adapter that is trained.
 PACKED = ("bf16", "int8", "int4", "fp8")
 QUANTS = (*PACKED, "nf4")
 # What the layers of a packed model are that are not named, and those that are too small to count.
@@ -77,31 +78,50 @@ class Quant:
 
     @property
     def is_packed(self) -> bool:
-        """Whether the whole model is packed, and computed in float32 on the CPU."""
+        """Whether it is a kind that is packed on a CPU, where the whole model is in float32."""
         return self.kind in PACKED
 
 
-def place_quantised(model: nn.Module, quant: Quant, dtype: torch.dtype) -> None:
+def place_quantised(
+    model: nn.Module, quant: Quant, dtype: torch.dtype, *, packs: bool = True
+) -> None:
     """Put empty quantised layers in the place of a model's own; loading fills them.
 
     Args:
         model: as it was built, on the meta device.
         quant: which layers.
-        dtype: of inputs and outputs of nf4's layers; packed ones have float32.
+        dtype: of inputs and outputs of the layers; packed ones have float32.
+        packs: whether packed kinds are packed for a CPU. For a GPU their layers keep the same
+            values in rows, and those that would be packed as bfloat16 stay as they are.
     """
     chosen = layer_names(model, quant.parts)
-    if quant.is_packed:
-        _place_packed(model, dict.fromkeys(chosen, quant.kind), quant.head or _HEAD)
+    head = quant.head or _HEAD
+    if quant.is_packed and packs:
+        _place_packed(model, dict.fromkeys(chosen, quant.kind), head)
+        return
+    if quant.is_packed and head != _REST:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, TiedEmbedding):
+                table = (module.num_tokens, module.width)
+                narrow = NarrowEmbedding(head, *table, is_tied=module.is_tied, dtype=dtype)
+                put_layer(model, name, narrow)
+    if quant.kind == _REST:
         return
     for name in chosen:
         layer: Any = model.get_submodule(name)
+        sizes, bias = (layer.in_features, layer.out_features), layer.bias is not None
         put_layer(
             model,
             name,
-            NF4Linear(
-                layer.in_features, layer.out_features, bias=layer.bias is not None, dtype=dtype
-            ),
+            NF4Linear(*sizes, bias=bias, dtype=dtype)
+            if quant.kind == "nf4"
+            else NarrowLinear(quant.kind, *sizes, bias=bias, dtype=dtype),
         )
+
+
+def packs_for(device: torch.device | str) -> bool:
+    """Whether packed kinds are packed on a device, and computed in float32: on a CPU."""
+    return torch.device(device).type == "cpu"
 
 
 def _place_packed(model: nn.Module, kinds: Mapping[str, str], head: str) -> None:

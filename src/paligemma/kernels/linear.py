@@ -10,7 +10,7 @@ Axes: D input width, E output width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -108,7 +108,7 @@ def logits_product(hidden: Tensor, table: Tensor) -> Tensor:
         if table.device.type == "cpu" and len(rows) >= _MIN_ROWS:
             logits = _widened(rows, table, None, torch.float32)
         else:
-            logits = _refined(linear(rows, table).float(), rows, table)
+            logits = refined(linear(rows, table).float(), rows, table.__getitem__)
     return logits.view(*hidden.shape[:-1], len(table))
 
 
@@ -145,14 +145,19 @@ def _blocks(table: Tensor) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _refined(rounded: Tensor, rows: Tensor, table: Tensor) -> Tensor:
-    """The rounded logits float32[N, V], the largest of each row computed again in float32."""
-    largest = rounded.topk(min(_REFINED, rounded.shape[1]), dim=1).indices
+def refined(logits: Tensor, rows: Tensor, take: Callable[[Tensor], Tensor]) -> Tensor:
+    """The rounded logits float32[N, V], the largest of each row computed again in float32.
+
+    Args:
+        rows: float[N, D], the hidden states.
+        take: int64[M, R] -> float[M, R, D], rows of the table.
+    """
+    largest = logits.topk(min(_REFINED, logits.shape[1]), dim=1).indices
     for part in torch.arange(len(rows), device=rows.device).split(_MIN_ROWS):
         ids = largest[part]
-        exact = table[ids].float() @ rows[part].float()[:, :, None]
-        rounded[part[:, None], ids] = exact[..., 0]
-    return rounded
+        exact = take(ids).float() @ rows[part].float()[:, :, None]
+        logits[part[:, None], ids] = exact[..., 0]
+    return logits
 
 
 class Linear(nn.Linear):

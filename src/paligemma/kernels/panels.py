@@ -100,22 +100,14 @@ def _encode(kind: str, w: Tensor) -> tuple[Tensor, Tensor]:
         pairs = w.to(torch.bfloat16).view(num_panels, PANEL, -1, 2).transpose(1, 2).contiguous()
         return pairs.flatten(1).view(torch.uint8), none
     if kind in ROW_SCALED:
-        scale = w.abs().amax(dim=2) / _LARGEST[kind]
-        inverse = torch.where(scale > 0, 1 / scale, 0)
-        fine = inverse.isfinite()
-        scale, inverse = torch.where(fine, scale, 0), torch.where(fine, inverse, 0)
-        scaled = w * inverse[:, :, None]
+        plain, scale = rounded(kind, w)
         if kind == "fp8":
-            codes = scaled.clamp(-448, 448).to(torch.float8_e4m3fn).transpose(1, 2)
-            return codes.contiguous().view(torch.uint8).flatten(1), scale
-        codes = scaled.round().to(torch.int8).view(num_panels, PANEL, -1, 2).transpose(1, 2)
+            return plain.transpose(1, 2).contiguous().view(torch.uint8).flatten(1), scale
+        codes = plain.view(num_panels, PANEL, -1, 2).transpose(1, 2)
         return codes.contiguous().flatten(1).view(torch.uint8), scale
     if kind == "int4":
-        groups = w.unflatten(2, (-1, GROUP))  # [P, 16, G, 32]
-        scales = _half(_int4_scales(groups))
-        wide = scales.float()[..., None]
-        codes = (groups * torch.where(wide != 0, 1 / wide, 0)).round().clamp(-8, 7) + 8
-        halves = codes.to(torch.uint8).unflatten(3, (2, 4, 4))  # [P, 16, G, half, q, i]
+        codes, scales = rounded(kind, w)
+        halves = codes.unflatten(2, (-1, 2, 4, 4))  # [P, 16, G, half, q, i]
         joined = halves[:, :, :, 0] | halves[:, :, :, 1] << 4
         joined = joined.permute(0, 2, 3, 1, 4).flatten(2)  # [P, G, 4*16*4]
         tail = scales.transpose(1, 2).contiguous().view(torch.uint8)
@@ -130,6 +122,29 @@ def _encode(kind: str, w: Tensor) -> tuple[Tensor, Tensor]:
     joined = (pairs[..., 0] | pairs[..., 1] << 4).permute(0, 2, 3, 1).flatten(2)
     tail = scales.transpose(1, 2).contiguous().view(torch.uint8)
     return torch.cat([joined, tail], dim=2).flatten(1), none
+
+
+def rounded(kind: str, w: Tensor) -> tuple[Tensor, Tensor]:
+    """float32[..., C] as codes [..., C], and their scales.
+
+    Returns:
+        int8 or float8_e4m3fn and float32[...] of `ROW_SCALED` kinds; of int4 uint8 that are 8 too
+        large and float16[..., C/32].
+    """
+    if kind == "int4":
+        groups = w.unflatten(-1, (-1, GROUP))
+        scales = _half(_int4_scales(groups))
+        wide = scales.float()[..., None]
+        codes = (groups * torch.where(wide != 0, 1 / wide, 0)).round().clamp(-8, 7) + 8
+        return codes.to(torch.uint8).flatten(-2), scales
+    scale = w.abs().amax(dim=-1) / _LARGEST[kind]
+    inverse = torch.where(scale > 0, 1 / scale, 0)
+    fine = inverse.isfinite()
+    scale, inverse = torch.where(fine, scale, 0), torch.where(fine, inverse, 0)
+    scaled = w * inverse[..., None]
+    if kind == "fp8":
+        return scaled.clamp(-448, 448).to(torch.float8_e4m3fn), scale
+    return scaled.round().to(torch.int8), scale
 
 
 def _int4_scales(groups: Tensor) -> Tensor:

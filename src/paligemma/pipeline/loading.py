@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 
 from paligemma.adapt.lora import Adapter, attach
-from paligemma.adapt.quant import Quant
+from paligemma.adapt.quant import Quant, packs_for
 from paligemma.config import MAX_IMAGE_SIZE_PX, PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError, TokenizerError
 from paligemma.generate import check_kv_cache_dtype, require_flag, require_whole
@@ -79,7 +79,7 @@ class LoadOptions:
     Attributes:
         mode: "exact" (float32), "mixed" (float32 weights, bfloat16 arithmetic) or "bf16"; None is
             bf16 for a file in bfloat16, else exact.
-        device: None is a CUDA device if there is one, else "cpu", as for packed weights.
+        device: None is a CUDA device if there is one, else "cpu", as for a packed folder.
         revision: branch of the hub.
         image_size_px: another resolution than the file's.
         conventions: "big_vision" or "transformers", where the two differ.
@@ -94,10 +94,11 @@ class LoadOptions:
             their dtype.
         adapters: name -> such a folder; every answer may name one with `adapter`, and none is used
             where it does not.
-        quant: weights in fewer bits, see `Quant.parse`. "int4", "int8", "fp8" and "bf16" pack the
-            whole model for a CPU and compute in float32, which is mode "exact"; "nf4" keeps the
-            decoder's linear layers in four bits, "nf4:decoder,vision" those of the named parts. A
-            folder that `convert` packed has its own, which need not be named.
+        quant: weights in fewer bits, see `Quant.parse`. "int4", "int8", "fp8" and "bf16" are for
+            the whole model; a CPU packs them and computes in float32, which is mode "exact", a GPU
+            in bfloat16, which is mode "bf16". "nf4" keeps the decoder's linear layers in four bits,
+            "nf4:decoder,vision" those of the named parts. A folder that `convert` packed has its
+            own, which need not be named.
         allow_url: whether pictures may be fetched from URLs.
         max_pixels: largest picture that is decoded.
         background: colour under transparent parts of pictures, "white" or as CSS writes it; "none"
@@ -157,8 +158,8 @@ class LoadOptions:
             RunSettings(mode=self.mode)
         RunSettings(picture_cache_bytes=self.picture_cache_bytes)
         _require_adapters(self.adapters, self.adapter)
-        if self.quant is not None and Quant.parse(self.quant).is_packed:
-            _require_exact(self.quant, self.mode)
+        if self.quant is not None and Quant.parse(self.quant).is_packed and self.mode == "mixed":
+            _require_packed_mode(self.quant, self.mode)
         if self.kv_cache_dtype is not None:
             check_kv_cache_dtype(self.kv_cache_dtype)
         require_whole("max_pixels", self.max_pixels)
@@ -197,16 +198,19 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
         PaliGemmaError: unknown name, files that do not fit, or an option out of its range.
     """
     device = _device(options.device)
+    packs = packs_for(device)
+    if options.quant is not None and Quant.parse(options.quant).is_packed:
+        _require_packed_mode(options.quant, options.mode, packs=packs)
     with _opened(name, options) as opened:
         mask_codec = find_mask_codec(opened.checkpoint, options.mask_codec)
         processor = _make_processor(opened, options)
         quant = opened.quant if options.quant is None else Quant.parse(options.quant)
         is_narrow = opened.table_dtype == torch.bfloat16
+        if opened.quant is not None and options.device is None:
+            packs, device = True, torch.device("cpu")
         if quant is not None and quant.is_packed:
-            _require_exact(str(quant), options.mode)
-            is_narrow = False
-            if options.device is None:
-                device = torch.device("cpu")
+            _require_packed_mode(str(quant), options.mode, packs=packs)
+            is_narrow = not packs
         mode = options.mode or ("bf16" if is_narrow else "exact")
         dtype = torch.bfloat16 if mode == "bf16" else torch.float32
         model = opened.load(dtype=dtype, device=device, quant=quant)
@@ -230,11 +234,13 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
         )
 
 
-def _require_exact(quant: str, mode: str | None) -> None:
-    if mode not in (None, "exact"):
+def _require_packed_mode(quant: str, mode: str | None, *, packs: bool = True) -> None:
+    arithmetic, only = ("float32", "exact") if packs else ("bfloat16", "bf16")
+    if mode not in (None, only):
+        where = "packed weights" if packs else "weights in fewer bits on a GPU"
         raise ConfigError(
-            f"packed weights ({quant:.100}) are computed in float32, which is mode exact, got mode "
-            f"{mode}; leave one of the two out"
+            f"{where} ({quant:.100}) are computed in {arithmetic}, which is mode {only}, got mode "
+            f"{mode}; leave one of the two out" + ("" if packs else ", or name the device cpu")
         )
 
 

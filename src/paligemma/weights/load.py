@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paligemma.adapt.quant import Quant, place_quantised
+from paligemma.adapt.quant import Quant, packs_for, place_quantised
 from paligemma.config import PaliGemmaConfig, require_attention_value
 from paligemma.errors import CheckpointError, ConfigError
+from paligemma.kernels.narrow_layers import NarrowEmbedding, NarrowLinear
 from paligemma.kernels.nf4 import NF4Linear
 from paligemma.kernels.packed_layers import PackedEmbedding, PackedLinear, packed_weights
 from paligemma.model import PaliGemmaModel
@@ -263,13 +264,14 @@ class OpenCheckpoint:
             model = PaliGemmaModel(self.config)
         wanted = None if dtype is None else parse_dtype(dtype)
         quant = self.chosen(quant)
-        is_packed = quant is not None and quant.is_packed
+        packs = self.quant is not None or packs_for(device)
+        is_packed = quant is not None and quant.is_packed and packs
         if is_packed:
             _require_packable(quant, wanted, device)
             wanted = torch.float32
         if quant is not None:
-            place_quantised(model, quant, wanted or self.table_dtype)
-        for name, tensor in self._tensors(model, in_turn=is_packed):
+            place_quantised(model, quant, wanted or self.table_dtype, packs=packs)
+        for name, tensor in self._tensors(model, in_turn=quant is not None):
             if name == "vision.pos_embedding":
                 wide = torch.promote_types(tensor.dtype, wanted or tensor.dtype)
                 tensor = resize_position_table(tensor.to(wide), self.config.num_image_tokens)
@@ -351,7 +353,8 @@ def _assign(model: PaliGemmaModel, name: str, tensor: Tensor) -> None:
     module._parameters[leaf] = nn.Parameter(tensor)
 
 
-_QUANTISED = (NF4Linear, PackedLinear, PackedEmbedding)
+_WITH_HEAD = (PackedEmbedding, NarrowEmbedding)
+_QUANTISED = (NF4Linear, PackedLinear, NarrowLinear, *_WITH_HEAD)
 
 
 def take_quantised(
@@ -361,7 +364,7 @@ def take_quantised(
 
     Args:
         name: of the parameter in a plain model.
-        device: where NF4 layers quantise it.
+        device: where it is quantised.
 
     Raises:
         ValueError: another shape than the layer has.
@@ -373,8 +376,8 @@ def take_quantised(
         require_numbers(name, tensor)
     if leaf == "weight" and isinstance(layer, _QUANTISED):
         layer.quantise(tensor.to(device))
-    elif leaf == "head" and isinstance(layer, PackedEmbedding):
-        layer.quantise_head(tensor)
+    elif leaf == "head" and isinstance(layer, _WITH_HEAD):
+        layer.quantise_head(tensor.to(device))
     else:
         return False
     return True
@@ -386,7 +389,7 @@ def _require_packable(
     if torch.device(device).type != "cpu":
         raise ConfigError(
             f"{quant} weights are packed for a CPU, the device is {device}; name the device cpu, "
-            "or take weights that are not packed"
+            "or the model that they were converted from"
         )
     if dtype not in (None, torch.float32):
         raise ConfigError(
