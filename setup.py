@@ -30,12 +30,15 @@ setup(
             "paligemma.kernels._native",
             [
                 f"{KERNELS}/{name}.c"
-                for name in ("threads", "pack", "products", "check", "limits", "attend", "step")
+                for name in (
+                    *("threads", "pack", "check", "limits", "attend", "step"),
+                    *("products", "inputs", "level", "plain", "avx2", "avx512", "neon"),
+                )
             ],
             depends=[
                 f"{KERNELS}/{name}.h"
                 for name in (
-                    *("kernels", "panels", "vectors"),
+                    *("kernels", "panels", "vectors", "level", "inputs"),
                     *("pack_level", "step", "step_rows", "step_level"),
                     *("attend", "attend_level", "math_level"),
                 )

@@ -57,15 +57,16 @@ def _untouched_logger() -> Iterator[None]:
     logger.handlers[:] = handlers
 
 
-@pytest.fixture(params=["plain C", "AVX2"])
+@pytest.fixture(params=["plain C", "AVX2", "AVX-512", "NEON"])
 def level(request: pytest.FixtureRequest) -> Iterator[int]:
     """Each level of the compiled kernels that this CPU has, set while a test runs."""
     library = native.library()
     if library is None:
         pytest.skip(native.describe())
-    wanted = native.LEVELS.index(request.param)
-    if library.pg_best_level() < wanted:
+    best = library.pg_best_level()
+    names = [native.level_name(library, number) for number in range(best + 1)]
+    if request.param not in names:
         pytest.skip(f"this CPU has no {request.param}")
-    library.pg_set_level(wanted)
-    yield wanted
-    library.pg_set_level(len(native.LEVELS))
+    library.pg_set_level(names.index(request.param))
+    yield library.pg_level()
+    library.pg_set_level(best)

@@ -4,38 +4,66 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from paligemma.kernels import native
 
+NAMES = (b"plain C", b"AVX2", b"AVX-512")
 
-def fake(difference: float, taken: list[int]) -> ctypes.CDLL:
-    """A library whose best level differs by so much."""
-    library = SimpleNamespace(
-        pg_level_difference=lambda: difference, pg_level=lambda: 1, pg_set_level=taken.append
-    )
-    return cast(ctypes.CDLL, library)
+
+class Fake:
+    """A library whose levels differ from plain C by so much each."""
+
+    def __init__(self, *differences: float) -> None:
+        self.differences, self.number = differences, len(differences) - 1
+
+    def pg_level(self) -> int:
+        return self.number
+
+    def pg_set_level(self, wanted: int) -> None:
+        self.number = wanted
+
+    def pg_level_difference(self) -> float:
+        return self.differences[self.number]
+
+    def pg_level_name(self, number: int) -> bytes:
+        return NAMES[number]
+
+
+def level_left(*differences: float) -> int:
+    fake = Fake(*differences)
+    native.leave_a_wrong_level(cast(ctypes.CDLL, fake))
+    return fake.number
 
 
 @pytest.mark.parametrize("difference", [1e-3, float("inf"), float("nan")])
-def test_a_level_that_multiplies_otherwise_is_left_with_a_warning(
+def test_a_level_that_multiplies_otherwise_is_left_for_the_next_with_a_warning(
     difference: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    taken: list[int] = []
     with caplog.at_level(logging.WARNING):
-        native.leave_a_wrong_level(fake(difference, taken))
-    assert taken == [0]
-    assert "AVX2 differ from plain C" in caplog.text
+        assert level_left(0, 2e-7, difference) == 1
+    assert "AVX-512 differ from plain C" in caplog.text
+    assert "AVX2 is used" in caplog.text
+    assert level_left(0, difference, difference) == 0
+    assert level_left(0, difference) == 0
 
 
 def test_a_level_within_rounding_stays(caplog: pytest.LogCaptureFixture) -> None:
-    taken: list[int] = []
-    native.leave_a_wrong_level(fake(2e-7, taken))
-    assert not taken
+    assert level_left(0, 1.0, 2e-7) == 2
     assert not caplog.text
+
+
+def test_a_level_that_the_processor_has_not_is_not_taken() -> None:
+    library = native.library()
+    if library is None:
+        pytest.skip(native.describe())
+    best = library.pg_best_level()
+    library.pg_set_level(best + 1)
+    assert library.pg_level() == best
+    assert native.level_name(library, best)
+    assert native.level_name(library, 100) is native.level_name(library, -1) is None
 
 
 def test_the_check_computes_at_both_levels_and_leaves_the_level_as_it_was(level: int) -> None:

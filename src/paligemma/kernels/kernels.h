@@ -61,7 +61,8 @@ void pg_multiply(const pg_matrix *w, const float *x, size_t ldx, const float *bi
    multiplications in the order of the columns. */
 void pg_float_tile(const float *panel, const float *inputs, int columns, float *sums);
 
-/* The level of the processor that functions use: 0 plain C, 1 AVX2. */
+/* The level of the processor that functions use: 0 plain C, then those of
+   level.c; each computes the same. */
 int pg_level(void);
 void pg_set_level(int wanted); /* or the best that the processor has */
 

@@ -1,7 +1,8 @@
 """The compiled kernels, loaded by ctypes; every other module asks here whether they are there.
 
-The library is plain C (`pack.c`, `products.c`, `step.c`), built when the package is installed if
-there is a compiler. Nothing else depends on it: without it products are torch's.
+The library is C: `pack.c`, `products.c` and `step.c`, with a file for each level of the processor
+that products use (`plain.c`, `avx2.c`, `avx512.c`, `neon.c`). It is built when the package is
+installed if there is a compiler. Nothing else depends on it: without it products are torch's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import ctypes
 import logging
 import os
 import sys
-from ctypes import c_double, c_float, c_int, c_long, c_size_t, c_void_p
+from ctypes import c_char_p, c_double, c_float, c_int, c_long, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor
 
 KINDS = {"f32": 0, "bf16": 1, "fp8": 2, "int8": 3, "int4": 4, "nf4": 5}
-LEVELS = ("plain C", "AVX2")
 # "off" leaves the library alone; a path takes another one.
 VARIABLE = "PALIGEMMA_KERNELS"
 # Of products of one level and of plain C, beside the norms of what is multiplied: float32 rounds to
@@ -47,6 +47,7 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "pg_level": (c_int, ()),
     "pg_best_level": (c_int, ()),
     "pg_set_level": (None, (c_int,)),
+    "pg_level_name": (c_char_p, (c_int,)),
     "pg_level_difference": (c_float, ()),
     "pg_use_openmp": (None, (c_void_p, c_void_p, c_void_p)),
     "pg_set_num_threads": (None, (c_int,)),
@@ -96,17 +97,23 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
+def level_name(found: ctypes.CDLL, number: int) -> str | None:
+    """What the library calls a level, 0 (plain C) being the lowest; None where it has no such."""
+    name: bytes | None = found.pg_level_name(number)
+    return None if name is None else name.decode()
+
+
 def leave_a_wrong_level(found: ctypes.CDLL) -> None:
-    """Compute in plain C where the level of this processor multiplies otherwise; a millisecond."""
-    difference = found.pg_level_difference()
-    if not difference <= _MOST_DIFFERENCE:
-        name = LEVELS[found.pg_level()]
+    """Take the best level of this processor that multiplies as plain C does; a millisecond."""
+    while not (difference := found.pg_level_difference()) <= _MOST_DIFFERENCE:
+        wrong = found.pg_level()
+        found.pg_set_level(wrong - 1)
         _log.warning(
-            "products by %s differ from plain C by %.2g on this processor; plain C is used, slowly",
-            name,
+            "products by %s differ from plain C by %.2g on this processor; %s is used, more slowly",
+            level_name(found, wrong),
             difference,
+            level_name(found, wrong - 1),
         )
-        found.pg_set_level(0)
 
 
 def on_all_threads() -> ctypes.CDLL:
@@ -142,7 +149,8 @@ def describe() -> str:
         why = "do not load" if file.exists() else "were not built; install with a C compiler"
         return f"torch's products; the compiled kernels {why}"
     pool = "torch's threads" if _openmp_of_torch() is not None else "threads of their own"
-    level = LEVELS[found.pg_level()] + (", checked" if found.pg_level() else "")
+    number = found.pg_level()
+    level = f"{level_name(found, number)}{', checked' if number else ''}"
     return f"compiled kernels ({level}, {pool})"
 
 
