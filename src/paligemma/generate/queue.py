@@ -10,7 +10,7 @@ Axes: B rows, I image tokens, D decoder width.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -66,14 +66,14 @@ class _Answer:
 
     handle: int
     prompt: TokenRow
-    soft_tokens: Tensor | None
+    soft_tokens: Tensor | None  # until they are in the cache
     row: DecodeRow
     token: int = 0
     crowded: bool = False
+    num_image_tokens: int = field(init=False)
 
-    @property
-    def num_image_tokens(self) -> int:
-        return 0 if self.soft_tokens is None else self.soft_tokens.shape[1]
+    def __post_init__(self) -> None:
+        self.num_image_tokens = 0 if self.soft_tokens is None else self.soft_tokens.shape[1]
 
     @property
     def num_prefix_tokens(self) -> int:

@@ -121,7 +121,7 @@ class Engine:
             float[1, F*I, D] of each example.
         """
         found: dict[object, Tensor] = {}
-        with self._computing(adapter):
+        with self.computing(adapter):
             cache = self.pictures if self.pictures.opens(self.model, adapter) else None
             keys: list[Any] = list(range(len(pixels)))
             if cache is not None:
@@ -167,7 +167,7 @@ class Engine:
         found: dict[int, Written] = {}
         for positions in _batches(requests, max_rows):
             of_batch = [requests[position] for position in positions]
-            with self._computing(of_batch[0].adapter):
+            with self.computing(of_batch[0].adapter):
                 generation = self._generated(of_batch)
             for row, position in enumerate(positions):
                 found[position] = _written(generation, row, self.model.config.vocab)
@@ -218,7 +218,7 @@ class Engine:
         return Batch.from_rows(rows, pad=self.model.config.vocab.pad)
 
     @contextmanager
-    def _computing(self, adapter: str | None) -> Iterator[None]:
+    def computing(self, adapter: str | None) -> Iterator[None]:
         """The model in evaluation mode and in its precision, afterwards as it was; and under an
         adapter, until another is asked for."""
         self.adapters.use(adapter)
@@ -235,7 +235,7 @@ class Engine:
         """The steps, each computed in the model's precision and under the adapter, which the
         caller's code must not share."""
         while True:
-            with self._computing(adapter):
+            with self.computing(adapter):
                 step = next(steps, None)
             if step is None:
                 return

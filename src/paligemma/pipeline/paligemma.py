@@ -19,19 +19,16 @@ from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ConfigError, PromptError
 from paligemma.generate import Constraint, JsonGrammar, JsonTokens
 from paligemma.model import PaliGemmaModel
-from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.boxes import Box, encode_boxes, format_loc, require_box
-from paligemma.outputs.detections import Detections, join_detections
-from paligemma.outputs.parse import parse_tokens, text_answer
-from paligemma.outputs.types import ParsedOutput, TextAnswer
+from paligemma.outputs.detections import Detections
+from paligemma.outputs.types import TextAnswer
 from paligemma.pipeline.engine import MAX_ROWS, Engine, Request, Written
 from paligemma.pipeline.loading import LoadKeywords, LoadOptions, load_pretrained, opened_codec
-from paligemma.pipeline.notices import warn_of_cuts, warn_of_missing_masks
+from paligemma.pipeline.notices import warn_of_cuts
 from paligemma.pipeline.options import (
     AnswerKeywords,
     AnswerOptions,
     AskKeywords,
-    ObjectOptions,
     RunSettings,
     choice_grammar,
     chosen,
@@ -48,6 +45,7 @@ from paligemma.pipeline.pictures import (
     one_a_prompt,
     require_picture,
 )
+from paligemma.pipeline.question import Question, Reader
 from paligemma.pipeline.streaming import checked, text_pieces
 from paligemma.processing import prompts
 from paligemma.processing.image import ImageSource
@@ -126,6 +124,12 @@ class PaliGemma:
         return Engine(self.model, self.settings, self.adapters, self._pictures)
 
     @property
+    def reader(self) -> Reader:
+        """What reads the tokens that the engine wrote."""
+        decode = self.processor.tokenizer.decode
+        return Reader(vocab=self.vocab, decode=decode, mask_codec=lambda: self.mask_codec)
+
+    @property
     def config(self) -> PaliGemmaConfig:
         return self.model.config
 
@@ -156,9 +160,34 @@ class PaliGemma:
             PromptError, ImageError, ConfigError: bad input; see `Processor` and `AnswerOptions`.
             CheckpointError: the mask codec that a segment prompt needs cannot be read.
         """
+        question = self.question(prompt, has_picture=image is not None, **options)
+        encoded = None
+        if image is not None:
+            encoded = self.encode_image(image, adapter=question.requests[0].adapter)
+        written = self._written([about(request, encoded) for request in question.requests])
+        return self.reader.answer(question, written, encoded)
+
+    def question(
+        self,
+        prompt: str,
+        *,
+        has_picture: bool = True,
+        in_words: bool = False,
+        **options: Unpack[AskKeywords],
+    ) -> Question:
+        """What `ask` would ask, checked, before any picture is read or any answer computed.
+
+        Args:
+            has_picture: whether it will be asked about a picture.
+            in_words: the answer is text whatever the model writes, as that of `generate`.
+
+        Raises:
+            PromptError, ConfigError, CheckpointError: as `ask`.
+        """
         of_answer, of_objects = chosen_for_asking(options)
-        prefixes = self.processor.prefixes(prompt) if image is not None else (prompt,)
-        asked = [prompts.object_prompt(prefix) for prefix in prefixes]
+        splits = has_picture and not in_words
+        prefixes = self.processor.prefixes(prompt) if splits else (prompt,)
+        asked = tuple(None if in_words else prompts.object_prompt(one) for one in prefixes)
         requests, grammar = [], self._grammar(of_answer)
         for prefix, asks in zip(prefixes, asked, strict=True):
             bound = MAX_OBJECT_TOKENS if asks else MAX_TEXT_TOKENS
@@ -174,21 +203,15 @@ class PaliGemma:
                 of_labels = object_grammar(self.vocab, spell, asks, of_objects)
                 request = replace(request, constraint=of_labels)
             requests.append(request)
-        if any(asks is not None and asks.task == "segment" for asks in asked):
+        question = Question(
+            prefixes=tuple(prefixes),
+            requests=tuple(requests),
+            asked=asked,
+            objects=None if in_words else of_objects,
+        )
+        if question.wants_masks:
             _ = self.mask_codec  # A codec that cannot be read is reported before the model runs.
-        encoded = None
-        if image is not None:
-            encoded = self.encode_image(image, adapter=of_answer.adapter)
-        written = self._written([about(request, encoded) for request in requests])
-        decode = self.processor.tokenizer.decode
-        parsed = [parse_tokens(one.record, self.vocab, decode) for one in written]
-        if encoded is None or not (asked[0] or parsed[0].objects):
-            return self._text(written[0])
-        found = [
-            self._detections(one, encoded, asks, of_objects)
-            for one, asks in zip(parsed, asked, strict=True)
-        ]
-        return found[0] if len(found) == 1 else join_detections(found)
+        return question
 
     def detect(
         self, image: Picture, labels: str | Sequence[str], **options: Unpack[AskKeywords]
@@ -388,24 +411,4 @@ class PaliGemma:
         return written
 
     def _texts(self, requests: Sequence[Request]) -> list[TextAnswer]:
-        return [self._text(written) for written in self._written(requests)]
-
-    def _text(self, written: Written) -> TextAnswer:
-        return text_answer(written.record, self.vocab, self.processor.tokenizer.decode)
-
-    def _detections(
-        self,
-        parsed: ParsedOutput,
-        encoded: EncodedImage,
-        asks: prompts.ObjectPrompt | None,
-        options: ObjectOptions,
-    ) -> Detections:
-        has_masks = any(item.seg is not None for item in parsed.objects)
-        codec = self.mask_codec if has_masks else None
-        found = to_detections(parsed, encoded.image_wh, codec=codec)
-        labels = () if asks is None else asks.labels
-        found = replace(found, asked_labels=labels, open_picture=encoded.open_picture)
-        found = found.selected(options.threshold, options.max_overlap)
-        if asks is not None and asks.task == "segment":
-            warn_of_missing_masks(found, has_codec=self.mask_codec is not None)
-        return found
+        return [self.reader.text(written) for written in self._written(requests)]

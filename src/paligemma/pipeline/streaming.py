@@ -24,21 +24,42 @@ def checked(steps: Iterable[Step], on_cut: Callable[[], None]) -> Iterator[Step]
         on_cut()
 
 
-def text_pieces(steps: Iterable[Step], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
-    """Pieces of text; a character of several tokens comes whole.
+class TextPieces:
+    """The text of an answer, piece by piece; a character of several tokens comes whole.
 
     Args:
         decode: text of ids, up to the end token.
     """
-    ids: list[int] = []
-    text = written = ""
-    for step in steps:
-        ids.append(int(step.tokens[0]))
-        text = decode(ids)
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self.text = ""
+        self._num_written = 0
+
+    def push(self, token: int) -> str:
+        """What one more token adds that is complete."""
+        self._ids.append(token)
+        self.text = self._decode(self._ids)
         # An unfinished character is shown as replacement characters at the end.
-        complete = text.rstrip("\N{REPLACEMENT CHARACTER}")
-        if len(complete) > len(written):
-            yield complete[len(written) :]
-            written = complete
-    if len(text) > len(written):
-        yield text[len(written) :]
+        return self._beyond(len(self.text.rstrip("\N{REPLACEMENT CHARACTER}")))
+
+    def rest(self) -> str:
+        """What was held back."""
+        return self._beyond(len(self.text))
+
+    def _beyond(self, end: int) -> str:
+        piece = self.text[self._num_written : end]
+        self._num_written = max(end, self._num_written)
+        return piece
+
+
+def text_pieces(steps: Iterable[Step], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+    """The pieces of text of the steps of a single row; see `TextPieces`."""
+    pieces = TextPieces(decode)
+    for step in steps:
+        piece = pieces.push(int(step.tokens[0]))
+        if piece:
+            yield piece
+    if rest := pieces.rest():
+        yield rest

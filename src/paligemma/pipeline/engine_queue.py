@@ -1,0 +1,158 @@
+"""Requests of one model answered side by side, each as it would be answered alone.
+
+The engine's queue for those whose requests come and go: a server, and jobs that stream. Rows under
+one adapter share steps; adapters take turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from paligemma.errors import ConfigError
+from paligemma.generate import BeamOptions, DecodeQueue, QueueOptions, TokenEvent
+from paligemma.outputs.types import TokenRecord
+from paligemma.pipeline.engine import Engine, Request, Written
+from paligemma.vocab import NUM_LOC
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Progress:
+    """One token of one answer.
+
+    Attributes:
+        handle: of the request, as `submit` returned it.
+        token, logprob: what was written; see `TokenEvent`.
+        written: the whole answer, with its last token.
+        fault: why the answer ends without this token and without an answer.
+    """
+
+    handle: int
+    token: int
+    logprob: float
+    written: Written | None
+    fault: str | None
+
+
+@dataclass(eq=False)
+class _Growing:
+    """An answer that is being written."""
+
+    adapter: str | None
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    loc_probs: dict[int, np.ndarray] = field(default_factory=dict)
+    records_loc_probs: bool = False
+
+    def add(self, event: TokenEvent) -> None:
+        if event.loc_probs is not None:
+            self.loc_probs[len(self.ids)] = event.loc_probs.float().cpu().numpy()
+        self.ids.append(event.token)
+        self.logprobs.append(event.logprob)
+
+    def written(self, *, is_cut: bool) -> Written:
+        loc_probs = None
+        if self.records_loc_probs:
+            loc_probs = np.zeros((len(self.ids), NUM_LOC), np.float32)
+            for place, probs in self.loc_probs.items():
+                loc_probs[place] = probs
+        record = TokenRecord(
+            ids=np.array(self.ids, np.int64),
+            logprobs=np.array(self.logprobs, np.float32),
+            loc_probs=loc_probs,
+        )
+        return Written(record=record, logprob=float(sum(self.logprobs)), is_cut=is_cut)
+
+
+class EngineQueue:
+    """Answers a changing set of requests; for one thread, which alone uses the engine meanwhile.
+
+    Args:
+        engine: of the model.
+        options: bounds, of the rows of each adapter.
+    """
+
+    def __init__(self, engine: Engine, options: QueueOptions | None = None) -> None:
+        self.engine = engine
+        self._options = options or QueueOptions(kv_cache_dtype=engine.settings.kv_cache_dtype)
+        self._queues: dict[str | None, DecodeQueue] = {}
+        self._growing: dict[tuple[str | None, int], tuple[int, _Growing]] = {}
+        self._places: dict[int, tuple[str | None, int]] = {}
+        self._num_submitted = 0
+
+    def __len__(self) -> int:
+        """The number of answers that are not complete."""
+        return len(self._places)
+
+    @staticmethod
+    def serves(request: Request) -> bool:
+        """Whether a request can be answered here; others search or draw several answers at once."""
+        return not isinstance(request.decoder, BeamOptions) and request.best_of == 1
+
+    def submit(self, request: Request) -> int:
+        """Let a request wait for its turn.
+
+        Returns:
+            Handle of the request, a number that no other request of this queue has.
+
+        Raises:
+            ConfigError: an option does not fit the model or the bounds of the queue, the request
+                asks for beams or for the best of several draws, or its adapter is unknown.
+        """
+        if isinstance(request.decoder, BeamOptions) or request.best_of != 1:
+            raise ConfigError(
+                "a queue follows each answer token by token, got beams or best_of; leave these out"
+            )
+        self.engine.adapters.require(request.adapter)
+        queue = self._queues.get(request.adapter)
+        if queue is None:
+            queue = self._queues[request.adapter] = DecodeQueue(self.engine.model, self._options)
+        inner = queue.submit(
+            request.row,
+            request.decoder,
+            soft_tokens=request.soft_tokens,
+            constraint=request.constraint,
+        )
+        handle, self._num_submitted = self._num_submitted, self._num_submitted + 1
+        growing = _Growing(request.adapter, records_loc_probs=request.decoder.record_loc_probs)
+        self._places[handle] = request.adapter, inner
+        self._growing[request.adapter, inner] = handle, growing
+        return handle
+
+    def cancel(self, handle: int) -> bool:
+        """Drop a request and free its place at once; returns whether it was not complete."""
+        place = self._places.pop(handle, None)
+        if place is None:
+            return False
+        del self._growing[place]
+        return self._queues[place[0]].cancel(place[1])
+
+    def step(self) -> list[Progress]:
+        """One token of every answer for which there is room; empty only where none is waiting."""
+        found = []
+        for adapter, queue in list(self._queues.items()):
+            if not len(queue):
+                del self._queues[adapter]  # and its cache
+                continue
+            with self.engine.computing(adapter):
+                events = queue.step()
+            found += [self._progress(adapter, event) for event in events]
+        return found
+
+    def _progress(self, adapter: str | None, event: TokenEvent) -> Progress:
+        handle, growing = self._growing[adapter, event.handle]
+        written = None
+        if event.fault is None:
+            growing.add(event)
+            if event.is_last:
+                written = growing.written(is_cut=event.cut)
+        if event.is_last:
+            del self._growing[adapter, event.handle], self._places[handle]
+        return Progress(
+            handle=handle,
+            token=event.token,
+            logprob=event.logprob,
+            written=written,
+            fault=event.fault,
+        )

@@ -1,0 +1,93 @@
+"""One prompt as the requests that answer it, and the answer that becomes of what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from paligemma.outputs.assemble import to_detections
+from paligemma.outputs.detections import Detections, join_detections
+from paligemma.outputs.parse import Decode, parse_tokens, text_answer
+from paligemma.outputs.types import ParsedOutput, TextAnswer
+from paligemma.pipeline.engine import Request, Written
+from paligemma.pipeline.notices import warn_of_missing_masks
+from paligemma.pipeline.options import ObjectOptions
+from paligemma.pipeline.pictures import EncodedImage
+from paligemma.processing.prompts import ObjectPrompt
+from paligemma.vocab import Vocab
+
+if TYPE_CHECKING:
+    from paligemma.outputs.vqvae import MaskCodec
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Question:
+    """What one prompt asks.
+
+    Attributes:
+        prefixes: the texts that the model reads, one a request.
+        requests: without a picture; see `pictures.about`.
+        asked: what each prefix wants found, or None where it wants words.
+        objects: which objects are kept; None where the answer is text whatever the model writes.
+    """
+
+    prefixes: tuple[str, ...]
+    requests: tuple[Request, ...]
+    asked: tuple[ObjectPrompt | None, ...]
+    objects: ObjectOptions | None
+
+    @property
+    def wants_masks(self) -> bool:
+        """Whether a mask codec is needed."""
+        return any(asks is not None and asks.task == "segment" for asks in self.asked)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reader:
+    """Reads what the engine wrote.
+
+    Attributes:
+        decode: text of ids, up to the end token.
+        mask_codec: gives the codec, or None with a warning.
+    """
+
+    vocab: Vocab
+    decode: Decode
+    mask_codec: Callable[[], MaskCodec | None]
+
+    def text(self, written: Written) -> TextAnswer:
+        """The answer as text."""
+        return text_answer(written.record, self.vocab, self.decode)
+
+    def answer(
+        self, question: Question, written: Sequence[Written], encoded: EncodedImage | None
+    ) -> TextAnswer | Detections:
+        """What the prompt asked for, from one `Written` for each of its requests."""
+        if question.objects is None or encoded is None:
+            return self.text(written[0])
+        parsed = [parse_tokens(one.record, self.vocab, self.decode) for one in written]
+        if not (question.asked[0] or parsed[0].objects):
+            return self.text(written[0])
+        found = [
+            self._detections(one, encoded, asks, question.objects)
+            for one, asks in zip(parsed, question.asked, strict=True)
+        ]
+        return found[0] if len(found) == 1 else join_detections(found)
+
+    def _detections(
+        self,
+        parsed: ParsedOutput,
+        encoded: EncodedImage,
+        asks: ObjectPrompt | None,
+        options: ObjectOptions,
+    ) -> Detections:
+        has_masks = any(item.seg is not None for item in parsed.objects)
+        codec = self.mask_codec() if has_masks else None
+        found = to_detections(parsed, encoded.image_wh, codec=codec)
+        labels = () if asks is None else asks.labels
+        found = replace(found, asked_labels=labels, open_picture=encoded.open_picture)
+        found = found.selected(options.threshold, options.max_overlap)
+        if asks is not None and asks.task == "segment":
+            warn_of_missing_masks(found, has_codec=self.mask_codec() is not None)
+        return found
