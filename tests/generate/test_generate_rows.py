@@ -87,6 +87,36 @@ def test_rows_with_options_and_grammars_of_their_own_answer_as_alone(data: st.Da
         )
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_choices_among_allowed_tokens_are_those_by_whole_rows_of_logits(
+    data: st.DataObject,
+) -> None:
+    """Alone, rows with grammars look at few logits; beside a row that draws, at all."""
+    own = [
+        DecodeOptions(
+            max_new_tokens=data.draw(st.integers(8, 30)),
+            sampler=data.draw(st.sampled_from(SAMPLERS[:2])),
+            banned_ids=data.draw(st.sampled_from([(), (12, OBJECT_VOCAB.loc0)])),
+            record_loc_probs=data.draw(st.booleans()),
+            probabilities=data.draw(st.sampled_from(PROBABILITIES)),
+        )
+        for _ in PROMPTS[1:]
+    ]
+    grammars = [data.draw(st.sampled_from(GRAMMARS[1:])) for _ in own]
+    seed, runs = data.draw(st.integers(0, 50)), data.draw(st.booleans())
+    few = generate(model(seed, runs=runs), text_batch(*PROMPTS[1:]), own, constraint=grammars)
+    drawing = DecodeOptions(max_new_tokens=30, sampler=Temperature(1.0), banned_ids=(1,))
+    whole = generate(
+        model(seed, runs=runs),
+        text_batch(*PROMPTS[1:], PROMPTS[0]),
+        [*own, drawing],
+        constraint=[*grammars, None],
+    )
+    for row in range(len(own)):
+        assert_row_is_alone(whole, row, few.select(torch.tensor([row])))
+
+
 @pytest.mark.parametrize("sampler", [Temperature(1.5), TopK(3), Nucleus(0.8, 2.0)])
 def test_a_row_draws_from_a_generator_of_its_own(sampler: Sampler) -> None:
     small = FakeModel(small_vocab(9), seed=1)

@@ -301,7 +301,7 @@ def test_a_step_stores_whole_numbers_as_torch_does(level: int) -> None:
     with torch.inference_mode():
         step = step_in_c(model.text, narrow)
         for cache in (wide, narrow):
-            step(x, cache, rows, cache.claim(rows, torch.zeros(40, dtype=torch.long)), [])
+            step(x.clone(), cache, rows, cache.claim(rows, torch.zeros(40, dtype=torch.long)), [])
     for exact, stored in ((wide.keys, narrow.keys), (wide.values, narrow.values)):
         ours, theirs = stored[0][:, 0], quantise(exact[0][:, 0])
         sound = widen(theirs, torch.float32).isfinite().all(-1).flatten()

@@ -72,6 +72,14 @@ def test_an_int8_cache_serves_every_way_to_answer(
     assert len(boxes) <= 2
 
 
+def test_nan_beside_packed_weights_is_not_taken_for_an_overflow_alone(tiny_dir: Path) -> None:
+    pg = PaliGemma.from_pretrained(tiny_dir, quant="int8")
+    with torch.no_grad():
+        pg.model.text.norm.scale[3] = torch.nan
+    with pytest.raises(ConfigError, match="doctor names weights that are not numbers, and float16"):
+        pg.read(DESK, max_new_tokens=2)
+
+
 def test_a_bfloat16_file_is_computed_in_float32_once_it_is_packed(tmp_path: Path) -> None:
     pg = PaliGemma.from_pretrained(
         write_random_tiny(tmp_path / "model", dtype="bfloat16"), quant="int8"

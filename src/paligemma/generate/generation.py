@@ -96,8 +96,8 @@ def collect(steps: Iterable[Step]) -> Generation:
 
 
 NOT_NUMBERS = (
-    "logits must be numbers, but the model produced NaN; load it in float32 or bfloat16, as "
-    "float16 overflows"
+    "logits must be numbers, but the model produced NaN; paligemma doctor names weights that are "
+    "not numbers, and float16 may overflow where float32 and bfloat16 do not"
 )
 
 

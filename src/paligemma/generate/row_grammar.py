@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from paligemma.errors import ConfigError
@@ -75,7 +74,8 @@ class RowGrammar:
         if self.room >= ample_room:
             return allowed, None
         with_ample_room = self._allowed(ample_room)
-        return allowed, None if torch.equal(allowed, with_ample_room) else with_ample_room
+        same = np.array_equal(allowed.numpy(), with_ample_room.numpy())
+        return allowed, None if same else with_ample_room
 
     @cached_property
     def ranges(self) -> list[range]:
@@ -89,10 +89,15 @@ class RowGrammar:
         return self.ranges[0].start if one else None
 
     @cached_property
+    def ample_ranges(self) -> list[range] | None:
+        """Those that might follow with ample room; None where these are the same."""
+        return None if self.allowed[1] is None else _ranges(self.allowed[1])
+
+    @cached_property
     def ranges_with_ample_room(self) -> list[range]:
         """The tokens whose logits decide what follows, and whether a larger room changed that."""
-        allowed, with_ample_room = self.allowed
-        return self.ranges if with_ample_room is None else _ranges(allowed | with_ample_room)
+        ample = self.ample_ranges
+        return self.ranges if ample is None else merged([self.ranges, ample])
 
     def _allowed(self, room: int) -> Tensor:
         allowed = self.constraint.allowed(self.state, room)
@@ -134,6 +139,10 @@ def merged(of_rows: Iterable[Sequence[range]]) -> list[range]:
 def _ranges(mask: Tensor) -> list[range]:
     """Ascending ranges of the places where bool[V] is True."""
     # NumPy, as torch takes ten times as long to find few edges among many places.
-    inside = np.pad(mask.numpy(), 1)
-    edges = np.flatnonzero(inside[1:] != inside[:-1]).tolist()
+    inside = mask.numpy()
+    edges = (np.flatnonzero(inside[1:] != inside[:-1]) + 1).tolist()
+    if inside[0]:
+        edges.insert(0, 0)
+    if inside[-1]:
+        edges.append(len(inside))
     return [range(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]

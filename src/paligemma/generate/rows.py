@@ -22,6 +22,7 @@ from paligemma.errors import ConfigError
 from paligemma.generate.constraints import Constraint
 from paligemma.generate.options import DecodeOptions
 from paligemma.generate.row_grammar import RowGrammar
+from paligemma.generate.sampling import ChoosesAmong, places_of
 from paligemma.vocab import NUM_LOC, Vocab
 
 Key = TypeVar("Key")
@@ -110,6 +111,7 @@ class DecodeRows:
             for ids, places in _grouped([row.options.banned_ids for row in rows])
             if ids
         ]
+        self._choose_among_few = [isinstance(row.options.sampler, ChoosesAmong) for row in rows]
         recording = [row.options.record_loc_probs for row in rows]
         self._recording = torch.tensor(recording, device=device) if any(recording) else None
 
@@ -127,6 +129,13 @@ class DecodeRows:
         Raises:
             ConfigError: the banned ids leave a grammar nothing to choose, without `faults`.
         """
+        going = active.tolist()
+        if logits.is_cpu and all(
+            few and row.grammar is not None
+            for row, few, goes_on in zip(self._rows, self._choose_among_few, going, strict=True)
+            if goes_on
+        ):
+            return self._choose_among_allowed(logits, going, faults)
         has_grammar = any(row.grammar is not None for row in self._rows)
         choosable = logits.clone() if has_grammar or self._by_ban else logits
         for places, ids in self._by_ban:
@@ -157,6 +166,53 @@ class DecodeRows:
             logprobs=torch.where(active, chosen, 0.0),
             crowded=crowded & active,
             loc_probs=self._loc_probs(logprobs, tokens, active),
+        )
+
+    def _choose_among_allowed(
+        self, logits: Tensor, going: Sequence[bool], faults: dict[int, str] | None
+    ) -> Choice:
+        """The same as by whole rows of logits, from those of the allowed tokens alone."""
+        num_rows, vocab = len(going), self._vocab
+        tokens, crowded = [vocab.pad] * num_rows, [False] * num_rows
+        logprobs, loc_probs = torch.zeros(num_rows), dict[int, Tensor]()
+        over_all = None
+        if any(going[place] and not row.over_allowed for place, row in enumerate(self._rows)):
+            over_all = logits.log_softmax(dim=-1)
+        for place, row in enumerate(self._rows):
+            row.room -= 1
+            if not going[place] or row.grammar is None:
+                continue
+            try:
+                ids, ample = row.grammar.ranges, row.grammar.ample_ranges
+            except ConfigError as error:
+                if faults is None:
+                    raise
+                faults[place], row.grammar = str(error), None
+                continue
+            values = _values(logits[place], ids)
+            chosen = row.options.sampler.among(values, ids)  # type: ignore[attr-defined]
+            token = tokens[place] = _id_at(ids, chosen)
+            if ample is not None:
+                wished = row.options.sampler.among(_values(logits[place], ample), ample)  # type: ignore[attr-defined]
+                crowded[place] = not row.grammar.allowed[0][_id_at(ample, wished)]
+            is_recorded = row.options.record_loc_probs and vocab.is_loc(token)
+            if row.over_allowed:
+                own = values.log_softmax(dim=0)
+                logprobs[place] = own[chosen]
+                if is_recorded:
+                    span, bins = places_of(ids, vocab.loc0, NUM_LOC)
+                    loc_probs[place] = torch.zeros(NUM_LOC)
+                    loc_probs[place][bins] = own[span].exp()
+            elif over_all is not None:
+                logprobs[place] = over_all[place, token]
+                if is_recorded:
+                    loc_probs[place] = over_all[place, vocab.loc0 : vocab.loc0 + NUM_LOC].exp()
+            row.grammar = row.grammar.after(token)
+        return Choice(
+            tokens=torch.tensor(tokens),
+            logprobs=logprobs,
+            crowded=torch.tensor(crowded),
+            loc_probs=None if self._recording is None else loc_probs,
         )
 
     def _sample(self, choosable: Tensor) -> Tensor:
@@ -208,6 +264,21 @@ def begin_rows(
         DecodeRow.begin(own, grammar if real else None, vocab, device)
         for own, grammar, real in zip(options, per_row, is_real, strict=True)
     ]
+
+
+def _values(logits: Tensor, ids: Sequence[range]) -> Tensor:
+    """float32[V] -> float32[N], the logits of some ids."""
+    parts = [logits[part.start : part.stop] for part in ids]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _id_at(ids: Sequence[range], place: int) -> int:
+    """The id at a place among ascending ranges."""
+    for part in ids:
+        if place < len(part):
+            return part[place]
+        place -= len(part)
+    raise IndexError(place)
 
 
 def _apply_grammar(row: DecodeRow, grammar: RowGrammar, logits: Tensor) -> Tensor | bool:

@@ -81,6 +81,8 @@ def logits_after(
             return logits  # one token of each row, and nothing to copy
     if not found:
         return torch.zeros(len(rows), model.config.vocab.size)
+    if len(rows) == 1:
+        return found[0][None]
     nothing = next(iter(found.values()))
     return torch.stack([found.get(place, nothing) for place in range(len(rows))])
 

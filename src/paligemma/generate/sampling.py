@@ -6,8 +6,9 @@ Source: big_vision trainers/proj/paligemma/predict_fns.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,37 @@ class Sampler(Protocol):
         """float32[B, V] -> int64[B]."""
 
 
+@runtime_checkable
+class ChoosesAmong(Sampler, Protocol):
+    """A sampler whose choice needs the logits of allowed tokens only, and draws nothing."""
+
+    def among(self, values: Tensor, ids: Sequence[range]) -> int:
+        """The place in `values` of what it chooses where all other logits are minus infinity.
+
+        Args:
+            values: float32[N] on the CPU, the logits of the ids.
+            ids: ascending ranges of N ids.
+        """
+
+
+def places_of(ids: Sequence[range], start: int, count: int) -> tuple[slice, np.ndarray]:
+    """Where the ids from `start` to `start + count` stand among ascending ranges of ids.
+
+    Returns:
+        The places of those that are there, and int64[n], each id less `start`.
+    """
+    stop = start + count
+    before = sum(len(part) for part in ids if part.stop <= start)
+    before += sum(start - part.start for part in ids if part.start < start < part.stop)
+    there = [
+        np.arange(max(part.start, start) - start, min(part.stop, stop) - start)
+        for part in ids
+        if part.start < stop and part.stop > start
+    ]
+    found = np.concatenate(there) if there else np.empty(0, dtype=np.int64)
+    return slice(before, before + len(found)), found
+
+
 @dataclass(frozen=True)
 class Greedy:
     """The most probable token."""
@@ -39,6 +71,9 @@ class Greedy:
             # The same choice fifteen times as fast as torch's: 0.03 ms of 257,152 logits.
             return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))
         return logits.argmax(dim=-1)
+
+    def among(self, values: Tensor, ids: Sequence[range]) -> int:
+        return int(values.numpy().argmax())
 
 
 @dataclass(frozen=True)
@@ -60,6 +95,17 @@ class LocationGreedy:
         best_other, other = others.max(dim=1)
         is_place = places.logsumexp(dim=1) > best_other
         return torch.where(is_place, self.loc0 + places.argmax(dim=1), other)
+
+    def among(self, values: Tensor, ids: Sequence[range]) -> int:
+        span, offsets = places_of(ids, self.loc0, NUM_LOC)
+        places = values.new_full((NUM_LOC,), -torch.inf)
+        places[offsets] = values[span]
+        others = values.clone()
+        others[span] = -torch.inf
+        best_other, other = others.max(dim=0)
+        if len(offsets) and places.logsumexp(dim=0) > best_other:
+            return span.start + int(values[span].numpy().argmax())
+        return int(other)
 
 
 @dataclass(frozen=True)

@@ -149,10 +149,13 @@ class DecoderStep:
             norm=norm.data_ptr(),
             wavelengths=wavelengths.data_ptr(),
         )
-        self._pointers = c_void_p * len(blocks)
+        # Kept from call to call: scratch, and what a call hands over. They serve one at a time.
+        self._pointers = (c_void_p * len(blocks))(), (c_void_p * len(blocks))()
+        self._tokens = _Tokens(
+            keys=ctypes.addressof(self._pointers[0]), values=ctypes.addressof(self._pointers[1])
+        )
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._scratch_for = (0, 0)
-        # Scratch serves one call at a time.
         self._lock = Lock()
 
     @staticmethod
@@ -171,7 +174,7 @@ class DecoderStep:
         """Logits after each token; their keys and values are added to the cache.
 
         Args:
-            x: float32[N, D] embeddings.
+            x: float32[N, D] embeddings, overwritten: the residual stream grows in them.
             cache: in the CPU's memory.
             rows: int64[N], the row of the cache that each token belongs to. Of several tokens of
                 one row, each sees those before it.
@@ -184,32 +187,21 @@ class DecoderStep:
         """
         keys = cache.keys[0]
         num_rows, num_slots = len(x), keys.shape[1]
-        # A copy: the residual stream grows in it.
-        x = x.to(torch.float32, copy=True).contiguous()
+        x = x.to(torch.float32).contiguous()
         logits = torch.empty(num_rows, self._decoder.vocab)
         bounds = None if ids is None else _bounds(ids)
-        pointers = [
-            self._pointers(*(layer.data_ptr() for layer in layers))
-            for layers in (cache.keys, cache.values)
-        ]
-        tokens = _Tokens(
-            num_rows=num_rows,
-            cache_kind=_CACHE_KINDS[keys.dtype],
-            x=x.data_ptr(),
-            keys=ctypes.addressof(pointers[0]),
-            values=ctypes.addressof(pointers[1]),
-            row_bytes=keys.stride(0) * keys.element_size(),
-            valid=cache.valid.data_ptr(),
-            positions=cache.positions.data_ptr(),
-            mask_stride=cache.valid.stride(0),
-            rows=rows.data_ptr(),
-            ends=ends.data_ptr(),
-            ids=None if bounds is None else ctypes.addressof(bounds),
-            num_ranges=0 if ids is None else len(ids),
-            logits=logits.data_ptr(),
-        )
         with self._lock:
-            kernels = on_all_threads()
+            kernels, tokens = on_all_threads(), self._tokens
+            for kept, layers in zip(self._pointers, (cache.keys, cache.values), strict=True):
+                kept[:] = [layer.data_ptr() for layer in layers]
+            tokens.num_rows, tokens.cache_kind = num_rows, _CACHE_KINDS[keys.dtype]
+            tokens.x, tokens.logits = x.data_ptr(), logits.data_ptr()
+            tokens.row_bytes = keys.stride(0) * keys.element_size()
+            tokens.valid, tokens.positions = cache.valid.data_ptr(), cache.positions.data_ptr()
+            tokens.mask_stride = cache.valid.stride(0)
+            tokens.rows, tokens.ends = rows.data_ptr(), ends.data_ptr()
+            tokens.ids = None if bounds is None else ctypes.addressof(bounds)
+            tokens.num_ranges = 0 if ids is None else len(ids)
             tokens.scratch = self._scratch_of(kernels, num_rows, num_slots)
             kernels.pg_step(ctypes.addressof(self._decoder), ctypes.addressof(tokens))
         return logits

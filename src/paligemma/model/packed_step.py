@@ -6,8 +6,8 @@ is packed. A layer of another type, such as one with an adapter, computes someth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import is_
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -28,6 +28,19 @@ class _Unfit(Exception):
     """The decoder has a part that the step in C cannot compute; the text says which."""
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Every place that was looked at: mappings, a name in each, and what was there."""
+
+    places: list[dict[str, Any]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    found: list[object] = field(default_factory=list)
+
+    def is_there(self) -> bool:
+        # Hundreds of places a step; a loop in Python takes four times as long.
+        return all(map(is_, map(dict.get, self.places, self.names), self.found))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Route:
     """What was found about a decoder.
@@ -35,15 +48,11 @@ class _Route:
     Attributes:
         step: the step in C, or None.
         words: the route for people.
-        seen: every place that was looked at, as a mapping, a name in it and what was there.
     """
 
     step: DecoderStep | None
     words: str
-    seen: list[tuple[Mapping[str, Any], str, object]]
-
-    def still_holds(self) -> bool:
-        return all(place.get(name) is found for place, name, found in self.seen)
+    seen: _Seen
 
 
 _ROUTES: WeakKeyDictionary[nn.Module, _Route] = WeakKeyDictionary()
@@ -63,13 +72,13 @@ def route_in_words(text: Gemma) -> str:
 
 def _route(text: Gemma) -> _Route:
     route = _ROUTES.get(text)
-    if route is None or not route.still_holds():
+    if route is None or not route.seen.is_there():
         route = _ROUTES[text] = _find(text)
     return route
 
 
 def _find(text: Gemma) -> _Route:
-    seen: list[tuple[Mapping[str, Any], str, object]] = []
+    seen = _Seen()
     try:
         step = _Search(seen).step_of(text)
     except _Unfit as error:
@@ -83,7 +92,7 @@ class _Search:
     A later change of such a place, as when an adapter wraps a layer, is found by comparing.
     """
 
-    def __init__(self, seen: list[tuple[Mapping[str, Any], str, object]]) -> None:
+    def __init__(self, seen: _Seen) -> None:
         self._seen = seen
 
     def step_of(self, text: Gemma) -> DecoderStep:
@@ -126,9 +135,11 @@ class _Search:
     def _child(self, parent: nn.Module, name: str) -> Any:
         return self._look(parent._modules, name)
 
-    def _look(self, place: Mapping[str, Any], name: str) -> Any:
+    def _look(self, place: dict[str, Any], name: str) -> Any:
         found = place.get(name)
-        self._seen.append((place, name, found))
+        self._seen.places.append(place)
+        self._seen.names.append(name)
+        self._seen.found.append(found)
         return found
 
     @staticmethod
