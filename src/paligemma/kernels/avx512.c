@@ -4,6 +4,9 @@
 #include "vectors.h"
 #if defined(__x86_64__)
 
+/* The sum so far stays in its register: gcc would otherwise copy sums. */
+#define KEEP(vector) __asm__("" : IN_ZMM(vector))
+
 INLINE void prefetch(const char *w, int bytes) {
   for (int at = 0; at < bytes; at += 64) _mm_prefetch(w + PREFETCH + at, _MM_HINT_T0);
 }
@@ -115,8 +118,10 @@ AVX512 INLINE void tile_int8(const int m, const span *s, sums *a) {
     prefetch(w, 32 * chains);
     UNROLL for (int j = 0; j < chains; j++, w += 32, x += 2 * m) {
       __m512i pairs = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w));
-      UNROLL for (int r = 0; r < m; r++)
+      UNROLL for (int r = 0; r < m; r++) {
         sum[j][r] = _mm512_dpwssd_epi32(sum[j][r], pairs, four_bytes(x + 2 * r));
+        KEEP(sum[j][r]);
+      }
     }
   }
   for (; c < s->columns; c += 2, w += 32, x += 2 * m) {

@@ -8,6 +8,9 @@
 #define NEON __attribute__((target("arch=armv8.2-a+dotprod")))
 #endif
 
+/* The sum so far stays in its register: gcc would otherwise load ahead, and spill sums for it. */
+#define KEEP(vector) __asm__("" : "+w"(vector))
+
 INLINE void prefetch(const char *w, int bytes) {
   for (int at = 0; at < bytes; at += 64) __builtin_prefetch(w + PREFETCH + at);
 }
@@ -110,7 +113,11 @@ INLINE void tile_float(int kind, const int m, int is_far, const span *s, sums *a
       column(kind, at, which, w);
       UNROLL for (int r = 0; r < m; r++) {
         float32x4_t input = vld1q_dup_f32(x + r);
-        UNROLL for (int i = 0; i < 4; i++) sum[r][i] = vfmaq_f32(sum[r][i], w[i], input);
+        UNROLL for (int i = 0; i < 4; i++) {
+          sum[r][i] = vfmaq_f32(sum[r][i], w[i], input);
+          KEEP(sum[r][i]);
+        }
+        if (m > 4) IN_MEMORY();
       }
     }
   }
@@ -182,6 +189,8 @@ INLINE void tile_int8(const int m, const span *s, sums *a) {
         sum[r][1] = vmlal_high_s16(sum[r][1], low, input);
         sum[r][2] = vmlal_s16(sum[r][2], vget_low_s16(high), vget_low_s16(input));
         sum[r][3] = vmlal_high_s16(sum[r][3], high, input);
+        UNROLL for (int i = 0; i < 4; i++) KEEP(sum[r][i]);
+        if (m > 4) IN_MEMORY();
       }
     }
   }
@@ -212,7 +221,11 @@ NEON INLINE void tile_int4(const int m, const span *s, sums *a) {
           int32_t four;
           memcpy(&four, x + ((part * 4 + q) * m + r) * 4, 4);
           int8x16_t inputs = vreinterpretq_s8_s32(vdupq_n_s32(four));
-          UNROLL for (int i = 0; i < 4; i++) sum[r][i] = vdotq_s32(sum[r][i], codes[i], inputs);
+          UNROLL for (int i = 0; i < 4; i++) {
+            sum[r][i] = vdotq_s32(sum[r][i], codes[i], inputs);
+            KEEP(sum[r][i]);
+          }
+          if (m > 4) IN_MEMORY();
         }
       }
     UNROLL for (int i = 0; i < 4; i++) {

@@ -8,6 +8,7 @@
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")))
+#define IN_ZMM "+v"
 #endif
 
 #pragma GCC diagnostic ignored "-Wpsabi" /* vectors never cross from one file to another */

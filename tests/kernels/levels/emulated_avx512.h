@@ -6,6 +6,8 @@
 #include "vectors.h"
 #undef AVX512
 #define AVX512 AVX2
+#undef IN_ZMM
+#define IN_ZMM "+m"
 #define __builtin_cpu_supports(feature) 1
 
 #define EMULATED AVX2 static inline __attribute__((always_inline))
