@@ -53,6 +53,8 @@ ROW_OF = {room: number for number, row in enumerate(ROWS, start=1) for room in r
 FORBIDDEN = {"transformers", "torchvision", "jax", "flax", "tensorflow", "peft", "timm", "scipy"}
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "manager", "misc"}
 MAX_LINES = 420
+# A room that is all for the sake of its extras, which it may import at once; others import it late.
+EXTRAS_OF_ROOM = {"serve": ("serve", "mcp")}
 # Name on the package index of what is imported under another name.
 DISTRIBUTION_OF = {"PIL": "pillow", "yaml": "pyyaml"}
 
@@ -247,14 +249,26 @@ def test_everything_imported_is_declared_and_extras_are_imported_late() -> None:
             for entry in entries
         ]
     )
+    optional = project["optional-dependencies"]
     wrong = []
     for path in MODULES:
+        room = path.relative_to(PACKAGE).parts[0]
+        at_once = core | {
+            name
+            for extra in EXTRAS_OF_ROOM.get(room, ())
+            for name in names(optional.get(extra, []))
+        }
         for one in imports_of_file(path):
             root = one.target.split(".")[0]
+            theirs = one.target.split(".")[1:2]
+            if is_ours(one.target) and theirs and theirs[0] in EXTRAS_OF_ROOM and theirs[0] != room:
+                if not one.is_lazy:
+                    wrong.append(f"{path.relative_to(ROOT)}:{one.line}: {one.target}")
+                continue
             if root in sys.stdlib_module_names or is_ours(one.target):
                 continue
             distribution = DISTRIBUTION_OF.get(root, root)
-            if distribution not in core and not (distribution in extras and one.is_lazy):
+            if distribution not in at_once and not (distribution in extras and one.is_lazy):
                 wrong.append(f"{path.relative_to(ROOT)}:{one.line}: {root}")
     assert wrong == []
 

@@ -55,6 +55,7 @@ COMMANDS: dict[str, Entry] = {
     "data": Entry("data", "data_group", "Check, convert or show labelled pictures."),
     "plan": Entry("plan", "plan_command", "Say what a training needs: memory, cards, time."),
     "bench": Entry("bench", "bench", "Measure how fast a model answers on this machine."),
+    "serve": Entry("serve", "serve", "Serve a model over HTTP, with a page."),
     "adapter": Entry("adapter", "adapter_group", "Merge an adapter into its model, or show it."),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from paligemma.outputs.types import Detection, TextAnswer
@@ -66,3 +66,10 @@ def answer_line(answer: TextAnswer | Sequence[Detection]) -> str:
         score = "" if item.score is None else f" {item.score:.2f}"
         parts.append(f"{item.name}{score} ({box})")
     return " ; ".join(parts) or "nothing found"
+
+
+def token_json(
+    token: int, logprob: float, decode: Callable[[Sequence[int]], str]
+) -> dict[str, Any]:
+    """`{"id", "text", "logprob"}` of one token of an answer; the end token has no text."""
+    return {"id": token, "text": decode([token]), "logprob": logprob}

@@ -116,16 +116,12 @@ def encode_pictures(
                 f"{_tower(image.adapter)} for the {_tower(tower)}; encode the picture again, with "
                 "adapter in encode_image"
             )
-    read = [_read(one, processor, layout) for one in images if not isinstance(one, EncodedImage)]
+    read = [
+        read_picture(one, processor, layout) for one in images if not isinstance(one, EncodedImage)
+    ]
     soft_tokens = engine.encode([one.pixels for one in read], adapter=tower)
     new = iter(
-        EncodedImage(
-            soft_tokens=tokens,
-            image_wh=one.image_wh,
-            owner=owner,
-            open_picture=one.open_picture,
-            adapter=tower,
-        )
+        one.encoded(tokens, owner=owner, adapter=tower)
         for tokens, one in zip(soft_tokens, read, strict=True)
     )
     return [image if isinstance(image, EncodedImage) else next(new) for image in images]
@@ -136,17 +132,37 @@ def _tower(adapter: str | None) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Read:
-    """One example as the model reads it, and what `EncodedImage` keeps of its (first) picture."""
+class ReadPicture:
+    """One example as the model reads it, before the image tower.
+
+    Attributes:
+        pixels: float32[R, R, 3] or [F, R, R, 3] in [-1, 1].
+        image_wh, open_picture: as those of `EncodedImage`.
+    """
 
     pixels: Tensor
     image_wh: tuple[int, int]
     open_picture: Callable[[], NDArray[Any]] | None
 
+    def encoded(self, soft_tokens: Tensor, *, owner: Asked, adapter: str | None) -> EncodedImage:
+        """The example behind the tower; see `EncodedImage`."""
+        return EncodedImage(
+            soft_tokens=soft_tokens,
+            image_wh=self.image_wh,
+            owner=owner,
+            open_picture=self.open_picture,
+            adapter=adapter,
+        )
 
-def _read(
-    image: ImageSource | Tensor | Frames, processor: Processor, layout: PixelLayout | None
-) -> _Read:
+
+def read_picture(
+    image: ImageSource | Tensor | Frames, processor: Processor, layout: PixelLayout | None = None
+) -> ReadPicture:
+    """Decode one picture, or a list of frames, and make it what the image tower reads.
+
+    Raises:
+        ImageError: a bad picture.
+    """
     as_picture = layout is not None and layout != "prepared"
     if as_picture and getattr(image, "ndim", 0) == 4:
         image = list(cast(Any, image))
@@ -160,7 +176,7 @@ def _read(
     ]
     pixels = processor.pixels(frames if many else frames[0], layout=None if as_picture else layout)
     first = frames[0]
-    return _Read(
+    return ReadPicture(
         pixels=pixels,
         image_wh=(first.shape[-2], first.shape[-3]),
         open_picture=None

@@ -1,0 +1,41 @@
+"""`paligemma serve`: the model over HTTP, with a page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from paligemma.cli.options import ModelChoice, model_options
+from paligemma.errors import MissingExtraError
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@model_options
+def serve(host: str, port: int, model: ModelChoice, **limits: Any) -> None:
+    """Serve a model: OpenAI's API, this family's own, and a page.
+
+    \b
+    paligemma serve --model google/paligemma2-3b-mix-448 --quant int4
+    curl -F image=@desk.png -F labels="star;digit" localhost:8000/v1/detect
+    """
+    try:
+        import uvicorn
+
+        from paligemma.serve.app import create_app
+    except ImportError as error:
+        raise MissingExtraError(
+            f"a server needs the extra serve ({error.name} is missing); "
+            "pip install 'paligemma[serve]'"
+        ) from None
+    from paligemma.serve.asking import Service
+    from paligemma.serve.models import Models, ModelSpec
+    from paligemma.serve.options import ServerOptions
+
+    options = ServerOptions()
+    spec = ModelSpec(name=model.name, load=model.load, quant=model.options.get("quant"))
+    service = Service.of(Models([spec], options.max_model_bytes), options)
+    click.echo(f"paligemma: http://{host}:{port} (API, page, /docs); Ctrl-C ends it", err=True)
+    uvicorn.run(create_app(service), host=host, port=port, log_level="warning")

@@ -1,0 +1,1 @@
+"""The server: an API that clients have, a page, and one thread that computes for all of them."""

@@ -1,0 +1,92 @@
+"""The application: routes, errors and the page around one service."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from paligemma.serve.asking import Service
+from paligemma.serve.chat import chat_routes
+from paligemma.serve.errors import ServeError, as_serve_error
+from paligemma.serve.native import native_routes
+
+logger = logging.getLogger(__name__)
+
+PAGE = Path(__file__).with_name("page")
+
+
+def create_app(service: Service, *, has_page: bool = True) -> FastAPI:
+    """An application that answers with a service; the service computes while it runs."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.worker.start()
+        async with service.models.lease(None):  # the default model is there before anyone asks
+            pass
+        app.state.is_ready = True
+        yield
+        app.state.is_ready = False
+        service.close()
+
+    app = FastAPI(title="PaliGemma", lifespan=lifespan)
+    app.state.is_ready = False
+    app.include_router(chat_routes(service))
+    app.include_router(native_routes(service))
+    _add_errors(app)
+
+    @app.middleware("http")
+    async def client_of(request: Request, call_next):  # type: ignore[no-untyped-def]
+        request.state.client = request.client.host if request.client else "unknown"
+        return await call_next(request)
+
+    @app.get("/health", tags=["server"], summary="Whether the process lives.")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready", tags=["server"], summary="Whether requests are taken.")
+    async def ready() -> Response:
+        is_ready = app.state.is_ready and service.worker.is_alive
+        return JSONResponse({"ready": is_ready}, status_code=200 if is_ready else 503)
+
+    if has_page and (PAGE / "index.html").is_file():
+        app.mount("/static", StaticFiles(directory=PAGE), name="static")
+
+        @app.get("/", include_in_schema=False)
+        async def page() -> FileResponse:
+            return FileResponse(PAGE / "index.html")
+
+    return app
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(HTTPException)
+    async def of_http(request: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        one = ServeError(str(error.detail), status=error.status_code, code=code)
+        return JSONResponse(one.body(), error.status_code, dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def of_fields(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        one = ServeError(f"{first['msg']}"[:400], param=".".join(map(str, first["loc"]))[:100])
+        return JSONResponse(one.body(), 400)
+
+    @app.exception_handler(Exception)
+    async def of_anything(request: Request, error: Exception) -> Response:
+        one = as_serve_error(error)
+        if one.status == 500:
+            logger.error("a request failed", exc_info=error)
+        return JSONResponse(one.body(), one.status, one.headers)
+
+    app.add_exception_handler(ServeError, of_anything)
+    from paligemma.errors import PaliGemmaError
+
+    app.add_exception_handler(PaliGemmaError, of_anything)

@@ -1,0 +1,305 @@
+"""The routes of this family's own tasks: /v1/detect, /v1/segment, /v1/caption, /v1/answer …"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
+from starlette.datastructures import FormData
+
+from paligemma.errors import ConfigError
+from paligemma.outputs.detections import Detections
+from paligemma.outputs.words import token_json
+from paligemma.pipeline.options import AnswerOptions, ObjectOptions
+from paligemma.pipeline.paligemma import PaliGemma
+from paligemma.pipeline.question import Question
+from paligemma.processing import prompts
+from paligemma.serve.asking import Asking, MakeQuestions, Service, usage
+from paligemma.serve.errors import ServeError, as_serve_error
+from paligemma.serve.pictures import picture_bytes
+from paligemma.serve.schemas import (
+    AnswerRequest,
+    AskRequest,
+    CaptionRequest,
+    DetectRequest,
+    PictureFields,
+    ReadRequest,
+    SegmentRequest,
+)
+from paligemma.serve.worker import Answered, Token
+
+_OPTIONS = (*AnswerOptions.__dataclass_fields__, *ObjectOptions.__dataclass_fields__)
+# Fields of a form that are not text.
+_LISTS = ("labels", "images", "choices")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A route: its fields, and the prompt that they make."""
+
+    fields: type[PictureFields]
+    summary: str
+    in_words: bool = False
+
+    def prompt(self, asked: Any) -> str:
+        """What is sent to the model."""
+        match asked:
+            case SegmentRequest():
+                return prompts.segment_prompt(asked.labels)
+            case DetectRequest():
+                return prompts.detect_prompt(asked.labels)
+            case CaptionRequest():
+                return prompts.caption_prompt(asked.lang, asked.style)
+            case AnswerRequest():
+                return prompts.answer_prompt(asked.question, asked.lang)
+            case ReadRequest():
+                return prompts.read_prompt()
+        return asked.prompt
+
+    def questions(
+        self, asked: PictureFields, max_new_tokens: int, *, has_picture: bool
+    ) -> MakeQuestions:
+        """Makes the question, given a model."""
+        stated = asked.model_dump(include=set(_OPTIONS), exclude_unset=True)
+        bound = stated.get("max_new_tokens")
+        if bound is not None and bound > max_new_tokens:
+            raise ServeError(
+                f"max_new_tokens may be {max_new_tokens} here, got {bound}; ask for fewer",
+                param="max_new_tokens",
+            )
+        prompt = self.prompt(asked)
+        if not has_picture and not isinstance(asked, AskRequest):
+            raise ServeError(
+                "this route needs a picture; send image, images or image_id", param="image"
+            )
+
+        def make(model: PaliGemma, adapter: str | None) -> Sequence[Question]:
+            options = {**stated, "adapter": adapter}
+            return [
+                model.question(prompt, has_picture=has_picture, in_words=self.in_words, **options)
+            ]
+
+        return make
+
+
+TASKS: Mapping[str, Task] = {
+    "detect": Task(DetectRequest, "Find things: boxes with confidences."),
+    "segment": Task(SegmentRequest, "Outline things: boxes and masks."),
+    "caption": Task(CaptionRequest, "Describe a picture.", in_words=True),
+    "answer": Task(AnswerRequest, "Answer a question about a picture.", in_words=True),
+    "read": Task(ReadRequest, "Read the text in a picture.", in_words=True),
+    "ask": Task(AskRequest, "Ask whatever the prompt says."),
+}
+
+
+def native_routes(service: Service) -> APIRouter:
+    """The routes of all tasks."""
+    router = APIRouter(tags=["tasks"])
+    for name, task in TASKS.items():
+        _add_route(router, service, name, task)
+    return router
+
+
+def _add_route(router: APIRouter, service: Service, name: str, task: Task) -> None:
+    async def handle(request: Request) -> Response:
+        asked, uploads = await _fields(request, task.fields)
+        client = request.state.client
+        pictures = _pictures(service, client, asked, uploads)
+        bound = service.options.max_new_tokens
+        made = task.questions(asked, bound, has_picture=bool(pictures))
+        asking = service.ask(model=asked.model, client=client, pictures=pictures, questions=made)
+        answer = _Answer(service, name, asked, client, pictures)
+        if not asked.stream:
+            async with asking as one:
+                return JSONResponse(await answer.whole(one))
+        context = await asking.__aenter__()  # errors of the request come with their status
+
+        async def events() -> AsyncIterator[str]:
+            try:
+                async for event in answer.streamed(context):
+                    yield event
+            except Exception as error:
+                yield sse(as_serve_error(error).body(), "error")
+            finally:
+                await asking.__aexit__(None, None, None)
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    schema = {"schema": task.fields.model_json_schema()}
+    router.add_api_route(
+        f"/v1/{name}",
+        handle,
+        methods=["POST"],
+        summary=task.summary,
+        name=name,
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": schema, "multipart/form-data": schema},
+            }
+        },
+    )
+
+
+def sse(data: Mapping[str, Any] | str, event: str | None = None) -> str:
+    """One server-sent event."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    return f"event: {event}\ndata: {text}\n\n" if event else f"data: {text}\n\n"
+
+
+async def _fields(request: Request, kind: type[PictureFields]) -> tuple[PictureFields, list[bytes]]:
+    """The checked fields of a JSON or multipart body, and its files."""
+    uploads: list[bytes] = []
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        async with request.form(max_files=16, max_fields=64) as form:
+            given: object = await _of_form(form, uploads)
+    else:
+        given = _json(await request.body(), None)
+    try:
+        return kind.model_validate(given), uploads
+    except ValidationError as error:
+        raise validation_error(error) from None
+
+
+async def _of_form(form: FormData, uploads: list[bytes]) -> dict[str, Any]:
+    """The fields of a form as those of a JSON body; its files go to `uploads`."""
+    values: dict[str, Any] = {}
+    for key, value in form.multi_items():
+        if not isinstance(value, str):
+            if key not in ("image", "images"):
+                raise ServeError(f"no field {key!r:.50} takes a file; send it as image", param=key)
+            uploads.append(await value.read())
+        elif key == "json_schema":
+            values[key] = _json(value.encode(), key)
+        elif key in _LISTS and key in values:
+            values[key] = [*_as_list(values[key]), value]
+        else:
+            values[key] = [value] if key in ("images", "choices") else value
+    return values
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _json(body: bytes, param: str | None) -> object:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise ServeError("the body is not JSON; send an object", param=param) from None
+
+
+def validation_error(error: ValidationError) -> ServeError:
+    """The first fault of a body, in a sentence."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    param = ".".join(str(part) for part in first["loc"])[:100] or None
+    return ServeError(f"{param or 'the body'}: {first['msg']}"[:400], param=param)
+
+
+def _pictures(
+    service: Service, client: str, asked: PictureFields, uploads: Sequence[bytes]
+) -> list[bytes]:
+    """The bytes of all pictures of a request."""
+    texts = [*([asked.image] if asked.image else []), *(asked.images or [])]
+    count = len(texts) + len(uploads) + bool(asked.image_id)
+    if count > service.options.max_pictures:
+        raise ServeError(
+            f"a request may have {service.options.max_pictures} pictures, got {count}; send fewer",
+            param="images",
+        )
+    found = [service.kept.find(client, asked.image_id)] if asked.image_id else []
+    return [*found, *uploads, *(picture_bytes(text) for text in texts)]
+
+
+class _Answer:
+    """Makes the body of an answer."""
+
+    def __init__(
+        self,
+        service: Service,
+        task: str,
+        asked: PictureFields,
+        client: str,
+        pictures: Sequence[bytes],
+    ) -> None:
+        self.service, self.task, self.asked = service, task, asked
+        self.client, self.pictures = client, pictures
+        self.id = f"{task}-{uuid.uuid4().hex}"
+
+    def head(self, asking: Asking) -> dict[str, Any]:
+        """What is known before the model writes."""
+        picture = asking.job.picture
+        image = None
+        if picture is not None:
+            kept = self.service.kept.keep(self.client, self.pictures[0])
+            width, height = picture.image_wh
+            image = {"id": kept, "width": width, "height": height}
+        return {
+            "id": self.id,
+            "model": asking.lease.name,
+            "task": self.task,
+            "prompt": "".join(asking.job.questions[0].prefixes),
+            "image": image,
+        }
+
+    async def whole(self, asking: Asking) -> dict[str, Any]:
+        """The body, once all is written."""
+        async for event in asking.events:
+            if isinstance(event, Answered):
+                return await self._body(asking, event)
+        raise ServeError("the answer was cancelled", status=503, code="cancelled")
+
+    async def streamed(self, asking: Asking) -> AsyncIterator[str]:
+        """Server-sent events: start, tokens, done."""
+        yield sse(self.head(asking), "start")
+        async for event in asking.events:
+            if isinstance(event, Token):
+                data = {"id": event.token, "text": event.piece, "logprob": event.logprob}
+                yield sse(data, "token")
+            else:
+                if event.piece:
+                    yield sse({"id": None, "text": event.piece, "logprob": None}, "token")
+                yield sse(await self._body(asking, event), "done")
+
+    async def _body(self, asking: Asking, event: Answered) -> dict[str, Any]:
+        result, body = event.result, self.head(asking)
+        if isinstance(result, Detections):
+            body |= result.to_json()
+            if getattr(self.asked, "polygons", False):
+                for record, item in zip(body["detections"], result, strict=True):
+                    if item.region is not None:
+                        record["polygons"] = [
+                            ring.flatten().tolist() for ring in item.region.to_polygons()
+                        ]
+            if getattr(self.asked, "overlay", False):
+                body["overlay"] = await self.service.run(lambda: _overlay(result))
+        else:
+            body |= result.to_json()
+        if self.asked.tokens:
+            tokenizer = asking.model.processor.tokenizer
+            body["tokens"] = [
+                token_json(token, logprob, tokenizer.decode)
+                for one in event.written
+                for token, logprob in zip(
+                    one.record.ids.tolist(), one.record.logprobs.tolist(), strict=True
+                )
+            ]
+        body["usage"] = usage(asking.num_prompt_tokens, event.num_tokens)
+        body["finish_reason"] = "length" if any(one.is_cut for one in event.written) else "stop"
+        return body
+
+
+def _overlay(found: Detections) -> str:
+    if found.picture is None:
+        raise ConfigError("there is no picture to draw on")
+    memory = io.BytesIO()
+    found.draw().save(memory, "PNG")
+    return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode()

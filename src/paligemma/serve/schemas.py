@@ -1,0 +1,92 @@
+"""The fields of requests, checked; FastAPI makes the OpenAPI page of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MAX_PROMPT_CHARS = 20_000
+Labels = list[str] | str
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class AnswerFields(_Strict):
+    """What `AnswerOptions` and `ObjectOptions` take."""
+
+    max_new_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=10)
+    top_k: int | None = Field(None, ge=1, le=1_000_000)
+    top_p: float | None = Field(None, gt=0, le=1)
+    num_beams: int = Field(1, ge=1, le=8)
+    seed: int = Field(0, ge=0, lt=2**63)
+    weigh_locations: bool | None = None
+    probabilities: Literal["vocabulary", "allowed"] = "vocabulary"
+    choices: list[str | int] | None = Field(None, min_length=1, max_length=10_000)
+    json_schema: dict[str, Any] | None = None
+
+
+class ObjectFields(AnswerFields):
+    threshold: float | None = Field(None, ge=0, le=1)
+    max_overlap: float | None = Field(None, ge=0, le=1)
+    constrain: bool = False
+    max_objects: int | None = Field(None, ge=1, le=1024)
+    no_repeats: bool = False
+
+
+class PictureFields(_Strict):
+    """Which model, which picture, and what comes back beside the answer."""
+
+    model: str | None = Field(None, max_length=300)
+    image: str | None = None
+    images: list[str] | None = Field(None, min_length=1)
+    image_id: str | None = Field(None, max_length=100)
+    tokens: bool = False
+    stream: bool = False
+
+    @field_validator("image", "image_id", "model", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+
+class OverlayFields(_Strict):
+    overlay: bool = False
+    polygons: bool = False
+
+
+class DetectRequest(PictureFields, ObjectFields, OverlayFields):
+    """Boxes of the named things."""
+
+    labels: Labels = Field(max_length=MAX_PROMPT_CHARS)
+
+
+class SegmentRequest(DetectRequest):
+    """Boxes and masks of the named things."""
+
+
+class CaptionRequest(PictureFields, AnswerFields):
+    """A description of the picture."""
+
+    lang: str = Field("en", max_length=20)
+    style: Literal["caption", "cap", "describe"] = "caption"
+
+
+class AnswerRequest(PictureFields, AnswerFields):
+    """A short answer to a question."""
+
+    question: str = Field(max_length=MAX_PROMPT_CHARS)
+    lang: str = Field("en", max_length=20)
+
+
+class ReadRequest(PictureFields, AnswerFields):
+    """The text in the picture."""
+
+
+class AskRequest(PictureFields, ObjectFields, OverlayFields):
+    """Whatever the prompt asks for."""
+
+    prompt: str = Field(max_length=MAX_PROMPT_CHARS)

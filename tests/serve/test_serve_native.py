@@ -1,0 +1,86 @@
+"""The routes of tasks answer as the façade does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from paligemma import PaliGemma
+
+DESK = Path(__file__).parents[2] / "examples" / "desk.png"
+
+
+def events(text: str) -> list[tuple[str, dict]]:
+    found = []
+    for block in text.strip().split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if line[0] != ":")
+        found.append((lines["event"], json.loads(lines["data"])))
+    return found
+
+
+def test_an_upload_is_detected_as_by_the_facade(client: TestClient, local: PaliGemma) -> None:
+    files = {"image": DESK.read_bytes()}
+    answer = client.post("/v1/detect", files=files, data={"labels": ["star", "digit"]})
+    assert answer.status_code == 200, answer.text
+    expected = local.detect(DESK, ["star", "digit"]).to_json()
+    body = answer.json()
+    assert len(body["detections"]) == len(expected["detections"]) > 0
+    assert body["text"] == expected["text"]
+    for mine, theirs in zip(body["detections"], expected["detections"], strict=True):
+        assert mine["box_xyxy_px"] == theirs["box_xyxy_px"]
+        assert mine["score"] == pytest.approx(theirs["score"], abs=1e-5)
+    assert body["image"] == {"id": body["image"]["id"], "width": 640, "height": 480}
+    assert body["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("task", "fields"),
+    [
+        ("caption", {}),
+        ("answer", {"question": "what color is the star?"}),
+        ("read", {}),
+        ("ask", {"prompt": "caption en"}),
+    ],
+)
+def test_words_are_those_of_the_facade(
+    client: TestClient, local: PaliGemma, desk: str, task: str, fields: dict[str, str]
+) -> None:
+    body = client.post(f"/v1/{task}", json={"image": desk, "tokens": True, **fields}).json()
+    method = getattr(local, task)
+    expected = method(DESK, *fields.values())
+    assert body["text"] == expected.text
+    assert "".join(token["text"] for token in body["tokens"]) == expected.text
+    assert sum(token["logprob"] for token in body["tokens"]) == pytest.approx(
+        sum(expected.token_logprobs), abs=1e-4
+    )
+
+
+def test_masks_polygons_and_an_overlay_come_when_asked(client: TestClient, desk: str) -> None:
+    asked = {"image": desk, "labels": "star", "overlay": True, "polygons": True}
+    body = client.post("/v1/segment", json=asked).json()
+    assert body["detections"][0]["mask"]["size"] == [480, 640]
+    assert len(body["detections"][0]["polygons"][0]) >= 6
+    assert body["overlay"].startswith("data:image/png;base64,")
+
+
+def test_a_stream_is_the_answer_in_pieces(client: TestClient, desk: str) -> None:
+    asked = {"image": desk, "labels": "star"}
+    whole = client.post("/v1/detect", json=asked).json()
+    found = events(client.post("/v1/detect", json={**asked, "stream": True}).text)
+    assert [name for name, _ in found][:1] == ["start"]
+    assert "".join(data["text"] for name, data in found if name == "token") == whole["text"]
+    name, done = found[-1]
+    assert name == "done"
+    assert done["detections"] == whole["detections"]
+
+
+def test_a_picture_is_asked_again_by_its_id(client: TestClient, desk: str) -> None:
+    first = client.post("/v1/caption", json={"image": desk}).json()
+    again = client.post("/v1/caption", json={"image_id": first["image"]["id"]}).json()
+    assert again["text"] == first["text"]
+    missing = client.post("/v1/caption", json={"image_id": "sha256:0"})
+    assert missing.status_code == 404
+    assert missing.json()["error"]["code"] == "image_not_found"
