@@ -148,6 +148,12 @@ def _is_marked(path: Path) -> bool:
     return any(mark in start for mark in _MARKS)
 
 
+def cache_folder() -> Path:
+    """Where this program keeps what it can do without, of this user."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "paligemma"
+
+
 def require_writable(folder: Path) -> None:
     """Make a folder and check that it takes files, before the work whose result goes there.
 

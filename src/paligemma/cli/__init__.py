@@ -43,6 +43,7 @@ COMMANDS: dict[str, Entry] = {
     "detect": Entry("ask", "detect", "Find things: boxes with confidences."),
     "segment": Entry("ask", "segment", "Outline things: boxes and masks."),
     "generate": Entry("ask", "generate", "Write the raw answer, as it comes."),
+    "chat": Entry("chat", "chat", "Ask one picture many things."),
     "inspect": Entry("inspection", "inspect", "Show what the model sees of one example."),
     "models": Entry("models", "models", "List the models that can be named."),
     "convert": Entry(

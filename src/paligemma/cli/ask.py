@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from paligemma.cli import EXIT_BAD_INPUT, stderr_log
+from paligemma.cli.answering import Asker, check_prompt
 from paligemma.cli.options import (
     Command,
     ModelChoice,
     OutputChoice,
     decoding_options,
+    frame_option,
     model_options,
     object_options,
     output_options,
     say_idle,
 )
 from paligemma.cli.pictures import ImagesArgument, require_kept, require_pictures
-from paligemma.cli.show import JsonResults, overlay_paths, write_overlay
+from paligemma.cli.show import JsonResults, overlay_paths, pictures_json, write_overlay
 from paligemma.errors import DataError, ImageError, PaliGemmaError
 
 if TYPE_CHECKING:
@@ -50,13 +52,7 @@ def images_argument(command: Command) -> Command:
             "/dev/stdin" if name == "-" else name for name in names
         ),
     )
-    frame = click.option(
-        "--frame",
-        type=click.IntRange(0),
-        metavar="N",
-        help="Page or frame of an animation or a TIFF, from 0; the first by default.",
-    )
-    return images(frame(command))
+    return images(frame_option(command))
 
 
 @click.command()
@@ -212,7 +208,7 @@ def generate(
     if len(examples) > 1 or not shows_text or {"num_beams", "best_of"} & decoding.keys():
         _ask_text(examples, prompt, frame=which, model=model, decoding=decoding, output=output)
         return
-    _check_prompt(prompt)
+    check_prompt(prompt)
     require_pictures(images, model)
     pg = model.load()
     pictures = _opened(pg, examples[0], which)
@@ -233,39 +229,22 @@ def _ask_objects(
     objects: dict[str, Any],
     output: OutputChoice,
 ) -> None:
-    threshold, overlap, path = (
-        objects[name] for name in ("threshold", "max_overlap", "calibration")
-    )
-    rules = {name: objects[name] for name in ("constrain", "max_objects", "no_repeats")}
-    calibration = None
-    if path is not None:
-        from paligemma.outputs.calibration import load_calibration
-
-        calibration = load_calibration(path)
+    asker = Asker(decoding, objects)
 
     def ask(pg: PaliGemma, picture: EncodedImage) -> TextAnswer | Detections:
-        asked = {"max_overlap": overlap, **rules, **decoding}
-        if calibration is None:
-            return pg.ask(picture, prompt, threshold=threshold, **asked)
-        from paligemma.outputs.types import TextAnswer
-
-        found = calibration.apply(pg.ask(picture, prompt, **asked))
-        if threshold is None or isinstance(found, TextAnswer):
-            return found
-        # The threshold applies to the confidences that are shown.
-        return found.above(threshold)
+        return asker.ask(pg, picture, prompt)
 
     all_text = _answer_each(images, prompt, ask, frame=frame, model=model, output=output)
     from paligemma.processing.prompts import clean_prompt, object_prompt
 
     if object_prompt(clean_prompt(prompt)[0]) is None:
-        idle = ["--" + name.replace("_", "-") for name, value in rules.items() if value]
+        idle = ["--" + name.replace("_", "-") for name, value in asker.rules.items() if value]
         # The model may answer any prompt with boxes.
         if all_text:
             stated = {
-                "--threshold": threshold,
-                "--max-overlap": overlap,
-                "--calibration": path,
+                "--threshold": objects["threshold"],
+                "--max-overlap": objects["max_overlap"],
+                "--calibration": objects["calibration"],
             }
             idle += [option for option, value in stated.items() if value is not None]
         say_idle(idle, "the prompt asks for no boxes, as 'detect cat ; dog' does")
@@ -317,7 +296,7 @@ def _answer_each(
             the first fails for another reason than its picture.
     """
     # A bad prompt or path is reported before a large model is loaded.
-    _check_prompt(prompt)
+    check_prompt(prompt)
     frames = [(example,) if isinstance(example, str) else example for example in examples]
     images = [image for example in frames for image in example]
     require_pictures(images, model)
@@ -374,7 +353,7 @@ def _answer_one(
     if shown is not None:
         name = click.format_filename(example[0])
         click.echo(f"{name}: {answer_line(found)}" if shown else str(found))
-    record = {**_pictures_json(example, pictures[0].shape[:2]), "prompt": prompt}
+    record = {**pictures_json(example, pictures[0].shape[:2]), "prompt": prompt}
     record.update(found.to_json())
     if overlay is not None:
         try:
@@ -389,26 +368,3 @@ def _opened(pg: PaliGemma, example: Frames, frame: WhichFrame) -> list[NDArray[A
     if frame == "all":
         return pg.processor.reader.load_frames(example[0])
     return [pg.open_picture(image, frame=frame) for image in example]
-
-
-def _check_prompt(prompt: str) -> None:
-    """Check a typed prompt, and warn where it names nothing to look for.
-
-    Raises:
-        PromptError: see `clean_prompt`.
-    """
-    from paligemma.processing.prompts import clean_prompt, object_prompt
-
-    # The blank makes a prompt of the first word alone an object prompt without labels.
-    asked = object_prompt(clean_prompt(prompt)[0] + " ")
-    if asked and not asked.labels:
-        click.echo(
-            f"paligemma: the prompt names nothing to {asked.task}; write '{asked.task} cat ; dog'",
-            err=True,
-        )
-
-
-def _pictures_json(example: Frames, hw: tuple[int, ...]) -> dict[str, Any]:
-    names = [click.format_filename(image) for image in example]
-    images = {"image": names[0]} if len(names) == 1 else {"images": names}
-    return {**images, "width": hw[1], "height": hw[0]}

@@ -336,6 +336,13 @@ object_options = _gathered(
     _choose_objects,
 )
 
+frame_option = click.option(
+    "--frame",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Page or frame of an animation or a TIFF, from 0; the first by default.",
+)
+
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace files that this program did not write."
 )

@@ -32,6 +32,17 @@ def _json(body: Any) -> str:
     return json.dumps(body, ensure_ascii=not is_utf8, allow_nan=False)
 
 
+def pictures_json(example: Sequence[str], hw: tuple[int, ...]) -> dict[str, Any]:
+    """The part of a record that names the pictures of one example.
+
+    Args:
+        hw: height and width of the first, pixels.
+    """
+    names = [click.format_filename(image) for image in example]
+    images = {"image": names[0]} if len(names) == 1 else {"images": names}
+    return {**images, "width": hw[1], "height": hw[0]}
+
+
 class JsonResults:
     """The JSON object of one picture, or of several whose results are printed as they come.
 

@@ -27,6 +27,17 @@ _TASK_TWICE = re.compile(r"(detect|segment)\s+(?=\1\s+\S)")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,8})?")
 _LOCATION = re.compile(r"(?:<loc(?:0\d{3}|10[01]\d|102[0-3])>){4}")
 
+# Languages of the translated sets of pre-training.
+_LANGUAGES = (
+    "ar|bn|cs|da|de|el|en|es|fa|fi|fil|fr|he|hi|hr|hu|id|it|ja|ko|mi|nl|no|pl|pt|ro|ru|sv|sw|te|th"
+    "|tr|uk|vi|zh"
+)
+_OWN_PROMPT = re.compile(
+    rf"(?:caption|cap|describe) (?:{_LANGUAGES})|caption {_LOCATION.pattern}|ocr"
+    rf"|(?:answer|question) (?:{_LANGUAGES}) .+|(?:detect|segment)\b.*",
+    re.DOTALL,
+)
+
 
 def strip_markers(text: str) -> tuple[str, tuple[str, ...]]:
     """Removes what other tools ask for around a prompt: leading `<image>`, `<bos>` and `<pad>`,
@@ -162,6 +173,11 @@ def object_prompt(prefix: str) -> ObjectPrompt | None:
         return None
     labels = (label.strip() for label in asked[2].split(";"))
     return ObjectPrompt(task=asked[1], labels=tuple(dict.fromkeys(filter(None, labels))))
+
+
+def names_task(prefix: str) -> bool:
+    """Whether a prefix is a prompt of pre-training, and no question in a person's own words."""
+    return _OWN_PROMPT.fullmatch(prefix.strip()) is not None
 
 
 def single_prompts(prefix: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

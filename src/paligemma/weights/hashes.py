@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from paligemma.errors import CheckpointError, ConfigError
-from paligemma.whole_file import write_whole
+from paligemma.whole_file import cache_folder, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def require_hub_bytes(paths: Iterable[Path]) -> None:
             continue
         facts = blob.stat()
         seal = f"{facts.st_size} {facts.st_mtime_ns}"
-        note = _notes() / f"{blob.name}-{facts.st_dev}-{facts.st_ino}"
+        note = cache_folder() / "verified" / f"{blob.name}-{facts.st_dev}-{facts.st_ino}"
         if note.is_file() and note.read_text(errors="replace") == seal:
             continue
         digest = sha256(blob)
@@ -55,11 +54,6 @@ def require_hub_bytes(paths: Iterable[Path]) -> None:
             write_whole(note, [seal])
         except (OSError, ConfigError) as error:
             logger.info("%s will be read again next time: %s", path.name, error)
-
-
-def _notes() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "paligemma" / "verified"
 
 
 def stated_hashes(folder: Path, paths: Iterable[Path]) -> dict[Path, tuple[str, str]]:
