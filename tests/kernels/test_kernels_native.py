@@ -73,3 +73,11 @@ def test_the_check_computes_at_both_levels_and_leaves_the_level_as_it_was(level:
     assert library.pg_level() == level
     assert 0 <= difference <= 1e-6
     assert ("checked" in native.describe()) == bool(level)
+
+
+@pytest.mark.parametrize("integers", [0, 8, 16])
+def test_the_speed_of_products_is_known_where_a_level_has_vectors(
+    integers: int, level: int
+) -> None:
+    speed = native.on_all_threads().pg_peak_speed(integers, 10_000)
+    assert (1e6 < speed < 1e15) if level else speed == 0

@@ -284,11 +284,31 @@ FOR_ROWS(AVX2, avx2_int8, tile_int8(m, s, a))
 FOR_ROWS(AVX2, avx2_int4, tile_int4(m, s, a))
 FOR_ROWS(AVX2, avx2_nf4, tile_nf4(m, s, a))
 
+/* ---------------------------------------------------------------- what the processor could do */
+
+#define FLOATS(sum, w, x) _mm256_fmadd_ps(w, x, sum)
+#define BYTES(sum, w, x) _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x))
+#define WORDS(sum, w, x) _mm256_add_epi32(sum, _mm256_madd_epi16(w, x))
+PEAK(AVX2, "+x", peak_of_floats, __m256, _mm256_set1_ps, FLOATS)
+PEAK(AVX2, "+x", peak_of_bytes, __m256i, _mm256_set1_epi8, BYTES)
+PEAK(AVX2, "+x", peak_of_words, __m256i, _mm256_set1_epi16, WORDS)
+
+static int peak(int integers, long turns) {
+  (integers == 8 ? peak_of_bytes : integers ? peak_of_words : peak_of_floats)(turns);
+  return 10 * (integers == 8 ? 64 : integers ? 32 : 16);
+}
+
 static void tile(int kind, int rows, const span *s, sums *a) {
   static const tiles_by_rows TILES = {ROWS_OF(avx2_f32),  ROWS_OF(avx2_bf16), ROWS_OF(avx2_fp8),
                                       ROWS_OF(avx2_int8), ROWS_OF(avx2_int4), ROWS_OF(avx2_nf4)};
   TILES[kind][rows - 1](s, a);
 }
 
-const level pg_avx2 = {"AVX2", tile, avx2_wide, avx2_widen, pg_avx2_int8_row, pg_avx2_int4_row};
+const level pg_avx2 = {.name = "AVX2",
+                       .tile = tile,
+                       .wide_tile = avx2_wide,
+                       .widen = avx2_widen,
+                       .int8_row = pg_avx2_int8_row,
+                       .int4_row = pg_avx2_int4_row,
+                       .peak = peak};
 #endif

@@ -176,6 +176,18 @@ FOR_ROWS(AVX512, avx512_int8, tile_int8(m, s, a))
 FOR_ROWS(AVX512, avx512_int4, tile_int4(m, s, a))
 FOR_ROWS(AVX512, avx512_nf4, tile_float(PG_NF4, m, 1, s, a))
 
+/* ---------------------------------------------------------------- what the processor could do */
+
+#define FLOATS(sum, w, x) _mm512_fmadd_ps(w, x, sum)
+PEAK(AVX512, IN_ZMM, peak_of_floats, __m512, _mm512_set1_ps, FLOATS)
+PEAK(AVX512, IN_ZMM, peak_of_bytes, __m512i, _mm512_set1_epi8, _mm512_dpbusd_epi32)
+PEAK(AVX512, IN_ZMM, peak_of_words, __m512i, _mm512_set1_epi16, _mm512_dpwssd_epi32)
+
+static int peak(int integers, long turns) {
+  (integers == 8 ? peak_of_bytes : integers ? peak_of_words : peak_of_floats)(turns);
+  return 10 * (integers == 8 ? 128 : integers ? 64 : 32);
+}
+
 static void tile(int kind, int rows, const span *s, sums *a) {
   static const tiles_by_rows TILES = {
       ROWS_OF(avx512_f32),  ROWS_OF(avx512_bf16), ROWS_OF(avx512_fp8),
@@ -183,5 +195,11 @@ static void tile(int kind, int rows, const span *s, sums *a) {
   TILES[kind][rows - 1](s, a);
 }
 
-const level pg_avx512 = {"AVX-512", tile, avx512_wide, widen, pg_avx2_int8_row, pg_avx2_int4_row};
+const level pg_avx512 = {.name = "AVX-512",
+                         .tile = tile,
+                         .wide_tile = avx512_wide,
+                         .widen = widen,
+                         .int8_row = pg_avx2_int8_row,
+                         .int4_row = pg_avx2_int4_row,
+                         .peak = peak};
 #endif

@@ -37,6 +37,9 @@ typedef struct {
   /* A row of inputs of PG_INT8 and of PG_INT4. */
   void (*int8_row)(pg_input *in, int row, const float *x);
   void (*int4_row)(pg_input *in, int row, const float *x);
+  /* Products from registers of float32 (0), as int4 sums them (8), or as int8 does (16): how many
+     operations, an addition being one, are done in a turn. NULL where there is no measure. */
+  int (*peak)(int integers, long turns);
 } level;
 
 const level *pg_level_in_use(void);
@@ -62,5 +65,18 @@ extern const level pg_neon;
   TARGET static void name##_6(const span *s, sums *a) { enum { m = 6 }; call; }
 #define ROWS_OF(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6}
 typedef void (*tiles_by_rows[PG_NUM_KINDS][PG_TILE])(const span *, sums *);
+
+/* Ten chains of sums, as many as a processor adds to at once. `IN_REGISTER` is the assembler's word for
+   one of its vectors: after it the compiler knows neither, so it leaves no product out. */
+#define PEAK(TARGET, IN_REGISTER, name, type, first, add_product)       \
+  TARGET static void name(long turns) {                                 \
+    type sum[10], inputs = first(5);                                    \
+    const type weights = first(3);                                      \
+    UNROLL for (int j = 0; j < 10; j++) sum[j] = first(j);              \
+    while (turns--) UNROLL for (int j = 0; j < 10; j++) {               \
+        sum[j] = add_product(sum[j], weights, inputs);                  \
+        __asm__ volatile("" : IN_REGISTER(sum[j]), IN_REGISTER(inputs)); \
+      }                                                                 \
+  }
 
 #endif

@@ -239,6 +239,20 @@ NEON INLINE void tile_int4(const int m, const span *s, sums *a) {
   }
 }
 
+/* ---------------------------------------------------------------- what the processor could do */
+
+#define WORDS(sum, w, x) \
+  vmlal_s16(sum, vget_low_s16(vreinterpretq_s16_s32(w)), vget_low_s16(vreinterpretq_s16_s32(x)))
+#define BYTES(sum, w, x) vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x))
+PEAK(NEON, "+w", peak_of_floats, float32x4_t, vdupq_n_f32, vfmaq_f32)
+PEAK(NEON, "+w", peak_of_bytes, int32x4_t, vdupq_n_s32, BYTES)
+PEAK(NEON, "+w", peak_of_words, int32x4_t, vdupq_n_s32, WORDS)
+
+static int peak(int integers, long turns) {
+  (integers == 8 ? peak_of_bytes : integers ? peak_of_words : peak_of_floats)(turns);
+  return 10 * (integers == 8 ? 32 : 8);
+}
+
 #define ANY_TARGET /* without dot products every processor has the instructions */
 FOR_ROWS(ANY_TARGET, neon_f32, tile_float(PG_F32, m, 1, s, a))
 FOR_ROWS(ANY_TARGET, neon_bf16, tile_float(PG_BF16, m, 1, s, a))
@@ -253,5 +267,11 @@ static void tile(int kind, int rows, const span *s, sums *a) {
   TILES[kind][rows - 1](s, a);
 }
 
-const level pg_neon = {"NEON", tile, neon_wide, widen, int8_row, int4_row};
+const level pg_neon = {.name = "NEON",
+                       .tile = tile,
+                       .wide_tile = neon_wide,
+                       .widen = widen,
+                       .int8_row = int8_row,
+                       .int4_row = int4_row,
+                       .peak = peak};
 #endif

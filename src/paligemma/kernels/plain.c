@@ -62,4 +62,8 @@ static void int8_row(pg_input *in, int row, const float *x) {
 
 static void int4_row(pg_input *in, int row, const float *x) { int4_groups(in, row, x, 0); }
 
-const level pg_plain = {"plain C", tile, wide_tile, NULL, int8_row, int4_row};
+const level pg_plain = {.name = "plain C",
+                        .tile = tile,
+                        .wide_tile = wide_tile,
+                        .int8_row = int8_row,
+                        .int4_row = int4_row};
