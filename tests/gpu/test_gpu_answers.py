@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from paligemma import Detections, PaliGemma, TextAnswer
+from paligemma.batch import Batch
 from paligemma.example import OBJECTS, TEXT, Asking, Example
 from paligemma.generate import DecodeOptions, generate
 from paligemma.jobs.model_answerer import ModelAnswerer
 from paligemma.kernels.narrow_layers import NarrowLinear
 from paligemma.tasks.scenes.rows import ScenePicture
-from paligemma.weights.load import load_model
+from paligemma.weights.load import OpenCheckpoint, load_model
 from paligemma.weights.save import save_model
 
 # Log-probability of a token, float32 arithmetic on both sides.
@@ -252,6 +253,38 @@ def test_weights_in_fewer_bits_answer_on_the_gpu_as_their_values_do(
         assert abs(ours.token_logprobs[0] - theirs.token_logprobs[0]) <= 0.2
         assert np.isfinite(logprobs(ours)).all()
     assert num_equal > 0
+
+
+def test_blocks_on_another_device_change_no_answer(tmp_path: Path, gpu: PaliGemma) -> None:
+    """Half of the blocks on the CPU: a tensor that stays behind its block is an error."""
+    save_model(gpu.model, tmp_path / "saved")
+    devices = [torch.device("cuda"), torch.device("cpu")]
+    with OpenCheckpoint(tmp_path / "saved", config=gpu.config) as opened:
+        divided = opened.load(device=devices)
+    assert len(set(divided.text.block_devices)) == 2
+    config = gpu.config
+    ids = torch.randint(100, 1000, (2, 7), generator=torch.Generator().manual_seed(0))
+    side = config.vision.image_size_px
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    valid[1, -2:] = False  # rows that end at different slots
+    images = torch.rand(2, side, side, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    batch = Batch(images=images, tokens=ids, mask_ar=torch.zeros_like(ids), mask_input=valid)
+    options = DecodeOptions(max_new_tokens=8, kv_cache_dtype="float32")
+    found = [generate(model, batch.to("cuda"), options) for model in (divided, gpu.model)]
+    assert torch.equal(found[0].ids, found[1].ids)
+    assert torch.allclose(found[0].logprobs, found[1].logprobs, atol=TOLERANCE)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device at most")
+def test_a_model_over_two_cards_answers_as_on_one(
+    gpu: PaliGemma, pictures: Sequence[np.ndarray]
+) -> None:
+    names = "cuda:0,cuda:1"
+    divided = PaliGemma.from_pretrained("tiny", device=names, kv_cache_dtype="float32")
+    for question in QUESTIONS:
+        ours, theirs = (pg.generate(pictures[0], question, **SHORT) for pg in (divided, gpu))
+        assert ours.text == theirs.text
+        assert np.abs(logprobs(ours) - logprobs(theirs)).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8", "int4"])

@@ -130,7 +130,7 @@ def test_the_layers_of_a_gpu_have_the_values_that_a_cpu_packs(
         ours, theirs = narrow.get_submodule(name), packed.get_submodule(name)
         assert torch.equal(ours.dense(), theirs.dense())
     assert isinstance(narrow.text.embed, NarrowEmbedding)
-    ours = narrow.text.embed.table.take(torch.arange(9))
+    ours = narrow.text.embed.matrix.take(torch.arange(9))
     assert torch.equal(ours, packed.text.embedding_rows(0, 9))
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
-from paligemma.adapt.quant import Quant, place_quantised
+from paligemma.adapt.quant import Quant
 from paligemma.bench.machine import free_memory_bytes
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ConfigError
 from paligemma.kernels.attention import SCORES_AT_ONCE
-from paligemma.kernels.nf4 import NF4Linear
-from paligemma.kernels.packed_layers import packed_weights
-from paligemma.kernels.packed_matrix import packed_bytes
-from paligemma.model import PaliGemmaModel
 from paligemma.model.gemma import ROWS_AT_ONCE
 from paligemma.model.kv_cache import stored_bytes
-from paligemma.weights.shapes import parameter_shapes
+from paligemma.weights.sizes import parameter_bytes
 
 # Python with torch, and the memory whose bandwidth is measured.
 _PROCESS = 550_000_000
@@ -63,11 +58,10 @@ def estimate(
         num_rows: rows answered at once.
         cache_dtype: of keys and values.
     """
-    sizes, drawn = _tensor_bytes(config, quant, dtype)
     held = peak = 0
-    for size, temporary in zip(sizes, drawn, strict=True):
-        held += size
-        peak = max(peak, held + temporary)
+    for one in parameter_bytes(config, quant, dtype).values():
+        held += one.stays
+        peak = max(peak, held + one.drawn)
     text, slots = config.text, config.num_image_tokens + num_tokens
     kv_bytes = text.num_kv_heads * stored_bytes(text.head_dim, cache_dtype)
     cache = 2 * text.depth * slots * kv_bytes
@@ -85,30 +79,6 @@ def estimate(
         loading=peak - held,
         answering=num_rows * (cache + logits) + activations,
     )
-
-
-def _tensor_bytes(
-    config: PaliGemmaConfig, quant: Quant | None, dtype: torch.dtype
-) -> tuple[list[int], list[int]]:
-    """Of each parameter in its order the bytes that stay, and those that are needed to pack it."""
-    with torch.device("meta"):
-        model = PaliGemmaModel(config)
-        if quant is not None:
-            place_quantised(model, quant, dtype)
-    packed, sizes, drawn = packed_weights(model), [], []
-    for name, shape in parameter_shapes(config).items():
-        owner, _, leaf = name.rpartition(".")
-        layer, numbers = model.get_submodule(owner), math.prod(shape)
-        if name in packed:
-            sizes.append(packed_bytes(packed[name].kind, packed[name].n, packed[name].k))
-        elif leaf == "weight" and isinstance(layer, NF4Linear):
-            sizes.append(sum(one.nbytes for one in layer.buffers()))
-        else:
-            sizes.append(numbers * dtype.itemsize)
-            drawn.append(0)
-            continue
-        drawn.append(numbers * torch.bfloat16.itemsize)
-    return sizes, drawn
 
 
 def require_room(memory: Memory) -> None:

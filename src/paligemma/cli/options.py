@@ -162,7 +162,11 @@ model_options = _gathered(
             metavar="NAME",
             help="Weights in fewer bits: int4, int8, fp8 or bf16, packed for a CPU; or nf4.",
         ),
-        click.option("--device", metavar="NAME", help="By default cuda if there is one, else cpu."),
+        click.option(
+            "--device",
+            metavar="NAME,NAME",
+            help="By default cuda if there is one, else cpu; cuda:0,cuda:1 divides the model.",
+        ),
         click.option(
             "--image-size",
             "image_size_px",

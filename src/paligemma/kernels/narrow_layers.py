@@ -43,6 +43,14 @@ class NarrowMatrix(nn.Module):
         self.register_buffer("codes", torch.empty(0, device="meta"))
         self.register_buffer("scale", torch.empty(0, device="meta"))
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of codes and scales."""
+        columns = panels.num_columns(self.kind, self.k)
+        if self.kind == "int4":
+            return self.n * columns // panels.GROUP * (_HALF + torch.float16.itemsize)
+        return self.n * (self.k + torch.float32.itemsize)
+
     @torch.no_grad()
     def quantise(self, weight: Tensor) -> None:
         """Take float[N, K] as the values, on its device; a part of them is in float32 at a time.
@@ -141,16 +149,16 @@ class NarrowEmbedding(nn.Module):
         super().__init__()
         self.num_tokens, self.width, self.is_tied = num_tokens, width, is_tied
         self.dtype = dtype
-        self.table = NarrowMatrix(kind, num_tokens, width)
-        self.head = self.table if is_tied else NarrowMatrix(kind, num_tokens, width)
+        self.matrix = NarrowMatrix(kind, num_tokens, width)
+        self.head = self.matrix if is_tied else NarrowMatrix(kind, num_tokens, width)
 
     @property
     def device(self) -> torch.device:
-        return self.table.codes.device
+        return self.matrix.codes.device
 
     def quantise(self, weight: Tensor) -> None:
         """Take float[V, D] as the embeddings; ValueError for another shape."""
-        self.table.quantise(weight)
+        self.matrix.quantise(weight)
 
     def quantise_head(self, weight: Tensor) -> None:
         """Take float[V, D] as a head of its own; ValueError for another shape."""
@@ -158,7 +166,7 @@ class NarrowEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """int64[...] -> float[..., D]."""
-        return self.table.take(tokens).to(self.dtype)
+        return self.matrix.take(tokens).to(self.dtype)
 
     def rows(self, start: int, count: int) -> Tensor:
         """float[count, D]: the embeddings of `count` neighbouring ids from `start` on."""

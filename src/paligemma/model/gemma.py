@@ -6,7 +6,7 @@ Source: big_vision models/ppp/gemma.py, models/proj/paligemma/gemma_bv.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,13 @@ class Context:
     sin: Tensor
     masks: tuple[Tensor | None, Tensor | None]
     cache: KVCache | None
+
+    def on(self, device: torch.device) -> Context:
+        """The same on the device of a block; the cache's layers are there already."""
+        if self.cos.device == device:
+            return self
+        even, odd = (None if mask is None else mask.to(device) for mask in self.masks)
+        return replace(self, cos=self.cos.to(device), sin=self.sin.to(device), masks=(even, odd))
 
 
 class Attention(nn.Module):
@@ -137,6 +144,10 @@ class Block(nn.Module):
         self.post_ffw_norm = RMSNorm(width, eps) if config.post_norms else nn.Identity()
         self.dropout = 0.0
 
+    @property
+    def device(self) -> torch.device:
+        return self.pre_attn_norm.scale.device
+
     def forward(self, x: Tensor, context: Context, num_outputs: int) -> Tensor:
         """float[B, T, D] -> float[B, num_outputs, D], the last tokens."""
         mixed = self.post_attn_norm(self.attn(self.pre_attn_norm(x), context, num_outputs))
@@ -179,6 +190,11 @@ class Gemma(nn.Module):
     def device(self) -> torch.device:
         return self.embed.device
 
+    @property
+    def block_devices(self) -> list[torch.device]:
+        """Where each block lies; all else is on `device`."""
+        return [block.device for block in self.blocks]  # type: ignore[misc]
+
     def embedding_rows(self, start: int, count: int) -> Tensor:
         """float[count, D]: the embeddings of `count` neighbouring ids from `start` on, unscaled."""
         return self.embed.rows(start, count)
@@ -219,9 +235,12 @@ class Gemma(nn.Module):
             masks=(self._window(positions, mask, cache), mask),
             cache=cache,
         )
-        for block in self.blocks[:-1]:
-            x = block(x, context, x.shape[1])
-        return self.norm(self.blocks[-1](x, context, num_outputs or x.shape[1]))
+        last = len(self.blocks) - 1
+        for number, (block, device) in enumerate(zip(self.blocks, self.block_devices, strict=True)):
+            x, context = x.to(device), context.on(device)
+            wanted = num_outputs if number == last else None
+            x = block(x, context, wanted or x.shape[1])
+        return self.norm(x.to(self.norm.scale.device))
 
     def _window(
         self, positions: Tensor, mask: Tensor | None, cache: KVCache | None

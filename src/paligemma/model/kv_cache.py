@@ -5,6 +5,8 @@ Axes: B batch, T tokens, K key/value heads, H head dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -52,8 +54,8 @@ class KVCache:
                                     length = 7    slots that attention reads
 
     Attributes:
-        keys, values: [B, capacity, K, H] of each layer, or in int8 [B, capacity, K, 4 + H], as
-            `quantise` writes them.
+        keys, values: [B, capacity, K, H] of each layer, on its device; in int8
+            [B, capacity, K, 4 + H], as `quantise` writes them.
         valid: bool[B, capacity], slots that hold a token of their row.
         positions: int64[B, capacity], rotary position of each slot.
         ends: int64[B] on the CPU, the next slot of each row.
@@ -70,11 +72,13 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device | str,
+        layer_devices: Sequence[torch.device] | None = None,
     ) -> None:
         stored = stored_bytes(head_dim, dtype) // dtype.itemsize
         shape = (batch_size, capacity, num_kv_heads, stored)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        places = layer_devices or [torch.device(device)] * num_layers
+        self.keys = [torch.zeros(shape, dtype=dtype, device=place) for place in places]
+        self.values = [torch.zeros(shape, dtype=dtype, device=place) for place in places]
         self.valid = torch.zeros(shape[:2], dtype=torch.bool, device=device)
         self.positions = torch.zeros(shape[:2], dtype=torch.long, device=device)
         self.ends = torch.zeros(batch_size, dtype=torch.long)
@@ -172,9 +176,10 @@ class KVCache:
             on that token, wherever a prompt was cut.
         """
         keys, values = self.keys[layer], self.values[layer]
+        rows, slots = (_beside(index, keys) for index in self._place)
         for memory, new in ((keys, k), (values, v)):
             is_int8 = memory.dtype == torch.int8
-            memory[self._place] = quantise(new) if is_int8 else new.to(memory.dtype)
+            memory[rows, slots] = quantise(new) if is_int8 else new.to(memory.dtype)
         used = keys[:, : self.length], values[:, : self.length]
         if keys.dtype == torch.int8:
             return widen(used[0], k.dtype), widen(used[1], v.dtype)
@@ -183,8 +188,8 @@ class KVCache:
     def select(self, rows: Tensor) -> KVCache:
         """A cache with copies of the given rows (int64[B']), repeated or reordered."""
         chosen = object.__new__(KVCache)
-        chosen.keys = [keys[rows] for keys in self.keys]
-        chosen.values = [values[rows] for values in self.values]
+        chosen.keys = [keys[_beside(rows, keys)] for keys in self.keys]
+        chosen.values = [values[_beside(rows, values)] for values in self.values]
         chosen.valid = self.valid[rows]
         chosen.positions = self.positions[rows]
         chosen.ends = self.ends[rows.to(self.ends.device)]
@@ -197,7 +202,7 @@ class KVCache:
         filled; used by beam search."""
         for tensor in (*self.keys, *self.values, self.valid, self.positions):
             used = tensor[:, : self.length]
-            used.copy_(used[rows])
+            used.copy_(used[_beside(rows, used)])
         self.ends.copy_(self.ends[rows.to(self.ends.device)])
 
     def view(self, start: int, stop: int) -> KVCache:
@@ -233,6 +238,11 @@ class KVCache:
     def _require_room(self, num_tokens: int) -> None:
         if num_tokens > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, {num_tokens} were asked for")
+
+
+def _beside(index: slice | Tensor, tensor: Tensor) -> slice | Tensor:
+    """An index on the device of what it selects from; layers may lie on other devices."""
+    return index if isinstance(index, slice) else index.to(tensor.device)
 
 
 def _resized(tensor: Tensor, num_rows: int, capacity: int) -> Tensor:

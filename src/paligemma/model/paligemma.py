@@ -110,7 +110,7 @@ class PaliGemmaModel(nn.Module):
         return self._cap(logits) if final_softcap else logits
 
     def new_cache(self, batch_size: int, capacity: int, dtype: torch.dtype) -> KVCache:
-        """An empty cache on the model's device; arguments as in `KVCache`."""
+        """An empty cache on the model's device, its layers beside their blocks."""
         text = self.config.text
         return KVCache(
             num_layers=text.depth,
@@ -120,6 +120,7 @@ class PaliGemmaModel(nn.Module):
             head_dim=text.head_dim,
             dtype=dtype,
             device=self.device,
+            layer_devices=self.text.block_devices,
         )
 
     def prefill(

@@ -79,7 +79,8 @@ class LoadOptions:
     Attributes:
         mode: "exact" (float32), "mixed" (float32 weights, bfloat16 arithmetic) or "bf16"; None is
             bf16 for a file in bfloat16, else exact.
-        device: None is a CUDA device if there is one, else "cpu", as for a packed folder.
+        device: None is a CUDA device if there is one, else "cpu", as for a packed folder. Over
+            several, as in "cuda:0,cuda:1", the decoder's blocks are divided.
         revision: branch of the hub.
         image_size_px: another resolution than the file's.
         conventions: "big_vision" or "transformers", where the two differ.
@@ -197,8 +198,8 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
     Raises:
         PaliGemmaError: unknown name, files that do not fit, or an option out of its range.
     """
-    device = _device(options.device)
-    packs = packs_for(device)
+    devices = find_devices(options.device)
+    packs = packs_for(devices[0])
     if options.quant is not None and Quant.parse(options.quant).is_packed:
         _require_packed_mode(options.quant, options.mode, packs=packs)
     with _opened(name, options) as opened:
@@ -207,13 +208,13 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
         quant = opened.quant if options.quant is None else Quant.parse(options.quant)
         is_narrow = opened.table_dtype == torch.bfloat16
         if opened.quant is not None and options.device is None:
-            packs, device = True, torch.device("cpu")
+            packs, devices = True, [torch.device("cpu")]
         if quant is not None and quant.is_packed:
             _require_packed_mode(str(quant), options.mode, packs=packs)
             is_narrow = not packs
         mode = options.mode or ("bf16" if is_narrow else "exact")
         dtype = torch.bfloat16 if mode == "bf16" else torch.float32
-        model = opened.load(dtype=dtype, device=device, quant=quant)
+        model = opened.load(dtype=dtype, device=devices, quant=quant)
         if options.adapter is not None:
             attach(model, _adapter(options.adapter, model, str(name)))
         named = {
@@ -302,9 +303,25 @@ def _make_processor(opened: OpenCheckpoint, options: LoadOptions) -> Processor:
     )
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def find_devices(device: str | torch.device | None) -> list[torch.device]:
+    """The devices that a name stands for, as "cuda:0,cuda:1" for two.
+
+    Raises:
+        ConfigError: torch does not find one, or they do not go together.
+    """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return [torch.device("cuda" if torch.cuda.is_available() else "cpu")]
+    names = [part.strip() for part in device.split(",")] if isinstance(device, str) else [device]
+    found = [_device(name) for name in names]
+    if len(set(found)) < len(found) or len({one.type for one in found}) > 1:
+        raise ConfigError(
+            f"a model is divided over different devices of one kind, got {device!s:.100}; name "
+            "each once, as in cuda:0,cuda:1"
+        )
+    return found
+
+
+def _device(device: str | torch.device) -> torch.device:
     try:
         torch.empty(0, device=device)
     except Exception as error:  # torch has many ways to say that a device is not there

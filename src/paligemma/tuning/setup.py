@@ -131,6 +131,11 @@ def loaded(
         raise ConfigError("a fine-tuning follows a transfer or a recipe; give one of the two")
     size_px = options.get("size_px") or (named and recipe_values(named).get("size_px"))
     resolve(model).require_plain("a fine-tuning")
+    if device is not None and "," in device:
+        raise ConfigError(
+            f"a fine-tuning computes on one device, got {device:.100}; start it with torchrun to "
+            "use several GPUs"
+        )
     processor, config = load_processor(
         model, LoadOptions(device=device, image_size_px=size_px or None)
     )

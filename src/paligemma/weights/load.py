@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -42,6 +42,7 @@ from paligemma.weights.hf_config import (
 from paligemma.weights.model_files import Checkpoint
 from paligemma.weights.npz import NpzReader
 from paligemma.weights.packed_file import PackedReader
+from paligemma.weights.sizes import placed
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ class OpenCheckpoint:
         self,
         *,
         dtype: torch.dtype | str | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | Sequence[torch.device] = "cpu",
         quant: Quant | None = None,
     ) -> PaliGemmaModel:
         """Build the model on the meta device and assign its tensors one at a time.
@@ -249,7 +250,7 @@ class OpenCheckpoint:
         Args:
             dtype: dtype of the parameters; None keeps the file's, which lets safetensors be
                 memory-mapped. A packed model has float32 beside its packed matrices.
-            device: where the parameters go.
+            device: where the parameters go; over several the decoder's blocks, see `divide`.
             quant: layers that are quantised, each as soon as it is read; of the file nothing
                 stays in memory then. Panels of a packed file stay there and are mapped.
 
@@ -257,29 +258,32 @@ class OpenCheckpoint:
             The model in evaluation mode.
 
         Raises:
-            ConfigError: a packed model on another device, or in another dtype or kind than it has.
+            ConfigError: a packed model on another device, or in another dtype or kind than it has,
+                or weights without room there.
         """
         start = time.perf_counter()
         with torch.device("meta"):
             model = PaliGemmaModel(self.config)
         wanted = None if dtype is None else parse_dtype(dtype)
         quant = self.chosen(quant)
-        packs = self.quant is not None or packs_for(device)
+        devices = [torch.device(device)] if isinstance(device, str | torch.device) else device
+        packs = self.quant is not None or packs_for(devices[0])
         is_packed = quant is not None and quant.is_packed and packs
         if is_packed:
-            _require_packable(quant, wanted, device)
+            _require_packable(quant, wanted, devices[0])
             wanted = torch.float32
         if quant is not None:
             place_quantised(model, quant, wanted or self.table_dtype, packs=packs)
+        places = placed(self.config, quant, wanted or self.table_dtype, devices, packs=packs)
         for name, tensor in self._tensors(model, in_turn=quant is not None):
             if name == "vision.pos_embedding":
                 wide = torch.promote_types(tensor.dtype, wanted or tensor.dtype)
                 tensor = resize_position_table(tensor.to(wide), self.config.num_image_tokens)
-            if take_quantised(model, name, tensor, device):
+            if take_quantised(model, name, tensor, places.of(name)):
                 continue
             if wanted is not None:
                 tensor = cast(tensor, wanted, name)
-            _assign(model, name, tensor.clone() if is_packed else tensor.to(device))
+            _assign(model, name, tensor.clone() if is_packed else tensor.to(places.of(name)))
         _require_complete(model)
         rounds_as_file = self._conventions == "big_vision" or is_packed
         _set_embed_scale(model, self._raw, self.table_dtype if rounds_as_file else model.dtype)
@@ -383,10 +387,8 @@ def take_quantised(
     return True
 
 
-def _require_packable(
-    quant: Quant | None, dtype: torch.dtype | None, device: torch.device | str
-) -> None:
-    if torch.device(device).type != "cpu":
+def _require_packable(quant: Quant | None, dtype: torch.dtype | None, device: torch.device) -> None:
+    if device.type != "cpu":
         raise ConfigError(
             f"{quant} weights are packed for a CPU, the device is {device}; name the device cpu, "
             "or the model that they were converted from"
