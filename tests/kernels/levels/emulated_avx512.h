@@ -81,7 +81,7 @@ EMULATED __m512i emulated_dpbusd(__m512i sum, __m512i x, __m512i y) {
 #define _mm512_set1_epi8(v) ((__m512i)(_mm512_set1_epi32((v) * 0x01010101)))
 #define _mm512_set1_epi16(v) ((__m512i)(_mm512_set1_epi32((v) * 0x00010001)))
 #define _mm512_set1_epi32(v) ((__m512i)((i16x32){0} + (v)))
-#define _mm512_set1_ps(v) ((__m512)((__m512){0} + (v)))
+#define _mm512_set1_ps(v) ((__m512)((__m512){0} + (float)(v)))
 #define _mm512_setzero_si512() ((__m512i){0})
 #define _mm512_castsi512_ps(v) ((__m512)(v))
 #define _mm512_and_si512(x, y) ((__m512i)((x) & (y)))
