@@ -7,7 +7,6 @@ import io
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -18,86 +17,15 @@ from starlette.datastructures import FormData
 from paligemma.errors import ConfigError
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.words import token_json
-from paligemma.pipeline.options import AnswerOptions, ObjectOptions
-from paligemma.pipeline.paligemma import PaliGemma
-from paligemma.pipeline.question import Question
-from paligemma.processing import prompts
-from paligemma.serve.asking import Asking, MakeQuestions, Service, usage
+from paligemma.serve.asking import Asking, Service, usage
 from paligemma.serve.errors import ServeError, as_serve_error
 from paligemma.serve.pictures import picture_bytes
-from paligemma.serve.schemas import (
-    AnswerRequest,
-    AskRequest,
-    CaptionRequest,
-    DetectRequest,
-    PictureFields,
-    ReadRequest,
-    SegmentRequest,
-)
+from paligemma.serve.schemas import PictureFields
+from paligemma.serve.tasks import TASKS, Task, validation_error
 from paligemma.serve.worker import Answered, Token
 
-_OPTIONS = (*AnswerOptions.__dataclass_fields__, *ObjectOptions.__dataclass_fields__)
 # Fields of a form that are not text.
 _LISTS = ("labels", "images", "choices")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A route: its fields, and the prompt that they make."""
-
-    fields: type[PictureFields]
-    summary: str
-    in_words: bool = False
-
-    def prompt(self, asked: Any) -> str:
-        """What is sent to the model."""
-        match asked:
-            case SegmentRequest():
-                return prompts.segment_prompt(asked.labels)
-            case DetectRequest():
-                return prompts.detect_prompt(asked.labels)
-            case CaptionRequest():
-                return prompts.caption_prompt(asked.lang, asked.style)
-            case AnswerRequest():
-                return prompts.answer_prompt(asked.question, asked.lang)
-            case ReadRequest():
-                return prompts.read_prompt()
-        return asked.prompt
-
-    def questions(
-        self, asked: PictureFields, max_new_tokens: int, *, has_picture: bool
-    ) -> MakeQuestions:
-        """Makes the question, given a model."""
-        stated = asked.model_dump(include=set(_OPTIONS), exclude_unset=True)
-        bound = stated.get("max_new_tokens")
-        if bound is not None and bound > max_new_tokens:
-            raise ServeError(
-                f"max_new_tokens may be {max_new_tokens} here, got {bound}; ask for fewer",
-                param="max_new_tokens",
-            )
-        prompt = self.prompt(asked)
-        if not has_picture and not isinstance(asked, AskRequest):
-            raise ServeError(
-                "this route needs a picture; send image, images or image_id", param="image"
-            )
-
-        def make(model: PaliGemma, adapter: str | None) -> Sequence[Question]:
-            options = {**stated, "adapter": adapter}
-            return [
-                model.question(prompt, has_picture=has_picture, in_words=self.in_words, **options)
-            ]
-
-        return make
-
-
-TASKS: Mapping[str, Task] = {
-    "detect": Task(DetectRequest, "Find things: boxes with confidences."),
-    "segment": Task(SegmentRequest, "Outline things: boxes and masks."),
-    "caption": Task(CaptionRequest, "Describe a picture.", in_words=True),
-    "answer": Task(AnswerRequest, "Answer a question about a picture.", in_words=True),
-    "read": Task(ReadRequest, "Read the text in a picture.", in_words=True),
-    "ask": Task(AskRequest, "Ask whatever the prompt says."),
-}
 
 
 def native_routes(service: Service) -> APIRouter:
@@ -195,13 +123,6 @@ def _json(body: bytes, param: str | None) -> object:
         return json.loads(body)
     except (ValueError, RecursionError):
         raise ServeError("the body is not JSON; send an object", param=param) from None
-
-
-def validation_error(error: ValidationError) -> ServeError:
-    """The first fault of a body, in a sentence."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    param = ".".join(str(part) for part in first["loc"])[:100] or None
-    return ServeError(f"{param or 'the body'}: {first['msg']}"[:400], param=param)
 
 
 def _pictures(
