@@ -1,10 +1,21 @@
 """What pyproject.toml cannot say: a plain C library that may fail to build, for any Python."""
 
+import hashlib
+from pathlib import Path
+
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 KERNELS = "src/paligemma/kernels"
+
+
+def fingerprint(folder: str) -> str:
+    """Of the sources, as `native.is_of_other_sources` makes it."""
+    found = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.[ch]")):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 class SharedLibrary(build_ext):
@@ -45,6 +56,7 @@ setup(
             ],
             # gcc notes how vectors would be passed between files; here they never are.
             extra_compile_args=["-O3", "-pthread", "-Wno-psabi"],
+            define_macros=[("PG_SOURCES", f'"{fingerprint(KERNELS)}"')],
             libraries=["m"],
             optional=True,
         )

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -81,3 +86,26 @@ def test_the_speed_of_products_is_known_where_a_level_has_vectors(
 ) -> None:
     speed = native.on_all_threads().pg_peak_speed(integers, 10_000)
     assert (1e6 < speed < 1e15) if level else speed == 0
+
+
+def test_a_library_of_other_sources_is_not_loaded(tmp_path: Path) -> None:
+    if native.library() is None or os.environ.get(native.VARIABLE):
+        pytest.skip("the library that the installation compiles is not in use")
+    folder = Path(native.__file__).parent
+    for path in (*folder.glob("*.[ch]"), folder / "_native.so"):
+        shutil.copy(path, tmp_path)
+    code = "from paligemma.kernels import native; print(native.library() is not None)"
+    named = {**os.environ, native.VARIABLE: str(tmp_path / "_native.so")}
+
+    def loads() -> tuple[str, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=named, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip(), done.stderr
+
+    assert loads() == ("True", "")
+    with (tmp_path / "step.h").open("a") as file:
+        file.write("/* another field */")
+    found, said = loads()
+    assert found == "False"
+    assert "built from other sources" in said

@@ -84,6 +84,8 @@ void pg_advance(pg_event *e, int count, int wanted);
 
 void pg_advise_huge(void *memory, size_t size);
 void *pg_new_memory(size_t size); /* aligned to 64, for the caller to free; in huge pages if large */
+const char *pg_sources(void); /* a fingerprint of the sources it was built from, or nothing */
+
 void *pg_scratch(size_t size); /* memory of the calling thread, until it asks again */
 
 #endif

@@ -8,6 +8,7 @@ installed if there is a compiler. Nothing else depends on it: without it product
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import os
 import sys
@@ -44,6 +45,7 @@ _log = logging.getLogger(__name__)
 _MATRIX = ctypes.POINTER(Matrix)
 # Name -> type of the result, types of the arguments.
 _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
+    "pg_sources": (c_char_p, ()),
     "pg_level": (c_int, ()),
     "pg_best_level": (c_int, ()),
     "pg_set_level": (None, (c_int,)),
@@ -90,11 +92,32 @@ def library() -> ctypes.CDLL | None:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError):  # not a library of this system, or one of another version
         return None
+    if is_of_other_sources(found.pg_sources().decode(), file.parent):
+        _log.warning(
+            "the compiled kernels were built from other sources than those beside them, so torch "
+            "computes, slowly; install the package again"
+        )
+        return None
     leave_a_wrong_level(found)
     openmp = _openmp_of_torch()
     if openmp is not None:
         found.pg_use_openmp(*(ctypes.cast(getattr(openmp, name), c_void_p) for name in _OPENMP))
     return found
+
+
+def is_of_other_sources(built_from: str, folder: Path) -> bool:
+    """Whether C sources lie beside a library, as in a clone, and it was built from others.
+
+    Args:
+        built_from: the fingerprint of its sources; empty where it has none.
+    """
+    sources = sorted(folder.glob("*.[ch]"))
+    if not sources or not built_from:
+        return False
+    found = hashlib.sha256()
+    for path in sources:
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16] != built_from
 
 
 def level_name(found: ctypes.CDLL, number: int) -> str | None:
@@ -146,7 +169,11 @@ def describe() -> str:
     if file is None:
         return f"torch's products, as ${VARIABLE} is off"
     if found is None:
-        why = "do not load" if file.exists() else "were not built; install with a C compiler"
+        why = (
+            "do not load; install again"
+            if file.exists()
+            else "were not built; install with a C compiler"
+        )
         return f"torch's products; the compiled kernels {why}"
     pool = "torch's threads" if _openmp_of_torch() is not None else "threads of their own"
     number = found.pg_level()

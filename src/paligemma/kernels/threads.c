@@ -184,3 +184,11 @@ void *pg_scratch(size_t size) {
   }
   return memory;
 }
+
+/* ---------------------------------------------------------------- sources */
+
+#ifndef PG_SOURCES
+#define PG_SOURCES ""
+#endif
+
+const char *pg_sources(void) { return PG_SOURCES; }
