@@ -29,6 +29,7 @@ import torch
 from random_checkpoint import choose_config, count_parameters, random_tensor
 from torch import Tensor
 
+from paligemma.adapt.quant import Quant, place_quantised
 from paligemma.batch import Batch
 from paligemma.bench import machine
 from paligemma.config import PaliGemmaConfig
@@ -38,11 +39,13 @@ from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.scenes import SceneOptions, draw_scene
 from paligemma.weights import hf
 from paligemma.weights.hf_config import hf_config
+from paligemma.weights.load import take_quantised
 from paligemma.weights.shapes import parameter_shapes
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ("caption en", "detect star ; circle", "ocr", "answer en how many objects are there?")
 NUM_PROMPT_TOKENS = 16
+QUANT_KINDS = ("int8", "fp8", "int4", "nf4")
 # What one stage may take before it is given up.
 STAGE_LIMIT_S = 150
 
@@ -540,6 +543,70 @@ def measure_second_family(bench: Bench) -> dict[str, Any]:
     }
 
 
+def quantised(model: PaliGemmaModel, quant: str) -> PaliGemmaModel:
+    """The same values in fewer bits on the same device; what is not quantised is shared."""
+    with torch.device("meta"):
+        narrow = PaliGemmaModel(model.config)
+    place_quantised(narrow, Quant.parse(quant), model.dtype, packs=False)
+    for name, parameter in model.named_parameters():
+        if not take_quantised(narrow, name, parameter.detach(), model.device):
+            owner, _, leaf = name.rpartition(".")
+            narrow.get_submodule(owner)._parameters[leaf] = parameter
+    narrow.text.embed_scale = model.text.embed_scale
+    return narrow.eval()
+
+
+def measure_fewer_bits(bench: Bench) -> dict[str, Any]:
+    """Every kind of --quant beside bfloat16 at batch 1, and torchao's kinds where it is there."""
+    ours = bench.models["ours"]
+    batch, found = question(ours, 1), {}
+    expected = forced_logits(ours, torch.bfloat16)
+    makers = {kind: partial(quantised, ours, kind) for kind in QUANT_KINDS}
+    makers = {"bfloat16": lambda: ours, **makers}
+    try:
+        from torchao import quantization as torchao
+    except ImportError:
+        found["torchao"] = "left out: the package torchao is not installed"
+    else:
+        tiles = {"group_size": 32, "int4_packing_format": "tile_packed_to_4d"}
+        configs = {"int8": torchao.Int8WeightOnlyConfig(), "fp8": torchao.Float8WeightOnlyConfig()}
+        if bench.is_cuda:
+            configs["int4"] = torchao.Int4WeightOnlyConfig(**tiles)
+
+        def by_torchao(config: Any) -> PaliGemmaModel:
+            model = copy.deepcopy(ours)
+            torchao.quantize_(model.text.blocks, config)
+            return model
+
+        makers |= {f"torchao {k}, decoder": partial(by_torchao, c) for k, c in configs.items()}
+    for name, make in makers.items():
+        before = bench.reset_peak()
+        start = time.perf_counter()
+        try:
+            model = make()
+            bench.sync()
+            row: dict[str, Any] = {
+                "quantise_s": time.perf_counter() - start,
+                "quantise_peak_gb": bench.peak_gb(before),
+                "against bfloat16": distance(forced_logits(model, torch.bfloat16), expected),
+            }
+            repeats = max(1, bench.repeats // 2)
+            first = bench.seconds(partial(raw_answer, model, batch, 1), repeats=repeats)
+            long = partial(raw_answer, model, batch, 1 + bench.num_tokens)
+            whole = bench.seconds(long, repeats=repeats, warm=0)
+            steps = [(s - min(first)) / bench.num_tokens for s in whole]
+            row |= {
+                "first_token_ms": spread(first),
+                "step_ms": spread(steps),
+                "tokens_per_s": 1 / statistics.median(steps),
+            }
+        except Exception as error:
+            row = {"error": f"{type(error).__name__}: {error}"[:500]}
+        found[name] = row
+        model = None
+    return found
+
+
 def measure_compiled_peer(bench: Bench) -> dict[str, Any]:
     """transformers with a static cache, and its decoder compiled, at batch 1."""
     peer, ours = bench.models["peer"], bench.models["ours"]
@@ -597,6 +664,7 @@ def stages_of(options: argparse.Namespace) -> list[Stage]:
         Stage(name="first token", run=measure_first_token),
         Stage(name="decoding", run=measure_decode),
     ]
+    stages.append(Stage(name="fewer bits", run=measure_fewer_bits))
     stages.append(Stage(name="PaliGemma 2", run=measure_second_family))
     if options.experiments:
         stages += [Stage(name=f"experiment: {name}", run=run) for name, run in EXPERIMENTS.items()]

@@ -40,6 +40,12 @@ def test_every_stage_runs_on_small_shapes_and_both_engines_agree(tmp_path: Path)
     assert 0 < layers["PaliGemma 2, bfloat16"]["relative"] < 0.05
     for row in (stages["first token"]["56 px"], stages["decoding"]["batch 2"]):
         assert any(name.startswith("transformers") for name in row)
+    for kind in ("bfloat16", "int8", "fp8", "int4", "nf4"):
+        row = stages["fewer bits"][kind]
+        assert (row["against bfloat16"]["relative"] == 0) is (kind == "bfloat16")
+        assert row["against bfloat16"]["relative"] < 0.5
+        assert row["tokens_per_s"] > 0
+    assert "torchao" in "".join(stages["fewer bits"])
     graph = stages["experiment: decode step as a CUDA graph"]["batch 2"]
     assert graph["static cache, equal ids"] == 4
     assert "| 56 px | " in done.stdout

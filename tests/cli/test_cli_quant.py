@@ -143,3 +143,24 @@ def test_a_packing_that_is_not_written_is_one_sentence(
     assert sentence in done.err
     assert len(done.err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_estimate_says_what_lies_on_each_card_and_whether_it_fits(paligemma: Run) -> None:
+    model = ("bench", "google/paligemma2-28b-pt-224", "--random", "--estimate")
+    done = paligemma(*model, "--cards", "40,40")
+    first, second = done.out.splitlines()
+    assert first.startswith("card 0: all but the blocks, blocks 0 to 2")
+    assert first.endswith("of 40 GB: fits")
+    assert second.startswith("card 1: blocks 2")
+    assert "does not fit" in paligemma(*model, "--cards", "16,16").out
+    rows = paligemma(*model, "--cards", "12,12", "--quant", "int4", "--json").json["cards"]
+    assert all(row["fits"] for row in rows)
+    assert 15 < sum(row["weights_gb"] for row in rows) < 18
+
+
+@pytest.mark.parametrize("cards", ["", "0", "40;40", "-1", "4.5", "9" * 40, ",".join(["9"] * 33)])
+def test_cards_that_are_no_gigabytes_are_refused(paligemma: Run, cards: str) -> None:
+    done = paligemma("bench", "tiny", "--estimate", "--cards", cards)
+    assert done.status == 2
+    assert "whole numbers of gigabytes" in done.err
+    assert paligemma("bench", "tiny", "--cards", "40").status == 2

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from paligemma.adapt.quant import Quant
 from paligemma.bench.machine import free_memory_bytes
+from paligemma.bench.subject import Subject
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ConfigError
 from paligemma.kernels.attention import SCORES_AT_ONCE
 from paligemma.model.gemma import ROWS_AT_ONCE
 from paligemma.model.kv_cache import stored_bytes
-from paligemma.weights.sizes import parameter_bytes
+from paligemma.weights.sizes import Card, divide, parameter_bytes
 
 # Python with torch, and the memory whose bandwidth is measured.
 _PROCESS = 550_000_000
@@ -79,6 +81,13 @@ def estimate(
         loading=peak - held,
         answering=num_rows * (cache + logits) + activations,
     )
+
+
+def on_cards(subject: Subject, gigabytes: Sequence[int]) -> list[Card]:
+    """How a model lies on GPUs with so much room, in bfloat16 where it is not quantised."""
+    quant = subject.parsed_quant
+    sizes = parameter_bytes(subject.config, quant, torch.bfloat16, packs=False)
+    return divide(sizes, [size * 10**9 for size in gigabytes])
 
 
 def require_room(memory: Memory) -> None:

@@ -40,6 +40,18 @@ def _sizes(largest: int) -> Callable[[click.Context, click.Parameter, str], tupl
     return parse
 
 
+def _cards(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Gigabytes of GPUs."""
+    sizes = () if value is None else tuple(part.strip() for part in value.split(","))
+    fine = all(size.isascii() and size.isdecimal() and 0 < int(size[:6]) < 10**5 for size in sizes)
+    if len(sizes) > _MAX_SIZES or not fine:
+        raise click.BadParameter(
+            f"at most {_MAX_SIZES} whole numbers of gigabytes with commas between them, got "
+            f"{value!r:.100}"
+        )
+    return tuple(int(size) for size in sizes)
+
+
 @click.command("bench")
 @click.argument("model", default=DEFAULT_MODEL)
 @click.option("--quant", metavar="NAME", help="Weights in fewer bits, as for the other commands.")
@@ -95,6 +107,12 @@ def _sizes(largest: int) -> Callable[[click.Context, click.Parameter, str], tupl
     "--estimate", is_flag=True, help="Say how much memory it would take, and load nothing."
 )
 @click.option(
+    "--cards",
+    callback=_cards,
+    metavar="GB,GB",
+    help="With --estimate: how the model lies on GPUs that have so much free.",
+)
+@click.option(
     "--plot",
     type=NamedPath(),
     metavar="FILE.svg",
@@ -131,6 +149,7 @@ def bench(
     threads: int | None,
     kv_cache: str,
     estimate: bool,
+    cards: tuple[int, ...],
     plot: Path | None,
     peer: str | None,
     peer_python: Path | None,
@@ -146,6 +165,7 @@ def bench(
     paligemma bench google/paligemma-3b-pt-224 --random --quant int4 --batch 1,8
     paligemma bench ./my-model --quant int8 --json
     paligemma bench google/paligemma2-28b-pt-224 --random --quant int4 --estimate
+    paligemma bench google/paligemma2-28b-pt-224 --random --estimate --cards 40,40
     paligemma bench ./my-model --peer transformers --batch 1,8
 
     Medians of all repetitions. Beside them stands how much of the memory's bandwidth and of the
@@ -171,6 +191,8 @@ def bench(
         if peer is not None or estimate:
             raise click.UsageError("--plot goes with neither --peer nor --estimate")
         require_place(plot, overwrite=overwrite)
+    if cards and not estimate:
+        raise click.UsageError("--cards needs --estimate")
     if threads is not None:
         torch.set_num_threads(threads)
     options = BenchOptions(
@@ -189,7 +211,7 @@ def bench(
     )
     memory = _memory(subject, options)
     if estimate:
-        _show_estimate(subject, memory, as_json)
+        _show_estimate(subject, memory, cards, as_json)
         return
     if is_random or quant is not None:  # the files of a plain checkpoint are mapped, not read
         require_room(memory)
@@ -276,7 +298,36 @@ def _memory(subject: Subject, options: BenchOptions) -> Memory:
     )
 
 
-def _show_estimate(subject: Subject, memory: Memory, as_json: bool) -> None:
+def _show_cards(subject: Subject, memory: Memory, cards: tuple[int, ...], as_json: bool) -> None:
+    """What lies on each GPU; cache and working memory are counted whole on each, so at most."""
+    from paligemma.bench.memory import on_cards
+
+    rows = [
+        {
+            "card": number,
+            "holds": ("all but the blocks, " if number == 0 else "") + str(card),
+            "weights_gb": card.weights / 1e9,
+            "beside_them_gb": memory.answering / 1e9,
+            "room_gb": room,
+            "fits": card.weights + memory.answering <= room * 10**9,
+        }
+        for number, (card, room) in enumerate(zip(on_cards(subject, cards), cards, strict=True))
+    ]
+    if as_json:
+        echo_json({"model": subject.name, "kind": subject.kind, "cards": rows})
+        return
+    for row in rows:
+        click.echo(
+            f"card {row['card']}: {row['holds']}: {row['weights_gb']:.2f} GB of weights, at most "
+            f"{row['beside_them_gb']:.2f} GB beside them, of {row['room_gb']} GB: "
+            + ("fits" if row["fits"] else "does not fit")
+        )
+
+
+def _show_estimate(subject: Subject, memory: Memory, cards: tuple[int, ...], as_json: bool) -> None:
+    if cards:
+        _show_cards(subject, memory, cards, as_json)
+        return
     from paligemma.bench.machine import free_memory_bytes
 
     free = free_memory_bytes()
