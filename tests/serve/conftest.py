@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,11 +32,15 @@ def local() -> PaliGemma:
     return tiny()
 
 
+def serving(**bounds: Any) -> Service:
+    """A service of the embedded model."""
+    options = ServerOptions(**bounds)
+    return Service.of(Models([ModelSpec(name="tiny", load=tiny)], options.max_model_bytes), options)
+
+
 @pytest.fixture(scope="session")
-def client(local: PaliGemma) -> Iterator[TestClient]:
-    options = ServerOptions()
-    models = Models([ModelSpec(name="tiny", load=tiny)], options.max_model_bytes)
-    with TestClient(create_app(Service.of(models, options))) as found:
+def client() -> Iterator[TestClient]:
+    with TestClient(create_app(serving())) as found:
         yield found
 
 

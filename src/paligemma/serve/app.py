@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,18 +12,24 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from paligemma.errors import PaliGemmaError
 from paligemma.serve.asking import Service
 from paligemma.serve.chat import chat_routes
 from paligemma.serve.errors import ServeError, as_serve_error
+from paligemma.serve.gate import Gate
+from paligemma.serve.keys import Keys
+from paligemma.serve.middleware import Front
 from paligemma.serve.native import native_routes
-
-logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page")
 
 
-def create_app(service: Service, *, has_page: bool = True) -> FastAPI:
-    """An application that answers with a service; the service computes while it runs."""
+def create_app(service: Service, *, keys: Keys | None = None, has_page: bool = True) -> FastAPI:
+    """An application that answers with a service; the service computes while it runs.
+
+    Args:
+        keys: who may ask; None lets everyone.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -38,14 +43,12 @@ def create_app(service: Service, *, has_page: bool = True) -> FastAPI:
 
     app = FastAPI(title="PaliGemma", lifespan=lifespan)
     app.state.is_ready = False
+    app.state.gate = gate = Gate(service.options, keys)
     app.include_router(chat_routes(service))
     app.include_router(native_routes(service))
     _add_errors(app)
 
-    @app.middleware("http")
-    async def client_of(request: Request, call_next):  # type: ignore[no-untyped-def]
-        request.state.client = request.client.host if request.client else "unknown"
-        return await call_next(request)
+    app.add_middleware(Front, options=service.options, gate=gate, seen=lambda record: None)
 
     @app.get("/health", tags=["server"], summary="Whether the process lives.")
     async def health() -> dict[str, str]:
@@ -53,7 +56,7 @@ def create_app(service: Service, *, has_page: bool = True) -> FastAPI:
 
     @app.get("/ready", tags=["server"], summary="Whether requests are taken.")
     async def ready() -> Response:
-        is_ready = app.state.is_ready and service.worker.is_alive
+        is_ready = app.state.is_ready and service.worker.is_alive and not gate.is_draining
         return JSONResponse({"ready": is_ready}, status_code=200 if is_ready else 503)
 
     if has_page and (PAGE / "index.html").is_file():
@@ -79,14 +82,7 @@ def _add_errors(app: FastAPI) -> None:
         one = ServeError(f"{first['msg']}"[:400], param=".".join(map(str, first["loc"]))[:100])
         return JSONResponse(one.body(), 400)
 
-    @app.exception_handler(Exception)
-    async def of_anything(request: Request, error: Exception) -> Response:
+    @app.exception_handler(PaliGemmaError)
+    async def of_ours(request: Request, error: Exception) -> Response:
         one = as_serve_error(error)
-        if one.status == 500:
-            logger.error("a request failed", exc_info=error)
         return JSONResponse(one.body(), one.status, one.headers)
-
-    app.add_exception_handler(ServeError, of_anything)
-    from paligemma.errors import PaliGemmaError
-
-    app.add_exception_handler(PaliGemmaError, of_anything)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -17,6 +16,7 @@ from paligemma.outputs.words import token_json
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.pipeline.question import Question
 from paligemma.serve.asking import Asking, Service, usage
+from paligemma.serve.bodies import read_json
 from paligemma.serve.errors import ServeError, as_serve_error
 from paligemma.serve.native import TASKS, sse, validation_error
 from paligemma.serve.pictures import picture_bytes
@@ -125,11 +125,9 @@ def chat_routes(service: Service) -> APIRouter:
 
     async def chat(request: Request) -> Response:
         try:
-            wanted = ChatRequest.model_validate(json.loads(await request.body()))
+            wanted = ChatRequest.model_validate(read_json(await request.body()))
         except ValidationError as error:
             raise validation_error(error) from None
-        except (ValueError, RecursionError):
-            raise ServeError("the body is not JSON; send an object") from None
         asked = Asked.of(wanted.messages, service.options.max_pictures)
         options = _options(wanted, service)
 

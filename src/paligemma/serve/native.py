@@ -18,6 +18,7 @@ from paligemma.errors import ConfigError
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.words import token_json
 from paligemma.serve.asking import Asking, Service, usage
+from paligemma.serve.bodies import read_json
 from paligemma.serve.errors import ServeError, as_serve_error
 from paligemma.serve.pictures import picture_bytes
 from paligemma.serve.schemas import PictureFields
@@ -90,7 +91,7 @@ async def _fields(request: Request, kind: type[PictureFields]) -> tuple[PictureF
         async with request.form(max_files=16, max_fields=64) as form:
             given: object = await _of_form(form, uploads)
     else:
-        given = _json(await request.body(), None)
+        given = read_json(await request.body())
     try:
         return kind.model_validate(given), uploads
     except ValidationError as error:
@@ -106,7 +107,7 @@ async def _of_form(form: FormData, uploads: list[bytes]) -> dict[str, Any]:
                 raise ServeError(f"no field {key!r:.50} takes a file; send it as image", param=key)
             uploads.append(await value.read())
         elif key == "json_schema":
-            values[key] = _json(value.encode(), key)
+            values[key] = read_json(value.encode(), key)
         elif key in _LISTS and key in values:
             values[key] = [*_as_list(values[key]), value]
         else:
@@ -116,13 +117,6 @@ async def _of_form(form: FormData, uploads: list[bytes]) -> dict[str, Any]:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _json(body: bytes, param: str | None) -> object:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        raise ServeError("the body is not JSON; send an object", param=param) from None
 
 
 def _pictures(

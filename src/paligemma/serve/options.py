@@ -17,15 +17,20 @@ class ServerOptions:
         max_rows: answers that are written side by side.
         max_waiting: requests that may wait for a place; more are refused with 429.
         max_waiting_of_client: of these, of one key or address.
+        max_requests: requests that are inside at once, from their first byte.
+        max_requests_of_client: of these, of one key or address.
+        requests_per_minute: of one key or address; None is without a bound.
         max_answers: answers of one request, `n` of a chat.
         max_new_tokens: bound that a request may ask for.
         max_pictures: pictures of one request.
         max_pixels: largest picture, by its header, before it is decoded.
         max_body_bytes: largest body of a request, counted while it arrives.
+        max_bodies_bytes: of all bodies that are held at once.
         body_s: time in which a body must have arrived.
         queue_s: time that a request may wait for its place; 503 afterwards.
         answer_s: time of a request from its arrival; 504 afterwards.
         drain_s: time that running requests get after SIGTERM.
+        allowed_hosts: names in a request's Host and Origin; None takes any.
         kept_picture_bytes: pictures as they were sent, kept to be asked again by their `image_id`.
         max_model_bytes: weights of models that are kept at once; those not asked for last go first.
         num_readers: threads that decode pictures.
@@ -34,15 +39,20 @@ class ServerOptions:
     max_rows: int = 16
     max_waiting: int = 64
     max_waiting_of_client: int = 32
+    max_requests: int = 128
+    max_requests_of_client: int = 64
+    requests_per_minute: int | None = None
     max_answers: int = 8
     max_new_tokens: int = 1024
     max_pictures: int = 8
     max_pixels: int = 50_000_000
     max_body_bytes: int = 20 * MIB
+    max_bodies_bytes: int = 512 * MIB
     body_s: float = 10.0
     queue_s: float = 60.0
     answer_s: float = 300.0
     drain_s: float = 30.0
+    allowed_hosts: tuple[str, ...] | None = None
     kept_picture_bytes: int = 256 * MIB
     max_model_bytes: int = 64 << 30
     num_readers: int = 2
