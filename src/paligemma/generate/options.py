@@ -22,6 +22,7 @@ MAX_NEW_TOKENS = 8192
 MAX_BEAMS = 64
 MAX_SAMPLES = 256
 MAX_ALPHA = 5.0
+MAX_ALTERNATIVES = 20
 MAX_SEED = 2**63
 
 
@@ -38,6 +39,8 @@ class DecodeOptions:
             and key/value head.
         record_loc_probs: keep the probabilities of all 1,024 location tokens wherever the answer
             contains one.
+        num_alternatives: of a queue: how many of the most probable tokens it tells of beside each
+            that is chosen, at most 20.
         probabilities: "vocabulary" reports those of the model without a grammar; "allowed" those
             among the tokens that the grammar allows, for which a step need not compute the logits
             of others. Without a grammar the two are the same.
@@ -52,6 +55,7 @@ class DecodeOptions:
     record_loc_probs: bool = False
     seed: int = 0
     eos_look_behind: int = 0
+    num_alternatives: int = 0
     probabilities: str = PROBABILITIES[0]
 
     def __post_init__(self) -> None:
@@ -61,6 +65,11 @@ class DecodeOptions:
         if self.eos_look_behind < 0:
             raise ConfigError(
                 f"eos_look_behind must be 0 or more steps, got {self.eos_look_behind}"
+            )
+        require_whole("num_alternatives", self.num_alternatives)
+        if not 0 <= self.num_alternatives <= MAX_ALTERNATIVES:
+            raise ConfigError(
+                f"num_alternatives must lie in 0..{MAX_ALTERNATIVES}, got {self.num_alternatives}"
             )
 
     def check_vocab(self, vocab: Vocab) -> None:

@@ -44,6 +44,8 @@ class TokenEvent:
         cut: the answer ends with this token, and a larger bound would have given another one; see
             `Generation.cut`.
         fault: why the answer ends without this token, which is padding; None where it does not.
+        alternatives: the most probable tokens in the unmodified logits, each with its log-softmax,
+            as many as the row asked for.
     """
 
     handle: int
@@ -53,6 +55,7 @@ class TokenEvent:
     finished: bool
     cut: bool
     fault: str | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
 
     @property
     def is_last(self) -> bool:
@@ -95,6 +98,14 @@ def _faulty(handle: int, pad: int, fault: str) -> TokenEvent:
         cut=False,
         fault=fault,
     )
+
+
+def _alternatives(logits: Tensor, options: DecodeOptions) -> tuple[tuple[int, float], ...]:
+    """The likeliest tokens of float32[V] with their log-probabilities, the likeliest first."""
+    if not options.num_alternatives:
+        return ()
+    most = logits.log_softmax(dim=0).topk(min(options.num_alternatives, len(logits)))
+    return tuple(zip(most.indices.tolist(), most.values.tolist(), strict=True))
 
 
 class DecodeQueue:
@@ -220,6 +231,7 @@ class DecodeQueue:
                     loc_probs=None if choice.loc_probs is None else choice.loc_probs.get(place),
                     finished=finished,
                     cut=answer.crowded if finished else answer.row.room == 0,
+                    alternatives=_alternatives(logits[place], answer.row.options),
                 )
             )
         for place in reversed(range(len(events))):

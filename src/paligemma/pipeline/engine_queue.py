@@ -23,7 +23,7 @@ class Progress:
 
     Attributes:
         handle: of the request, as `submit` returned it.
-        token, logprob: what was written; see `TokenEvent`.
+        token, logprob, alternatives: what was written; see `TokenEvent`.
         written: the whole answer, with its last token.
         fault: why the answer ends without this token and without an answer.
     """
@@ -33,6 +33,7 @@ class Progress:
     logprob: float
     written: Written | None
     fault: str | None
+    alternatives: tuple[tuple[int, float], ...]
 
 
 @dataclass(eq=False)
@@ -122,11 +123,19 @@ class EngineQueue:
 
     def cancel(self, handle: int) -> bool:
         """Drop a request and free its place at once; returns whether it was not complete."""
+        return self.end(handle) is not None
+
+    def end(self, handle: int) -> Written | None:
+        """Drop a request and free its place at once.
+
+        Returns:
+            What it has written so far, as a complete answer; None where it was complete before.
+        """
         place = self._places.pop(handle, None)
         if place is None:
-            return False
-        del self._growing[place]
-        return self._queues[place[0]].cancel(place[1])
+            return None
+        self._queues[place[0]].cancel(place[1])
+        return self._growing.pop(place)[1].written(is_cut=False)
 
     def step(self) -> list[Progress]:
         """One token of every answer for which there is room; empty only where none is waiting."""
@@ -155,4 +164,5 @@ class EngineQueue:
             logprob=event.logprob,
             written=written,
             fault=event.fault,
+            alternatives=event.alternatives,
         )

@@ -29,13 +29,17 @@ class TextPieces:
 
     Args:
         decode: text of ids, up to the end token.
+
+    Attributes:
+        text: of all tokens so far.
+        num_told: characters of it that were returned.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
         self._ids: list[int] = []
         self.text = ""
-        self._num_written = 0
+        self.num_told = 0
 
     def push(self, token: int) -> str:
         """What one more token adds that is complete."""
@@ -49,8 +53,8 @@ class TextPieces:
         return self._beyond(len(self.text))
 
     def _beyond(self, end: int) -> str:
-        piece = self.text[self._num_written : end]
-        self._num_written = max(end, self._num_written)
+        piece = self.text[self.num_told : end]
+        self.num_told = max(end, self.num_told)
         return piece
 
 

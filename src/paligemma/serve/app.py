@@ -19,6 +19,7 @@ from paligemma.serve.errors import ServeError, as_serve_error
 from paligemma.serve.gate import Gate
 from paligemma.serve.keys import Keys
 from paligemma.serve.middleware import Front
+from paligemma.serve.model_list import model_routes
 from paligemma.serve.native import native_routes
 
 PAGE = Path(__file__).with_name("page")
@@ -45,6 +46,7 @@ def create_app(service: Service, *, keys: Keys | None = None, has_page: bool = T
     app.state.is_ready = False
     app.state.gate = gate = Gate(service.options, keys)
     app.include_router(chat_routes(service))
+    app.include_router(model_routes(service))
     app.include_router(native_routes(service))
     _add_errors(app)
 

@@ -59,11 +59,13 @@ class Service:
         client: str,
         pictures: Sequence[bytes],
         questions: MakeQuestions,
+        stop: Sequence[str] = (),
     ) -> AsyncIterator[Asking]:
         """Questions about a picture, or several as frames of one example, checked and on their way.
 
         Args:
             questions: makes them, given the model and the adapter that was named; in a thread.
+            stop: texts that end an answer.
 
         Raises:
             PaliGemmaError: an unknown model, a bad picture or prompt, or too many requests.
@@ -72,7 +74,7 @@ class Service:
         async with self.models.lease(model) as lease:
             prepare = partial(_prepared, lease.model, lease.adapter, tuple(pictures), questions)
             asked, picture = await loop.run_in_executor(self.readers, prepare)
-            job = Job(lease=lease, client=client, questions=asked, picture=picture)
+            job = Job(lease=lease, client=client, questions=asked, picture=picture, stop=stop)
             events = self.worker.answer(job)
             async with contextlib.aclosing(events):
                 yield Asking(lease=lease, job=job, events=events)

@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any
 
+from pydantic import ValidationError
+
 from paligemma.json_file import parse_json
 from paligemma.serve.errors import ServeError
 
@@ -39,3 +41,10 @@ def read_json(body: bytes, param: str | None = None) -> Any:
     except ValueError as error:
         raise ServeError(f"the body must be JSON in UTF-8: {error!s:.200}", param=param) from None
     return value
+
+
+def validation_error(error: ValidationError) -> ServeError:
+    """The first fault of a body, in a sentence."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    param = ".".join(str(part) for part in first["loc"])[:100] or None
+    return ServeError(f"{param or 'the body'}: {first['msg']}"[:400], param=param)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.datastructures import FormData
 
@@ -18,11 +17,12 @@ from paligemma.errors import ConfigError
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.words import token_json
 from paligemma.serve.asking import Asking, Service, usage
-from paligemma.serve.bodies import read_json
-from paligemma.serve.errors import ServeError, as_serve_error
+from paligemma.serve.bodies import read_json, validation_error
+from paligemma.serve.errors import ServeError
 from paligemma.serve.pictures import picture_bytes
 from paligemma.serve.schemas import PictureFields
-from paligemma.serve.tasks import TASKS, Task, validation_error
+from paligemma.serve.streams import event_stream, sse
+from paligemma.serve.tasks import TASKS, Task
 from paligemma.serve.worker import Answered, Token
 
 # Fields of a form that are not text.
@@ -46,21 +46,10 @@ def _add_route(router: APIRouter, service: Service, name: str, task: Task) -> No
         made = task.questions(asked, bound, has_picture=bool(pictures))
         asking = service.ask(model=asked.model, client=client, pictures=pictures, questions=made)
         answer = _Answer(service, name, asked, client, pictures)
-        if not asked.stream:
-            async with asking as one:
-                return JSONResponse(await answer.whole(one))
-        context = await asking.__aenter__()  # errors of the request come with their status
-
-        async def events() -> AsyncIterator[str]:
-            try:
-                async for event in answer.streamed(context):
-                    yield event
-            except Exception as error:
-                yield sse(as_serve_error(error).body(), "error")
-            finally:
-                await asking.__aexit__(None, None, None)
-
-        return StreamingResponse(events(), media_type="text/event-stream")
+        if asked.stream:
+            return await event_stream(asking, answer.streamed, error_event="error")
+        async with asking as one:
+            return JSONResponse(await answer.whole(one))
 
     schema = {"schema": task.fields.model_json_schema()}
     router.add_api_route(
@@ -76,12 +65,6 @@ def _add_route(router: APIRouter, service: Service, name: str, task: Task) -> No
             }
         },
     )
-
-
-def sse(data: Mapping[str, Any] | str, event: str | None = None) -> str:
-    """One server-sent event."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-    return f"event: {event}\ndata: {text}\n\n" if event else f"data: {text}\n\n"
 
 
 async def _fields(request: Request, kind: type[PictureFields]) -> tuple[PictureFields, list[bytes]]:
@@ -174,8 +157,11 @@ class _Answer:
 
     async def streamed(self, asking: Asking) -> AsyncIterator[str]:
         """Server-sent events: start, tokens, done."""
-        yield sse(self.head(asking), "start")
+        is_begun = False
         async for event in asking.events:
+            if not is_begun:
+                is_begun = True
+                yield sse(self.head(asking), "start")
             if isinstance(event, Token):
                 data = {"id": event.token, "text": event.piece, "logprob": event.logprob}
                 yield sse(data, "token")

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from paligemma.pipeline.options import AnswerOptions, ObjectOptions
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.pipeline.question import Question
@@ -84,10 +82,3 @@ TASKS: Mapping[str, Task] = {
     "read": Task(ReadRequest, "Read the text in a picture.", in_words=True),
     "ask": Task(AskRequest, "Ask whatever the prompt says."),
 }
-
-
-def validation_error(error: ValidationError) -> ServeError:
-    """The first fault of a body, in a sentence."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    param = ".".join(str(part) for part in first["loc"])[:100] or None
-    return ServeError(f"{param or 'the body'}: {first['msg']}"[:400], param=param)

@@ -41,14 +41,18 @@ class Token:
 
     Attributes:
         answer: number of the question in its request.
+        place: number of the request in its question.
         piece: what it adds to the text; empty inside a character of several tokens, and for tokens
             of requests after the first of a question.
+        alternatives: see `TokenEvent`.
     """
 
     answer: int
+    place: int
     token: int
     logprob: float
     piece: str
+    alternatives: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,7 +60,7 @@ class Answered:
     """The whole answer to one question of a request.
 
     Attributes:
-        piece: what its tokens held back of the text.
+        piece: what its tokens held back of the text; joined with theirs it is the text.
     """
 
     answer: int
@@ -81,12 +85,14 @@ class Job:
         client: who asks; clients take turns.
         questions: each becomes an answer.
         picture: None for text alone.
+        stop: an answer ends once its text contains one of these.
     """
 
     lease: Lease
     client: str
     questions: Sequence[Question]
     picture: ReadPicture | None = None
+    stop: Sequence[str] = ()
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
     # Of the worker's thread from here on.
@@ -347,14 +353,34 @@ class Worker:
         if progress.fault is not None:
             self._end(job, ServeError(progress.fault, status=500, code="server_error"))
             return
-        self._tell(job, number, place, progress.token, progress.logprob)
-        if progress.written is not None:
+        token, logprob = progress.token, progress.logprob
+        self._tell(job, number, place, token, logprob, progress.alternatives)
+        written = progress.written
+        if written is None and any(stop in job.pieces[number].text for stop in job.stop):
+            written = loaded.queue.end(progress.handle)
+        if written is not None:
             del job.handles[progress.handle], self._rows[loaded, progress.handle]
-            self._completed(job, number, place, progress.written)
+            self._completed(job, number, place, written)
 
-    def _tell(self, job: Job, number: int, place: int, token: int, logprob: float) -> None:
-        piece = "" if place else job.pieces[number].push(token)
-        job.deliver(Token(answer=number, token=token, logprob=logprob, piece=piece))
+    def _tell(
+        self,
+        job: Job,
+        number: int,
+        place: int,
+        token: int,
+        logprob: float,
+        alternatives: tuple[tuple[int, float], ...] = (),
+    ) -> None:
+        job.deliver(
+            Token(
+                answer=number,
+                place=place,
+                token=token,
+                logprob=logprob,
+                piece="" if place else job.pieces[number].push(token),
+                alternatives=alternatives,
+            )
+        )
 
     def _completed(self, job: Job, number: int, place: int, written: Written) -> None:
         job.written[number, place] = written
@@ -368,7 +394,7 @@ class Worker:
         except PaliGemmaError as error:
             self._end(job, error)
             return
-        piece = job.pieces[number].rest()
+        piece = result.text[job.pieces[number].num_told :]
         job.deliver(
             Answered(answer=number, piece=piece, result=result, written=whole, encoded=job.encoded)
         )
