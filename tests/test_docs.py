@@ -37,6 +37,7 @@ WITH_PYTHON = [page for page in PAGES if any(python_blocks(page))]
 def test_the_pages_that_show_python_are_these() -> None:
     assert [name_of(page) for page in WITH_PYTHON] == [
         "README.md",
+        "docs/agents.md",
         "docs/evaluation.md",
         "docs/faithfulness.md",
         "docs/finetuning.md",

@@ -57,6 +57,7 @@ COMMANDS: dict[str, Entry] = {
     "plan": Entry("plan", "plan_command", "Say what a training needs: memory, cards, time."),
     "bench": Entry("bench", "bench", "Measure how fast a model answers on this machine."),
     "serve": Entry("serve", "serve", "Serve a model over HTTP, with a page."),
+    "mcp": Entry("mcp", "mcp", "Offer a model to an agent as tools (MCP)."),
     "adapter": Entry("adapter", "adapter_group", "Merge an adapter into its model, or show it."),
 }
 
