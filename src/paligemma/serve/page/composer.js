@@ -112,7 +112,14 @@ export class Composer {
     this.task = task;
     stored.set("local", `task.${this.name}`, task);
     for (const chip of this.radios) chip.firstChild.checked = chip.firstChild.value === task;
-    this.fields.replaceChildren(...TASKS[task].fields.map((field) => this.#field(field)));
+    const { fields, needs } = TASKS[task];
+    this.fields.replaceChildren(
+      ...fields.map((name) => {
+        const field = this.#field(name);
+        field.classList.toggle("wide", name === needs);
+        return field;
+      }),
+    );
     this.#changed();
   }
 

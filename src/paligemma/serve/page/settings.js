@@ -35,7 +35,7 @@ export class Settings {
         "div.pair",
         {},
         labelled("Temperature", number("temperature", { min: 0, max: 10, step: 0.1, placeholder: "0" }), "0 takes the likeliest word each time."),
-        labelled("Most tokens", number("maxNewTokens", { min: 1, max: 4096, step: 1, placeholder: "the model's own" }), "Where an answer is cut."),
+        labelled("Most tokens", number("maxNewTokens", { min: 1, max: 4096, step: 1, placeholder: "default" }), "Where an answer is cut."),
       ),
       labelled("Overlap from which one of two boxes is dropped", number("maxOverlap", { min: 0, max: 1, step: 0.05, placeholder: "none is dropped" }), "Of one thing found twice the likelier box stays. 0.5 suits most pictures."),
       el("label.check", {}, constrain, el("span", {}, "Only well-formed objects", el("small", {}, "A grammar keeps detect and segment to the labels that were asked for."))),
