@@ -14,7 +14,7 @@ SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo finetune-demo test check test-kernels fuzz bench clean distclean
+.PHONY: help demo finetune-demo test test-web check test-kernels fuzz bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,11 @@ finetune-demo: $(VENV)/ready-run ## teach the embedded model a class it has neve
 
 test: $(VENV)/ready-dev ## every test
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations=10 $(TESTS)
+
+test-web: $(VENV)/ready-dev ## the page in Chromium, which must be there (apt install chromium); a minute
+	$(PIP) install --quiet --constraint constraints.txt playwright
+	-npm install --silent --no-save --prefix build/web axe-core
+	$(BIN)/python -m pytest -rs tests/serve/test_serve_page.py
 
 check: $(VENV)/ready-dev ## format, lint, types and the order of the rooms
 	$(BIN)/ruff format --check .

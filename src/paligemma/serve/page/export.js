@@ -68,10 +68,8 @@ export async function toYolo(rows) {
   const names = categoriesOf(asked);
   const files = new Map();
   stems(asked).forEach((stem, i) => {
-    const { width, height } = asked[i].answer.image;
     const lines = valid(asked[i]).map((detection) => {
-      const clip = (value, size) => Math.min(Math.max(value / size, 0), 1);
-      const [x0, y0, x1, y1] = detection.box_xyxy_px.map((value, k) => clip(value, k % 2 ? height : width));
+      const [y0, x0, y1, x1] = detection.box_yxyx.map((value) => Math.min(Math.max(value, 0), 1));
       const numbers = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0].map((value) => value.toFixed(6));
       return `${names.indexOf(named(detection))} ${numbers.join(" ")}\n`;
     });
