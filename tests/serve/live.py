@@ -8,9 +8,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+
+from paligemma.serve.options import ServerOptions
+from paligemma.serve.server import Connection
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,10 @@ def answer_of(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def live(app: FastAPI) -> Iterator[Live]:
-    """The application behind uvicorn, in a thread."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, http="h11", ws="none", log_config=None)
+def live(app: FastAPI, bounds: ServerOptions | None = None) -> Iterator[Live]:
+    """The application at a port, in a thread; its connections are bounded as those of a server."""
+    http: Any = partial(Connection, bounds=bounds or ServerOptions())
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, http=http, ws="none", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()

@@ -194,3 +194,16 @@ def test_hosts_and_origins_of_others_are_refused(tmp_path: Path) -> None:
     assert client.get("/health", headers={"Origin": "http://localhost:8000"}).status_code == 200
     for origin in ("http://evil.example", "null", "http://localhost.evil.example"):
         assert client.post("/v1/caption", headers={"Origin": origin}).status_code == 403, origin
+
+
+def test_what_is_not_http_and_headings_that_do_not_end_are_answered_and_closed() -> None:
+    service = serving(body_s=0.3)
+    with live(create_app(service), bounds=service.options) as server:
+        for data in (b"\x16\x03\x01\x02\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"G" * (1 << 17)):
+            status, error = error_of(server.send(data))
+            assert (status, error["type"]) == (400, "invalid_request_error")
+        start = time.monotonic()
+        with server.connect() as one:
+            one.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+            assert one.recv(100) == b""
+        assert time.monotonic() - start < 2

@@ -103,7 +103,7 @@ class OutputChoice:
     overwrite: bool
 
 
-def _gathered(
+def gathered_options(
     name: str, options: list[Callable[..., Any]], make: Callable[[dict[str, Any]], Any]
 ) -> Callable[[Command], Command]:
     """A decorator that adds options and passes their values on as one argument."""
@@ -141,76 +141,74 @@ def _choose_model(values: dict[str, Any]) -> ModelChoice:
     return ModelChoice(name=name, options=stated)
 
 
-model_options = _gathered(
-    "model",
-    [
-        click.option(
-            "--model",
-            "model_name",
-            envvar="PALIGEMMA_MODEL",
-            metavar="MODEL",
-            help='"tiny" (default), a hub id, a folder, or an .npz file.',
-        ),
-        click.option("--revision", metavar="NAME", help="Branch of the hub, such as bfloat16."),
-        click.option(
-            "--mode",
-            type=click.Choice(["exact", "mixed", "bf16"]),
-            help="Precision; by default bf16 for a bfloat16 file, else exact (float32).",
-        ),
-        click.option(
-            "--quant",
-            metavar="NAME",
-            help="Weights in fewer bits: int4, int8, fp8 or bf16, packed for a CPU; or nf4.",
-        ),
-        click.option(
-            "--device",
-            metavar="NAME,NAME",
-            help="By default cuda if there is one, else cpu; cuda:0,cuda:1 divides the model.",
-        ),
-        click.option(
-            "--image-size",
-            "image_size_px",
-            type=click.IntRange(1, 4096),
-            metavar="PX",
-            help="Another resolution than the model's.",
-        ),
-        click.option(
-            "--resize",
-            "resize_method",
-            type=click.Choice(["bicubic", "bilinear", "bilinear-antialias"]),
-            help="How pictures are resized; bicubic by default.",
-        ),
-        click.option(
-            "--conventions",
-            type=click.Choice(["big_vision", "transformers"]),
-            help="Whom to follow where the two differ; big_vision by default.",
-        ),
-        click.option(
-            "--kv-cache",
-            "kv_cache_dtype",
-            type=click.Choice(["bfloat16", "float32", "int8"]),
-            help="Precision of keys and values while decoding.",
-        ),
-        click.option(
-            "--attn-softcap", type=float, metavar="X", help="Cap of attention scores; 0 is off."
-        ),
-        click.option("--final-softcap", type=float, metavar="X", help="Cap of logits; 0 is off."),
-        click.option(
-            "--sliding-window", type=int, metavar="N", help="Of every other layer; 0 is off."
-        ),
-        click.option("--tokenizer", metavar="PATH", help="By default the one beside the weights."),
-        click.option("--mask-codec", metavar="PATH", help="vae-oid.npz, for masks."),
-        click.option("--adapter", metavar="DIR", help="LoRA adapter, or a run of `train`."),
-        click.option("--allow-url", is_flag=True, help="Let IMAGE be an http(s) address."),
-        click.option(
-            "--background",
-            metavar="COLOR",
-            help="Seen through transparent parts; white by default. none drops transparency, as "
-            "the original does.",
-        ),
-    ],
-    _choose_model,
-)
+_MODEL = [
+    click.option(
+        "--model",
+        "model_name",
+        envvar="PALIGEMMA_MODEL",
+        metavar="MODEL",
+        help='"tiny" (default), a hub id, a folder, or an .npz file.',
+    ),
+    click.option("--revision", metavar="NAME", help="Branch of the hub, such as bfloat16."),
+    click.option(
+        "--mode",
+        type=click.Choice(["exact", "mixed", "bf16"]),
+        help="Precision; by default bf16 for a bfloat16 file, else exact (float32).",
+    ),
+    click.option(
+        "--quant",
+        metavar="NAME",
+        help="Weights in fewer bits: int4, int8, fp8 or bf16, packed for a CPU; or nf4.",
+    ),
+    click.option(
+        "--device",
+        metavar="NAME,NAME",
+        help="By default cuda if there is one, else cpu; cuda:0,cuda:1 divides the model.",
+    ),
+    click.option(
+        "--image-size",
+        "image_size_px",
+        type=click.IntRange(1, 4096),
+        metavar="PX",
+        help="Another resolution than the model's.",
+    ),
+    click.option(
+        "--resize",
+        "resize_method",
+        type=click.Choice(["bicubic", "bilinear", "bilinear-antialias"]),
+        help="How pictures are resized; bicubic by default.",
+    ),
+    click.option(
+        "--conventions",
+        type=click.Choice(["big_vision", "transformers"]),
+        help="Whom to follow where the two differ; big_vision by default.",
+    ),
+    click.option(
+        "--kv-cache",
+        "kv_cache_dtype",
+        type=click.Choice(["bfloat16", "float32", "int8"]),
+        help="Precision of keys and values while decoding.",
+    ),
+    click.option(
+        "--attn-softcap", type=float, metavar="X", help="Cap of attention scores; 0 is off."
+    ),
+    click.option("--final-softcap", type=float, metavar="X", help="Cap of logits; 0 is off."),
+    click.option("--sliding-window", type=int, metavar="N", help="Of every other layer; 0 is off."),
+    click.option("--tokenizer", metavar="PATH", help="By default the one beside the weights."),
+    click.option("--mask-codec", metavar="PATH", help="vae-oid.npz, for masks."),
+    click.option("--adapter", metavar="DIR", help="LoRA adapter, or a run of `train`."),
+    click.option(
+        "--background",
+        metavar="COLOR",
+        help="Seen through transparent parts; white by default. none drops transparency, as "
+        "the original does.",
+    ),
+]
+_ALLOW_URL = click.option("--allow-url", is_flag=True, help="Let IMAGE be an http(s) address.")
+
+model_options = gathered_options("model", [*_MODEL, _ALLOW_URL], _choose_model)
+# Of a server, which is asked for pictures by others.
+served_model_options = gathered_options("model", _MODEL, _choose_model)
 
 _DRAWING = ("temperature", "top_k", "top_p", "best_of")
 
@@ -248,7 +246,7 @@ def _read_schema(path: Path) -> Any:
         ) from error
 
 
-decoding_options = _gathered(
+decoding_options = gathered_options(
     "decoding",
     [
         click.option("--max-new-tokens", type=int, metavar="N", help="Bound of the answer."),
@@ -300,7 +298,7 @@ def _choose_objects(values: dict[str, Any]) -> dict[str, Any]:
 
 _RULES = {"max_objects": "--max-objects", "no_repeats": "--no-repeats"}
 
-object_options = _gathered(
+object_options = gathered_options(
     "objects",
     [
         click.option(
@@ -351,7 +349,7 @@ overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace files that this program did not write."
 )
 
-output_options = _gathered(
+output_options = gathered_options(
     "output",
     [
         click.option("--json", "as_json", is_flag=True, help="One object on standard output."),

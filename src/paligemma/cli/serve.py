@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from paligemma.cli.options import ModelChoice, model_options
+from paligemma.cli.options import ModelChoice, served_model_options
+from paligemma.cli.serve_options import Safety, safety_options
 from paligemma.errors import MissingExtraError
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
-@model_options
-def serve(host: str, port: int, model: ModelChoice, **limits: Any) -> None:
+@served_model_options
+@safety_options
+def serve(host: str, port: int, model: ModelChoice, safety: Safety) -> None:
     """Serve a model: OpenAI's API, this family's own, and a page.
 
     \b
@@ -22,8 +22,7 @@ def serve(host: str, port: int, model: ModelChoice, **limits: Any) -> None:
     curl -F image=@desk.png -F labels="star;digit" localhost:8000/v1/detect
     """
     try:
-        import uvicorn
-
+        from paligemma.serve import server
         from paligemma.serve.app import create_app
     except ImportError as error:
         raise MissingExtraError(
@@ -32,10 +31,15 @@ def serve(host: str, port: int, model: ModelChoice, **limits: Any) -> None:
         ) from None
     from paligemma.serve.asking import Service
     from paligemma.serve.models import Models, ModelSpec
-    from paligemma.serve.options import ServerOptions
 
-    options = ServerOptions()
+    options, keys = safety.options(host), safety.keys(host)
+    sockets = server.listen(host, port)
     spec = ModelSpec(name=model.name, load=model.load, quant=model.options.get("quant"))
     service = Service.of(Models([spec], options.max_model_bytes), options)
-    click.echo(f"paligemma: http://{host}:{port} (API, page, /docs); Ctrl-C ends it", err=True)
-    uvicorn.run(create_app(service), host=host, port=port, log_level="warning")
+    at = f"[{host}]" if ":" in host else host
+    click.echo(
+        f"paligemma: http://{at}:{sockets[0].getsockname()[1]} (API, page, /docs); Ctrl-C ends it",
+        err=True,
+    )
+    app = create_app(service, keys=keys, loads_first=False)
+    server.serve(app, service, sockets, trusted_proxies=safety.trusted_proxies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from paligemma.serve.chat import chat_routes
 from paligemma.serve.errors import ServeError, as_serve_error
 from paligemma.serve.gate import Gate
 from paligemma.serve.keys import Keys
+from paligemma.serve.metrics import CONTENT_TYPE, Metrics
 from paligemma.serve.middleware import Front
 from paligemma.serve.model_list import model_routes
 from paligemma.serve.native import native_routes
@@ -25,32 +27,41 @@ from paligemma.serve.native import native_routes
 PAGE = Path(__file__).with_name("page")
 
 
-def create_app(service: Service, *, keys: Keys | None = None, has_page: bool = True) -> FastAPI:
+def create_app(
+    service: Service, *, keys: Keys | None = None, loads_first: bool = True, has_page: bool = True
+) -> FastAPI:
     """An application that answers with a service; the service computes while it runs.
 
     Args:
         keys: who may ask; None lets everyone.
+        loads_first: whether the default model is loaded before the first request is taken, or else
+            beside: /ready tells then when it is there, and requests wait for it.
     """
+
+    async def load() -> None:
+        async with service.models.lease(None):  # the default model is there before anyone asks
+            app.state.is_ready = True
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.worker.start()
-        async with service.models.lease(None):  # the default model is there before anyone asks
-            pass
-        app.state.is_ready = True
+        app.state.loading = loading = asyncio.create_task(load())
+        if loads_first:
+            await loading
         yield
         app.state.is_ready = False
         service.close()
 
     app = FastAPI(title="PaliGemma", lifespan=lifespan)
     app.state.is_ready = False
+    metrics = Metrics(service.worker)
     app.state.gate = gate = Gate(service.options, keys)
     app.include_router(chat_routes(service))
     app.include_router(model_routes(service))
     app.include_router(native_routes(service))
     _add_errors(app)
 
-    app.add_middleware(Front, options=service.options, gate=gate, seen=lambda record: None)
+    app.add_middleware(Front, options=service.options, gate=gate, seen=metrics.saw)
 
     @app.get("/health", tags=["server"], summary="Whether the process lives.")
     async def health() -> dict[str, str]:
@@ -60,6 +71,10 @@ def create_app(service: Service, *, keys: Keys | None = None, has_page: bool = T
     async def ready() -> Response:
         is_ready = app.state.is_ready and service.worker.is_alive and not gate.is_draining
         return JSONResponse({"ready": is_ready}, status_code=200 if is_ready else 503)
+
+    @app.get("/metrics", tags=["server"], summary="Counts and times, for Prometheus.")
+    async def counts() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     if has_page and (PAGE / "index.html").is_file():
         app.mount("/static", StaticFiles(directory=PAGE), name="static")

@@ -17,6 +17,7 @@ class ServerOptions:
         max_rows: answers that are written side by side.
         max_waiting: requests that may wait for a place; more are refused with 429.
         max_waiting_of_client: of these, of one key or address.
+        max_connections: of clients, whether they ask or not.
         max_requests: requests that are inside at once, from their first byte.
         max_requests_of_client: of these, of one key or address.
         requests_per_minute: of one key or address; None is without a bound.
@@ -27,6 +28,7 @@ class ServerOptions:
         max_body_bytes: largest body of a request, counted while it arrives.
         max_bodies_bytes: of all bodies that are held at once.
         body_s: time in which a body must have arrived.
+        send_s: time in which a client must take a piece of its answer.
         queue_s: time that a request may wait for its place; 503 afterwards.
         answer_s: time of a request from its arrival; 504 afterwards.
         drain_s: time that running requests get after SIGTERM.
@@ -39,6 +41,7 @@ class ServerOptions:
     max_rows: int = 16
     max_waiting: int = 64
     max_waiting_of_client: int = 32
+    max_connections: int = 512
     max_requests: int = 128
     max_requests_of_client: int = 64
     requests_per_minute: int | None = None
@@ -49,6 +52,7 @@ class ServerOptions:
     max_body_bytes: int = 20 * MIB
     max_bodies_bytes: int = 512 * MIB
     body_s: float = 10.0
+    send_s: float = 30.0
     queue_s: float = 60.0
     answer_s: float = 300.0
     drain_s: float = 30.0

@@ -1,0 +1,72 @@
+"""What a server did, as Prometheus reads it; in a registry of its own."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from paligemma.serve.record import Record
+from paligemma.serve.worker import Worker
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SHORT_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_LONG_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class Metrics:
+    """Counts and times of requests.
+
+    Args:
+        worker: whose load is shown.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._registry = registry = CollectorRegistry()
+
+        def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"paligemma_{name}_seconds", what, buckets=buckets, registry=registry)
+
+        def gauge(name: str, what: str) -> Gauge:
+            return Gauge(f"paligemma_{name}", what, registry=registry)
+
+        self._requests = Counter(
+            "paligemma_requests_total",
+            "Requests by route and status; 499 where the client went away first.",
+            ["route", "code"],
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "paligemma_tokens_total", "Tokens of prompts and answers.", ["kind"], registry=registry
+        )
+        self._first = histogram("time_to_first_token", "From arrival to the first token.", _LONG_S)
+        self._each = histogram("time_per_output_token", "Mean of an answer.", _SHORT_S)
+        self._whole = histogram("request", "From arrival to the last byte, of answers.", _LONG_S)
+        self._queue = histogram("queue", "Waiting for a place.", _LONG_S)
+        self._decode = histogram("image_decode", "Reading the pictures of a request.", _SHORT_S)
+        load = (
+            ("requests_running", "Requests that are answered.", lambda: worker.load.running),
+            ("requests_waiting", "Requests that wait for a place.", lambda: worker.load.waiting),
+        )
+        for name, what, value in load:
+            gauge(name, what).set_function(value)
+
+    def saw(self, record: Record) -> None:
+        """Count a request that has ended."""
+        self._requests.labels(record.route, str(record.code)).inc()
+        if record.decoded_s is not None:
+            self._decode.observe(record.decoded_s)
+        if record.model is None:
+            return
+        self._tokens.labels("prompt").inc(record.num_prompt_tokens)
+        self._tokens.labels("completion").inc(record.num_tokens)
+        self._whole.observe(record.took_s)
+        if record.queued_s is not None:
+            self._queue.observe(record.queued_s)
+        if record.first_token is not None and record.last_token is not None:
+            self._first.observe(record.first_token - record.arrived)
+            if record.num_tokens > 1:
+                took_s = record.last_token - record.first_token
+                self._each.observe(took_s / (record.num_tokens - 1))
+
+    def text(self) -> bytes:
+        """All of it, in the text format."""
+        return generate_latest(self._registry)
