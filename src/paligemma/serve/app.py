@@ -9,13 +9,17 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from paligemma.errors import PaliGemmaError
+from paligemma.serve import described
+from paligemma.serve.answers import ChatBody, DetectionsBody, ModelList, TextBody
 from paligemma.serve.asking import Service
 from paligemma.serve.chat import chat_routes
+from paligemma.serve.chat_fields import ChatRequest
 from paligemma.serve.errors import ServeError, as_serve_error
 from paligemma.serve.gate import Gate
 from paligemma.serve.keys import Keys
@@ -23,6 +27,8 @@ from paligemma.serve.metrics import CONTENT_TYPE, Metrics
 from paligemma.serve.middleware import Front
 from paligemma.serve.model_list import model_routes
 from paligemma.serve.native import native_routes
+from paligemma.serve.openapi import describe
+from paligemma.serve.tasks import TASKS
 
 PAGE = Path(__file__).with_name("page")
 
@@ -52,7 +58,10 @@ def create_app(
         app.state.is_ready = False
         service.close()
 
-    app = FastAPI(title="PaliGemma", lifespan=lifespan)
+    # The page of FastAPI loads scripts from elsewhere.
+    app = FastAPI(title="PaliGemma", lifespan=lifespan, docs_url=None, redoc_url=None)
+    fields: list[type[BaseModel]] = [ChatRequest, *(task.fields for task in TASKS.values())]
+    describe(app, [*fields, ChatBody, ModelList, DetectionsBody, TextBody])
     app.state.is_ready = False
     metrics = Metrics(service.worker)
     app.state.gate = gate = Gate(service.options, keys)
@@ -63,11 +72,24 @@ def create_app(
 
     app.add_middleware(Front, options=service.options, gate=gate, seen=metrics.saw)
 
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(described.page(app.openapi()))
+
+    @app.get("/docs.css", include_in_schema=False)
+    async def docs_style() -> Response:
+        return Response(described.STYLE, media_type="text/css")
+
     @app.get("/health", tags=["server"], summary="Whether the process lives.")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready", tags=["server"], summary="Whether requests are taken.")
+    @app.get(
+        "/ready",
+        tags=["server"],
+        summary="Whether requests are taken.",
+        responses={503: {"description": "Not yet, or no longer."}},
+    )
     async def ready() -> Response:
         is_ready = app.state.is_ready and service.worker.is_alive and not gate.is_draining
         return JSONResponse({"ready": is_ready}, status_code=200 if is_ready else 503)

@@ -16,9 +16,11 @@ from paligemma.generate import DecodeOptions
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.pipeline.question import Question
 from paligemma.processing.tokenizer import Tokenizer
+from paligemma.serve.answers import ChatBody
 from paligemma.serve.asking import Asking, Service, usage
 from paligemma.serve.bodies import read_json
 from paligemma.serve.chat_fields import ChatRequest, Conversation, answer_options, chat_request
+from paligemma.serve.openapi import answers, body_of
 from paligemma.serve.streams import event_stream, sse
 from paligemma.serve.told_text import ToldText
 from paligemma.serve.worker import Answered, Event, Token
@@ -43,9 +45,9 @@ def chat_routes(service: Service) -> APIRouter:
                     adapter=adapter,
                     **{**options, "seed": (options["seed"] + number) % 2**63},
                 )
-                for number in range(wanted.n)
+                for number in range(wanted.num_answers)
             ]
-            return [_telling(one, wanted.top_logprobs) for one in questions]
+            return [_telling(one, wanted.top_logprobs or 0) for one in questions]
 
         asking = service.ask(
             model=wanted.model,
@@ -65,12 +67,8 @@ def chat_routes(service: Service) -> APIRouter:
         chat,
         methods=["POST"],
         summary="A chat about pictures.",
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": ChatRequest.model_json_schema()}},
-            }
-        },
+        responses=answers(ChatBody, streams=True),
+        openapi_extra=body_of(ChatRequest),
     )
     return router
 
@@ -120,7 +118,7 @@ class _Chat:
         self.facts = {"prompt": asked.prompt, "ignored": list(asked.ignored), "seed": seed}
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self._answers = [_Growing(wanted.stops) for _ in range(wanted.n)]
+        self._answers = [_Growing(wanted.stops) for _ in range(wanted.num_answers)]
         self._num_written = 0
         options = wanted.stream_options
         self._tells_usage = options is not None and options.include_usage
@@ -166,7 +164,7 @@ class _Chat:
         async for event in asking.events:
             if not is_begun:
                 is_begun = True
-                for number in range(self.wanted.n):
+                for number in range(self.wanted.num_answers):
                     delta = {"role": "assistant", "content": "", "refusal": None}
                     yield self._chunk(asking, number, delta, facts=self.facts)
             piece, logprobs = self._add(asking, event)

@@ -22,7 +22,7 @@ from paligemma.serve.bodies import validation_error
 from paligemma.serve.errors import ServeError
 from paligemma.serve.options import ServerOptions
 from paligemma.serve.pictures import picture_bytes
-from paligemma.serve.schemas import MAX_PROMPT_CHARS
+from paligemma.serve.schemas import MAX_PROMPT_CHARS, PIXEL
 
 MAX_STOPS = 4
 
@@ -112,48 +112,60 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
+_EXAMPLE = {
+    "model": "tiny",
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "detect star"},
+                {"type": "image_url", "image_url": {"url": PIXEL}},
+            ],
+        }
+    ],
+}
+
+
+def _with_other_fields(schema: dict[str, Any]) -> None:
+    """Add what has a rule but no meaning here."""
+    schema["properties"] |= {
+        name: {"description": "Ignored."} for name in sorted(IGNORED - schema["properties"].keys())
+    }
+    schema["properties"] |= {
+        name: {"enum": [None] if value is None else [None, value], "description": "Not here."}
+        for name, value in REFUSED.items()
+    }
+    schema["additionalProperties"] = False
+    schema["examples"] = [_EXAMPLE]
+
+
 class ChatRequest(BaseModel):
     """A conversation. The last user message is the prompt, with the pictures of the last user
     message that has any; earlier turns and system messages are not read, which `paligemma.ignored`
     of the answer says. Greedy unless a temperature above 0 or a top_p below 1 is stated."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "tiny",
-                    "messages": [
-                        {
-                            "role": "user",
-                            "content": [
-                                {"type": "text", "text": "detect star"},
-                                {
-                                    "type": "image_url",
-                                    "image_url": {"url": "data:image/png;base64,…"},
-                                },
-                            ],
-                        }
-                    ],
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra=_with_other_fields)
 
     model: str | None = Field(None, max_length=300)
     messages: list[Message] = Field(min_length=1, max_length=256)
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int = Field(1, ge=1)
+    n: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
-    logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=20)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     user: str | None = Field(None, max_length=300)
+
+    @property
+    def num_answers(self) -> int:
+        """`n`, which is 1 where it is not stated."""
+        return self.n or 1
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -168,12 +180,13 @@ def chat_request(body: object) -> ChatRequest:
         ServeError: a field is wrong, unknown, or asks for what there is not.
     """
     if isinstance(body, dict):
-        body = {name: value for name, value in body.items() if value is not None}
-        for name in [name for name in body if name not in ChatRequest.model_fields]:
-            _require_needless(name, body.pop(name))
+        others = {name: body[name] for name in body if name not in ChatRequest.model_fields}
+        for name, value in others.items():
+            _require_needless(name, value)
+        body = {name: value for name, value in body.items() if name not in others}
         _require_known_parts(body.get("messages"))
     try:
-        wanted = ChatRequest.model_validate(body)
+        wanted = ChatRequest.model_validate(body, strict=True)
     except ValidationError as error:
         raise validation_error(error) from None
     if not all(wanted.stops) or len(wanted.stops) > MAX_STOPS:
@@ -190,7 +203,7 @@ def chat_request(body: object) -> ChatRequest:
 
 def _require_needless(name: str, value: Any) -> None:
     """Raise ServeError for a field that would have to change the answer."""
-    if name in REFUSED and value != REFUSED[name]:
+    if name in REFUSED and value is not None and value != REFUSED[name]:
         raise ServeError(f"this family has no {name}; leave it out", code="unsupported", param=name)
     if name not in IGNORED and name not in REFUSED:
         near = difflib.get_close_matches(name, ChatRequest.model_fields, n=1)
@@ -284,7 +297,7 @@ def answer_options(wanted: ChatRequest, limits: ServerOptions) -> dict[str, Any]
     Raises:
         ServeError: more is asked for than the server allows.
     """
-    if wanted.n > limits.max_answers:
+    if wanted.num_answers > limits.max_answers:
         raise ServeError(
             f"n may be {limits.max_answers} here, got {wanted.n}; ask for fewer", param="n"
         )

@@ -6,7 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from paligemma.serve.answers import ModelBody, ModelList
 from paligemma.serve.asking import Service
+from paligemma.serve.openapi import answers
 from paligemma.serve.tasks import TASKS
 
 
@@ -14,11 +16,15 @@ def model_routes(service: Service) -> APIRouter:
     """/v1/models and /v1/models/{name}."""
     router = APIRouter(tags=["models"])
 
-    @router.get("/v1/models", summary="The models by name.")
+    @router.get(
+        "/v1/models", summary="The models by name.", responses=answers(ModelList, posts=False)
+    )
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [_model(service, one) for one in service.models.names]}
 
-    @router.get("/v1/models/{name:path}", summary="One model.")
+    @router.get(
+        "/v1/models/{name:path}", summary="One model.", responses=answers(ModelBody, posts=False)
+    )
     async def model(name: str) -> dict[str, Any]:
         return _model(service, name)
 

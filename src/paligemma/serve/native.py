@@ -19,13 +19,15 @@ from paligemma.outputs.words import token_json
 from paligemma.serve.asking import Asking, Service, usage
 from paligemma.serve.bodies import read_json, validation_error
 from paligemma.serve.errors import ServeError
+from paligemma.serve.openapi import answers, body_of
 from paligemma.serve.pictures import picture_bytes
 from paligemma.serve.schemas import PictureFields
 from paligemma.serve.streams import event_stream, sse
 from paligemma.serve.tasks import TASKS, Task
 from paligemma.serve.worker import Answered, Token
 
-# Fields of a form that are not text.
+_FILES = ("image", "images")
+# Fields of a form that may come several times.
 _LISTS = ("labels", "images", "choices")
 
 
@@ -51,32 +53,28 @@ def _add_route(router: APIRouter, service: Service, name: str, task: Task) -> No
         async with asking as one:
             return JSONResponse(await answer.whole(one))
 
-    schema = {"schema": task.fields.model_json_schema()}
     router.add_api_route(
         f"/v1/{name}",
         handle,
         methods=["POST"],
         summary=task.summary,
         name=name,
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": schema, "multipart/form-data": schema},
-            }
-        },
+        responses=answers(*task.answers, streams=True),
+        openapi_extra=body_of(task.fields, files=_FILES),
     )
 
 
 async def _fields(request: Request, kind: type[PictureFields]) -> tuple[PictureFields, list[bytes]]:
     """The checked fields of a JSON or multipart body, and its files."""
     uploads: list[bytes] = []
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+    is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
+    if is_form:
         async with request.form(max_files=16, max_fields=64) as form:
             given: object = await _of_form(form, uploads)
     else:
         given = read_json(await request.body())
     try:
-        return kind.model_validate(given), uploads
+        return kind.model_validate(given, strict=not is_form), uploads
     except ValidationError as error:
         raise validation_error(error) from None
 
@@ -86,7 +84,7 @@ async def _of_form(form: FormData, uploads: list[bytes]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in form.multi_items():
         if not isinstance(value, str):
-            if key not in ("image", "images"):
+            if key not in _FILES:
                 raise ServeError(f"no field {key!r:.50} takes a file; send it as image", param=key)
             uploads.append(await value.read())
         elif key == "json_schema":

@@ -7,6 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MAX_PROMPT_CHARS = 20_000
+# One grey pixel, so that the examples of the API page can be sent as they are.
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42m"
+    "NoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
+)
 Labels = list[str] | str
 
 
@@ -41,7 +46,7 @@ class PictureFields(_Strict):
     """Which model, which picture, and what comes back beside the answer."""
 
     model: str | None = Field(None, max_length=300)
-    image: str | None = None
+    image: str | None = Field(None, examples=[PIXEL])
     images: list[str] | None = Field(None, min_length=1)
     image_id: str | None = Field(None, max_length=100)
     tokens: bool = False
@@ -61,7 +66,7 @@ class OverlayFields(_Strict):
 class DetectRequest(PictureFields, ObjectFields, OverlayFields):
     """Boxes of the named things."""
 
-    labels: Labels = Field(max_length=MAX_PROMPT_CHARS)
+    labels: Labels = Field(max_length=MAX_PROMPT_CHARS, examples=["star;digit"])
 
 
 class SegmentRequest(DetectRequest):
@@ -78,7 +83,7 @@ class CaptionRequest(PictureFields, AnswerFields):
 class AnswerRequest(PictureFields, AnswerFields):
     """A short answer to a question."""
 
-    question: str = Field(max_length=MAX_PROMPT_CHARS)
+    question: str = Field(max_length=MAX_PROMPT_CHARS, examples=["what color is the star?"])
     lang: str = Field("en", max_length=20)
 
 
@@ -89,4 +94,4 @@ class ReadRequest(PictureFields, AnswerFields):
 class AskRequest(PictureFields, ObjectFields, OverlayFields):
     """Whatever the prompt asks for."""
 
-    prompt: str = Field(max_length=MAX_PROMPT_CHARS)
+    prompt: str = Field(max_length=MAX_PROMPT_CHARS, examples=["detect star ; digit"])

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from paligemma.pipeline.options import AnswerOptions, ObjectOptions
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.pipeline.question import Question
 from paligemma.processing import prompts
+from paligemma.serve.answers import DetectionsBody, TextBody
 from paligemma.serve.asking import MakeQuestions
 from paligemma.serve.errors import ServeError
 from paligemma.serve.schemas import (
@@ -27,10 +30,11 @@ _OPTIONS = (*AnswerOptions.__dataclass_fields__, *ObjectOptions.__dataclass_fiel
 
 @dataclass(frozen=True)
 class Task:
-    """A route: its fields, and the prompt that they make."""
+    """A route: its fields, the bodies that it answers with, and the prompt that they make."""
 
     fields: type[PictureFields]
     summary: str
+    answers: tuple[type[BaseModel], ...]
     in_words: bool = False
 
     def prompt(self, asked: Any) -> str:
@@ -74,11 +78,12 @@ class Task:
         return make
 
 
+_OBJECTS, _WORDS = (DetectionsBody,), (TextBody,)
 TASKS: Mapping[str, Task] = {
-    "detect": Task(DetectRequest, "Find things: boxes with confidences."),
-    "segment": Task(SegmentRequest, "Outline things: boxes and masks."),
-    "caption": Task(CaptionRequest, "Describe a picture.", in_words=True),
-    "answer": Task(AnswerRequest, "Answer a question about a picture.", in_words=True),
-    "read": Task(ReadRequest, "Read the text in a picture.", in_words=True),
-    "ask": Task(AskRequest, "Ask whatever the prompt says."),
+    "detect": Task(DetectRequest, "Find things: boxes with confidences.", _OBJECTS),
+    "segment": Task(SegmentRequest, "Outline things: boxes and masks.", _OBJECTS),
+    "caption": Task(CaptionRequest, "Describe a picture.", _WORDS, in_words=True),
+    "answer": Task(AnswerRequest, "Answer a question about a picture.", _WORDS, in_words=True),
+    "read": Task(ReadRequest, "Read the text in a picture.", _WORDS, in_words=True),
+    "ask": Task(AskRequest, "Ask whatever the prompt says.", _OBJECTS + _WORDS),
 }

@@ -1,0 +1,175 @@
+"""The shapes of answers, for readers of /openapi.json; the routes themselves write plain JSON."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+
+class ErrorFacts(BaseModel):
+    """Why a request is not answered: rule, value and remedy in one sentence."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """An error, as OpenAI's clients read it."""
+
+    error: ErrorFacts
+
+
+class Usage(BaseModel):
+    """Tokens of pictures and prompt, and of all answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ImageFacts(BaseModel):
+    """The (first) picture; `id` may be sent as `image_id` in the place of the picture."""
+
+    id: str
+    width: int
+    height: int
+
+
+class Mask(BaseModel):
+    """COCO's compressed run lengths; size is height and width."""
+
+    size: list[int] = Field(min_length=2, max_length=2)
+    counts: str
+
+
+class FoundDetection(BaseModel):
+    """An object. Boxes are (x0, y0, x1, y1) in pixels and (y0, x0, y1, x1) of the picture's size;
+    `valid` is false where the box is empty or swapped."""
+
+    label: str | None
+    score: float | None
+    box_xyxy_px: list[float] = Field(min_length=4, max_length=4)
+    box_yxyx: list[float] = Field(min_length=4, max_length=4)
+    mask: Mask | None = None
+    polygons: list[list[float]] | None = None
+    valid: bool = True
+
+
+class TokenFacts(BaseModel):
+    """A token of the answer; the end token has no text."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class TextBody(BaseModel):
+    """An answer in words. `prompt` is what was sent to the model, `score` the probability of
+    exactly this text."""
+
+    id: str
+    model: str
+    task: str
+    prompt: str
+    image: ImageFacts | None
+    text: str
+    score: float | None
+    tokens: list[TokenFacts] | None = None
+    usage: Usage
+    finish_reason: Literal["stop", "length"]
+
+
+class DetectionsBody(BaseModel):
+    """Objects. `text` is all that the model wrote, `rest` what belongs to no object."""
+
+    id: str
+    model: str
+    task: str
+    prompt: str
+    image: ImageFacts | None
+    detections: list[FoundDetection]
+    text: str
+    rest: str
+    overlay: str | None = Field(None, description="data:image/png;base64,…")
+    tokens: list[TokenFacts] | None = None
+    usage: Usage
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatMessage(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class Likely(BaseModel):
+    """A token that was likely here."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(Likely):
+    """A token of the answer; the end token is the last and has no text."""
+
+    top_logprobs: list[Likely]
+
+
+class Logprobs(BaseModel):
+    """Probabilities of all tokens of a choice."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class Choice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: ChatMessage
+    finish_reason: Literal["stop", "length"]
+    logprobs: Logprobs | None
+
+
+class ChatFacts(BaseModel):
+    """What was asked: the prompt, messages that were not read, the seed of the first draw."""
+
+    prompt: str
+    ignored: list[str]
+    seed: int
+
+
+class ChatBody(BaseModel):
+    """The answers to a chat."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: None
+    choices: list[Choice]
+    usage: Usage
+    paligemma: ChatFacts
+
+
+class ModelBody(BaseModel):
+    """A model, or an adapter under a name of its own; `paligemma` has what only this family has."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    paligemma: dict[str, Any]
+
+
+class ModelList(BaseModel):
+    """All models of this server."""
+
+    object: Literal["list"]
+    data: list[ModelBody]
