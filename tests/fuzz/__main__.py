@@ -11,7 +11,7 @@ from typing import cast
 
 FUZZERS = (
     *("pictures", "checkpoints", "tokenizer_files", "runs", "results", "trainings"),
-    *("options", "answers"),
+    *("options", "answers", "bodies", "uploads"),
 )
 
 

@@ -47,7 +47,7 @@ def test_no_key_and_a_wrong_key_are_refused_on_every_route_that_works(guarded: T
         {"Authorization": "Basic " + base64.b64encode(b"ann:no").decode()},
         {"Authorization": "Basic ///"},
     )
-    public = {"/", "/health", "/ready", "/docs", "/openapi.json", "/docs/oauth2-redirect"}
+    public = {"/", "/health", "/ready", "/docs", "/openapi.json", "/docs.css"}
     num_refused = 0
     for method, path in paths:
         for headers in wrong:

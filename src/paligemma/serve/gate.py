@@ -11,7 +11,7 @@ from paligemma.serve.keys import Keys
 from paligemma.serve.options import ServerOptions
 
 # What a browser needs before it has a key, and what watches the server.
-_PUBLIC = ("/", "/health", "/ready", "/docs", "/docs/oauth2-redirect", "/openapi.json")
+_PUBLIC = ("/", "/health", "/ready", "/docs", "/docs.css", "/openapi.json")
 _PUBLIC_FOLDER = "/static/"
 _METRICS = "/metrics"
 _MAX_BUCKETS = 4096
