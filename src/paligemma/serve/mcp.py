@@ -10,22 +10,30 @@ import logging
 import sys
 import threading
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 from mcp import types
+from mcp.server.auth.provider import AccessToken, TokenVerifier
+from mcp.server.auth.settings import AuthSettings
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
+from mcp.server.transport_security import TransportSecuritySettings
 from mcp.shared.exceptions import MCPError
-from pydantic import ValidationError
+from pydantic import AnyHttpUrl, ValidationError
+from starlette.types import ASGIApp
 
 from paligemma.errors import PaliGemmaError
 from paligemma.outputs.detections import Detections
 from paligemma.serve.asking import Asking, Service
 from paligemma.serve.bodies import validation_error
 from paligemma.serve.errors import ServeError, as_serve_error
+from paligemma.serve.gate import Gate
+from paligemma.serve.keys import Keys
 from paligemma.serve.mcp_tools import PLACE, TOOLS, ToolFields, schema_of
+from paligemma.serve.middleware import Front
 from paligemma.serve.pictures import picture_bytes
 from paligemma.serve.roots import Roots
 from paligemma.serve.tasks import TASKS
@@ -35,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 MAX_OVERLAY_SIDE_PX = 1280
 MAX_LINE_BYTES = 64 << 20  # of a message over stdio
-_CLIENT = "mcp"  # all callers share the turns of the worker
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 _INSTRUCTIONS = """\
 A vision model that looks at one picture a call. Boxes are in pixels of the picture as it was given.
 It answers in few words and does not reason: ask simple questions, one thing at a time.
@@ -64,7 +72,7 @@ def create_mcp(service: Service, roots: Roots) -> Server[Any]:
     async def list_tools(_context: Any, _params: Any) -> types.ListToolsResult:
         return types.ListToolsResult(tools=tools)
 
-    async def call_tool(_context: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
+    async def call_tool(context: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
         kind = TOOLS.get(params.name)
         if kind is None:
             raise MCPError(
@@ -76,7 +84,9 @@ def create_mcp(service: Service, roots: Roots) -> Server[Any]:
                 asked = kind.fields.model_validate(params.arguments or {})
             except ValidationError as error:
                 raise validation_error(error) from None
-            return await _answered(service, roots, params.name, asked)
+            # Over HTTP the clients take turns, by their keys or addresses.
+            client = getattr(getattr(context.request, "state", None), "client", "stdio")
+            return await _answered(service, roots, client, params.name, asked)
         except Exception as error:
             if not isinstance(error, PaliGemmaError):
                 logger.exception("the tool %s failed", params.name)
@@ -103,6 +113,56 @@ async def run_stdio(service: Service, roots: Roots) -> None:
     server, lines = create_mcp(service, roots), _InputLines(asyncio.get_running_loop())
     async with stdio_server(stdin=lines) as (read, write):  # type: ignore[arg-type]
         await server.run(read, write, server.create_initialization_options())
+
+
+def create_http(
+    service: Service, roots: Roots, *, host: str, port: int, keys: Keys | None
+) -> ASGIApp:
+    """The same over HTTP, at /mcp: behind the hosts, keys and bounds of every server here.
+
+    Args:
+        host, port: where it listens; with `allowed_hosts` of the options the names of its Host.
+        keys: who may ask; None lets everyone who reaches it.
+    """
+    options = service.options
+    names = tuple(dict.fromkeys((*LOCAL_HOSTS, host, *(options.allowed_hosts or ()))))
+    written = [f"[{name}]" if ":" in name else name for name in names]
+    server = create_mcp(service, roots)
+    inner = server.streamable_http_app(
+        host=host,
+        max_request_body_size=options.max_body_bytes,
+        transport_security=TransportSecuritySettings(
+            allowed_hosts=[form for name in written for form in (name, f"{name}:*")],
+            allowed_origins=[
+                f"{scheme}://{form}"
+                for scheme in ("http", "https")
+                for name in written
+                for form in (name, f"{name}:*")
+            ],
+        ),
+        # A session belongs to the key that began it.
+        auth=None if keys is None else _auth(f"http://{written[names.index(host)]}:{port}"),
+        token_verifier=None if keys is None else _Verifier(keys),
+    )
+    gate = Gate(replace(options, allowed_hosts=names), keys)
+    return Front(inner, options=options, gate=gate, seen=lambda record: None)
+
+
+def _auth(url: str) -> AuthSettings:
+    """Keys without a server of OAuth, whose address is then never used."""
+    return AuthSettings(issuer_url=AnyHttpUrl(url), resource_server_url=None)
+
+
+class _Verifier(TokenVerifier):
+    """Tells the protocol's package whose key a request has."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """Who has the key; None for nobody."""
+        name = self._keys.name_of(f"Bearer {token}")
+        return None if name is None else AccessToken(token=token, client_id=name, scopes=[])
 
 
 class _InputLines:
@@ -138,7 +198,7 @@ class _InputLines:
 
 
 async def _answered(
-    service: Service, roots: Roots, name: str, asked: ToolFields
+    service: Service, roots: Roots, client: str, name: str, asked: ToolFields
 ) -> types.CallToolResult:
     """The result of one call; leaving it early stops the answer at its next token."""
     task = TASKS[name]
@@ -151,7 +211,7 @@ async def _answered(
     questions = task.questions(request, bound, has_picture=True)
     picture = await service.run(lambda: _picture(service, roots, asked))
     async with service.ask(
-        model=None, client=_CLIENT, pictures=[picture], questions=questions
+        model=None, client=client, pictures=[picture], questions=questions
     ) as asking:
         async for event in asking.events:
             if isinstance(event, Answered):

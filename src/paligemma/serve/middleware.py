@@ -106,7 +106,8 @@ class Front:
             await self._app(scope, body.receive, answer.send)
 
         work = asyncio.create_task(run())
-        body.when_gone = work.cancel
+        # Who has the whole answer may go; the application may have something to end behind it.
+        body.when_gone = lambda: answer.is_complete or work.cancel()
         try:
             await work
         except asyncio.CancelledError:
@@ -256,6 +257,11 @@ class _Answer:
         self.record = record
         self._finished: Callable[[Record], None] | None = finished
         self.is_started = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its last byte was handed over."""
+        return self._finished is None
 
     async def send(self, message: Message) -> None:
         """One message of the application."""
