@@ -57,6 +57,11 @@ def test_the_page_is_small_and_paints_at_once(tab: Tab) -> None:
         page.wait_for_timeout(100)
         paints.append(page.evaluate(script))
         page.goto("about:blank")
+    response = page.goto(tab.server.url)
+    assert response is not None
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "unsafe" not in policy
     print(f"first paint: {min(paints):.0f} ms, {sum(p.stat().st_size for p in files)} bytes")
     assert min(paints) <= MAX_PAINT_MS
 

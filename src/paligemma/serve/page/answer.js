@@ -2,6 +2,7 @@
 
 import { colourOf } from "./colours.js";
 import { copyText, count, duration, el, freshId, icon } from "./dom.js";
+import { summary } from "./history.js";
 import { areaOf, parseObjects, streamedDetections } from "./parse.js";
 
 export class Answer {
@@ -224,7 +225,8 @@ export class Answer {
     const facts = [];
     if (ms !== undefined) facts.push(duration(ms));
     if (usage) facts.push(count(usage.completion_tokens, "token"));
-    this.status.replaceChildren(el("b", {}, said), " ", el("span.quiet", {}, [...facts].join(" · ")));
+    const aloud = el("span.off-screen", {}, `: ${summary(this.final)}. `);
+    this.status.replaceChildren(el("b", {}, said), aloud, " ", el("span.quiet", {}, facts.join(" · ")));
     if (!this.written.trim() && !detections?.length) {
       this.text.hidden = false;
       this.text.replaceChildren(el("span.quiet", {}, "The model wrote nothing."));

@@ -3,6 +3,8 @@
 import { address } from "./api.js";
 
 const shell = (text) => `'${String(text).replaceAll("'", `'\\''`)}'`;
+// In a form, curl gives ; and , of a file's name a meaning, unless the name is quoted.
+const formFile = (name) => (/[;,"\\]/.test(name) ? `"${name.replaceAll(/["\\]/g, "\\$&")}"` : name);
 const python = (value) => {
   if (typeof value === "boolean") return value ? "True" : "False";
   return typeof value === "number" ? String(value) : JSON.stringify(value);
@@ -26,7 +28,7 @@ const DEFAULTS = { lang: "en", style: "caption" };
 export function curl({ call, fields }, { fileName, options, hasKey }) {
   const parts = [`curl ${shell(address(`v1/${call}`))}`];
   if (hasKey) parts.push('-H "Authorization: Bearer $PALIGEMMA_KEY"');
-  parts.push(`-F ${shell(`image=@${fileName}`)}`);
+  parts.push(`-F ${shell(`image=@${formFile(fileName)}`)}`);
   // --form-string takes a value as it is, also where it begins with @ or <.
   for (const [name, value] of Object.entries({ ...fields, ...options })) parts.push(`--form-string ${shell(`${name}=${value}`)}`);
   return parts.join(" \\\n  ");
