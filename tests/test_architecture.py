@@ -41,6 +41,7 @@ ROWS: tuple[dict[str, tuple[str, ...]], ...] = (
         "jobs": ("jobs",),
         "train": ("train",),
         "retrieval": ("retrieval",),
+        "client": ("client",),
     },
     {"eval": ("eval",), "serve": ("serve",)},
     {"tiny": ("tiny",), "tuning": ("tuning",), "bench": ("bench",)},
@@ -298,6 +299,7 @@ def test_the_root_offers_these_names_and_no_more() -> None:
     assert paligemma.__all__ == [
         "AnswerOptions",
         "Batch",
+        "Client",
         "Detection",
         "Detections",
         "EncodedImage",

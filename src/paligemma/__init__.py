@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from paligemma.batch import Batch
+    from paligemma.client import Client
     from paligemma.config import PaliGemmaConfig
     from paligemma.errors import PaliGemmaError
     from paligemma.model.paligemma import PaliGemmaModel
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerOptions",
     "Batch",
+    "Client",
     "Detection",
     "Detections",
     "EncodedImage",
@@ -41,6 +43,7 @@ __all__ = [
 _HOMES = {
     "AnswerOptions": "paligemma.pipeline.options",
     "Batch": "paligemma.batch",
+    "Client": "paligemma.client",
     "Detection": "paligemma.outputs.types",
     "Detections": "paligemma.outputs.detections",
     "EncodedImage": "paligemma.pipeline.pictures",

@@ -83,7 +83,8 @@ class TextBody(BaseModel):
 
 
 class DetectionsBody(BaseModel):
-    """Objects. `text` is all that the model wrote, `rest` what belongs to no object."""
+    """Objects. `text` is all that the model wrote, `rest` what belongs to no object; numbers of
+    classes follow `asked_labels`."""
 
     id: str
     model: str
@@ -93,6 +94,7 @@ class DetectionsBody(BaseModel):
     detections: list[FoundDetection]
     text: str
     rest: str
+    asked_labels: list[str]
     overlay: str | None = Field(None, description="data:image/png;base64,…")
     tokens: list[TokenFacts] | None = None
     usage: Usage

@@ -171,7 +171,7 @@ class _Answer:
     async def _body(self, asking: Asking, event: Answered) -> dict[str, Any]:
         result, body = event.result, self.head(asking)
         if isinstance(result, Detections):
-            body |= result.to_json()
+            body |= {**result.to_json(), "asked_labels": list(result.asked_labels)}
             if getattr(self.asked, "polygons", False):
                 for record, item in zip(body["detections"], result, strict=True):
                     if item.region is not None:

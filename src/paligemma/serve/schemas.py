@@ -94,4 +94,5 @@ class ReadRequest(PictureFields, AnswerFields):
 class AskRequest(PictureFields, ObjectFields, OverlayFields):
     """Whatever the prompt asks for."""
 
+    in_words: bool = Field(False, description="The answer is text, boxes spelt out.")
     prompt: str = Field(max_length=MAX_PROMPT_CHARS, examples=["detect star ; digit"])

@@ -69,11 +69,11 @@ class Task:
                 "this route needs a picture; send image, images or image_id", param="image"
             )
 
+        in_words = self.in_words or (isinstance(asked, AskRequest) and asked.in_words)
+
         def make(model: PaliGemma, adapter: str | None) -> Sequence[Question]:
             options = {**stated, "adapter": adapter}
-            return [
-                model.question(prompt, has_picture=has_picture, in_words=self.in_words, **options)
-            ]
+            return [model.question(prompt, has_picture=has_picture, in_words=in_words, **options)]
 
         return make
 
