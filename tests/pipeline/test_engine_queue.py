@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from paligemma import PaliGemma
-from paligemma.errors import ConfigError
 from paligemma.pipeline.engine import Written
 from paligemma.pipeline.engine_queue import EngineQueue
 from paligemma.pipeline.pictures import about
@@ -67,8 +66,32 @@ def test_a_cancelled_request_frees_its_place_and_says_nothing_more(model: PaliGe
     assert queue.step() == []
 
 
-def test_beams_are_refused_in_a_sentence(model: PaliGemma) -> None:
-    request = model.question("caption en", num_beams=2).requests[0]
-    assert not EngineQueue.serves(request)
-    with pytest.raises(ConfigError, match="token by token"):
-        EngineQueue(model.engine).submit(request)
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"best_of": 3, "temperature": 1.0}])
+def test_a_search_takes_turns_with_other_answers(
+    model: PaliGemma, options: dict[str, float]
+) -> None:
+    search = model.question("caption en", max_new_tokens=12, **options).requests[0]
+    plain = model.question("caption en", max_new_tokens=12).requests[0]
+    queue = EngineQueue(model.engine)
+    searched, other = queue.submit(search), queue.submit(plain)
+    events = queue.step()
+    assert [event.handle for event in events] == [other]
+    while len(queue):
+        events += queue.step()
+    last = {event.handle: event for event in events}
+    (alone,) = model.engine.answer([search])
+    assert last[searched].written is not None
+    assert same(last[searched].written, alone)
+    tokens = [event.token for event in events if event.handle == searched]
+    assert tokens == alone.record.ids.tolist()
+    assert same(last[other].written, model.engine.answer([plain])[0])
+
+
+def test_a_search_is_cancelled_between_its_steps(model: PaliGemma) -> None:
+    queue = EngineQueue(model.engine)
+    handle = queue.submit(model.question("caption en", num_beams=2).requests[0])
+    queue.step()
+    assert queue.cancel(handle)
+    assert not queue.cancel(handle)
+    assert not len(queue)
+    assert queue.step() == []

@@ -1,7 +1,7 @@
 """Decoding: token ids in, token ids out, no text."""
 
-from paligemma.generate.beam import beam_search
-from paligemma.generate.best_of_n import best_of_n
+from paligemma.generate.beam import beam_search, beam_steps
+from paligemma.generate.best_of_n import best_of_n, best_of_n_steps
 from paligemma.generate.constraints import MAX_OBJECTS, ClosedSet, Constraint, ObjectGrammar
 from paligemma.generate.decode import generate, stream
 from paligemma.generate.generation import Generation, Step, require_numbers
@@ -50,7 +50,9 @@ __all__ = [
     "TokenEvent",
     "TopK",
     "beam_search",
+    "beam_steps",
     "best_of_n",
+    "best_of_n_steps",
     "check_kv_cache_dtype",
     "check_probabilities",
     "generate",

@@ -4,7 +4,7 @@ Axes: B batch, K beams, T answer tokens, V vocabulary.
 Source: big_vision trainers/proj/paligemma/predict_fns.py, beam_decode.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paligemma.batch import Batch
 from paligemma.errors import ConfigError
-from paligemma.generate.generation import Generation, require_numbers
+from paligemma.generate.generation import Generation, last_of, require_numbers
 from paligemma.generate.options import BeamOptions, per_row
 from paligemma.generate.prefill import prefill_prompt
 from paligemma.model import PaliGemmaModel
@@ -101,7 +101,18 @@ def beam_search(
             logits are NaN.
         PromptError: the soft tokens belong to another number of rows.
     """
-    finished, open_rows, real = _search(model, batch, options, soft_tokens)
+    return last_of(beam_steps(model, batch, options, soft_tokens=soft_tokens))
+
+
+def beam_steps(
+    model: PaliGemmaModel,
+    batch: Batch,
+    options: BeamOptions | Sequence[BeamOptions],
+    *,
+    soft_tokens: Tensor | None = None,
+) -> Generator[None, None, Generation]:
+    """`beam_search`, pausing before each further step of the model."""
+    finished, open_rows, real = yield from _search(model, batch, options, soft_tokens)
     require_numbers(finished.value[real])
     # Copies made outside inference mode are ordinary tensors.
     lengths = torch.where(real, finished.lengths, 0)
@@ -124,7 +135,7 @@ def _search(
     batch: Batch,
     options: BeamOptions | Sequence[BeamOptions],
     soft_tokens: Tensor | None,
-) -> tuple[_Finished, Tensor, Tensor]:
+) -> Generator[None, None, tuple[_Finished, Tensor, Tensor]]:
     """The best hypotheses, and bool[B] twice: rows in which a beam could still catch up, and rows
     that do not only pad the batch."""
     own = per_row(options, batch.num_examples)
@@ -157,6 +168,7 @@ def _search(
         open_rows = torch.where(has_room, real & ~(hope < finished.value), open_rows)
         if not bool((open_rows & (bounds > index + 1)).any()):
             break
+        yield
         cache.reorder((first_rows + parents).flatten())
         logits = model.decode_step(live.ids[:, :, index].flatten(), positions, cache)
         positions = positions + 1

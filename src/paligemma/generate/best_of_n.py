@@ -3,7 +3,7 @@
 Source: big_vision trainers/proj/paligemma/predict_fns.py, best_of_n.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from paligemma.batch import Batch
 from paligemma.errors import ConfigError
 from paligemma.generate.decode import answer
-from paligemma.generate.generation import Generation, collect
+from paligemma.generate.generation import Generation, Step, collect, last_of
 from paligemma.generate.options import MAX_SAMPLES, MAX_SEED, DecodeOptions, per_row
 from paligemma.generate.prefill import prefill_prompt
 from paligemma.generate.rows import begin_rows
@@ -40,6 +40,18 @@ def best_of_n(
     Raises:
         ConfigError: n out of bounds, or a greedy sampler, which would draw the same answer n times.
     """
+    return last_of(best_of_n_steps(model, batch, options, n=n, soft_tokens=soft_tokens))
+
+
+def best_of_n_steps(
+    model: PaliGemmaModel,
+    batch: Batch,
+    options: DecodeOptions | Sequence[DecodeOptions],
+    *,
+    n: int,
+    soft_tokens: Tensor | None = None,
+) -> Generator[None, None, Generation]:
+    """`best_of_n`, pausing before each further step of the model."""
     if not 1 <= n <= MAX_SAMPLES:
         raise ConfigError(f"best-of-n needs n in 1..{MAX_SAMPLES}, got {n}")
     own = per_row(options, batch.num_examples)
@@ -58,7 +70,11 @@ def best_of_n(
         ]
         rows = begin_rows(drawn, None, None, vocab, device)
         prompt = prefill_prompt(model, batch, own, soft_tokens=soft_tokens).repeat(n)
-    generation = collect(answer(model, prompt, rows))
+    steps: list[Step] = []
+    for step in answer(model, prompt, rows):
+        steps.append(step)
+        yield
+    generation = collect(steps)
     return generation.select(best_rows(generation.scores, n))
 
 

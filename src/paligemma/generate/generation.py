@@ -5,8 +5,9 @@ Axes: B batch, T answer tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -93,6 +94,15 @@ def collect(steps: Iterable[Step]) -> Generation:
         cut=(lengths > 0) & (~last.finished | last.crowded),
         loc_probs=_collect_loc_probs(seen, logprobs),
     )
+
+
+def last_of(steps: Generator[object, None, Generation]) -> Generation:
+    """What a search returns after its last pause."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(Generation, end.value)
 
 
 NOT_NUMBERS = (

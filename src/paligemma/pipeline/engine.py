@@ -7,7 +7,7 @@ Axes: B rows, F frames, R input side, I image tokens, D decoder width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,9 @@ from paligemma.generate import (
     Generation,
     Step,
     beam_search,
+    beam_steps,
     best_of_n,
+    best_of_n_steps,
     generate,
     join_soft_tokens,
     stream,
@@ -71,6 +73,11 @@ class Request:
             raise ConfigError(
                 "a grammar follows one answer token by token, got beams or best_of; leave these out"
             )
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that a step of its answer computes."""
+        return self.decoder.num_beams if isinstance(self.decoder, BeamOptions) else self.best_of
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -192,6 +199,24 @@ class Engine:
             constraint=request.constraint,
         )
         return self._precisely(steps, request.adapter)
+
+    def search(self, request: Request) -> Generator[None, None, Written]:
+        """The answer to a request for beams or for the best of several draws, pausing between its
+        steps; `answer` gives the same."""
+        decoder, soft_tokens = request.decoder, request.soft_tokens
+        batch = self._batch([request])
+        if isinstance(decoder, BeamOptions):
+            steps = beam_steps(self.model, batch, decoder, soft_tokens=soft_tokens)
+        else:
+            n = request.best_of
+            steps = best_of_n_steps(self.model, batch, decoder, n=n, soft_tokens=soft_tokens)
+        while True:
+            with self.computing(request.adapter):
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    return _written(end.value, 0, self.model.config.vocab)
+            yield
 
     def _generated(self, requests: Sequence[Request]) -> Generation:
         """What `generate` writes for the rows of one batch."""

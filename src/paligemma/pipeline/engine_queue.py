@@ -1,16 +1,19 @@
 """Requests of one model answered side by side, each as it would be answered alone.
 
 The engine's queue for those whose requests come and go: a server, and jobs that stream. Rows under
-one adapter share steps; adapters take turns.
+one adapter share steps; adapters take turns, and so do searches: beams and the best of several draws.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
+from math import nan
+from typing import cast
 
 import numpy as np
 
-from paligemma.errors import ConfigError
+from paligemma.errors import PaliGemmaError
 from paligemma.generate import BeamOptions, DecodeQueue, QueueOptions, TokenEvent
 from paligemma.outputs.types import TokenRecord
 from paligemma.pipeline.engine import Engine, Request, Written
@@ -19,7 +22,7 @@ from paligemma.vocab import NUM_LOC
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Progress:
-    """One token of one answer.
+    """One token of one answer; those of a search all come when it is complete.
 
     Attributes:
         handle: of the request, as `submit` returned it.
@@ -80,16 +83,12 @@ class EngineQueue:
         self._queues: dict[str | None, DecodeQueue] = {}
         self._growing: dict[tuple[str | None, int], tuple[int, _Growing]] = {}
         self._places: dict[int, tuple[str | None, int]] = {}
+        self._searches: dict[int, Generator[None, None, Written]] = {}
         self._num_submitted = 0
 
     def __len__(self) -> int:
         """The number of answers that are not complete."""
-        return len(self._places)
-
-    @staticmethod
-    def serves(request: Request) -> bool:
-        """Whether a request can be answered here; others search or draw several answers at once."""
-        return not isinstance(request.decoder, BeamOptions) and request.best_of == 1
+        return len(self._places) + len(self._searches)
 
     def submit(self, request: Request) -> int:
         """Let a request wait for its turn.
@@ -98,14 +97,14 @@ class EngineQueue:
             Handle of the request, a number that no other request of this queue has.
 
         Raises:
-            ConfigError: an option does not fit the model or the bounds of the queue, the request
-                asks for beams or for the best of several draws, or its adapter is unknown.
+            ConfigError: an option does not fit the model or the bounds of the queue, or the adapter
+                is unknown.
         """
-        if isinstance(request.decoder, BeamOptions) or request.best_of != 1:
-            raise ConfigError(
-                "a queue follows each answer token by token, got beams or best_of; leave these out"
-            )
         self.engine.adapters.require(request.adapter)
+        if isinstance(request.decoder, BeamOptions) or request.best_of != 1:
+            handle = self._new_handle()
+            self._searches[handle] = self.engine.search(request)
+            return handle
         queue = self._queues.get(request.adapter)
         if queue is None:
             queue = self._queues[request.adapter] = DecodeQueue(self.engine.model, self._options)
@@ -115,11 +114,15 @@ class EngineQueue:
             soft_tokens=request.soft_tokens,
             constraint=request.constraint,
         )
-        handle, self._num_submitted = self._num_submitted, self._num_submitted + 1
+        handle = self._new_handle()
         growing = _Growing(request.adapter, records_loc_probs=request.decoder.record_loc_probs)
         self._places[handle] = request.adapter, inner
         self._growing[request.adapter, inner] = handle, growing
         return handle
+
+    def _new_handle(self) -> int:
+        self._num_submitted += 1
+        return self._num_submitted
 
     def cancel(self, handle: int) -> bool:
         """Drop a request and free its place at once; returns whether it was not complete."""
@@ -132,13 +135,15 @@ class EngineQueue:
             What it has written so far, as a complete answer; None where it was complete before.
         """
         place = self._places.pop(handle, None)
+        if place is None and self._searches.pop(handle, None) is not None:
+            return True
         if place is None:
             return None
         self._queues[place[0]].cancel(place[1])
         return self._growing.pop(place)[1].written(is_cut=False)
 
     def step(self) -> list[Progress]:
-        """One token of every answer for which there is room; empty only where none is waiting."""
+        """One token of every answer for which there is room, and one step of every search."""
         found = []
         for adapter, queue in list(self._queues.items()):
             if not len(queue):
@@ -147,7 +152,33 @@ class EngineQueue:
             with self.engine.computing(adapter):
                 events = queue.step()
             found += [self._progress(adapter, event) for event in events]
+        for handle, search in list(self._searches.items()):
+            found += self._searched(handle, search)
         return found
+
+    def _searched(self, handle: int, search: Generator[None, None, Written]) -> list[Progress]:
+        written, fault = None, None
+        try:
+            next(search)
+            return []
+        except StopIteration as end:
+            written = cast(Written, end.value)
+        except PaliGemmaError as error:
+            fault = str(error)
+        del self._searches[handle]
+        if written is None:
+            return [Progress(handle=handle, token=0, logprob=nan, written=None, fault=fault)]
+        ids, logprobs = written.record.ids.tolist(), written.record.logprobs.tolist()
+        return [
+            Progress(
+                handle=handle,
+                token=token,
+                logprob=logprob,
+                written=written if place == len(ids) else None,
+                fault=None,
+            )
+            for place, (token, logprob) in enumerate(zip(ids, logprobs, strict=True), 1)
+        ]
 
     def _progress(self, adapter: str | None, event: TokenEvent) -> Progress:
         handle, growing = self._growing[adapter, event.handle]

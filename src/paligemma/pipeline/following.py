@@ -68,12 +68,6 @@ def _written(pg: PaliGemma, request: Request, on_token: OnToken) -> Written:
         text = pieces.push(token) + (pieces.rest() if is_last else "")
         on_token(WrittenToken(id=token, text=text, logprob=logprob))
 
-    if not EngineQueue.serves(request):
-        (written,) = pg.engine.answer([request])
-        record = written.record
-        for place, (token, logprob) in enumerate(zip(record.ids, record.logprobs, strict=True), 1):
-            show(int(token), float(logprob), is_last=place == len(record.ids))
-        return written
     queue = EngineQueue(pg.engine)
     queue.submit(request)
     while True:
