@@ -1,7 +1,7 @@
 """Requests of one model answered side by side, each as it would be answered alone.
 
 The engine's queue for those whose requests come and go: a server, and jobs that stream. Rows under
-one adapter share steps; adapters take turns, and so do searches: beams and the best of several draws.
+one adapter share steps; adapters take turns, and so do beams and the best of several draws.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Progress:
     logprob: float
     written: Written | None
     fault: str | None
-    alternatives: tuple[tuple[int, float], ...]
+    alternatives: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(eq=False)
@@ -126,17 +126,16 @@ class EngineQueue:
 
     def cancel(self, handle: int) -> bool:
         """Drop a request and free its place at once; returns whether it was not complete."""
-        return self.end(handle) is not None
+        return self._searches.pop(handle, None) is not None or self.end(handle) is not None
 
     def end(self, handle: int) -> Written | None:
         """Drop a request and free its place at once.
 
         Returns:
-            What it has written so far, as a complete answer; None where it was complete before.
+            What it has written so far, as a complete answer; None where it was complete before,
+            and of a search, which goes on.
         """
         place = self._places.pop(handle, None)
-        if place is None and self._searches.pop(handle, None) is not None:
-            return True
         if place is None:
             return None
         self._queues[place[0]].cancel(place[1])

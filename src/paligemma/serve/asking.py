@@ -8,19 +8,25 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import TypeVar
 
+from paligemma.outputs.detections import Detections
+from paligemma.outputs.types import TextAnswer
+from paligemma.pipeline.engine import Written
 from paligemma.pipeline.paligemma import PaliGemma
-from paligemma.pipeline.pictures import ReadPicture, read_picture
+from paligemma.pipeline.pictures import EncodedImage, ReadPicture, read_picture
 from paligemma.pipeline.question import Question
+from paligemma.pipeline.streaming import TextPieces
+from paligemma.serve.job import Job, too_slow
 from paligemma.serve.models import Lease, Models
 from paligemma.serve.options import ServerOptions
 from paligemma.serve.pictures import KeptPictures
-from paligemma.serve.worker import Event, Job, Worker
+from paligemma.serve.worker import Worker
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 MakeQuestions = Callable[[PaliGemma, str | None], Sequence[Question]]
 
 
@@ -60,37 +66,89 @@ class Service:
         pictures: Sequence[bytes],
         questions: MakeQuestions,
         stop: Sequence[str] = (),
+        follows: bool = True,
     ) -> AsyncIterator[Asking]:
         """Questions about a picture, or several as frames of one example, checked and on their way.
+
+        Leaving frees what the request holds, complete or not.
 
         Args:
             questions: makes them, given the model and the adapter that was named; in a thread.
             stop: texts that end an answer.
+            follows: whether there is an event for every token.
 
         Raises:
             PaliGemmaError: an unknown model, a bad picture or prompt, or too many requests.
         """
-        loop = asyncio.get_running_loop()
-        async with self.models.lease(model) as lease:
-            prepare = partial(_prepared, lease.model, lease.adapter, tuple(pictures), questions)
-            asked, picture = await loop.run_in_executor(self.readers, prepare)
-            job = Job(lease=lease, client=client, questions=asked, picture=picture, stop=stop)
-            events = self.worker.answer(job)
-            async with contextlib.aclosing(events):
-                yield Asking(lease=lease, job=job, events=events)
+        job = Job(client=client, follows=follows, stop=stop)
+        self.worker.enter(job)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.worker.leave, job)
+            try:
+                async with asyncio.timeout(self.options.answer_s):
+                    job.lease = await stack.enter_async_context(self.models.lease(model))
+                    of = job.lease.model, job.lease.adapter
+                    prepare = partial(_prepared, *of, tuple(pictures), questions)
+                    job.questions, job.picture = await self.run(prepare)
+            except TimeoutError:
+                raise too_slow(self.options) from None
+            self.worker.submit(job)
+            yield Asking(service=self, lease=job.lease, job=job)
 
-    async def run(self, work: Callable[[], Any]) -> Any:
+    async def run(self, work: Callable[[], T]) -> T:
         """A piece of work beside the loop, as drawing."""
         return await asyncio.get_running_loop().run_in_executor(self.readers, work)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """One token of an answer.
+
+    Attributes:
+        answer: number of the question in its request.
+        place: number of the request in its question.
+        piece: what it adds to the text; empty inside a character of several tokens, and for tokens
+            of requests after the first of a question.
+        alternatives: see `TokenEvent`.
+    """
+
+    answer: int
+    place: int
+    token: int
+    logprob: float
+    piece: str
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answered:
+    """The whole answer to one question of a request.
+
+    Attributes:
+        piece: what its tokens held back of the text; joined with theirs it is the text.
+    """
+
+    answer: int
+    piece: str
+    result: TextAnswer | Detections
+    written: tuple[Written, ...]
+    encoded: EncodedImage | None
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(one.record.ids) for one in self.written)
+
+
+Event = Token | Answered
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Asking:
     """A request on its way."""
 
+    service: Service
     lease: Lease
     job: Job
-    events: AsyncIterator[Event]
 
     @property
     def model(self) -> PaliGemma:
@@ -99,12 +157,50 @@ class Asking:
     @property
     def num_prompt_tokens(self) -> int:
         """Of picture and prompt; once for every answer's own prompt."""
-        config, picture = self.model.config, self.job.picture
-        frames = 0
-        if picture is not None:
-            frames = picture.pixels.shape[0] if picture.pixels.ndim == 4 else 1
         first = self.job.questions[0].requests
-        return sum(len(one.row) + frames * config.num_image_tokens for one in first)
+        return sum(len(one.row) + self.job.num_image_tokens for one in first)
+
+    @cached_property
+    def events(self) -> AsyncIterator[Event]:
+        """Tokens and answers as they come.
+
+        Raises:
+            PaliGemmaError: see `Worker.steps`.
+        """
+        return self._events()
+
+    async def _events(self) -> AsyncIterator[Event]:
+        decode = self.model.processor.tokenizer.decode
+        pieces = [TextPieces(decode) for _ in self.job.questions]
+        found: list[dict[int, Written]] = [{} for _ in self.job.questions]
+        async for wrote in self.service.worker.steps(self.job):
+            number, progress = wrote.question, wrote.progress
+            if self.job.follows:
+                yield Token(
+                    answer=number,
+                    place=wrote.row,
+                    token=progress.token,
+                    logprob=progress.logprob,
+                    piece="" if wrote.row else pieces[number].push(progress.token),
+                    alternatives=progress.alternatives,
+                )
+            if progress.written is None:
+                continue
+            rows, question = found[number], self.job.questions[number]
+            rows[wrote.row] = progress.written
+            if len(rows) == len(question.requests):
+                written = tuple(rows[row] for row in sorted(rows))
+                read = partial(self.model.reader.answer, question, written, self.job.encoded)
+                # Masks take their time; words and boxes are not worth another thread.
+                result = await self.service.run(read) if question.wants_masks else read()
+                piece = result.text[pieces[number].num_told :]
+                yield Answered(
+                    answer=number,
+                    piece=piece,
+                    result=result,
+                    written=written,
+                    encoded=self.job.encoded,
+                )
 
 
 def _prepared(

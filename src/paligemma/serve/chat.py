@@ -17,13 +17,12 @@ from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.pipeline.question import Question
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.serve.answers import ChatBody
-from paligemma.serve.asking import Asking, Service, usage
+from paligemma.serve.asking import Answered, Asking, Event, Service, Token, usage
 from paligemma.serve.bodies import read_json
 from paligemma.serve.chat_fields import ChatRequest, Conversation, answer_options, chat_request
 from paligemma.serve.openapi import answers, body_of
 from paligemma.serve.streams import event_stream, sse
 from paligemma.serve.told_text import ToldText
-from paligemma.serve.worker import Answered, Event, Token
 
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 
@@ -55,6 +54,7 @@ def chat_routes(service: Service) -> APIRouter:
             pictures=asked.pictures,
             questions=make,
             stop=wanted.stops,
+            follows=wanted.stream or wanted.logprobs or bool(wanted.stops),
         )
         answer = _Chat(wanted, asked, options["seed"])
         if wanted.stream:

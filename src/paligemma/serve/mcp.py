@@ -27,7 +27,7 @@ from starlette.types import ASGIApp
 
 from paligemma.errors import PaliGemmaError
 from paligemma.outputs.detections import Detections
-from paligemma.serve.asking import Asking, Service
+from paligemma.serve.asking import Answered, Asking, Service
 from paligemma.serve.bodies import validation_error
 from paligemma.serve.errors import ServeError, as_serve_error
 from paligemma.serve.gate import Gate
@@ -37,7 +37,6 @@ from paligemma.serve.middleware import Front
 from paligemma.serve.pictures import picture_bytes
 from paligemma.serve.roots import Roots
 from paligemma.serve.tasks import TASKS
-from paligemma.serve.worker import Answered
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +210,7 @@ async def _answered(
     questions = task.questions(request, bound, has_picture=True)
     picture = await service.run(lambda: _picture(service, roots, asked))
     async with service.ask(
-        model=None, client=client, pictures=[picture], questions=questions
+        model=None, client=client, pictures=[picture], questions=questions, follows=False
     ) as asking:
         async for event in asking.events:
             if isinstance(event, Answered):

@@ -45,7 +45,7 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         model = loaded.model
         facts |= {
             "image_size_px": model.processor.image_size_px,
-            "num_parameters": sum(one.numel() for one in model.model.parameters()),
+            "num_parameters": loaded.num_parameters,
             "has_masks": model.mask_codec is not None,
         }
     return {

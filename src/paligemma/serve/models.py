@@ -11,6 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from paligemma.errors import ConfigError
+from paligemma.generate import QueueOptions
+from paligemma.kernels.packed_layers import packed_weights
 from paligemma.pipeline.engine_queue import EngineQueue
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.serve.errors import ServeError
@@ -39,15 +42,26 @@ class ModelSpec:
 class Loaded:
     """A model in memory; the queue belongs to the worker's thread."""
 
+    name: str
     model: PaliGemma
-    queue: EngineQueue
     num_users: int = 0
+    queue: EngineQueue = field(init=False)
+    num_bytes: int = field(init=False)
+    num_parameters: int = field(init=False)
 
-    @property
-    def num_bytes(self) -> int:
-        """Of parameters and buffers."""
+    def __post_init__(self) -> None:
+        self.queue = self.new_queue()
         tensors = (*self.model.model.parameters(), *self.model.model.buffers())
-        return sum(tensor.nbytes for tensor in tensors)
+        packed = packed_weights(self.model.model).values()
+        self.num_bytes = sum(one.nbytes for one in tensors)
+        self.num_parameters = sum(one.numel() for one in self.model.model.parameters())
+        self.num_parameters += sum(one.n * one.k for one in packed)
+
+    def new_queue(self) -> EngineQueue:
+        """An empty queue. The worker bounds what it is given, so it bounds no waiting pictures."""
+        dtype = self.model.settings.kv_cache_dtype
+        options = QueueOptions(kv_cache_dtype=dtype, max_waiting_bytes=1 << 62)
+        return EngineQueue(self.model.engine, options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +78,11 @@ class Lease:
 
 
 class Models:
-    """Offers models by name.
+    """Offers models by name; for the thread of the loop.
 
     Args:
         specs: the first is the default.
-        max_bytes: bound of the weights of all that are kept; one that is in use stays.
+        max_bytes: bound of the weights of all that are kept; those that are in use stay.
     """
 
     def __init__(self, specs: Sequence[ModelSpec], max_bytes: int) -> None:
@@ -77,10 +91,15 @@ class Models:
         self._max_bytes = max_bytes
         self._names: dict[str, tuple[ModelSpec, str | None]] = {}
         for spec in specs:
-            self._names[spec.name] = spec, None
-            self._names |= {served: (spec, own) for served, own in spec.adapters.items()}
+            for name, adapter in [(spec.name, None), *spec.adapters.items()]:
+                if name in self._names:
+                    raise ConfigError(
+                        f"every model and adapter needs a name of its own, got {name!r:.100} twice"
+                    )
+                self._names[name] = spec, adapter
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
-        self._loading: dict[str, asyncio.Lock] = {}
+        self._sizes: dict[str, int] = {}  # of all that were ever loaded
+        self._loading: dict[str, asyncio.Task[None]] = {}
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
 
     @property
@@ -105,6 +124,10 @@ class Models:
         """The model of a name if it is in memory."""
         return self._loaded.get(self.spec(name)[0].name)
 
+    def load_default(self) -> None:
+        """Load the default model now, in this thread, before the server starts."""
+        self._keep(self.default, self.specs[self.default].load())
+
     @asynccontextmanager
     async def lease(self, name: str | None) -> AsyncIterator[Lease]:
         """A model while it is used, loaded first where it is not; None is the default.
@@ -115,31 +138,47 @@ class Models:
         """
         name = self.default if name is None else name
         spec, adapter = self.spec(name)
-        async with self._loading.setdefault(spec.name, asyncio.Lock()):
-            if spec.name not in self._loaded:
-                await self._load(spec)
-            loaded = self._loaded[spec.name]
-            self._loaded.move_to_end(spec.name)
-            loaded.num_users += 1
+        while (loaded := self._loaded.get(spec.name)) is None:
+            task = self._loading.get(spec.name)
+            if task is None:
+                task = self._loading[spec.name] = asyncio.ensure_future(self._load(spec))
+                task.add_done_callback(lambda done: self._end_loading(spec.name, done))
+            await asyncio.shield(task)  # others wait for it too, and later ones will
+        self._loaded.move_to_end(spec.name)
+        loaded.num_users += 1
         try:
             yield Lease(name=name, loaded=loaded, adapter=adapter)
         finally:
             loaded.num_users -= 1
-            self._evict()
+            self._evict(0)
 
     async def _load(self, spec: ModelSpec) -> None:
         logger.info("loading %s", spec.name)
+        self._evict(self._sizes.get(spec.name, 0))
         model = await asyncio.get_running_loop().run_in_executor(self._loader, spec.load)
-        self._loaded[spec.name] = Loaded(model, EngineQueue(model.engine))
-        self._evict(kept=spec.name)
+        self._keep(spec.name, model)
 
-    def _evict(self, kept: str | None = None) -> None:
-        """Forget models that nobody uses, the longest unused first, down to the bound."""
-        held = sum(one.num_bytes for one in self._loaded.values())
+    def _end_loading(self, name: str, done: asyncio.Task[None]) -> None:
+        del self._loading[name]
+        if not done.cancelled() and done.exception() is not None:
+            logger.error("%s does not load: %s", name, done.exception())
+
+    def _keep(self, name: str, model: PaliGemma) -> None:
+        self._loaded[name] = loaded = Loaded(name, model)
+        self._sizes[name] = loaded.num_bytes
+        logger.info("loaded %s, %.1f GB", name, loaded.num_bytes / 1e9)
+        loaded.num_users += 1
+        self._evict(0)
+        loaded.num_users -= 1
+
+    def _evict(self, num_bytes: int) -> None:
+        """Forget models that nobody uses, the longest unused first, until there is room for so many
+        bytes more."""
+        held = num_bytes + sum(one.num_bytes for one in self._loaded.values())
         for name, one in list(self._loaded.items()):
             if held <= self._max_bytes:
                 return
-            if one.num_users == 0 and name != kept and len(self._loaded) > 1:
+            if one.num_users == 0 and (num_bytes or len(self._loaded) > 1):
                 logger.info("forgetting %s", name)
                 held -= one.num_bytes
                 del self._loaded[name]

@@ -16,7 +16,7 @@ from starlette.datastructures import FormData
 from paligemma.errors import ConfigError
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.words import token_json
-from paligemma.serve.asking import Asking, Service, usage
+from paligemma.serve.asking import Answered, Asking, Service, Token, usage
 from paligemma.serve.bodies import read_json, validation_error
 from paligemma.serve.errors import ServeError
 from paligemma.serve.openapi import answers, body_of
@@ -24,7 +24,6 @@ from paligemma.serve.pictures import picture_bytes
 from paligemma.serve.schemas import PictureFields
 from paligemma.serve.streams import event_stream, sse
 from paligemma.serve.tasks import TASKS, Task
-from paligemma.serve.worker import Answered, Token
 
 _FILES = ("image", "images")
 # Fields of a form that may come several times.
@@ -46,7 +45,13 @@ def _add_route(router: APIRouter, service: Service, name: str, task: Task) -> No
         pictures = _pictures(service, client, asked, uploads)
         bound = service.options.max_new_tokens
         made = task.questions(asked, bound, has_picture=bool(pictures))
-        asking = service.ask(model=asked.model, client=client, pictures=pictures, questions=made)
+        asking = service.ask(
+            model=asked.model,
+            client=client,
+            pictures=pictures,
+            questions=made,
+            follows=asked.stream,
+        )
         answer = _Answer(service, name, asked, client, pictures)
         if asked.stream:
             return await event_stream(asking, answer.streamed, error_event="error")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from paligemma.serve.errors import as_serve_error
 
@@ -54,4 +56,16 @@ async def event_stream(
 
     running = run()
     await anext(running)
-    return StreamingResponse(running, media_type="text/event-stream")
+    return _EventStream(running)
+
+
+class _EventStream(StreamingResponse):
+    """Closes what it streams in any case, also where it never began to, as the client was gone."""
+
+    def __init__(self, running: AsyncGenerator[str, None]) -> None:
+        super().__init__(running, media_type="text/event-stream")
+        self._running = running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with contextlib.aclosing(self._running):
+            await super().__call__(scope, receive, send)
