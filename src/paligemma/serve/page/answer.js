@@ -4,6 +4,7 @@ import { colourOf } from "./colours.js";
 import { copyText, count, duration, el, freshId, icon } from "./dom.js";
 import { summary } from "./history.js";
 import { areaOf, parseObjects, streamedDetections } from "./parse.js";
+import { Tokens } from "./tokens.js";
 
 export class Answer {
   /** @param {import("./viewer.js").Viewer} viewer shows the objects that this answer holds. */
@@ -14,9 +15,7 @@ export class Answer {
     this.text = el("div.answer-text", { hidden: true });
     this.filters = el("div.filters", { hidden: true });
     this.table = el("div.table-scroll", { hidden: true });
-    this.tokenList = el("ol.tokens");
-    this.tokenCount = el("span.quiet");
-    this.tokensBox = el("details.tokens-box", { hidden: true }, el("summary", {}, "Tokens ", this.tokenCount), this.tokenList);
+    this.tokenBox = new Tokens((index) => this.onLight?.(index));
     this.more = el("div.more", { hidden: true });
     this.element = el(
       "section.answer.card",
@@ -27,7 +26,7 @@ export class Answer {
       this.filters,
       this.table,
       this.more,
-      this.tokensBox,
+      this.tokenBox.element,
     );
     this.clear();
   }
@@ -36,14 +35,16 @@ export class Answer {
     this.written = "";
     this.tokens = [];
     this.detections = [];
-    this.spans = [];
     this.final = null;
     this.least = 0;
     this.hiddenLabels = new Set();
     this.element.hidden = true;
     this.element.classList.remove("streaming");
-    for (const part of [this.text, this.filters, this.table, this.more, this.tokenList]) part.replaceChildren();
-    for (const part of [this.problem, this.text, this.filters, this.table, this.more, this.tokensBox]) part.hidden = true;
+    for (const part of [this.text, this.filters, this.table, this.more]) part.replaceChildren();
+    for (const part of [this.problem, this.text, this.filters, this.table, this.more]) {
+      part.hidden = true;
+    }
+    this.tokenBox.clear();
     this.viewer.setDetections([]);
   }
 
@@ -88,7 +89,10 @@ export class Answer {
     this.element.classList.remove("streaming");
     this.status.textContent = "";
     this.problem.hidden = false;
-    this.problem.replaceChildren(el("p", {}, icon("alert"), el("span", {}, message)), ...(actions.length ? [el("div.actions", {}, ...actions)] : []));
+    this.problem.replaceChildren(
+      el("p", {}, icon("alert"), el("span", {}, message)),
+      ...(actions.length ? [el("div.actions", {}, ...actions)] : []),
+    );
   }
 
   stopped() {
@@ -105,7 +109,9 @@ export class Answer {
 
   /** Which objects the filters leave. */
   visible() {
-    return this.detections.map((d) => (d.score ?? 1) >= this.least && !this.hiddenLabels.has(d.label));
+    return this.detections.map(
+      (d) => (d.score ?? 1) >= this.least && !this.hiddenLabels.has(d.label),
+    );
   }
 
   filter() {
@@ -114,9 +120,14 @@ export class Answer {
     for (const node of this.element.querySelectorAll("[data-object]")) {
       node.classList.toggle("filtered", visible[Number(node.dataset.object)] === false);
     }
-    for (const row of this.table.querySelectorAll("tr[data-object]")) row.hidden = !visible[Number(row.dataset.object)];
+    for (const row of this.table.querySelectorAll("tr[data-object]"))
+      row.hidden = !visible[Number(row.dataset.object)];
     const shown = visible.filter(Boolean).length;
-    if (this.shownText) this.shownText.textContent = shown === visible.length ? `all ${visible.length} shown` : `${shown} of ${visible.length} shown`;
+    if (this.shownText)
+      this.shownText.textContent =
+        shown === visible.length
+          ? `all ${visible.length} shown`
+          : `${shown} of ${visible.length} shown`;
   }
 
   #schedule() {
@@ -131,11 +142,16 @@ export class Answer {
   #draw() {
     const { picture } = this.viewer;
     const parsed = parseObjects(this.written);
-    this.spans = parsed.objects;
-    if (!this.final && picture) this.detections = streamedDetections(this.written, picture.width, picture.height);
+    if (!this.final && picture)
+      this.detections = streamedDetections(this.written, picture.width, picture.height);
     this.viewer.setDetections(this.detections);
     this.#drawText(parsed);
-    this.#drawTokens();
+    const spans = parsed.objects.map((found, i) => ({
+      start: found.start,
+      end: found.end,
+      index: this.#indexOf(found, i),
+    }));
+    this.tokenBox.show(this.tokens, spans);
   }
 
   /** Free text as it is; an object as a small plate that lights it. */
@@ -148,10 +164,13 @@ export class Answer {
       nodes.push(this.#plate(found, i));
       at = found.end;
     });
-    const after = objects.length ? this.written.slice(at).replaceAll(/^[\s;]+|[\s;]+$/g, "") : this.written;
+    const after = objects.length
+      ? this.written.slice(at).replaceAll(/^[\s;]+|[\s;]+$/g, "")
+      : this.written;
     if (after) nodes.push(after);
     // Once the table is there, plates alone would only repeat it.
-    const isRepeated = this.final && this.detections.length && nodes.every((node) => node instanceof Node);
+    const isRepeated =
+      this.final && this.detections.length && nodes.every((node) => node instanceof Node);
     this.text.hidden = !nodes.length || Boolean(isRepeated);
     this.text.classList.toggle("with-objects", objects.length > 0);
     this.text.replaceChildren(...nodes);
@@ -161,20 +180,34 @@ export class Answer {
     // Objects of a finished answer may be fewer than were written, where the server kept only some.
     const index = this.#indexOf(found, i);
     const isWhole = found.loc.length === 4;
-    const colour = index === null ? null : colourOf(this.detections[index].label, this.detections);
-    const swatch = el("span.swatch");
-    if (colour) swatch.style.background = colour;
-    const progress = isWhole ? (this.final || !found.numSeg ? "" : ` mask ${found.numSeg}/16`) : ` ${found.loc.length}/4`;
-    const props = index === null ? { title: isWhole ? "not kept by the answer's options" : "" } : this.#joined(index);
-    return el("span.plate", props, swatch, found.label || (isWhole ? "object" : "box"), el("small", {}, progress));
+    const colour = index === null ? "" : colourOf(this.detections[index].label, this.detections);
+    let progress = "";
+    if (!isWhole) progress = ` ${found.loc.length}/4`;
+    else if (found.numSeg && !this.final) progress = ` mask ${found.numSeg}/16`;
+    const props =
+      index === null
+        ? { title: isWhole ? "not kept by the answer's options" : "" }
+        : this.#joined(index);
+    return el(
+      "span.plate",
+      props,
+      swatch(colour),
+      found.label || (isWhole ? "object" : "box"),
+      el("small", {}, progress),
+    );
   }
 
   #indexOf(found, i) {
     if (!this.final) return i < this.detections.length ? i : null;
     const { width, height } = this.final.image;
     const [y0, x0, y1, x1] = found.loc.map((bin) => bin / 1023);
-    const near = (box) => [x0 * width, y0 * height, x1 * width, y1 * height].every((v, k) => Math.abs(v - box[k]) < 0.02);
-    const at = this.detections.findIndex((d) => (d.label ?? "") === found.label && near(d.box_xyxy_px));
+    const near = (box) =>
+      [x0 * width, y0 * height, x1 * width, y1 * height].every(
+        (v, k) => Math.abs(v - box[k]) < 0.02,
+      );
+    const at = this.detections.findIndex(
+      (d) => (d.label ?? "") === found.label && near(d.box_xyxy_px),
+    );
     return at < 0 ? null : at;
   }
 
@@ -187,53 +220,35 @@ export class Answer {
     };
   }
 
-  #drawTokens() {
-    const { length } = this.tokens;
-    this.tokensBox.hidden = !length;
-    this.tokenCount.textContent = String(length);
-    if (this.tokenList.childElementCount > length) this.tokenList.replaceChildren();
-    let position = 0;
-    const starts = this.tokens.map(({ text }) => (position += text.length) - text.length);
-    for (let i = this.tokenList.childElementCount; i < length; i++) {
-      const { text, logprob, id } = this.tokens[i];
-      const p = Math.exp(logprob ?? Number.NaN);
-      const known = Number.isFinite(p);
-      const bar = el("span.bar", { "aria-hidden": "true" });
-      if (known) bar.style.setProperty("--share", p.toFixed(3));
-      const shown = text.replaceAll("\n", "⏎").replaceAll(" ", "␣") || "∅";
-      this.tokenList.append(
-        el("li", { title: `token ${id}` }, el("code", {}, shown), el("small", {}, known ? percent(p) : "–"), bar),
-      );
-    }
-    const items = this.tokenList.children;
-    this.spans.forEach((found, i) => {
-      const index = this.#indexOf(found, i);
-      if (index === null) return;
-      starts.forEach((start, k) => {
-        if (start < found.start || start >= found.end || items[k].dataset.object) return;
-        items[k].dataset.object = index;
-        items[k].addEventListener("pointerenter", () => this.onLight?.(Number(items[k].dataset.object)));
-        items[k].addEventListener("pointerleave", () => this.onLight?.(null));
-      });
-    });
-  }
-
   #drawStatus(ms) {
     const { usage, finish_reason: reason, detections, prompt } = this.final;
     let said = "Answered";
-    if (detections) said = detections.length ? `Found ${count(detections.length, "object")}` : "Found nothing";
+    if (detections)
+      said = detections.length ? `Found ${count(detections.length, "object")}` : "Found nothing";
     const facts = [];
     if (ms !== undefined) facts.push(duration(ms));
     if (usage) facts.push(count(usage.completion_tokens, "token"));
     const aloud = el("span.off-screen", {}, `: ${summary(this.final)}. `);
-    this.status.replaceChildren(el("b", {}, said), aloud, " ", el("span.quiet", {}, facts.join(" · ")));
+    this.status.replaceChildren(
+      el("b", {}, said),
+      aloud,
+      " ",
+      el("span.quiet", {}, facts.join(" · ")),
+    );
     if (!this.written.trim() && !detections?.length) {
       this.text.hidden = false;
       this.text.replaceChildren(el("span.quiet", {}, "The model wrote nothing."));
     }
     const notes = [];
-    if (reason === "length") notes.push("The answer was cut: it reached the most tokens allowed. Raise the bound in the settings.");
-    if (/^\s*segment/.test(prompt ?? "") && detections?.length && detections.every((d) => !d.mask)) {
+    if (reason === "length")
+      notes.push(
+        "The answer was cut: it reached the most tokens allowed. Raise the bound in the settings.",
+      );
+    if (
+      /^\s*segment/.test(prompt ?? "") &&
+      detections?.length &&
+      detections.every((d) => !d.mask)
+    ) {
       notes.push("The objects came without masks. Some models outline only one label a question.");
     }
     this.more.hidden = !notes.length;
@@ -248,29 +263,52 @@ export class Answer {
     this.shownText = el("output.quiet");
     if (detections.some((d) => d.score !== null && d.score !== undefined)) {
       const value = el("output", {}, "0.00");
-      const slider = el("input", { type: "range", min: 0, max: 1, step: 0.01, value: 0, id: freshId("confidence") });
+      const slider = el("input", {
+        type: "range",
+        min: 0,
+        max: 1,
+        step: 0.01,
+        value: 0,
+        id: freshId("confidence"),
+      });
       slider.addEventListener("input", () => {
         this.least = Number(slider.value);
         value.textContent = this.least.toFixed(2);
         this.filter();
       });
-      parts.push(el("div.slider", {}, el("label", { htmlFor: slider.id }, "Confidence from"), slider, value));
+      parts.push(
+        el("div.slider", {}, el("label", { htmlFor: slider.id }, "Confidence from"), slider, value),
+      );
     }
     if (detections.some((d) => d.mask)) {
       const value = el("output", {}, `${Math.round(this.viewer.opacity * 100)} %`);
-      const slider = el("input", { type: "range", min: 0, max: 1, step: 0.05, value: this.viewer.opacity, id: freshId("opacity") });
+      const slider = el("input", {
+        type: "range",
+        min: 0,
+        max: 1,
+        step: 0.05,
+        value: this.viewer.opacity,
+        id: freshId("opacity"),
+      });
       slider.addEventListener("input", () => {
         value.textContent = `${Math.round(slider.value * 100)} %`;
         this.viewer.setOpacity(Number(slider.value));
       });
-      parts.push(el("div.slider", {}, el("label", { htmlFor: slider.id }, "Mask opacity"), slider, value));
+      parts.push(
+        el("div.slider", {}, el("label", { htmlFor: slider.id }, "Mask opacity"), slider, value),
+      );
     }
     const labels = [...new Set(detections.map((d) => d.label))];
     const chips = labels.map((label) => {
-      const swatch = el("span.swatch");
-      swatch.style.background = colourOf(label, detections);
+      const colour = colourOf(label, detections);
       const number = detections.filter((d) => d.label === label).length;
-      const chip = el("button.label-chip", { type: "button", "aria-pressed": "true" }, swatch, label ?? "object", el("small", {}, String(number)));
+      const chip = el(
+        "button.label-chip",
+        { type: "button", "aria-pressed": "true" },
+        swatch(colour),
+        label ?? "object",
+        el("small", {}, String(number)),
+      );
       chip.addEventListener("click", () => {
         const isShown = this.hiddenLabels.delete(label);
         if (!isShown) this.hiddenLabels.add(label);
@@ -279,7 +317,14 @@ export class Answer {
       });
       return chip;
     });
-    parts.push(el("div.label-chips", { role: "group", "aria-label": "Labels shown" }, ...chips, this.shownText));
+    parts.push(
+      el(
+        "div.label-chips",
+        { role: "group", "aria-label": "Labels shown" },
+        ...chips,
+        this.shownText,
+      ),
+    );
     this.filters.replaceChildren(...parts);
   }
 
@@ -289,21 +334,38 @@ export class Answer {
     if (!detections.length) return;
     const hasMasks = detections.some((d) => d.mask);
     const rows = detections.map((d, i) => {
-      const swatch = el("span.swatch");
-      swatch.style.background = colourOf(d.label, detections);
-      const name = el("button.row-name", { type: "button", onfocus: () => this.onLight?.(i), onblur: () => this.onLight?.(null) }, swatch, d.label ?? "object");
+      const colour = colourOf(d.label, detections);
+      const name = el(
+        "button.row-name",
+        { type: "button", onfocus: () => this.onLight?.(i), onblur: () => this.onLight?.(null) },
+        swatch(colour),
+        d.label ?? "object",
+      );
       const bar = el("span.bar", { "aria-hidden": "true" });
       bar.style.setProperty("--share", d.score ?? 0);
       return el(
         "tr",
         this.#joined(i),
         el("th", { scope: "row" }, name),
-        el("td.score", {}, d.score === null || d.score === undefined ? "–" : d.score.toFixed(2), bar),
+        el(
+          "td.score",
+          {},
+          d.score === null || d.score === undefined ? "–" : d.score.toFixed(2),
+          bar,
+        ),
         ...d.box_xyxy_px.map((value) => el("td", {}, String(Math.round(value)))),
         hasMasks && el("td", {}, d.mask ? areaOf(d.mask).toLocaleString("en") : "–"),
       );
     });
-    const heads = ["Label", "Score", "Left", "Top", "Right", "Bottom", ...(hasMasks ? ["Mask px"] : [])];
+    const heads = [
+      "Label",
+      "Score",
+      "Left",
+      "Top",
+      "Right",
+      "Bottom",
+      ...(hasMasks ? ["Mask px"] : []),
+    ];
     this.table.replaceChildren(
       el(
         "table",
@@ -322,9 +384,20 @@ export class Answer {
   }
 
   copyButton() {
-    const text = () => (this.final.detections ? JSON.stringify(this.final, null, 2) : this.final.text);
-    return el("button.quiet-button", { type: "button", onclick: () => copyText(text()) }, icon("copy"), this.final.detections ? "Copy JSON" : "Copy text");
+    const text = () =>
+      this.final.detections ? JSON.stringify(this.final, null, 2) : this.final.text;
+    return el(
+      "button.quiet-button",
+      { type: "button", onclick: () => copyText(text()) },
+      icon("copy"),
+      this.final.detections ? "Copy JSON" : "Copy text",
+    );
   }
 }
 
-const percent = (p) => (p >= 0.9995 ? "100" : p >= 0.0995 ? (p * 100).toFixed(0) : (p * 100).toFixed(1)) + " %";
+/** A small square of a colour; "" is none yet. */
+function swatch(colour) {
+  const square = el("span.swatch");
+  square.style.background = colour;
+  return square;
+}

@@ -81,7 +81,10 @@ export async function ask(question, picture, { signal, onStart, onToken } = {}) 
     const body = new FormData();
     if (withFile) body.append("image", picture.file, picture.name ?? "picture");
     else body.append("image_id", picture.imageId);
-    for (const [name, value] of Object.entries({ ...question.fields, ...(onToken ? { stream: true } : {}) })) {
+    for (const [name, value] of Object.entries({
+      ...question.fields,
+      ...(onToken ? { stream: true } : {}),
+    })) {
       body.append(name, value);
     }
     const response = await call(`v1/${question.task}`, { method: "POST", body, signal });
@@ -97,7 +100,10 @@ export async function ask(question, picture, { signal, onStart, onToken } = {}) 
       if (error.status !== 404 || error.code !== "image_not_found") throw error;
       picture.imageId = null;
       if (!picture.file) {
-        throw new ServerError("The server no longer keeps this picture, and the history holds only a small copy. Load the picture again.");
+        throw new ServerError(
+          "The server no longer keeps this picture, and the history has only a small copy. " +
+            "Load the picture again.",
+        );
       }
       answer = await send(true);
     }
@@ -112,7 +118,10 @@ async function follow(response, { onStart, onToken }) {
     else if (event === "token") onToken(data);
     else if (event === "done") return data;
     else if (event === "error") {
-      throw new ServerError(sentence(data.error?.message ?? "", 500), { status: 500, code: data.error?.code });
+      throw new ServerError(sentence(data.error?.message ?? "", 500), {
+        status: 500,
+        code: data.error?.code,
+      });
     }
   }
   throw new ServerError("The connection ended before the answer did. Ask again.");
@@ -137,8 +146,13 @@ export async function* eventsOf(body) {
       buffer = blocks.pop();
       for (const block of blocks) {
         const lines = block.split("\n");
-        const event = lines.find((line) => line.startsWith("event:"))?.slice(6).trim();
-        const data = lines.filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart());
+        const event = lines
+          .find((line) => line.startsWith("event:"))
+          ?.slice(6)
+          .trim();
+        const data = lines
+          .filter((line) => line.startsWith("data:"))
+          .map((line) => line.slice(5).trimStart());
         if (event && data.length) yield { event, data: JSON.parse(data.join("\n")) };
       }
     }

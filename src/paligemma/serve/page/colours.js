@@ -9,7 +9,8 @@ export function colourOf(label, detections) {
 }
 
 /** Red, green and blue of "#rrggbb", each 0..255. */
-export const rgbOf = (colour) => [1, 3, 5].map((at) => Number.parseInt(colour.slice(at, at + 2), 16));
+export const rgbOf = (colour) =>
+  [1, 3, 5].map((at) => Number.parseInt(colour.slice(at, at + 2), 16));
 
 /** Black or white, whichever reads better on a colour. */
 export function inkOn(colour) {

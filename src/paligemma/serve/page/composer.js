@@ -2,7 +2,8 @@
 
 import { el, freshId, icon, labelled, stored } from "./dom.js";
 
-const LANGUAGES = "en ar bn cs da de el es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt ro ru sv sw te th tr uk vi zh";
+const LANGUAGES =
+  "en ar bn cs da de el es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt ro ru sv sw te th tr uk vi zh";
 const MAX_PROMPT_CHARS = 10_000;
 
 const oneLine = (text) => text.trim().replaceAll(/\s+/g, " ");
@@ -72,12 +73,25 @@ export class Composer {
   constructor({ name, submit, onSubmit, onStop }) {
     this.name = name;
     this.task = "detect";
-    this.values = { style: "caption", lang: "en", question: "", labels: "", prompt: "", ...stored.get("local", `fields.${name}`, {}) };
+    this.values = {
+      style: "caption",
+      lang: "en",
+      question: "",
+      labels: "",
+      prompt: "",
+      ...stored.get("local", `fields.${name}`, {}),
+    };
     const kept = stored.get("local", `task.${name}`, "detect");
     if (kept in TASKS) this.task = kept;
     const group = freshId("task");
     this.radios = Object.entries(TASKS).map(([task, { name: label, icon: drawing }]) => {
-      const radio = el("input", { type: "radio", name: group, value: task, checked: task === this.task, onchange: () => this.choose(task) });
+      const radio = el("input", {
+        type: "radio",
+        name: group,
+        value: task,
+        checked: task === this.task,
+        onchange: () => this.choose(task),
+      });
       return el("label.chip", {}, radio, icon(drawing), el("span", {}, label));
     });
     this.fields = el("div.task-fields");
@@ -85,7 +99,12 @@ export class Composer {
     this.note = el("p.note", { hidden: true });
     this.problem = el("p.problem", { role: "alert", hidden: true, id: freshId("problem") });
     this.submit = el("button.primary", { type: "submit" }, submit);
-    this.stop = el("button", { type: "button", hidden: true, onclick: onStop }, icon("stop"), "Stop");
+    this.stop = el(
+      "button",
+      { type: "button", hidden: true, onclick: onStop },
+      icon("stop"),
+      "Stop",
+    );
     this.actions = el("div.actions", {}, this.submit, this.stop);
     this.element = el(
       "form.composer.card",
@@ -149,8 +168,11 @@ export class Composer {
     const task = TASKS[this.task];
     const prompt = task.prompt(this.values);
     let problem = "";
-    if (task.needs && !oneLine(this.values[task.needs].replaceAll(";", " "))) problem = MISSING[task.needs];
-    else if (prompt.length > MAX_PROMPT_CHARS) problem = `A prompt may have 10,000 characters, this one has ${prompt.length.toLocaleString("en")}. Shorten it.`;
+    if (this.#isEmpty()) problem = MISSING[task.needs];
+    else if (prompt.length > MAX_PROMPT_CHARS) {
+      const length = prompt.length.toLocaleString("en");
+      problem = `A prompt may have 10,000 characters, this one has ${length}. Shorten it.`;
+    }
     if (!quietly) this.#problem(problem);
     if (problem) {
       if (!quietly) this.fields.querySelector("input, textarea")?.focus();
@@ -158,6 +180,12 @@ export class Composer {
     }
     const [call, fields] = task.call(this.values);
     return { task: this.task, values: { ...this.values }, prompt, call, fields };
+  }
+
+  /** Whether the field that the task needs holds nothing. */
+  #isEmpty() {
+    const { needs } = TASKS[this.task];
+    return Boolean(needs) && !oneLine(this.values[needs].replaceAll(";", " "));
   }
 
   #problem(text) {
@@ -172,12 +200,11 @@ export class Composer {
   #changed() {
     this.#problem("");
     const prompt = TASKS[this.task].prompt(this.values);
-    const { needs } = TASKS[this.task];
-    const isEmpty = needs && !oneLine(this.values[needs].replaceAll(";", " "));
-    this.sent.textContent = `${prompt.trim()}${isEmpty ? " …" : ""}`;
+    this.sent.textContent = `${prompt.trim()}${this.#isEmpty() ? " …" : ""}`;
     const facts = this.model?.paligemma ?? {};
     let note = "";
-    if (this.task === "segment" && facts.has_masks === false) note = "This model has no mask decoder: it answers with boxes alone.";
+    if (this.task === "segment" && facts.has_masks === false)
+      note = "This model has no mask decoder: it answers with boxes alone.";
     this.note.textContent = note;
     this.note.hidden = !note;
     stored.set("local", `fields.${this.name}`, this.values);
@@ -191,11 +218,15 @@ export class Composer {
     const value = this.values[name];
     if (name === "style") {
       const names = { caption: "A sentence", cap: "Short", describe: "Longer" };
-      const options = Object.entries(names).map(([style, text]) => el("option", { value: style, selected: style === value }, text));
+      const options = Object.entries(names).map(([style, text]) =>
+        el("option", { value: style, selected: style === value }, text),
+      );
       return labelled("Length", el("select", { onchange: set }, ...options));
     }
     if (name === "lang") {
-      const options = LANGUAGES.split(" ").map((code) => el("option", { value: code, selected: code === value }, languageName(code)));
+      const options = LANGUAGES.split(" ").map((code) =>
+        el("option", { value: code, selected: code === value }, languageName(code)),
+      );
       return labelled("Language", el("select", { onchange: set }, ...options));
     }
     if (name === "prompt") {
@@ -204,13 +235,37 @@ export class Composer {
         event.preventDefault();
         this.element.requestSubmit();
       };
-      return labelled("Prompt, word for word", el("textarea", { value, rows: 2, oninput: set, onkeydown, placeholder: "caption en", spellcheck: false }));
+      return labelled(
+        "Prompt, word for word",
+        el("textarea", {
+          value,
+          rows: 2,
+          oninput: set,
+          onkeydown,
+          placeholder: "caption en",
+          spellcheck: false,
+        }),
+      );
     }
     if (name === "labels") {
-      const field = el("input", { value, oninput: set, placeholder: "star ; heart ; digit", autocomplete: "off", spellcheck: false });
+      const field = el("input", {
+        value,
+        oninput: set,
+        placeholder: "star ; heart ; digit",
+        autocomplete: "off",
+        spellcheck: false,
+      });
       return labelled("Things to look for", field, "Separate several with a semicolon.");
     }
-    return labelled("Question", el("input", { value, oninput: set, placeholder: "what color is the star?", autocomplete: "off" }));
+    return labelled(
+      "Question",
+      el("input", {
+        value,
+        oninput: set,
+        placeholder: "what color is the star?",
+        autocomplete: "off",
+      }),
+    );
   }
 }
 

@@ -20,7 +20,9 @@ export function el(spec, props = {}, ...children) {
       node.setAttribute(name, value === true ? "" : String(value));
     }
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(
+    ...children.filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return node;
 }
 
@@ -34,12 +36,20 @@ export function svg(tag, attributes = {}, ...children) {
 
 /** The drawing of `index.html` with this name, hidden from screen readers. */
 export function icon(name) {
-  return svg("svg", { class: "icon", "aria-hidden": "true" }, svg("use", { href: `#icon-${name}` }));
+  return svg(
+    "svg",
+    { class: "icon", "aria-hidden": "true" },
+    svg("use", { href: `#icon-${name}` }),
+  );
 }
 
 /** A button that shows a drawing alone; its name is read out and shown as a tooltip. */
 export function iconButton(name, label, onclick, props = {}) {
-  return el("button.icon-button", { type: "button", "aria-label": label, title: label, onclick, ...props }, icon(name));
+  return el(
+    "button.icon-button",
+    { type: "button", "aria-label": label, title: label, onclick, ...props },
+    icon(name),
+  );
 }
 
 let number = 0;
@@ -49,7 +59,13 @@ export const freshId = (stem) => `${stem}-${++number}`;
 /** A visible label above a field. */
 export function labelled(text, field, note) {
   field.id ||= freshId("field");
-  return el("div.field", {}, el("label", { htmlFor: field.id }, text), field, note && el("p.note", {}, note));
+  return el(
+    "div.field",
+    {},
+    el("label", { htmlFor: field.id }, text),
+    field,
+    note && el("p.note", {}, note),
+  );
 }
 
 /** Values in the browser's storage; one that cannot be read or written counts as absent. */
@@ -117,7 +133,8 @@ export function toast(text) {
 export const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 
 /** Milliseconds as a reader says them. */
-export const duration = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+export const duration = (ms) =>
+  ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
 
 /** Resolves after some time, or rejects as soon as the signal is aborted. */
 export function wait(ms, signal) {

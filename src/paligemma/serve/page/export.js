@@ -12,7 +12,10 @@ import { zip } from "./zip.js";
  */
 
 const named = (detection) => detection.label ?? "object";
-const valid = (row) => (row.answer?.detections ?? []).filter(({ valid: isValid, box_xyxy_px: [x0, y0, x1, y1] }) => isValid !== false && x1 > x0 && y1 > y0);
+const valid = (row) =>
+  (row.answer?.detections ?? []).filter(
+    ({ valid: isValid, box_xyxy_px: [x0, y0, x1, y1] }) => isValid !== false && x1 > x0 && y1 > y0,
+  );
 const categoriesOf = (rows) => [...new Set(rows.flatMap((row) => valid(row).map(named)))].sort();
 const round = (value) => Math.round(value * 100) / 100;
 const text = (value, type) => new Blob([value], { type });
@@ -31,7 +34,10 @@ function stems(rows) {
 
 /** Every row as the server answered it, or its error. */
 export function toJson(rows) {
-  const results = rows.map(({ name, answer, error }) => ({ image: name, ...(answer ?? { error: error ?? "not asked" }) }));
+  const results = rows.map(({ name, answer, error }) => ({
+    image: name,
+    ...(answer ?? { error: error ?? "not asked" }),
+  }));
   return text(JSON.stringify({ results }, null, 2), "application/json");
 }
 
@@ -55,7 +61,12 @@ export function toCoco(rows) {
   );
   const coco = {
     info: { description: "Answers of PaliGemma" },
-    images: asked.map(({ name, answer }, i) => ({ id: i + 1, file_name: name, width: answer.image.width, height: answer.image.height })),
+    images: asked.map(({ name, answer }, i) => ({
+      id: i + 1,
+      file_name: name,
+      width: answer.image.width,
+      height: answer.image.height,
+    })),
     categories: names.map((name, i) => ({ id: i + 1, name })),
     annotations: annotations.map((annotation, i) => ({ id: i + 1, ...annotation })),
   };
@@ -70,17 +81,22 @@ export async function toYolo(rows) {
   stems(asked).forEach((stem, i) => {
     const lines = valid(asked[i]).map((detection) => {
       const [y0, x0, y1, x1] = detection.box_yxyx.map((value) => Math.min(Math.max(value, 0), 1));
-      const numbers = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0].map((value) => value.toFixed(6));
+      const numbers = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0].map((value) =>
+        value.toFixed(6),
+      );
       return `${names.indexOf(named(detection))} ${numbers.join(" ")}\n`;
     });
     files.set(`labels/${stem}.txt`, text(lines.join(""), "text/plain"));
   });
   const classes = names.map((name, i) => `  ${i}: ${JSON.stringify(name)}\n`).join("");
-  files.set("data.yaml", text(`path: .\ntrain: images\nval: images\nnames:\n${classes}`, "text/plain"));
+  files.set(
+    "data.yaml",
+    text(`path: .\ntrain: images\nval: images\nnames:\n${classes}`, "text/plain"),
+  );
   return zip(files);
 }
 
-/** A zip of the pictures with their objects drawn on them; pictures that cannot be drawn are left out. */
+/** A zip of the pictures with their objects; those the browser cannot draw are left out. */
 export async function toOverlays(rows) {
   const drawable = rows.filter((row) => row.answer && row.file);
   const files = new Map();
@@ -101,7 +117,8 @@ export async function overlay(file, detections) {
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
   const line = Math.max(2, Math.round(Math.min(width, height) / 200));
-  for (const detection of detections) if (detection.mask) drawMask(context, detection, colourOf(detection.label, detections));
+  for (const detection of detections)
+    if (detection.mask) drawMask(context, detection, colourOf(detection.label, detections));
   context.font = `600 ${line * 6}px system-ui, sans-serif`;
   context.textBaseline = "top";
   for (const detection of detections) {

@@ -13,9 +13,18 @@ export class History {
     this.entries = stored.get("local", "history", []);
     this.dialog = document.getElementById("history");
     this.list = el("ul.history-list");
-    this.clearButton = el("button", { type: "button", onclick: () => this.clear() }, "Clear the history");
+    this.clearButton = el(
+      "button",
+      { type: "button", onclick: () => this.clear() },
+      "Clear the history",
+    );
     this.dialog.append(
-      el("div.dialog-head", {}, el("h2", { id: "history-title" }, "History"), iconButton("close", "Close", () => this.dialog.close())),
+      el(
+        "div.dialog-head",
+        {},
+        el("h2", { id: "history-title" }, "History"),
+        iconButton("close", "Close", () => this.dialog.close()),
+      ),
       el("p.note", {}, "Kept in this browser alone, with small copies of the pictures."),
       this.list,
       el("div.actions", {}, this.clearButton),
@@ -37,11 +46,18 @@ export class History {
   async add({ question, answer, picture }) {
     const thumb = picture.file ? await thumbnail(picture.url) : picture.url;
     let { detections } = answer;
-    if (detections && JSON.stringify(detections).length > MAX_MASK_CHARS) detections = detections.map(({ mask, ...rest }) => rest);
+    if (detections && JSON.stringify(detections).length > MAX_MASK_CHARS)
+      detections = detections.map(({ mask, ...rest }) => rest);
     this.entries.unshift({
       at: Date.now(),
       question,
-      picture: { name: picture.name, width: picture.width, height: picture.height, imageId: picture.imageId, thumb },
+      picture: {
+        name: picture.name,
+        width: picture.width,
+        height: picture.height,
+        imageId: picture.imageId,
+        thumb,
+      },
       answer: { ...answer, detections, overlay: undefined, tokens: undefined },
     });
     this.entries.length = Math.min(this.entries.length, MAX_ENTRIES);
@@ -69,7 +85,13 @@ export class History {
             "button",
             { type: "button", onclick: open },
             shown,
-            el("span", {}, el("code", {}, question.prompt), el("b", {}, summary(answer)), el("small", {}, `${picture.name} · ${answer.model} · ${ago(at)}`)),
+            el(
+              "span",
+              {},
+              el("code", {}, question.prompt),
+              el("b", {}, summary(answer)),
+              el("small", {}, `${picture.name} · ${answer.model} · ${ago(at)}`),
+            ),
           ),
         );
       }),
@@ -82,7 +104,8 @@ export function summary({ detections, text }) {
   if (!detections) return text.trim() || "nothing written";
   if (!detections.length) return "nothing found";
   const numbers = new Map();
-  for (const { label } of detections) numbers.set(label ?? "object", (numbers.get(label ?? "object") ?? 0) + 1);
+  for (const { label } of detections)
+    numbers.set(label ?? "object", (numbers.get(label ?? "object") ?? 0) + 1);
   return [...numbers].map(([label, n]) => (n === 1 ? label : `${n} × ${label}`)).join(", ");
 }
 

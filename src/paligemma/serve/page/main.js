@@ -7,7 +7,16 @@ import { copyText, download, el, icon, stored } from "./dom.js";
 import { overlay } from "./export.js";
 import { History } from "./history.js";
 import { Pane } from "./pane.js";
-import { acceptDrops, EXAMPLES, exampleUrl, fileButton, filesOf, openExample, openFile, photograph } from "./pictures.js";
+import {
+  acceptDrops,
+  EXAMPLES,
+  exampleUrl,
+  fileButton,
+  filesOf,
+  openExample,
+  openFile,
+  photograph,
+} from "./pictures.js";
 import { Settings } from "./settings.js";
 import { curl, pythonCode } from "./snippets.js";
 
@@ -21,10 +30,18 @@ class Page {
     this.picture = null;
     this.settings = new Settings(() => this.loadModels());
     this.history = new History((entry) => this.restore(entry));
-    const listeners = { onDone: (pane, done) => this.answered(pane, done), onSettings: () => this.settings.open() };
+    const listeners = {
+      onDone: (pane, done) => this.answered(pane, done),
+      onSettings: () => this.settings.open(),
+    };
     this.panes = [new Pane(listeners), new Pane(listeners)];
     [this.panes[0].twin, this.panes[1].twin] = [this.panes[1], this.panes[0]];
-    this.composer = new Composer({ name: "one", submit: "Ask", onSubmit: (question) => this.ask(question), onStop: () => this.stop() });
+    this.composer = new Composer({
+      name: "one",
+      submit: "Ask",
+      onSubmit: (question) => this.ask(question),
+      onStop: () => this.stop(),
+    });
     this.batch = new Batch({
       options: (prompt) => this.settings.fields(prompt, byId("model").value),
       onOpen: (row, question) => this.openRow(row, question),
@@ -50,14 +67,22 @@ class Page {
     byId("batch").append(this.batch.element);
     this.problem = byId("source-problem");
     const open = (files) => this.openFiles(files);
-    byId("source-actions").append(fileButton("Open", open, { quiet: true }), this.#cameraButton("button.quiet-button"));
+    byId("source-actions").append(
+      fileButton("Open", open, { quiet: true }),
+      this.#cameraButton("button.quiet-button"),
+    );
     byId("drop-actions").append(fileButton("Choose a file", open), this.#cameraButton("button"));
     for (const place of [byId("examples"), byId("drop-examples")]) {
       place.append(
         ...EXAMPLES.map((example) =>
           el(
             "button.example",
-            { type: "button", title: `Example: ${example.name}`, "aria-label": `Example: ${example.name}`, onclick: () => this.openExample(example) },
+            {
+              type: "button",
+              title: `Example: ${example.name}`,
+              "aria-label": `Example: ${example.name}`,
+              onclick: () => this.openExample(example),
+            },
             el("img", { src: exampleUrl(example.file), alt: "", width: 64, height: 48 }),
           ),
         ),
@@ -72,7 +97,12 @@ class Page {
   }
 
   #codeButton(kind) {
-    return el("button.quiet-button", { type: "button", onclick: () => this.showCode(kind, true) }, icon("copy"), `Copy as ${kind}`);
+    return el(
+      "button.quiet-button",
+      { type: "button", onclick: () => this.showCode(kind, true) },
+      icon("copy"),
+      `Copy as ${kind}`,
+    );
   }
 
   #listen() {
@@ -114,7 +144,8 @@ class Page {
     byId("batch").hidden = this.view !== "batch";
     const isCompared = this.view === "compare";
     this.panes[1].element.hidden = !isCompared;
-    if (isCompared && this.picture && this.panes[1].viewer.picture !== this.picture) this.panes[1].show(this.picture);
+    if (isCompared && this.picture && this.panes[1].viewer.picture !== this.picture)
+      this.panes[1].show(this.picture);
     for (const pane of this.panes) pane.head.hidden = !isCompared;
     byId("one-model").hidden = !(isCompared && this.models.length === 1);
     this.showCode();
@@ -132,7 +163,12 @@ class Page {
       return;
     }
     const kept = stored.get("local", "model", null);
-    const fill = (target, chosen) => target.replaceChildren(...this.models.map((model) => el("option", { value: model.id, selected: model.id === chosen }, model.id)));
+    const fill = (target, chosen) =>
+      target.replaceChildren(
+        ...this.models.map((model) =>
+          el("option", { value: model.id, selected: model.id === chosen }, model.id),
+        ),
+      );
     const ids = this.models.map(({ id }) => id);
     const first = ids.includes(kept) ? kept : ids[0];
     fill(select, first);
@@ -204,7 +240,15 @@ class Page {
     this.composer.setBusy(true);
     this.showCode();
     await Promise.all(
-      asked.map((pane) => pane.run(question, this.settings.fields(question.prompt, this.view === "compare" ? pane.model.value : byId("model").value))),
+      asked.map((pane) =>
+        pane.run(
+          question,
+          this.settings.fields(
+            question.prompt,
+            this.view === "compare" ? pane.model.value : byId("model").value,
+          ),
+        ),
+      ),
     );
     if (!this.panes.some((pane) => pane.busy)) this.composer.setBusy(false);
   }
@@ -216,14 +260,20 @@ class Page {
   answered(pane, { question, answer, picture }) {
     const buttons = [pane.answer.copyButton()];
     if (answer.detections?.length && picture.file) {
-      const save = async () => download(`${picture.name.replace(/\.[^.]+$/, "")}-overlay.png`, await overlay(picture.file, visibleOf(pane)));
-      buttons.push(el("button.quiet-button", { type: "button", onclick: save }, icon("save"), "Save overlay"));
+      const save = async () =>
+        download(
+          `${picture.name.replace(/\.[^.]+$/, "")}-overlay.png`,
+          await overlay(picture.file, visibleOf(pane)),
+        );
+      buttons.push(
+        el("button.quiet-button", { type: "button", onclick: save }, icon("save"), "Save overlay"),
+      );
     }
     pane.answer.addActions(...buttons);
     this.history.add({ question, answer, picture });
   }
 
-  /** Shows an entry of the history; where the server still keeps the picture it can be asked again. */
+  /** Shows an entry of the history, to be asked again while the server keeps its picture. */
   restore({ question, answer, picture }) {
     if (this.view === "batch") location.hash = "#ask";
     this.show({ ...picture, file: null, url: picture.thumb ?? "" });
@@ -234,7 +284,9 @@ class Page {
   /** Shows a row of the batch with its picture. */
   async openRow(row, question) {
     location.hash = "#ask";
-    await this.attempt(openFile(row.file, row.name).then((picture) => ({ ...picture, imageId: row.imageId })));
+    await this.attempt(
+      openFile(row.file, row.name).then((picture) => ({ ...picture, imageId: row.imageId })),
+    );
     this.composer.set(question);
     const pane = this.panes[0];
     pane.answer.done(row.answer, row.ms);
@@ -252,7 +304,10 @@ class Page {
     if (!question) return;
     const about = {
       fileName: this.picture.name,
-      options: this.settings.fields(question.prompt, this.models.length > 1 ? byId("model").value : ""),
+      options: this.settings.fields(
+        question.prompt,
+        this.models.length > 1 ? byId("model").value : "",
+      ),
       hasKey: Boolean(this.settings.key),
     };
     this.codeText.textContent = (kind === "curl" ? curl : pythonCode)(question, about);
@@ -269,7 +324,10 @@ const visibleOf = (pane) => {
 function factsOf({ paligemma: facts = {} }) {
   const parts = [];
   if (facts.image_size_px) parts.push(`sees ${facts.image_size_px} × ${facts.image_size_px} px`);
-  if (facts.num_parameters) parts.push(`${new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 }).format(facts.num_parameters)} parameters`);
+  if (facts.num_parameters) {
+    const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+    parts.push(`${short.format(facts.num_parameters)} parameters`);
+  }
   if (facts.quant) parts.push(facts.quant);
   if (facts.adapter) parts.push(`adapter ${facts.adapter}`);
   return parts.join(" · ");

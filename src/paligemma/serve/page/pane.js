@@ -14,7 +14,10 @@ export class Pane {
     this.onDone = onDone;
     this.onSettings = onSettings;
     const light = (index) => this.light(index);
-    this.viewer = new Viewer({ onLight: light, onView: (view) => this.twin?.viewer.setView({ ...view }) });
+    this.viewer = new Viewer({
+      onLight: light,
+      onView: (view) => this.twin?.viewer.setView({ ...view }),
+    });
     this.answer = new Answer(this.viewer);
     this.answer.onLight = light;
     this.model = el("select", { "aria-label": "Model" });
@@ -72,11 +75,15 @@ export class Pane {
     for (let tries = 1; ; tries++) {
       this.answer.start();
       try {
-        return await ask({ task: question.call, fields: { ...question.fields, ...options } }, picture, {
-          signal,
-          onStart: (start) => this.answer.began(start),
-          onToken: (token) => this.answer.token(token),
-        });
+        return await ask(
+          { task: question.call, fields: { ...question.fields, ...options } },
+          picture,
+          {
+            signal,
+            onStart: (start) => this.answer.began(start),
+            onToken: (token) => this.answer.token(token),
+          },
+        );
       } catch (error) {
         const isBusy = error.status === 429 || error.status === 503;
         if (!isBusy || tries === MAX_TRIES) throw error;
@@ -91,7 +98,11 @@ export class Pane {
     let now;
     const pressed = new Promise((resolve) => (now = resolve));
     const left = el("span.countdown", { "aria-hidden": "true" });
-    this.answer.fail(error.message, el("button", { type: "button", onclick: () => now(true) }, "Ask now"), left);
+    this.answer.fail(
+      error.message,
+      el("button", { type: "button", onclick: () => now(true) }, "Ask now"),
+      left,
+    );
     left.before(el("span.off-screen", {}, `Asking again in ${seconds} seconds.`));
     for (let s = seconds; s > 0; s--) {
       left.textContent = `Asking again in ${s} s`;
@@ -101,8 +112,15 @@ export class Pane {
 
   #fail(error) {
     if (!(error instanceof ServerError)) console.error(error);
-    const message = error instanceof ServerError ? error.message : "The page failed to show this answer. Load it again.";
-    const settings = el("button", { type: "button", onclick: this.onSettings }, "Open the settings");
+    const message =
+      error instanceof ServerError
+        ? error.message
+        : "The page failed to show this answer. Load it again.";
+    const settings = el(
+      "button",
+      { type: "button", onclick: this.onSettings },
+      "Open the settings",
+    );
     this.answer.fail(message, ...(error.status === 401 ? [settings] : []));
   }
 }

@@ -26,7 +26,7 @@ export function parseObjects(text) {
   const items = itemsOf(text);
   const objects = [];
   const rest = [];
-  for (let at = 0; at < items.length; ) {
+  for (let at = 0; at < items.length;) {
     const first = items[at];
     if (first.kind !== "loc") {
       rest.push(first.text);
@@ -35,7 +35,13 @@ export function parseObjects(text) {
     }
     const loc = run(items, at, "loc", 4);
     at += loc.length;
-    const found = { loc: loc.map((item) => item.value), numSeg: 0, label: "", start: first.start, end: items[at - 1].end };
+    const found = {
+      loc: loc.map((item) => item.value),
+      numSeg: 0,
+      label: "",
+      start: first.start,
+      end: items[at - 1].end,
+    };
     if (loc.length < 4 && at < items.length) {
       rest.push(...loc.map((item) => item.text));
       continue;
@@ -53,21 +59,34 @@ export function parseObjects(text) {
     }
     objects.push(found);
   }
-  return { objects, rest: rest.flatMap((piece) => piece.split(";")).map((piece) => piece.trim()).filter(Boolean) };
+  return {
+    objects,
+    rest: rest
+      .flatMap((piece) => piece.split(";"))
+      .map((piece) => piece.trim())
+      .filter(Boolean),
+  };
 }
 
 function itemsOf(text) {
   const items = [];
   let at = 0;
   const plain = (end) => {
-    if (text.slice(at, end).trim()) items.push({ kind: "text", text: text.slice(at, end), start: at, end });
+    if (text.slice(at, end).trim())
+      items.push({ kind: "text", text: text.slice(at, end), start: at, end });
   };
   for (const match of text.matchAll(TOKEN)) {
     const value = Number(match[1] ?? match[2]);
     if (value >= (match[1] ? NUM_LOC : NUM_SEG)) continue;
     plain(match.index);
     at = match.index + match[0].length;
-    items.push({ kind: match[1] ? "loc" : "seg", value, text: match[0], start: match.index, end: at });
+    items.push({
+      kind: match[1] ? "loc" : "seg",
+      value,
+      text: match[0],
+      start: match.index,
+      end: at,
+    });
   }
   plain(text.length);
   return items;
@@ -112,7 +131,7 @@ export function decodeRle({ size: [height, width], counts }) {
   const mask = new Uint8Array(height * width);
   const runs = [];
   let at = 0; // down the columns
-  for (let i = 0; i < counts.length; ) {
+  for (let i = 0; i < counts.length;) {
     let value = 0;
     let shift = 0;
     let bits;
@@ -124,7 +143,8 @@ export function decodeRle({ size: [height, width], counts }) {
     if (bits & 16) value -= 1 << shift;
     if (runs.length > 2) value += runs[runs.length - 2];
     if (runs.length % 2) {
-      for (let k = at; k < Math.min(at + value, mask.length); k++) mask[(k % height) * width + Math.floor(k / height)] = 1;
+      for (let k = at; k < Math.min(at + value, mask.length); k++)
+        mask[(k % height) * width + Math.floor(k / height)] = 1;
     }
     at += value;
     runs.push(value);

@@ -1,4 +1,4 @@
-/** Pictures from files, the clipboard, the camera and the examples, in a form that is shown and sent. */
+/** Pictures from files, the clipboard, the camera and the examples, to be shown and sent. */
 
 import { el, icon, iconButton } from "./dom.js";
 
@@ -32,7 +32,10 @@ export async function openFile(file, name = file.name || "pasted picture") {
     await img.decode();
   } catch {
     URL.revokeObjectURL(url);
-    throw new Error(`${name} is no picture that this browser can show. Choose a JPEG, PNG, WebP, GIF or AVIF file.`);
+    throw new Error(
+      `${name} is no picture that this browser can show. ` +
+        "Choose a JPEG, PNG, WebP, GIF or AVIF file.",
+    );
   }
   return { file, name, url, width: img.naturalWidth, height: img.naturalHeight, imageId: null };
 }
@@ -54,7 +57,10 @@ export async function thumbnail(url, sidePx = 256) {
     img.src = url;
     await img.decode();
     const scale = Math.min(1, sidePx / Math.max(img.naturalWidth, img.naturalHeight));
-    const canvas = el("canvas", { width: Math.max(1, Math.round(img.naturalWidth * scale)), height: Math.max(1, Math.round(img.naturalHeight * scale)) });
+    const canvas = el("canvas", {
+      width: Math.max(1, Math.round(img.naturalWidth * scale)),
+      height: Math.max(1, Math.round(img.naturalHeight * scale)),
+    });
     canvas.getContext("2d").drawImage(img, 0, 0, canvas.width, canvas.height);
     return canvas.toDataURL("image/webp", 0.8);
   } catch {
@@ -99,7 +105,12 @@ export function fileButton(label, onFiles, { multiple = false, quiet = false } =
       input.value = "";
     },
   });
-  const button = el(quiet ? "button.quiet-button" : "button", { type: "button", onclick: () => input.click() }, icon("open"), label);
+  const button = el(
+    quiet ? "button.quiet-button" : "button",
+    { type: "button", onclick: () => input.click() },
+    icon("open"),
+    label,
+  );
   return el("span.file-button", {}, button, input);
 }
 
@@ -110,35 +121,63 @@ export function fileButton(label, onFiles, { multiple = false, quiet = false } =
  */
 export async function photograph() {
   if (!navigator.mediaDevices?.getUserMedia) {
-    throw new Error("This browser gives the camera only to pages of https or of this very machine. Open a file instead.");
+    throw new Error(
+      "A browser gives its camera only to pages of https or of its own machine. Open a file instead.",
+    );
   }
   let stream;
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
+    stream = await navigator.mediaDevices.getUserMedia({
+      video: { facingMode: "environment", width: { ideal: 1920 } },
+    });
   } catch (error) {
     throw new Error(
       error.name === "NotAllowedError"
-        ? "The camera was refused. Allow it in the browser's settings of this page, or open a file instead."
+        ? "The camera was refused. Allow it in the settings of the browser, or open a file instead."
         : "No camera was found. Open a file instead.",
     );
   }
-  const video = el("video", { autoplay: true, playsInline: true, muted: true, "aria-label": "What the camera sees" });
+  const video = el("video", {
+    autoplay: true,
+    playsInline: true,
+    muted: true,
+    "aria-label": "What the camera sees",
+  });
   video.srcObject = stream;
   try {
     return await new Promise((resolve) => {
-      const dialog = el("dialog.camera", { "aria-label": "Camera", onclose: () => { dialog.remove(); resolve(null); } });
+      const dialog = el("dialog.camera", {
+        "aria-label": "Camera",
+        onclose: () => {
+          dialog.remove();
+          resolve(null);
+        },
+      });
       const take = async () => {
         const canvas = el("canvas", { width: video.videoWidth, height: video.videoHeight });
         canvas.getContext("2d").drawImage(video, 0, 0);
-        canvas.toBlob((blob) => {
-          resolve(blob && new File([blob], "camera.jpg", { type: "image/jpeg" }));
-          dialog.close();
-        }, "image/jpeg", 0.92);
+        canvas.toBlob(
+          (blob) => {
+            resolve(blob && new File([blob], "camera.jpg", { type: "image/jpeg" }));
+            dialog.close();
+          },
+          "image/jpeg",
+          0.92,
+        );
       };
       dialog.append(
-        el("div.dialog-head", {}, el("h2", {}, "Camera"), iconButton("close", "Close", () => dialog.close())),
+        el(
+          "div.dialog-head",
+          {},
+          el("h2", {}, "Camera"),
+          iconButton("close", "Close", () => dialog.close()),
+        ),
         video,
-        el("div.actions", {}, el("button.primary", { type: "button", onclick: take }, "Take the picture")),
+        el(
+          "div.actions",
+          {},
+          el("button.primary", { type: "button", onclick: take }, "Take the picture"),
+        ),
       );
       document.body.append(dialog);
       dialog.showModal();

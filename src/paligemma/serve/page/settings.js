@@ -26,19 +26,63 @@ export class Settings {
       },
     });
     const number = (name, attributes) =>
-      el("input", { type: "number", value: this.values[name], oninput: (event) => this.#set(name, event.target.validity.valid ? event.target.value : ""), ...attributes });
-    const constrain = el("input", { type: "checkbox", checked: this.values.constrain, onchange: () => this.#set("constrain", constrain.checked) });
+      el("input", {
+        type: "number",
+        value: this.values[name],
+        oninput: (event) => this.#set(name, event.target.validity.valid ? event.target.value : ""),
+        ...attributes,
+      });
+    const constrain = el("input", {
+      type: "checkbox",
+      checked: this.values.constrain,
+      onchange: () => this.#set("constrain", constrain.checked),
+    });
     this.dialog.append(
-      el("div.dialog-head", {}, el("h2", { id: "settings-title" }, "Settings"), iconButton("close", "Close", () => this.dialog.close())),
-      el("form", { method: "dialog" }, labelled("Key of the server", key, "Only where the server asks for one. It is forgotten with this tab.")),
+      el(
+        "div.dialog-head",
+        {},
+        el("h2", { id: "settings-title" }, "Settings"),
+        iconButton("close", "Close", () => this.dialog.close()),
+      ),
+      el(
+        "form",
+        { method: "dialog" },
+        labelled(
+          "Key of the server",
+          key,
+          "Only where the server asks for one. It is forgotten with this tab.",
+        ),
+      ),
       el(
         "div.pair",
         {},
-        labelled("Temperature", number("temperature", { min: 0, max: 10, step: 0.1, placeholder: "0" }), "0 takes the likeliest word each time."),
-        labelled("Most tokens", number("maxNewTokens", { min: 1, max: 4096, step: 1, placeholder: "default" }), "Where an answer is cut."),
+        labelled(
+          "Temperature",
+          number("temperature", { min: 0, max: 10, step: 0.1, placeholder: "0" }),
+          "0 takes the likeliest word each time.",
+        ),
+        labelled(
+          "Most tokens",
+          number("maxNewTokens", { min: 1, max: 4096, step: 1, placeholder: "default" }),
+          "Where an answer is cut.",
+        ),
       ),
-      labelled("Overlap from which one of two boxes is dropped", number("maxOverlap", { min: 0, max: 1, step: 0.05, placeholder: "none is dropped" }), "Of one thing found twice the likelier box stays. 0.5 suits most pictures."),
-      el("label.check", {}, constrain, el("span", {}, "Only well-formed objects", el("small", {}, "A grammar keeps detect and segment to the labels that were asked for."))),
+      labelled(
+        "Overlap from which one of two boxes is dropped",
+        number("maxOverlap", { min: 0, max: 1, step: 0.05, placeholder: "none is dropped" }),
+        "Of one thing found twice the likelier box stays. 0.5 suits most pictures.",
+      ),
+      el(
+        "label.check",
+        {},
+        constrain,
+        el(
+          "span",
+          {},
+          "Only well-formed objects",
+          el("small", {}, "A grammar keeps detect and segment to the labels that were asked for."),
+        ),
+      ),
       this.#themes(),
     );
   }
@@ -78,7 +122,18 @@ export class Settings {
       }
     };
     const radios = ["system", "light", "dark"].map((theme) =>
-      el("label.chip", {}, el("input", { type: "radio", name: "theme", value: theme, checked: theme === now, onchange: () => choose(theme) }), el("span", {}, theme[0].toUpperCase() + theme.slice(1))),
+      el(
+        "label.chip",
+        {},
+        el("input", {
+          type: "radio",
+          name: "theme",
+          value: theme,
+          checked: theme === now,
+          onchange: () => choose(theme),
+        }),
+        el("span", {}, theme[0].toUpperCase() + theme.slice(1)),
+      ),
     );
     return el("fieldset.chips", {}, el("legend", {}, "Colours"), ...radios);
   }

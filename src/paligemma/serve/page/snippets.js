@@ -30,17 +30,28 @@ export function curl({ call, fields }, { fileName, options, hasKey }) {
   if (hasKey) parts.push('-H "Authorization: Bearer $PALIGEMMA_KEY"');
   parts.push(`-F ${shell(`image=@${formFile(fileName)}`)}`);
   // --form-string takes a value as it is, also where it begins with @ or <.
-  for (const [name, value] of Object.entries({ ...fields, ...options })) parts.push(`--form-string ${shell(`${name}=${value}`)}`);
+  for (const [name, value] of Object.entries({ ...fields, ...options }))
+    parts.push(`--form-string ${shell(`${name}=${value}`)}`);
   return parts.join(" \\\n  ");
 }
 
 /** The same with the package's client, whose methods are those of a local model. */
 export function pythonCode({ call, fields }, { fileName, options, hasKey }) {
   const [given, named] = METHODS[call](fields);
-  const keywords = named.filter((name) => fields[name] !== DEFAULTS[name]).map((name) => [name, fields[name]]);
+  const keywords = named
+    .filter((name) => fields[name] !== DEFAULTS[name])
+    .map((name) => [name, fields[name]]);
   const { model, ...others } = options;
-  const all = [python(fileName), ...given.map(python), ...[...keywords, ...Object.entries(others)].map(([name, value]) => `${name}=${python(value)}`)];
-  const client = [python(address("")), ...(hasKey ? ['key=os.environ["PALIGEMMA_KEY"]'] : []), ...(model ? [`model=${python(model)}`] : [])];
+  const all = [
+    python(fileName),
+    ...given.map(python),
+    ...[...keywords, ...Object.entries(others)].map(([name, value]) => `${name}=${python(value)}`),
+  ];
+  const client = [
+    python(address("")),
+    ...(hasKey ? ['key=os.environ["PALIGEMMA_KEY"]'] : []),
+    ...(model ? [`model=${python(model)}`] : []),
+  ];
   return [
     ...(hasKey ? ["import os", ""] : []),
     "import paligemma",

@@ -22,7 +22,13 @@ export class Viewer {
     this.world = el("div.world", {}, this.img);
     this.layer = el("div.marks", { "aria-hidden": "true" });
     this.readout = el("output.readout", { hidden: true });
-    this.stage = el("div.stage", { tabIndex: 0, role: "group" }, this.world, this.layer, this.readout);
+    this.stage = el(
+      "div.stage",
+      { tabIndex: 0, role: "group" },
+      this.world,
+      this.layer,
+      this.readout,
+    );
     this.zoomText = el("output.zoom-text", {}, "Fit");
     this.tools = el(
       "div.stage-tools",
@@ -60,7 +66,10 @@ export class Viewer {
       mark.box.style.setProperty("--colour", colour);
       mark.box.style.setProperty("--ink", inkOn(colour));
       mark.box.classList.toggle("pending", Boolean(detection.pending));
-      const score = detection.score === null || detection.score === undefined ? "" : ` ${detection.score.toFixed(2)}`;
+      const score =
+        detection.score === null || detection.score === undefined
+          ? ""
+          : ` ${detection.score.toFixed(2)}`;
       mark.tag.textContent = `${detection.label ?? "object"}${score}`;
       if (detection.mask && mark.rle !== detection.mask) this.#readMask(mark, detection);
       if (!detection.mask && mark.canvas) this.#removeMask(mark);
@@ -120,7 +129,11 @@ export class Viewer {
   panBy(dx, dy) {
     const scale = this.#fitScale() * this.view.zoom;
     const { zoom, x, y } = this.view;
-    this.#move({ zoom, x: x - dx / scale / this.picture.width, y: y - dy / scale / this.picture.height });
+    this.#move({
+      zoom,
+      x: x - dx / scale / this.picture.width,
+      y: y - dy / scale / this.picture.height,
+    });
   }
 
   /** Places everything for the present view. */
@@ -167,7 +180,12 @@ export class Viewer {
       for (let y = 0; y < height; y++) {
         for (let x = 0; x < width; x++) {
           if (!bits[y * width + x]) continue;
-          const isEdge = !(inside(x - 1, y) && inside(x + 1, y) && inside(x, y - 1) && inside(x, y + 1));
+          const isEdge = !(
+            inside(x - 1, y) &&
+            inside(x + 1, y) &&
+            inside(x, y - 1) &&
+            inside(x, y + 1)
+          );
           pixels.data.set([r, g, b, isEdge ? Math.max(fill, 230) : fill], (y * width + x) * 4);
         }
       }
@@ -205,7 +223,8 @@ export class Viewer {
     const bits = new Uint8Array(width * height);
     for (let y = 0; y < height; y++) {
       for (let x = 0; x < width; x++) {
-        bits[y * width + x] = full[Math.floor(top + y * step) * fullWidth + Math.floor(left + x * step)] ?? 0;
+        bits[y * width + x] =
+          full[Math.floor(top + y * step) * fullWidth + Math.floor(left + x * step)] ?? 0;
       }
     }
     mark.canvas?.remove();
@@ -240,7 +259,10 @@ export class Viewer {
     const shown = this.marks.filter((mark) => !mark.box.hidden).length;
     const { name, width, height } = this.picture;
     const keys = "Arrow keys move it, plus and minus zoom, 0 shows all of it.";
-    this.stage.setAttribute("aria-label", `${name}, ${width} by ${height} pixels, ${count(shown, "object")} marked. ${keys}`);
+    this.stage.setAttribute(
+      "aria-label",
+      `${name}, ${width} by ${height} pixels, ${count(shown, "object")} marked. ${keys}`,
+    );
   }
 
   /** The smallest visible object at a point of the picture. */
@@ -265,7 +287,9 @@ export class Viewer {
     const isIn = x >= 0 && y >= 0 && x < this.picture.width && y < this.picture.height;
     this.readout.hidden = !isIn;
     if (!isIn) return;
-    this.pixel ??= el("canvas", { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
+    this.pixel ??= el("canvas", { width: 1, height: 1 }).getContext("2d", {
+      willReadFrequently: true,
+    });
     const sx = this.img.naturalWidth / this.picture.width;
     this.pixel.drawImage(this.img, x * sx, y * sx, 1, 1, 0, 0, 1, 1);
     const [r, g, b] = this.pixel.getImageData(0, 0, 1, 1).data;
@@ -330,7 +354,14 @@ export class Viewer {
         ArrowDown: () => this.panBy(0, -step),
       }[event.key];
       const isArrow = event.key.startsWith("Arrow");
-      if (!action || event.ctrlKey || event.metaKey || event.altKey || (isArrow && this.view.zoom === 1)) return;
+      if (
+        !action ||
+        event.ctrlKey ||
+        event.metaKey ||
+        event.altKey ||
+        (isArrow && this.view.zoom === 1)
+      )
+        return;
       event.preventDefault();
       action();
     });

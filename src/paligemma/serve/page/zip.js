@@ -36,13 +36,36 @@ export async function zip(files) {
     const bytes = new Uint8Array(await blob.arrayBuffer());
     const path = new TextEncoder().encode(name);
     // Version 2.0, names in UTF-8, stored; then time, checksum and sizes.
-    const shared = [[2, 20], [2, 0x0800], [2, 0], [2, time], [2, date], [4, crc32(bytes)], [4, bytes.length], [4, bytes.length], [2, path.length], [2, 0]];
+    const shared = [
+      [2, 20],
+      [2, 0x0800],
+      [2, 0],
+      [2, time],
+      [2, date],
+      [4, crc32(bytes)],
+      [4, bytes.length],
+      [4, bytes.length],
+      [2, path.length],
+      [2, 0],
+    ];
     const local = fields([4, 0x04034b50], ...shared);
     parts.push(local, path, blob);
-    directory.push(fields([4, 0x02014b50], [2, 20], ...shared, [2, 0], [2, 0], [2, 0], [4, 0], [4, offset]), path);
+    directory.push(
+      fields([4, 0x02014b50], [2, 20], ...shared, [2, 0], [2, 0], [2, 0], [4, 0], [4, offset]),
+      path,
+    );
     offset += local.length + path.length + bytes.length;
   }
   const size = directory.reduce((sum, part) => sum + part.length, 0);
-  const end = fields([4, 0x06054b50], [2, 0], [2, 0], [2, files.size], [2, files.size], [4, size], [4, offset], [2, 0]);
+  const end = fields(
+    [4, 0x06054b50],
+    [2, 0],
+    [2, 0],
+    [2, files.size],
+    [2, files.size],
+    [4, size],
+    [4, offset],
+    [2, 0],
+  );
   return new Blob([...parts, ...directory, end], { type: "application/zip" });
 }
