@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -23,6 +23,8 @@ from paligemma.serve.chat_fields import ChatRequest
 from paligemma.serve.errors import ServeError, as_serve_error
 from paligemma.serve.gate import Gate
 from paligemma.serve.keys import Keys
+from paligemma.serve.label_studio import BODIES as LABEL_STUDIO_BODIES
+from paligemma.serve.label_studio import label_studio_routes
 from paligemma.serve.metrics import CONTENT_TYPE, Metrics
 from paligemma.serve.middleware import Front
 from paligemma.serve.model_list import model_routes
@@ -61,13 +63,14 @@ def create_app(
     # The page of FastAPI loads scripts from elsewhere.
     app = FastAPI(title="PaliGemma", lifespan=lifespan, docs_url=None, redoc_url=None)
     fields: list[type[BaseModel]] = [ChatRequest, *(task.fields for task in TASKS.values())]
-    describe(app, [*fields, ChatBody, ModelList, DetectionsBody, TextBody])
+    describe(app, [*fields, ChatBody, ModelList, DetectionsBody, TextBody, *LABEL_STUDIO_BODIES])
     app.state.is_ready = False
     metrics = Metrics(service.worker)
     app.state.gate = gate = Gate(service.options, keys)
     app.include_router(chat_routes(service))
     app.include_router(model_routes(service))
     app.include_router(native_routes(service))
+    app.include_router(label_studio_routes(service))
     _add_errors(app)
 
     app.add_middleware(Front, options=service.options, gate=gate, seen=metrics.saw)
@@ -94,7 +97,12 @@ def create_app(
         is_ready = app.state.is_ready and service.worker.is_alive and not gate.is_draining
         return JSONResponse({"ready": is_ready}, status_code=200 if is_ready else 503)
 
-    @app.get("/metrics", tags=["server"], summary="Counts and times, for Prometheus.")
+    @app.get(
+        "/metrics",
+        tags=["server"],
+        summary="Counts and times, for Prometheus.",
+        response_class=PlainTextResponse,
+    )
     async def counts() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 

@@ -203,7 +203,8 @@ def chat_request(body: object) -> ChatRequest:
 
 def _require_needless(name: str, value: Any) -> None:
     """Raise ServeError for a field that would have to change the answer."""
-    if name in REFUSED and value is not None and value != REFUSED[name]:
+    is_nothing = value is None or (value == REFUSED.get(name) and not isinstance(value, bool))
+    if name in REFUSED and not is_nothing:
         raise ServeError(f"this family has no {name}; leave it out", code="unsupported", param=name)
     if name not in IGNORED and name not in REFUSED:
         near = difflib.get_close_matches(name, ChatRequest.model_fields, n=1)

@@ -25,6 +25,11 @@ _WHY: Mapping[int, str] = {
     503: "No place became free in time, or the server is stopping.",
     504: "The answer was not complete in time.",
 }
+_EVENT: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 _OF_GET = (400, 401, 403, 404, 429, 500, 503)
 _DESCRIPTION = (
     "PaliGemma and PaliGemma 2: OpenAI's API, and routes that answer with boxes, masks and scores. "
@@ -35,9 +40,11 @@ _DESCRIPTION = (
 def answers(*bodies: type[BaseModel], streams: bool = False, posts: bool = True) -> dict[Any, Any]:
     """What a route may answer with: these bodies, and every error that can occur."""
     refs = [{"$ref": _REF.format(model=one.__name__)} for one in bodies]
-    content = {"application/json": {"schema": refs[0] if len(refs) == 1 else {"anyOf": refs}}}
+    content: dict[str, Any] = {
+        "application/json": {"schema": refs[0] if len(refs) == 1 else {"anyOf": refs}}
+    }
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     error = {"application/json": {"schema": {"$ref": _REF.format(model=ErrorBody.__name__)}}}
     statuses = _WHY if posts else _OF_GET
     found: dict[Any, Any] = {
