@@ -141,7 +141,7 @@ def _choose_model(values: dict[str, Any]) -> ModelChoice:
     return ModelChoice(name=name, options=stated)
 
 
-_MODEL = [
+_NAME = [
     click.option(
         "--model",
         "model_name",
@@ -149,6 +149,10 @@ _MODEL = [
         metavar="MODEL",
         help='"tiny" (default), a hub id, a folder, or an .npz file.',
     ),
+    click.option("--adapter", metavar="DIR", help="LoRA adapter, or a run of `train`."),
+]
+# How a model is loaded, whichever it is.
+LOADING = [
     click.option("--revision", metavar="NAME", help="Branch of the hub, such as bfloat16."),
     click.option(
         "--mode",
@@ -196,7 +200,6 @@ _MODEL = [
     click.option("--sliding-window", type=int, metavar="N", help="Of every other layer; 0 is off."),
     click.option("--tokenizer", metavar="PATH", help="By default the one beside the weights."),
     click.option("--mask-codec", metavar="PATH", help="vae-oid.npz, for masks."),
-    click.option("--adapter", metavar="DIR", help="LoRA adapter, or a run of `train`."),
     click.option(
         "--background",
         metavar="COLOR",
@@ -206,9 +209,7 @@ _MODEL = [
 ]
 _ALLOW_URL = click.option("--allow-url", is_flag=True, help="Let IMAGE be an http(s) address.")
 
-model_options = gathered_options("model", [*_MODEL, _ALLOW_URL], _choose_model)
-# Of a server, which is asked for pictures by others.
-served_model_options = gathered_options("model", _MODEL, _choose_model)
+model_options = gathered_options("model", [*_NAME, *LOADING, _ALLOW_URL], _choose_model)
 
 _DRAWING = ("temperature", "top_k", "top_p", "best_of")
 

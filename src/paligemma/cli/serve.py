@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from paligemma.cli.options import ModelChoice, served_model_options
+from paligemma.cli.serve_models import Offered, models_options
 from paligemma.cli.serve_options import Safety, safety_options
 from paligemma.errors import MissingExtraError
 
@@ -12,14 +12,15 @@ from paligemma.errors import MissingExtraError
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
-@served_model_options
+@models_options
 @safety_options
-def serve(host: str, port: int, model: ModelChoice, safety: Safety) -> None:
+def serve(host: str, port: int, offered: Offered, safety: Safety) -> None:
     """Serve a model: OpenAI's API, this family's own, and a page.
 
     \b
-    paligemma serve --model google/paligemma2-3b-mix-448 --quant int4
-    curl -F image=@desk.png -F labels="star;digit" localhost:8000/v1/detect
+    paligemma serve
+    paligemma serve --model google/paligemma2-3b-mix-448 --quant int4 --adapter cards=runs/cards
+    curl -F image=@desk.png -F labels=star -F labels=digit localhost:8000/v1/detect
     """
     try:
         from paligemma.serve import server
@@ -30,12 +31,11 @@ def serve(host: str, port: int, model: ModelChoice, safety: Safety) -> None:
             "pip install 'paligemma[serve]'"
         ) from None
     from paligemma.serve.asking import Service
-    from paligemma.serve.models import Models, ModelSpec
+    from paligemma.serve.models import Models
 
-    options, keys = safety.options(host), safety.keys(host)
+    options, keys = safety.options(host, **offered.bounds), safety.keys(host)
     sockets = server.listen(host, port)
-    spec = ModelSpec(name=model.name, load=model.load, quant=model.options.get("quant"))
-    service = Service.of(Models([spec], options.max_model_bytes), options)
+    service = Service.of(Models(offered.specs(), options.max_model_bytes), options)
     at = f"[{host}]" if ":" in host else host
     click.echo(
         f"paligemma: http://{at}:{sockets[0].getsockname()[1]} (API, page, /docs); Ctrl-C ends it",

@@ -43,14 +43,14 @@ class Safety:
     trusted_proxies: tuple[str, ...]
     bounds: dict[str, Any]
 
-    def options(self, host: str) -> ServerOptions:
-        """The bounds of a server that listens at a host."""
+    def options(self, host: str, **more: Any) -> ServerOptions:
+        """The bounds of a server that listens at a host; with others that were stated."""
         from paligemma.serve.options import ServerOptions
 
         names = tuple(name.lower().strip("[]") for name in self.allowed_hosts)
         is_known = names or is_loopback(host)
         return ServerOptions(
-            allowed_hosts=(*_LOOPBACK, *names) if is_known else None, **self.bounds
+            allowed_hosts=(*_LOOPBACK, *names) if is_known else None, **{**self.bounds, **more}
         )
 
     def keys(self, host: str) -> Keys | None:

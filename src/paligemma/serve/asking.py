@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from paligemma.serve.job import Job, too_slow
 from paligemma.serve.models import Lease, Models
 from paligemma.serve.options import ServerOptions
 from paligemma.serve.pictures import KeptPictures
+from paligemma.serve.record import current
 from paligemma.serve.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -84,12 +86,15 @@ class Service:
         self.worker.enter(job)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.worker.leave, job)
+            stack.callback(_note, job)
             try:
                 async with asyncio.timeout(self.options.answer_s):
                     job.lease = await stack.enter_async_context(self.models.lease(model))
                     of = job.lease.model, job.lease.adapter
                     prepare = partial(_prepared, *of, tuple(pictures), questions)
+                    before = time.monotonic()
                     job.questions, job.picture = await self.run(prepare)
+                    job.read_s = time.monotonic() - before
             except TimeoutError:
                 raise too_slow(self.options) from None
             self.worker.submit(job)
@@ -201,6 +206,23 @@ class Asking:
                     written=written,
                     encoded=self.job.encoded,
                 )
+
+
+def _note(job: Job) -> None:
+    """What the log and the metrics learn of a request, once it is left."""
+    record = current.get()
+    if record is None or job.lease is None:
+        return
+    record.model = job.lease.name
+    if job.picture is not None:
+        record.decoded_s = job.read_s
+    for question in job.questions:
+        for one in question.requests:
+            record.num_prompt_tokens += len(one.row) + job.num_image_tokens
+    record.num_tokens += job.num_written
+    record.first_token, record.last_token = job.first_token, job.last_token
+    if job.started is not None:
+        record.queued_s = job.started - job.arrived - job.read_s
 
 
 def _prepared(

@@ -47,7 +47,11 @@ class Job:
     questions: Sequence[Question] = ()
     picture: ReadPicture | None = None
     arrived: float = field(default_factory=time.monotonic)
+    read_s: float = 0.0  # time that its picture and questions took
     started: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    num_written: int = 0
     encoded: EncodedImage | None = None
     is_left: bool = False  # by its client
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)

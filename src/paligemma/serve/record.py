@@ -48,12 +48,6 @@ class Record:
         name = given_id if given_id is not None and is_sane else f"req-{uuid.uuid4().hex}"
         return cls(request_id=name, method=method)
 
-    def saw_token(self) -> None:
-        """A token was written."""
-        self.num_tokens += 1
-        self.last_token = time.monotonic()
-        self.first_token = self.first_token or self.last_token
-
     @property
     def took_s(self) -> float:
         """Time since it arrived."""

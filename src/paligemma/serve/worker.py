@@ -310,6 +310,9 @@ class Worker:
         if progress.fault is not None:
             self._end(job, ServeError(progress.fault, status=500, code="server_error"))
             return
+        job.last_token = time.monotonic()
+        job.first_token = job.first_token or job.last_token
+        job.num_written += 1
         number, row = job.rows[progress.handle]
         if job.stop and not row and progress.written is None and _stops(job, number, progress):
             progress = replace(progress, written=loaded.queue.end(progress.handle))
