@@ -121,3 +121,19 @@ def test_gradients_other_dtypes_and_single_queries_go_by_torch() -> None:
         assert native_attention.serves(q, k)
         assert not native_attention.serves(q[:, :1], k)
         assert not native_attention.serves(q.bfloat16(), k.bfloat16())
+
+
+def test_tensors_that_do_not_belong_together_are_refused() -> None:
+    q, k, v = drawn((2, 20, 30, 4, 2, 16))
+    mask = torch.ones(2, 20, 30, dtype=torch.bool)
+    for wrong in (
+        (q.double(), k, v, None),
+        (q, k, v.bfloat16(), None),
+        (q, k, v[:, :10], None),
+        (q, k[:1], v[:1], None),
+        (q[:, :, :3], k, v, None),
+        (q[..., :8], k, v, None),
+        (q, k, v, mask.long()),
+    ):
+        with pytest.raises(ValueError, match="attention takes float32"):
+            native_attention.attend(*wrong, scale=1.0, softcap=None)

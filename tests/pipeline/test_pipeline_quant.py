@@ -72,6 +72,24 @@ def test_an_int8_cache_serves_every_way_to_answer(
     assert len(boxes) <= 2
 
 
+@pytest.mark.parametrize("quant", ["int8", "nf4"])
+def test_another_default_dtype_of_torch_changes_no_answer(
+    tiny_dir: Path, quant: str, kernels: str
+) -> None:
+    def asked() -> list[tuple[float, ...]]:
+        pg = PaliGemma.from_pretrained(tiny_dir, quant=quant)
+        allowed = {"choices": ["red", "two"], "probabilities": "allowed"}
+        ways: list[dict[str, object]] = [{}, {"num_beams": 2}, allowed]
+        return [pg.answer(DESK, "?", max_new_tokens=2, **way).token_logprobs for way in ways]
+
+    wanted = asked()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert asked() == wanted
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_nan_beside_packed_weights_is_not_taken_for_an_overflow_alone(tiny_dir: Path) -> None:
     pg = PaliGemma.from_pretrained(tiny_dir, quant="int8")
     with torch.no_grad():

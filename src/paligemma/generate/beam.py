@@ -181,17 +181,17 @@ def _begin(
     live_shape = (num_rows, num_beams, num_tokens)
     # All beams start as the same prompt; only the first may be continued, or they would stay the
     # same.
-    scores = torch.full(live_shape[:2], -torch.inf, device=device)
+    scores = torch.full(live_shape[:2], -torch.inf, dtype=torch.float32, device=device)
     scores[:, 0] = 0.0
     live = _Live(
         scores=scores,
         ids=torch.zeros(live_shape, dtype=torch.long, device=device),
-        logprobs=torch.zeros(live_shape, device=device),
+        logprobs=torch.zeros(live_shape, dtype=torch.float32, device=device),
     )
     finished = _Finished(
-        value=torch.full((num_rows,), -torch.inf, device=device),
+        value=torch.full((num_rows,), -torch.inf, dtype=torch.float32, device=device),
         ids=torch.zeros((num_rows, num_tokens), dtype=torch.long, device=device),
-        logprobs=torch.zeros((num_rows, num_tokens), device=device),
+        logprobs=torch.zeros((num_rows, num_tokens), dtype=torch.float32, device=device),
         lengths=torch.zeros(num_rows, dtype=torch.long, device=device),
     )
     return live, finished

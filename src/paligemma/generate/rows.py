@@ -174,7 +174,8 @@ class DecodeRows:
         """The same as by whole rows of logits, from those of the allowed tokens alone."""
         num_rows, vocab = len(going), self._vocab
         tokens, crowded = [vocab.pad] * num_rows, [False] * num_rows
-        logprobs, loc_probs = torch.zeros(num_rows), dict[int, Tensor]()
+        loc_probs: dict[int, Tensor] = {}
+        logprobs = torch.zeros(num_rows, dtype=torch.float32)
         over_all = None
         if any(going[place] and not row.over_allowed for place, row in enumerate(self._rows)):
             over_all = logits.log_softmax(dim=-1)
@@ -201,7 +202,7 @@ class DecodeRows:
                 logprobs[place] = own[chosen]
                 if is_recorded:
                     span, bins = places_of(ids, vocab.loc0, NUM_LOC)
-                    loc_probs[place] = torch.zeros(NUM_LOC)
+                    loc_probs[place] = own.new_zeros(NUM_LOC)
                     loc_probs[place][bins] = own[span].exp()
             elif over_all is not None:
                 logprobs[place] = over_all[place, token]

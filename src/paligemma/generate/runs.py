@@ -63,7 +63,7 @@ def logits_after(
         row.unread.append(token)
         forced = _forced(row.grammar)
         if row.over_allowed and forced is not None and len(row.unread) < most:
-            found[place] = torch.full((model.config.vocab.size,), -torch.inf)
+            found[place] = torch.full((model.config.vocab.size,), -torch.inf, dtype=torch.float32)
             found[place][forced] = 0.0
         else:
             ahead = () if row.over_allowed else _must_follow(row.grammar)
@@ -80,7 +80,7 @@ def logits_after(
         if len(logits) == len(reading) == len(rows):
             return logits  # one token of each row, and nothing to copy
     if not found:
-        return torch.zeros(len(rows), model.config.vocab.size)
+        return torch.zeros(len(rows), model.config.vocab.size, dtype=torch.float32)
     if len(rows) == 1:
         return found[0][None]
     nothing = next(iter(found.values()))

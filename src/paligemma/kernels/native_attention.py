@@ -62,10 +62,24 @@ def attend(
     A query that may attend nothing gets zeros; it is padding that nothing reads.
 
     Args and result are those of `kernels.attention.attend_reference`.
+
+    Raises:
+        ValueError: other dtypes, or shapes that do not belong together.
     """
+    if (
+        {x.dtype for x in (q, k, v)} != {torch.float32}
+        or (mask is not None and mask.dtype != torch.bool)
+        or k.shape != v.shape
+        or (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3])
+        or q.shape[2] % k.shape[2]
+    ):
+        raise ValueError(
+            "attention takes float32 queries [B, T, N, H], keys and values [B, S, K, H] and a bool "
+            f"mask, got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+        )
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     batch, num_queries, num_heads, head_dim = q.shape
-    mixed = torch.empty(q.shape)
+    mixed = q.new_empty(q.shape)
     if mask is not None:
         mask = mask.expand(batch, num_queries, k.shape[1])
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()

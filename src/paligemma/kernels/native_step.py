@@ -188,7 +188,7 @@ class DecoderStep:
         keys = cache.keys[0]
         num_rows, num_slots = len(x), keys.shape[1]
         x = x.to(torch.float32).contiguous()
-        logits = torch.empty(num_rows, self._decoder.vocab)
+        logits = x.new_empty(num_rows, self._decoder.vocab)
         bounds = None if ids is None else _bounds(ids)
         with self._lock:
             kernels, tokens = on_all_threads(), self._tokens

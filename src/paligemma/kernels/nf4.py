@@ -38,7 +38,7 @@ _QUANTISED_AT_ONCE = 1 << 22
 def tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """What the bytes stand for: of weights int64[256], each two float32; of scales float32[256]."""
     with torch.inference_mode(False):
-        code = torch.tensor(CODE)
+        code = torch.tensor(CODE, dtype=torch.float32)
         pairs = torch.stack([code.repeat_interleave(16), code.repeat(16)], dim=1)
         return pairs.view(torch.int64).flatten().to(device), _scale_code().to(device)
 
@@ -104,8 +104,10 @@ class NF4Linear(nn.Module):
         num_blocks = -(-in_features * out_features // BLOCK)
         self.register_buffer("packed", torch.empty(num_blocks * BLOCK // 2, dtype=torch.uint8))
         self.register_buffer("scales", torch.empty(num_blocks, dtype=torch.uint8))
-        self.register_buffer("scale_steps", torch.empty(-(-num_blocks // SCALE_BLOCK)))
-        self.register_buffer("scale_mean", torch.empty(()))
+        self.register_buffer(
+            "scale_steps", torch.empty(-(-num_blocks // SCALE_BLOCK), dtype=torch.float32)
+        )
+        self.register_buffer("scale_mean", torch.empty((), dtype=torch.float32))
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
     @property
@@ -126,7 +128,7 @@ class NF4Linear(nn.Module):
         """
         if weight.shape != (self.out_features, self.in_features):
             raise ValueError(f"the layer has {self.out_features, self.in_features}, {weight.shape}")
-        code = torch.tensor(CODE)
+        code = torch.tensor(CODE, dtype=torch.float32)
         packed, scales = [], []
         for some in weight.detach().reshape(-1).split(_QUANTISED_AT_ONCE):
             values, largest = _scaled(_in_blocks(some.float(), BLOCK))

@@ -62,7 +62,7 @@ class PackedMatrix:
         """A matrix to be filled, in huge pages where the system has them."""
         data = native.in_huge_pages(torch.empty(num_bytes(kind, n, k), dtype=torch.uint8))
         data[-ALIGNMENT:] = 0
-        return cls(kind, n, k, data, torch.empty(num_scales(kind, n)))
+        return cls(kind, n, k, data, torch.empty(num_scales(kind, n), dtype=torch.float32))
 
     @property
     def num_panels(self) -> int:
@@ -106,7 +106,7 @@ class PackedMatrix:
             raise ValueError(f"rows must lie in 0..{self.n}, got {start}..{stop}")
         if native.library() is None:
             return self.take(torch.arange(start, stop))
-        rows = torch.empty(stop - start, self.k)
+        rows = torch.empty(stop - start, self.k, dtype=torch.float32)
         native.on_all_threads().pg_unpack(self.descriptor(), start, stop, rows.data_ptr())
         return rows
 
@@ -116,7 +116,8 @@ class PackedMatrix:
             raise ValueError(f"rows must lie in 0..{self.n - 1}, got others")
         if native.library() is None:
             return panels.unpack(self.kind, self.k, self.data, self.scale, numbers)
-        rows, numbers = torch.empty(len(numbers), self.k), numbers.contiguous()
+        numbers = numbers.contiguous()
+        rows = torch.empty(len(numbers), self.k, dtype=torch.float32)
         native.on_all_threads().pg_unpack_rows(
             self.descriptor(), numbers.data_ptr(), len(numbers), rows.data_ptr()
         )
@@ -134,8 +135,12 @@ class PackedMatrix:
             float32[..., N].
         """
         shape = (*x.shape[:-1], self.n)
-        if out is not None and (tuple(out.shape) != shape or not out.is_contiguous()):
-            raise ValueError(f"products are {shape} and contiguous, got {tuple(out.shape)}")
+        if out is not None and (
+            tuple(out.shape) != shape or not out.is_contiguous() or out.dtype != torch.float32
+        ):
+            raise ValueError(
+                f"products are float32 {shape} and contiguous, got {out.dtype} {tuple(out.shape)}"
+            )
         rows = x.reshape(-1, x.shape[-1]).float()
         if rows.shape[1] != self.k:
             raise ValueError(f"inputs must be {self.k} wide, got {rows.shape[1]}")
@@ -145,7 +150,7 @@ class PackedMatrix:
             return y if out is None else out.copy_(y)
         rows = rows.contiguous()
         added = None if bias is None else bias.float().contiguous()
-        y = native.in_huge_pages(torch.empty(shape)) if out is None else out
+        y = native.in_huge_pages(rows.new_empty(shape)) if out is None else out
         if len(rows):
             native.on_all_threads().pg_multiply(
                 self.descriptor(),

@@ -64,7 +64,7 @@ def pack(kind: str, rows: Tensor, data: Tensor, scale: Tensor) -> None:
 def unpack(kind: str, k: int, data: Tensor, scale: Tensor, rows: Tensor) -> Tensor:
     """float32[len(rows), K]: the values that rows int64[M] of the matrix stand for."""
     if not len(rows):
-        return torch.empty(0, k)
+        return torch.empty(0, k, dtype=torch.float32)
     size = panel_bytes(kind, k)
     wanted, places = (rows // PANEL).unique(return_inverse=True)
     codes = data[: len(data) // size * size].view(-1, size)[wanted]
@@ -115,7 +115,7 @@ def _encode(kind: str, w: Tensor) -> tuple[Tensor, Tensor]:
     blocks = w.unflatten(2, (-1, BLOCK))
     scales = _half(blocks.abs().amax(dim=3))
     wide = scales.float()[..., None]
-    code = torch.tensor(CODE)
+    code = torch.tensor(CODE, dtype=torch.float32)
     scaled = blocks * torch.where(wide != 0, 1 / wide, 0)
     codes = torch.bucketize(scaled, (code[1:] + code[:-1]) / 2).to(torch.uint8)
     pairs = codes.unflatten(3, (-1, 2))
@@ -205,4 +205,4 @@ def _decode(kind: str, codes: Tensor, scale: Tensor, columns: int) -> Tensor:
     scales = blocks[..., 8 * BLOCK :].contiguous().view(torch.float16).transpose(1, 2).float()
     joined = blocks[..., : 8 * BLOCK].unflatten(2, (-1, PANEL)).permute(0, 3, 1, 2)
     pairs = torch.stack([joined & 15, joined >> 4], dim=-1).flatten(3)
-    return (torch.tensor(CODE)[pairs.long()] * scales[..., None]).flatten(2)
+    return (torch.tensor(CODE, dtype=torch.float32)[pairs.long()] * scales[..., None]).flatten(2)

@@ -118,7 +118,7 @@ class MLP(nn.Module):
         assert isinstance(self.up, PackedLinear)
         assert isinstance(self.down, PackedLinear)
         mixed = torch.empty_like(x)
-        gates = in_huge_pages(torch.empty(2, min(len(x), ROWS_AT_ONCE), self.gate.out_features))
+        gates = in_huge_pages(x.new_empty(2, min(len(x), ROWS_AT_ONCE), self.gate.out_features))
         for rows, out in zip(x.split(ROWS_AT_ONCE), mixed.split(ROWS_AT_ONCE), strict=True):
             gate, up = gates[:, : len(rows)]
             torch.ops.aten.gelu_(self.gate(rows, gate), approximate="tanh")

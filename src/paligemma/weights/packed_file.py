@@ -165,7 +165,7 @@ class PackedReader:
                 f"packed weights must begin at multiples of {ALIGNMENT} bytes, {name} of "
                 f"{self.name} does not; {_REMEDY}"
             )
-        scale = torch.empty(0)
+        scale = torch.empty(0, dtype=torch.float32)
         if weight.num_scales:
             scale = self._file.get_tensor(f"{name}.scale").clone()
             if not bool((scale.isfinite() & (scale >= 0)).all()):
