@@ -10,6 +10,7 @@ import random
 import shlex
 import shutil
 import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -499,7 +500,9 @@ def test_the_command_and_the_python_shown_ask_the_same(tab: Tab, tmp_path: Path)
     page.click("text=The same from a program")
     page.click("text=Copy as Python")
     code = page.inner_text(".code-box pre")
-    compile(code, "shown", "exec")
+    (tmp_path / "desk.webp").write_bytes((PAGE / "examples" / "desk.webp").read_bytes())
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout.strip() == page.inner_text(".answer-text"), ran.stderr
     assert "paligemma.Client(" in code
     assert 'client.answer("desk.webp", "what color is the star? it\'s $HOME"' in code
     page.click("text=Copy as curl")
@@ -507,7 +510,6 @@ def test_the_command_and_the_python_shown_ask_the_same(tab: Tab, tmp_path: Path)
     assert shlex.split(command)[0] == "curl"
     if shutil.which("curl") is None:
         pytest.skip("needs curl")
-    (tmp_path / "desk.webp").write_bytes((PAGE / "examples" / "desk.webp").read_bytes())
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=True)
     answer = json.loads(done.stdout)
     assert answer["prompt"] == "answer en what color is the star? it's $HOME"

@@ -1,7 +1,7 @@
 /** An answer as it grows: text with its objects, the table, filters, and the tokens on demand. */
 
 import { colourOf } from "./colours.js";
-import { copyText, count, duration, el, freshId, icon } from "./dom.js";
+import { copyText, count, duration, el, freshId, icon, swatch } from "./dom.js";
 import { summary } from "./history.js";
 import { areaOf, parseObjects, streamedDetections } from "./parse.js";
 import { Tokens } from "./tokens.js";
@@ -393,11 +393,4 @@ export class Answer {
       this.final.detections ? "Copy JSON" : "Copy text",
     );
   }
-}
-
-/** A small square of a colour; "" is none yet. */
-function swatch(colour) {
-  const square = el("span.swatch");
-  square.style.background = colour;
-  return square;
 }

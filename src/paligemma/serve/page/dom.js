@@ -43,6 +43,13 @@ export function icon(name) {
   );
 }
 
+/** A small square of a colour; "" is none yet. */
+export function swatch(colour) {
+  const square = el("span.swatch");
+  square.style.background = colour;
+  return square;
+}
+
 /** A button that shows a drawing alone; its name is read out and shown as a tooltip. */
 export function iconButton(name, label, onclick, props = {}) {
   return el(

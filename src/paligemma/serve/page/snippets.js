@@ -49,7 +49,7 @@ export function pythonCode({ call, fields }, { fileName, options, hasKey }) {
   ];
   const client = [
     python(address("")),
-    ...(hasKey ? ['key=os.environ["PALIGEMMA_KEY"]'] : []),
+    ...(hasKey ? ['api_key=os.environ["PALIGEMMA_KEY"]'] : []),
     ...(model ? [`model=${python(model)}`] : []),
   ];
   return [
