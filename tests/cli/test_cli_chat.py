@@ -86,26 +86,20 @@ def test_a_plain_question_is_sent_as_an_answer_prompt_and_that_is_said_once(type
     assert "'answer fr is it red?'" in done.err
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        *("caption en", "cap de", "describe fil", "ocr", "answer en why?", "question en red"),
-        *("detect cat ; dog", "segment cat", "caption <loc0000><loc0000><loc1023><loc1023>"),
-    ],
+PROMPTS = (
+    *("caption en", "cap de", "describe fil", "ocr", "answer en why?", "question en red"),
+    *("detect cat ; dog", "segment cat", "caption <loc0000><loc0000><loc1023><loc1023>"),
 )
-def test_prompts_of_pre_training_are_sent_as_they_are(typed: Run, line: str) -> None:
-    assert typed(line, options=("--json",)).json["prompt"] == line
+QUESTIONS = ("caption this", "describe the cat", "answer me", "read it", "segmentation?", "ocr it")
 
 
-@pytest.mark.parametrize(
-    "line", ["caption this", "describe the cat", "answer me", "read it", "segmentation?", "ocr it"]
-)
-def test_questions_that_begin_like_a_prompt_are_asked_and_ask_sends_them_as_they_are(
-    typed: Run, line: str
+def test_prompts_are_sent_as_they_are_and_questions_that_begin_like_one_are_not(
+    typed: Run,
 ) -> None:
-    done = typed(line, f"/ask {line}", options=("--json",))
+    lines = [*PROMPTS, *QUESTIONS, *(f"/ask {line}" for line in QUESTIONS)]
+    done = typed(*lines, options=("--json",))
     prompts = [json.loads(record)["prompt"] for record in done.out.splitlines()]
-    assert prompts == [f"answer en {line}", line]
+    assert prompts == [*PROMPTS, *(f"answer en {line}" for line in QUESTIONS), *QUESTIONS]
 
 
 def test_what_cannot_be_done_is_a_sentence_and_the_chat_goes_on(typed: Run) -> None:

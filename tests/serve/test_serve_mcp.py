@@ -1,11 +1,10 @@
-"""The tools of an agent, called by the protocol's own client."""
+"""The tools of an agent, called by the protocol's own client; docs/agents.md starts the program."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import os
 import signal
 import struct
 import subprocess
@@ -21,7 +20,7 @@ import pytest
 pytest.importorskip("mcp", reason="needs the extra mcp")
 
 import anyio
-from mcp import Client, StdioServerParameters
+from mcp import Client
 from mcp.shared.exceptions import MCPError
 from PIL import Image
 from tiny_folder import write_random_tiny
@@ -325,22 +324,6 @@ def test_calls_at_once_are_each_answered_as_alone(service: Service) -> None:
 
 def program(*words: str) -> list[str]:
     return [sys.executable, "-m", "paligemma", "mcp", "--model", "tiny", *words]
-
-
-def test_a_program_that_starts_it_is_answered_over_stdio() -> None:
-    command, *words = program("--root", str(EXAMPLES))
-    server = StdioServerParameters(command=command, args=words, env=dict(os.environ))
-
-    async def run() -> None:
-        async with Client(server) as client:
-            assert str(EXAMPLES) in (client.instructions or "")
-            assert len((await client.list_tools()).tools) == 6
-            result = await client.call_tool("read", {"path": "desk.png"})
-            assert result.structured_content["text"] == "HELLO 2 5"
-            refused = await client.call_tool("read", {"path": "../README.md"})
-            assert refused.is_error
-
-    anyio.run(run)
 
 
 def test_standard_output_is_the_protocol_alone_and_a_signal_ends_it() -> None:

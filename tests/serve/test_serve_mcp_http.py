@@ -211,10 +211,11 @@ def test_a_call_whose_client_goes_stops(tmp_path: Path) -> None:
         (("--http", "a b:80"), "no address"),
         (("--api-key-file", __file__), "for --http"),
         (("--allowed-host", "me"), "for --http"),
-        (("--http", "8001", "--api-key-file", os.devnull), "no"),
+        (("--http", "8001", "--api-key-file", os.devnull), "has at least one"),
+        (("--limit", "max_rowz=3"), "did you mean max_rows?"),
         (("--root", "no-such-folder"), "root must be a folder"),
         (("--root", __file__), "root must be a folder"),
-        (("--allow-url",), "not fetched"),
+        (("--allow-url",), "No such option"),
         (("--model", "no-such-model"), "no-such-model"),
     ],
 )
@@ -233,5 +234,5 @@ def test_what_is_wrong_at_the_start_is_a_sentence(
 def test_an_address_that_is_taken_is_a_sentence(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
         main(["mcp", "--model", "tiny", "--http", str(taken.getsockname()[1])])
-    assert ended.value.code == 2
+    assert ended.value.code == 1
     assert "choose another" in capfd.readouterr().err

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
-import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from paligemma.cli.options import ModelChoice, NamedPath, model_options
+from paligemma.cli.options import ModelChoice, NamedPath, served_model_options
+from paligemma.cli.serve_options import Safety, is_loopback, safety_options
 from paligemma.errors import ConfigError, MissingExtraError
 
 
@@ -48,27 +48,13 @@ class Address(click.ParamType):
     metavar="[HOST:]PORT",
     help="Listen there, at /mcp, instead of standard input; HOST is 127.0.0.1 by default.",
 )
-@click.option(
-    "--api-key-file",
-    "key_file",
-    type=NamedPath(),
-    metavar="FILE",
-    help="With --http: only who sends one of its keys is answered; one a line, as name:key.",
-)
-@click.option(
-    "--allowed-host",
-    "hosts",
-    multiple=True,
-    metavar="NAME",
-    help="With --http: another name by which clients may call this machine.",
-)
-@model_options
+@served_model_options
+@safety_options
 def mcp(
     folders: tuple[Path, ...],
     address: tuple[str, int] | None,
-    key_file: Path | None,
-    hosts: tuple[str, ...],
     model: ModelChoice,
+    safety: Safety,
 ) -> None:
     """Serve a model to an agent: tools that detect, segment, caption, answer and read.
 
@@ -80,7 +66,7 @@ def mcp(
     paligemma mcp --root ~/Pictures --http 8001 --api-key-file keys
     """
     try:
-        from paligemma.serve.mcp import LOCAL_HOSTS, create_http, run_stdio
+        from paligemma.serve.mcp import create_http, run_stdio
     except ImportError as error:
         raise MissingExtraError(
             f"tools for agents need the extra mcp ({error.name} is missing); "
@@ -88,64 +74,58 @@ def mcp(
         ) from None
     from paligemma.pipeline.loading import LoadOptions, load_processor
     from paligemma.serve.asking import Service
-    from paligemma.serve.keys import Keys
     from paligemma.serve.models import Models, ModelSpec
-    from paligemma.serve.options import ServerOptions
     from paligemma.serve.roots import Roots
 
-    if model.options.get("allow_url"):
+    host = "127.0.0.1" if address is None else address[0]
+    if address is None and (safety.api_key_file or safety.allowed_hosts or safety.trusted_proxies):
+        raise click.UsageError("keys, hosts and proxies are for --http; state it too")
+    if safety.api_key_file is None and not is_loopback(host):
         raise ConfigError(
-            "an agent's pictures are not fetched from addresses, got --allow-url; leave it out, "
-            "and let the agent download them below a --root"
-        )
-    if address is None and (key_file is not None or hosts):
-        raise click.UsageError("--api-key-file and --allowed-host are for --http; state it too")
-    if address is not None and key_file is None and address[0] not in LOCAL_HOSTS:
-        raise ConfigError(
-            f"an address that others can reach needs keys, got {address[0]!r}; add --api-key-file, "
+            f"an address that others can reach needs keys, got {host!r}; add --api-key-file, "
             "or listen at 127.0.0.1"
         )
-    keys = None if key_file is None else Keys.from_file(key_file)
+    options, keys = safety.options(host), safety.keys(host)
     roots = Roots(folders)
     # A wrong name is reported now; the weights are loaded at the first call.
     load_processor(model.name, LoadOptions(**model.options))
-    options = ServerOptions(allowed_hosts=hosts)
     spec = ModelSpec(name=model.label, load=model.load, quant=model.options.get("quant"))
     service = Service.of(Models([spec], options.max_model_bytes), options)
     service.worker.start()
     try:
         if address is None:
+            if sys.stdin.isatty():
+                click.echo(
+                    "paligemma: waiting for the messages of an agent's program, which starts this "
+                    "one by itself; see docs/agents.md",
+                    err=True,
+                )
             # The protocol needs the stream itself; JSON escapes what a terminal would obey.
             with contextlib.redirect_stdout(sys.__stdout__):
                 asyncio.run(run_stdio(service, roots))
         else:
-            host, port = address
-            app = create_http(service, roots, host=host, port=port, keys=keys)
-            _listen(app, host, port, options.drain_s)
+            app = create_http(service, roots, host=host, port=address[1], keys=keys)
+            _listen(app, host, address[1], options.drain_s, safety.trusted_proxies)
     finally:
         service.close()
 
 
-def _listen(app: Any, host: str, port: int, drain_s: float) -> None:
+def _listen(app: Any, host: str, port: int, drain_s: float, proxies: Sequence[str]) -> None:
     """Serve until a signal; running calls then get some time to end."""
     import uvicorn
 
-    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        bound = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ConfigError(
-            f"a server needs an address of this machine that is free, {shown} is not "
-            f"({os.strerror(error.errno or 0)}); choose another"
-        ) from None
+    from paligemma.serve.server import listen
+
+    sockets = listen(host, port)
     config = uvicorn.Config(
         app,
         log_config=None,  # what is logged goes where the log of this program goes
         log_level="warning",
         access_log=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=list(proxies),
         timeout_graceful_shutdown=int(drain_s),
     )
-    with bound:
-        click.echo(f"paligemma: http://{shown}/mcp; Ctrl-C ends it", err=True)
-        uvicorn.Server(config).run(sockets=[bound])
+    at = f"[{host}]" if ":" in host else host
+    click.echo(f"paligemma: http://{at}:{port}/mcp; Ctrl-C ends it", err=True)
+    uvicorn.Server(config).run(sockets)

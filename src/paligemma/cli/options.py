@@ -210,6 +210,8 @@ LOADING = [
 _ALLOW_URL = click.option("--allow-url", is_flag=True, help="Let IMAGE be an http(s) address.")
 
 model_options = gathered_options("model", [*_NAME, *LOADING, _ALLOW_URL], _choose_model)
+# Of a server of one model, which is asked for pictures by others.
+served_model_options = gathered_options("model", [*_NAME, *LOADING], _choose_model)
 
 _DRAWING = ("temperature", "top_k", "top_p", "best_of")
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from paligemma.serve.answers import FoundDetection
 from paligemma.serve.schemas import MAX_PROMPT_CHARS, Labels
 
 # What becomes of a call, apart from the question.
@@ -81,24 +82,6 @@ class Size(BaseModel):
     height: int
 
 
-class Mask(BaseModel):
-    """Run lengths in COCO's compressed form; pycocotools decodes them."""
-
-    size: list[int] = Field(description="Height and width.")
-    counts: str
-
-
-class FoundObject(BaseModel):
-    """One object; see `words.detections_json`."""
-
-    label: str | None
-    score: float | None = Field(description="Confidence in [0, 1].")
-    box_xyxy_px: list[float] = Field(description="Left, top, right, bottom, in pixels.")
-    box_yxyx: list[float] = Field(description="Top, left, bottom, right, each in [0, 1].")
-    mask: Mask | None = None
-    valid: bool = Field(True, description="False where the box is empty or swapped.")
-
-
 class _Result(BaseModel):
     model: str
     prompt: str = Field(description="What was sent to the model.")
@@ -112,7 +95,7 @@ class _Result(BaseModel):
 class FoundObjects(_Result):
     """Where each thing is."""
 
-    detections: list[FoundObject]
+    detections: list[FoundDetection]
     rest: str = Field(description="The part of the text that belongs to no object.")
 
 
@@ -125,7 +108,7 @@ class Words(_Result):
 class Anything(_Result):
     """Objects or words, as the prompt asked."""
 
-    detections: list[FoundObject] | None = None
+    detections: list[FoundDetection] | None = None
     rest: str | None = None
     score: float | None = None
 

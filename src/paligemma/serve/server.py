@@ -19,10 +19,9 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from paligemma.errors import ConfigError, RunError
@@ -31,6 +30,9 @@ from paligemma.serve.errors import ServeError
 from paligemma.serve.middleware import requests_log
 from paligemma.serve.options import ServerOptions
 from paligemma.serve.record import Record
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
             errno.EADDRNOTAVAIL: "this machine has no such address",
         }.get(error.errno or 0, error.strerror or str(error))
         raise RunError(
-            f"port {port} of {host} cannot be listened at: {reason}; choose another with --port"
+            f"port {port} of {host} cannot be listened at: {reason}; choose another"
         ) from None
     return sockets
 
