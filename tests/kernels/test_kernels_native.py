@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from tiny_folder import DESK
 
 from paligemma.kernels import native
 
@@ -109,3 +110,57 @@ def test_a_library_of_other_sources_is_not_loaded(tmp_path: Path) -> None:
     found, said = loads()
     assert found == "False"
     assert "built from other sources" in said
+
+
+@pytest.mark.parametrize(
+    ("named", "fault"),
+    [
+        ("gone.so", "which is not there"),
+        ("text.so", "which is not a library of this version"),
+        (".", "which is not a library of this version"),
+    ],
+)
+def test_a_packed_model_says_that_the_named_library_is_not_in_use(
+    named: str, fault: str, tmp_path: Path
+) -> None:
+    (tmp_path / "text.so").write_text("no library")
+    command = ["answer", str(DESK), "what color is the star?", "--model", "tiny", "--quant", "int8"]
+    done = subprocess.run(
+        [sys.executable, "-m", "paligemma", *command],
+        env={**os.environ, native.VARIABLE: str(tmp_path / named)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert done.stdout.strip() == "blue"
+    assert done.stderr.count("torch computes packed weights, slowly: $PALIGEMMA_KERNELS is") == 1
+    assert f"{fault}; name another, or unset it" in done.stderr
+
+
+def test_the_library_that_was_not_built_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    native.library.cache_clear()
+    try:
+        assert native.library() is None
+        assert "were not built; install with a C compiler" in caplog.text
+        assert "were not built; install with a C compiler" in native.describe()
+    finally:
+        native.library.cache_clear()
+
+
+def test_no_list_of_loaded_libraries_leaves_the_kernels_with_threads_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def absent(self: Path, **options: object) -> str:
+        raise FileNotFoundError(str(self))
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    native._openmp_of_torch.cache_clear()
+    try:
+        assert native._openmp_of_torch() is None
+    finally:
+        monkeypatch.undo()
+        native._openmp_of_torch.cache_clear()

@@ -46,9 +46,9 @@ size_t pg_input_bytes(int kind, int m, int k);
 void pg_input_place(pg_input *in, void *memory, int kind, int m, int k); /* memory aligned to 64 */
 void pg_input_row(pg_input *in, int row, const float *x);                /* any thread, any order */
 
-/* y[r * ldy + 0..15] = rows of `in` times panel `panel` of w; only the rows that w has are written. */
 /* Panels that a thread takes at once: enough bytes to read in one go, and some turns for every thread. */
 int pg_panels_at_once(const pg_matrix *w, int num_panels, int team);
+/* y[r * ldy + 0..15] = rows of `in` times panel `panel` of w; only the rows that w has are written. */
 void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int panel);
 
 /* Rows float[n][k], or bfloat16, `ld` numbers apart, into the panels and scales of w. */
@@ -61,8 +61,8 @@ void pg_multiply(const pg_matrix *w, const float *x, size_t ldx, const float *bi
    multiplications in the order of the columns. */
 void pg_float_tile(const float *panel, const float *inputs, int columns, float *sums);
 
-/* The level of the processor that functions use: 0 plain C, then those of
-   level.c; each computes the same. */
+/* The level of the processor that functions use: 0 plain C, then those of level.c; all products have
+   the same bits. */
 int pg_level(void);
 void pg_set_level(int wanted); /* or the best that the processor has */
 

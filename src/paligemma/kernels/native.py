@@ -1,8 +1,9 @@
 """The compiled kernels, loaded by ctypes; every other module asks here whether they are there.
 
-The library is C: `pack.c`, `products.c` and `step.c`, with a file for each level of the processor
-that products use (`plain.c`, `avx2.c`, `avx512.c`, `neon.c`). It is built when the package is
-installed if there is a compiler. Nothing else depends on it: without it products are torch's.
+The library is C: `pack.c`, `products.c`, `attend.c` and `step.c`, with a file for each level of
+the processor that products use (`plain.c`, `avx2.c`, `avx512.c`, `neon.c`). It is built when the
+package is installed if there is a compiler. Nothing else depends on it: without it products are
+torch's.
 """
 
 from __future__ import annotations
@@ -81,9 +82,12 @@ def _file() -> Path | None:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, or None where they were not built or are switched off."""
+    """The kernels, or None where they are switched off or, with a warning, not to be had."""
     file = _file()
-    if file is None or not file.exists():
+    if file is None:
+        return None
+    if not file.exists():
+        _log.warning("torch computes packed weights, slowly: %s", _why_not(file))
         return None
     try:
         found = ctypes.CDLL(str(file))
@@ -91,6 +95,7 @@ def library() -> ctypes.CDLL | None:
             function = getattr(found, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError):  # not a library of this system, or one of another version
+        _log.warning("torch computes packed weights, slowly: %s", _why_not(file))
         return None
     if is_of_other_sources(found.pg_sources().decode(), file.parent):
         _log.warning(
@@ -103,6 +108,17 @@ def library() -> ctypes.CDLL | None:
     if openmp is not None:
         found.pg_use_openmp(*(ctypes.cast(getattr(openmp, name), c_void_p) for name in _OPENMP))
     return found
+
+
+def _why_not(file: Path) -> str:
+    """Why there are no kernels, with the remedy."""
+    is_there = file.exists()
+    if os.environ.get(VARIABLE):
+        fault = "is not a library of this version" if is_there else "is not there"
+        return f"${VARIABLE} is {str(file)[:100]!r}, which {fault}; name another, or unset it"
+    if is_there:
+        return "the compiled kernels do not load; install again"
+    return "the compiled kernels were not built; install with a C compiler"
 
 
 def is_of_other_sources(built_from: str, folder: Path) -> bool:
@@ -169,12 +185,7 @@ def describe() -> str:
     if file is None:
         return f"torch's products, as ${VARIABLE} is off"
     if found is None:
-        why = (
-            "do not load; install again"
-            if file.exists()
-            else "were not built; install with a C compiler"
-        )
-        return f"torch's products; the compiled kernels {why}"
+        return f"torch's products; {_why_not(file)}"
     pool = "torch's threads" if _openmp_of_torch() is not None else "threads of their own"
     number = found.pg_level()
     level = f"{level_name(found, number)}{', checked' if number else ''}"
@@ -186,7 +197,10 @@ def _openmp_of_torch() -> ctypes.CDLL | None:
     """The GNU OpenMP library that torch has loaded: two pools of threads would fight for cores."""
     for path in _loaded_libraries():
         if path.name.startswith("libgomp"):
-            loaded = ctypes.CDLL(str(path))
+            try:
+                loaded = ctypes.CDLL(str(path))
+            except OSError:  # its file was replaced while it is in use
+                return None
             return loaded if all(hasattr(loaded, name) for name in _OPENMP) else None
     return None
 
@@ -194,5 +208,8 @@ def _openmp_of_torch() -> ctypes.CDLL | None:
 def _loaded_libraries() -> list[Path]:
     if not sys.platform.startswith("linux"):
         return []
-    lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # /proc is not mounted
+        return []
     return [Path(line.split(maxsplit=5)[5]) for line in lines if "/lib" in line]
