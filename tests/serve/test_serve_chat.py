@@ -5,13 +5,21 @@ from __future__ import annotations
 import inspect
 import json
 import math
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from paligemma import PaliGemma
+from paligemma.errors import ConfigError
+from paligemma.serve.app import create_app
+from paligemma.serve.asking import Service
 from paligemma.serve.chat_fields import IGNORED, REFUSED, ChatRequest
+from paligemma.serve.errors import ServeError
+from paligemma.serve.keys import Keys
+from paligemma.serve.models import Models, ModelSpec
+from paligemma.serve.options import ServerOptions
 from tests.serve.conftest import DESK
 
 openai = pytest.importorskip("openai", reason="compares with OpenAI's client")
@@ -39,6 +47,12 @@ def chat(client: TestClient) -> Any:
         base_url="http://testserver/v1", api_key="none", http_client=client, max_retries=0
     )
     return found.chat.completions
+
+
+def service_of(model: PaliGemma, **bounds: int) -> Service:
+    options = ServerOptions(**bounds)  # type: ignore[arg-type]
+    spec = ModelSpec(name="tiny", load=lambda: model)
+    return Service.of(Models([spec], options.max_model_bytes), options)
 
 
 def user(prompt: str, *urls: str) -> dict[str, Any]:
@@ -375,3 +389,59 @@ def test_a_body_that_is_no_object_of_json_is_refused(client: TestClient, body: b
     answer = client.post("/v1/chat/completions", content=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ServeError("full", status=429, code="overloaded", retry_after_s=1), openai.RateLimitError),
+        (ServeError("late", status=503, code="overloaded"), openai.InternalServerError),
+        (ServeError("long", status=504, code="timeout"), openai.InternalServerError),
+        (RuntimeError("a fault of ours"), openai.InternalServerError),
+        (ConfigError("a rule"), openai.BadRequestError),
+    ],
+    ids=["429", "503", "504", "500", "400"],
+)
+def test_an_error_before_the_first_token_is_an_exception_of_its_kind(
+    local: PaliGemma, error: Exception, expected: type[Exception], stream: bool
+) -> None:
+    service = service_of(local)
+
+    async def fails(job: object) -> AsyncIterator[object]:
+        raise error
+        yield
+
+    service.worker.steps = fails  # type: ignore[assignment,method-assign]
+    with TestClient(create_app(service)) as http:
+        chat = openai.OpenAI(
+            base_url="http://testserver/v1", api_key="none", http_client=http, max_retries=0
+        ).chat.completions
+        with pytest.raises(expected) as caught:
+            chat.create(model="tiny", messages=[{"role": "user", "content": "ocr"}], stream=stream)
+    assert "a fault of ours" not in str(caught.value)
+
+
+def test_a_missing_key_is_an_authentication_error(local: PaliGemma) -> None:
+    with TestClient(create_app(service_of(local), keys=Keys({"one": "sk-the-key"}))) as http:
+        asked = {"model": "tiny", "messages": [{"role": "user", "content": "ocr"}]}
+        for key, passes in (("sk-another", False), ("sk-the-key", True)):
+            chat = openai.OpenAI(
+                base_url="http://testserver/v1", api_key=key, http_client=http, max_retries=0
+            ).chat.completions
+            if passes:
+                assert chat.create(**asked, max_tokens=1).choices
+            else:
+                with pytest.raises(openai.AuthenticationError):
+                    chat.create(**asked)
+
+
+def test_a_body_beyond_the_bound_is_refused_as_too_large(local: PaliGemma) -> None:
+    service = service_of(local, max_body_bytes=10_000)
+    with TestClient(create_app(service)) as http:
+        chat = openai.OpenAI(
+            base_url="http://testserver/v1", api_key="none", http_client=http, max_retries=0
+        ).chat.completions
+        with pytest.raises(openai.APIStatusError) as caught:
+            chat.create(model="tiny", messages=[{"role": "user", "content": "x" * 20_000}])
+    assert caught.value.status_code == 413

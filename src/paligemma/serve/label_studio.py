@@ -242,7 +242,11 @@ async def _prediction(
             )
         questions = _question_of(control)
         asking = service.ask(
-            model=model, client=client, pictures=[_picture(shown)], questions=questions
+            model=model,
+            client=client,
+            pictures=[_picture(shown)],
+            questions=questions,
+            follows=False,
         )
         async with asking as one:
             name = one.lease.name
