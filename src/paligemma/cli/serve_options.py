@@ -41,6 +41,8 @@ class Safety:
     api_key_file: Path | None
     allowed_hosts: tuple[str, ...]
     trusted_proxies: tuple[str, ...]
+    remote_hosts: tuple[str, ...]
+    media_roots: tuple[Path, ...]
     bounds: dict[str, Any]
 
     def options(self, host: str, **more: Any) -> ServerOptions:
@@ -50,7 +52,10 @@ class Safety:
         names = tuple(name.lower().strip("[]") for name in self.allowed_hosts)
         is_known = names or is_loopback(host)
         return ServerOptions(
-            allowed_hosts=(*_LOOPBACK, *names) if is_known else None, **{**self.bounds, **more}
+            allowed_hosts=(*_LOOPBACK, *names) if is_known else None,
+            remote_hosts=self.remote_hosts,
+            media_roots=self.media_roots,
+            **{**self.bounds, **more},
         )
 
     def keys(self, host: str) -> Keys | None:
@@ -130,6 +135,21 @@ safety_options = gathered_options(
             multiple=True,
             metavar="ADDRESS",
             help="A proxy before the server, whose X-Forwarded-For is believed.",
+        ),
+        click.option(
+            "--allow-url",
+            "remote_hosts",
+            multiple=True,
+            metavar="HOST",
+            help="A host from which pictures may be fetched; none by default.",
+        ),
+        click.option(
+            "--media-root",
+            "media_roots",
+            type=NamedPath(file_okay=False, exists=True),
+            multiple=True,
+            metavar="DIR",
+            help="A folder below which pictures may be named as file:a.png; none by default.",
         ),
         click.option(
             "--limit",

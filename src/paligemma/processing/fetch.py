@@ -8,13 +8,20 @@ import socket
 import time
 import urllib.request
 from collections.abc import Callable
+from typing import Any
 
 from paligemma.errors import ImageError
 
 SCHEMES = ("http://", "https://")
 
 
-def fetch(url: str, timeout_s: float, require_size: Callable[[int], None]) -> bytes:
+def fetch(
+    url: str,
+    timeout_s: float,
+    require_size: Callable[[int], None],
+    *,
+    address: tuple[str, int] | None = None,
+) -> bytes:
     """The body behind a URL.
 
     Args:
@@ -22,6 +29,8 @@ def fetch(url: str, timeout_s: float, require_size: Callable[[int], None]) -> by
         timeout_s: bound of the whole, with redirects, headings and body.
         require_size: called with the number of bytes that came so far; raises where they are too
             many.
+        address: IP and port to connect to, whatever the host resolves to; then without proxies and
+            redirects.
 
     Raises:
         ImageError: not reachable, not there, or not complete in time.
@@ -30,7 +39,7 @@ def fetch(url: str, timeout_s: float, require_size: Callable[[int], None]) -> by
     body = bytearray()
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "paligemma"})
-        with _opener(deadline).open(request, timeout=timeout_s) as response:
+        with _opener(deadline, address).open(request, timeout=timeout_s) as response:
             while chunk := response.read(1 << 16):
                 body += chunk
                 require_size(len(body))
@@ -43,8 +52,11 @@ def fetch(url: str, timeout_s: float, require_size: Callable[[int], None]) -> by
     return bytes(body)
 
 
-def _opener(deadline: float) -> urllib.request.OpenerDirector:
+def _opener(deadline: float, address: tuple[str, int] | None) -> urllib.request.OpenerDirector:
     """Opens http and https, and nothing else that a redirect may name."""
+
+    def connected(named: tuple[str, int], *how: Any) -> socket.socket:
+        return socket.create_connection(named if address is None else address, *how)
 
     class Response(http.client.HTTPResponse):
         def __init__(self, sock: socket.socket, *args: object, **options: object) -> None:
@@ -57,6 +69,7 @@ def _opener(deadline: float) -> urllib.request.OpenerDirector:
 
         def connect(self) -> None:
             self.timeout = _left(deadline)
+            self._create_connection = connected
             super().connect()
 
     class Secure(http.client.HTTPSConnection):
@@ -64,6 +77,7 @@ def _opener(deadline: float) -> urllib.request.OpenerDirector:
 
         def connect(self) -> None:
             self.timeout = _left(deadline)
+            self._create_connection = connected
             super().connect()
 
     class Http(urllib.request.HTTPHandler):
@@ -76,10 +90,10 @@ def _opener(deadline: float) -> urllib.request.OpenerDirector:
 
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler(),
+        urllib.request.ProxyHandler(None if address is None else {}),
         urllib.request.UnknownHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
+        *([urllib.request.HTTPRedirectHandler()] if address is None else []),
         urllib.request.HTTPErrorProcessor(),
         Http(),
         Https(),

@@ -22,7 +22,7 @@ from paligemma.pipeline.streaming import TextPieces
 from paligemma.serve.job import Job, too_slow
 from paligemma.serve.models import Lease, Models
 from paligemma.serve.options import ServerOptions
-from paligemma.serve.pictures import KeptPictures
+from paligemma.serve.pictures import KeptPictures, Sources
 from paligemma.serve.record import current
 from paligemma.serve.worker import Worker
 
@@ -40,6 +40,7 @@ class Service:
     models: Models
     worker: Worker
     kept: KeptPictures
+    sources: Sources
     readers: ThreadPoolExecutor
 
     @classmethod
@@ -50,6 +51,7 @@ class Service:
             models=models,
             worker=Worker(options),
             kept=KeptPictures(options.kept_picture_bytes),
+            sources=Sources.of(options),
             readers=ThreadPoolExecutor(options.num_readers, thread_name_prefix="reader"),
         )
 
@@ -57,6 +59,7 @@ class Service:
         """Stop all threads."""
         self.worker.close()
         self.readers.shutdown(wait=False, cancel_futures=True)
+        self.sources.close()
         self.models.close()
 
     @contextlib.asynccontextmanager

@@ -35,6 +35,7 @@ def chat_routes(service: Service) -> APIRouter:
         wanted = chat_request(read_json(await request.body()))
         asked = Conversation.of(wanted.messages, service.options.max_pictures)
         options = answer_options(wanted, service.options)
+        pictures = await service.sources.read(asked.pictures, "messages")
 
         def make(model: PaliGemma, adapter: str | None) -> Sequence[Question]:
             questions = [
@@ -51,7 +52,7 @@ def chat_routes(service: Service) -> APIRouter:
         asking = service.ask(
             model=wanted.model,
             client=request.state.client,
-            pictures=asked.pictures,
+            pictures=pictures,
             questions=make,
             stop=wanted.stops,
             follows=wanted.stream or wanted.logprobs or bool(wanted.stops),

@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from paligemma.serve.bodies import validation_error
 from paligemma.serve.errors import ServeError
 from paligemma.serve.options import ServerOptions
-from paligemma.serve.pictures import picture_bytes
 from paligemma.serve.schemas import MAX_PROMPT_CHARS, PIXEL
 
 MAX_STOPS = 4
@@ -246,7 +245,7 @@ class Conversation:
     """
 
     prompt: str
-    pictures: list[bytes]
+    pictures: list[str]
     ignored: tuple[str, ...]
 
     @classmethod
@@ -283,7 +282,7 @@ class Conversation:
             for number, message in enumerate(messages)
             if number != last
         )
-        return cls(prompt, [picture_bytes(url, "messages") for url in urls], ignored)
+        return cls(prompt, urls, ignored)
 
 
 def _parts(message: Message) -> Sequence[TextPart | ImagePart]:

@@ -20,7 +20,6 @@ from paligemma.serve.asking import Answered, Asking, Service, Token, usage
 from paligemma.serve.bodies import read_json, validation_error
 from paligemma.serve.errors import ServeError
 from paligemma.serve.openapi import answers, body_of
-from paligemma.serve.pictures import picture_bytes
 from paligemma.serve.schemas import PictureFields
 from paligemma.serve.streams import event_stream, sse
 from paligemma.serve.tasks import TASKS, Task
@@ -42,7 +41,7 @@ def _add_route(router: APIRouter, service: Service, name: str, task: Task) -> No
     async def handle(request: Request) -> Response:
         asked, uploads = await _fields(request, task.fields)
         client = request.state.client
-        pictures = _pictures(service, client, asked, uploads)
+        pictures = await _pictures(service, client, asked, uploads)
         bound = service.options.max_new_tokens
         made = task.questions(asked, bound, has_picture=bool(pictures))
         asking = service.ask(
@@ -105,7 +104,7 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _pictures(
+async def _pictures(
     service: Service, client: str, asked: PictureFields, uploads: Sequence[bytes]
 ) -> list[bytes]:
     """The bytes of all pictures of a request."""
@@ -117,7 +116,7 @@ def _pictures(
             param="images",
         )
     found = [service.kept.find(client, asked.image_id)] if asked.image_id else []
-    return [*found, *uploads, *(picture_bytes(text) for text in texts)]
+    return [*found, *uploads, *await service.sources.read(texts, "image")]
 
 
 class _Answer:

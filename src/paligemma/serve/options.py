@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from paligemma.errors import ConfigError
 
@@ -33,6 +34,9 @@ class ServerOptions:
         answer_s: time of a request from its arrival; 504 afterwards.
         drain_s: time that running requests get after SIGTERM.
         allowed_hosts: names in a request's Host and Origin; None takes any.
+        remote_hosts: from which pictures are fetched, see `Remote`.
+        fetch_s: time in which one must be there.
+        media_roots: folders below which files may be named.
         kept_picture_bytes: pictures as they were sent, kept to be asked again by their `image_id`.
         max_model_bytes: weights of models that are kept at once; those not asked for last go first.
         num_readers: threads that decode pictures.
@@ -57,6 +61,9 @@ class ServerOptions:
     answer_s: float = 300.0
     drain_s: float = 30.0
     allowed_hosts: tuple[str, ...] | None = None
+    remote_hosts: tuple[str, ...] = ()
+    fetch_s: float = 10.0
+    media_roots: tuple[Path, ...] = ()
     kept_picture_bytes: int = 256 * MIB
     max_model_bytes: int = 64 << 30
     num_readers: int = 2

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
 import re
+import urllib.parse
 from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from paligemma.serve.errors import ServeError
+from paligemma.serve.options import ServerOptions
+from paligemma.serve.remote import Remote
+from paligemma.serve.roots import Roots
 
+_NUM_THREADS = 4
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):")
 _DATA_URL = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w=.+-]+)*?(?P<b64>;base64)?,")
 
 
@@ -28,12 +37,11 @@ def picture_bytes(text: str, param: str = "image") -> bytes:
                 param=param,
             )
         text = text[head.end() :]
-    elif re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:", text):
-        scheme = text.split(":", 1)[0][:20]
+    elif scheme := _SCHEME.match(text):
         raise ServeError(
-            f"pictures come as data URLs or uploads, got an address ({scheme}:); remote pictures "
-            "are off here, send the picture itself",
-            code="remote_image_off",
+            f"pictures come as data URLs or uploads, got an address ({scheme[1][:20]}:); send the "
+            "picture itself",
+            code="invalid_image",
             param=param,
         )
     try:
@@ -47,6 +55,61 @@ def picture_bytes(text: str, param: str = "image") -> bytes:
     if not data:
         raise ServeError("the picture is empty; send its bytes", code="invalid_image", param=param)
     return data
+
+
+class Sources:
+    """Reads pictures from what requests name them by, in threads of its own.
+
+    Args:
+        remote: fetches addresses.
+        roots: reads files.
+    """
+
+    def __init__(self, remote: Remote, roots: Roots) -> None:
+        self.remote, self._roots = remote, roots
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="fetcher")
+
+    @classmethod
+    def of(cls, options: ServerOptions) -> Sources:
+        """Those that a server may use."""
+        remote = Remote(
+            options.remote_hosts, timeout_s=options.fetch_s, max_bytes=options.max_body_bytes
+        )
+        return cls(remote, Roots(options.media_roots))
+
+    async def read(self, texts: Sequence[str], param: str) -> list[bytes]:
+        """The bytes of data URLs, of base64, of addresses or of files.
+
+        Raises:
+            ServeError: not one of these, or one that is not allowed here.
+            ImageError: not there, or not readable.
+        """
+        loop = asyncio.get_running_loop()
+        return [
+            await loop.run_in_executor(self._threads, self._read, text, param) for text in texts
+        ]
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, text: str, param: str) -> bytes:
+        scheme = _SCHEME.match(text)
+        kind = scheme[1].lower() if scheme else "data"
+        if kind == "file":
+            if not self._roots.folders:
+                raise ServeError(
+                    "files are off here; send the picture itself, as a data URL or upload",
+                    code="file_off",
+                    param=param,
+                )
+            path = text[len("file:") :]
+            if path.startswith("//"):
+                path = path[2:].removeprefix("localhost")
+            return self._roots.read(urllib.parse.unquote(path))
+        if kind in ("http", "https"):
+            return self.remote.fetch(text, param)
+        return picture_bytes(text, param)
 
 
 class KeptPictures:
