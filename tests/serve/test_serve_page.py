@@ -273,6 +273,12 @@ def test_a_key_is_asked_for_sent_and_kept_in_the_tab_alone(tab: Tab) -> None:
         else:
             route.fulfill(status=401, json={"error": {"message": "a key is needed"}})
 
+    page.route("**/v1/models", lambda route: route.fulfill(status=401), times=1)
+    page.reload()
+    page.wait_for_selector("#server-problem >> text=wants a key")
+    page.click("#server-problem >> text=Open the settings")
+    page.reload()
+    tab.with_example()
     page.route("**/v1/read", guard)
     tab.ask("Read")
     page.click(".problem-box >> text=Open the settings")

@@ -160,6 +160,10 @@ class Page {
       if (!(error instanceof ServerError)) throw error;
       byId("server-problem").hidden = false;
       byId("server-problem-text").textContent = error.message;
+      const again = byId("server-again");
+      const needsKey = error.status === 401;
+      again.textContent = needsKey ? "Open the settings" : "Try again";
+      again.onclick = () => (needsKey ? this.settings.open() : this.loadModels());
       return;
     }
     const kept = stored.get("local", "model", null);
