@@ -8,10 +8,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TypeVar
 
+from paligemma.errors import PromptError
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.types import TextAnswer
 from paligemma.pipeline.engine import Written
@@ -94,7 +95,7 @@ class Service:
                 async with asyncio.timeout(self.options.answer_s):
                     job.lease = await stack.enter_async_context(self.models.lease(model))
                     of = job.lease.model, job.lease.adapter
-                    prepare = partial(_prepared, *of, tuple(pictures), questions)
+                    prepare = partial(_prepared, self.options, *of, tuple(pictures), questions)
                     before = time.monotonic()
                     job.questions, job.picture = await self.run(prepare)
                     job.read_s = time.monotonic() - before
@@ -229,12 +230,23 @@ def _note(job: Job) -> None:
 
 
 def _prepared(
-    model: PaliGemma, adapter: str | None, pictures: Sequence[bytes], questions: MakeQuestions
+    options: ServerOptions,
+    model: PaliGemma,
+    adapter: str | None,
+    pictures: Sequence[bytes],
+    questions: MakeQuestions,
 ) -> tuple[Sequence[Question], ReadPicture | None]:
     asked = questions(model, adapter)
+    longest = max(len(one.row) for question in asked for one in question.requests)
+    if longest > options.max_prompt_tokens:
+        raise PromptError(
+            f"a prompt may have {options.max_prompt_tokens} tokens here, got {longest}; shorten it"
+        )
     if not pictures:
         return asked, None
-    frames = list(pictures)
+    reader, frames = model.processor.reader, list(pictures)
+    if reader.max_pixels > options.max_pixels:
+        model.processor.reader = replace(reader, max_pixels=options.max_pixels)
     return asked, read_picture(frames if len(frames) > 1 else frames[0], model.processor)
 
 

@@ -24,6 +24,7 @@ class ServerOptions:
         requests_per_minute: of one key or address; None is without a bound.
         max_answers: answers of one request, `n` of a chat.
         max_new_tokens: bound that a request may ask for.
+        max_prompt_tokens: of one prompt, whose reading holds up all others.
         max_pictures: pictures of one request.
         max_pixels: largest picture, by its header, before it is decoded.
         max_body_bytes: largest body of a request, counted while it arrives.
@@ -51,6 +52,7 @@ class ServerOptions:
     requests_per_minute: int | None = None
     max_answers: int = 8
     max_new_tokens: int = 1024
+    max_prompt_tokens: int = 1024
     max_pictures: int = 8
     max_pixels: int = 50_000_000
     max_body_bytes: int = 20 * MIB
