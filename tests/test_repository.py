@@ -275,7 +275,11 @@ def test_every_file_of_data_is_packed() -> None:
         for path in tracked_files()
         if path.is_relative_to(PACKAGE) and path.suffix[1:] not in suffixes | {"py", "c", "h"}
     ]
-    sources = [path for path in tracked_files() if path.suffix in (".c", ".h")]
+    sources = [
+        path
+        for path in tracked_files()
+        if path.is_relative_to(PACKAGE) and path.suffix in (".c", ".h")
+    ]
     left_out += [path.name for path in sources if f'"{path.stem}"' not in built]
     assert left_out == []
 
