@@ -55,7 +55,7 @@ FORBIDDEN = {"transformers", "torchvision", "jax", "flax", "tensorflow", "peft",
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "manager", "misc"}
 MAX_LINES = 420
 # A room that is all for the sake of its extras, which it may import at once; others import it late.
-EXTRAS_OF_ROOM = {"serve": ("serve", "mcp")}
+EXTRAS_OF_ROOM = {"serve": ("serve", "mcp", "replicas")}
 # Name on the package index of what is imported under another name.
 DISTRIBUTION_OF = {"PIL": "pillow", "yaml": "pyyaml"}
 
