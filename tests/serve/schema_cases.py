@@ -36,13 +36,19 @@ def app_of(load: Callable[[], PaliGemma]) -> FastAPI:
 
 
 def run(
-    url: str, folder: Path, *, num_examples: int, phases: str = "examples,coverage,fuzzing"
+    url: str,
+    folder: Path,
+    *,
+    num_examples: int,
+    phases: str = "examples,coverage,fuzzing",
+    paths: str = ".*",
 ) -> tuple[int, str]:
     """Ask a server.
 
     Args:
         folder: where the tool may write.
         num_examples: most drawn requests of each operation and phase.
+        paths: a pattern of the operations that are asked.
 
     Returns:
         The number of requests, and the report if anything failed.
@@ -51,7 +57,17 @@ def run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"),
             *("--checks", "all", "--exclude-checks", LEFT_OUT, "--max-examples", str(num_examples)),
-            *("--seed", "1", "--phases", phases, "--no-color", "--request-timeout", "60"),
+            *(
+                "--seed",
+                "1",
+                "--include-path-regex",
+                paths,
+                "--phases",
+                phases,
+                "--no-color",
+                "--request-timeout",
+                "60",
+            ),
             *("--continue-on-failure", "--generation-database", "none"),
         ],
         capture_output=True,

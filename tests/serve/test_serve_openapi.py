@@ -75,6 +75,12 @@ def test_numbers_are_numbers_in_json_and_text_in_a_form(client: TestClient, desk
 def test_drawn_requests_get_answers_as_described(local: PaliGemma, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis", reason="draws requests by the schema")
     with live(app_of(lambda: local)) as server:
-        num_cases, report = run(server.url, tmp_path, num_examples=1, phases="examples,fuzzing")
+        num_cases, report = run(
+            server.url,
+            tmp_path,
+            num_examples=1,
+            phases="examples,fuzzing",
+            paths="^/v1/(detect|chat/completions)$",
+        )
     assert report == ""
-    assert num_cases >= 20
+    assert num_cases >= 5
