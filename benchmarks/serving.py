@@ -196,6 +196,7 @@ def overhead(num_requests: int) -> None:
             took, found = load(
                 server, NUM_CLIENTS, num_requests, lambda one, image=image: ask(one, "x", image)
             )
+            assert {status for status, _, _ in found} == {200}
             times = [1e3 * one[2] for one in found]
             print(
                 f"overhead, {name}, {NUM_CLIENTS} clients: p50 {quantile(times, 0.5):.1f} ms, "
@@ -212,6 +213,7 @@ def lag(num_requests: int) -> None:
         took, found = load(
             server, NUM_CLIENTS, max(16, num_requests // 8), lambda one: ask(one, "x", large)
         )
+        assert {status for status, _, _ in found} == {200}
         late = json.loads(server.get("/lag"))
         print(
             f"event loop, {NUM_CLIENTS} x 20 MP JPEG ({len(large) >> 10} KiB): late by p50 "
@@ -286,7 +288,9 @@ def echo_server(port: int) -> None:
                 self._num_of_client[job.client] -= 1
             job.is_over = True
             eos = job.leased.model.vocab.eos
-            record = TokenRecord(np.array([eos]), np.zeros(1, np.float32), None)
+            record = TokenRecord(
+                ids=np.array([eos]), logprobs=np.zeros(1, np.float32), loc_probs=None
+            )
             written = Written(record=record, logprob=0.0, is_cut=False)
             progress = Progress(handle=0, token=eos, logprob=0.0, written=written, fault=None)
             job.told.put_nowait(Wrote(question=0, row=0, progress=progress))
