@@ -191,6 +191,7 @@ def test_hosts_and_origins_of_others_are_refused(tmp_path: Path) -> None:
         answer = client.get("/health", headers={"Host": host})
         assert answer.status_code == 403, host
         assert answer.json()["error"]["code"] == "host_not_allowed"
+        assert f"not as {host!r};" in answer.json()["error"]["message"]
     assert client.get("/health", headers={"Origin": "http://localhost:8000"}).status_code == 200
     for origin in ("http://evil.example", "null", "http://localhost.evil.example"):
         assert client.post("/v1/caption", headers={"Origin": origin}).status_code == 403, origin

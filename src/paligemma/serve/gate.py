@@ -56,8 +56,8 @@ class Gate:
                 host = None
             if host is None or host not in allowed:
                 raise ServeError(
-                    f"this server answers as {', '.join(allowed)[:200]}, not as {one[:100]!r}; "
-                    "its owner adds --allowed-host",
+                    f"this server answers as {', '.join(allowed)[:200]}, not as "
+                    f"{one.removeprefix('//')[:100]!r}; its owner adds --allowed-host",
                     status=403,
                     code="host_not_allowed",
                 )
