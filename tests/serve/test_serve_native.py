@@ -84,3 +84,21 @@ def test_a_picture_is_asked_again_by_its_id(client: TestClient, desk: str) -> No
     missing = client.post("/v1/caption", json={"image_id": "sha256:0"})
     assert missing.status_code == 404
     assert missing.json()["error"]["code"] == "image_not_found"
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({}, "labels is missing; state it"),
+        (
+            {"labels": "star", "thresold": 1},
+            "there is no field thresold here; did you mean threshold?",
+        ),
+    ],
+)
+def test_a_field_that_is_missing_or_misspelt_is_named(
+    client: TestClient, desk: str, fields: dict[str, object], sentence: str
+) -> None:
+    refused = client.post("/v1/detect", json={"image": desk, **fields})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == sentence

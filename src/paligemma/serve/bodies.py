@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from paligemma.json_file import parse_json
 from paligemma.serve.errors import ServeError
@@ -43,8 +44,21 @@ def read_json(body: bytes, param: str | None = None) -> Any:
     return value
 
 
-def validation_error(error: ValidationError) -> ServeError:
-    """The first fault of a body, in a sentence."""
+def validation_error(error: ValidationError, kind: type[BaseModel] | None = None) -> ServeError:
+    """The first fault of a body, in a sentence.
+
+    Args:
+        kind: of the body, whose fields a wrong name may be meant for.
+    """
     first = error.errors(include_url=False, include_input=False)[0]
     param = ".".join(str(part) for part in first["loc"])[:100] or None
+    if first["type"] == "missing":
+        return ServeError(f"{param} is missing; state it", param=param)
+    if first["type"] == "extra_forbidden":
+        fields = list(kind.model_fields) if kind is not None and len(first["loc"]) == 1 else []
+        near = difflib.get_close_matches(str(param), fields, n=2)
+        remedy = f"did you mean {' or '.join(near)}?" if near else "leave it out"
+        if fields and not near:
+            remedy = f"use {', '.join(fields)}"
+        return ServeError(f"there is no field {param} here; {remedy}"[:600], param=param)
     return ServeError(f"{param or 'the body'}: {first['msg']}"[:400], param=param)

@@ -225,7 +225,7 @@ async def _fields(request: Request, kind: type[Any]) -> Any:
     try:
         return kind.model_validate(read_json(await request.body()), strict=True)
     except ValidationError as error:
-        raise validation_error(error) from None
+        raise validation_error(error, kind) from None
 
 
 async def _prediction(

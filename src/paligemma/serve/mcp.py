@@ -82,7 +82,7 @@ def create_mcp(service: Service, roots: Roots) -> Server[Any]:
             try:
                 asked = kind.fields.model_validate(params.arguments or {})
             except ValidationError as error:
-                raise validation_error(error) from None
+                raise validation_error(error, kind.fields) from None
             # Over HTTP the clients take turns, by their keys or addresses.
             client = getattr(getattr(context.request, "state", None), "client", "stdio")
             return await _answered(service, roots, client, params.name, asked)

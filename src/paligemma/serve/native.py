@@ -80,7 +80,7 @@ async def _fields(request: Request, kind: type[PictureFields]) -> tuple[PictureF
     try:
         return kind.model_validate(given, strict=not is_form), uploads
     except ValidationError as error:
-        raise validation_error(error) from None
+        raise validation_error(error, kind) from None
 
 
 async def _of_form(form: FormData, uploads: list[bytes]) -> dict[str, Any]:
