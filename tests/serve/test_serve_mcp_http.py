@@ -215,7 +215,7 @@ def test_a_call_whose_client_goes_stops(tmp_path: Path) -> None:
         (("--limit", "max_rowz=3"), "did you mean max_rows?"),
         (("--root", "no-such-folder"), "root must be a folder"),
         (("--root", __file__), "root must be a folder"),
-        (("--allow-url",), "No such option"),
+        (("--allow-url",), "requires an argument"),
         (("--model", "no-such-model"), "no-such-model"),
     ],
 )

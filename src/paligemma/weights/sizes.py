@@ -141,8 +141,9 @@ class Placement:
 
 
 def room_on(device: torch.device) -> int | None:
-    """Bytes that are free on a CUDA device; None for any other."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    """Bytes that are free on a CUDA device; None for any other, and where there is none."""
+    is_known = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.mem_get_info(device)[0] if is_known else None
 
 
 def placed(
