@@ -261,6 +261,7 @@ class Terminal:
         self.seen = ""
 
     def send(self, text: str) -> None:
+        time.sleep(0.3)  # a prompt is printed before its line is read
         os.write(self._main, text.encode())
 
     def wait_for(self, pattern: str, timeout_s: float = 60.0) -> str:
@@ -314,7 +315,9 @@ def test_a_person_asks_edits_stops_an_answer_and_ends(
     chat.wait_for(r"stopped; .* ends the chat\r\n> ")
     chat.send("/json\n")  # the stopped answer is none, and the chat goes on
     chat.wait_for(r"nothing was answered about this picture yet.*\r\n> ")
-    chat.send("half a line\x03")
+    chat.send("half a line")
+    chat.wait_for("half a line")
+    chat.send("\x03")
     chat.wait_for(r"stopped; .*\r\n> ")
     chat.send("\x03")
     assert chat.close() == 130
