@@ -8,9 +8,11 @@ RUN apt-get update \
 WORKDIR /src
 COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE WEIGHTS_LICENSE.md constraints.txt ./
 COPY src ./src
+# What PyTorch's page says to install for a CPU; torch alone brings the libraries of CUDA along.
+ARG TORCH=torch
+# hadolint ignore=SC2086
 RUN python -m venv /opt/paligemma \
-    && /opt/paligemma/bin/pip install --no-cache-dir torch \
-        --index-url https://download.pytorch.org/whl/cpu \
+    && /opt/paligemma/bin/pip install --no-cache-dir ${TORCH} \
     && /opt/paligemma/bin/pip install --no-cache-dir '.[serve,hub,json]'
 
 FROM python:3.11-slim
