@@ -33,12 +33,11 @@ from paligemma.errors import (
     RunError,
 )
 from paligemma.json_file import parse_json
-from paligemma.outputs.boxes import Box, encode_boxes, format_loc, require_box
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
 from paligemma.outputs.types import Detection, TextAnswer
-from paligemma.processing import prompts
+from paligemma.pipeline.task_methods import TaskMethods
 from paligemma.processing.image import MAX_ENCODED_BYTES, ImageSource, load_image
 from paligemma.processing.sources import encoded_bytes
 
@@ -83,7 +82,7 @@ class RemoteImage:
         return self.owner.ask(self, prompt, **options)
 
 
-class Client:
+class Client(TaskMethods[Picture]):
     """A model on a server of `paligemma serve`, with the methods of `PaliGemma`.
 
     A picture is a path, bytes, a Pillow image, an array, or what `encode_image` returned; a list of
@@ -132,46 +131,6 @@ class Client:
     ) -> TextAnswer | Detections:
         """Whatever the prompt asks for; see `PaliGemma.ask`."""
         return self._answered(image, prompt, in_words=False, options=options)
-
-    def detect(
-        self, image: Picture, labels: str | Sequence[str], **options: Unpack[AskKeywords]
-    ) -> Detections:
-        """Boxes of the named things; what is not found is absent."""
-        _require_picture(image, "detect")
-        return cast(Detections, self.ask(image, prompts.detect_prompt(labels), **options))
-
-    def segment(
-        self, image: Picture, labels: str | Sequence[str], **options: Unpack[AskKeywords]
-    ) -> Detections:
-        """Boxes and masks of the named things."""
-        _require_picture(image, "segment")
-        return cast(Detections, self.ask(image, prompts.segment_prompt(labels), **options))
-
-    def caption(
-        self,
-        image: Picture,
-        *,
-        lang: str = "en",
-        style: str = "caption",
-        box_yxyx: Box | None = None,
-        **options: Unpack[AnswerKeywords],
-    ) -> TextAnswer:
-        """A caption of the picture, or of one box of it; see `PaliGemma.caption`."""
-        prompt = prompts.caption_prompt(lang, style)
-        if box_yxyx is not None:
-            require_box(box_yxyx)
-            prompt = prompts.region_caption_prompt(format_loc(encode_boxes(box_yxyx).tolist()))
-        return self.generate(image, prompt, **options)
-
-    def answer(
-        self, image: Picture, question: str, *, lang: str = "en", **options: Unpack[AnswerKeywords]
-    ) -> TextAnswer:
-        """A short answer to a question about the picture."""
-        return self.generate(image, prompts.answer_prompt(question, lang), **options)
-
-    def read(self, image: Picture, **options: Unpack[AnswerKeywords]) -> TextAnswer:
-        """All text in the picture."""
-        return self.generate(image, prompts.read_prompt(), **options)
 
     def generate(
         self, image: Picture | None, prompt: str, **options: Unpack[AnswerKeywords]
@@ -384,11 +343,6 @@ def _detection(one: Any, image_wh: tuple[int, int]) -> Detection:
 def _warn_if_cut(body: Any) -> None:
     if body["finish_reason"] == "length":
         logger.warning("the answer reached max_new_tokens and was cut there")
-
-
-def _require_picture(image: Picture | None, what: str) -> None:
-    if image is None:
-        raise ImageError(f"{what} needs a picture to find things in, got None; pass one")
 
 
 def _encoded(image: ImageSource) -> bytes:

@@ -43,7 +43,6 @@ class Progress:
 class _Growing:
     """An answer that is being written."""
 
-    adapter: str | None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     loc_probs: dict[int, np.ndarray] = field(default_factory=dict)
@@ -115,7 +114,7 @@ class EngineQueue:
             constraint=request.constraint,
         )
         handle = self._new_handle()
-        growing = _Growing(request.adapter, records_loc_probs=request.decoder.record_loc_probs)
+        growing = _Growing(records_loc_probs=request.decoder.record_loc_probs)
         self._places[handle] = request.adapter, inner
         self._growing[request.adapter, inner] = handle, growing
         return handle

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack
 
 from paligemma.adapt.adapter_set import AdapterSet
 from paligemma.adapt.lora import Adapter
@@ -19,7 +19,6 @@ from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ConfigError, PromptError
 from paligemma.generate import Constraint, JsonGrammar, JsonTokens
 from paligemma.model import PaliGemmaModel
-from paligemma.outputs.boxes import Box, encode_boxes, format_loc, require_box
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.types import TextAnswer
 from paligemma.pipeline.engine import MAX_ROWS, Engine, Request, Written
@@ -43,10 +42,10 @@ from paligemma.pipeline.pictures import (
     about,
     encode_pictures,
     one_a_prompt,
-    require_picture,
 )
 from paligemma.pipeline.question import Question, Reader
 from paligemma.pipeline.streaming import checked, text_pieces
+from paligemma.pipeline.task_methods import TaskMethods
 from paligemma.processing import prompts
 from paligemma.processing.image import ImageSource
 from paligemma.processing.pixels import PixelLayout
@@ -64,7 +63,7 @@ MAX_TEXT_TOKENS = 128
 MAX_OBJECT_TOKENS = 512
 
 
-class PaliGemma:
+class PaliGemma(TaskMethods[Picture]):
     """A model with its processor and mask codec.
 
     A picture is a path, bytes, a Pillow image, an array, or what `encode_image` returned; a list of
@@ -212,55 +211,6 @@ class PaliGemma:
         if question.wants_masks:
             _ = self.mask_codec  # A codec that cannot be read is reported before the model runs.
         return question
-
-    def detect(
-        self, image: Picture, labels: str | Sequence[str], **options: Unpack[AskKeywords]
-    ) -> Detections:
-        """Boxes of the named things; what is not found is absent. Options as in `ask`."""
-        require_picture(image, "detect")
-        return cast(Detections, self.ask(image, prompts.detect_prompt(labels), **options))
-
-    def segment(
-        self, image: Picture, labels: str | Sequence[str], **options: Unpack[AskKeywords]
-    ) -> Detections:
-        """Boxes and masks of the named things. Options as in `ask`."""
-        require_picture(image, "segment")
-        return cast(Detections, self.ask(image, prompts.segment_prompt(labels), **options))
-
-    def caption(
-        self,
-        image: Picture,
-        *,
-        lang: str = "en",
-        style: str = "caption",
-        box_yxyx: Box | None = None,
-        **options: Unpack[AnswerKeywords],
-    ) -> TextAnswer:
-        """A caption of the picture, or of one box of it.
-
-        Args:
-            lang: language code.
-            style: "caption", "cap" (short) or "describe" (longer).
-            box_yxyx: normalised to [0, 1]; language and style do not apply to it.
-
-        Raises:
-            DataError: the box is empty, swapped or not normalised; other errors as in `ask`.
-        """
-        prompt = prompts.caption_prompt(lang, style)
-        if box_yxyx is not None:
-            require_box(box_yxyx)
-            prompt = prompts.region_caption_prompt(format_loc(encode_boxes(box_yxyx).tolist()))
-        return self.generate(image, prompt, **options)
-
-    def answer(
-        self, image: Picture, question: str, *, lang: str = "en", **options: Unpack[AnswerKeywords]
-    ) -> TextAnswer:
-        """A short answer to a question about the picture."""
-        return self.generate(image, prompts.answer_prompt(question, lang), **options)
-
-    def read(self, image: Picture, **options: Unpack[AnswerKeywords]) -> TextAnswer:
-        """All text in the picture."""
-        return self.generate(image, prompts.read_prompt(), **options)
 
     def generate(
         self, image: Picture | None, prompt: str, **options: Unpack[AnswerKeywords]

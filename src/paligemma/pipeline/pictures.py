@@ -220,12 +220,6 @@ def _stamp(path: str) -> object:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def require_picture(image: Picture | None, what: str) -> None:
-    """Raise ImageError where there is none."""
-    if image is None:
-        raise ImageError(f"{what} needs a picture to find things in, got None; pass one")
-
-
 def one_a_prompt(images: Any, prompts: Sequence[str]) -> Sequence[Picture]:
     """The pictures of a batch, checked to be as many as its prompts.
 
