@@ -240,7 +240,7 @@ class Gemma(nn.Module):
             x, context = x.to(device), context.on(device)
             wanted = num_outputs if number == last else None
             x = block(x, context, wanted or x.shape[1])
-        return self.norm(x.to(self.norm.scale.device))
+        return self.norm(x.to(self.device))
 
     def _window(
         self, positions: Tensor, mask: Tensor | None, cache: KVCache | None
