@@ -23,7 +23,7 @@ WHITE = "white"
 # Transparency is dropped and the colours under it stay, as in big_vision.
 NO_BACKGROUND = "none"
 
-_BAND_PIXELS = 1 << 20
+_BAND_PIXELS = 1 << 17
 _FULL_RANGE = 0xFFFF
 # Depths of sensors and scanners whose levels are stored in 16 bits.
 _DEPTHS = (8, 10, 12, 14)
