@@ -48,7 +48,7 @@ def local() -> PaliGemma:
 @pytest.fixture(scope="module")
 def service(local: PaliGemma) -> Service:
     options = ServerOptions()
-    models = Models([ModelSpec(name="tiny", load=lambda: local)], options.max_model_bytes)
+    models = Models([ModelSpec(name="tiny", load=lambda: local)], options)
     return Service.of(models, options)
 
 

@@ -81,7 +81,7 @@ def test_models_and_adapters_answer_by_their_names_once_they_are_asked(tmp_path:
     folder = save_adapter(adapter, plain.model, tmp_path / "cards", base="tiny")
     found = offered("--model", "tiny", "--model", "tiny:int8", "--adapter", f"cards={folder}")
     options = ServerOptions()
-    service = Service.of(Models(found.specs(), options.max_model_bytes), options)
+    service = Service.of(Models(found.specs(), options), options)
     asked: dict[str, Any] = {"prompt": "caption en", "max_new_tokens": 12}
     with TestClient(create_app(service), base_url="http://localhost") as client:
         listed = {one["id"]: one["paligemma"] for one in client.get("/v1/models").json()["data"]}

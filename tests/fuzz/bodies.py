@@ -88,7 +88,7 @@ def client() -> Any:
 
     options = ServerOptions(max_new_tokens=16)
     models = Models(
-        [ModelSpec(name="tiny", load=lambda: PaliGemma.from_pretrained("tiny"))], 1 << 40
+        [ModelSpec(name="tiny", load=lambda: PaliGemma.from_pretrained("tiny"))], options
     )
     service = Service.of(models, options)
     service.worker.start()

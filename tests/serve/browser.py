@@ -59,7 +59,7 @@ class Server:
     def __init__(self) -> None:
         options = ServerOptions()
         specs = [ModelSpec(name="tiny", load=tiny), ModelSpec(name="tiny-twin", load=tiny)]
-        self.service = Service.of(Models(specs, options.max_model_bytes), options)
+        self.service = Service.of(Models(specs, options), options)
         self.gate = Gate()
         self.asked: list[tuple[str, int]] = []
         config = uvicorn.Config(self._app(create_app(self.service)), port=0, log_level="error")

@@ -35,7 +35,7 @@ def local() -> PaliGemma:
 def serving(**bounds: Any) -> Service:
     """A service of the embedded model."""
     options = ServerOptions(**bounds)
-    return Service.of(Models([ModelSpec(name="tiny", load=tiny)], options.max_model_bytes), options)
+    return Service.of(Models([ModelSpec(name="tiny", load=tiny)], options), options)
 
 
 @pytest.fixture(scope="session")

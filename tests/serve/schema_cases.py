@@ -31,7 +31,7 @@ LEFT_OUT = "positive_data_acceptance"
 def app_of(load: Callable[[], PaliGemma]) -> FastAPI:
     """A server of one model."""
     options = ServerOptions()
-    models = Models([ModelSpec(name="tiny", load=load)], options.max_model_bytes)
+    models = Models([ModelSpec(name="tiny", load=load)], options)
     return create_app(Service.of(models, options))
 
 

@@ -137,6 +137,15 @@ ANSWERS = [
 ]
 
 
+def test_a_wrong_address_or_method_is_told_in_a_sentence(client: TestClient) -> None:
+    error = client.get("/v1/detectt").json()["error"]
+    assert error["message"] == "there is nothing at '/v1/detectt'; /docs says what is where"
+    assert error["code"] == "not_found"
+    answer = client.delete("/health")
+    assert answer.json()["error"]["message"] == "'/health' takes GET, got DELETE"
+    assert answer.headers["allow"] == "GET"
+
+
 @pytest.mark.parametrize(("method", "path", "status"), ANSWERS)
 def test_every_answer_has_an_id_and_safe_headers(
     client: TestClient, method: str, path: str, status: int

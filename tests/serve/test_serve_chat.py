@@ -52,7 +52,7 @@ def chat(client: TestClient) -> Any:
 def service_of(model: PaliGemma, **bounds: int) -> Service:
     options = ServerOptions(**bounds)  # type: ignore[arg-type]
     spec = ModelSpec(name="tiny", load=lambda: model)
-    return Service.of(Models([spec], options.max_model_bytes), options)
+    return Service.of(Models([spec], options), options)
 
 
 def user(prompt: str, *urls: str) -> dict[str, Any]:

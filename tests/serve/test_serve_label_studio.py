@@ -10,7 +10,8 @@ from starlette.testclient import TestClient
 
 from paligemma import PaliGemma
 from paligemma.outputs.brush import brush_rle
-from tests.serve.conftest import DESK
+from paligemma.serve.app import create_app
+from tests.serve.conftest import DESK, serving
 
 BOXES = """<View>
   <!-- what annotators see -->
@@ -135,6 +136,15 @@ def test_one_bad_picture_leaves_the_predictions_of_the_others(
     alone = client.post("/label-studio/predict", json=predict_request(BOXES, pictures[1]))
     assert alone.status_code == 400
     assert alone.json()["error"]["code"] == "invalid_image"
+
+
+def test_pictures_of_tasks_may_lie_below_a_root_of_the_server() -> None:
+    asked = predict_request(BOXES, "file:desk.png", "file:../README.md", "http://10.0.0.1/a.png")
+    with TestClient(create_app(serving(media_roots=(DESK.parent,)))) as reading:
+        results = reading.post("/label-studio/predict", json=asked).json()["results"]
+    assert [bool(one["result"]) for one in results] == [True, False, False]
+    assert "below a root" in results[1]["error"]
+    assert "remote pictures are off" in results[2]["error"]
 
 
 def test_a_project_is_set_up_and_no_tasks_have_no_predictions(client: TestClient) -> None:

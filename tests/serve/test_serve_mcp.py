@@ -40,7 +40,7 @@ FOUND = {"model", "prompt", "image", "detections", "text", "rest", "finish_reaso
 
 def service_of(load: Callable[[], PaliGemma], **bounds: Any) -> Service:
     options = ServerOptions(**bounds)
-    return Service.of(Models([ModelSpec(name="tiny", load=load)], 1 << 30), options)
+    return Service.of(Models([ModelSpec(name="tiny", load=load)], options), options)
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +362,7 @@ def test_standard_output_is_the_protocol_alone_and_a_signal_ends_it() -> None:
         out, err = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 143
+    assert process.returncode == 143, err
     assert out == ""
     assert "2 frames" in err
     assert "Traceback" not in err

@@ -72,7 +72,7 @@ def listening(make: Callable[[int], ASGIApp]) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def service(local: PaliGemma) -> Iterator[Service]:
     options = ServerOptions(max_body_bytes=1 << 20)
-    found = Service.of(Models([ModelSpec(name="tiny", load=lambda: local)], 1 << 30), options)
+    found = Service.of(Models([ModelSpec(name="tiny", load=lambda: local)], options), options)
     found.worker.start()
     yield found
     found.close()
@@ -172,10 +172,11 @@ def test_without_keys_everyone_who_reaches_it_is_answered(service: Service) -> N
 
 def test_a_call_whose_client_goes_stops(tmp_path: Path) -> None:
     folder = write_random_tiny(tmp_path / "endless")
+    options = ServerOptions(max_new_tokens=4096)
     models = Models(
-        [ModelSpec(name="endless", load=lambda: PaliGemma.from_pretrained(folder))], 1 << 30
+        [ModelSpec(name="endless", load=lambda: PaliGemma.from_pretrained(folder))], options
     )
-    service = Service.of(models, ServerOptions(max_new_tokens=4096))
+    service = Service.of(models, options)
     service.worker.start()
 
     async def asked(client: Client) -> None:

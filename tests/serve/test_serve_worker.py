@@ -46,7 +46,7 @@ async def serving(*models: PaliGemma, **options: Any) -> AsyncIterator[Service]:
         ModelSpec(name=f"m{number}", load=lambda one=model: one)
         for number, model in enumerate(models)
     ]
-    service = Service.of(Models(specs, chosen.max_model_bytes), chosen)
+    service = Service.of(Models(specs, chosen), chosen)
     service.worker.start()
     try:
         yield service
@@ -327,7 +327,7 @@ def test_a_model_is_loaded_once_even_if_who_asked_first_leaves(local: PaliGemma)
 
     async def test() -> None:
         options = ServerOptions()
-        models = Models([ModelSpec(name="m", load=slowly)], options.max_model_bytes)
+        models = Models([ModelSpec(name="m", load=slowly)], options)
         service = Service.of(models, options)
         service.worker.start()
         first = asyncio.create_task(ask(service, "ocr"))
@@ -347,7 +347,8 @@ def test_models_are_forgotten_down_to_the_bound_but_not_in_use(local: PaliGemma)
     async def test() -> None:
         names = ("a", "b", "c")
         size = sum(one.nbytes for one in local.model.parameters())
-        models = Models([ModelSpec(name=name, load=tiny) for name in names], int(2.5 * size))
+        options = ServerOptions(max_model_bytes=int(2.5 * size))
+        models = Models([ModelSpec(name=name, load=tiny) for name in names], options)
         async with models.lease("a"):
             for name in ("b", "c"):
                 async with models.lease(name):

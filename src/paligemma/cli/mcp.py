@@ -90,7 +90,7 @@ def mcp(
     # A wrong name is reported now; the weights are loaded at the first call.
     load_processor(model.name, LoadOptions(**model.options))
     spec = ModelSpec(name=model.label, load=model.load, quant=model.options.get("quant"))
-    service = Service.of(Models([spec], options.max_model_bytes), options)
+    service = Service.of(Models([spec], options), options)
     service.worker.start()
     try:
         if address is None:

@@ -35,7 +35,7 @@ def serve(host: str, port: int, offered: Offered, safety: Safety) -> None:
 
     options, keys = safety.options(host, **offered.bounds), safety.keys(host)
     sockets = server.listen(host, port)
-    service = Service.of(Models(offered.specs(), options.max_model_bytes), options)
+    service = Service.of(Models(offered.specs(), options), options)
     at = f"[{host}]" if ":" in host else host
     click.echo(
         f"paligemma: http://{at}:{sockets[0].getsockname()[1]} (API, page, /docs); Ctrl-C ends it",

@@ -119,9 +119,15 @@ def create_app(
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> Response:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        one = ServeError(str(error.detail), status=error.status_code, code=code)
-        return JSONResponse(one.body(), error.status_code, dict(error.headers or {}))
+        path, headers = request.url.path[:100], dict(error.headers or {})
+        message, code = str(error.detail), "http_error"
+        if error.status_code == 404:
+            message, code = f"there is nothing at {path!r}; /docs says what is where", "not_found"
+        if error.status_code == 405:
+            allowed, code = headers.get("Allow", "another method"), "method_not_allowed"
+            message = f"{path!r} takes {allowed}, got {request.method[:20]}"
+        one = ServeError(message, status=error.status_code, code=code)
+        return JSONResponse(one.body(), error.status_code, headers)
 
     @app.exception_handler(RequestValidationError)
     async def of_fields(request: Request, error: RequestValidationError) -> Response:

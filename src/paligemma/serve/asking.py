@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -244,9 +244,7 @@ def _prepared(
         )
     if not pictures:
         return asked, None
-    reader, frames = model.processor.reader, list(pictures)
-    if reader.max_pixels > options.max_pixels:
-        model.processor.reader = replace(reader, max_pixels=options.max_pixels)
+    frames = list(pictures)
     return asked, read_picture(frames if len(frames) > 1 else frames[0], model.processor)
 
 

@@ -61,7 +61,7 @@ _TYPES = {
     403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
-    **dict.fromkeys((500, 502, 503, 504), "server_error"),
+    **dict.fromkeys((500, 501, 502, 503, 504), "server_error"),
 }
 
 
@@ -71,7 +71,9 @@ def as_serve_error(error: BaseException) -> ServeError:
         return error
     if isinstance(error, ModelNotFoundError | AccessError):
         return ServeError(str(error), status=404, code="model_not_found", param="model")
-    if isinstance(error, MissingExtraError | RunError):
+    if isinstance(error, MissingExtraError):
+        return ServeError(str(error), status=501, code="not_installed")
+    if isinstance(error, RunError):
         return ServeError(str(error), status=500, code="server_error")
     if isinstance(error, ImageError):
         return ServeError(str(error), code="invalid_image", param="image")

@@ -28,7 +28,7 @@ from paligemma.serve.asking import Answered, Service
 from paligemma.serve.bodies import read_json, validation_error
 from paligemma.serve.errors import ServeError, as_serve_error
 from paligemma.serve.openapi import answers, body_of
-from paligemma.serve.pictures import picture_bytes
+from paligemma.serve.pictures import Sources
 
 MAX_CONFIG_CHARS = 100_000
 MAX_TASKS = 100
@@ -44,7 +44,7 @@ class LabelTask(BaseModel):
 
 
 class PredictRequest(BaseModel):
-    """What Label Studio wants labelled. Pictures are data URLs or base64."""
+    """What Label Studio wants labelled; pictures as in a chat, data URLs or base64 for one."""
 
     tasks: list[LabelTask] = Field(max_length=MAX_TASKS)
     label_config: str = Field(max_length=MAX_CONFIG_CHARS)
@@ -244,7 +244,7 @@ async def _prediction(
         asking = service.ask(
             model=model,
             client=client,
-            pictures=[_picture(shown)],
+            pictures=[await _picture(service.sources, shown)],
             questions=questions,
             follows=False,
         )
@@ -269,15 +269,15 @@ def _question_of(control: Control) -> Any:
     return make
 
 
-def _picture(text: str) -> bytes:
+async def _picture(sources: Sources, text: str) -> bytes:
     if text.startswith("/"):
         raise ServeError(
-            "pictures of tasks come as data URLs, got a path of Label Studio's own; send the "
-            "picture itself",
+            "pictures of tasks come as data URLs, or from a host that --allow-url names, got a "
+            "path of Label Studio's own; send the picture itself",
             code="remote_image_off",
             param="tasks",
         )
-    return picture_bytes(text, "tasks")
+    return (await sources.read([text], "tasks"))[0]
 
 
 def _results(control: Control, found: Detections) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from paligemma.errors import ConfigError
 from paligemma.generate import QueueOptions
@@ -17,6 +17,7 @@ from paligemma.kernels.packed_layers import packed_weights
 from paligemma.pipeline.engine_queue import EngineQueue
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.serve.errors import ServeError
+from paligemma.serve.options import ServerOptions
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Loaded:
 
     name: str
     model: PaliGemma
+    max_pixels: int
     num_users: int = 0
     queue: EngineQueue = field(init=False)
     num_bytes: int = field(init=False)
@@ -51,6 +53,9 @@ class Loaded:
 
     def __post_init__(self) -> None:
         self.queue = self.new_queue()
+        processor = self.model.processor
+        lowest = min(self.max_pixels, processor.reader.max_pixels)
+        processor.reader = replace(processor.reader, max_pixels=lowest)
         tensors = (*self.model.model.parameters(), *self.model.model.buffers())
         packed = packed_weights(self.model.model).values()
         self.num_bytes = sum(one.nbytes for one in tensors)
@@ -82,13 +87,14 @@ class Models:
 
     Args:
         specs: the first is the default.
-        max_bytes: bound of the weights of all that are kept; those that are in use stay.
+        options: of their bounds, that of the weights which are kept (those in use stay), and that
+            of a picture.
     """
 
-    def __init__(self, specs: Sequence[ModelSpec], max_bytes: int) -> None:
+    def __init__(self, specs: Sequence[ModelSpec], options: ServerOptions) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self.default = specs[0].name
-        self._max_bytes = max_bytes
+        self._max_bytes, self._max_pixels = options.max_model_bytes, options.max_pixels
         self._names: dict[str, tuple[ModelSpec, str | None]] = {}
         for spec in specs:
             for name, adapter in [(spec.name, None), *spec.adapters.items()]:
@@ -164,7 +170,7 @@ class Models:
             logger.error("%s does not load: %s", name, done.exception())
 
     def _keep(self, name: str, model: PaliGemma) -> None:
-        self._loaded[name] = loaded = Loaded(name, model)
+        self._loaded[name] = loaded = Loaded(name, model, self._max_pixels)
         self._sizes[name] = loaded.num_bytes
         logger.info("loaded %s, %.1f GB", name, loaded.num_bytes / 1e9)
         loaded.num_users += 1

@@ -22,6 +22,7 @@ _WHY: Mapping[int, str] = {
     413: "The body is larger than the server takes.",
     429: "Too many requests; Retry-After says when to try again.",
     500: "The server failed; its log names the request's id.",
+    501: "What was asked needs a library that the server lacks; the sentence names it.",
     503: "No place became free in time, or the server is stopping.",
     504: "The answer was not complete in time.",
 }

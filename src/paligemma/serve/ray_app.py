@@ -57,6 +57,6 @@ def _replica(model: str, options: dict[str, Any], api_key_file: str | None) -> F
         load=partial(PaliGemma.from_pretrained, model, **options),
         quant=options.get("quant"),
     )
-    service = Service.of(Models([spec], bounds.max_model_bytes), bounds)
+    service = Service.of(Models([spec], bounds), bounds)
     keys = Keys.from_file(Path(api_key_file)) if api_key_file else None
     return create_app(service, keys=keys)
