@@ -26,6 +26,7 @@ ROWS: tuple[dict[str, tuple[str, ...]], ...] = (
         "whole_file": ("whole_file",),
         "json_file": ("json_file",),
         "one_writer": ("one_writer",),
+        "stand_ins": ("stand_ins",),
     },
     {
         "model": ("model",),

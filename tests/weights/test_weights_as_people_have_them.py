@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from paligemma.errors import CheckpointError
+from paligemma.errors import CheckpointError, TokenizerError
 from paligemma.model import PaliGemmaModel
-from paligemma.weights.catalog import resolve
+from paligemma.pipeline.loading import LoadOptions, load_processor
+from paligemma.weights.catalog import embedded_folder, resolve
 from paligemma.weights.doctor import diagnose, worst
 from paligemma.weights.load import load_model
 from paligemma.weights.save import save_model
@@ -72,6 +74,24 @@ def test_a_model_inside_another_says_what_is_not_read(
     rewrite(folder, inside)
     assert_same_weights(folder, model)
     assert "1 others are not read: action.weight" in caplog.text
+
+
+def test_wrappers_inside_the_names_are_left_out(folder: Path, model: PaliGemmaModel) -> None:
+    def wrapped(key: str) -> str:
+        key = key.replace("vision_tower.", "vision_tower._orig_mod.")
+        return key.replace(
+            ".self_attn.", "._fsdp_wrapped_module._checkpoint_wrapped_module.self_attn."
+        )
+
+    rewrite(folder, lambda tensors: {wrapped(k): v for k, v in tensors.items()})
+    assert_same_weights(folder, model)
+
+
+def test_an_adapter_that_was_not_merged_is_named(folder: Path) -> None:
+    update = "base_model.model." + EMBED.replace("embed_tokens", "layers.0.mlp.up_proj.lora_A")
+    rewrite(folder, lambda tensors: tensors | {update: torch.zeros(2, 2)})
+    with pytest.raises(CheckpointError, match=r"merge them with PEFT's merge_and_unload"):
+        load_model(folder)
 
 
 def test_a_wrong_model_is_refused_in_ten_lines(folder: Path) -> None:
@@ -176,6 +196,9 @@ def test_a_file_of_the_model_may_be_named(folder: Path, model: PaliGemmaModel) -
         ("paligemma-sfp.sbs", r"weights of gemma\.cpp"),
         ("flax_model.msgpack", "weights of Flax"),
         ("paligemma.task", "a LiteRT export"),
+        ("openvino_language_model.bin", "an OpenVINO export"),
+        ("saved_model.pb", "a model of TensorFlow"),
+        ("model.bin", "pickled weights"),
     ],
 )
 def test_a_folder_of_another_program_is_named_with_its_remedy(
@@ -188,3 +211,86 @@ def test_a_folder_of_another_program_is_named_with_its_remedy(
     if "/" not in name:
         with pytest.raises(CheckpointError, match=kind):
             resolve(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("names", "remedy"),
+    [
+        (["pytorch_model_fsdp_0/__0_0.distcp"], "accelerate merge-weights"),
+        (["zero_to_fp32.py", "global_step9/mp_rank_00_model_states.pt"], "--safe_serialization"),
+        (["paligemma.tar.gz"], "unpack it"),
+        (["model.safetensors.crdownload", "config.json"], "download was not finished"),
+        (["config.json", "optimizer.pt", "training_args.bin"], "none of them but config.json, opt"),
+    ],
+)
+def test_what_a_folder_holds_instead_is_told_with_the_way_out(
+    tmp_path: Path, names: list[str], remedy: str
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=remedy):
+        resolve(tmp_path)
+
+
+def test_links_to_files_that_were_left_behind_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to("../../blobs/gone")
+    with pytest.raises(CheckpointError, match=r"not there, model\.safetensors; .*cp -rL"):
+        resolve(tmp_path)
+
+
+def test_the_only_model_inside_a_folder_is_read(folder: Path, tmp_path: Path, caplog) -> None:
+    inside = tmp_path / "run" / "checkpoint-500"
+    inside.parent.mkdir()
+    folder.rename(inside)
+    assert resolve(inside.parent).folder == inside
+    assert "checkpoint-500 is read" in caplog.text
+
+
+def test_of_many_checkpoints_the_last_is_proposed(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (500, 1000, 90):
+        shutil.copytree(folder, run / f"checkpoint-{step}")
+    with pytest.raises(CheckpointError, match=r"several .* such as \S+/checkpoint-1000$"):
+        resolve(run)
+
+
+def test_a_folder_of_the_hub_s_cache_stands_for_its_main_snapshot(
+    folder: Path, tmp_path: Path
+) -> None:
+    cached = tmp_path / "models--owner--name"
+    for commit in ("abc", "def"):
+        shutil.copytree(folder, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    assert resolve(cached).folder.name == "abc"
+
+
+def test_an_index_none_of_whose_files_is_left_gives_way_to_those_that_are(
+    folder: Path, model: PaliGemmaModel, caplog
+) -> None:
+    (folder / "model.safetensors").rename(folder / "merged.safetensors")
+    stale = {"weight_map": {EMBED: "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(stale))
+    assert_same_weights(folder, model)
+    assert "merged.safetensors" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.model", "x.npz"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html></html>", "it is a web page"),
+        (b"", "it is empty"),
+    ],
+)
+def test_what_was_never_fetched_is_recognised(
+    folder: Path, name: str, content: bytes, told: str
+) -> None:
+    shutil.copy(embedded_folder() / "tokenizer.model", folder)
+    if name.endswith(".npz"):
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises((CheckpointError, TokenizerError), match=told):
+        load_processor(folder, LoadOptions())

@@ -35,6 +35,7 @@ from paligemma.processing.sentencepiece_model import (
     append_object_pieces,
     object_pieces,
 )
+from paligemma.stand_ins import stand_in
 from paligemma.vocab import NUM_LOC, NUM_SEG, Vocab
 from paligemma.whole_file import write_json
 
@@ -196,7 +197,8 @@ class Tokenizer:
                 raise
             raise TokenizerError(
                 f"a tokenizer must be a SentencePiece model or a tokenizer.json, "
-                f"but {path} cannot be read as one ({str(error)[:200]}); download it again"
+                f"but {path} cannot be read as one ({stand_in(data) or str(error)[:200]}); "
+                "download it again"
             ) from error
 
     def encode(self, text: str) -> list[int]:

@@ -98,7 +98,8 @@ def require_known_bits(config: Path | None) -> None:
     stated = None
     if config is not None:
         with suppress(CheckpointError):  # raised again by who needs the whole of it
-            stated = read_json(config).get(BITS)
+            raw = read_json(config)
+            stated = "MLX" if "quantization" in raw else raw.get(BITS)
     method = stated.get("quant_method") if isinstance(stated, dict) else stated
     if method not in (None, METHOD):
         raise CheckpointError(

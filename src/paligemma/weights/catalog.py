@@ -20,6 +20,7 @@ from paligemma.weights.model_files import Checkpoint, in_file, in_folder
 EMBEDDED = "tiny"
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _MAX_SHOWN = 200
+_MAX_HUB_NAME = 400  # the hub allows 96 characters of an id; the rest is a revision
 
 
 def resolve(
@@ -63,11 +64,11 @@ def resolve(
     if name.startswith((".", "/", "~")) or ".npz" in name or name.count("/") > 1:
         raise ModelNotFoundError(
             f"a model must be a folder, an .npz file, a hub id or {EMBEDDED!r}, there is no file "
-            f"{name!r}; check the path"
+            f"{_shown(name)}; check the path"
         )
     hub_id, _, tail = name.partition("@")
     hub_id = canonical_name(hub_id)
-    if not _HUB_ID.match(hub_id):
+    if not _HUB_ID.match(hub_id) or len(name) > _MAX_HUB_NAME:
         raise ModelNotFoundError(_unknown(name))
     if revision and tail and revision != tail:
         raise ConfigError(
@@ -84,17 +85,25 @@ def embedded_folder() -> Path:
 
 
 def _unknown(name: str) -> str:
-    name = name if len(name) <= _MAX_SHOWN else name[:_MAX_SHOWN] + "..."
     known = [EMBEDDED, *published_ids()]
     close = difflib.get_close_matches(name, [k.removeprefix("google/") for k in known], n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"for instance {EMBEDDED!r}"
     return (
         f"a model must be a folder, an .npz file, a hub id (owner/name) or {EMBEDDED!r}, "
-        f"got {name!r}; {hint}"
+        f"got {_shown(name)}; {hint}"
     )
 
 
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= _MAX_SHOWN else name[:_MAX_SHOWN] + "...")
+
+
 def _check_revision(hub_id: str, revision: str | None) -> None:
+    if len(revision or "") > _MAX_SHOWN:
+        raise ModelNotFoundError(
+            f"a revision must exist on the hub, {hub_id} has no {_shown(revision or '')}; "
+            "leave it out"
+        )
     found = named_release(hub_id)
     if found is None or revision not in ("float32", "float16", "bfloat16"):
         return

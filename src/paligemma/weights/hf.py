@@ -47,6 +47,10 @@ _DTYPES = {
 }
 # Buffers of old files, which follow from the config.
 _IGNORED = (".position_ids", ".rotary_emb.inv_freq")
+# What torch's compiler, FSDP and activation checkpointing put before the names of what they wrap.
+_WRAPPERS = re.compile(
+    r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 _LAYER = r"\.(?:blocks|layers)\.(\d+)\."
 
 _VISION = "vision_tower."
@@ -120,7 +124,7 @@ def spell(bare: str, spelling: Spelling) -> str:
 
 def unspell(key: str) -> str:
     """The bare name of a key in any spelling."""
-    key = key.removeprefix("model.")
+    key = _WRAPPERS.sub("", key).removeprefix("model.")
     key = re.sub(r"^language_model\.model\.", "language_model.", key)
     key = re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", key)
     return key.removeprefix("language_model.") if key == "language_model." + _HEAD else key
@@ -192,6 +196,11 @@ class HFReader:
             shard_of, lambda key: shard_of[key].get_tensor(key)
         )
         opened = [one for one in opened if one[2] not in parts]
+        if any(".lora_A." in key for key in self._file_of):
+            raise CheckpointError(
+                f"a model must have its adapter merged into it, {self.name} keeps updates (lora_A, "
+                "lora_B) beside the weights; merge them with PEFT's merge_and_unload and save again"
+            )
         prefix = foreign_prefix(key for _, _, key in opened)
         for path, shard, key in opened:
             if key.startswith(prefix):

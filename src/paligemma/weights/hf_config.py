@@ -19,6 +19,7 @@ import torch
 from paligemma import json_file
 from paligemma.config import PaliGemmaConfig, TextConfig, VisionConfig
 from paligemma.errors import CheckpointError, ConfigError
+from paligemma.stand_ins import stand_in
 from paligemma.vocab import GEMMA_VOCAB, Vocab
 from paligemma.weights.computed_fields import has_window, require_computed
 from paligemma.weights.dtypes import dtype_name
@@ -74,9 +75,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json_file.read_json(path)
     except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or stand_in(path) or error
         raise CheckpointError(
-            f"{path} must be readable JSON, it is not "
-            f"({getattr(error, 'strerror', None) or error}); fetch it again"
+            f"{path} must be readable JSON, it is not ({said}); fetch it again"
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, it holds {type(value).__name__}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from paligemma.errors import CheckpointError, ConfigError
+from paligemma.weights.foreign import contents, kind_of
 from paligemma.weights.hf_config import read_json
 from paligemma.weights.safetensors_file import INDEX_NAME
 from paligemma.weights.shapes import few
@@ -27,25 +28,9 @@ CODECS = ("mask_codec.safetensors", "vae-oid.npz")
 _SHARD = re.compile(r"(.*)-(\d{1,5})-of-(\d{1,5})\.safetensors")
 _MAX_SHARDS = 1000
 _MAX_DIGITS = 9
-_PUBLISHED = "take the published safetensors or npz of the same model"
-# Files of other programs, and what to do with such a folder.
-_FOREIGN = (
-    (
-        ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt"),
-        "pickled weights, which can run code and are not read; load them with transformers and "
-        "save them as safetensors with save_pretrained",
-    ),
-    (("*.gguf",), f"GGUF weights of llama.cpp, which are not read; {_PUBLISHED}"),
-    (("*.h5", "*.keras"), f"weights of Keras, which are not read; {_PUBLISHED}"),
-    (("*.onnx", "onnx/*.onnx"), f"an ONNX export, which is not read; {_PUBLISHED}"),
-    (
-        ("_CHECKPOINT_METADATA", "manifest.ocdbt", "*/manifest.ocdbt"),
-        f"an Orbax checkpoint, which is not read; {_PUBLISHED}",
-    ),
-    (("*.sbs",), f"weights of gemma.cpp, which are not read; {_PUBLISHED}"),
-    (("*.msgpack",), f"weights of Flax, which are not read; {_PUBLISHED}"),
-    (("*.tflite", "*.task", "*.litertlm"), f"a LiteRT export, which is not read; {_PUBLISHED}"),
-)
+_ADAPTER_SIGN = "adapter_config.json"
+_SIGNS = (SINGLE_NAME, INDEX_NAME, PACKED_NAME, _ADAPTER_SIGN)
+_MAX_BELOW = 1000  # folders inside one that are looked into
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +76,8 @@ def in_file(name: str, path: Path) -> Checkpoint:
     Raises:
         CheckpointError: the file is of another kind, or a piece of the model is missing.
     """
-    if path.name == INDEX_NAME or _SHARD.fullmatch(path.name):
+    of_adapter = path.name.startswith("adapter_") and (path.parent / _ADAPTER_SIGN).is_file()
+    if path.name == INDEX_NAME or _SHARD.fullmatch(path.name) or of_adapter:
         return in_folder(name, path.parent)
     if path.name == PACKED_NAME:
         return _checkpoint(name, path.parent, "packed", (path,))
@@ -100,7 +86,7 @@ def in_file(name: str, path: Path) -> Checkpoint:
     if ".npz" not in path.name:
         raise CheckpointError(
             f"a single file must be a .safetensors or a big_vision .npz, {path} is "
-            f"{_foreign_kind(path.parent, path.name) or 'another; name the folder of the model'}"
+            f"{kind_of([path.name]) or 'another; name the folder of the model'}"
         )
     base = path.with_name(re.sub(r"\.part[^/]*$", "", path.name))
     pieces = (path,) if base == path else _pieces(base)
@@ -188,7 +174,7 @@ def _in_readable_folder(name: str, folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"a folder must hold one .npz, {folder} holds {', '.join(sorted(bases))}; name the file"
         )
-    if "adapter_config.json" in files:
+    if _ADAPTER_SIGN in files:
         raise CheckpointError(
             f"{folder} holds an adapter, not a model; load the model it was trained on and add it"
         )
@@ -197,19 +183,40 @@ def _in_readable_folder(name: str, folder: Path) -> Checkpoint:
         named = few([path.name for path in others])
         logger.warning("%s has no index; what it holds is read: %s", folder, named)
         return _checkpoint(name, folder, "hf", others)
+    if below := _below(folder):
+        logger.warning("%s holds no model itself, the one in %s is read", folder, below)
+        return _in_readable_folder(name, below)
     raise CheckpointError(
         f"a model folder must hold {SINGLE_NAME}, {INDEX_NAME} or an .npz, {folder} holds "
-        f"{_foreign_kind(folder) or 'none; is it the right folder, and was the download complete?'}"
+        f"{contents(folder)}"
     )
 
 
-def _foreign_kind(folder: Path, name: str | None = None) -> str | None:
-    """What a folder, or one file of it, holds of other programs, and the remedy."""
-    for patterns, sentence in _FOREIGN:
-        for pattern in patterns:
-            if any(name in (None, path.name) for path in folder.glob(pattern)):
-                return sentence
-    return None
+def _below(folder: Path) -> Path | None:
+    """The one folder in it that holds a model or an adapter; of the hub's cache, the snapshot.
+
+    Raises:
+        CheckpointError: there are several, as after a training.
+    """
+    snapshots = folder / "snapshots"
+    inner = snapshots if snapshots.is_dir() else folder
+    found = [
+        one
+        for one in itertools.islice(inner.iterdir(), _MAX_BELOW)
+        if one.is_dir() and any((one / sign).is_file() for sign in _SIGNS)
+    ]
+    main = folder / "refs" / "main"
+    if len(found) > 1 and inner == snapshots and main.is_file():
+        with main.open(errors="replace") as file:
+            commit = file.read(64).strip()
+        found = [one for one in found if one.name == commit] or found
+    if len(found) < 2:
+        return found[0] if found else None
+    found.sort(key=lambda one: (int((re.findall(r"\d{1,9}", one.name) or [0])[-1]), one.name))
+    raise CheckpointError(
+        f"a model folder must hold one model, {folder} holds several in folders: "
+        f"{few([one.name for one in found], 5)}; name one of them, such as {found[-1]}"
+    )
 
 
 def _without_index(folder: Path, files: set[str]) -> tuple[Path, ...]:
@@ -249,6 +256,12 @@ def _indexed(index: Path, files: set[str]) -> tuple[Path, ...]:
             "again from its publisher"
         )
     missing = [name for name in names if name not in files]
+    if len(missing) == len(names) and (others := _without_index(index.parent, files)):
+        shown = few([path.name for path in others])
+        logger.warning(
+            "no file that %s names is here; those that are here are read: %s", index, shown
+        )
+        return others
     if missing:
         raise CheckpointError(
             f"every file that {index} names must be there, missing: {few(missing)}; "

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from paligemma.errors import CheckpointError
+from paligemma.stand_ins import stand_in
 
 _CHUNK_BYTES = 16 << 20
 # Members this large that shrink this well together are a bomb, not weights.
@@ -120,8 +121,9 @@ class NpzReader:
             is_first = self._file.read(2) == b"PK"
         except _DAMAGE as error:
             raise CheckpointError(
-                f"an npz must be a complete zip file, {self.name} is not ({error}); "
-                "download it again, with all its .part pieces if it has any"
+                f"an npz must be a complete zip file, {self.name} is not "
+                f"({stand_in(paths[0]) or error}); download it again, with all its .part pieces if "
+                "it has any"
             ) from error
         if not is_first:
             raise CheckpointError(

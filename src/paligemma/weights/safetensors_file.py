@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from paligemma.errors import CheckpointError
+from paligemma.stand_ins import stand_in
 
 INDEX_NAME = "model.safetensors.index.json"
 _CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
@@ -38,9 +39,9 @@ def open_safetensors(path: Path) -> Any:
         path.open("rb").close()  # its own error says what is wrong
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
+        said = getattr(error, "strerror", None) or stand_in(path) or str(error)[:200]
         raise CheckpointError(
-            f"a safetensors file must be complete, {path} is not readable "
-            f"({getattr(error, 'strerror', None) or str(error)[:200]}); fetch it again"
+            f"a safetensors file must be complete, {path} is not readable ({said}); fetch it again"
         ) from error
 
 
