@@ -13,6 +13,7 @@ import base64
 import contextlib
 import io
 import json
+import logging
 import math
 import os
 import platform
@@ -314,7 +315,9 @@ def agreement(num_requests: int) -> None:
     """OpenAI's route, streamed and whole, beside the model in this process."""
     from paligemma import PaliGemma
 
+    logging.getLogger("paligemma").setLevel(logging.ERROR)  # cut answers are no news
     local = PaliGemma.from_pretrained("tiny", kv_cache_dtype="float32")
+    num_image_tokens = local.model.config.num_image_tokens
     words = [
         "star",
         "circle",
@@ -331,7 +334,6 @@ def agreement(num_requests: int) -> None:
     rng = np.random.default_rng(1)
     wrong, farthest = Counter[str](), 0.0
     with serving(*PACKAGE, "--kv-cache", "float32") as server:
-        connection = server.connect()
 
         def chat(prompt: str, url: str, **options: Any) -> bytes:
             content = [
@@ -339,8 +341,9 @@ def agreement(num_requests: int) -> None:
                 {"type": "text", "text": prompt},
             ]
             asked = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
-            body = json.dumps({**asked, "temperature": 0, **options})
+            body = json.dumps({**asked, "temperature": 0, "max_tokens": 16, **options})
             heading = {"Content-Type": "application/json"}
+            connection = server.connect()  # one that idles for long is closed
             connection.request("POST", "/v1/chat/completions", body, heading)
             return connection.getresponse().read()
 
@@ -359,11 +362,11 @@ def agreement(num_requests: int) -> None:
             lines = chat(prompt, data_url(data), stream=True).decode().splitlines()
             chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
             pieces = [one["choices"][0]["delta"].get("content") or "" for one in chunks]
-            answer = local.generate(data, prompt)
+            answer = local.generate(data, prompt, max_new_tokens=16)
             prefix = local.processor.prompt_row(prompt)
             wrong["streamed text"] += "".join(pieces) != text
             wrong["local text"] += answer.text != text
-            wrong["usage"] += whole["usage"]["prompt_tokens"] != 256 + len(prefix)
+            wrong["usage"] += whole["usage"]["prompt_tokens"] != num_image_tokens + len(prefix)
             total = sum(one["logprob"] for one in written)
             farthest = max(farthest, abs(total - math.log(answer.score or 1)))
     print(f"{num_requests} prompts: {dict(wrong)} differ; log-probability off by {farthest:.1e}")
