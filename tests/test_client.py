@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma import Client, Detections, PaliGemma, TextAnswer
+from paligemma import Client, Detections, Frames, PaliGemma, TextAnswer
 from paligemma.errors import (
     AccessError,
     ConfigError,
@@ -106,7 +106,7 @@ QUESTIONS: dict[str, Ask] = {
     ),
     "stream": lambda model: TextAnswer(text="".join(model.stream(DESK, "detect star"))),
     "encode_image": lambda model: model.encode_image(DESK).ask("detect star"),
-    "frames": lambda model: model.caption([DESK, DESK]),
+    "frames": lambda model: model.caption(Frames(DESK, DESK)),
 }
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from paligemma.pipeline.options import AnswerOptions
     from paligemma.pipeline.paligemma import PaliGemma
     from paligemma.pipeline.pictures import EncodedImage
+    from paligemma.processing.frames import Frames as Frames
     from paligemma.processing.processor import Processor
     from paligemma.processing.tokenizer import Tokenizer
     from paligemma.tuning.finetune import finetune
@@ -47,6 +48,7 @@ _HOMES = {
     "Detection": "paligemma.outputs.types",
     "Detections": "paligemma.outputs.detections",
     "EncodedImage": "paligemma.pipeline.pictures",
+    "Frames": "paligemma.processing.frames",
     "PaliGemma": "paligemma.pipeline.paligemma",
     "PaliGemmaConfig": "paligemma.config",
     "PaliGemmaError": "paligemma.errors",

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -37,7 +37,8 @@ from paligemma.outputs.detections import Detections
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
 from paligemma.outputs.types import Detection, TextAnswer
-from paligemma.pipeline.task_methods import TaskMethods
+from paligemma.pipeline.task_methods import Answer, TaskMethods
+from paligemma.processing.frames import Frames, several_of
 from paligemma.processing.image import MAX_ENCODED_BYTES, ImageSource, load_image
 from paligemma.processing.sources import encoded_bytes
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Picture: TypeAlias = "RemoteImage | ImageSource | Sequence[ImageSource]"
+Picture: TypeAlias = "RemoteImage | ImageSource | Frames"
 
 MAX_ANSWER_BYTES = 256 << 20
 MAX_WAIT_S = 30.0
@@ -85,9 +86,10 @@ class RemoteImage:
 class Client(TaskMethods[Picture]):
     """A model on a server of `paligemma serve`, with the methods of `PaliGemma`.
 
-    A picture is a path, bytes, a Pillow image, an array, or what `encode_image` returned; a list of
-    pictures is one example of several frames. Errors are those of `PaliGemma`; a server that does
-    not answer is a `RunError`. One client may be used by several threads.
+    A picture is a path, bytes, a Pillow image, an array, or what `encode_image` returned; `Frames`
+    of pictures are one example, and a list of pictures is a batch, whose answers are a list.
+    Errors are those of `PaliGemma`; a server that does not answer is a `RunError`. One client may
+    be used by several threads.
 
     Args:
         url: of the server, such as "http://localhost:8000".
@@ -126,17 +128,19 @@ class Client(TaskMethods[Picture]):
 
     # Asking
 
-    def ask(
-        self, image: Picture | None, prompt: str, **options: Unpack[AskKeywords]
-    ) -> TextAnswer | Detections:
-        """Whatever the prompt asks for; see `PaliGemma.ask`."""
-        return self._answered(image, prompt, in_words=False, options=options)
-
-    def generate(
-        self, image: Picture | None, prompt: str, **options: Unpack[AnswerKeywords]
-    ) -> TextAnswer:
-        """The answer as text, location and mask tokens spelt out."""
-        return cast(TextAnswer, self._answered(image, prompt, in_words=True, options=options))
+    def _answer_each(
+        self,
+        images: Iterable[Picture],
+        prompt: str,
+        options: Mapping[str, Any],
+        *,
+        in_words: bool = False,
+    ) -> Iterator[tuple[Picture, Answer | ImageError]]:
+        for image in images:
+            try:
+                yield image, self._answer(image, prompt, options, in_words=in_words)
+            except ImageError as error:
+                yield image, error
 
     def stream(
         self, image: Picture | None, prompt: str, **options: Unpack[AnswerKeywords]
@@ -180,12 +184,17 @@ class Client(TaskMethods[Picture]):
                     "pass the picture itself"
                 )
             return image
-        frames = list(image) if isinstance(image, list | tuple) else [image]
+        if several_of(image) is not None:
+            raise ImageError(
+                f"one picture is read here, got {len(cast(Any, image))}; the frames of one example "
+                "are named as such: Frames([...])"
+            )
+        frames = image if isinstance(image, Frames) else [image]
         return RemoteImage(self, tuple(_encoded(cast(ImageSource, frame)) for frame in frames))
 
-    def _answered(
-        self, image: Picture | None, prompt: str, *, in_words: bool, options: Mapping[str, Any]
-    ) -> TextAnswer | Detections:
+    def _answer(
+        self, image: Picture | None, prompt: str, options: Mapping[str, Any], *, in_words: bool
+    ) -> Answer:
         shown = self._shown(image)
         asked = {"prompt": prompt, "in_words": in_words, "tokens": True, **options}
         connection = getattr(self._of_thread, "connection", None)

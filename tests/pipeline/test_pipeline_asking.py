@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tiny_folder import DESK
 
-from paligemma import Detections, PaliGemma, TextAnswer
+from paligemma import Detections, Frames, PaliGemma, TextAnswer
 from paligemma.errors import CheckpointError, ConfigError, DataError, ImageError, PromptError
 from paligemma.kernels import native
 from paligemma.model import KVCache, PaliGemmaModel
@@ -382,7 +382,7 @@ def test_frames_of_a_file_are_one_picture_or_one_example(
     second = random_tiny.encode_image(pages, frames=1)
     assert random_tiny.read(second, max_new_tokens=6).token_logprobs == truth
     both = random_tiny.encode_image(pages, frames=[1, 2])
-    pair = random_tiny.read([DESK, DESK], max_new_tokens=6).token_logprobs
+    pair = random_tiny.read(Frames(DESK, DESK), max_new_tokens=6).token_logprobs
     assert random_tiny.read(both, max_new_tokens=6).token_logprobs == pair
     every = random_tiny.encode_image(pages, frames="all")
     assert every.image_wh == (20, 10)
@@ -430,7 +430,7 @@ def test_a_batch_needs_a_picture_for_each_prompt(random_tiny: PaliGemma) -> None
 def test_examples_of_one_picture_and_of_several_frames_share_a_call(
     random_tiny: PaliGemma,
 ) -> None:
-    examples = [[DESK, DESK], DESK]
+    examples = [Frames(DESK, DESK), DESK]
     together = random_tiny.generate_batch(examples, ["ocr", "ocr"], max_new_tokens=4)
     encoded = random_tiny.encode_images(examples)
     assert [one.soft_tokens.shape[1] for one in encoded] == [
@@ -447,7 +447,7 @@ def test_examples_of_one_picture_and_of_several_frames_share_a_call(
 
 def test_frames_of_one_example_are_read_one_after_the_other(random_tiny: PaliGemma) -> None:
     white = np.full((30, 60, 3), 255, np.uint8)
-    both = random_tiny.encode_image([DESK, white])
+    both = random_tiny.encode_image(Frames([DESK, white]))
     assert both.image_wh == (640, 480)
     parts = [random_tiny.encode_image(DESK), random_tiny.encode_image(white)]
     torch.testing.assert_close(both.soft_tokens, torch.cat([p.soft_tokens for p in parts], 1))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_folder import DESK
 
-from paligemma import AnswerOptions, PaliGemma
+from paligemma import AnswerOptions, Frames, PaliGemma
 from paligemma.errors import ConfigError
 from paligemma.pipeline import engine as engine_module
 from paligemma.pipeline.engine import Engine, Request, Written
@@ -23,7 +23,7 @@ PROMPTS = ("ocr", "caption en", "answer en how many digits are there?", "detect 
 
 def requests_of(pg: PaliGemma) -> list[Request]:
     """Requests that differ in prompt, picture, bound, sampler, seed, beams and grammar."""
-    two, one = (encoded.soft_tokens for encoded in pg.encode_images([[DESK, DESK], DESK]))
+    two, one = (encoded.soft_tokens for encoded in pg.encode_images([Frames(DESK, DESK), DESK]))
     ways = (
         AnswerOptions(max_new_tokens=3),
         AnswerOptions(max_new_tokens=9),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_folder import DESK
 
-from paligemma import PaliGemma
+from paligemma import Frames, PaliGemma
 from paligemma.errors import ConfigError
 from paligemma.model import PaliGemmaModel
 from paligemma.pipeline.picture_cache import PictureCache
@@ -83,7 +83,7 @@ def test_frames_of_one_example_are_a_picture_of_their_own(
 ) -> None:
     pg = make()
     pg.encode_image(picture(1))
-    both, swapped = ([picture(k) for k in order] for order in ((1, 2), (2, 1)))
+    both, swapped = (Frames(*map(picture, order)) for order in ((1, 2), (2, 1)))
     first, again, other = (pg.encode_image(one) for one in (both, both, swapped))
     assert torch.equal(first.soft_tokens, again.soft_tokens)
     assert not torch.equal(first.soft_tokens, other.soft_tokens)

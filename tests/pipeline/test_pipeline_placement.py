@@ -13,7 +13,7 @@ import torch
 from pretend_device import OnDevice, PlacementError, PretendDevice, pretend_device
 from tiny_folder import DESK
 
-from paligemma import Detections, PaliGemma, TextAnswer
+from paligemma import Detections, Frames, PaliGemma, TextAnswer
 from paligemma.example import OBJECTS, Asking, Example
 from paligemma.generate import (
     ClosedSet,
@@ -63,7 +63,7 @@ Ask = Callable[[PaliGemma], Any]
 WAYS: Mapping[str, Ask] = {
     "greedy": lambda pg: pg.caption(DESK, **SHORT),
     "text alone": lambda pg: pg.generate(None, "caption en", **SHORT),
-    "frames": lambda pg: pg.generate([DESK, DESK], "caption en", **SHORT),
+    "frames": lambda pg: pg.generate(Frames(DESK, DESK), "caption en", **SHORT),
     "encoded": lambda pg: pg.encode_image(DESK).ask("caption en", **SHORT),
     "weighed locations": lambda pg: pg.detect(DESK, "star", weigh_locations=True, **SHORT),
     "boxes of a grammar": lambda pg: pg.detect(DESK, "star", constrain=True, max_new_tokens=12),

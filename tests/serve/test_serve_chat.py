@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from paligemma import PaliGemma
+from paligemma import Frames, PaliGemma
 from paligemma.errors import ConfigError
 from paligemma.serve.app import create_app
 from paligemma.serve.asking import Service
@@ -112,7 +112,7 @@ def test_text_alone_is_answered(chat: Any, local: PaliGemma) -> None:
 
 def test_several_pictures_are_frames_of_one_example(chat: Any, desk: str, local: PaliGemma) -> None:
     found = chat.create(model="tiny", messages=[user(CAPTION, desk, desk)])
-    assert found.choices[0].message.content == local.generate([DESK, DESK], CAPTION).text
+    assert found.choices[0].message.content == local.generate(Frames(DESK, DESK), CAPTION).text
     num_text = len(local.processor.prompt_row(CAPTION))
     assert found.usage.prompt_tokens == 2 * local.config.num_image_tokens + num_text
 

@@ -18,6 +18,7 @@ from paligemma import (
     Detection,
     Detections,
     EncodedImage,
+    Frames,
     PaliGemma,
     PaliGemmaConfig,
     PaliGemmaError,
@@ -45,7 +46,7 @@ def ask(model: PaliGemma, picture: Path) -> TextAnswer:
         ),
         model.read(picture, max_new_tokens=8),
         model.generate(None, "caption en", max_new_tokens=4),
-        model.generate([picture, picture], "caption en", max_new_tokens=4),
+        model.generate(Frames(picture, picture), "caption en", max_new_tokens=4),
         model.answer(picture, "how many digits are there?", lang="en", max_new_tokens=6),
     )
     for answer in answers:
@@ -133,6 +134,11 @@ def batch(model: PaliGemma, pictures: list[str]) -> list[str]:
     """Many pictures, each with its prompt."""
     answers = model.generate_batch(pictures, ["caption en"] * len(pictures), max_new_tokens=6)
     assert_type(answers, list[TextAnswer])
+    assert_type(model.caption(pictures, max_new_tokens=6), list[TextAnswer])
+    assert_type(model.detect(pictures, "star", max_new_tokens=6), list[Detections])
+    for _, found in model.detect_many(pictures, "star", max_new_tokens=6):
+        assert_type(found, Detections)
+        assert_type(found.image_wh, tuple[int, int])
     return [answer.text for answer in answers]
 
 
@@ -161,15 +167,15 @@ def mistakes(model: PaliGemma, picture: Path) -> list[str]:
     """
     reports = []
     try:
-        model.answer(picture, "why?", max_tokens=3)  # type: ignore[call-arg]
+        model.answer(picture, "why?", max_tokens=3)  # type: ignore[call-overload]
     except PaliGemmaError as error:
         reports.append(str(error))
     try:
-        model.caption(picture, threshold=0.5)  # type: ignore[call-arg]
+        model.caption(picture, threshold=0.5)  # type: ignore[call-overload]
     except PaliGemmaError as error:
         reports.append(str(error))
     try:
-        model.detect(picture, "star", threshold="high")  # type: ignore[arg-type]
+        model.detect(picture, "star", threshold="high")  # type: ignore[call-overload]
     except PaliGemmaError as error:
         reports.append(str(error))
     try:

@@ -24,6 +24,7 @@ from paligemma.cli.options import (
 from paligemma.cli.pictures import ImagesArgument, require_kept, require_pictures
 from paligemma.cli.show import JsonResults, overlay_paths, pictures_json, write_overlay
 from paligemma.errors import DataError, ImageError, PaliGemmaError
+from paligemma.processing.frames import Frames
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 # The decorators give every command its `model`, `decoding` and `output`, some their `objects`; a
 # command that only passes them on takes them as `**how`.
 Ask = Callable[["PaliGemma", "EncodedImage"], "TextAnswer | Detections"]
-Frames = tuple[str, ...]  # of one example
+Example = tuple[str, ...]  # a picture, or frames
 WhichFrame = int | Literal["all"] | None
 
 
@@ -212,7 +213,7 @@ def generate(
     require_pictures(images, model)
     pg = model.load()
     pictures = _opened(pg, examples[0], which)
-    pieces = pg.stream(pictures if frames else pictures[0], prompt, **decoding)
+    pieces = pg.stream(Frames(pictures) if frames else pictures[0], prompt, **decoding)
     with stderr_log.held():
         for piece in pieces:
             click.echo(piece, nl=False)
@@ -251,7 +252,7 @@ def _ask_objects(
 
 
 def _ask_text(
-    examples: Sequence[str | Frames],
+    examples: Sequence[str | Example],
     prompt: str,
     *,
     frame: WhichFrame,
@@ -266,7 +267,7 @@ def _ask_text(
 
 
 def _answer_each(
-    examples: Sequence[str | Frames],
+    examples: Sequence[str | Example],
     prompt: str,
     ask: Ask,
     *,
@@ -328,7 +329,7 @@ def _answer_each(
 
 def _answer_one(
     pg: PaliGemma,
-    example: Frames,
+    example: Example,
     prompt: str,
     ask: Ask,
     overlay: Path | None,
@@ -349,7 +350,7 @@ def _answer_one(
     from paligemma.outputs.words import answer_line
 
     pictures = _opened(pg, example, frame)
-    found = ask(pg, pg.encode_image(pictures if len(pictures) > 1 else pictures[0]))
+    found = ask(pg, pg.encode_image(Frames(pictures) if len(pictures) > 1 else pictures[0]))
     if shown is not None:
         name = click.format_filename(example[0])
         click.echo(f"{name}: {answer_line(found)}" if shown else str(found))
@@ -364,7 +365,7 @@ def _answer_one(
     return record, isinstance(found, TextAnswer)
 
 
-def _opened(pg: PaliGemma, example: Frames, frame: WhichFrame) -> list[NDArray[Any]]:
+def _opened(pg: PaliGemma, example: Example, frame: WhichFrame) -> list[NDArray[Any]]:
     if frame == "all":
         return pg.processor.reader.load_frames(example[0])
     return [pg.open_picture(image, frame=frame) for image in example]

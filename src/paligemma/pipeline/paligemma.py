@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from paligemma.adapt.adapter_set import AdapterSet
 from paligemma.adapt.lora import Adapter
 from paligemma.config import PaliGemmaConfig
-from paligemma.errors import ConfigError, PromptError
+from paligemma.errors import ConfigError, ImageError, PromptError
 from paligemma.generate import Constraint, JsonGrammar, JsonTokens
 from paligemma.model import PaliGemmaModel
-from paligemma.outputs.detections import Detections
 from paligemma.outputs.types import TextAnswer
-from paligemma.pipeline.engine import MAX_ROWS, Engine, Request, Written
+from paligemma.pipeline.engine import MAX_PREFIX_TOKENS, MAX_ROWS, Engine, Request, Written
 from paligemma.pipeline.loading import LoadKeywords, LoadOptions, load_pretrained, opened_codec
 from paligemma.pipeline.notices import warn_of_cuts
 from paligemma.pipeline.options import (
@@ -41,11 +41,12 @@ from paligemma.pipeline.pictures import (
     Picture,
     about,
     encode_pictures,
+    encode_readable,
     one_a_prompt,
 )
 from paligemma.pipeline.question import Question, Reader
 from paligemma.pipeline.streaming import checked, text_pieces
-from paligemma.pipeline.task_methods import TaskMethods
+from paligemma.pipeline.task_methods import Answer, TaskMethods
 from paligemma.processing import prompts
 from paligemma.processing.image import ImageSource
 from paligemma.processing.pixels import PixelLayout
@@ -66,9 +67,9 @@ MAX_OBJECT_TOKENS = 512
 class PaliGemma(TaskMethods[Picture]):
     """A model with its processor and mask codec.
 
-    A picture is a path, bytes, a Pillow image, an array, or what `encode_image` returned; a list of
-    pictures is one example of several frames. Every method that answers takes the fields of
-    `AnswerOptions` as keywords.
+    A picture is a path, bytes, a Pillow image, an array, or what `encode_image` returned; `Frames`
+    of pictures are one example, and a list of pictures is a batch, whose answers are a list. Every
+    method that answers takes the fields of `AnswerOptions` as keywords.
 
     Args:
         model: on the device to be used.
@@ -143,28 +144,44 @@ class PaliGemma(TaskMethods[Picture]):
 
     # Asking
 
-    def ask(
-        self, image: Picture | None, prompt: str, **options: Unpack[AskKeywords]
-    ) -> TextAnswer | Detections:
-        """Whatever the prompt asks for.
-
-        Args:
-            image: a picture, a list of frames, or None for text alone.
-            prompt: `detect ...` and `segment ...` give Detections, and so does every answer in
-                which the model wrote boxes; other answers are text. Several such prompts in one,
-                `detect cat ; segment dog`, are each asked, and their objects are joined.
-            options: fields of `AnswerOptions` and `ObjectOptions`.
-
-        Raises:
-            PromptError, ImageError, ConfigError: bad input; see `Processor` and `AnswerOptions`.
-            CheckpointError: the mask codec that a segment prompt needs cannot be read.
-        """
-        question = self.question(prompt, has_picture=image is not None, **options)
+    def _answer(
+        self, image: Picture | None, prompt: str, options: Mapping[str, Any], *, in_words: bool
+    ) -> Answer:
+        asked = self.question(prompt, has_picture=image is not None, in_words=in_words, **options)
         encoded = None
         if image is not None:
-            encoded = self.encode_image(image, adapter=question.requests[0].adapter)
-        written = self._written([about(request, encoded) for request in question.requests])
-        return self.reader.answer(question, written, encoded)
+            encoded = self.encode_image(image, adapter=asked.requests[0].adapter)
+        written = self._written([about(request, encoded) for request in asked.requests])
+        return self.reader.answer(asked, written, encoded)
+
+    def _answer_each(
+        self,
+        images: Iterable[Picture],
+        prompt: str,
+        options: Mapping[str, Any],
+        *,
+        in_words: bool = False,
+    ) -> Iterator[tuple[Picture, Answer | ImageError]]:
+        asked = self.question(prompt, in_words=in_words, **options)
+        adapter, num = asked.requests[0].adapter, len(asked.requests)
+        left = iter(images)
+        while some := list(islice(left, max(1, self._num_at_once // num))):
+            encoded = encode_readable(
+                some, self.engine, self.processor, owner=self, adapter=adapter
+            )
+            good = [one for one in encoded if not isinstance(one, ImageError)]
+            requests = [about(request, one) for one in good for request in asked.requests]
+            written = iter(self._written(requests))
+            for image, one in zip(some, encoded, strict=True):
+                if isinstance(one, ImageError):
+                    yield image, one
+                else:
+                    yield image, self.reader.answer(asked, list(islice(written, num)), one)
+
+    @property
+    def _num_at_once(self) -> int:
+        """Pictures that are in memory together, encoded."""
+        return max(1, min(MAX_ROWS, MAX_PREFIX_TOKENS // self.config.num_image_tokens))
 
     def question(
         self,
@@ -183,14 +200,15 @@ class PaliGemma(TaskMethods[Picture]):
         Raises:
             PromptError, ConfigError, CheckpointError: as `ask`.
         """
+        if in_words:
+            _ = chosen(AnswerOptions, options)
         of_answer, of_objects = chosen_for_asking(options)
         splits = has_picture and not in_words
         prefixes = self.processor.prefixes(prompt) if splits else (prompt,)
         asked = tuple(None if in_words else prompts.object_prompt(one) for one in prefixes)
         requests, grammar = [], self._grammar(of_answer)
         for prefix, asks in zip(prefixes, asked, strict=True):
-            bound = MAX_OBJECT_TOKENS if asks else MAX_TEXT_TOKENS
-            request = self._request(prefix, of_answer, bound, grammar)
+            request = self._request(prefix, of_answer, grammar)
             if asks and of_objects.constrain:
                 of_answer.require_one_answer("a grammar")
                 if grammar is not None:
@@ -212,12 +230,6 @@ class PaliGemma(TaskMethods[Picture]):
             _ = self.mask_codec  # A codec that cannot be read is reported before the model runs.
         return question
 
-    def generate(
-        self, image: Picture | None, prompt: str, **options: Unpack[AnswerKeywords]
-    ) -> TextAnswer:
-        """The answer as text, location and mask tokens spelt out."""
-        return self.generate_batch(None if image is None else [image], [prompt], **options)[0]
-
     def generate_batch(
         self,
         images: Sequence[Picture] | EncodedImage | None,
@@ -227,7 +239,7 @@ class PaliGemma(TaskMethods[Picture]):
         """Answers to many prompts at once, of whatever length.
 
         Args:
-            images: a picture (or list of frames) for each prompt, or one encoded image for all.
+            images: a picture for each prompt, or one encoded image for all.
         """
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise PromptError(
@@ -236,9 +248,7 @@ class PaliGemma(TaskMethods[Picture]):
             )
         of_answer = chosen(AnswerOptions, options)
         grammar = self._grammar(of_answer)
-        requests = [
-            self._request(prompt, of_answer, MAX_TEXT_TOKENS, grammar) for prompt in prompts
-        ]
+        requests = [self._request(prompt, of_answer, grammar) for prompt in prompts]
         if images is None:
             return self._texts(requests)
         if isinstance(images, EncodedImage):
@@ -246,8 +256,8 @@ class PaliGemma(TaskMethods[Picture]):
             return self._texts([about(request, encoded) for request in requests])
         pictures = one_a_prompt(images, prompts)
         answers: list[TextAnswer] = []
-        for start in range(0, len(requests), MAX_ROWS):  # No more pictures are in memory at a time.
-            some = slice(start, start + MAX_ROWS)
+        for start in range(0, len(requests), self._num_at_once):
+            some = slice(start, start + self._num_at_once)
             encoded_some = self.encode_images(pictures[some], adapter=of_answer.adapter)
             pairs = zip(requests[some], encoded_some, strict=True)
             answers += self._texts([about(request, encoded) for request, encoded in pairs])
@@ -263,7 +273,7 @@ class PaliGemma(TaskMethods[Picture]):
         of_answer = chosen(AnswerOptions, options)
         of_answer.require_one_answer("a stream")
         grammar = self._grammar(of_answer)
-        request = self._request(prompt, of_answer, MAX_TEXT_TOKENS, grammar)
+        request = self._request(prompt, of_answer, grammar)
         if image is not None:
             request = about(request, self.encode_image(image, adapter=of_answer.adapter))
         steps = checked(self.engine.stream(request), on_cut=lambda: warn_of_cuts(1, [request]))
@@ -282,7 +292,7 @@ class PaliGemma(TaskMethods[Picture]):
         """Run the image tower once; the result goes wherever a picture does.
 
         Args:
-            image: a picture, or a list of pictures as frames of one example.
+            image: a picture, or `Frames`.
             frames: of an animation or a TIFF of several pages: the number of one, from 0, or
                 several or "all" as frames of one example. By default the first is read.
             layout: how the axes of a tensor or array lie, "HWC" or "CHW", with an axis of frames
@@ -326,11 +336,12 @@ class PaliGemma(TaskMethods[Picture]):
         self,
         prompt: str,
         options: AnswerOptions,
-        max_new_tokens: int,
         grammar: Constraint | None,
     ) -> Request:
         """A checked request for text alone, made before any picture is read."""
         self.adapters.require(options.adapter)
+        asks = prompts.object_prompt(prompts.clean_prompt(prompt)[0])
+        max_new_tokens = MAX_OBJECT_TOKENS if asks else MAX_TEXT_TOKENS
         return Request(
             row=self.processor.prompt_row(prompt),
             soft_tokens=None,

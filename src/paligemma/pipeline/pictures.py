@@ -15,6 +15,7 @@ from torch import Tensor
 from paligemma.errors import ImageError, PromptError
 from paligemma.pipeline.engine import Engine, Request
 from paligemma.pipeline.options import AskKeywords
+from paligemma.processing.frames import Frames, several_of
 from paligemma.processing.image import ImageSource
 from paligemma.processing.pixels import PixelLayout
 from paligemma.processing.processor import Processor
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 # Number of a page or frame of a file, from 0, or several of them.
 ChosenFrames: TypeAlias = "int | Sequence[int] | Literal['all']"
-Frames: TypeAlias = "Sequence[ImageSource | Tensor]"
 Picture: TypeAlias = "EncodedImage | ImageSource | Tensor | Frames"
 
 
@@ -82,7 +82,7 @@ def encode_pictures(
     """Encode what is not encoded yet.
 
     Args:
-        images: pictures, lists of frames, prepared pixels or encoded images.
+        images: pictures, `Frames`, prepared pixels or encoded images.
         engine: runs the model.
         processor: the model's processor.
         owner: the model that the results belong to.
@@ -105,26 +105,66 @@ def encode_pictures(
     if frames is not None:
         images = [_chosen_frames(cast(ImageSource, one), frames, processor) for one in images]
     for image in images:
-        if isinstance(image, EncodedImage) and image.owner is not owner:
-            raise ImageError(
-                "an encoded image belongs to the model that encoded it, got one of another model; "
-                "encode the picture again"
-            )
-        if isinstance(image, EncodedImage) and image.adapter != tower:
-            raise ImageError(
-                "an encoded image belongs to the image tower that encoded it, got one of the "
-                f"{_tower(image.adapter)} for the {_tower(tower)}; encode the picture again, with "
-                "adapter in encode_image"
-            )
+        _require_own(image, owner, tower)
     read = [
-        read_picture(one, processor, layout) for one in images if not isinstance(one, EncodedImage)
+        one if isinstance(one, EncodedImage) else read_picture(one, processor, layout)
+        for one in images
     ]
-    soft_tokens = engine.encode([one.pixels for one in read], adapter=tower)
-    new = iter(
-        one.encoded(tokens, owner=owner, adapter=tower)
-        for tokens, one in zip(soft_tokens, read, strict=True)
-    )
-    return [image if isinstance(image, EncodedImage) else next(new) for image in images]
+    return _encoded(read, engine, owner, tower)
+
+
+def encode_readable(
+    images: Sequence[Picture],
+    engine: Engine,
+    processor: Processor,
+    *,
+    owner: Asked,
+    adapter: str | None,
+) -> list[EncodedImage | ImageError]:
+    """As `encode_pictures`, with the error in the place of a picture that is bad."""
+    tower = engine.adapters.of_pictures(adapter)
+    found: list[EncodedImage | ReadPicture | ImageError] = []
+    for image in images:
+        try:
+            _require_own(image, owner, tower)
+            found.append(
+                image if isinstance(image, EncodedImage) else read_picture(image, processor)
+            )
+        except ImageError as error:
+            found.append(error)
+    good = [one for one in found if not isinstance(one, ImageError)]
+    encoded = iter(_encoded(good, engine, owner, tower))
+    return [one if isinstance(one, ImageError) else next(encoded) for one in found]
+
+
+def _encoded(
+    read: Sequence[EncodedImage | ReadPicture], engine: Engine, owner: Asked, tower: str | None
+) -> list[EncodedImage]:
+    new = [one for one in read if isinstance(one, ReadPicture)]
+    soft_tokens = iter(engine.encode([one.pixels for one in new], adapter=tower))
+    return [
+        one.encoded(next(soft_tokens), owner=owner, adapter=tower)
+        if isinstance(one, ReadPicture)
+        else one
+        for one in read
+    ]
+
+
+def _require_own(image: Picture, owner: Asked, tower: str | None) -> None:
+    """Raise ImageError for an image that another model or tower encoded."""
+    if not isinstance(image, EncodedImage):
+        return
+    if image.owner is not owner:
+        raise ImageError(
+            "an encoded image belongs to the model that encoded it, got one of another model; "
+            "encode the picture again"
+        )
+    if image.adapter != tower:
+        raise ImageError(
+            "an encoded image belongs to the image tower that encoded it, got one of the "
+            f"{_tower(image.adapter)} for the {_tower(tower)}; encode the picture again, with "
+            "adapter in encode_image"
+        )
 
 
 def _tower(adapter: str | None) -> str:
@@ -158,16 +198,22 @@ class ReadPicture:
 def read_picture(
     image: ImageSource | Tensor | Frames, processor: Processor, layout: PixelLayout | None = None
 ) -> ReadPicture:
-    """Decode one picture, or a list of frames, and make it what the image tower reads.
+    """Decode one picture, or the frames of one example, and make it what the image tower reads.
 
     Raises:
         ImageError: a bad picture.
     """
     as_picture = layout is not None and layout != "prepared"
-    if as_picture and getattr(image, "ndim", 0) == 4:
-        image = list(cast(Any, image))
-    many = isinstance(image, list | tuple)
-    sources = cast(Frames, image) if many else [cast(ImageSource, image)]
+    if layout is not None and getattr(image, "ndim", 0) == 4:  # an axis of frames
+        image = Frames(image)
+    if several_of(image) is not None:
+        raise ImageError(
+            f"one picture is read here, got {len(cast(Any, image))}; the frames of one example are "
+            "named as such: Frames([...])"
+        )
+    many = isinstance(image, Frames)
+    sources = image if isinstance(image, Frames) else [cast(ImageSource, image)]
+    first_file = _file_of(sources[0])
     frames = [
         frame
         if isinstance(frame, Tensor) and not as_picture
@@ -181,8 +227,16 @@ def read_picture(
         image_wh=(first.shape[-2], first.shape[-3]),
         open_picture=None
         if isinstance(first, Tensor)
-        else _opener(sources[0], first, processor, layout if as_picture else None),
+        else _opener(first_file, first, processor, layout if as_picture else None),
     )
+
+
+def _file_of(source: ImageSource | Tensor) -> Any:
+    """The file of a Pillow image that was opened and nothing else, which holds the same; the source
+    itself otherwise."""
+    name = getattr(source, "filename", "")
+    is_fresh = bool(getattr(source, "tile", ())) and getattr(source, "n_frames", 1) == 1
+    return name if is_fresh and isinstance(name, str) and os.path.isfile(name) else source
 
 
 def _opener(
@@ -240,6 +294,8 @@ def _chosen_frames(image: ImageSource, frames: ChosenFrames, processor: Processo
     """One page or frame of a file, or several of them as the frames of one example."""
     if isinstance(frames, int | np.integer):
         return processor.reader.load(image, frame=cast(int, frames))
-    return processor.reader.load_frames(
-        image, None if isinstance(frames, str) and frames == "all" else frames
+    return Frames(
+        processor.reader.load_frames(
+            image, None if isinstance(frames, str) and frames == "all" else frames
+        )
     )

@@ -20,6 +20,7 @@ from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.pipeline.pictures import EncodedImage, ReadPicture, read_picture
 from paligemma.pipeline.question import Question
 from paligemma.pipeline.streaming import TextPieces
+from paligemma.processing.frames import Frames
 from paligemma.serve.job import Job, too_slow
 from paligemma.serve.models import Lease, Models
 from paligemma.serve.options import ServerOptions
@@ -244,8 +245,9 @@ def _prepared(
         )
     if not pictures:
         return asked, None
-    frames = list(pictures)
-    return asked, read_picture(frames if len(frames) > 1 else frames[0], model.processor)
+    return asked, read_picture(
+        Frames(*pictures) if len(pictures) > 1 else pictures[0], model.processor
+    )
 
 
 def usage(num_prompt: int, num_written: int) -> Mapping[str, int]:
