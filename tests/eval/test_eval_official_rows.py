@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from paligemma.eval.scored import score_matched
 from paligemma.example import Example, Prediction
 from paligemma.jobs.run_folder import RunConfig
 from paligemma.tasks.catalog import find_task, tasks
+from paligemma.tasks.reading.pictures import FilePicture
 
 VECTORS = [
     one
@@ -163,6 +165,123 @@ def test_every_form_of_aokvqas_answers_is_read(
 def test_rows_of_other_programs_are_read(tmp_path: Path, row: dict[str, Any]) -> None:
     read = read_predictions(_file(tmp_path, [row])).predictions
     assert {name: one.text for name, one in read.items()} == {"7": "dog"}
+
+
+def _photo(name: str, path: str, question: str = "what?") -> Example:
+    picture = FilePicture(path=Path(path), folder=Path("images"))
+    return Example(id=name, prefix=f"answer en {question}", pictures=(picture,), references=["x"])
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_tables_are_found_by_the_names_of_their_pictures(
+    tmp_path: Path, indent: int | None
+) -> None:
+    examples = [_photo("548625", "val/PMC1_00.png"), _photo("548700", "val/PMC2_03.png")]
+    path = tmp_path / "teds.json"
+    path.write_text(
+        json.dumps({"PMC1_00.png": "<table>a</table>", "PMC2_03.png": None}, indent=indent)
+    )
+    found, notices = match_examples(read_predictions(path, examples), examples)
+    assert [(one.id, one.text) for one in found] == [("548625", "<table>a</table>"), ("548700", "")]
+    assert notices == ["1 predictions are null or NaN and count as empty answers: 548700"]
+
+
+def test_an_image_with_several_questions_is_told_apart_by_the_prompt(tmp_path: Path) -> None:
+    questions = ("what brand?", "what is the brand and year?", "who?")
+    examples = [_photo(str(k), "train/0a1b.jpg", one) for k, one in enumerate(questions, 34602)]
+    rows = [
+        {"question_id": "0a1b", "prompt": f"What {text}\nAnswer in one word.", "text": text}
+        for text in ("is the brand and year?", "brand?")
+    ]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found, _ = match_examples(read_predictions(path, examples), examples)
+    assert [one.text for one in found] == ["brand?", "is the brand and year?", ""]
+
+
+def test_rows_are_numbered_by_the_field_that_names_the_most_examples(tmp_path: Path) -> None:
+    examples = _examples("2", "1", "3")
+    rows = [{"id": k, "image_id": 4 - k, "caption": f"of {4 - k}"} for k in (1, 2, 3)]
+    found, _ = match_examples(read_predictions(_file(tmp_path, rows), examples), examples)
+    assert [one.text for one in found] == ["of 2", "of 1", "of 3"]
+    rows = [{"id": k, "question_id": k + 50, "text": f"of {k}"} for k in (1, 2, 3)]
+    found, _ = match_examples(read_predictions(_file(tmp_path, rows), examples), examples)
+    assert [one.text for one in found] == ["of 2", "of 1", "of 3"]
+
+
+@pytest.mark.parametrize("name", [7, 7.0, "7"])
+def test_ids_are_numbers_or_text_and_so_are_answers(tmp_path: Path, name: object) -> None:
+    rows = [{"question_id": name, "answer": 3.0}, {"question_id": 8, "answer": 0.5}]
+    read = read_predictions(_file(tmp_path, rows)).predictions
+    assert {name: one.text for name, one in read.items()} == {"7": "3", "8": "0.5"}
+
+
+def test_the_right_answer_beside_the_models_own_is_left_out_and_said(tmp_path: Path) -> None:
+    examples = _examples("1", "2")
+    rows = [{"question_id": k, "answer": "(a)", "response": "(b)"} for k in (1, 2)]
+    found, notices = match_examples(read_predictions(_file(tmp_path, rows), examples), examples)
+    assert [one.text for one in found] == ["(b)", "(b)"]
+    assert notices == [
+        "2 rows hold an answer beside the field 'response', which is taken for what the model "
+        "said; the answer is taken for the right one and left out"
+    ]
+
+
+def test_a_bad_row_loses_no_other_and_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    good = '{"question_id": 1, "answer": "dog"}'
+    for bad in (
+        '{"question_id": null, "answer": "x"}',
+        '{"question_id": NaN, "answer": "x"}',
+        '{"question_id": 2, "answer": ["x"]}',
+        '{"question_id": 2, "said": "x"}',
+        '{"question_id": 2, "answer": "x',
+        "2",
+    ):
+        path.write_text(f"{bad}\n{good}\n")
+        examples = _examples("1", "2")
+        found, notices = match_examples(read_predictions(path, examples), examples)
+        assert [one.text for one in found] == ["dog", ""]
+        assert notices[0].startswith(f"1 rows cannot be read and were left out, such as {path}")
+        assert "line 1" in notices[0]
+        assert notices[1].endswith("have no prediction and count as empty answers: 2")
+
+
+def test_a_refused_file_hears_which_fields_were_found_and_which_are_taken(tmp_path: Path) -> None:
+    rows = [{"qid": k, **{f"a{n}": "x" * 9000 for n in range(12)}} for k in range(3)]
+    with pytest.raises(DataError) as caught:
+        read_predictions(_file(tmp_path, rows), _examples("0"))
+    for part in ("question_id, questionId, image_id", "response, text", "'qid', 'a0'", "3 more"):
+        assert part in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_null_numbers_and_text_ids_in_detections_cost_one_row(tmp_path: Path) -> None:
+    whole = {"image_id": "7", "category_id": 17.0, "bbox": [0, 0, 20, 10], "score": 0.5}
+    rows = [
+        {**whole, "score": None},
+        {**whole, "bbox": [0, 0, None, 10]},
+        {**whole, "image_id": None},
+        {**whole, "category_id": True},
+        whole,
+    ]
+    examples = _pictures()
+    found, notices = match_examples(read_predictions(_file(tmp_path, rows), examples), examples)
+    assert [one.score for one in found[0].objects] == [0.0, 0.5]
+    assert "3 rows cannot be read and were left out, such as" in notices[0]
+    assert "row 2: bbox must be a number, got None" in notices[0]
+    assert "1 predictions hold a confidence that is no number; it became 0: 7" in notices
+
+
+def test_detections_may_name_the_file_of_their_picture(tmp_path: Path) -> None:
+    box = {"category_id": 17, "bbox": [0, 0, 20, 10], "score": 0.5}
+    examples = [
+        replace(one, pictures=(FilePicture(path=Path(f"val/{name}.jpg")),))
+        for one, name in zip(_pictures(), ("street", "8_yard"), strict=True)
+    ]
+    rows = [{"image_id": "street", **box}, {"image_id": 7, "file_name": "8_yard.jpg", **box}]
+    found, _ = match_examples(read_predictions(_file(tmp_path, rows), examples), examples)
+    assert [len(one.objects) for one in found] == [1, 1]
 
 
 def test_boxes_are_gathered_by_picture_with_names_for_numbers(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ A notice names and counts everything that cannot be scored as it stands:
     confidence not finite counts as 0, so that it ranks last
     coordinate not finite the object is left out, as where it is beyond any picture
     mask not readable     scored as an empty answer
+    row not readable      left out, as long as another can be read
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 from paligemma import json_file
 from paligemma.errors import ConfigError, DataError
-from paligemma.eval.official_rows import own_rows
+from paligemma.eval.official_rows import Placed, own_rows
 from paligemma.eval.scored import some_ids
 from paligemma.example import Example, FoundObject, Prediction
-from paligemma.jobs.json_lines import MAX_LINE_BYTES, prediction_from_json, read_rows
+from paligemma.jobs.json_lines import (
+    MAX_LINE_BYTES,
+    object_of,
+    prediction_from_json,
+    read_lines,
+)
 from paligemma.outputs.rle import decode_rle
 
 if TYPE_CHECKING:
@@ -74,14 +80,19 @@ def read_predictions(
         examples: questions of the split, for result files whose boxes are in pixels.
 
     Raises:
-        DataError: unreadable, or a row that is no prediction; named by line.
+        DataError: unreadable, or no row is a prediction.
     """
     path = Path(path)
     found: dict[str, Prediction] = {}
     duplicates, bad_scores, bad_boxes, far_boxes = [], [], [], []
     notices: list[str] = []
+    faults: list[DataError] = []
     for where, row in own_rows(_rows(path), examples, notices):
-        one = prediction_from_json(row, where)
+        try:
+            one = _prediction(row, where)
+        except DataError as error:
+            faults.append(error)
+            continue
         if one.id in found:
             duplicates.append(one.id)
             continue
@@ -97,6 +108,12 @@ def read_predictions(
         if logprob is not None and not math.isfinite(logprob):
             logprob = None
         found[one.id] = replace(one, objects=objects, logprob=logprob)
+    if faults and not found:
+        raise faults[0]
+    if faults:
+        notices.append(
+            f"{len(faults):,} rows cannot be read and were left out, such as {faults[0]}"
+        )
     if not found:
         raise DataError(f"{path} must hold at least one prediction, got none; name another file")
     return ForeignPredictions(
@@ -110,6 +127,24 @@ def read_predictions(
     )
 
 
+def _prediction(row: dict[str, Any] | DataError, where: str) -> Prediction:
+    """The prediction of a row; a confidence or coordinate that is null is one that is NaN."""
+    if isinstance(row, DataError):
+        raise row
+    if isinstance(objects := row.get("objects"), list):
+        row = {**row, "objects": [_with_nan(one) for one in objects]}
+    return prediction_from_json(row, where)
+
+
+def _with_nan(one: Any) -> Any:
+    if not isinstance(one, dict):
+        return one
+    box = one.get("box_yxyx")
+    if isinstance(box, list):
+        one = {**one, "box_yxyx": [math.nan if c is None else c for c in box]}
+    return {**one, "score": math.nan} if one.get("score", 0) is None else one
+
+
 def _is_place(coordinate: float) -> bool:
     return math.isfinite(coordinate) and abs(coordinate) <= _FARTHEST
 
@@ -118,11 +153,15 @@ def _is_scored(one: FoundObject) -> bool:
     return one.score is None or math.isfinite(one.score)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: Path) -> Iterator[Placed]:
     """Where each row stands, and the row: of lines, of one list, or one object on many lines."""
     if not _is_one_value(path):
-        for number, row in read_rows(path):
-            yield f"{path}, line {number}", row
+        for number, line in read_lines(path):
+            where = f"{path}, line {number}"
+            try:
+                yield where, object_of(line, path, number)
+            except DataError as error:
+                yield where, error
         return
     try:
         rows = json_file.read_json(path, max_bytes=MAX_BYTES, finite=False)
@@ -130,23 +169,26 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path} is no JSON ({error}); mend it") from error
     if isinstance(rows, dict):
         rows = [rows]
-    if not isinstance(rows, list):
-        raise DataError(f"{path} must hold a list of rows, got {type(rows).__name__}; mend it")
     for number, row in enumerate(rows, start=1):
+        where = f"{path}, row {number}"
         if not isinstance(row, dict):
-            raise DataError(f"{path}, row {number} must be a JSON object, got {row!r:.80}")
-        yield f"{path}, row {number}", row
+            row = DataError(f"{where} must be a JSON object, got {row!r:.80}; mend it")
+        yield where, row
 
 
 def _is_one_value(path: Path) -> bool:
-    """Whether a list or object goes on beyond its line, rather than each line being a row."""
+    """Whether a list or object goes on beyond its line, rather than each line being a row.
+
+    So is a line that is longer than a row may be.
+    """
     try:
         with open(path, "rb") as file:
             line = b""
             while not line and (read := file.readline(MAX_LINE_BYTES)):
                 line = read.removeprefix(codecs.BOM_UTF8).strip()
+            goes_on = line.endswith((b"{", b"[", b",", b":")) or len(read) == MAX_LINE_BYTES
             return line.startswith(b"[") or (
-                line.startswith(b"{") and not line.endswith(b"}") and bool(file.read(1))
+                line.startswith(b"{") and goes_on and bool(file.read(1))
             )
     except OSError as error:
         raise DataError(f"{path} must be a readable file ({error}); check the path") from error

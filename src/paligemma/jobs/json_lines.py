@@ -26,6 +26,16 @@ def read_rows(path: Path, *, drop_torn: bool = False) -> Iterator[tuple[int, dic
     Raises:
         DataError: unreadable, or a line that is no JSON object.
     """
+    for number, line in read_lines(path, drop_torn=drop_torn):
+        yield number, object_of(line, path, number)
+
+
+def read_lines(path: Path, *, drop_torn: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Line numbers from 1 and lines of a file, as `read_rows` takes them; empty ones are skipped.
+
+    Raises:
+        DataError: unreadable, or a line beyond `MAX_LINE_BYTES`.
+    """
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
@@ -37,12 +47,13 @@ def read_rows(path: Path, *, drop_torn: bool = False) -> Iterator[tuple[int, dic
                 if drop_torn and not line.endswith(b"\n"):
                     return
                 if line.strip():
-                    yield number, _object(line, path, number)
+                    yield number, line
     except OSError as error:
         raise DataError(f"{path} must be a readable file ({error}); check the path") from error
 
 
-def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def object_of(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """The JSON object of a line; raise DataError where it holds none."""
     try:
         row = parse_json(line, finite=False)
     except ValueError as error:  # also bytes that are no UTF-8
