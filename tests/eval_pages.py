@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from paligemma.tasks.catalog import tasks
+from paligemma.tasks.reading.hub_columns import needed_columns, optional_columns
 from paligemma.tasks.task import Task
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -66,6 +67,12 @@ def section_of(task: Task) -> str:
             f"| `{_cell(one.path)}` | {_cell(one.source)} | {_cell(one.fields)} |"
             for one in task.files
         ]
+    if task.hub_copy is not None:
+        optional = optional_columns(task.hub_copy)
+        more = f"; read where it has them: {optional}" if optional else ""
+        names = " or ".join(f"`{name}`" for name in task.hub_copy.names)
+        needed = f"{needed_columns(task.hub_copy)}{more}"
+        lines += ["", f"A parquet copy is read too, such as {names}; {needed}."]
     lines += ["", *(f"- {trap}" for trap in task.traps)]
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,8 @@ def overview(known: Sequence[Task]) -> str:
             more = f" and {len(named) - _MAX_SPLITS} more" if len(named) > _MAX_SPLITS + 1 else ""
             splits = ", ".join(named[:_MAX_SPLITS] if more else named) + more
             lines.append(f"  {task.name:{width}}  {task.title}; {splits}; {task.headline}")
+            if task.hub_copy is not None:
+                lines.append(f"  {'':{width}}    hub copy: {', '.join(task.hub_copy.names)}")
             lines += [f"  {'':{width}}    {line}" for line in _published_lines(task)]
         lines.append("")
     return "\n".join([*lines, "files, prompt, decoding and traps of one: paligemma eval list NAME"])
@@ -91,6 +94,7 @@ def task_json(task: Task) -> dict[str, Any]:
         "headline": task.headline,
         "asking": dict(vars(task.asking)),
         "files": [dict(vars(one)) for one in task.files],
+        "hub_copy": None if task.hub_copy is None else dataclasses.asdict(task.hub_copy),
         "traps": list(task.traps),
         "rules": {name: list(choices) for name, choices in task.rules.items()},
         "transfer": task.transfer,
@@ -109,6 +113,7 @@ def task_json(task: Task) -> dict[str, Any]:
 def describe(task: Task) -> str:
     """One benchmark for people: files, prompt, decoding, traps, published figures."""
     from paligemma.tasks.published import published
+    from paligemma.tasks.reading.hub_columns import needed_columns, optional_columns
 
     asking = task.asking
     beams = "greedy" if asking.num_beams == 1 else f"beam search of {asking.num_beams}"
@@ -136,6 +141,12 @@ def describe(task: Task) -> str:
         lines += _wrapped(f"from {one.source}", 6)
         if one.fields:
             lines += _wrapped(f"read: {one.fields}", 6)
+    if task.hub_copy is not None:
+        lines += ["", "or a parquet copy in the data folder, with its pictures inside"]
+        lines += _wrapped(f"such as {' or '.join(task.hub_copy.names)}", 2)
+        lines += _wrapped(needed_columns(task.hub_copy), 2)
+        if task.hub_copy.optional:
+            lines += _wrapped(f"read where it has them: {optional_columns(task.hub_copy)}", 2)
     if task.traps:
         lines += ["", "traps"]
         for trap in task.traps:

@@ -38,10 +38,10 @@ _MAX_PIXELS = 2**28
 run_folder = click.argument("run", type=NamedPath(file_okay=False), metavar="RUN")
 data_option = click.option(
     "--data",
-    type=NamedPath(file_okay=False),
+    type=NamedPath(),
     default=None,
     metavar="DIR",
-    help="Folder of the benchmark's files.",
+    help="Folder of the benchmark's files, or its parquet copy: a folder or one file.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
 html_option = click.option(

@@ -14,6 +14,7 @@ import numpy as np
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.measure import Measure
+from paligemma.tasks.reading.hub_columns import HUB_COPIES, HubCopy
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ def published_keys(
 
 
 Reader = Callable[[Path, str], Iterator[Example]]
+# (rows with the names of the official fields, each with its picture; data folder; split) ->
+# examples: what the official reader and the reader of hub copies share.
+Builder = Callable[[Iterator[Any], Path, str], Iterator[Example]]
 # (examples, predictions, rules that the task offers by name) -> figures.
 Scorer = Callable[..., list[Measure]]
 # (examples, predictions) -> the answers as a test server takes them, as JSON holds them.
@@ -106,6 +110,7 @@ class Task:
         draws_targets: whether the recipe draws one of several answers at each visit, with
             replacement; else each is shown before one is shown again.
         redraw: what training draws anew at each visit of an example, where the recipe does so.
+        from_rows: makes the examples of a hub copy's rows; None where no copy is read.
         row_reader: streams a split with an error in the place of each bad row, where rows are a
             user's own; None where files are official, and a bad row means a bad file.
     """
@@ -129,6 +134,7 @@ class Task:
     rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     draws_targets: bool = False
     redraw: Redraw | None = None
+    from_rows: Builder | None = None
     row_reader: Callable[[Path, str], Iterator[Example | DataError]] | None = None
 
     def rows(self, data: Path, split: str) -> Iterator[Example | DataError]:
@@ -141,6 +147,11 @@ class Task:
             yield from self.read(data, split)
         else:
             yield from self.row_reader(data, split)
+
+    @property
+    def hub_copy(self) -> HubCopy | None:
+        """How its parquet copies look; None where none is read."""
+        return None if self.from_rows is None else HUB_COPIES[self.name]
 
     def asks(self, example: Example) -> Asking:
         """How one example is asked."""
@@ -158,4 +169,26 @@ class Task:
             raise ConfigError(
                 f"{self.name} has the splits {', '.join(known)}, got {split!r}; name one of them"
             )
-        return self.reader(data, split)
+        return self._read(data, split)
+
+    def _read(self, data: Path, split: str) -> Iterator[Example]:
+        """Read a hub copy where the folder holds one, else the official files."""
+        from paligemma.tasks.reading import hub_copies
+
+        copy = self.hub_copy
+        tables = [] if copy is None else hub_copies.copy_tables(data, copy)
+        if copy is not None and self.from_rows is not None and tables:
+            rows = hub_copies.copy_rows(data, split, copy, tables)
+            yield from self.from_rows(rows, data, split)
+            return
+        try:
+            examples = self.reader(data, split)
+            first = next(examples, None)
+        except DataError as error:
+            unread = None if self.row_reader else hub_copies.unread_copy(data, copy)
+            if unread is None:
+                raise
+            raise DataError(f"{error}; {unread}") from error
+        if first is not None:
+            yield first
+            yield from examples

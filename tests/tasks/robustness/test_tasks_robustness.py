@@ -82,7 +82,9 @@ def test_missing_pope_files_and_fields_are_named(tmp_path: Path) -> None:
     (_pope(tmp_path) / "coco_pope_popular.json").unlink()
     with pytest.raises(DataError, match=r"coco_pope_popular\.json.*AoiDragon"):
         list(read_pope(tmp_path, "test"))
-    write_json_lines(tmp_path / "coco_pope_random.json", [{"question_id": 1}])
+    write_json_lines(
+        tmp_path / "coco_pope_random.json", [{"question_id": 1, "image": "a.jpg", "text": "?"}]
+    )
     with pytest.raises(DataError, match=r"coco_pope_random\.json, row 1.*'label'"):
         list(read_pope(tmp_path, "test"))
 

@@ -6,12 +6,14 @@ Source: the builders vqa, okvqa, aokvqa, gqa, xgqa, textvqa and vizwizvqa in big
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from paligemma.example import Example
 from paligemma.tasks.reading.coco import COCO_IMAGES
-from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.examples import SourceRow, example_of, slices_of, texts_in
 from paligemma.tasks.reading.file_rows import (
     FileRow,
     read_csv,
@@ -20,6 +22,7 @@ from paligemma.tasks.reading.file_rows import (
 )
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.languages import XGQA_LANGUAGES, languages_of
+from paligemma.tasks.reading.parquet import ParquetPicture
 from paligemma.tasks.reading.pictures import FilePicture, picture_in
 from paligemma.tasks.reading.prefixes import answer_prefix, choices_prefix
 
@@ -59,51 +62,68 @@ def read_vqav2(data: Path, split: str) -> Iterator[Example]:
     before them, "minival-shuffled" the last in the order in which big_vision's builder stores them;
     "test" and "test-dev" have no answers.
     """
-    stem, folder = _VQA_SPLITS[split]
-    path = find_file(data, f"v2_OpenEnded_mscoco_{stem}_questions.json", source=VQA)
-    images = find_file(data, folder, f"images/{folder}", source=COCO_IMAGES)
-    is_answered = split not in ("test", "test-dev")
-    annotations = {}
-    if is_answered:
-        annotations = _annotations(data, f"v2_mscoco_{stem}_annotations.json", VQA)
-    rows = list(read_list(path, "questions"))
+    return vqav2_examples(_vqav2_rows(data, split), data, split)
+
+
+def vqav2_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a split from all rows of its file."""
     if split == "minival-shuffled":
-        rows.sort(key=lambda row: _builder_order(row.identifier("question_id")))
+        order = _builder_order
+        rows = iter(sorted(rows, key=lambda pair: order(pair[0].identifier("question_id"))))
     if split.startswith("minival"):
-        rows = rows[-MINIVAL_QUESTIONS:]
+        rows = iter(deque(rows, MINIVAL_QUESTIONS))
     elif split == "maxival":
-        rows = rows[:-MINIVAL_QUESTIONS]
-    for row in rows:
-        answers: list[str] = []
-        kinds = {}
-        if is_answered:
-            given = _annotation(annotations, row)
-            answers, kinds = _answer_texts(given), {"answer_type": given.text("answer_type")}
+        rows = iter([*rows][:-MINIVAL_QUESTIONS])
+    is_answered = not split.startswith("test")
+    for row, picture in rows:
+        answers = texts_in(row, "answers", "answer") if is_answered else []
+        kinds = {"answer_type": row.text("answer_type")} if is_answered else {}
         yield example_of(
             row.identifier("question_id"),
             answer_prefix(row.text("question")),
-            picture=_coco_picture(images, row, f"COCO_{folder}_"),
+            picture=picture,
             answers=answers,
             references={"answers": answers, **kinds},
             slices=kinds,
         )
 
 
+def _vqav2_rows(data: Path, split: str) -> Iterator[SourceRow]:
+    stem, folder = _VQA_SPLITS[split]
+    path = find_file(data, f"v2_OpenEnded_mscoco_{stem}_questions.json", source=VQA)
+    images = find_file(data, folder, f"images/{folder}", source=COCO_IMAGES)
+    annotations = None
+    if split not in ("test", "test-dev"):
+        annotations = _annotations(data, f"v2_mscoco_{stem}_annotations.json", VQA)
+    for row in read_list(path, "questions"):
+        whole = row if annotations is None else _annotated(row, annotations)
+        yield whole, _coco_picture(images, row, f"COCO_{folder}_")
+
+
 def read_okvqa(data: Path, split: str) -> Iterator[Example]:
     """Read OK-VQA with its ten stemmed answers."""
+    return okvqa_examples(_okvqa_rows(data, split), data, split)
+
+
+def okvqa_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a split."""
+    for row, picture in rows:
+        yield example_of(
+            row.identifier("question_id"),
+            answer_prefix(row.text("question")),
+            picture=picture,
+            answers=texts_in(row, "answers", "answer"),
+            slices=slices_of(row, "question_type"),
+        )
+
+
+def _okvqa_rows(data: Path, split: str) -> Iterator[SourceRow]:
     folder = {"val": "val2014", "train": "train2014"}[split]
     path = find_file(data, f"OpenEnded_mscoco_{folder}_questions.json", source=OKVQA)
     images = find_file(data, folder, f"images/{folder}", source=COCO_IMAGES)
     annotations = _annotations(data, f"mscoco_{folder}_annotations.json", OKVQA)
     for row in read_list(path, "questions"):
-        given = _annotation(annotations, row)
-        yield example_of(
-            row.identifier("question_id"),
-            answer_prefix(row.text("question")),
-            picture=_coco_picture(images, row, f"COCO_{folder}_"),
-            answers=_answer_texts(given),
-            slices={"question_type": given.text("question_type")},
-        )
+        yield _annotated(row, annotations), _coco_picture(images, row, f"COCO_{folder}_")
 
 
 def read_aokvqa_direct(data: Path, split: str) -> Iterator[Example]:
@@ -157,17 +177,24 @@ def read_xgqa(data: Path, split: str) -> Iterator[Example]:
 
 def read_textvqa(data: Path, split: str) -> Iterator[Example]:
     """Read TextVQA; pictures are turned upright where the id files of OpenImages are there."""
-    folder = _TEXTVQA_FOLDERS[split]
     path = find_file(data, f"TextVQA_0.5.1_{split}.json", source=TEXTVQA)
-    images = find_file(data, folder, source=TEXTVQA)
-    turns = _quarter_turns(data, folder)
-    for row in read_list(path, "data"):
-        image = row.text("image_id")
+    images = find_file(data, _TEXTVQA_FOLDERS[split], source=TEXTVQA)
+    rows = read_list(path, "data")
+    named = ((row, picture_in(images, f"{row.text('image_id')}.jpg")) for row in rows)
+    return textvqa_examples(named, data, split)
+
+
+def textvqa_examples(
+    rows: Iterator[tuple[FileRow, FilePicture | ParquetPicture]], data: Path, split: str
+) -> Iterator[Example]:
+    """Make the examples of a split, their pictures upright."""
+    turns = _quarter_turns(data, _TEXTVQA_FOLDERS[split])
+    for row, picture in rows:
         answers = [] if split == "test" else row.texts("answers")
         yield example_of(
             row.identifier("question_id"),
             answer_prefix(row.text("question")),
-            picture=picture_in(images, f"{image}.jpg", quarter_turns=turns.get(image, 0)),
+            picture=replace(picture, quarter_turns=turns.get(row.text("image_id"), 0)),
             answers=answers,
             references={"answers": answers, "answer_type": "other"},
         )
@@ -177,14 +204,21 @@ def read_vizwiz(data: Path, split: str) -> Iterator[Example]:
     """Read VizWiz-VQA without its empty answers, as the builder does."""
     path = find_file(data, f"annotations/{split}.json", f"Annotations/{split}.json", source=VIZWIZ)
     images = find_file(data, split, f"images/{split}", source=VIZWIZ)
-    for row in read_list(path):
-        is_answered = split != "test"
+    named = ((row, picture_in(images, row.text("image"))) for row in read_list(path))
+    return vizwiz_examples(named, data, split)
+
+
+def vizwiz_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a split; copies name a picture without its ending."""
+    is_answered = split != "test"
+    for row, picture in rows:
+        answers = texts_in(row, "answers", "answer") if is_answered else []
         yield example_of(
-            row.text("image"),
+            f"{row.text('image').removesuffix('.jpg')}.jpg",
             answer_prefix(row.text("question")),
-            picture=picture_in(images, row.text("image")),
-            answers=[one for one in _answer_texts(row) if one] if is_answered else [],
-            slices={"answer_type": row.text("answer_type")} if is_answered else {},
+            picture=picture,
+            answers=[one for one in answers if one],
+            slices=slices_of(row, "answer_type") if is_answered else {},
         )
 
 
@@ -210,19 +244,16 @@ def _annotations(data: Path, name: str, source: str) -> dict[str, FileRow]:
     return {row.identifier("question_id"): row for row in rows}
 
 
-def _annotation(annotations: dict[str, FileRow], row: FileRow) -> FileRow:
+def _annotated(row: FileRow, annotations: dict[str, FileRow]) -> FileRow:
+    """A question with the fields of its annotation."""
     question = row.identifier("question_id")
     if question not in annotations:
         raise row.error(
             f"question {question} must have an annotation, the annotations lack it; take both "
             "files from one release"
         )
-    return annotations[question]
-
-
-def _answer_texts(row: FileRow) -> list[str]:
-    """Texts of a list of answer records, repeats kept."""
-    return [one.text("answer") for one in row.objects("answers")]
+    found = annotations[question]
+    return FileRow({**found.fields, **row.fields}, f"{row.where}, {found.where}", row.number)
 
 
 def _coco_picture(images: Path, row: FileRow, stem: str = "") -> FilePicture:

@@ -48,6 +48,7 @@ TASKS: tuple[Task, ...] = (
             _COCO_2014,
         ),
         reader=files.read_vqav2,
+        from_rows=files.vqav2_examples,
         score=scores.score_vqa,
         published=_published(
             ("VQAv2", "minival", "minival"),
@@ -82,6 +83,7 @@ TASKS: tuple[Task, ...] = (
             _COCO_2014,
         ),
         reader=files.read_okvqa,
+        from_rows=files.okvqa_examples,
         score=scores.score_soft,
         published=_published(("OKVQA", "val", "val")),
         traps=(
@@ -192,6 +194,7 @@ TASKS: tuple[Task, ...] = (
             ),
         ),
         reader=files.read_textvqa,
+        from_rows=files.textvqa_examples,
         score=partial(scores.score_vqa, by_type=False),
         published=_published(
             ("TextVQA", "val", "val"),
@@ -216,6 +219,7 @@ TASKS: tuple[Task, ...] = (
             "{split}/",
         ),
         reader=files.read_vizwiz,
+        from_rows=files.vizwiz_examples,
         score=scores.score_soft,
         published=_published(
             ("VizWizVQA", "val", "val"),

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paligemma.errors import DataError
+from paligemma.errors import DataError, ImageError
 from paligemma.example import Example, Picture
 from paligemma.processing.image import open_heading
 from paligemma.tasks.reading.examples import example_of
-from paligemma.tasks.reading.file_rows import read_json_lines, read_list
+from paligemma.tasks.reading.file_rows import FileRow, read_json_lines, read_list
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.finding import plain_name
-from paligemma.tasks.reading.parquet import ParquetPicture, open_parquet
+from paligemma.tasks.reading.parquet import ParquetPicture, open_parquet, parquet_rows
 from paligemma.tasks.reading.pictures import FilePicture, picture_in
 from paligemma.tasks.reading.prefixes import answer_prefix
 
@@ -28,8 +28,6 @@ COUNTBENCH = (
 )
 QUESTIONS_FILE = "countbench_paired_questions.json"
 QUESTIONS = f"big_vision/datasets/countbenchqa/data/{QUESTIONS_FILE}"
-
-_BATCH_ROWS = 32
 
 
 def read_tallyqa(data: Path, split: str) -> Iterator[Example]:
@@ -98,24 +96,32 @@ def read_countbenchqa(data: Path, split: str) -> Iterator[Example]:
     )
 
 
+def countbenchqa_examples(
+    rows: Iterator[tuple[FileRow, ParquetPicture]], data: Path, split: str
+) -> Iterator[Example]:
+    """Make the examples of a copy whose rows hold their questions, of usable pictures alone."""
+    for row, picture in rows:
+        if _has_colours(picture):
+            count = str(_count(row.fields["number"], row.where, "number"))
+            yield example_of(
+                str(row.number),
+                answer_prefix(row.text("question")),
+                picture=picture,
+                answers=count,
+                slices={"count": count},
+            )
+
+
 def _parquet_rows(path: Path) -> Iterator[tuple[Picture | None, int]]:
-    file = open_parquet(path)
-    missing = {"image", "number"} - set(file.schema_arrow.names)
+    missing = {"image", "number"} - set(open_parquet(path).schema_arrow.names)
     if missing:
         raise DataError(
             f"{path} must have the columns image and number, it lacks {', '.join(sorted(missing))}"
         )
-    for group in range(file.num_row_groups):
-        row = 0
-        batches = file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=["image", "number"])
-        for batch in batches:
-            for record in batch.to_pylist():
-                where = f"{path}: row {row} of group {group}"
-                count = _count(record["number"], where, "number")
-                has_colours = _has_colours((record["image"] or {}).get("bytes"))
-                picture = ParquetPicture(path=path, row_group=group, row=row)
-                yield (picture if has_colours else None), count
-                row += 1
+    for group, place, record in parquet_rows(path, ["number"]):
+        count = _count(record["number"], f"{path}: row {place} of group {group}", "number")
+        picture = ParquetPicture(path=path, row_group=group, row=place)
+        yield (picture if _has_colours(picture) else None), count
 
 
 def _json_rows(path: Path) -> Iterator[tuple[Picture | None, int]]:
@@ -127,9 +133,11 @@ def _json_rows(path: Path) -> Iterator[tuple[Picture | None, int]]:
         yield picture, _count(row.fields.get("number"), row.where, "number")
 
 
-def _has_colours(encoded: bytes | None) -> bool:
+def _has_colours(picture: ParquetPicture) -> bool:
     """Whether the header announces a picture with more than one channel."""
-    if not encoded:
+    try:
+        encoded = picture.encoded()
+    except ImageError:
         return False
     try:
         with open_heading(io.BytesIO(encoded)) as image:

@@ -11,7 +11,7 @@ from pathlib import Path
 from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.metrics.documents import comma_orderings
-from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.examples import SourceRow, example_of
 from paligemma.tasks.reading.file_rows import (
     FileRow,
     read_keyed,
@@ -46,13 +46,22 @@ def read_docvqa(data: Path, split: str) -> Iterator[Example]:
     path = find_file(data, *names[split], source=RRC)
     images = find_file(data, split, f"spdocvqa_images/{split}", "spdocvqa_images", source=RRC)
     has_folder = (images / "documents").is_dir()  # the later release keeps pictures beside it
-    for row in read_list(path, "data"):
+
+    def named(row: FileRow) -> FilePicture:
         image = row.text("image")
+        return picture_in(images, image if has_folder else Path(image).name)
+
+    return docvqa_examples(((row, named(row)) for row in read_list(path, "data")), data, split)
+
+
+def docvqa_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a split."""
+    for row, picture in rows:
         answers = _answers(row, split)
         yield example_of(
             str(row.integer("questionId")),
             bare_prefix(row.text("question")),
-            picture=picture_in(images, image if has_folder else Path(image).name),
+            picture=picture,
             answers=answers,
             references={"answers": answers},
             slices=_kinds(row, "question_types"),
@@ -68,7 +77,14 @@ def read_infovqa(data: Path, split: str) -> Iterator[Example]:
     }
     path = find_file(data, *names[split], source=RRC)
     images = find_file(data, "images", "infographicsvqa_images", source=RRC)
-    for row in read_list(path, "data"):
+    rows = read_list(path, "data")
+    named = ((row, picture_in(images, row.text("image_local_name"))) for row in rows)
+    return infovqa_examples(named, data, split)
+
+
+def infovqa_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a split."""
+    for row, picture in rows:
         answers = _answers(row, split)
         taught = answers
         if split == "val":
@@ -76,7 +92,7 @@ def read_infovqa(data: Path, split: str) -> Iterator[Example]:
         yield example_of(
             str(row.integer("questionId")),
             answer_prefix(row.text("question")),
-            picture=picture_in(images, row.text("image_local_name")),
+            picture=picture,
             answers=answers,
             references={"answers": answers, "any_order": split == "val"},
             targets=map(lower_ascii, taught),
@@ -108,17 +124,51 @@ def read_stvqa(data: Path, split: str) -> Iterator[Example]:
 
 def read_chartqa(data: Path, split: str) -> Iterator[Example]:
     """Read ChartQA, the questions by people and the augmented ones."""
+    return chartqa_examples(_chartqa_rows(data, split), data, split)
+
+
+def chartqa_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a split, numbered within their kind as in its file."""
+    numbers = dict.fromkeys(CHARTQA_KINDS, 0)
+    for row, picture in rows:
+        kind = _chartqa_kind(row)
+        yield example_of(
+            f"{kind}/{numbers[kind]}",
+            bare_prefix(row.text("query")),
+            picture=picture,
+            answers=_only_text(row, "label"),
+            slices={"kind": kind},
+        )
+        numbers[kind] += 1
+
+
+def _chartqa_kind(row: FileRow) -> str:
+    """Whether a person or a program asked; copies write human_test, augmented_test, 0 or 1."""
+    word = str(row.fields["kind"]).lower().partition("_")[0]
+    kinds = {"human": "human", "0": "human", "augmented": "augmented", "machine": "augmented"}
+    kind = {**kinds, "1": "augmented"}.get(word)
+    if kind is None:
+        raise row.error(f"a question is human or augmented (0 or 1 in a copy), got {word!r:.80}")
+    return kind
+
+
+def _only_text(row: FileRow, name: str) -> str:
+    """Read a text, or the only one of a list."""
+    if not isinstance(row.fields.get(name), list):
+        return row.text(name)
+    texts = row.texts(name)
+    if len(texts) != 1:
+        raise row.error(f"{name} must be one text, got {len(texts)}")
+    return texts[0]
+
+
+def _chartqa_rows(data: Path, split: str) -> Iterator[SourceRow]:
     for kind in CHARTQA_KINDS:
         name = f"{split}/{split}_{kind}.json"
         path = find_file(data, name, f"ChartQA Dataset/{name}", source=CHARTQA)
         for row in read_list(path):
-            yield example_of(
-                f"{kind}/{row.number}",
-                bare_prefix(row.text("query")),
-                picture=picture_in(path.parent / "png", row.text("imgname")),
-                answers=row.text("label"),
-                slices={"kind": kind},
-            )
+            whole = FileRow({**row.fields, "kind": kind}, row.where, row.number)
+            yield whole, picture_in(path.parent / "png", row.text("imgname"))
 
 
 def read_ocrvqa(data: Path, split: str) -> Iterator[Example]:

@@ -45,6 +45,7 @@ TASKS: tuple[Task, ...] = (
             "{split}/documents/*.png or spdocvqa_images/*.png",
         ),
         reader=files.read_docvqa,
+        from_rows=files.docvqa_examples,
         published=_anls_keys("DocVQA", "DocVQA"),
         traps=(*_ANLS_TRAPS, "The prompt is the bare question, without `answer en`."),
         submission=partial(submit_rows, key="questionId"),
@@ -62,6 +63,7 @@ TASKS: tuple[Task, ...] = (
             "images/*.jpeg",
         ),
         reader=files.read_infovqa,
+        from_rows=files.infovqa_examples,
         published=_anls_keys("InfoVQA", "Infographic VQA"),
         traps=(
             *_ANLS_TRAPS,
@@ -104,6 +106,7 @@ TASKS: tuple[Task, ...] = (
             "{split}/png/*.png",
         ),
         reader=files.read_chartqa,
+        from_rows=files.chartqa_examples,
         score=scores.score_chartqa,
         published=(
             *published_keys(
@@ -193,6 +196,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile(counting.QUESTIONS_FILE, counting.QUESTIONS, fields="question, one a row"),
         ),
         reader=counting.read_countbenchqa,
+        from_rows=counting.countbenchqa_examples,
         score=scores.score_counts,
         published=published_keys("accuracy", "accuracy", ("CountBenchQA", "all", "all")),
         traps=(

@@ -6,6 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from paligemma.example import Example, Picture
+from paligemma.tasks.reading.file_rows import FileRow
+
+# A row with the names of the official fields, and its picture: of official files or of a hub copy.
+SourceRow = tuple[FileRow, Picture]
 
 
 def example_of(
@@ -42,3 +46,18 @@ def example_of(
         slices=slices or {},
         unit=unit,
     )
+
+
+def texts_in(row: FileRow, name: str, field: str) -> list[str]:
+    """Read a list of texts, of objects with a text in `field`, or an object of such lists."""
+    value = row.fields.get(name)
+    if isinstance(value, dict) and isinstance(value.get(field), list):
+        return FileRow(value, row.where).texts(field)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [one.text(field) for one in row.objects(name)]
+    return row.texts(name)
+
+
+def slices_of(row: FileRow, name: str) -> dict[str, str]:
+    """Read a text by which scores are broken down, where the row has it."""
+    return {name: row.text(name)} if row.fields.get(name) else {}

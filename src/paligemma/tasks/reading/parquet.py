@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,12 @@ import numpy as np
 
 from paligemma.errors import DataError, ImageError
 from paligemma.metrics.extras import missing_extra
-from paligemma.processing.image import load_as_original
+from paligemma.processing.image import load_as_original, open_heading
+
+# Pictures of one group of rows are read together, and those of a few groups are kept.
+MAX_GROUP_BYTES = 4 << 30
+_KEPT_BYTES = 512 << 20
+_BATCH_ROWS = 64
 
 
 def open_parquet(path: Path) -> Any:
@@ -33,29 +41,121 @@ def open_parquet(path: Path) -> Any:
         ) from error
 
 
-# A table of a few hundred pictures is one or two groups of tens of megabytes; rows come in order.
-@lru_cache(maxsize=1)
-def encoded_pictures(path: Path, row_group: int, name: str = "image") -> list[bytes | None]:
-    """The bytes of a column in one group of rows, as they are or in the field `bytes`."""
-    column = open_parquet(path).read_row_group(row_group, columns=[name]).column(name)
-    return [one.get("bytes") if isinstance(one, dict) else one for one in column.to_pylist()]
+def parquet_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Read some columns of a file: (group of rows, place in it, values by column) of each row.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    file = open_parquet(path)
+    for group in range(file.num_row_groups):
+        place = 0
+        batches = file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"{path}, group {group} of its rows, is damaged ({str(error)[:200]}); download "
+                    "it again"
+                ) from error
+            if batch is None:
+                break
+            for record in batch.to_pylist():
+                yield group, place, record
+                place += 1
+
+
+class _Groups:
+    """Columns of pictures that were read last, by file, group and name; safe for threads."""
+
+    def __init__(self) -> None:
+        self._columns: OrderedDict[tuple[Path, int, str], Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def column(self, path: Path, group: int, name: str) -> Any:
+        with self._lock:
+            key = (path, group, name)
+            if key not in self._columns:
+                self._columns[key] = _read_column(path, group, name)
+                while len(self._columns) > 1 and self._num_bytes() > _KEPT_BYTES:
+                    self._columns.popitem(last=False)
+            self._columns.move_to_end(key)
+            return self._columns[key]
+
+    def _num_bytes(self) -> int:
+        return sum(column.nbytes for column in self._columns.values())
+
+
+_groups = _Groups()
+
+
+def _read_column(path: Path, group: int, name: str) -> Any:
+    try:
+        file = open_parquet(path)
+        found = file.metadata.row_group(group)
+        chunks = (found.column(k) for k in range(found.num_columns))
+        size = sum(
+            one.total_uncompressed_size
+            for one in chunks
+            if one.path_in_schema.split(".")[0] == name
+        )
+        if size > MAX_GROUP_BYTES:
+            raise ImageError(
+                f"{path}: a group of rows may hold {MAX_GROUP_BYTES} bytes of pictures, group "
+                f"{group} has {size}; write the file again in groups of a hundred rows"
+            )
+        return file.read_row_group(group, columns=[name]).column(name)
+    except (OSError, ValueError, DataError) as error:
+        raise ImageError(f"{path}, group {group}: {str(error)[:300]}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetPicture:
-    """The encoded picture in one row of a parquet file, in its column `image`."""
+    """The encoded picture in one row of a parquet file.
+
+    Attributes:
+        column: its column, of bytes or of objects with the field `bytes`, as they are or in a list.
+        quarter_turns: counter-clockwise turns that make the stored pixels upright.
+    """
 
     path: Path
     row_group: int
     row: int
+    column: str = "image"
+    quarter_turns: int = 0
 
     def read(self, max_pixels: int) -> np.ndarray:
         """Decode to uint8[H, W, 3], as stored; raise ImageError where that fails."""
-        return load_as_original(self.encoded(), max_pixels=max_pixels)
+        image = load_as_original(self.encoded(), max_pixels=max_pixels)
+        return np.ascontiguousarray(np.rot90(image, self.quarter_turns))
 
     def encoded(self) -> bytes:
         """The bytes of the picture; raise ImageError where there are none."""
-        found = encoded_pictures(self.path, self.row_group)[self.row]
-        if not found:
-            raise ImageError(f"{self.path}: row {self.row} of group {self.row_group} has no image")
-        return found
+        cell = _groups.column(self.path, self.row_group, self.column)[self.row].as_py()
+        if isinstance(cell, list):
+            cell = cell[0] if cell else None
+        found = cell.get("bytes") if isinstance(cell, dict) else cell
+        if isinstance(found, bytes) and found:
+            return found
+        name = cell.get("path") if isinstance(cell, dict) else None
+        only = f", only the name {name!r:.100}" if name else ""
+        raise ImageError(
+            f"{self.path}: row {self.row} of group {self.row_group} has no image{only}"
+        )
+
+    def stored_size_hw(self) -> tuple[int, int]:
+        """Read height and width as stored, from the heading alone.
+
+        Raises:
+            DataError: no picture there.
+        """
+        try:
+            with open_heading(BytesIO(self.encoded())) as picture:
+                width, height = picture.size
+        except Exception as error:  # damaged headings raise whatever a plugin stumbles over
+            raise DataError(
+                f"{self.path}, row {self.row} of group {self.row_group} must hold a picture: "
+                f"{str(error)[:200]}"
+            ) from error
+        return height, width

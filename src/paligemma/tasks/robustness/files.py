@@ -14,8 +14,9 @@ from pathlib import Path
 from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.metrics.yes_no import MMVP_CORRECTED_ROWS, mmvp_options
-from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.examples import SourceRow, example_of
 from paligemma.tasks.reading.file_rows import (
+    FileRow,
     read_csv,
     read_json_lines,
     read_object,
@@ -48,19 +49,32 @@ _VIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 def read_pope(data: Path, split: str) -> Iterator[Example]:
     """Read POPE on COCO: its three files, one after the other."""
+    return pope_examples(_pope_rows(data), data, split)
+
+
+def pope_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of rows of all three files."""
+    for row, picture in rows:
+        kind = row.text("category")
+        if kind not in POPE_FILES:
+            raise row.error(f"category must be one of {', '.join(POPE_FILES)}, got {kind!r:.80}")
+        yield example_of(
+            f"{kind}/{row.integer('question_id')}",
+            answer_prefix(row.text("text")),
+            picture=picture,
+            answers=row.text("label"),
+            slices={"file": kind},
+        )
+
+
+def _pope_rows(data: Path) -> Iterator[SourceRow]:
     images = find_file(data, "val2014", "images/val2014", source=COCO_VAL)
     for kind in POPE_FILES:
         name = f"coco_pope_{kind}.json"
         names = (name, f"output/coco/{name}", f"pope/coco_{kind}.json", f"coco_{kind}.json")
         for row in read_json_lines(find_file(data, *names, source=POPE)):
-            label = row.text("label")
-            yield example_of(
-                f"{kind}/{row.integer('question_id')}",
-                answer_prefix(row.text("text")),
-                picture=picture_in(images, row.text("image")),
-                answers=label,
-                slices={"file": kind},
-            )
+            whole = FileRow({**row.fields, "category": kind}, row.where, row.number)
+            yield whole, picture_in(images, row.text("image"))
 
 
 def read_mmvp(data: Path, split: str) -> Iterator[Example]:

@@ -29,6 +29,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("val2014/", files.COCO_VAL),
         ),
         reader=files.read_pope,
+        from_rows=files.pope_examples,
         score=scores.score_pope,
         published=(
             *published_keys("accuracy", "accuracy", ("POPE", "mean", "test")),

@@ -1,0 +1,110 @@
+"""Columns of the parquet copies of benchmarks that people hold, as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubCopy:
+    """How the parquet copies of one benchmark look.
+
+    Attributes:
+        names: data sets of the hub that have these columns.
+        columns: field of the official files -> columns that may hold it, with | between them.
+        optional: the same for fields without which the copy is scored too.
+        picture: columns that may hold the picture.
+        parts: our split -> the parts of the copy that make it up, as the names of files or folders
+            spell them; of several entries the first that is there counts. Without an entry it is
+            the part of the split's own name; an empty one takes every file.
+        unless: columns that mark the copy of another benchmark.
+        folder: part of the name of the folder to take, where several hold the part.
+        joined_by: field that names a picture which lies in a table of its own, with its `id`.
+    """
+
+    names: tuple[str, ...]
+    columns: Mapping[str, str]
+    optional: Mapping[str, str] = field(default_factory=dict)
+    picture: str = "image"
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unless: tuple[str, ...] = ()
+    folder: str = ""
+    joined_by: str | None = None
+
+
+_QUESTION = {"question_id": "question_id|questionId|id", "question": "question"}
+
+HUB_COPIES: Mapping[str, HubCopy] = {
+    "vqav2": HubCopy(
+        names=("lmms-lab/VQAv2", "HuggingFaceM4/VQAv2"),
+        columns={**_QUESTION, "answers": "answers", "answer_type": "answer_type"},
+        parts=dict.fromkeys(("minival", "minival-shuffled", "maxival"), ("val",)),
+    ),
+    "okvqa": HubCopy(
+        names=("lmms-lab/OK-VQA", "HuggingFaceM4/OK-VQA"),
+        columns={**_QUESTION, "answers": "answers"},
+        optional={"question_type": "question_type"},
+    ),
+    "textvqa": HubCopy(
+        names=("lmms-lab/textvqa", "facebook/textvqa"),
+        columns={**_QUESTION, "image_id": "image_id"},
+        optional={"answers": "answers"},
+    ),
+    "vizwiz": HubCopy(
+        names=("lmms-lab/VizWiz-VQA", "HuggingFaceM4/VizWiz"),
+        columns={"image": "question_id|filename|image_id", "question": "question"},
+        optional={"answers": "answers", "answer_type": "answer_type|category"},
+    ),
+    "docvqa": HubCopy(
+        names=("lmms-lab/DocVQA (folder DocVQA)",),
+        columns={"questionId": "questionId|question_id", "question": "question"},
+        optional={"answers": "answers", "question_types": "question_types"},
+        unless=("operation/reasoning", "answer_type"),
+    ),
+    "infovqa": HubCopy(
+        names=("lmms-lab/DocVQA (folder InfographicVQA)",),
+        columns={"questionId": "questionId|question_id", "question": "question"},
+        optional={"answers": "answers", "answer_type": "answer_type"},
+        unless=("question_types", "ucsf_document_id"),
+    ),
+    "chartqa": HubCopy(
+        names=("HuggingFaceM4/ChartQA", "lmms-lab/ChartQA"),
+        columns={
+            "query": "query|question",
+            "label": "label|answer",
+            "kind": "human_or_machine|type",
+        },
+    ),
+    "pope": HubCopy(
+        names=("lmms-lab/POPE",),
+        columns={
+            "question_id": "question_id",
+            "text": "question|text",
+            "label": "answer|label",
+            "category": "category",
+        },
+        parts={"test": ("test", "random popular adversarial")},
+    ),
+    "countbenchqa": HubCopy(
+        names=("vikhyatk/CountBenchQA",),
+        columns={"question": "question", "number": "number"},
+        parts={"all": ("",)},
+    ),
+}
+
+
+def needed_columns(copy: HubCopy) -> str:
+    """The columns that a copy must have, as a sentence."""
+    needed = [*copy.columns.values(), *([] if copy.joined_by else [copy.picture])]
+    besides = f", and not {' or '.join(copy.unless)}" if copy.unless else ""
+    return f"a copy must have the columns {_listed(needed)}{besides}"
+
+
+def optional_columns(copy: HubCopy) -> str:
+    """The columns that are read where a copy has them."""
+    return _listed(copy.optional.values())
+
+
+def _listed(columns: Iterable[str]) -> str:
+    return ", ".join(one.replace("|", " or ") for one in columns)

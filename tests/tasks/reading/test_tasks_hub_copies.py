@@ -1,0 +1,463 @@
+"""Parquet copies of benchmarks give the examples and figures of the official files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hub_files import cell, write_copy
+from task_files import write_json, write_json_lines, write_picture
+
+from paligemma.cli import main
+from paligemma.errors import DataError, ImageError
+from paligemma.example import Example, Prediction
+from paligemma.tasks.catalog import find_task, tasks
+from paligemma.tasks.reading import parquet
+from paligemma.tasks.reading.hub_columns import HUB_COPIES
+from paligemma.tasks.reading.parquet import ParquetPicture
+
+TEN = [{"answer": text, "answer_id": k} for k, text in enumerate(["red"] * 6 + ["blue"] * 4)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A benchmark in both layouts.
+
+    Attributes:
+        official, copy: writers of the layouts below a folder; the first returns the pictures.
+        answers: one prediction an example.
+        only_copy: slices and ids that the copy lacks are not compared where this is false.
+    """
+
+    task: str
+    split: str
+    official: Callable[[Path], list[Path]]
+    copy: Callable[[Path, list[Path]], object]
+    answers: tuple[str, ...]
+    same: tuple[str, ...] = ("id", "prefix", "references", "targets", "slices", "unit")
+    tables: Mapping[str, Any] = field(default_factory=dict)
+
+
+def pictures(folder: Path, *names: str) -> list[Path]:
+    return [
+        write_picture(folder / name, size_wh=(12 + k, 8), color=(40 * k, 90, 200))
+        for k, name in enumerate(names)
+    ]
+
+
+def coco_names(stem: str, num: int = 3) -> list[str]:
+    return [f"{stem}{k:012d}.jpg" for k in range(num)]
+
+
+def vqa_official(data: Path) -> list[Path]:
+    rows = [{"question_id": 70 + k, "image_id": k, "question": f"q{k}?"} for k in range(3)]
+    answers = [{"question_id": 70 + k, "answers": TEN, "answer_type": "other"} for k in range(3)]
+    write_json(data / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": rows})
+    write_json(data / "v2_mscoco_val2014_annotations.json", {"annotations": answers})
+    return pictures(data / "val2014", *coco_names("COCO_val2014_"))
+
+
+def vqa_copy(data: Path, files: list[Path]) -> None:
+    rows = [
+        {
+            "multiple_choice_answer": "red",
+            "answers": TEN,
+            "image_id": k,
+            "answer_type": "other",
+            "question_id": 70 + k,
+            "question": f"q{k}?",
+            "image": cell(file),
+        }
+        for k, file in enumerate(files)
+    ]
+    write_copy(data / "data" / "validation-00000-of-00002.parquet", rows[:2])
+    write_copy(data / "data" / "validation-00001-of-00002.parquet", rows[2:])
+    unanswered = [{**rows[0], "answers": None, "answer_type": None, "question_id": 1}]
+    write_copy(data / "data" / "test-00000-of-00001.parquet", unanswered)
+
+
+def okvqa_official(data: Path) -> list[Path]:
+    rows = [{"question_id": k, "image_id": k, "question": f"q{k}?"} for k in range(3)]
+    answers = [{"question_id": k, "answers": TEN, "question_type": "one"} for k in range(3)]
+    write_json(data / "OpenEnded_mscoco_val2014_questions.json", {"questions": rows})
+    write_json(data / "mscoco_val2014_annotations.json", {"annotations": answers})
+    return pictures(data / "val2014", *coco_names("COCO_val2014_"))
+
+
+def okvqa_copy(data: Path, files: list[Path]) -> None:
+    rows = [
+        {
+            "question_id": str(k),
+            "image": cell(file),
+            "question": f"q{k}?",
+            "answers": [one["answer"] for one in TEN],
+            "question_type": "one",
+        }
+        for k, file in enumerate(files)
+    ]
+    write_copy(data / "data" / "val2014-00000-of-00001.parquet", rows)
+
+
+def textvqa_official(data: Path) -> list[Path]:
+    rows = [
+        {"question_id": k, "image_id": f"i{k}", "question": f"q{k}?", "answers": ["red"] * 10}
+        for k in range(3)
+    ]
+    write_json(data / "TextVQA_0.5.1_val.json", {"data": rows})
+    return pictures(data / "train_images", "i0.jpg", "i1.jpg", "i2.jpg")
+
+
+def textvqa_copy(data: Path, files: list[Path]) -> None:
+    rows = [
+        {
+            "image_id": f"i{k}",
+            "question_id": k,
+            "question": f"q{k}?",
+            "image": cell(file),
+            "answers": ["red"] * 10,
+        }
+        for k, file in enumerate(files)
+    ]
+    write_copy(data / "validation" / "0000.parquet", rows)
+
+
+def vizwiz_official(data: Path) -> list[Path]:
+    answers = [{"answer": one} for one in ["red"] * 5 + [""] * 5]
+    names = [f"VizWiz_val_{k:08d}.jpg" for k in range(3)]
+    rows = [
+        {"image": name, "question": "what?", "answers": answers, "answer_type": "other"}
+        for name in names
+    ]
+    write_json(data / "Annotations" / "val.json", rows)
+    return pictures(data / "val", *names)
+
+
+def vizwiz_copy(data: Path, files: list[Path]) -> None:
+    rows = [
+        {
+            "question_id": file.stem,
+            "image": cell(file),
+            "question": "what?",
+            "answers": ["red"] * 5 + [""] * 5,
+            "category": "other",
+        }
+        for file in files
+    ]
+    write_copy(data / "data" / "val-00000-of-00001.parquet", rows)
+
+
+def docvqa_official(data: Path) -> list[Path]:
+    rows = [
+        {
+            "questionId": 9 + k,
+            "question": f"q{k}?",
+            "image": f"documents/p{k}.png",
+            "answers": ["0.28", "28"],
+            "question_types": ["form", "layout"],
+        }
+        for k in range(3)
+    ]
+    write_json(data / "val_v1.0_withQT.json", {"data": rows})
+    return pictures(data / "val" / "documents", "p0.png", "p1.png", "p2.png")
+
+
+def docvqa_copy(data: Path, files: list[Path]) -> None:
+    rows = [
+        {
+            "questionId": str(9 + k),
+            "question": f"q{k}?",
+            "question_types": ["form", "layout"],
+            "image": cell(file),
+            "ucsf_document_id": "a",
+            "answers": ["0.28", "28"],
+        }
+        for k, file in enumerate(files)
+    ]
+    write_copy(data / "DocVQA" / "validation-00000-of-00001.parquet", rows)
+    # The data set of the hub keeps the other benchmark beside it.
+    infovqa_copy(data, files)
+
+
+def infovqa_official(data: Path) -> list[Path]:
+    rows = [
+        {
+            "questionId": 9 + k,
+            "question": f"q{k}?",
+            "image_local_name": f"p{k}.png",
+            "answers": ["a, b"],
+            "answer_type": ["multi-span"],
+        }
+        for k in range(3)
+    ]
+    write_json(data / "infographicsVQA_val_v1.0_withQT.json", {"data": rows})
+    return pictures(data / "images", "p0.png", "p1.png", "p2.png")
+
+
+def infovqa_copy(data: Path, files: list[Path]) -> None:
+    rows = [
+        {
+            "questionId": str(9 + k),
+            "question": f"q{k}?",
+            "answers": ["a, b"],
+            "answer_type": ["multi-span"],
+            "image": cell(file),
+            "operation/reasoning": [""],
+        }
+        for k, file in enumerate(files)
+    ]
+    write_copy(data / "InfographicVQA" / "validation-00000-of-00001.parquet", rows)
+
+
+def chartqa_official(data: Path) -> list[Path]:
+    for kind in ("human", "augmented"):
+        rows = [{"imgname": f"{k}.png", "query": f"{kind} {k}?", "label": "14"} for k in range(2)]
+        write_json(data / "test" / f"test_{kind}.json", rows)
+    return pictures(data / "test" / "png", "0.png", "1.png") * 2
+
+
+def chartqa_copy(data: Path, files: list[Path]) -> None:
+    """As its authors' hub copy has it, a list of one label and 0 for questions by people."""
+    rows = [
+        {
+            "image": cell(file),
+            "query": f"{'augmented' if k > 1 else 'human'} {k % 2}?",
+            "label": ["14"],
+            "human_or_machine": k // 2,
+        }
+        for k, file in enumerate(files)
+    ]
+    write_copy(data / "data" / "test-00000-of-00001-e2cd.parquet", rows)
+
+
+def chartqa_typed_copy(data: Path, files: list[Path]) -> None:
+    rows = [
+        {
+            "type": "augmented_test" if k > 1 else "human_test",
+            "question": f"{'augmented' if k > 1 else 'human'} {k % 2}?",
+            "answer": "14",
+            "image": cell(file),
+        }
+        for k, file in enumerate(files)
+    ]
+    write_copy(data / "data" / "test-00000-of-00001.parquet", rows)
+
+
+POPE = ("random", "popular", "adversarial")
+
+
+def pope_official(data: Path) -> list[Path]:
+    (file,) = pictures(data / "val2014", "COCO_val2014_000000000001.jpg")
+    for kind in POPE:
+        row = {"question_id": 1, "image": file.name, "text": f"{kind}?", "label": "yes"}
+        write_json_lines(data / f"coco_pope_{kind}.json", [row])
+    return [file] * 3
+
+
+def pope_copy(data: Path, files: list[Path]) -> None:
+    """With the folder of single files beside the whole, as the hub has it."""
+    rows = [
+        {
+            "id": str(k),
+            "question_id": "1",
+            "question": f"{kind}?",
+            "answer": "yes",
+            "image_source": files[0].stem,
+            "image": cell(files[0]),
+            "category": kind,
+        }
+        for k, kind in enumerate(POPE)
+    ]
+    write_copy(data / "data" / "test-00000-of-00001.parquet", rows)
+    for row in rows:
+        write_copy(data / "Full" / f"{row['category']}-00000-of-00001.parquet", [row])
+
+
+def pope_parts(data: Path, files: list[Path]) -> None:
+    pope_copy(data, files)
+    (data / "data" / "test-00000-of-00001.parquet").unlink()
+
+
+def countbench_official(data: Path) -> list[Path]:
+    files = pictures(data, "0.jpg", "1.jpg")
+    rows = [{"image": "0.jpg", "number": 2}, {"image": None, "number": 3}]
+    write_json_lines(data / "countbench.jsonl", [*rows, {"image": "1.jpg", "number": 4}])
+    questions = [{"question": f"How many {k}?"} for k in range(3)]
+    write_json(data / "countbench_paired_questions.json", questions)
+    return files
+
+
+def countbench_copy(data: Path, files: list[Path]) -> None:
+    rows = [
+        {"image": cell(file), "text": "", "question": f"How many {k}?", "number": 2 + k}
+        for k, file in zip((0, 2), files, strict=True)
+    ]
+    write_copy(data / "data" / "test-00000-of-00001.parquet", rows)
+
+
+CASES = (
+    Case("vqav2", "val", vqa_official, vqa_copy, ("red", "blue", "x")),
+    Case("okvqa", "val", okvqa_official, okvqa_copy, ("red", "blue", "x")),
+    Case("textvqa", "val", textvqa_official, textvqa_copy, ("red", "blue", "x")),
+    Case("vizwiz", "val", vizwiz_official, vizwiz_copy, ("red", "blue", "x")),
+    Case("docvqa", "val", docvqa_official, docvqa_copy, ("28", "0.28", "x")),
+    Case("infovqa", "val", infovqa_official, infovqa_copy, ("b, a", "a, b", "x")),
+    Case("chartqa", "test", chartqa_official, chartqa_copy, ("14", "15", "14", "x")),
+    Case("chartqa", "test", chartqa_official, chartqa_typed_copy, ("14", "15", "14", "x")),
+    Case("pope", "test", pope_official, pope_copy, ("yes", "no", "yes")),
+    Case("pope", "test", pope_official, pope_parts, ("yes", "no", "yes")),
+    # The copy's rows are those with a picture, so their numbers differ.
+    Case(
+        "countbenchqa",
+        "all",
+        countbench_official,
+        countbench_copy,
+        ("2", "5"),
+        same=("prefix", "references", "targets"),
+    ),
+)
+
+
+def read(task: str, data: Path, split: str) -> list[Example]:
+    return list(find_task(task).read(data, split))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.task}-{case.copy.__name__}")
+def test_a_copy_gives_the_examples_and_figures_of_the_official_files(
+    case: Case, tmp_path: Path
+) -> None:
+    task = find_task(case.task)
+    files = case.official(tmp_path / "official")
+    case.copy(tmp_path / "copy", files)
+    official = read(case.task, tmp_path / "official", case.split)
+    copied = read(case.task, tmp_path / "copy", case.split)
+    assert len(copied) == len(official) == len(case.answers)
+    for theirs, ours in zip(official, copied, strict=True):
+        for name in case.same:
+            assert getattr(ours, name) == getattr(theirs, name)
+        ours_px, theirs_px = (one.pictures[0].read(1000) for one in (ours, theirs))
+        np.testing.assert_array_equal(ours_px, theirs_px)
+
+    def figures(examples: list[Example]) -> list[tuple[str, float]]:
+        pairs = zip(examples, case.answers, strict=True)
+        said = [Prediction(id=one.id, text=text) for one, text in pairs]
+        return [(one.name, one.value) for one in task.score(examples, said)]
+
+    assert figures(copied) == figures(official)
+    assert 0 < dict(figures(copied))[task.headline] < 1
+
+
+def test_every_copy_of_the_table_belongs_to_a_benchmark_and_has_a_case() -> None:
+    with_copy = {name for name, task in tasks().items() if task.from_rows is not None}
+    assert with_copy == set(HUB_COPIES) == {case.task for case in CASES}
+
+
+def test_the_command_scores_answers_on_a_copy(tmp_path: Path) -> None:
+    vqa_copy(tmp_path / "copy", vqa_official(tmp_path / "official"))
+    said = [{"question_id": 70 + k, "answer": text} for k, text in enumerate(["red", "blue", "x"])]
+    answers = write_json(tmp_path / "answers.json", said)
+
+    def scored(data: Path, num: int = 3) -> Any:
+        write_json(tmp_path / "answers.json", said[:num])
+        named = ["--data", str(data), "--split", "val", "--json"]
+        done = CliRunner().invoke(main, ["eval", "score", str(answers), "--task", "vqav2", *named])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)["figures"]
+
+    assert scored(tmp_path / "copy") == scored(tmp_path / "official")
+    (one,) = (tmp_path / "copy").rglob("validation-00000-*")
+    assert [measure["num"] for measure in scored(one, 2)][:1] == [2]
+
+
+def test_a_split_that_a_copy_lacks_is_named_with_those_it_has(tmp_path: Path) -> None:
+    vqa_copy(tmp_path, vqa_official(tmp_path / "official"))
+    with pytest.raises(DataError, match=r"split train needs parquet files of train.*test, val"):
+        read("vqav2", tmp_path, "train")
+
+
+def test_the_user_names_the_split_of_files_without_one(tmp_path: Path) -> None:
+    files = okvqa_official(tmp_path / "official")
+    okvqa_copy(tmp_path, files)
+    file = tmp_path / "data" / "val2014-00000-of-00001.parquet"
+    file = file.rename(tmp_path / "data" / "0000.parquet")
+    assert len(read("okvqa", tmp_path, "train")) == len(read("okvqa", file, "val")) == 3
+
+
+def test_minival_of_a_copy_is_the_end_of_its_val(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paligemma.tasks.answers.files.MINIVAL_QUESTIONS", 2)
+    vqa_copy(tmp_path, vqa_official(tmp_path / "official"))
+    assert [one.id for one in read("vqav2", tmp_path, "minival")] == ["71", "72"]
+    assert [one.id for one in read("vqav2", tmp_path, "maxival")] == ["70"]
+    assert [one.references for one in read("vqav2", tmp_path, "test")] == [{"answers": []}]
+
+
+def test_parts_that_are_missing_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pope_parts(tmp_path, pope_official(tmp_path / "official"))
+    (tmp_path / "Full" / "popular-00000-of-00001.parquet").unlink()
+    with caplog.at_level(logging.WARNING):
+        examples = read("pope", tmp_path, "test")
+    assert [one.slices["file"] for one in examples] == ["random", "adversarial"]
+    assert "lacks popular" in caplog.text
+
+
+def test_one_part_in_two_folders_is_refused(tmp_path: Path) -> None:
+    files = okvqa_official(tmp_path / "official")
+    okvqa_copy(tmp_path / "one", files)
+    okvqa_copy(tmp_path / "two", files)
+    with pytest.raises(DataError, match=r"one folder.*one/data and .*two/data.*--data"):
+        read("okvqa", tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("vqav2", r"question_id or questionId or id, question, answers, answer_type, image"),
+        ("ocr-vqa", r"no parquet copy of this benchmark is read"),
+    ],
+)
+def test_a_parquet_file_that_is_no_copy_is_named_with_what_is_needed(
+    task: str, words: str, tmp_path: Path
+) -> None:
+    write_copy(tmp_path / "x.parquet", [{"image": None, "words": "a"}])
+    with pytest.raises(DataError, match=rf"must hold .*x\.parquet .*{words}"):
+        read(task, tmp_path, find_task(task).splits[0])
+
+
+def test_a_wrong_row_is_named_by_file_and_row(tmp_path: Path) -> None:
+    (file,) = pictures(tmp_path, "a.jpg")
+    row = {"image": cell(file), "query": "q?", "label": ["1"], "human_or_machine": 0}
+    write_copy(tmp_path / "test.parquet", [row, row, {**row, "human_or_machine": 7}])
+    with pytest.raises(DataError, match=r"test\.parquet, row 3.*human or augmented"):
+        read("chartqa", tmp_path, "test")
+
+
+def test_a_copy_that_only_names_its_pictures_says_which(tmp_path: Path) -> None:
+    row = {"image": {"bytes": None, "path": "gone.jpg"}, "query": "q?", "label": ["1"]}
+    write_copy(tmp_path / "test.parquet", [{**row, "human_or_machine": 0}])
+    (one,) = read("chartqa", tmp_path, "test")
+    with pytest.raises(ImageError, match=r"no image, only the name 'gone\.jpg'"):
+        one.pictures[0].read(1000)
+
+
+def test_groups_of_rows_are_kept_within_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = pictures(tmp_path, *(f"{k}.png" for k in range(6)))
+    table = write_copy(tmp_path / "t.parquet", [{"image": cell(file)} for file in files])
+    one = [ParquetPicture(path=table, row_group=k, row=0) for k in range(3)]
+    monkeypatch.setattr(parquet, "_KEPT_BYTES", 1)
+    assert [picture.stored_size_hw() for picture in one] == [(8, 12), (8, 14), (8, 16)]
+    assert len(parquet._groups._columns) == 1
+    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 10)
+    with pytest.raises(ImageError, match="may hold 10 bytes of pictures"):
+        one[0].read(1000)
