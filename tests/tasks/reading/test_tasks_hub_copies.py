@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from hub_files import cell, write_copy
-from task_files import write_json, write_json_lines, write_picture
+from task_files import write_csv, write_json, write_json_lines, write_picture, write_text
 
 from paligemma.cli import main
 from paligemma.errors import DataError, ImageError
@@ -21,6 +21,7 @@ from paligemma.example import Example, Prediction
 from paligemma.tasks.catalog import find_task, tasks
 from paligemma.tasks.reading import parquet
 from paligemma.tasks.reading.hub_columns import HUB_COPIES
+from paligemma.tasks.reading.languages import XGQA_LANGUAGES
 from paligemma.tasks.reading.parquet import ParquetPicture
 
 TEN = [{"answer": text, "answer_id": k} for k, text in enumerate(["red"] * 6 + ["blue"] * 4)]
@@ -33,7 +34,7 @@ class Case:
     Attributes:
         official, copy: writers of the layouts below a folder; the first returns the pictures.
         answers: one prediction an example.
-        only_copy: slices and ids that the copy lacks are not compared where this is false.
+        same: fields of the examples that agree.
     """
 
     task: str
@@ -42,7 +43,6 @@ class Case:
     copy: Callable[[Path, list[Path]], object]
     answers: tuple[str, ...]
     same: tuple[str, ...] = ("id", "prefix", "references", "targets", "slices", "unit")
-    tables: Mapping[str, Any] = field(default_factory=dict)
 
 
 def pictures(folder: Path, *names: str) -> list[Path]:
@@ -301,9 +301,256 @@ def countbench_copy(data: Path, files: list[Path]) -> None:
     write_copy(data / "data" / "test-00000-of-00001.parquet", rows)
 
 
+def aokvqa_official(data: Path) -> list[Path]:
+    rows = [
+        {
+            "question_id": f"q{k}",
+            "image_id": k,
+            "question": f"q{k}?",
+            "choices": ["red", "blue", "it's", "x"],
+            "correct_choice_idx": k,
+            "direct_answers": ["red"] * 5 + ["it's"] * 5,
+            "difficult_direct_answer": k == 2,
+        }
+        for k in range(3)
+    ]
+    write_json(data / "aokvqa_v1p0_val.json", rows)
+    return pictures(data / "val2017", *coco_names(""))
+
+
+def aokvqa_copy(data: Path, files: list[Path]) -> None:
+    """Its direct answers are one text, as Python prints a list."""
+    rows = [
+        {
+            "image": cell(file),
+            "question_id": f"q{k}",
+            "question": f"q{k}?",
+            "choices": ["red", "blue", "it's", "x"],
+            "correct_choice_idx": k,
+            "direct_answers": str(["red"] * 5 + ["it's"] * 5),
+            "difficult_direct_answer": k == 2,
+            "rationales": ["because"],
+        }
+        for k, file in enumerate(files)
+    ]
+    write_copy(data / "data" / "validation-00000-of-00001-b2bd0de231b6326a.parquet", rows)
+
+
+def gqa_official(data: Path) -> list[Path]:
+    rows = {
+        f"20{k}": {"imageId": f"n{k % 2}", "question": f"q{k}?", "answer": "red"} for k in range(3)
+    }
+    write_json(data / "testdev_balanced_questions.json", rows)
+    return pictures(data / "images", "n0.jpg", "n1.jpg")
+
+
+def gqa_copy(data: Path, files: list[Path]) -> None:
+    """Questions in one folder, pictures in another, and all questions in a third."""
+    rows = [
+        {
+            "id": f"20{k}",
+            "imageId": f"n{k % 2}",
+            "question": f"q{k}?",
+            "answer": "red",
+            "isBalanced": True,
+        }
+        for k in range(3)
+    ]
+    name = "testdev-00000-of-00001.parquet"
+    write_copy(data / "testdev_balanced_instructions" / name, rows)
+    write_copy(data / "testdev_all_instructions" / name, rows * 2)
+    table = [{"id": file.stem, "image": cell(file)} for file in files]
+    write_copy(data / "testdev_balanced_images" / name, table)
+
+
+def gqa_whole_copy(data: Path, files: list[Path]) -> None:
+    rows = [
+        {"question_id": f"20{k}", "image_id": f"n{k % 2}", "question": f"q{k}?", "answer": "red"}
+        for k in range(3)
+    ]
+    rows = [{**row, "image": cell(files[k % 2])} for k, row in enumerate(rows)]
+    write_copy(data / "testdev.parquet", rows)
+
+
+def xgqa_official(data: Path) -> list[Path]:
+    for language in XGQA_LANGUAGES:
+        rows = {"7": {"imageId": "n0", "question": f"{language}?", "answer": "yes"}}
+        folder = data / "annotations" / "zero_shot"
+        write_json(folder / f"testdev_balanced_questions_{language}.json", rows)
+    return pictures(data / "images", "n0.jpg") * len(XGQA_LANGUAGES)
+
+
+def xgqa_copy(data: Path, files: list[Path]) -> None:
+    for language in XGQA_LANGUAGES:
+        row = {"question": f"{language}?", "answer": "yes", "full_answer": "", "image_id": "n0"}
+        row = {**row, "image": cell(files[0])}
+        write_copy(data / "data" / f"{language}-00000-of-00001.parquet", [row])
+
+
+def ai2d_official(data: Path) -> list[Path]:
+    for k in range(3):
+        question = {
+            "abcLabel": False,
+            "answerTexts": ["red", "blue"],
+            "correctAnswer": k % 2,
+            "questionId": str(k),
+        }
+        table = {"imageName": f"{k}.png", "questions": {f"q{k}?": question}}
+        write_json(data / "ai2d" / "questions" / f"{k}.png.json", table)
+        write_json(data / "ai2d" / "annotations" / f"{k}.png.json", {})
+    write_text(data / "ai2d_test_ids.csv", "0\n1\n2\n")
+    return pictures(data / "ai2d" / "images", "0.png", "1.png", "2.png")
+
+
+def ai2d_copy(data: Path, files: list[Path]) -> None:
+    rows = [
+        {
+            "question": f"q{k}?",
+            "options": ["red", "blue"],
+            "answer": str(k % 2),
+            "image": cell(file),
+        }
+        for k, file in enumerate(files)
+    ]
+    write_copy(data / "data" / "test-00000-of-00001.parquet", rows)
+
+
+def scienceqa_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "question": f"q{k}?",
+            "choices": ["red", "blue"],
+            "answer": k % 2,
+            "hint": "" if k else "look",
+            "subject": "natural science",
+            "topic": "biology",
+            "grade": "grade2",
+        }
+        for k in range(3)
+    ]
+
+
+def scienceqa_official(data: Path) -> list[Path]:
+    """The second question has no picture."""
+    table = {
+        str(k): {**row, "split": "test", "image": None if k == 1 else "image.png"}
+        for k, row in enumerate(scienceqa_rows())
+    }
+    write_json(data / "problems.json", table)
+    return pictures(data / "test", "0/image.png", "2/image.png")
+
+
+def scienceqa_copy(data: Path, files: list[Path]) -> None:
+    cells = [cell(files[0]), None, cell(files[1])]
+    rows = [{"image": one, **row} for one, row in zip(cells, scienceqa_rows(), strict=True)]
+    write_copy(data / "ScienceQA-FULL" / "test-00000-of-00001.parquet", rows)
+
+
+def stvqa_official(data: Path) -> list[Path]:
+    rows = [
+        {"question_id": k, "file_path": f"vizwiz/{k}.jpg", "question": f"q{k}?", "answers": ["Red"]}
+        for k in range(3)
+    ]
+    write_json(data / "train_task_3.json", {"data": rows})
+    write_text(data / "stvqa_val_images.txt", "vizwiz/0.jpg\nvizwiz/1.jpg\n")
+    return pictures(data / "train_images", "vizwiz/0.jpg", "vizwiz/1.jpg", "vizwiz/2.jpg")
+
+
+def stvqa_copy(data: Path, files: list[Path]) -> None:
+    rows = [
+        {
+            "question_id": k,
+            "file_path": f"vizwiz/{k}.jpg",
+            "question": f"q{k}?",
+            "answers": ["Red"],
+            "image": cell(file),
+        }
+        for k, file in enumerate(files)
+    ]
+    write_copy(data / "data" / "train-00000-of-00001.parquet", rows)
+    write_text(data / "stvqa_val_images.txt", "vizwiz/0.jpg\nvizwiz/1.jpg\n")
+
+
+def stvqa_train_official(data: Path) -> list[Path]:
+    files = stvqa_official(data)
+    write_text(data / "stvqa_val_images.txt", "vizwiz/2.jpg\n")
+    return files
+
+
+def stvqa_by_picture(data: Path, files: list[Path]) -> None:
+    """A row a picture, with all questions about it."""
+    rows = [
+        {"image": cell(file), "qas": [{"question": f"q{k}?", "answers": ["Red"]}]}
+        for k, file in enumerate(files[:2])
+    ]
+    write_copy(data / "data" / "train-00000-of-00001.parquet", rows)
+
+
+def mmvp_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "Index": k,
+            "Question": f"q{k}?",
+            "Options": "(a) red (b) blue",
+            "Correct Answer": "(a)" if k % 2 else "(b)",
+        }
+        for k in range(1, 5)
+    ]
+
+
+def mmvp_official(data: Path) -> list[Path]:
+    rows = mmvp_rows()
+    columns = list(rows[0])
+    write_csv(data / "Questions.csv", columns, [[row[one] for one in columns] for row in rows])
+    return pictures(data / "MMVP Images", *(f"{k}.jpg" for k in range(1, 5)))
+
+
+def mmvp_copy(data: Path, files: list[Path]) -> None:
+    rows = [{**row, "image": cell(file)} for row, file in zip(mmvp_rows(), files, strict=True)]
+    write_copy(data / "data" / "train-00000-of-00001.parquet", rows)
+
+
 CASES = (
     Case("vqav2", "val", vqa_official, vqa_copy, ("red", "blue", "x")),
     Case("okvqa", "val", okvqa_official, okvqa_copy, ("red", "blue", "x")),
+    Case("aokvqa-da", "val", aokvqa_official, aokvqa_copy, ("red", "it's", "x")),
+    Case("aokvqa-mc", "val", aokvqa_official, aokvqa_copy, ("red", "x", "it's")),
+    Case("gqa", "testdev", gqa_official, gqa_copy, ("red", "Red", "x")),
+    Case("gqa", "testdev", gqa_official, gqa_whole_copy, ("red", "Red", "x")),
+    # Where a copy has no ids, they are numbers of rows.
+    Case(
+        "xgqa",
+        "testdev",
+        xgqa_official,
+        xgqa_copy,
+        ("yes", "no") * 4,
+        same=("prefix", "references", "targets", "slices"),
+    ),
+    Case(
+        "ai2d",
+        "test",
+        ai2d_official,
+        ai2d_copy,
+        ("red", "red", "x"),
+        same=("id", "prefix", "references", "targets"),
+    ),
+    Case(
+        "scienceqa",
+        "test",
+        scienceqa_official,
+        scienceqa_copy,
+        ("The answer is A.", "The answer is B."),
+    ),
+    Case("st-vqa", "val", stvqa_official, stvqa_copy, ("red", "x")),
+    Case(
+        "st-vqa",
+        "train",
+        stvqa_train_official,
+        stvqa_by_picture,
+        ("red", "x"),
+        same=("prefix", "references", "targets"),
+    ),
+    Case("mmvp", "all", mmvp_official, mmvp_copy, ("red", "blue", "red", "red")),
     Case("textvqa", "val", textvqa_official, textvqa_copy, ("red", "blue", "x")),
     Case("vizwiz", "val", vizwiz_official, vizwiz_copy, ("red", "blue", "x")),
     Case("docvqa", "val", docvqa_official, docvqa_copy, ("28", "0.28", "x")),
@@ -408,6 +655,42 @@ def test_parts_that_are_missing_are_warned_of(
         examples = read("pope", tmp_path, "test")
     assert [one.slices["file"] for one in examples] == ["random", "adversarial"]
     assert "lacks popular" in caplog.text
+
+
+def test_a_language_that_no_file_names_is_not_guessed(tmp_path: Path) -> None:
+    row = {"question": "q?", "answer": "yes", "image_id": "n0", "image": None}
+    write_copy(tmp_path / "0000.parquet", [row])
+    with pytest.raises(DataError, match=r"needs parquet files of bn and de.*no name of a split"):
+        read("xgqa", tmp_path, "testdev")
+    (one,) = read("xgqa", tmp_path, "testdev_ko")
+    assert one.id == "0_ko"
+
+
+def test_a_copy_that_was_corrected_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    swapped = {99: "(b)", 100: "(a)", 279: "(b)", 280: "(a)"}
+    rows = [
+        {**mmvp_rows()[0], "Index": k, "Correct Answer": answer, "image": None}
+        for k, answer in swapped.items()
+    ]
+    write_copy(tmp_path / "test.parquet", rows)
+    assert len(read("mmvp", tmp_path, "corrected")) == 4
+    assert not caplog.text
+    read("mmvp", tmp_path, "all")
+    assert "is a corrected copy" in caplog.text
+
+
+def test_val_of_a_copy_without_paths_cannot_be_held_out(tmp_path: Path) -> None:
+    stvqa_by_picture(tmp_path, stvqa_official(tmp_path / "official"))
+    with pytest.raises(DataError, match=r"no column file_path; read its train instead"):
+        read("st-vqa", tmp_path / "data", "val")
+
+
+def test_a_picture_that_no_table_holds_is_named(tmp_path: Path) -> None:
+    gqa_copy(tmp_path, gqa_official(tmp_path / "official")[:1])
+    with pytest.raises(DataError, match=r"row 2: the picture 'n1' must lie.*folder of the pict"):
+        read("gqa", tmp_path, "testdev")
 
 
 def test_one_part_in_two_folders_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from paligemma.example import Example
 from paligemma.scenes.assets import font
 from paligemma.tasks.answers.files import option_of
-from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.examples import SourceRow, example_of
 from paligemma.tasks.reading.file_rows import FileRow, keyed_rows, read_object
 from paligemma.tasks.reading.files import find_file, read_lines
 from paligemma.tasks.reading.pictures import FilePicture, picture_in
@@ -82,6 +82,18 @@ def read_ai2d(data: Path, split: str) -> Iterator[Example]:
     for path in sorted(questions.glob("*.json")):
         if (path.name.split(".")[0] in test_ids) == (split == "test"):
             yield from _examples(path, annotations / path.name, images)
+
+
+def ai2d_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a copy, whose pictures show the letters already."""
+    for row, picture in rows:
+        options = row.texts("answerTexts")
+        yield example_of(
+            str(row.number),
+            choices_prefix(row.text("question"), options),
+            picture=picture,
+            answers=option_of(row, "correctAnswer", options),
+        )
 
 
 def _examples(path: Path, annotation: Path, images: Path) -> Iterator[Example]:

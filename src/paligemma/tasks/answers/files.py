@@ -13,7 +13,13 @@ from pathlib import Path
 
 from paligemma.example import Example
 from paligemma.tasks.reading.coco import COCO_IMAGES
-from paligemma.tasks.reading.examples import SourceRow, example_of, slices_of, texts_in
+from paligemma.tasks.reading.examples import (
+    SourceRow,
+    example_of,
+    printed_texts,
+    slices_of,
+    texts_in,
+)
 from paligemma.tasks.reading.file_rows import (
     FileRow,
     read_csv,
@@ -128,8 +134,13 @@ def _okvqa_rows(data: Path, split: str) -> Iterator[SourceRow]:
 
 def read_aokvqa_direct(data: Path, split: str) -> Iterator[Example]:
     """Read A-OKVQA's direct answers; references mark the questions its own scorer leaves out."""
-    for row, picture in _aokvqa_rows(data, split):
-        answers = [] if split == "test" else row.texts("direct_answers")
+    return aokvqa_direct_examples(_aokvqa_rows(data, split), data, split)
+
+
+def aokvqa_direct_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a split; copies write a list of answers as Python prints it."""
+    for row, picture in rows:
+        answers = [] if split == "test" else printed_texts(row, "direct_answers")
         difficult = row.value("difficult_direct_answer", bool)
         yield example_of(
             row.text("question_id"),
@@ -142,7 +153,12 @@ def read_aokvqa_direct(data: Path, split: str) -> Iterator[Example]:
 
 def read_aokvqa_choices(data: Path, split: str) -> Iterator[Example]:
     """Read A-OKVQA's four options in the order of the file; the answer is the right one's text."""
-    for row, picture in _aokvqa_rows(data, split):
+    return aokvqa_choices_examples(_aokvqa_rows(data, split), data, split)
+
+
+def aokvqa_choices_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a split."""
+    for row, picture in rows:
         options = row.texts("choices")
         if len(options) != NUM_CHOICES:
             raise row.error(f"choices must be {NUM_CHOICES} texts, got {len(options)}")
@@ -160,14 +176,44 @@ def read_gqa(data: Path, split: str) -> Iterator[Example]:
     """Read the balanced questions of GQA."""
     name = f"{split}_balanced_questions.json"
     path = find_file(data, name, f"questions1.2/{name}", f"questions/{name}", source=GQA)
-    yield from _gqa_rows(path, find_file(data, "images", source=GQA), "")
+    return gqa_examples(_gqa_rows(path, find_file(data, "images", source=GQA), ""), data, split)
+
+
+def gqa_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of the balanced rows; all rows are, in official files."""
+    for row, picture in rows:
+        if row.fields.get("isBalanced", True):
+            yield example_of(
+                row.identifier("id"),
+                answer_prefix(row.text("question")),
+                picture=picture,
+                answers=row.text("answer"),
+            )
 
 
 def read_xgqa(data: Path, split: str) -> Iterator[Example]:
     """Read xGQA, one language after another, or "testdev_de" alone. Answers are English."""
-    languages = languages_of(split, XGQA_LANGUAGES)
+    return xgqa_examples(_xgqa_rows(data, split), data, split)
+
+
+def xgqa_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a split; the part of a row is its language."""
+    for row, picture in rows:
+        language = row.text("part")
+        question = row.identifier("id") if "id" in row else None
+        yield example_of(
+            f"{row.number if question is None else question}_{language}",
+            answer_prefix(row.text("question")),
+            picture=picture,
+            answers=row.text("answer"),
+            slices={"language": language},
+            unit=question,
+        )
+
+
+def _xgqa_rows(data: Path, split: str) -> Iterator[SourceRow]:
     images = find_file(data, "images", source=GQA)
-    for language in languages:
+    for language in languages_of(split, XGQA_LANGUAGES):
         name = f"testdev_balanced_questions_{language}.json"
         path = find_file(
             data, name, f"annotations/zero_shot/{name}", f"zero_shot/{name}", source=XGQA
@@ -260,7 +306,7 @@ def _coco_picture(images: Path, row: FileRow, stem: str = "") -> FilePicture:
     return picture_in(images, f"{stem}{row.integer('image_id'):012d}.jpg")
 
 
-def _aokvqa_rows(data: Path, split: str) -> Iterator[tuple[FileRow, FilePicture]]:
+def _aokvqa_rows(data: Path, split: str) -> Iterator[SourceRow]:
     name = f"aokvqa_v1p0_{split}.json"
     path = find_file(data, name, f"aokvqa_v1p0/{name}", source=AOKVQA)
     images = find_file(data, f"{split}2017", f"images/{split}2017", source=COCO_IMAGES)
@@ -268,16 +314,10 @@ def _aokvqa_rows(data: Path, split: str) -> Iterator[tuple[FileRow, FilePicture]
         yield row, _coco_picture(images, row)
 
 
-def _gqa_rows(path: Path, images: Path, language: str) -> Iterator[Example]:
+def _gqa_rows(path: Path, images: Path, part: str) -> Iterator[SourceRow]:
     for question, row in read_keyed(path):
-        yield example_of(
-            f"{question}_{language}" if language else question,
-            answer_prefix(row.text("question")),
-            picture=picture_in(images, f"{row.identifier('imageId')}.jpg"),
-            answers=row.text("answer"),
-            slices={"language": language} if language else {},
-            unit=question if language else None,
-        )
+        whole = FileRow({**row.fields, "id": question, "part": part}, row.where)
+        yield whole, picture_in(images, f"{row.identifier('imageId')}.jpg")
 
 
 def _quarter_turns(data: Path, folder: str) -> dict[str, int]:

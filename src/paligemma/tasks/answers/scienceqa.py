@@ -14,8 +14,10 @@ from paligemma.example import Example, Prediction
 from paligemma.metrics.answers import scienceqa_measures
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.published import transferred
-from paligemma.tasks.reading.file_rows import read_keyed
+from paligemma.tasks.reading.examples import SourceRow
+from paligemma.tasks.reading.file_rows import FileRow, read_keyed
 from paligemma.tasks.reading.files import find_file
+from paligemma.tasks.reading.parquet import ParquetPicture
 from paligemma.tasks.reading.pictures import picture_in
 from paligemma.tasks.scoring import texts_of
 from paligemma.tasks.task import Task, files_from, published_keys
@@ -37,14 +39,14 @@ def scienceqa_suffix(index: int) -> str:
 
 def read_scienceqa(data: Path, split: str) -> Iterator[Example]:
     """Read ScienceQA with options in the order of the file; training shuffles them."""
-    path = find_file(data, "problems.json", "scienceqa/problems.json", source=SCIENCEQA)
-    near = path.parent.relative_to(data)
-    folders = (str(near / split), str(near / "images" / split))
-    images: Path | None = None
-    for key, row in read_keyed(path):
-        if row.text("split") != split or not row.fields.get("image"):
+    return scienceqa_examples(_official_rows(data, split), data, split)
+
+
+def scienceqa_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of the rows with a picture; a row without an id has its number."""
+    for row, picture in rows:
+        if isinstance(picture, ParquetPicture) and not picture.is_there():
             continue
-        images = images or find_file(data, *folders, source=SCIENCEQA)
         choices, index = row.texts("choices"), row.integer("answer")
         if not (0 <= index < len(choices) <= len(string.ascii_uppercase)):
             raise row.error(
@@ -53,9 +55,9 @@ def read_scienceqa(data: Path, split: str) -> Iterator[Example]:
             )
         question, hint = row.text("question"), row.text("hint")
         yield Example(
-            id=key,
+            id=row.text("id") if "id" in row else str(row.number),
             prefix=scienceqa_prefix(question, hint, choices),
-            pictures=(picture_in(images, f"{key}/{row.text('image')}"),),
+            pictures=(picture,),
             references={
                 "answer": scienceqa_suffix(index),
                 "question": question,
@@ -70,6 +72,19 @@ def read_scienceqa(data: Path, split: str) -> Iterator[Example]:
                 if row.fields.get(name)
             },
         )
+
+
+def _official_rows(data: Path, split: str) -> Iterator[SourceRow]:
+    path = find_file(data, "problems.json", "scienceqa/problems.json", source=SCIENCEQA)
+    near = path.parent.relative_to(data)
+    folders = (str(near / split), str(near / "images" / split))
+    images: Path | None = None
+    for key, row in read_keyed(path):
+        if row.text("split") != split or not row.fields.get("image"):
+            continue
+        images = images or find_file(data, *folders, source=SCIENCEQA)
+        picture = picture_in(images, f"{key}/{row.text('image')}")
+        yield FileRow({**row.fields, "id": key}, row.where), picture
 
 
 def shuffle_options(example: Example, rng: np.random.Generator) -> Example:
@@ -113,6 +128,7 @@ TASKS: tuple[Task, ...] = (
             "{split}/{id}/image.png or images/{split}/{id}/",
         ),
         reader=read_scienceqa,
+        from_rows=scienceqa_examples,
         redraw=shuffle_options,
         score=score_scienceqa,
         published=published_keys(

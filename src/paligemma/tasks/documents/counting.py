@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paligemma.errors import DataError, ImageError
+from paligemma.errors import DataError
 from paligemma.example import Example, Picture
 from paligemma.processing.image import open_heading
 from paligemma.tasks.reading.examples import example_of
@@ -135,12 +135,10 @@ def _json_rows(path: Path) -> Iterator[tuple[Picture | None, int]]:
 
 def _has_colours(picture: ParquetPicture) -> bool:
     """Whether the header announces a picture with more than one channel."""
-    try:
-        encoded = picture.encoded()
-    except ImageError:
+    if not picture.is_there():
         return False
     try:
-        with open_heading(io.BytesIO(encoded)) as image:
+        with open_heading(io.BytesIO(picture.encoded())) as image:
             return len(image.getbands()) > 1
     except Exception:  # damaged headings raise whatever a plugin stumbles over
         return True  # kept; reading it later counts it as unreadable

@@ -102,24 +102,55 @@ def infovqa_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Itera
 
 def read_stvqa(data: Path, split: str) -> Iterator[Example]:
     """Read ST-VQA, task 3; "val" holds the training questions about pictures of a list."""
+    return stvqa_examples(_stvqa_rows(data, split), data, split)
+
+
+def stvqa_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of the questions of a split.
+
+    The training questions of a copy without the paths of its pictures are those of val too.
+    """
+    val_images: frozenset[str] | None = None
+    for whole, picture in rows:
+        file_path = whole.text("file_path") if "file_path" in whole else None
+        if split != "test" and whole.fields.get("part") != "val":
+            if file_path is None and split == "val":
+                raise whole.error(
+                    "val holds the training questions about listed pictures, and this copy has no "
+                    "column file_path; read its train instead"
+                )
+            if file_path is not None:
+                val_images = _stvqa_val_images(data) if val_images is None else val_images
+                if (file_path in val_images) != (split == "val"):
+                    continue
+        for name, row in _stvqa_questions(whole):
+            answers = _answers(row, split)
+            yield example_of(
+                name,
+                answer_prefix(row.text("question")),
+                picture=picture,
+                answers=answers,
+                references={"answers": answers},
+                targets=map(lower_ascii, answers),
+                slices={"source": file_path.split("/")[0]} if file_path else {},
+            )
+
+
+def _stvqa_questions(row: FileRow) -> Iterator[tuple[str, FileRow]]:
+    """The question of a row, or all those about its picture, each with its id."""
+    if isinstance(row.fields.get("question"), str):
+        yield str(row.integer("question_id") if "question_id" in row else row.number), row
+        return
+    for place, one in enumerate(row.objects("question")):
+        yield f"{row.number}/{place}", one
+
+
+def _stvqa_rows(data: Path, split: str) -> Iterator[SourceRow]:
     is_test = split == "test"
     path = find_file(data, f"{'test' if is_test else 'train'}_task_3.json", source=RRC)
     images = find_file(data, "test_task3_images" if is_test else "train_images", source=RRC)
-    val_images = frozenset() if is_test else _stvqa_val_images(data)
     for row in read_list(path, "data"):
-        file_path = row.text("file_path")
-        if not is_test and (file_path in val_images) != (split == "val"):
-            continue
-        answers = _answers(row, split)
-        yield example_of(
-            str(row.integer("question_id")),
-            answer_prefix(row.text("question")),
-            picture=_stvqa_image(data, images, file_path),
-            answers=answers,
-            references={"answers": answers},
-            targets=map(lower_ascii, answers),
-            slices={"source": file_path.split("/")[0]},
-        )
+        yield row, _stvqa_image(data, images, row.text("file_path"))
 
 
 def read_chartqa(data: Path, split: str) -> Iterator[Example]:

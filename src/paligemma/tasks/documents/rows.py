@@ -84,11 +84,14 @@ TASKS: tuple[Task, ...] = (
             NeededFile(files.STVQA_LIST, files.STVQA_LIST_SOURCE, fields="one image path a line"),
         ),
         reader=files.read_stvqa,
+        from_rows=files.stvqa_examples,
         published=_anls_keys("ST-VQA", "SceneText VQA"),
         traps=(
             *_ANLS_TRAPS,
             "There is no official val: PaliGemma holds out 2,628 training questions by a list of "
             "pictures that is not public; with another list the figure is not comparable.",
+            "A hub copy without the paths of its pictures has no val; its train holds those "
+            "questions too.",
             "Pictures of coco-text are replaced by COCO's full-size ones.",
             "Answers are lower-cased before training, A to Z alone; scoring lowers every letter.",
         ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from paligemma.example import Example, Picture
@@ -10,6 +12,9 @@ from paligemma.tasks.reading.file_rows import FileRow
 
 # A row with the names of the official fields, and its picture: of official files or of a hub copy.
 SourceRow = tuple[FileRow, Picture]
+
+# Characters of a list that is stored as text.
+_MAX_PRINTED = 100_000
 
 
 def example_of(
@@ -56,6 +61,15 @@ def texts_in(row: FileRow, name: str, field: str) -> list[str]:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return [one.text(field) for one in row.objects(name)]
     return row.texts(name)
+
+
+def printed_texts(row: FileRow, name: str) -> list[str]:
+    """Read a list of texts, or one that was stored as Python prints it."""
+    value = row.fields.get(name)
+    if isinstance(value, str) and len(value) <= _MAX_PRINTED:
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            value = ast.literal_eval(value)
+    return FileRow({**row.fields, name: value}, row.where).texts(name)
 
 
 def slices_of(row: FileRow, name: str) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from paligemma.tasks.reading.languages import XGQA_LANGUAGES
+
 
 @dataclass(frozen=True, kw_only=True)
 class HubCopy:
@@ -20,7 +22,7 @@ class HubCopy:
             the part of the split's own name; an empty one takes every file.
         unless: columns that mark the copy of another benchmark.
         folder: part of the name of the folder to take, where several hold the part.
-        joined_by: field that names a picture which lies in a table of its own, with its `id`.
+        joined_by: field that names a picture which may lie in a table of its own, with its `id`.
     """
 
     names: tuple[str, ...]
@@ -34,6 +36,17 @@ class HubCopy:
 
 
 _QUESTION = {"question_id": "question_id|questionId|id", "question": "question"}
+_AOKVQA = HubCopy(
+    names=("HuggingFaceM4/A-OKVQA",),
+    columns={
+        "question_id": "question_id",
+        "question": "question",
+        "choices": "choices",
+        "correct_choice_idx": "correct_choice_idx",
+        "direct_answers": "direct_answers",
+        "difficult_direct_answer": "difficult_direct_answer",
+    },
+)
 
 HUB_COPIES: Mapping[str, HubCopy] = {
     "vqav2": HubCopy(
@@ -46,6 +59,30 @@ HUB_COPIES: Mapping[str, HubCopy] = {
         columns={**_QUESTION, "answers": "answers"},
         optional={"question_type": "question_type"},
     ),
+    "aokvqa-da": _AOKVQA,
+    "aokvqa-mc": _AOKVQA,
+    "gqa": HubCopy(
+        names=("lmms-lab/GQA (the folders of questions and of pictures)",),
+        columns={
+            "id": "id|question_id",
+            "imageId": "imageId|image_id",
+            "question": "question",
+            "answer": "answer",
+        },
+        optional={"isBalanced": "isBalanced"},
+        folder="balanced",
+        joined_by="imageId",
+    ),
+    "xgqa": HubCopy(
+        names=("floschne/xgqa",),
+        columns={"imageId": "image_id|imageId", "question": "question", "answer": "answer"},
+        optional={"id": "question_id|id"},
+        parts={
+            "testdev": (" ".join(XGQA_LANGUAGES),),
+            **{f"testdev_{language}": (language,) for language in XGQA_LANGUAGES},
+        },
+        joined_by="imageId",
+    ),
     "textvqa": HubCopy(
         names=("lmms-lab/textvqa", "facebook/textvqa"),
         columns={**_QUESTION, "image_id": "image_id"},
@@ -55,6 +92,16 @@ HUB_COPIES: Mapping[str, HubCopy] = {
         names=("lmms-lab/VizWiz-VQA", "HuggingFaceM4/VizWiz"),
         columns={"image": "question_id|filename|image_id", "question": "question"},
         optional={"answers": "answers", "answer_type": "answer_type|category"},
+    ),
+    "ai2d": HubCopy(
+        names=("lmms-lab/ai2d",),
+        columns={"question": "question", "answerTexts": "options", "correctAnswer": "answer"},
+    ),
+    "scienceqa": HubCopy(
+        names=("lmms-lab/ScienceQA", "derek-thomas/ScienceQA"),
+        columns={"question": "question", "choices": "choices", "answer": "answer", "hint": "hint"},
+        optional={"subject": "subject", "topic": "topic", "grade": "grade"},
+        folder="IMG",
     ),
     "docvqa": HubCopy(
         names=("lmms-lab/DocVQA (folder DocVQA)",),
@@ -67,6 +114,12 @@ HUB_COPIES: Mapping[str, HubCopy] = {
         columns={"questionId": "questionId|question_id", "question": "question"},
         optional={"answers": "answers", "answer_type": "answer_type"},
         unless=("question_types", "ucsf_document_id"),
+    ),
+    "st-vqa": HubCopy(
+        names=("vikhyatk/st-vqa", "lmms-lab/ST-VQA"),
+        columns={"question": "qas|question"},
+        optional={"question_id": "question_id", "answers": "answers", "file_path": "file_path"},
+        parts={"val": ("val", "train")},
     ),
     "chartqa": HubCopy(
         names=("HuggingFaceM4/ChartQA", "lmms-lab/ChartQA"),
@@ -86,6 +139,16 @@ HUB_COPIES: Mapping[str, HubCopy] = {
         },
         parts={"test": ("test", "random popular adversarial")},
     ),
+    "mmvp": HubCopy(
+        names=("lmms-lab-eval/MMVP",),
+        columns={
+            "Question": "Question|question",
+            "Options": "Options|options",
+            "Correct Answer": "Correct Answer|answer",
+        },
+        optional={"Index": "Index|lndex|index"},
+        parts={"all": ("",), "corrected": ("",)},
+    ),
     "countbenchqa": HubCopy(
         names=("vikhyatk/CountBenchQA",),
         columns={"question": "question", "number": "number"},
@@ -96,7 +159,8 @@ HUB_COPIES: Mapping[str, HubCopy] = {
 
 def needed_columns(copy: HubCopy) -> str:
     """The columns that a copy must have, as a sentence."""
-    needed = [*copy.columns.values(), *([] if copy.joined_by else [copy.picture])]
+    apart = " (or in a table of its own, with id)" if copy.joined_by else ""
+    needed = [*copy.columns.values(), f"{copy.picture}{apart}"]
     besides = f", and not {' or '.join(copy.unless)}" if copy.unless else ""
     return f"a copy must have the columns {_listed(needed)}{besides}"
 

@@ -182,11 +182,12 @@ def _in_parts(
         yield "", _of_one_folder(data, list(tables), copy)
         return
     wanted = next((parts for parts in choices if there.intersection(parts)), None)
-    if wanted is None and there == {None}:  # the user names the split
-        yield choices[0][0], _of_one_folder(data, list(tables), copy)
+    alone = next((parts for parts in choices if len(parts) == 1), None)
+    if wanted is None and alone is not None and there == {None}:  # the user names the split
+        yield alone[0], _of_one_folder(data, list(tables), copy)
         return
     if wanted is None:
-        held = ", ".join(sorted(part for part in there if part is not None))
+        held = ", ".join(sorted(part or "no name of a split" for part in there))
         raise DataError(
             f"the split {split} needs parquet files of {' and '.join(choices[0])} in {data}, which "
             f"has those of {held}; download them, or name another split with --split"

@@ -144,6 +144,13 @@ class ParquetPicture:
             f"{self.path}: row {self.row} of group {self.row_group} has no image{only}"
         )
 
+    def is_there(self) -> bool:
+        """Whether the row holds a picture."""
+        try:
+            return bool(self.encoded())
+        except ImageError:
+            return False
+
     def stored_size_hw(self) -> tuple[int, int]:
         """Read height and width as stored, from the heading alone.
 

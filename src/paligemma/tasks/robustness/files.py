@@ -87,25 +87,42 @@ def read_mmvp(data: Path, split: str) -> Iterator[Example]:
     """
     path = find_file(data, "Questions.csv", "Questions/Questions.csv", source=MMVP)
     images = find_file(data, "MMVP Images", source=MMVP)
-    for row in read_csv(path, ("Question", "Options", "Correct Answer")):
-        # The hub's copy spells the heading with a small L.
-        text = row.text("lndex" if "lndex" in row else "Index").strip()
-        if not text.isdecimal() or not 1 <= len(text) <= 9 or int(text) < 1:
-            raise row.error(f"Index must count from 1, got {text!r:.80}")
-        index, options = int(text), row.text("Options")
+    rows = read_csv(path, ("Question", "Options", "Correct Answer"))
+    named = ((row, picture_in(images, f"{_mmvp_index(row)}.jpg")) for row in rows)
+    return mmvp_examples(named, data, split)
+
+
+def mmvp_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of all rows, with a warning where a copy is corrected already."""
+    num_corrected = 0
+    for row, picture in rows:
+        index, options = _mmvp_index(row), row.text("Options")
+        stated = row.text("Correct Answer").strip()
+        num_corrected += stated == _CORRECTED.get(index)
         correct = _CORRECTED.get(index) if split == "corrected" else None
-        correct = correct or row.text("Correct Answer").strip()
+        correct = correct or stated
         option = mmvp_options(options).get(correct.strip("()").lower())
         if option is None:
             raise row.error(f"Correct Answer must be an option, got {correct!r:.80}")
         yield example_of(
             str(index),
             answer_prefix(row.text("Question").strip()),
-            picture=picture_in(images, f"{index}.jpg"),
+            picture=picture,
             answers=option,
             references={"options": options, "correct": correct},
             unit=f"pair {(index + 1) // 2}",
         )
+    if split == "all" and num_corrected == len(_CORRECTED):
+        logger.warning("mmvp: %s is a corrected copy; its figure is that of `corrected`", data)
+
+
+def _mmvp_index(row: FileRow) -> int:
+    # The hub's file spells the heading with a small L; a copy may count by its rows alone.
+    name = next((one for one in ("Index", "lndex") if one in row), None)
+    text = str(row.number + 1) if name is None else row.identifier(name).strip()
+    if not text.isdecimal() or not 1 <= len(text) <= 9 or int(text) < 1:
+        raise row.error(f"Index must count from 1, got {text!r:.80}")
+    return int(text)
 
 
 def read_objaverse(data: Path, split: str) -> Iterator[Example]:

@@ -60,11 +60,13 @@ TASKS: tuple[Task, ...] = (
             "MMVP Images/{1..300}.jpg",
         ),
         reader=files.read_mmvp,
+        from_rows=files.mmvp_examples,
         score=scores.score_mmvp,
         published=published_keys("paired_accuracy", "paired accuracy", ("MMVP", "all", "all")),
         traps=(
             "A pair counts only if both of its questions are right.",
-            "Rows 99, 100, 279 and 280 are wrong in the file; state whether you score `corrected`.",
+            "Rows 99, 100, 279 and 280 are wrong in the file; state whether you score `corrected`. "
+            "A hub copy may be corrected already, which is warned of.",
             "The published rule for free text is unknown; ours needs the text of the right "
             "option, ignoring case and outer spaces. `--rule options=letter` needs its letter, "
             "`options=either` one of them.",
