@@ -34,9 +34,8 @@ from paligemma.errors import (
 )
 from paligemma.json_file import parse_json
 from paligemma.outputs.detections import Detections
-from paligemma.outputs.masks import MaskRegion
-from paligemma.outputs.rle import decode_rle
-from paligemma.outputs.types import Detection, TextAnswer
+from paligemma.outputs.types import TextAnswer
+from paligemma.outputs.words import detection_from_json
 from paligemma.pipeline.task_methods import Answer, TaskMethods
 from paligemma.processing.frames import Frames, several_of
 from paligemma.processing.image import MAX_ENCODED_BYTES, ImageSource, load_image
@@ -324,28 +323,12 @@ def _read_answer(body: Any, shown: RemoteImage | None) -> TextAnswer | Detection
         return TextAnswer(text=body["text"], score=body["score"], token_logprobs=logprobs)
     image_wh = int(image["width"]), int(image["height"])
     return Detections(
-        items=tuple(_detection(one, image_wh) for one in body["detections"]),
+        items=tuple(detection_from_json(one, image_wh) for one in body["detections"]),
         image_wh=image_wh,
         text=body["text"],
         rest=body["rest"],
         asked_labels=tuple(body["asked_labels"]),
         open_picture=partial(load_image, shown.frames[0]),
-    )
-
-
-def _detection(one: Any, image_wh: tuple[int, int]) -> Detection:
-    y0, x0, y1, x1 = map(float, one["box_yxyx"])
-    region = None
-    if "mask" in one:
-        if tuple(one["mask"]["size"]) != (image_wh[1], image_wh[0]):
-            raise ValueError("a mask of another size than its picture")
-        region = MaskRegion.from_array(decode_rle(one["mask"]))
-    return Detection(
-        label=one["label"],
-        box_yxyx=(y0, x0, y1, x1),
-        image_wh=image_wh,
-        score=one["score"],
-        region=region,
     )
 
 

@@ -245,7 +245,7 @@ def test_no_picture_asked_about_is_replaced(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("read", DESK, "no.png", "none.png"), "there is no file no.png and no none.png"),
+        (("read", "no.png", "none.png"), "there is no file no.png and no none.png"),
         (("generate", "no.png", "ocr"), "there is no file no.png"),
         (("inspect", "no.png", "ocr"), "there is no file no.png"),
         (("demo", "no.png", "--output-dir", "made"), "there is no file no.png"),

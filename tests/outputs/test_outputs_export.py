@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 
 from paligemma.errors import ConfigError, DataError, MissingExtraError
 from paligemma.outputs.assemble import to_detections
-from paligemma.outputs.detections import Detections, coco_dataset
+from paligemma.outputs.detections import Detections, coco_dataset, save_coco
 from paligemma.outputs.export import save_png
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.parse import parse_objects
@@ -167,3 +167,20 @@ def test_detections_are_a_sequence() -> None:
     detections = sample()
     assert (len(detections), detections[0].label, len(detections[:1])) == (2, "dog", 1)
     assert [d.label for d in detections] == ["dog", "cat"]
+
+
+def test_a_coco_file_of_many_pictures_takes_category_ids_and_polygons(tmp_path: Path) -> None:
+    region = MaskRegion(crop=np.ones((20, 30), bool), corner_xy=(5, 7), image_wh=(100, 80))
+    item = Detection(label="cat", box_yxyx=(0, 0, 0.5, 0.5), image_wh=(100, 80), region=region)
+    found = Detections(items=(item,), image_wh=(100, 80))
+    pairs = [("a.png", found), (tmp_path / "b.png", found)]
+    save_coco(tmp_path / "all.json", iter(pairs), category_ids={"cat": 17}, polygons=True)
+    body = json.loads((tmp_path / "all.json").read_text())
+    assert body == coco_dataset(pairs, category_ids={"cat": 17}, polygons=True)
+    assert [one["file_name"] for one in body["images"]] == ["a.png", str(tmp_path / "b.png")]
+    assert [one["category_id"] for one in body["annotations"]] == [17, 17]
+    assert isinstance(body["annotations"][0]["segmentation"], list)
+    assert body["categories"] == [{"id": 17, "name": "cat"}]
+    with pytest.raises(DataError, match="every label must be in category_ids"):
+        save_coco(tmp_path / "none.json", pairs, category_ids={"dog": 1})
+    assert not (tmp_path / "none.json").exists()

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli import EXIT_BAD_INPUT, stderr_log
+from paligemma.cli import stderr_log
 from paligemma.cli.answering import Asker, check_prompt
+from paligemma.cli.ask_each import Example, WhichFrame, answer_each, opened
+from paligemma.cli.exports import (
+    STANDARD_OUTPUT,
+    ExportChoice,
+    Exports,
+    export_options,
+    relative_names,
+)
 from paligemma.cli.options import (
     Command,
     ModelChoice,
@@ -21,14 +28,18 @@ from paligemma.cli.options import (
     output_options,
     say_idle,
 )
-from paligemma.cli.pictures import ImagesArgument, require_kept, require_pictures
-from paligemma.cli.show import JsonResults, overlay_paths, pictures_json, write_overlay
-from paligemma.errors import DataError, ImageError, PaliGemmaError
+from paligemma.cli.pictures import (
+    NAMED_LABELS,
+    ImagesArgument,
+    expanded,
+    require_kept,
+    require_pictures,
+    roots_of_pictures,
+)
+from paligemma.cli.stopping import when_stopped
 from paligemma.processing.frames import Frames
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from paligemma.outputs.detections import Detections
     from paligemma.outputs.types import TextAnswer
     from paligemma.pipeline.paligemma import PaliGemma
@@ -36,24 +47,29 @@ if TYPE_CHECKING:
 
 # The decorators give every command its `model`, `decoding` and `output`, some their `objects`; a
 # command that only passes them on takes them as `**how`.
-Ask = Callable[["PaliGemma", "EncodedImage"], "TextAnswer | Detections"]
-Example = tuple[str, ...]  # a picture, or frames
-WhichFrame = int | Literal["all"] | None
 
 
 def images_argument(command: Command) -> Command:
-    """The pictures of a command, "-" for standard input, and which of their frames is meant."""
+    """The pictures of a command: files, folders, patterns, "-" for standard input; and which of
+    their frames is meant."""
     images = click.argument(
         "images",
         cls=ImagesArgument,
         nargs=-1,
         required=True,
         metavar="IMAGE...",
-        callback=lambda ctx, parameter, names: tuple(
-            "/dev/stdin" if name == "-" else name for name in names
-        ),
+        callback=expanded,
     )
     return images(frame_option(command))
+
+
+labels_option = click.option(
+    "--labels",
+    NAMED_LABELS,
+    expose_value=False,
+    metavar="LABELS",
+    help='Things to find, as "cat ; dog"; every other word is then a picture.',
+)
 
 
 @click.command()
@@ -62,12 +78,13 @@ def images_argument(command: Command) -> Command:
 @model_options
 @decoding_options
 @object_options
+@export_options
 @output_options
 def run(images: tuple[str, ...], prompt: str, **how: Any) -> None:
     """Ask PROMPT about IMAGE; the prompt decides what comes back.
 
     Prompts that start with "detect" or "segment" give boxes or masks, others text. Several
-    pictures get the same prompt, one after the other.
+    pictures, of files, folders or patterns, get the same prompt, one after the other.
 
     \b
     paligemma run photo.jpg "detect cat ; dog" -o found.png
@@ -137,17 +154,21 @@ def read(images: tuple[str, ...], **how: Any) -> None:
 @click.command()
 @images_argument
 @click.argument("labels")
+@labels_option
 @model_options
 @decoding_options
 @object_options
+@export_options
 @output_options
 def detect(images: tuple[str, ...], labels: str, **how: Any) -> None:
     """Find LABELS, separated by ";", in IMAGE.
 
     Prints label, confidence and box (left, top, right, bottom in pixels) of each object found.
+    IMAGE may be a folder.
 
     \b
     paligemma detect photo.jpg "cat ; dog" --threshold 0.3 -o found.png
+    paligemma detect photos/ --labels "cat ; dog" --coco found.json
     """
     from paligemma.processing.prompts import detect_prompt
 
@@ -157,9 +178,11 @@ def detect(images: tuple[str, ...], labels: str, **how: Any) -> None:
 @click.command()
 @images_argument
 @click.argument("labels")
+@labels_option
 @model_options
 @decoding_options
 @object_options
+@export_options
 @output_options
 def segment(images: tuple[str, ...], labels: str, **how: Any) -> None:
     """Outline LABELS, separated by ";", in IMAGE.
@@ -169,6 +192,7 @@ def segment(images: tuple[str, ...], labels: str, **how: Any) -> None:
 
     \b
     paligemma segment photo.jpg "cat" -o outlined.png
+    paligemma segment photos/ --labels cat --coco outlined.json
     """
     from paligemma.processing.prompts import segment_prompt
 
@@ -212,7 +236,7 @@ def generate(
     check_prompt(prompt)
     require_pictures(images, model)
     pg = model.load()
-    pictures = _opened(pg, examples[0], which)
+    pictures = opened(pg, examples[0], which)
     pieces = pg.stream(Frames(pictures) if frames else pictures[0], prompt, **decoding)
     with stderr_log.held():
         for piece in pieces:
@@ -228,17 +252,41 @@ def _ask_objects(
     model: ModelChoice,
     decoding: dict[str, Any],
     objects: dict[str, Any],
+    exports: ExportChoice,
     output: OutputChoice,
 ) -> None:
+    from paligemma.processing.prompts import clean_prompt, object_prompt, single_prompts
+
     asker = Asker(decoding, objects)
 
     def ask(pg: PaliGemma, picture: EncodedImage) -> TextAnswer | Detections:
         return asker.ask(pg, picture, prompt)
 
-    all_text = _answer_each(images, prompt, ask, frame=frame, model=model, output=output)
-    from paligemma.processing.prompts import clean_prompt, object_prompt
-
-    if object_prompt(clean_prompt(prompt)[0]) is None:
+    how: dict[str, Any] = {"frame": frame, "model": model, "output": output}
+    asked = [object_prompt(one) for one in single_prompts(clean_prompt(prompt)[0])[0]]
+    if exports.any:
+        if None in asked:
+            raise click.UsageError(
+                "--coco, --yolo and --csv write objects, and the prompt asks for none; begin it "
+                "with detect or segment"
+            )
+        if exports.csv == STANDARD_OUTPUT and output.as_json:
+            raise click.UsageError("standard output takes --json or --csv; name a file of --csv")
+        require_kept(images, exports.files, overwrite=True)
+        answers = {"model": model, "decoding": decoding, "objects": objects}
+        kept = Exports(
+            exports,
+            asked={"prompt": prompt, "frame": frame, **{k: str(v) for k, v in answers.items()}},
+            labels=[label for one in asked if one is not None for label in one.labels],
+            names=dict(zip(images, relative_names(images, roots_of_pictures()), strict=True)),
+            overwrite=output.overwrite,
+        )
+        when_stopped("goes on where it stopped")(answer_each)(
+            images, prompt, ask, exports=kept, **how
+        )
+        return
+    all_text = answer_each(images, prompt, ask, **how)
+    if asked[0] is None:
         idle = ["--" + name.replace("_", "-") for name, value in asker.rules.items() if value]
         # The model may answer any prompt with boxes.
         if all_text:
@@ -263,109 +311,4 @@ def _ask_text(
     def ask(pg: PaliGemma, picture: EncodedImage) -> TextAnswer:
         return pg.generate(picture, prompt, **decoding)
 
-    _answer_each(examples, prompt, ask, frame=frame, model=model, output=output)
-
-
-def _answer_each(
-    examples: Sequence[str | Example],
-    prompt: str,
-    ask: Ask,
-    *,
-    frame: WhichFrame,
-    model: ModelChoice,
-    output: OutputChoice,
-) -> bool:
-    """Ask the same of every example and show each answer as it comes; none is kept.
-
-    One of several pictures that cannot be read, asked or drawn does not stop the others; the
-    program then ends with exit code 2.
-
-    Args:
-        examples: a picture each, or the frames of one example; paths, or URLs where the model may
-            fetch them.
-        prompt: the prompt that `ask` asks, for the record.
-        ask: function from a model and a picture to the answer.
-        frame: frame of each picture, or all frames of each as one example.
-        model: the model to load.
-        output: where answers go.
-
-    Returns:
-        Whether every answer is text.
-
-    Raises:
-        PaliGemmaError: bad input, before any work; later where there is a single example, or where
-            the first fails for another reason than its picture.
-    """
-    # A bad prompt or path is reported before a large model is loaded.
-    check_prompt(prompt)
-    frames = [(example,) if isinstance(example, str) else example for example in examples]
-    images = [image for example in frames for image in example]
-    require_pictures(images, model)
-    overlays = overlay_paths([example[0] for example in frames], output.overlay)
-    require_kept(images, filter(None, overlays), overwrite=output.overwrite)
-    pg = model.load()
-    many, failed, all_text = len(frames) > 1, False, True
-    with JsonResults(model.name, many=many) as results:
-        for number, (example, overlay) in enumerate(zip(frames, overlays, strict=True)):
-            shown = None if output.as_json else many
-            try:
-                record, is_text = _answer_one(
-                    pg, example, prompt, ask, overlay, frame=frame, shown=shown
-                )
-                all_text &= is_text
-            except PaliGemmaError as error:
-                if not many or (number == 0 and not isinstance(error, ImageError)):
-                    raise
-                click.echo(f"paligemma: {error}", err=True)
-                name = click.format_filename(example[0])
-                record = {"image": name, "prompt": prompt, "error": str(error)}
-            failed |= "error" in record
-            if output.as_json:
-                results.add(record)
-    if failed:
-        raise click.exceptions.Exit(EXIT_BAD_INPUT)
-    return all_text
-
-
-def _answer_one(
-    pg: PaliGemma,
-    example: Example,
-    prompt: str,
-    ask: Ask,
-    overlay: Path | None,
-    *,
-    frame: WhichFrame,
-    shown: bool | None,
-) -> tuple[dict[str, Any], bool]:
-    """Ask about one example, print the answer as text, and write its overlay.
-
-    Args:
-        shown: whether the line has the picture's name in front; None prints nothing.
-
-    Returns:
-        The record for JSON, with an error where the overlay was not written, and whether the answer
-        is text.
-    """
-    from paligemma.outputs.types import TextAnswer
-    from paligemma.outputs.words import answer_line
-
-    pictures = _opened(pg, example, frame)
-    found = ask(pg, pg.encode_image(Frames(pictures) if len(pictures) > 1 else pictures[0]))
-    if shown is not None:
-        name = click.format_filename(example[0])
-        click.echo(f"{name}: {answer_line(found)}" if shown else str(found))
-    record = {**pictures_json(example, pictures[0].shape[:2]), "prompt": prompt}
-    record.update(found.to_json())
-    if overlay is not None:
-        try:
-            write_overlay(overlay, pictures[0], prompt, found)
-        except DataError as error:
-            click.echo(f"paligemma: {error}", err=True)
-            record["error"] = str(error)
-    return record, isinstance(found, TextAnswer)
-
-
-def _opened(pg: PaliGemma, example: Example, frame: WhichFrame) -> list[NDArray[Any]]:
-    if frame == "all":
-        return pg.processor.reader.load_frames(example[0])
-    return [pg.open_picture(image, frame=frame) for image in example]
+    answer_each(examples, prompt, ask, frame=frame, model=model, output=output)

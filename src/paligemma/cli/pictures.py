@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,19 @@ import click
 
 from paligemma.cli.options import ModelChoice
 from paligemma.errors import DataError, ImageError
+from paligemma.processing.folders import files_of, is_picture_name
 from paligemma.whole_file import require_free
 
 _URL_SCHEMES = ("http://", "https://")
-# Suffixes of the formats that `processing.image` reads; a prompt seldom ends in one.
-_SUFFIXES = {
-    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"),
-    *(".jp2", ".avif", ".ico", ".tga", ".pcx"),
-}
+_ROOTS = "paligemma.roots"
+NAMED_LABELS = "named_labels"  # of the option --labels
 
 
 class ImagesArgument(click.Argument):
     """Names of pictures before a text; recognises that the text is missing."""
 
     def handle_parse_result(
-        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+        self, ctx: click.Context, opts: Any, args: list[str]
     ) -> tuple[Any, list[str]]:
         """Take a picture in the place of the text as a sign that the text is missing.
 
@@ -35,16 +33,41 @@ class ImagesArgument(click.Argument):
         """
         arguments = [one for one in ctx.command.params if isinstance(one, click.Argument)]
         following = arguments[arguments.index(self) + 1 :]
+        if (named := opts.get(NAMED_LABELS)) and isinstance(last := opts.get("labels"), str):
+            before = opts.get("images")  # what click holds for no word is no tuple
+            words = (*(before if isinstance(before, tuple | list) else ()), last)
+            opts.update(images=words, labels=named)
+            return super().handle_parse_result(ctx, opts, args)
         if following and not ctx.resilient_parsing:
             text = opts.get(following[0].name or "")
             if isinstance(text, str) and _is_picture_file(text):
                 name = click.format_filename(text)
-                raise click.MissingParameter(f"{name!r} is a picture", ctx=ctx, param=following[0])
+                kind = "folder" if os.path.isdir(text) else "picture"
+                said = f"{name!r} is a {kind}"
+                raise click.MissingParameter(said, ctx=ctx, param=following[0])
         return super().handle_parse_result(ctx, opts, args)
 
 
 def _is_picture_file(text: str) -> bool:
-    return os.path.splitext(text)[1].lower() in _SUFFIXES and os.path.isfile(text)
+    is_folder = text.endswith(os.sep) and os.path.isdir(text)
+    return is_folder or (is_picture_name(text) and os.path.isfile(text))
+
+
+def expanded(ctx: click.Context, _: click.Parameter, names: Sequence[str]) -> tuple[str, ...]:
+    """The pictures that the words of a command name: files, "-", folders and patterns."""
+    found: list[str] = []
+    for name in names:
+        files = files_of(name)
+        is_folder = os.path.isdir(name)
+        found += ["/dev/stdin" if name == "-" else name] if files is None else files
+        folders = [name] if is_folder else [os.path.dirname(one) or "." for one in files or [name]]
+        ctx.meta.setdefault(_ROOTS, []).extend(folders)
+    return tuple(found)
+
+
+def roots_of_pictures() -> list[str]:
+    """Folders that hold the pictures of this command."""
+    return list(click.get_current_context().meta.get(_ROOTS, ()))
 
 
 def _is_pipe(image: str) -> bool:
@@ -55,8 +78,11 @@ def _is_pipe(image: str) -> bool:
         return False
 
 
-def require_pictures(images: Iterable[str], model: ModelChoice) -> None:
+def require_pictures(images: Collection[str], model: ModelChoice, *, every: bool = True) -> None:
     """Check the names of pictures before a model is loaded.
+
+    Args:
+        every: whether one that is missing is an error; else that all are.
 
     Raises:
         ImageError: a file is missing, or a URL is given without --allow-url.
@@ -71,10 +97,10 @@ def require_pictures(images: Iterable[str], model: ModelChoice) -> None:
                 )
         elif not os.path.isfile(image) and not _is_pipe(image):
             missing.append(click.format_filename(image))
-    if missing:
+    if missing and (every or len(missing) == len(images)):
+        shown = " and no ".join(missing[:10]) + ", ..." * (len(missing) > 10)
         raise ImageError(
-            f"a picture must be an existing file, there is no file {' and no '.join(missing)}; "
-            "check the path"
+            f"a picture must be an existing file, there is no file {shown}; check the path"
         )
 
 

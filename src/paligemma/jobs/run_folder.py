@@ -306,7 +306,7 @@ class RunFolder:
                     f"({error.strerror}); make it writable, or name another folder"
                 ) from error
             self._file = stack.enter_context(os.fdopen(descriptor, "r+b"))
-            _cut_torn_line(self._file)
+            cut_torn_line(self._file)
             self._open = stack.pop_all()
         return self
 
@@ -353,7 +353,7 @@ def examples_digest(examples: Iterable[Example]) -> str:
     return digest.hexdigest()[:_KEY_DIGITS]
 
 
-def _cut_torn_line(file: BufferedRandom) -> None:
+def cut_torn_line(file: BufferedRandom) -> None:
     """Leave the file at its end, after the last complete line."""
     end = last = file.seek(0, os.SEEK_END)
     while last:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import reprlib
 from collections import Counter
@@ -19,6 +20,7 @@ from paligemma.outputs import export
 from paligemma.outputs.boxes import SEPARATOR, box_iou
 from paligemma.outputs.types import Detection
 from paligemma.outputs.words import detections_json, detections_text
+from paligemma.whole_file import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -327,28 +329,60 @@ def class_names(many: Iterable[Detections]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*asked, *written]))
 
 
-def coco_dataset(images: Iterable[tuple[str, Detections]]) -> dict[str, Any]:
-    """A whole COCO file of many images, with masks as run lengths.
+def coco_dataset(
+    images: Iterable[tuple[str | Path, Detections]],
+    *,
+    category_ids: Mapping[str, int] | None = None,
+    polygons: bool = False,
+) -> dict[str, Any]:
+    """The object of a whole COCO file of many images; `save_coco` writes it.
 
     Args:
-        images: file name and objects of each image.
+        images: file name and objects of each image, as `detect_many` gives them.
+        category_ids: label -> number; by default `class_names` of all images, counted from 1.
+            Where they are given, the images are taken one by one.
+        polygons: whether masks are polygons (holes filled) instead of run lengths.
 
     Returns:
-        `{"images", "annotations", "categories"}`; categories are `class_names` of all images,
-        counted from 1.
+        `{"images", "annotations", "categories"}`.
+
+    Raises:
+        DataError: a label is not in `category_ids`.
     """
-    pairs = list(images)
-    category_ids = _category_ids(class_names([found for _, found in pairs]))
+    if category_ids is None:
+        images = list(images)
+        category_ids = _category_ids(class_names([found for _, found in images]))
     records: list[dict[str, Any]] = []
     files = []
-    for image_id, (file_name, found) in enumerate(pairs, start=1):
+    for image_id, (name, found) in enumerate(images, start=1):
         width, height = found.image_wh
-        files.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        files.append({"id": image_id, "file_name": str(name), "width": width, "height": height})
         records += export.to_coco(
-            found, image_id=image_id, category_ids=category_ids, first_id=len(records) + 1
+            found,
+            image_id=image_id,
+            category_ids=category_ids,
+            polygons=polygons,
+            first_id=len(records) + 1,
         )
     categories = [{"id": number, "name": name} for name, number in category_ids.items()]
     return {"images": files, "annotations": records, "categories": categories}
+
+
+def save_coco(
+    path: str | Path,
+    images: Iterable[tuple[str | Path, Detections]],
+    *,
+    category_ids: Mapping[str, int] | None = None,
+    polygons: bool = False,
+) -> None:
+    """Write the COCO file of many images, whole or not at all; arguments as for `coco_dataset`.
+
+    Raises:
+        DataError: a label is not in `category_ids`.
+        ConfigError: the file cannot be written.
+    """
+    body = coco_dataset(images, category_ids=category_ids, polygons=polygons)
+    write_whole(Path(path), [json.dumps(body, allow_nan=False) + "\n"])
 
 
 def _category_ids(names: Sequence[str]) -> dict[str, int]:

@@ -5,26 +5,56 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from paligemma.outputs.masks import MaskRegion
+from paligemma.outputs.rle import decode_rle
 from paligemma.outputs.types import Detection, TextAnswer
 
 
-def detections_json(items: Sequence[Detection], *, text: str, rest: str) -> dict[str, Any]:
+def detections_json(
+    items: Sequence[Detection], *, text: str, rest: str, exact: bool = False
+) -> dict[str, Any]:
     """The JSON object of detections, which `to_json()`, `--json` and written files share.
+
+    Args:
+        exact: keep every digit, for files that are read again.
 
     Returns:
         `{"detections", "text", "rest"}`. Each detection is `{"label", "score", "box_xyxy_px",
         "box_yxyx"}`, with `"mask"` (COCO run lengths) where there is one and `"valid": false`
         where the box is empty or swapped.
     """
-    return {"detections": [_detection_json(item) for item in items], "text": text, "rest": rest}
+    found = [_detection_json(item, exact=exact) for item in items]
+    return {"detections": found, "text": text, "rest": rest}
 
 
-def _detection_json(item: Detection) -> dict[str, Any]:
+def detection_from_json(one: Any, image_wh: tuple[int, int]) -> Detection:
+    """The object of a record of `detections_json`.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is no such record, or its mask is of another picture.
+    """
+    y0, x0, y1, x1 = map(float, one["box_yxyx"])
+    region = None
+    if "mask" in one:
+        if tuple(one["mask"]["size"]) != (image_wh[1], image_wh[0]):
+            raise ValueError("a mask of another size than its picture")
+        region = MaskRegion.from_array(decode_rle(one["mask"]))
+    return Detection(
+        label=one["label"],
+        box_yxyx=(y0, x0, y1, x1),
+        image_wh=image_wh,
+        score=one["score"],
+        region=region,
+    )
+
+
+def _detection_json(item: Detection, *, exact: bool) -> dict[str, Any]:
+    score, box = item.score, item.box_yxyx
     record: dict[str, Any] = {
         "label": item.label,
-        "score": None if item.score is None else round(item.score, 6),
+        "score": score if exact or score is None else round(score, 6),
         "box_xyxy_px": [round(v, 2) for v in item.box_xyxy_px],
-        "box_yxyx": [round(v, 6) for v in item.box_yxyx],
+        "box_yxyx": [float(v) if exact else round(v, 6) for v in box],
     }
     if item.region is not None:
         record["mask"] = item.region.to_rle()

@@ -1,0 +1,192 @@
+"""Folders and patterns of pictures: asked as they are, written for other tools, gone on with."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma import Detections, PaliGemma
+from paligemma.outputs.masks import MaskRegion
+from paligemma.outputs.rle import decode_rle
+from paligemma.outputs.types import Detection
+
+Run = Callable[..., Any]
+SIZE_WH = (40, 30)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three pictures, of which one lies deeper, in a folder of the current one."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for number, name in enumerate(("a.jpg", "b.png", "more/c.png")):
+        Image.new("RGB", SIZE_WH, (number, 0, 0)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+class Answers:
+    """Answers each picture by a star whose left edge grows with every picture asked."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+        self.stop_at: int | None = None
+        self.region: MaskRegion | None = None
+
+    def __call__(self, pg: object, picture: Any, prompt: str, **options: object) -> Detections:
+        if self.num_asked == self.stop_at:
+            self.stop_at = None
+            os.kill(os.getpid(), signal.SIGINT)
+        self.num_asked += 1
+        box_yxyx = (0.1, self.num_asked / 1023, 0.5, 0.9)
+        item = Detection(
+            label="star", box_yxyx=box_yxyx, image_wh=SIZE_WH, score=1 / 3, region=self.region
+        )
+        empty = Detection(label="dot", box_yxyx=(0, 0, 0, 0), image_wh=SIZE_WH)
+        return Detections(items=(item, empty), image_wh=SIZE_WH, text="...")
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
+    found = Answers()
+    monkeypatch.setattr(PaliGemma, "ask", lambda *args, **how: found(*args, **how))
+    return found
+
+
+@pytest.mark.parametrize("words", [("photos",), ("photos/",), ("photos/**/*.*",)])
+def test_a_folder_or_a_pattern_is_its_pictures(
+    paligemma: Run, photos: Path, words: tuple[str, ...]
+) -> None:
+    done = paligemma("read", *words, "--max-new-tokens", "2")
+    names = [line.split(": ")[0] for line in done.out.splitlines()]
+    assert (done.status, names) == (0, ["photos/a.jpg", "photos/b.png", "photos/more/c.png"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("read", "empty"), "a folder of pictures holds files such as .jpg or .png, 'empty' has"),
+        (("read", "photos/*.gif"), "a pattern of pictures holds files"),
+        (("detect", "photos/"), "'photos/' is a folder"),
+        (("detect", "--labels", "star"), "Missing argument 'IMAGE...'"),
+        (("run", "photos", "ocr", "--csv"), "write objects, and the prompt asks for none"),
+        (("detect", "photos", "star", "--csv", "--json"), "takes --json or --csv"),
+        (("detect", "photos", "photos/a.jpg", "star", "--coco", "photos/a.jpg"), "is one of them"),
+    ],
+)
+def test_what_is_no_folder_of_pictures_is_said(
+    paligemma: Run, photos: Path, words: tuple[str, ...], said: str
+) -> None:
+    Path("empty").mkdir()
+    done = paligemma(*words, "--model", "no/such-model")
+    assert (done.status, said in done.err, done.out) == (2, True, "")
+
+
+def test_objects_are_written_for_other_tools(
+    paligemma: Run, photos: Path, answers: Answers
+) -> None:
+    crop = np.ones((2, 3), bool)
+    answers.region = MaskRegion(crop=crop, corner_xy=(5, 7), image_wh=SIZE_WH)
+    words = ("segment", "photos", "--labels", "cat ; star")
+    done = paligemma(*words, "--coco", "o.json", "--yolo", "yolo", "--csv", "o.csv")
+    assert (done.status, done.out) == (0, "")
+    assert "wrote o.json: 3 of 3 pictures" in done.err
+    assert "3/3" in done.err  # the bar
+    coco = json.loads(Path("o.json").read_text())
+    assert [one["file_name"] for one in coco["images"]] == ["a.jpg", "b.png", "more/c.png"]
+    assert coco["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "star"}]
+    for number, one in enumerate(coco["annotations"], start=1):
+        assert (one["image_id"], one["category_id"], one["score"]) == (number, 2, 1 / 3)
+        assert decode_rle(one["segmentation"]).sum() == 6
+    labels = sorted(path.relative_to("yolo").as_posix() for path in Path("yolo").rglob("*.*"))
+    assert labels == ["data.yaml", "labels/a.txt", "labels/b.txt", "labels/more/c.txt"]
+    assert Path("yolo/labels/more/c.txt").read_text().startswith("1 ")
+    assert Path("yolo/data.yaml").read_text() == 'names:\n  0: "cat"\n  1: "star"\n'
+    rows = list(csv.DictReader(Path("o.csv").read_text().splitlines()))
+    assert [row["image"] for row in rows if row["label"] == "star"] == [
+        *("a.jpg", "b.png", "more/c.png")
+    ]
+    assert (rows[0]["right"], rows[0]["score"]) == ("36.00", "0.333333")
+    again = paligemma(*words, "--coco", "o.json")
+    assert (again.status, "a file that is there is kept, got o.json" in again.err) == (2, True)
+    assert paligemma(*words, "--coco", "o.json", "--overwrite").status == 0
+    printed = paligemma("detect", "photos/a.jpg", "star", "--csv")
+    assert printed.out.startswith("image,width,height,label,score,left,top,right,bottom\na.jpg,40")
+
+
+def test_one_bad_or_missing_picture_loses_no_other_and_is_asked_again(
+    paligemma: Run, photos: Path, answers: Answers
+) -> None:
+    bad = photos / "b.png"
+    good = bad.read_bytes()
+    bad.write_bytes(b"no picture")
+    words = ("detect", "photos", "gone.png", "--labels", "star", "--coco", "o.json")
+    done = paligemma(*words)
+    assert done.status == 2
+    assert "there is no file gone.png" in done.err
+    assert "photos/b.png cannot be recognised" in done.err
+    assert "wrote o.json: 2 of 4 pictures" in done.err
+    bad.write_bytes(good)
+    shutil.copy(bad, "gone.png")
+    assert paligemma(*words).status == 0
+    assert answers.num_asked == 4
+    assert len(json.loads(Path("o.json").read_text())["images"]) == 4
+    assert not Path("o.json.part").exists()
+
+
+@pytest.mark.parametrize("end", ["whole", "torn"])
+def test_a_command_that_was_stopped_goes_on_and_ends_with_the_same_files(
+    paligemma: Run, photos: Path, answers: Answers, end: str
+) -> None:
+    words = ("detect", "photos", "--labels", "star")
+    files = ("--coco", "o.json", "--yolo", "yolo", "--csv", "o.csv")
+    assert paligemma(*words, *files).status == 0
+    kept = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    for name in ("o.json", "o.csv"):
+        Path(name).unlink()
+    shutil.rmtree("yolo")
+    answers.num_asked, answers.stop_at = 0, 2
+    done = paligemma(*words, *files)
+    assert done.status == 130
+    assert "the same command goes on where it stopped" in done.err
+    assert len(json.loads(Path("o.json").read_text())["images"]) == 2
+    if end == "torn":
+        with open("o.json.part", "a") as file:
+            file.write('{"image": "photos/more')
+    other = paligemma("detect", "photos", "--labels", "dog", *files)
+    assert (other.status, "answers of another command" in other.err) == (2, True)
+    assert paligemma(*words, *files).status == 0
+    assert answers.num_asked == 3  # what was answered is not asked again
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == kept
+
+
+def test_a_picture_that_changed_meanwhile_is_asked_again(
+    paligemma: Run, photos: Path, answers: Answers
+) -> None:
+    words = ("detect", "photos", "--labels", "star", "--coco", "o.json")
+    answers.stop_at = 2
+    assert paligemma(*words).status == 130
+    Image.new("RGB", (60, 20)).save(photos / "a.jpg")
+    assert paligemma(*words).status == 0
+    assert answers.num_asked == 4
+    images = json.loads(Path("o.json").read_text())["images"]
+    assert sorted(one["file_name"] for one in images) == ["a.jpg", "b.png", "more/c.png"]
+
+
+def test_label_files_of_two_pictures_have_two_names(
+    paligemma: Run, photos: Path, answers: Answers
+) -> None:
+    shutil.copy(photos / "a.jpg", photos / "a.jpeg")
+    done = paligemma("detect", "photos", "star", "--yolo", "yolo")
+    assert (done.status, "but a would be written twice" in done.err) == (2, True)
