@@ -4,52 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
-from hub_files import cell, write_copy
-from task_files import write_csv, write_json, write_json_lines, write_picture, write_text
+from hub_files import Case, cell, pictures, read, require_same, with_copies, write_copy
+from task_files import write_csv, write_json, write_json_lines, write_text
 
 from paligemma.cli import main
 from paligemma.errors import DataError, ImageError
-from paligemma.example import Example, Prediction
-from paligemma.tasks.catalog import find_task, tasks
+from paligemma.tasks.catalog import find_task
 from paligemma.tasks.reading import parquet
-from paligemma.tasks.reading.hub_columns import HUB_COPIES
 from paligemma.tasks.reading.languages import XGQA_LANGUAGES
 from paligemma.tasks.reading.parquet import ParquetPicture
 
 TEN = [{"answer": text, "answer_id": k} for k, text in enumerate(["red"] * 6 + ["blue"] * 4)]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A benchmark in both layouts.
-
-    Attributes:
-        official, copy: writers of the layouts below a folder; the first returns the pictures.
-        answers: one prediction an example.
-        same: fields of the examples that agree.
-    """
-
-    task: str
-    split: str
-    official: Callable[[Path], list[Path]]
-    copy: Callable[[Path, list[Path]], object]
-    answers: tuple[str, ...]
-    same: tuple[str, ...] = ("id", "prefix", "references", "targets", "slices", "unit")
-
-
-def pictures(folder: Path, *names: str) -> list[Path]:
-    return [
-        write_picture(folder / name, size_wh=(12 + k, 8), color=(40 * k, 90, 200))
-        for k, name in enumerate(names)
-    ]
 
 
 def coco_names(stem: str, num: int = 3) -> list[str]:
@@ -571,38 +541,15 @@ CASES = (
 )
 
 
-def read(task: str, data: Path, split: str) -> list[Example]:
-    return list(find_task(task).read(data, split))
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.task}-{case.copy.__name__}")
 def test_a_copy_gives_the_examples_and_figures_of_the_official_files(
     case: Case, tmp_path: Path
 ) -> None:
-    task = find_task(case.task)
-    files = case.official(tmp_path / "official")
-    case.copy(tmp_path / "copy", files)
-    official = read(case.task, tmp_path / "official", case.split)
-    copied = read(case.task, tmp_path / "copy", case.split)
-    assert len(copied) == len(official) == len(case.answers)
-    for theirs, ours in zip(official, copied, strict=True):
-        for name in case.same:
-            assert getattr(ours, name) == getattr(theirs, name)
-        ours_px, theirs_px = (one.pictures[0].read(1000) for one in (ours, theirs))
-        np.testing.assert_array_equal(ours_px, theirs_px)
-
-    def figures(examples: list[Example]) -> list[tuple[str, float]]:
-        pairs = zip(examples, case.answers, strict=True)
-        said = [Prediction(id=one.id, text=text) for one, text in pairs]
-        return [(one.name, one.value) for one in task.score(examples, said)]
-
-    assert figures(copied) == figures(official)
-    assert 0 < dict(figures(copied))[task.headline] < 1
+    require_same(case, tmp_path)
 
 
-def test_every_copy_of_the_table_belongs_to_a_benchmark_and_has_a_case() -> None:
-    with_copy = {name for name, task in tasks().items() if task.from_rows is not None}
-    assert with_copy == set(HUB_COPIES) == {case.task for case in CASES}
+def test_every_copy_of_questions_has_a_case() -> None:
+    assert {case.task for case in CASES} == with_copies("answers", "documents", "robustness")
 
 
 def test_the_command_scores_answers_on_a_copy(tmp_path: Path) -> None:

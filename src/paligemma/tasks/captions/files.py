@@ -6,13 +6,14 @@ Karpathy's split of COCO.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paligemma.errors import DataError
-from paligemma.example import Example
+from paligemma.example import Example, Picture
 from paligemma.tasks.reading.coco import COCO_IMAGES
-from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.examples import SourceRow, example_of, slices_of, texts_in
 from paligemma.tasks.reading.file_rows import (
     FileRow,
     list_rows,
@@ -30,6 +31,8 @@ from paligemma.tasks.reading.languages import (
 from paligemma.tasks.reading.pictures import FilePicture, picture_in
 from paligemma.tasks.reading.prefixes import CAPTION_PREFIX, caption_prefix, lower_ascii
 
+logger = logging.getLogger(__name__)
+
 KARPATHY = "cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 NOCAPS = "nocaps.org (the S3 bucket nocaps)"
 OPEN_IMAGES = "the S3 bucket open-images-dataset"
@@ -39,27 +42,100 @@ SCICAP = "github.com/tingyaohsu/SciCap (scicap_data.zip)"
 
 # The translation whose lines carry the English captions, each once.
 _ENGLISH_LINES = "de"
+_KARPATHY_FILE = "dataset_coco.json"
+_KARPATHY_SPLITS = {"val": ("val",), "test": ("test",), "train": ("train", "restval")}
+# Pictures of val, and of test.
+_KARPATHY_PICTURES = 5_000
 _SCICAP_LIST = "List-of-Files-for-Each-Experiments/First-Sentence/No-Subfig/{split}/file_idx.json"
 _SCICAP_TEXT = "1-lowercase-and-token-and-remove-figure-index"
 
 
 def read_coco_captions(data: Path, split: str) -> Iterator[Example]:
     """Read COCO by Karpathy's split; "train" is train and restval together."""
-    kinds = {"val": ("val",), "test": ("test",), "train": ("train", "restval")}
-    wanted = kinds[split]
-    for row in _karpathy_rows(data):
-        if row.text("split") not in wanted:
-            continue
+    rows = _karpathy_rows(data)
+    wanted = (row for row in rows if row.text("split") in _KARPATHY_SPLITS[split])
+    named = ((row, _coco_picture(data, row)) for row in wanted)
+    return coco_caption_examples(named, data, split)
+
+
+def coco_caption_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a split from rows of one picture each."""
+    for row, picture in rows:
+        captions = texts_in(row, "sentences", "raw")
         yield example_of(
-            str(row.integer("cocoid")),
+            row.identifier("cocoid"),
             CAPTION_PREFIX,
-            picture=_coco_picture(data, row),
-            answers=_required([one.text("raw") for one in row.objects("sentences")], row),
+            picture=picture,
+            answers=_required(captions, row),
         )
+
+
+def copied_coco_captions(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a copy, of the pictures of Karpathy's split where it can be known."""
+    own = [
+        (FileRow({**row.fields, "cocoid": _coco_number(row)}, row.where, row.number), picture)
+        for row, picture in rows
+        if row.fields.get("split", split) in _KARPATHY_SPLITS[split]
+    ]
+    if own and "split" not in own[0][0] and (data / _KARPATHY_FILE).is_file():
+        named = {
+            row.identifier("cocoid")
+            for row in _karpathy_rows(data)
+            if row.text("split") in _KARPATHY_SPLITS[split]
+        }
+        own = [(row, picture) for row, picture in own if row.text("cocoid") in named]
+    gathered = [*_by_picture(iter(own), "cocoid", "sentences", "raw")]
+    if split != "train" and len(gathered) > _KARPATHY_PICTURES:
+        logger.warning(
+            "%s: %d pictures of %s are COCO's own split, Karpathy's has %d; put %s beside the copy "
+            "to score those",
+            *(data, len(gathered), split, _KARPATHY_PICTURES, _KARPATHY_FILE),
+        )
+    yield from coco_caption_examples(iter(gathered), data, split)
+
+
+def _coco_number(row: FileRow) -> str:
+    """The number of a picture, which a copy may give as the name of its file."""
+    name = row.identifier("cocoid")
+    digits = Path(name).stem.rpartition("_")[2]
+    return str(int(digits)) if digits.isdecimal() else name
+
+
+def _by_picture(rows: Iterator[SourceRow], key: str, name: str, field: str) -> Iterator[SourceRow]:
+    """One row a picture: captions that stand in rows of their own are gathered."""
+    found: dict[str, tuple[FileRow, Picture, list[str]]] = {}
+    for row, picture in rows:
+        first = found.setdefault(row.identifier(key), (row, picture, []))
+        value = row.fields.get(name)
+        if isinstance(value, dict):
+            value = value.get(field)
+        if isinstance(value, str):
+            first[2].append(value)
+        elif value and not first[2]:
+            first[2].extend(texts_in(row, name, field))
+    for row, picture, texts in found.values():
+        yield FileRow({**row.fields, name: texts}, row.where, row.number), picture
 
 
 def read_nocaps(data: Path, split: str) -> Iterator[Example]:
     """Read NoCaps, which has no targets; "test" has no captions and serves a submission only."""
+    return nocaps_examples(_nocaps_rows(data, split), data, split)
+
+
+def nocaps_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a split."""
+    for row, picture in rows:
+        yield example_of(
+            row.identifier("id"),
+            CAPTION_PREFIX,
+            picture=picture,
+            answers=_required(row.texts("captions"), row) if split == "val" else [],
+            targets=(),
+            slices=slices_of(row, "domain"),
+        )
+
+
+def _nocaps_rows(data: Path, split: str) -> Iterator[SourceRow]:
     names = {"val": "nocaps_val_4500_captions.json", "test": "nocaps_test_image_info.json"}
     path = find_file(data, names[split], source=NOCAPS)
     folder = {"val": "validation", "test": "test"}[split]
@@ -69,15 +145,9 @@ def read_nocaps(data: Path, split: str) -> Iterator[Example]:
     for row in list_rows(table, path, "annotations") if split == "val" else ():
         captions.setdefault(row.identifier("image_id"), []).append(row.text("caption"))
     for row in list_rows(table, path, "images"):
-        image = row.identifier("id")
-        yield example_of(
-            image,
-            CAPTION_PREFIX,
-            picture=picture_in(images, row.text("file_name")),
-            answers=_required(captions.get(image, []), row) if split == "val" else [],
-            targets=(),
-            slices={"domain": row.text("domain")} if "domain" in row else {},
-        )
+        own = captions.get(row.identifier("id"), [])
+        whole = FileRow({**row.fields, "captions": own}, row.where, row.number)
+        yield whole, picture_in(images, row.text("file_name"))
 
 
 def read_coco35l(data: Path, split: str) -> Iterator[Example]:
@@ -120,23 +190,36 @@ def read_xm3600(data: Path, split: str, *, tokenized: bool = False) -> Iterator[
         split: "test", or "test_th" for one language.
         tokenized: take `caption/tokenized`, which separates the words of th, zh and ja.
     """
-    languages = languages_of(split, XM3600_LANGUAGES)
+    rows = _xm3600_rows(data, languages_of(split, XM3600_LANGUAGES))
+    return xm3600_examples(rows, data, split, tokenized=tokenized)
+
+
+def xm3600_examples(
+    rows: Iterator[SourceRow], data: Path, split: str, *, tokenized: bool = False
+) -> Iterator[Example]:
+    """Make the examples of a split; the part of a row is its language."""
+    field = "caption/tokenized" if tokenized else "caption"
+    for row, picture in rows:
+        image, language = row.text("image/key"), row.text("part")
+        yield example_of(
+            f"{image}_{language}",
+            caption_prefix(language),
+            picture=picture,
+            answers=_required(row.texts(field), row),
+            targets=(),
+            slices={"language": language},
+            unit=image,
+        )
+
+
+def _xm3600_rows(data: Path, languages: Sequence[str]) -> Iterator[SourceRow]:
     path = find_file(data, "captions.jsonl", source=CROSSMODAL)
     images = find_file(data, "images", source=CROSSMODAL)
-    field = "caption/tokenized" if tokenized else "caption"
     for language in languages:
         for row in read_json_lines(path):
             image = row.text("image/key")
-            given = FileRow(row.value(language, dict), f"{row.where}, {language}")
-            yield example_of(
-                f"{image}_{language}",
-                caption_prefix(language),
-                picture=picture_in(images, f"{image}.jpg"),
-                answers=_required(given.texts(field), given),
-                targets=(),
-                slices={"language": language},
-                unit=image,
-            )
+            given = {**row.value(language, dict), "image/key": image, "part": language}
+            yield FileRow(given, f"{row.where}, {language}"), picture_in(images, f"{image}.jpg")
 
 
 def read_textcaps(data: Path, split: str) -> Iterator[Example]:
@@ -145,22 +228,30 @@ def read_textcaps(data: Path, split: str) -> Iterator[Example]:
     folder = folders[split]
     path = find_file(data, f"TextCaps_0.1_{split}.json", source=TEXTCAPS)
     images = find_file(data, folder, source=TEXTCAPS)
-    names: dict[str, str] = {}
-    captions: dict[str, list[str]] = {}
-    for row in read_list(path, "data"):
-        image = row.identifier("image_id")
-        names[image] = row.text("image_name")
-        of_image = captions.setdefault(image, [])
-        if split != "test":
-            of_image.append(row.text("caption_str"))
-    for image, given in captions.items():
+    named = (
+        (_captioned(row, split), picture_in(images, f"{row.text('image_name')}.jpg"))
+        for row in read_list(path, "data")
+    )
+    return textcaps_examples(named, data, split)
+
+
+def textcaps_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a split from the captions of each picture, of rows or in a list."""
+    for row, picture in _by_picture(rows, "image_id", "captions", "caption"):
+        given = [] if split == "test" else _required(row.texts("captions"), row)
         yield example_of(
-            image,
+            row.identifier("image_id"),
             CAPTION_PREFIX,
-            picture=picture_in(images, f"{names[image]}.jpg"),
+            picture=picture,
             answers=given,
             targets=[lower_ascii(text) for text in given],
         )
+
+
+def _captioned(row: FileRow, split: str) -> FileRow:
+    if split == "test":
+        return row
+    return FileRow({**row.fields, "captions": row.text("caption_str")}, row.where, row.number)
 
 
 def read_scicap(data: Path, split: str) -> Iterator[Example]:
@@ -181,7 +272,7 @@ def read_scicap(data: Path, split: str) -> Iterator[Example]:
 
 
 def _karpathy_rows(data: Path) -> Iterator[FileRow]:
-    return read_list(find_file(data, "dataset_coco.json", source=KARPATHY), "images")
+    return read_list(find_file(data, _KARPATHY_FILE, source=KARPATHY), "images")
 
 
 def _coco_picture(data: Path, row: FileRow) -> FilePicture:

@@ -51,6 +51,7 @@ _XM3600 = Task(
         "images/{key}.jpg",
     ),
     reader=files.read_xm3600,
+    from_rows=files.xm3600_examples,
     score=partial(score_languages, score=score_captions, languages=XM3600_LANGUAGES),
     published=(
         *published_keys("cider/avg36", "CIDEr", ("XM3600", "test (avg)", "test")),
@@ -77,8 +78,14 @@ TASKS: tuple[Task, ...] = (
         splits=("val", "test", "train"),
         files=_COCO_FILES,
         reader=files.read_coco_captions,
+        from_rows=files.copied_coco_captions,
         published=_cider(("COCO captions", "val", "val"), ("COCOcap", "val", "val")),
-        traps=(_WHOLE_SPLIT, "The split is Karpathy's val of 5,000, not COCO's own of 40,504."),
+        traps=(
+            _WHOLE_SPLIT,
+            "The split is Karpathy's val of 5,000, not COCO's own of 40,504.",
+            "A hub copy of COCO's own split is cut to Karpathy's where dataset_coco.json lies "
+            "beside it; without that file a warning tells it.",
+        ),
     ),
     _captions(
         **transferred("cococap"),
@@ -94,6 +101,7 @@ TASKS: tuple[Task, ...] = (
             NeededFile("validation/ (test/), or below Images/", files.OPEN_IMAGES),
         ),
         reader=files.read_nocaps,
+        from_rows=files.nocaps_examples,
         published=_cider(("NoCaps", "val", "val")),
         traps=(_WHOLE_SPLIT, "The COCO captions model answers it without further training."),
         is_zero_shot=True,
@@ -140,6 +148,7 @@ TASKS: tuple[Task, ...] = (
         name="xm3600-tokenized",
         title="XM3600, tokenised captions",
         reader=partial(files.read_xm3600, tokenized=True),
+        from_rows=partial(files.xm3600_examples, tokenized=True),
         published=(),
         traps=(
             "References are caption/tokenized; predictions are not segmented, so that th, zh and "
@@ -158,6 +167,7 @@ TASKS: tuple[Task, ...] = (
             "train_images/ (test_images/)",
         ),
         reader=files.read_textcaps,
+        from_rows=files.textcaps_examples,
         published=_cider(("TextCaps", "val", "val")),
         traps=(
             _WHOLE_SPLIT,
@@ -227,6 +237,7 @@ TASKS: tuple[Task, ...] = (
             _RICO_FILE,
         ),
         reader=screens.read_widgetcap,
+        from_rows=screens.widgetcap_examples,
         published=_cider(
             ("Widget Captioning", "test", "test"),
             ("WidgetCap", "test", "test"),
@@ -236,6 +247,7 @@ TASKS: tuple[Task, ...] = (
             "The score uses all captions of a widget; two earlier papers use one.",
             "A red box, one pixel wide and drawn after resizing, marks the widget; the prompt "
             "does not mention it.",
+            "A hub copy holds the boxes, so it needs no view hierarchies.",
             "Figures on dev belong to models trained on train alone.",
         ),
     ),

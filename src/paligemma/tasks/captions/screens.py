@@ -9,9 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from paligemma.errors import DataError
-from paligemma.example import Example
+from paligemma.example import Example, Picture
 from paligemma.outputs.boxes import Box
-from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.examples import SourceRow, example_of
 from paligemma.tasks.reading.file_rows import FileRow, read_csv, read_object, require_object
 from paligemma.tasks.reading.files import find_file, read_text_lines, relative_name
 from paligemma.tasks.reading.pictures import picture_in
@@ -61,18 +61,31 @@ def read_widgetcap(data: Path, split: str) -> Iterator[Example]:
     screens = {screen for _, screen in read_text_lines(listed)}
     for row in read_csv(table, ("screenId", "nodeId", "captions")):
         screen, node = row.text("screenId").strip(), row.text("nodeId").strip()
-        if screen not in screens:
-            continue
-        captions = row.text("captions").split(_BETWEEN_CAPTIONS)
-        if not any(captions):
-            raise DataError(f"{row.where} must have at least one caption, it has none")
-        example = example_of(
-            f"{screen}_{node}",
-            CAPTION_PREFIX,
-            picture=picture_in(images, f"{screen}.jpg"),
-            answers=captions,
-        )
-        yield replace(example, mark_box_yxyx=_widget_box(images, screen, node, row.where))
+        if screen in screens:
+            captions = row.text("captions").split(_BETWEEN_CAPTIONS)
+            box = _widget_box(images, screen, node, row.where)
+            picture = picture_in(images, f"{screen}.jpg")
+            yield _widget(f"{screen}_{node}", row, picture, captions, box)
+
+
+def widgetcap_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a copy, whose boxes (x0, y0, x1, y1) are parts of the picture."""
+    for row, picture in rows:
+        bounds = row.values("bbox", float)
+        if len(bounds) != 4:
+            raise row.error(f"bbox must be four numbers, got {str(bounds)[:80]}")
+        x0, y0, x1, y1 = bounds
+        box = _on_screen((y0, x0, y1, x1), f"{row.where}: its widget")
+        node = row.identifier("nodeId") if "nodeId" in row else str(row.number)
+        name = f"{row.identifier('screenId')}_{node}"
+        yield _widget(name, row, picture, row.texts("captions"), box)
+
+
+def _widget(name: str, row: FileRow, picture: Picture, captions: list[str], box: Box) -> Example:
+    if not any(captions):
+        raise DataError(f"{row.where} must have at least one caption, it has none")
+    example = example_of(name, CAPTION_PREFIX, picture=picture, answers=captions)
+    return replace(example, mark_box_yxyx=box)
 
 
 def node_bounds(root: FileRow, node: str) -> tuple[float, float, float, float]:
@@ -103,11 +116,16 @@ def _widget_box(images: Path, screen: str, node: str, where: str) -> Box:
     height, width = picture_in(images, f"{screen}.jpg").stored_size_hw()
     canvas_width = _CANVAS_HEIGHT * (width / height)
     box = (y0 / _CANVAS_HEIGHT, x0 / canvas_width, y1 / _CANVAS_HEIGHT, x1 / canvas_width)
+    return _on_screen(box, f"{where}: widget {node} of screen {screen}")
+
+
+def _on_screen(box: Box, what: str) -> Box:
+    """A normalised box within the screen, which it may leave by rounding alone."""
     inside = tuple(min(max(one, 0.0), 1.0) for one in box)
     is_near = all(abs(a - b) <= _ROUNDING for a, b in zip(box, inside, strict=True))
     if not is_near or inside[0] > inside[2] or inside[1] > inside[3]:
         raise DataError(
-            f"{where}: widget {node} of screen {screen} must lie on the screen, its bounds are "
+            f"{what} must lie on the screen, its bounds are "
             f"{[round(one, 4) for one in box]} (ymin, xmin, ymax, xmax) of it"
         )
     return inside[0], inside[1], inside[2], inside[3]

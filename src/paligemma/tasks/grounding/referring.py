@@ -4,6 +4,7 @@ Source: github.com/lichengunc/refer; the split names follow big_vision's
 `configs/proj/paligemma/transfers/refcoco_seg.py`.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from paligemma.tasks.reading.coco import (
     run_lengths,
 )
 from paligemma.tasks.reading.coco_stream import stream_lists
-from paligemma.tasks.reading.examples import example_of
+from paligemma.tasks.reading.examples import SourceRow, example_of, texts_in
 from paligemma.tasks.reading.file_rows import FileRow, list_rows
 from paligemma.tasks.reading.files import find_file, read_json
+from paligemma.tasks.reading.parquet import ParquetPicture
 from paligemma.tasks.reading.pictures import folder_of, picture_in
 from paligemma.tasks.reading.plain_pickle import read_plain_pickle
 
@@ -40,6 +42,8 @@ SPLITS = {
     "refcoco+": ("val", "testA", "testB", "train"),
     "refcocog": ("val", "test", "train"),
 }
+# In names of pictures, as in COCO_train2014_000000581857_16.jpg.
+_PICTURE_NUMBER = re.compile(r"\d{12}")
 _FOLDERS = (
     *("train2017", "images/train2017", "train2014", "images/train2014"),
     *("images/mscoco/images/train2014", "images"),
@@ -131,6 +135,33 @@ def _examples(
                 references=references,
                 slices={"dataset": dataset} if is_combined else {},
                 unit=str(ref.image_id),
+            )
+
+
+def refer_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
+    """Make the examples of a copy, whose rows are objects with all their sentences."""
+    for row, picture in rows:
+        assert isinstance(picture, ParquetPicture)
+        height, width = picture.stored_size_hw()
+        name = row.text("file_name") if "file_name" in row else ""
+        image = CocoImage(file_name=name, width=width, height=height)
+        outline = row.fields["segmentation"]
+        if isinstance(outline, list) and outline and not isinstance(outline[0], list):
+            outline = [outline]  # copies keep one polygon, and leave out the list around it
+        references = {
+            "box_yxyx": list(normalised(coco_box(row), image)),
+            "mask": run_lengths(outline, image, row.where),
+            "ann_id": row.identifier("question_id"),
+        }
+        number = _PICTURE_NUMBER.search(name)
+        for place, sentence in enumerate(texts_in(row, "sentences", "sent")):
+            yield example_of(
+                f"{row.identifier('question_id')}-{row.number}-{place}",
+                sentence,
+                picture=picture,
+                answers=[],
+                references=references,
+                unit=str(int(number[0])) if number else None,
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from paligemma.tasks.reading.languages import XGQA_LANGUAGES
+from paligemma.tasks.reading.languages import XGQA_LANGUAGES, XM3600_LANGUAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,33 @@ _AOKVQA = HubCopy(
         "difficult_direct_answer": "difficult_direct_answer",
     },
 )
+
+
+_XM3600_PARTS = {
+    "test": (" ".join(XM3600_LANGUAGES),),
+    **{f"test_{language}": (language,) for language in XM3600_LANGUAGES},
+}
+
+
+def _refcoco(name: str) -> HubCopy:
+    return HubCopy(
+        names=(name,),
+        columns={
+            "question_id": "question_id|ref_id",
+            "sentences": "answer|sentences",
+            "bbox": "bbox",
+            "segmentation": "segmentation",
+        },
+        optional={"file_name": "file_name"},
+        parts={"testA": ("testa",), "testB": ("testb",)},
+    )
+
+
+def _otsl(name: str, field: str) -> HubCopy:
+    return HubCopy(
+        names=(name,), columns={field: "imgid|table_id", "tokens": "html", "cells": "cells"}
+    )
+
 
 HUB_COPIES: Mapping[str, HubCopy] = {
     "vqav2": HubCopy(
@@ -93,6 +120,45 @@ HUB_COPIES: Mapping[str, HubCopy] = {
         columns={"image": "question_id|filename|image_id", "question": "question"},
         optional={"answers": "answers", "answer_type": "answer_type|category"},
     ),
+    "coco-captions": HubCopy(
+        names=("HuggingFaceM4/COCO", "nlphuji/mscoco_2014_5k_test_image_text_retrieval"),
+        columns={
+            "cocoid": "cocoid|image_id|question_id",
+            "sentences": "sentences_raw|sentences|caption|captions|answer",
+        },
+        optional={"split": "split"},
+        parts={"train": ("train restval", "train")},
+    ),
+    "nocaps": HubCopy(
+        names=("lmms-lab/NoCaps", "HuggingFaceM4/NoCaps"),
+        columns={"id": "image_id", "captions": "annotations_captions"},
+        optional={"domain": "image_domain|domain"},
+    ),
+    "xm3600": HubCopy(
+        names=("floschne/xm3600",),
+        columns={"image/key": "image_id", "caption": "captions"},
+        parts=_XM3600_PARTS,
+    ),
+    "xm3600-tokenized": HubCopy(
+        names=("floschne/xm3600",),
+        columns={"image/key": "image_id", "caption/tokenized": "captions_tokenized"},
+        parts=_XM3600_PARTS,
+    ),
+    "textcaps": HubCopy(
+        names=("lmms-lab/TextCaps", "HuggingFaceM4/TextCaps"),
+        columns={"image_id": "image_id"},
+        optional={"captions": "caption_str|reference_strs"},
+    ),
+    "widgetcap": HubCopy(
+        names=("rootsautomation/RICO-WidgetCaptioning",),
+        columns={"screenId": "screenId", "captions": "captions", "bbox": "bbox"},
+        optional={"nodeId": "nodeId"},
+    ),
+    "refcoco": _refcoco("lmms-lab/RefCOCO"),
+    "refcoco+": _refcoco("lmms-lab/RefCOCOplus"),
+    "refcocog": _refcoco("lmms-lab/RefCOCOg"),
+    "pubtabnet": _otsl("docling-project/PubTabNet_OTSL", "imgid"),
+    "fintabnet": _otsl("docling-project/FinTabNet_OTSL", "table_id"),
     "ai2d": HubCopy(
         names=("lmms-lab/ai2d",),
         columns={"question": "question", "answerTexts": "options", "correctAnswer": "answer"},

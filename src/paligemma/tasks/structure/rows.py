@@ -64,6 +64,7 @@ _TABLE_TRAPS = (
     "Pictures are padded to a square with white; coordinates are of the square.",
     "`th` is another tag than `td` to TEDS.",
     "Prompt, order of the coordinates and padding side of the published model are unknown.",
+    "Boxes of a hub copy are taken as pixels of its picture, from the left upper corner.",
 )
 
 TASKS: tuple[Task, ...] = (
@@ -110,6 +111,7 @@ TASKS: tuple[Task, ...] = (
             own_format("pubtabnet", "prompt, coords_order"),
         ),
         reader=tables.read_pubtabnet,
+        from_rows=partial(tables.copied_tables, task="pubtabnet"),
         published=_published(_TABLE_RECORDS, "PubTabNet", "val", _TABLE_METRICS),
         traps=(
             *_TABLE_TRAPS,
@@ -131,6 +133,7 @@ TASKS: tuple[Task, ...] = (
             own_format("fintabnet", "prompt, coords_order, page_dpi"),
         ),
         reader=tables.read_fintabnet,
+        from_rows=partial(tables.copied_tables, task="fintabnet"),
         published=_published(_TABLE_RECORDS, "FinTabNet", "test", _TABLE_METRICS),
         traps=(
             *_TABLE_TRAPS,

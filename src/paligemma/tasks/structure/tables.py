@@ -18,12 +18,19 @@ from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.file_rows import FileRow, require_object
 from paligemma.tasks.reading.files import find_file, parse_json, read_lines, relative_name
 from paligemma.tasks.reading.formats import read_format
+from paligemma.tasks.reading.parquet import ParquetPicture
 from paligemma.tasks.reading.pictures import CroppedPicture, FilePicture, picture_in
 
 logger = logging.getLogger(__name__)
 
-PUBTABNET = "github.com/ibm-aur-nlp/PubTabNet (pubtabnet.tar.gz, version 2.0.0)"
-FINTABNET = "developer.ibm.com/data/fintabnet (fintabnet.tar.gz, version 1.0.0)"
+PUBTABNET = (
+    "github.com/ibm-aur-nlp/PubTabNet (pubtabnet.tar.gz, version 2.0.0), whose download is gone; "
+    "the hub data set docling-project/PubTabNet_OTSL holds its tables"
+)
+FINTABNET = (
+    "developer.ibm.com/data/fintabnet (fintabnet.tar.gz, version 1.0.0), whose download is gone; "
+    "the hub data set docling-project/FinTabNet_OTSL holds its tables"
+)
 FINTABNET_PAGES = (
     "rendered by you from the PDF pages of FinTabNet, 144 pixels an inch, as "
     "pages/{company}/{year}/page_{n}.png"
@@ -128,17 +135,44 @@ def read_pubtabnet(data: Path, split: str) -> Iterator[Example]:
         folder = find_file(data, split, f"pubtabnet/{split}", source=PUBTABNET)
     for row, table in _tables(path, split):
         picture = picture_in(folder, _file_name(row))
-        targets = []
-        if split == "train":
-            side_px = max(picture.stored_size_hw())
-            targets = [table_target(table, table.boxes, side_px, style.coords_order)]
-        yield example_of(
-            row.identifier("imgid"),
-            style.prompt,
-            picture=picture,
-            answers=targets,
-            references={"html": table_html(table)},
-        )
+        name = row.identifier("imgid")
+        yield _whole_picture_example(name, picture, table, split, style)
+
+
+def copied_tables(
+    rows: Iterator[tuple[FileRow, ParquetPicture]], data: Path, split: str, *, task: str
+) -> Iterator[Example]:
+    """Make the examples of a copy, whose boxes are pixels of the picture of the table.
+
+    Args:
+        task: name of the benchmark, whose format is read.
+    """
+    style = read_format(data, task, TableFormat())
+    for row, picture in rows:
+        table = _copied_table(row)
+        if _is_kept(table, split, row.where):
+            name = row.identifier("imgid" if "imgid" in row else "table_id")
+            yield _whole_picture_example(name, picture, table, split, style)
+
+
+def _whole_picture_example(
+    name: str,
+    picture: FilePicture | ParquetPicture,
+    table: TableRow,
+    split: str,
+    style: TableFormat,
+) -> Example:
+    targets = []
+    if split == "train":
+        side_px = max(picture.stored_size_hw())
+        targets = [table_target(table, table.boxes, side_px, style.coords_order)]
+    return example_of(
+        name,
+        style.prompt,
+        picture=picture,
+        answers=targets,
+        references={"html": table_html(table)},
+    )
 
 
 def read_fintabnet(data: Path, split: str) -> Iterator[Example]:
@@ -229,14 +263,36 @@ def _tables(path: Path, split: str) -> Iterator[tuple[FileRow, TableRow]]:
         if row.text("split") != split:
             continue
         table = _table(row)
-        places = sum(token in _OPENINGS for token in table.structure)
-        if places == len(table.cells):
+        if _is_kept(table, split, where):
             yield row, table
-        elif split == "train":
-            logger.info("%s: left out, %d contents for %d cells", where, len(table.cells), places)
-        else:
-            logger.warning("%s: %d contents for %d cells; kept", where, len(table.cells), places)
-            yield row, table
+
+
+def _is_kept(table: TableRow, split: str, where: str) -> bool:
+    """Whether the contents of a table fit its cells, or it is no table to train on."""
+    places = sum(token in _OPENINGS for token in table.structure)
+    if places == len(table.cells):
+        return True
+    if split == "train":
+        logger.info("%s: left out, %d contents for %d cells", where, len(table.cells), places)
+        return False
+    logger.warning("%s: %d contents for %d cells; kept", where, len(table.cells), places)
+    return True
+
+
+def _copied_table(row: FileRow) -> TableRow:
+    """A table whose cells are lists, one a row of the table; an empty cell's box says nothing."""
+    rows = row.values("cells", list)
+    found = [FileRow({"cells": one}, row.where).objects("cells") for one in rows]
+    cells = [cell for line in found for cell in line]
+    contents = [cell.texts("tokens") for cell in cells]
+    return TableRow(
+        structure=row.texts("tokens"),
+        cells=contents,
+        boxes=[
+            cell.values("bbox", float)[:4] if tokens and cell.fields.get("bbox") else None
+            for cell, tokens in zip(cells, contents, strict=True)
+        ],
+    )
 
 
 def _table(row: FileRow) -> TableRow:
