@@ -20,6 +20,7 @@ from paligemma.errors import DataError
 from paligemma.eval.scored import some_ids
 from paligemma.example import Example
 from paligemma.jobs.json_lines import number_of
+from paligemma.tasks.reading.coco import by_id
 from paligemma.tasks.reading.prefixes import question_of
 
 # The one that names most examples is taken, the first of equals: a VQA row may name its image too,
@@ -287,11 +288,11 @@ def _categories(examples: Sequence[Example]) -> dict[str, str]:
     first = examples[0].references if examples else None
     if not isinstance(first, dict) or "size_hw" not in first:
         return {}
-    if {"category_ids", "classes"} <= first.keys():
-        return dict(zip(map(str, first["category_ids"]), first["classes"], strict=False))
+    listed = zip(first.get("category_ids", ()), first.get("classes", ()), strict=False)
     told = {
         one["category_id"]: one["label"]
         for example in examples
         for one in example.references["objects"]
     }
-    return {str(key): told[key] for key in sorted(told)}
+    named = dict(listed) | told  # of categories of one name, only the objects tell the others
+    return {str(key): named[key] for key in sorted(named, key=by_id)}

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from paligemma.errors import ConfigError, DataError
+from paligemma.eval.foreign import match_examples, read_predictions
 from paligemma.example import ALL_CLASSES, OBJECTS, Example, FoundObject, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.grounding.rows import TASKS
@@ -228,7 +229,6 @@ def test_own_sets_are_read_as_roboflow_writes_them(tmp_path: Path) -> None:
         ({"annotations": [{**ANNOTATIONS[0], "bbox": [1, 2, -3, 4]}]}, "id 11: a box has"),
         ({"annotations": [{**ANNOTATIONS[0], "area": "big"}]}, "'area' must be a number"),
         ({"categories": [{"id": 17}]}, "id 17.*'name'"),
-        ({"categories": [{"id": n, "name": "cat"} for n in (17, 18)]}, "different names"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
@@ -247,6 +247,117 @@ def test_a_file_name_never_leaves_the_folder_of_pictures(data: Path, name: str) 
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="must name a file below"):
         list(COCO.read(data, "val"))
+
+
+def _changed(content: dict[str, Any], name: str, **more: Any) -> dict[str, Any]:
+    return {**content, name: [{**row, **more} for row in content[name]]}
+
+
+def _measured(tmp_path: Path, content: dict[str, Any]) -> list[Example]:
+    """Examples of an own set whose pictures have the size that `_coco` states."""
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/_annotations.coco.json").write_text(json.dumps(content))
+    for key in (139, 7, 8):
+        Image.new("RGB", (400, 200)).save(tmp_path / f"test/{key:012d}.jpg")
+    return list(OWN.read(tmp_path, "test"))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("annotations", {"iscrowd": False}),
+        ("annotations", {"iscrowd": 0.0, "segmentation": None}),
+        ("annotations", {"iscrowd": None}),
+        ("annotations", {"area": None}),
+        ("images", {"width": -1, "height": -1}),
+        ("images", {"width": None, "height": None}),
+        ("images", {"width": 0, "height": 0.0}),
+        ("images", {"width": 400.0, "height": "200"}),
+    ],
+)
+def test_fields_as_exports_have_them_are_read(
+    tmp_path: Path, name: str, fields: dict[str, Any]
+) -> None:
+    plain = _changed(_coco(["cat", "dog"]), "annotations", iscrowd=0)
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "odd").mkdir()
+    expected = _measured(tmp_path / "plain", plain)
+    examples = _measured(tmp_path / "odd", _changed(plain, name, **fields))
+    assert [one.references for one in examples] == [one.references for one in expected]
+    assert [one.targets for one in examples] == [one.targets for one in expected]
+    assert [one.pictures[0].size_hw for one in examples] == [(200, 400)] * 3
+
+
+def test_a_size_that_is_not_stated_is_that_of_the_upright_picture(tmp_path: Path) -> None:
+    content = _changed(_coco(["cat", "dog"]), "images", width=-1, height=-1)
+    _measured(tmp_path, content)
+    path = tmp_path / "test/000000000139.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (200, 400)).save(path, exif=exif)
+    last = list(OWN.read(tmp_path, "test"))[-1]
+    assert last.references["size_hw"] == [200, 400]
+    assert last.pictures[0].read(1_000_000).shape[:2] == (200, 400)
+    path.unlink()
+    with pytest.raises(DataError, match=r"139\.jpg has no width and height.*no picture"):
+        list(OWN.read(tmp_path, "test"))
+
+
+@pytest.mark.parametrize("as_id", [lambda key: f"frame_{key}", lambda key: f"{key:04}", float])
+def test_ids_are_names_too(tmp_path: Path, as_id: Any) -> None:
+    content = json.loads(json.dumps(_coco(["cat", "dog"])))
+    for rows in ("images", "annotations", "categories"):
+        for row in content[rows]:
+            row |= {k: as_id(n) for k, n in row.items() if k in ("id", "image_id", "category_id")}
+    examples = _measured(tmp_path, content)
+    names = sorted(as_id(key) for key in (7, 8, 139))
+    assert [one.id for one in examples] == [f"{n:g}" if as_id is float else n for n in names]
+    assert examples[0].prefix == "detect cat ; dog"
+    scores = _by_name(OWN.score(examples, [_perfect(one) for one in examples]))
+    assert scores["ap"] == pytest.approx(1.0, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["/home/me/set/test/", "C:\\data\\test\\", "..\\up\\", "\\images\\1\\", "./elsewhere/"],
+)
+def test_names_of_another_place_are_taken_by_their_end(
+    tmp_path: Path, folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = _coco(["cat", "dog"])
+    for row in content["images"]:
+        row["file_name"] = folder + row["file_name"]
+    examples = _measured(tmp_path, content)
+    assert examples[0].pictures[0].find() == tmp_path / "test/000000000007.jpg"
+    assert "which is taken to be 000000000007.jpg" in caplog.text
+
+
+def test_categories_of_one_name_are_one_class_and_this_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = _coco(["cat", "dog"])
+    content["categories"].append({"id": 90, "name": "cat"})
+    content["annotations"] = [*ANNOTATIONS, _annotation(15, 8, 90, [5, 5, 50, 50])]
+    examples = _measured(tmp_path, content)
+    assert examples[0].prefix == "detect cat ; dog"
+    assert "the categories 17, 90 are all named 'cat' and count as one class" in caplog.text
+    rows = [
+        {"image_id": one["image_id"], "category_id": one["category_id"], "bbox": one["bbox"]}
+        for one in content["annotations"]
+    ]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([{**row, "score": 0.5} for row in rows]))
+    found, notices = match_examples(read_predictions(path, examples), examples)
+    assert not notices
+    assert _by_name(OWN.score(examples, found))["ap"] == pytest.approx(1.0, abs=1e-15)
+
+
+def test_ids_that_pycocotools_stumbles_over_are_said_as_they_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = _coco(["cat", "dog"], annotations=[{**one, "id": 3} for one in ANNOTATIONS])
+    _measured(tmp_path, content)
+    assert "json: 3 annotations repeat an id; all annotations count here" in caplog.text
 
 
 def test_missing_files_are_named(data: Path) -> None:

@@ -114,6 +114,29 @@ def test_captions_of_coco_are_answers_of_one_picture(tmp_path: Path) -> None:
     assert rows(tmp_path)[0].prefix == "caption de"
 
 
+def test_coco_files_as_exports_have_them_give_the_same_rows(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, "train", drawn_set(4), masks=False)
+    expected = [(one.prefix, one.targets) for one in rows(tmp_path)]
+    content = json.loads(path.read_text())
+    for row in content["images"]:
+        row |= {"id": f"frame {row['id']}", "width": -1, "height": None}
+        row["file_name"] = f"D:\\photos\\{Path(row['file_name']).name}"
+    first = content["annotations"][0]["category_id"]
+    for k, row in enumerate(content["annotations"]):
+        row |= {"image_id": f"frame {row['image_id']}", "iscrowd": None, "area": None}
+        row["category_id"] = float(row["category_id"])
+        if k and row["category_id"] == first:
+            row["category_id"] = "again"
+    name = next(one["name"] for one in content["categories"] if one["id"] == first)
+    content["categories"].append({"id": "again", "name": name})
+    write_json(path, content)
+    assert [(one.prefix, one.targets) for one in rows(tmp_path)] == expected
+    content["images"][0]["file_name"] = "D:\\photos\\none.jpg"
+    write_json(path, content)
+    (fault,) = faults(tmp_path)
+    assert "none.jpg" in fault
+
+
 def _broken(annotation: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {**annotation, **changes}
 

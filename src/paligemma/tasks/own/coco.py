@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,11 @@ from paligemma.tasks.own.labels import (
     labelled_rows,
 )
 from paligemma.tasks.reading.coco import (
+    CocoId,
     CocoImage,
+    by_id,
     coco_box,
+    coco_id,
     coco_image,
     kept_classes,
     normalised,
@@ -37,8 +41,7 @@ from paligemma.tasks.reading.coco import (
 )
 from paligemma.tasks.reading.coco_stream import stream_lists
 from paligemma.tasks.reading.file_rows import FileRow
-from paligemma.tasks.reading.files import relative_name
-from paligemma.tasks.reading.pictures import folder_of
+from paligemma.tasks.reading.pictures import NamedPictures
 
 NAME = "COCO"
 LOOKS_FOR = (
@@ -90,9 +93,9 @@ def _rows(path: Path, root: Path, split: str, form: OwnForm) -> Iterator[OwnRow]
     Raises:
         DataError: the file cannot be read to its end, or has no images.
     """
-    images: dict[int, CocoImage | RowError] = {}
-    classes: dict[int, dict[str, Any]] = {}
-    marked: dict[int, list[dict[str, Any]]] = {}
+    images: dict[CocoId, CocoImage | RowError] = {}
+    classes: dict[CocoId, dict[str, Any]] = {}
+    marked: dict[CocoId, list[dict[str, Any]]] = {}
     for name, fields in stream_lists(path, ("images", "annotations", "categories"), optional=True):
         if name == "annotations":
             marked.setdefault(_key(fields, "image_id"), []).append(_compact(fields))
@@ -100,11 +103,11 @@ def _rows(path: Path, root: Path, split: str, form: OwnForm) -> Iterator[OwnRow]
         key = _key(fields, "id")
         row = FileRow(fields, f"{path}, {name}, id {fields.get('id')!r:.40}")
         if name == "categories":
-            classes[row.integer("id")] = {**fields, "name": row.text("name")}
+            classes[coco_id(row, "id")] = {**fields, "name": row.text("name")}
             continue
         try:
-            row.integer("id")
-            images[key] = coco_image(row)
+            coco_id(row, "id")
+            images[key] = coco_image(row, sized=False)
         except DataError as error:
             images[key] = RowError("row", str(error))
     if not images:
@@ -113,31 +116,28 @@ def _rows(path: Path, root: Path, split: str, form: OwnForm) -> Iterator[OwnRow]
     found = [root / split_name for split_name in split_names(split)]
     folders = [path.parent, *found, *(root / "images" / one.name for one in found), root / "images"]
     folders += [root / f"{split}2017", root]
-    folder = folder_of(folders, names[0]) if names else None
-    source = _File(path, folder or path.parent)
-    for key in marked.keys() - images.keys():
+    source = _File(path, folders, names[0] if names else "")
+    for key in sorted(marked.keys() - images.keys(), key=by_id):
         yield RowError(
             "row", f"{path}: {len(marked[key])} annotations name the image {key}, which is not in "
             "the file; it is incomplete",
         )  # fmt: skip
+    listed = sorted(images.items(), key=lambda one: by_id(one[0]))
     annotations = [one for rows in marked.values() for one in rows]
     if annotations and all("caption" in one for one in annotations):
-        for key, image in sorted(images.items()):
+        for key, image in listed:
             yield from source.captions(key, image, marked.get(key, []), form)
         return
     used = {_key(one, "category_id") for one in annotations}
     kept = kept_classes(path, classes, used)
-    pictures = (
-        source.picture(key, image, marked.get(key, []), kept)
-        for key, image in sorted(images.items())
-    )
-    yield from labelled_rows(pictures, tuple(kept.values()), masks=form.masks)
+    pictures = (source.picture(key, image, marked.get(key, []), kept) for key, image in listed)
+    yield from labelled_rows(pictures, tuple(dict.fromkeys(kept.values())), masks=form.masks)
 
 
-def _key(fields: Mapping[str, Any], name: str) -> int:
+def _key(fields: Mapping[str, Any], name: str) -> CocoId:
     """An id, or -1, which no row has, where there is none."""
     try:
-        return FileRow(fields, "").integer(name)
+        return coco_id(FileRow(fields, ""), name)
     except DataError:
         return -1
 
@@ -157,15 +157,18 @@ def _compact(fields: dict[str, Any]) -> dict[str, Any]:
 class _File:
     """An annotation file and the folder of its pictures."""
 
-    def __init__(self, path: Path, folder: Path) -> None:
-        self._path, self._folder = path, folder
+    def __init__(self, path: Path, folders: list[Path], first: str) -> None:
+        self._path = path
+        self._named = NamedPictures(folders, first, f"{path}: file_name", otherwise=path.parent)
 
     def _upright(self, image: CocoImage, where: str) -> UprightPicture:
-        name = relative_name(image.file_name, f"{where}, file_name")
-        return UprightPicture(path=self._folder / name, folder=self._folder, size_hw=image.size_hw)
+        folder = self._named.folder
+        name = self._named.name_of(image.file_name, f"{where}, file_name")
+        size_hw = image.size_hw if image.height else None
+        return UprightPicture(path=folder / name, folder=folder, size_hw=size_hw)
 
     def captions(
-        self, key: int, image: CocoImage | RowError, rows: list[dict[str, Any]], form: OwnForm
+        self, key: CocoId, image: CocoImage | RowError, rows: list[dict[str, Any]], form: OwnForm
     ) -> Iterator[OwnRow]:
         """One example a picture, whose captions are its answers: one is drawn at each visit."""
         where = f"{self._path}, image {key}"
@@ -194,10 +197,10 @@ class _File:
 
     def picture(
         self,
-        key: int,
+        key: CocoId,
         image: CocoImage | RowError,
         rows: list[dict[str, Any]],
-        classes: Mapping[int, str],
+        classes: Mapping[CocoId, str],
     ) -> LabelledPicture | DataError:
         """A picture with its objects; crowds, which are no objects, are left out with a note."""
         where = f"{self._path}, image {key}"
@@ -210,10 +213,12 @@ class _File:
                 if crowds
                 else []
             )
+            picture = self._upright(image, where)
+            image = image.measured(picture.find)
             return LabelledPicture(
                 id=f"{self._path.stem}/{key}",
                 where=f"{where} ({image.file_name[:100]})",
-                picture=self._upright(image, where),
+                picture=replace(picture, size_hw=image.size_hw),
                 objects=tuple(
                     _object(FileRow(row, f"{where}, annotation {row.get('id')}"), image, classes)
                     for row in rows
@@ -226,8 +231,8 @@ class _File:
             return error if isinstance(error, RowError) else RowError("row", str(error))
 
 
-def _object(row: FileRow, image: CocoImage, classes: Mapping[int, str]) -> LabelledObject:
-    category = row.integer("category_id")
+def _object(row: FileRow, image: CocoImage, classes: Mapping[CocoId, str]) -> LabelledObject:
+    category = coco_id(row, "category_id")
     if category not in classes:
         raise row.error(f"category_id must be one of {len(classes)} categories, got {category}")
     outline = row.fields.get("segmentation")

@@ -6,19 +6,19 @@ Source: cocodataset.org, "Data format".
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paligemma.errors import DataError
+from paligemma.errors import DataError, ImageError
 from paligemma.metrics.extras import missing_extra
 from paligemma.outputs.boxes import Box
 from paligemma.outputs.rle import MAX_MASK_PIXELS, decode_rle, encode_rle
 from paligemma.tasks.reading.coco_stream import stream_lists
 from paligemma.tasks.reading.file_rows import FileRow
-from paligemma.tasks.reading.files import relative_name
-from paligemma.tasks.reading.pictures import FilePicture, picture_in, require_folder_of
+from paligemma.tasks.reading.pictures import FilePicture, NamedPictures, picture_in
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +26,16 @@ COCO_IMAGES = "images.cocodataset.org/zips"
 MAX_CLASSES = 10_000
 # COCO draws an outline point by point, however far beside the picture it runs.
 _FARTHEST_PX = 1e6
+_NUM_NAMED = 5
 # (x, y, width, height) in pixels.
 BoxXYWH = tuple[float, float, float, float]
+# Of an image or a category: COCO's are numbers, exports have names too.
+CocoId = int | str
 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoImage:
-    """A picture of an annotation file, and its size in pixels."""
+    """A picture of an annotation file, and its size in pixels, 0x0 where the file states none."""
 
     file_name: str
     width: int
@@ -42,6 +45,24 @@ class CocoImage:
     def size_hw(self) -> tuple[int, int]:
         """Height and width."""
         return self.height, self.width
+
+    def measured(self, find: Callable[[], Path]) -> CocoImage:
+        """The picture with a size: where none is stated that of its file, upright.
+
+        Raises:
+            DataError: there is no such file, or it is no picture.
+        """
+        from paligemma.processing.image import picture_sizes_hw
+
+        if self.height:
+            return self
+        try:
+            height, width = picture_sizes_hw(find())[0]
+        except ImageError as error:
+            raise DataError(
+                f"{self.file_name[:200]} has no width and height, so its picture must tell: {error}"
+            ) from error
+        return replace(self, width=width, height=height)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +76,7 @@ class LabelledImage:
             pixels, "area", "iscrowd"}.
     """
 
-    id: int
+    id: CocoId
     image: CocoImage
     objects: tuple[dict[str, Any], ...]
 
@@ -74,19 +95,42 @@ class DetectionSet:
 
     path: Path
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[CocoId, ...]
     images: tuple[LabelledImage, ...]
 
 
-def coco_image(row: FileRow) -> CocoImage:
+def coco_id(row: FileRow, name: str) -> CocoId:
+    """Read an id: a whole number, also as text, or other text.
+
+    Raises:
+        DataError: missing, or neither.
+    """
+    found = row.fields.get(name)
+    is_name = isinstance(found, str) and not (found.isdecimal() and found == str(int(found)))
+    return row.text(name) if is_name and found else row.integer(name)
+
+
+def by_id(key: CocoId) -> tuple[bool, CocoId]:
+    """Sort numbers before names."""
+    return isinstance(key, str), key
+
+
+def coco_image(row: FileRow, *, sized: bool = True) -> CocoImage:
     """Read a row of "images".
+
+    Args:
+        sized: refuse a picture without a size, which programs write as -1, 0, null or nothing.
 
     Raises:
         DataError: a field is missing, or the size is not positive.
     """
-    image = CocoImage(
-        file_name=row.text("file_name"), width=row.integer("width"), height=row.integer("height")
-    )
+    name = row.text("file_name")
+    sides = [row.fields.get(side) for side in ("width", "height")]
+    if not sized and all(
+        one is None or (isinstance(one, int | float) and one <= 0) for one in sides
+    ):
+        return CocoImage(file_name=name, width=0, height=0)
+    image = CocoImage(file_name=name, width=row.integer("width"), height=row.integer("height"))
     if image.width < 1 or image.height < 1 or image.width * image.height > MAX_MASK_PIXELS:
         raise row.error(
             f"a picture has 1 to {MAX_MASK_PIXELS} pixels, got {image.width}x{image.height}"
@@ -158,16 +202,16 @@ def read_detection_set(path: Path) -> DetectionSet:
     Raises:
         DataError: a field is missing or wrong, or refers to what is not there.
     """
-    images: dict[int, CocoImage] = {}
-    rows: list[tuple[int, int, dict[str, Any]]] = []
-    classes: dict[int, dict[str, Any]] = {}
-    seen: set[int] = set()
+    images: dict[CocoId, CocoImage] = {}
+    rows: list[tuple[CocoId, CocoId, dict[str, Any]]] = []
+    classes: dict[CocoId, dict[str, Any]] = {}
+    seen: set[CocoId] = set()
     num_repeated = 0
     for name, fields in stream_lists(path, ("images", "annotations", "categories")):
-        key = FileRow(fields, f"{path}, {name}").integer("id")
+        key = coco_id(FileRow(fields, f"{path}, {name}"), "id")
         row = FileRow(fields, f"{path}, {name}, id {key}")
         if name == "images":
-            images[key] = coco_image(row)
+            images[key] = coco_image(row, sized=False)
         elif name == "categories":
             row.text("name")
             classes[key] = fields
@@ -175,17 +219,17 @@ def read_detection_set(path: Path) -> DetectionSet:
             rows.append(_object(row))
             num_repeated += key in seen
             seen.add(key)
-    if num_repeated or 0 in seen:
+    odd = [f"{num_repeated:,} annotations repeat an id"] if num_repeated else []
+    odd += ["an annotation has the id 0"] if 0 in seen else []
+    if odd:
         logger.warning(
-            "%s: %d annotations repeat an id, and %s has the id 0; all count here, where "
-            "pycocotools loses some of them",
+            "%s: %s; all annotations count here, where pycocotools loses some and scores less",
             path,
-            num_repeated,
-            "one" if 0 in seen else "none",
+            " and ".join(odd),
         )
     used = {category for _, category, _ in rows}
     kept = kept_classes(path, classes, used)
-    objects: dict[int, list[dict[str, Any]]] = {key: [] for key in images}
+    objects: dict[CocoId, list[dict[str, Any]]] = {key: [] for key in images}
     for image_id, category, one in rows:
         if image_id not in objects or category not in kept:
             raise DataError(
@@ -193,41 +237,49 @@ def read_detection_set(path: Path) -> DetectionSet:
                 "both be in the file; it is incomplete"
             )
         objects[image_id].append({"label": kept[category], "category_id": category, **one})
+    first = {name: key for key, name in reversed(kept.items())}  # of a name that is repeated
+    classes_of = {key: name for key, name in kept.items() if first[name] == key}
     return DetectionSet(
         path=path,
-        classes=tuple(kept.values()),
-        category_ids=tuple(kept),
+        classes=tuple(classes_of.values()),
+        category_ids=tuple(classes_of),
         images=tuple(
             LabelledImage(id=key, image=images[key], objects=tuple(objects[key]))
-            for key in sorted(images)
+            for key in sorted(images, key=by_id)
         ),
     )
 
 
 def kept_classes(
-    path: Path, classes: Mapping[int, Mapping[str, Any]], used: Collection[int]
-) -> dict[int, str]:
+    path: Path, classes: Mapping[CocoId, Mapping[str, Any]], used: Collection[CocoId]
+) -> dict[CocoId, str]:
     """Names of the classes of a file by id, in the order of the ids.
 
     A class without objects whose name is the group of other classes, as Roboflow writes one in
-    front, is left out.
+    front, is left out. Categories of one name are one class, and a warning says so.
 
     Args:
         classes: rows of "categories" by id.
         used: ids that objects name.
 
     Raises:
-        DataError: too many, or two of one name.
+        DataError: too many.
     """
     groups = {row.get("supercategory") for row in classes.values()}
     kept = {
         key: row["name"]
-        for key, row in sorted(classes.items())
+        for key, row in sorted(classes.items(), key=lambda one: by_id(one[0]))
         if key in used or row["name"] not in groups or row["name"] == row.get("supercategory")
     }
-    if len(kept) > MAX_CLASSES or len(set(kept.values())) != len(kept):
-        raise DataError(
-            f"{path} must have at most {MAX_CLASSES} categories of different names, got {len(kept)}"
+    if len(kept) > MAX_CLASSES:
+        raise DataError(f"{path} must have at most {MAX_CLASSES} categories, got {len(kept)}")
+    for name in [one for one, times in Counter(kept.values()).items() if times > 1][:_NUM_NAMED]:
+        logger.warning(
+            "%s: the categories %s are all named %r and count as one class, where pycocotools "
+            "keeps them apart; give them different names if they are different",
+            path,
+            ", ".join(str(key) for key, other in kept.items() if other == name),
+            name[:80],
         )
     return kept
 
@@ -243,23 +295,35 @@ def picture_paths(
     if not found.images:
         raise DataError(f"{found.path} must hold at least one image, got none")
     where = f"{found.path}: file_name"
-    names = [relative_name(one.image.file_name, where) for one in found.images]
-    folder = require_folder_of(folders, names[0], f"{found.path}")
+    named = NamedPictures(folders, found.images[0].image.file_name, where)
+    names = [named.name_of(one.image.file_name, where) for one in found.images]
     for one, name in zip(found.images, names, strict=True):
-        yield one, picture_in(folder, name, size_hw=one.image.size_hw)
+        picture = picture_in(named.folder, name)
+        image = one.image.measured(picture.find)
+        yield replace(one, image=image), replace(picture, size_hw=image.size_hw)
 
 
-def _object(row: FileRow) -> tuple[int, int, dict[str, Any]]:
+def is_crowd(row: FileRow) -> bool:
+    """Read the field "iscrowd": 0 or 1, false or true; null or nothing is 0.
+
+    Raises:
+        DataError: another value.
+    """
+    found = row.fields.get("iscrowd")
+    return found if isinstance(found, bool) else found is not None and row.integer("iscrowd") != 0
+
+
+def _object(row: FileRow) -> tuple[CocoId, CocoId, dict[str, Any]]:
     """(image, category, box with area and crowd mark)."""
     x, y, width, height = coco_box(row)
     if width < 0 or height < 0:
         raise row.error(f"a box has a width and a height, got {width:g} and {height:g}")
     found = {
         "bbox": [x, y, width, height],
-        "area": row.value("area", float) if "area" in row else width * height,
-        "iscrowd": row.integer("iscrowd") if "iscrowd" in row else 0,
+        "area": width * height if row.fields.get("area") is None else row.value("area", float),
+        "iscrowd": int(is_crowd(row)),
     }
-    return row.integer("image_id"), row.integer("category_id"), found
+    return coco_id(row, "image_id"), coco_id(row, "category_id"), found
 
 
 def polygon_rings(rings: Any) -> list[list[float]]:

@@ -48,7 +48,7 @@ class FileRow:
         """Read one field, of the wanted type.
 
         A number may be written as text, as tables and some identifiers have it; `float` takes
-        whole numbers; NaN and infinity are refused.
+        whole numbers and `int` 7.0; NaN and infinity are refused.
 
         Args:
             name: name of the field.
@@ -74,7 +74,8 @@ class FileRow:
 
     def identifier(self, name: str) -> str:
         """Read a field that is a whole number or text, as text."""
-        return str(self.fields[name]) if type(self.fields.get(name)) is int else self.text(name)
+        is_text = isinstance(self.fields.get(name), str)
+        return self.text(name) if is_text else str(self.integer(name))
 
     def values(self, name: str, kind: type[_Value]) -> list[_Value]:
         """Read a field that is a list whose elements are all of one type."""
@@ -208,6 +209,8 @@ def _checked(found: Any, name: str, kind: type[_Value], where: str) -> _Value:
     value = found
     if kind in (int, float) and isinstance(value, str):
         value = _number(value, kind)
+    if kind is int and isinstance(value, float) and value.is_integer():  # as tables write them
+        value = int(value)
     if type(value) is int and abs(value) > MAX_INTEGER:
         value = None
     if kind is float and type(value) is int:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
 from paligemma.errors import DataError, ImageError
+from paligemma.tasks.reading.files import relative_name
 from paligemma.tasks.reading.finding import find_picture, matching, plain_name
+
+logger = logging.getLogger(__name__)
+# Of a path of another place, the names at its end that may be folders of the data.
+_MAX_PARTS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +146,56 @@ def require_folder_of(folders: Sequence[Path], name: PurePath, where: str) -> Pa
         places = ", ".join(map(str, folders))
         raise DataError(f"{where}: {name} must lie in one of {places}; unpack the pictures there")
     return folder
+
+
+class NamedPictures:
+    """The folder of the pictures that a file names, and their names from there.
+
+    A path of another place, as absolute ones are, is taken by as much of its end as the folder
+    holds.
+
+    Args:
+        folders: folders in which they may lie.
+        first: name of the first picture.
+        where: place of the names, for errors.
+        otherwise: folder to take where none holds the first picture; None raises DataError.
+
+    Attributes:
+        folder: the first of the folders that holds the first picture.
+    """
+
+    def __init__(
+        self, folders: Sequence[Path], first: str, where: str, *, otherwise: Path | None = None
+    ) -> None:
+        name = _held_end(folders, first)
+        self._is_cut = name is not None and name != plain_name(first)
+        if self._is_cut:
+            logger.warning(
+                "%s names files elsewhere, such as %s, which is taken to be %s",
+                where,
+                first[:200],
+                name,
+            )
+        if otherwise is None:
+            otherwise = require_folder_of(folders, name or relative_name(first, where), where)
+        self.folder = (name and folder_of(folders, name)) or otherwise
+
+    def name_of(self, text: str, where: str) -> PurePosixPath:
+        """The name of a picture, from the folder.
+
+        Raises:
+            DataError: it is of another place, and the folder holds no end of it; names `where`.
+        """
+        name = _held_end([self.folder], text) if self._is_cut or plain_name(text) is None else None
+        return name or relative_name(text, where)
+
+
+def _held_end(folders: Sequence[Path], text: str) -> PurePosixPath | None:
+    """The longest end of a path, the whole of it first, that one of several folders holds."""
+    parts = PureWindowsPath(text).parts[-_MAX_PARTS:]
+    ends = [plain_name(text), *(plain_name("/".join(parts[k:])) for k in range(len(parts)))]
+    held = (one for one in ends if one is not None and folder_of(folders, one) is not None)
+    return next(held, None)
 
 
 def _held(
