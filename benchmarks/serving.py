@@ -235,8 +235,8 @@ def lag(num_requests: int) -> None:
 
 
 def soak(num_requests: int) -> None:
-    """Memory, files and threads of a server over many requests."""
-    with serving(*PACKAGE) as server:
+    """Memory, files and threads of a server over many requests, its kept pictures bounded."""
+    with serving(*PACKAGE, "--limit", "kept_picture_bytes=10000000") as server:
         sizes: list[tuple[int, float, int, int]] = []
         for done in range(0, num_requests + 1, step := max(1, num_requests // 10)):
             status = Path(f"/proc/{server.pid}/status").read_text()
