@@ -287,10 +287,10 @@ def test_rules_that_cannot_be_followed_are_refused(
             ("run", DESK, "ocr", "--constrain", "--threshold", "0.5"),
             "--constrain and --threshold had no effect: the prompt asks for no boxes",
         ),
-        (("read", DESK, "--seed", "4"), "--seed had no effect: nothing is drawn"),
+        (("read", DESK, "--seed", "4"), "--seed had no effect: nothing is sampled"),
         (
             ("read", DESK, "--top-k", "5", "--temperature", "0", "--seed", "4"),
-            "--top-k and --seed had no effect: at temperature 0 nothing is drawn",
+            "--top-k and --seed had no effect: at temperature 0 nothing is sampled",
         ),
         (("read", DESK, "--beams", "2", "--weigh-locations"), "--weigh-locations had no effect"),
         (("read", DESK, "--top-p", "1", "--weigh-locations"), "--weigh-locations had no effect"),

@@ -10,12 +10,13 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
+from paligemma.cli.sections import NamingGroup
 from paligemma.cli.stopping import Stopped, signals_as_exceptions
 from paligemma.cli.terminal import GuardedStream, guarded_streams
 from paligemma.errors import ConfigError, PaliGemmaError, RunError
@@ -24,6 +25,8 @@ from paligemma.whole_file import NO_ROOM
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+
+_COMPLETION = "_PALIGEMMA_COMPLETE"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ COMMANDS: dict[str, Entry] = {
     ),
     "doctor": Entry("models", "doctor", "Check a checkpoint and say what is wrong with it."),
     "demo": Entry("demo", "demo", "Ask the embedded model five things about a picture."),
-    "eval": Entry("eval", "eval_group", "Measure a model."),
+    "eval": Entry("eval", "eval_group", "Score a model on a benchmark or on your own rows."),
     "train": Entry("train", "train_group", "Teach a model your task; or make the embedded one."),
     "data": Entry("data", "data_group", "Check, convert or show labelled pictures."),
     "plan": Entry("plan", "plan_command", "Say what a training needs: memory, cards, time."),
@@ -62,7 +65,27 @@ COMMANDS: dict[str, Entry] = {
 }
 
 
-class LazyGroup(click.Group):
+SECTIONS = {
+    "Ask a model about pictures": (
+        "run",
+        "detect",
+        "segment",
+        "caption",
+        "answer",
+        "read",
+        "generate",
+        "chat",
+        "demo",
+    ),
+    "Teach a model": ("train", "data", "plan", "adapter"),
+    "Measure a model": ("eval", "bench"),
+    "Files of models": ("models", "convert", "doctor", "inspect"),
+    "Serve a model": ("serve", "mcp"),
+}
+_WIDTH = max(map(len, COMMANDS))
+
+
+class LazyGroup(NamingGroup):
     """A group whose commands are imported when they are called, and whose errors are sentences."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -75,8 +98,11 @@ class LazyGroup(click.Group):
         return getattr(importlib.import_module(f"{__name__}.{entry.module}"), entry.function)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                # One width for all sections.
+                rows = [(name.ljust(_WIDTH), COMMANDS[name].summary) for name in names]
+                formatter.write_dl(rows)
 
     def main(
         self,
@@ -88,10 +114,13 @@ class LazyGroup(click.Group):
     ) -> Any:
         """Run; as a program, exit with one sentence: 2 for what was asked, 1 for what failed."""
         prog_name = prog_name or "paligemma"
+        complete_var = complete_var or _COMPLETION
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         words = list(sys.argv[1:] if args is None else args)
-        with guarded_streams(), signals_as_exceptions():
+        # Completions are written as bytes, of names that the program knows.
+        completes = _COMPLETION in os.environ
+        with nullcontext() if completes else guarded_streams(), signals_as_exceptions():
             try:
                 status = super().main(
                     words, prog_name, complete_var, standalone_mode=False, obj=words, **extra
@@ -211,7 +240,12 @@ stderr_log = StderrLog()
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "color": True})
 @click.version_option(package_name="paligemma")
-@click.option("-v", "--verbose", is_flag=True, help="Also say what takes how long.")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Also say what is loaded from where, and how long it takes.",
+)
 def main(verbose: bool) -> None:
     """A picture and a prompt in; text, boxes and masks out.
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from paligemma.cli.options import NamedPath
+from paligemma.cli.sections import ModelName, NamingGroup
 
 
-@click.group("adapter")
+@click.group("adapter", cls=NamingGroup)
 def adapter_group() -> None:
     """Adapters in PEFT's layout, as `paligemma train` writes them.
 
@@ -24,7 +25,12 @@ def adapter_group() -> None:
 
 @adapter_group.command("inspect")
 @click.argument("adapter")
-@click.option("--model", metavar="MODEL", help="Its base; what its config names by default.")
+@click.option(
+    "--model",
+    type=ModelName(),
+    metavar="MODEL",
+    help="Its base; what its config names by default.",
+)
 def inspect_command(adapter: str, model: str | None) -> None:
     """Show what an adapter changes."""
     from paligemma.tuning.merging import describe
@@ -35,7 +41,12 @@ def inspect_command(adapter: str, model: str | None) -> None:
 
 @adapter_group.command("merge")
 @click.argument("adapter")
-@click.option("--model", metavar="MODEL", help="Its base; what its config names by default.")
+@click.option(
+    "--model",
+    type=ModelName(),
+    metavar="MODEL",
+    help="Its base; what its config names by default.",
+)
 @click.option(
     "--output",
     type=NamedPath(file_okay=False),

@@ -36,6 +36,7 @@ from paligemma.cli.pictures import (
     require_pictures,
     roots_of_pictures,
 )
+from paligemma.cli.sections import SectionedCommand
 from paligemma.cli.stopping import when_stopped
 from paligemma.processing.frames import Frames
 
@@ -72,7 +73,7 @@ labels_option = click.option(
 )
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @images_argument
 @click.argument("prompt")
 @model_options
@@ -93,7 +94,7 @@ def run(images: tuple[str, ...], prompt: str, **how: Any) -> None:
     _ask_objects(images, prompt, **how)
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @images_argument
 @click.option("--lang", default="en", show_default=True, help="Language code.")
 @click.option(
@@ -117,7 +118,7 @@ def caption(images: tuple[str, ...], lang: str, style: str, **how: Any) -> None:
     _ask_text(images, caption_prompt(lang, style), **how)
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @images_argument
 @click.argument("question")
 @click.option("--lang", default="en", show_default=True, help="Language code.")
@@ -135,7 +136,7 @@ def answer(images: tuple[str, ...], question: str, lang: str, **how: Any) -> Non
     _ask_text(images, answer_prompt(question, lang), **how)
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @images_argument
 @model_options
 @decoding_options
@@ -151,7 +152,7 @@ def read(images: tuple[str, ...], **how: Any) -> None:
     _ask_text(images, read_prompt(), **how)
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @images_argument
 @click.argument("labels")
 @labels_option
@@ -175,7 +176,7 @@ def detect(images: tuple[str, ...], labels: str, **how: Any) -> None:
     _ask_objects(images, detect_prompt(labels), **how)
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @images_argument
 @click.argument("labels")
 @labels_option
@@ -199,7 +200,7 @@ def segment(images: tuple[str, ...], labels: str, **how: Any) -> None:
     _ask_objects(images, segment_prompt(labels), **how)
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @images_argument
 @click.argument("prompt")
 @click.option(

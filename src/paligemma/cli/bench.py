@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paligemma.cli.options import DEFAULT_MODEL, NamedPath, overwrite_option
+from paligemma.cli.sections import ModelName
 from paligemma.cli.show import echo_json
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _cards(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 
 
 @click.command("bench")
-@click.argument("model", default=DEFAULT_MODEL)
+@click.argument("model", type=ModelName(), default=DEFAULT_MODEL)
 @click.option("--quant", metavar="NAME", help="Weights in fewer bits, as for the other commands.")
 @click.option(
     "--random", "is_random", is_flag=True, help="The shapes of a published MODEL, random weights."

@@ -22,6 +22,7 @@ from paligemma.cli.options import (
     overwrite_option,
 )
 from paligemma.cli.pictures import require_kept, require_pictures
+from paligemma.cli.sections import SectionedCommand
 from paligemma.cli.show import echo_json, overlay_paths, pictures_json, write_overlay
 from paligemma.cli.stopping import Stopped
 from paligemma.errors import PaliGemmaError, PromptError
@@ -41,7 +42,7 @@ a prompt           such as "detect cat ; dog", "caption en" or "ocr" is asked as
 /quit              ends, as Ctrl-D does; Ctrl-C stops an answer"""
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("picture")
 @frame_option
 @click.option("--lang", default="en", show_default=True, help="Language of questions and answers.")

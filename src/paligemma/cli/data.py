@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paligemma.cli.options import NamedPath, overwrite_option
+from paligemma.cli.sections import ModelName, NamingGroup
 from paligemma.cli.show import echo_json
 from paligemma.errors import DataError
 from paligemma.whole_file import require_free
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _MAX_SHOWN = 20
 
 
-@click.group("data")
+@click.group("data", cls=NamingGroup)
 def data_group() -> None:
     """Labelled pictures: rows of a user, or labels that other tools wrote.
 
@@ -37,6 +38,7 @@ def data_group() -> None:
     envvar="PALIGEMMA_MODEL",
     default="tiny",
     show_default=True,
+    type=ModelName(),
     metavar="MODEL",
     help="Model whose tokens are counted.",
 )
@@ -143,6 +145,7 @@ def _counts(counts: dict[str, int]) -> str:
 )
 @click.option(
     "--model",
+    type=ModelName(),
     metavar="MODEL",
     help="Model whose mask codec wrote the codewords of the answers; their masks are kept then.",
 )

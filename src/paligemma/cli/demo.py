@@ -9,6 +9,7 @@ import click
 
 from paligemma.cli.options import ModelChoice, NamedPath, model_options, overwrite_option
 from paligemma.cli.pictures import require_kept, require_pictures
+from paligemma.cli.sections import SectionedCommand
 from paligemma.cli.show import echo_json, write_overlay
 from paligemma.whole_file import require_writable
 
@@ -32,7 +33,7 @@ SCENE_SEED = 25
 SCENE_SIZE_PX = 448
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("image", required=False)
 @click.option(
     "--output-dir",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from dataclasses import dataclass
 
 import click
+from click.shell_completion import CompletionItem
+
+from paligemma.cli.sections import NamingGroup, benchmarks_beginning
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ TOOLS: dict[str, Tool] = {
 }
 
 
-class EvalGroup(click.Group):
+class EvalGroup(NamingGroup):
     """Tools, and every benchmark as a command; nothing is imported before it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -49,11 +53,16 @@ class EvalGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+        near = difflib.get_close_matches(args[0].lower(), TOOLS, n=1)
+        if not near and not args[0].startswith("-") and not ctx.resilient_parsing:
             from paligemma.tasks.catalog import find_task
 
             find_task(args[0])  # raises, and offers what is near
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Tools and benchmarks."""
+        return [*super().shell_complete(ctx, incomplete), *benchmarks_beginning(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [("NAME", "A benchmark of `paligemma eval list`, on files of --data DIR.")]

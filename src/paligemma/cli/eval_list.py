@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paligemma.cli.sections import BenchmarkName
 from paligemma.cli.show import echo_json
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _MAX_SPLITS = 6
 
 
 @click.command("list")
-@click.argument("name", required=False)
+@click.argument("name", type=BenchmarkName(), required=False)
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
 def list_command(name: str | None, as_json: bool) -> None:
     """List the benchmarks by family; with NAME, what one needs, asks and was published with.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paligemma.cli.options import ModelChoice, NamedPath, model_options
+from paligemma.cli.sections import ASKING, SectionedCommand, Sections
 from paligemma.cli.show import echo_json
 from paligemma.cli.stopping import when_stopped
 from paligemma.errors import ConfigError, DataError, PaliGemmaError
@@ -32,6 +33,22 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs") / "eval"
 PAGE = "report.html"
+SECTIONS: Sections = {
+    "Data": ("data", "split", "limit", "seed", "tasks"),
+    "Model": ASKING["Model"],
+    "Output": ("output", "as_json", "with_page", "max_failed"),
+    "Instead of the benchmark's own": (
+        "prompt",
+        "max_new_tokens",
+        "num_beams",
+        "resize_method",
+        "image_size_px",
+        "noise_piece",
+        "rules",
+    ),
+    "Speed": ("batch_size", "num_workers", "processes", "gpus_each", "ray_address"),
+    "Model, in detail": ASKING["Model, in detail"],
+}
 # A picture on a page is small; one larger than this is left out of it.
 _MAX_PIXELS = 2**28
 
@@ -82,7 +99,13 @@ def task_command(task: Task) -> click.Command:
     """The command of one benchmark."""
     splits = [*task.splits, *task.server_splits]
 
-    @click.command(task.name, help=_help(task), short_help=task.title)
+    @click.command(
+        task.name,
+        cls=SectionedCommand,
+        sections=SECTIONS,
+        help=_help(task),
+        short_help=task.title,
+    )
     @data_option
     @model_options
     @click.option(

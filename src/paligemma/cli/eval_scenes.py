@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paligemma.cli.eval_run import default_folder, html_option, json_option, report_run
+from paligemma.cli.eval_run import SECTIONS, default_folder, html_option, json_option, report_run
 from paligemma.cli.options import ModelChoice, NamedPath, model_options
+from paligemma.cli.sections import SectionedCommand
 from paligemma.cli.stopping import when_stopped
 from paligemma.errors import ConfigError
 
@@ -26,7 +27,7 @@ SHEET = "scenes.png"
 _STEP_FILES = ("model.safetensors", "state.json")
 
 
-@click.command("scenes")
+@click.command("scenes", cls=SectionedCommand, sections=SECTIONS)
 @model_options
 @click.option("--limit", default=1000, show_default=True, help="Pictures.")
 @click.option("--seed", default=0, show_default=True, help="Which pictures.")

@@ -25,6 +25,7 @@ from paligemma.cli.eval_run import (
     write_result,
 )
 from paligemma.cli.options import NamedPath, overwrite_option
+from paligemma.cli.sections import BenchmarkName
 from paligemma.cli.show import echo_json
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import MASK
@@ -39,7 +40,14 @@ if TYPE_CHECKING:
 
 @click.command("score")
 @click.argument("predictions", type=NamedPath(dir_okay=False))
-@click.option("--task", "name", required=True, metavar="NAME", help="Benchmark they answer.")
+@click.option(
+    "--task",
+    "name",
+    type=BenchmarkName(),
+    required=True,
+    metavar="NAME",
+    help="Benchmark they answer.",
+)
 @data_option
 @click.option("--split", default=None, help="The benchmark's first by default.")
 @click.option(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from paligemma.cli.finetune_options import finetune_options
+from paligemma.cli.finetune_options import SECTIONS, finetune_options
+from paligemma.cli.sections import SectionedCommand, SectionedGroup
 from paligemma.cli.stopping import when_stopped
 
 _LORA_ONLY = {
@@ -55,8 +57,12 @@ TRANSFER = "transfer:"
 STAGES = ("stage1", "stage2a", "stage2b")
 
 
-class TrainGroup(click.Group):
+class TrainGroup(SectionedGroup):
     """A group that also knows stages of pre-training, and `transfer:NAME`: published recipes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names to complete, and those that may have been meant."""
+        return [*super().list_commands(ctx), *STAGES]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The subcommand of a name."""
@@ -73,7 +79,7 @@ class TrainGroup(click.Group):
 
         name = cmd_name.removeprefix(TRANSFER)
         transfer_recipe(name)  # one that is misspelt is named before any option
-        return click.command(cmd_name, help=f"Train the published transfer {name}.")(train_transfer)
+        return _command(cmd_name, f"Train the published transfer {name}.")(train_transfer)
 
 
 def _stage_command(name: str) -> click.Command:
@@ -88,7 +94,11 @@ def _stage_command(name: str) -> click.Command:
         f"Train {name} of pre-training on a mixture. Values and their sources; options replace "
         f"them:\n\n\b\n{table}"
     )
-    return click.command(name, help=help_text)(train_stage)
+    return _command(name, help_text)(train_stage)
+
+
+def _command(name: str, help_text: str) -> Callable[..., click.Command]:
+    return click.command(name, cls=SectionedCommand, sections=SECTIONS, help=help_text)
 
 
 def stated_recipe(

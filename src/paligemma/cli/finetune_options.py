@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from paligemma.cli.options import NamedPath
+from paligemma.cli.sections import BenchmarkName, ModelName, Sections
 
 
 class PartValue(click.ParamType):
@@ -48,6 +49,7 @@ _OPTIONS = (
     click.option(
         "--model",
         envvar="PALIGEMMA_MODEL",
+        type=ModelName(),
         default="tiny",
         show_default=True,
         metavar="MODEL",
@@ -60,7 +62,10 @@ _OPTIONS = (
         help="Folder of the run; runs/NAME-OF-DATA by default.",
     ),
     click.option(
-        "--task", metavar="NAME", help="A benchmark of `eval list`; your own rows by default."
+        "--task",
+        type=BenchmarkName(),
+        metavar="NAME",
+        help="A benchmark of `eval list`; your own rows by default.",
     ),
     click.option(
         "--recipe",
@@ -287,6 +292,53 @@ _OPTIONS = (
     click.option("--threads", type=click.IntRange(1, 256), help="CPU threads."),
     click.option("--quiet", is_flag=True, help="No progress bars."),
 )
+
+
+SECTIONS: Sections = {
+    "Data, model and output": ("data", "mixture", "task", "model", "output", "recipe"),
+    "What is trained": (
+        "lora",
+        "rank",
+        "alpha",
+        "parts",
+        "train_tokens",
+        "lora_dropout",
+        "dora",
+        "rslora",
+        "quant",
+        "freeze",
+    ),
+    "Length and batches": ("epochs", "steps", "batch_size", "micro_size", "batch_tokens"),
+    "Learning rate and loss": (
+        "lr",
+        "schedule",
+        "warmup_percent",
+        "wd",
+        "lr_mults",
+        "warmups",
+        "timescale",
+        "schedule_start",
+        "rule",
+        "average",
+        "mean",
+        "label_smoothing",
+        "dropout",
+    ),
+    "Examples": (
+        "augment",
+        "negatives",
+        "order",
+        "size_px",
+        "text_len",
+        "noise_piece",
+        "replay",
+        "seed",
+    ),
+    "Measuring on held-out rows": ("eval_every", "patience", "keep", "overfit"),
+    "Going on": ("resume", "extend", "init_from", "save"),
+    "Machine": ("device", "threads", "compute", "checkpointing", "parallel", "hang_after"),
+    "Progress": ("log_to", "quiet"),
+}
 
 
 def finetune_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import click
 
 from paligemma.cli.options import ModelChoice, NamedPath, model_options, overwrite_option
 from paligemma.cli.pictures import ImagesArgument, require_kept, require_pictures
+from paligemma.cli.sections import SectionedCommand
 from paligemma.cli.show import echo_json
 from paligemma.whole_file import require_writable
 
@@ -20,7 +21,7 @@ _HEADER = f"{'pos':>4} {'id':>6}  {'piece':<20} {'role':<7} ar in loss label"
 _ATTENTION = "attention.png"
 
 
-@click.command("inspect")
+@click.command("inspect", cls=SectionedCommand)
 @click.argument("images", cls=ImagesArgument, nargs=-1, metavar="[IMAGE]...")
 @click.argument("prompt")
 @click.option("--suffix", metavar="TEXT", help="The answer to learn; shows a training example.")

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from paligemma.cli.options import ModelChoice, NamedPath, served_model_options
+from paligemma.cli.sections import SectionedCommand
 from paligemma.cli.serve_options import Safety, is_loopback, safety_options
 from paligemma.errors import ConfigError, MissingExtraError
 
@@ -32,7 +33,7 @@ class Address(click.ParamType):
         return found[1] or found[2] or "127.0.0.1", int(found[3])
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.option(
     "--root",
     "folders",

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from paligemma.cli.options import NamedPath
+from paligemma.cli.sections import ModelName
 from paligemma.cli.show import echo_json
 from paligemma.cli.stopping import when_stopped
 
@@ -88,7 +89,7 @@ def _require_finite(ctx: click.Context, option: click.Parameter, value: float) -
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", type=ModelName())
 @click.argument("folder", type=NamedPath())
 @click.option(
     "--layout",
@@ -168,7 +169,7 @@ def convert(
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @click.option("--revision", metavar="NAME", help="Branch of the hub.")
 @click.option("--quick", is_flag=True, help="Headers only: no hashes, values or forward pass.")
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")

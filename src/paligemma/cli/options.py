@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from paligemma.cli.sections import ModelName
 from paligemma.cli.start import without_garbage_collection
 from paligemma.json_file import read_json
 
@@ -146,6 +147,7 @@ _NAME = [
         "--model",
         "model_name",
         envvar="PALIGEMMA_MODEL",
+        type=ModelName(),
         metavar="MODEL",
         help='"tiny" (default), a hub id, a folder, or an .npz file.',
     ),
@@ -229,9 +231,9 @@ def _choose_decoding(values: dict[str, Any]) -> dict[str, Any]:
         idle = {"top_k": "--top-k", "top_p": "--top-p", "seed": "--seed"}
         say_idle(
             [option for key, option in idle.items() if key in stated],
-            "at temperature 0 nothing is drawn"
+            "at temperature 0 nothing is sampled"
             if stated.get("temperature") == 0
-            else "nothing is drawn; state --temperature, --top-k or --top-p",
+            else "nothing is sampled; state --temperature, --top-k or --top-p",
         )
     if "json_schema" in stated:
         stated["json_schema"] = _read_schema(stated["json_schema"])
@@ -252,15 +254,22 @@ def _read_schema(path: Path) -> Any:
 decoding_options = gathered_options(
     "decoding",
     [
-        click.option("--max-new-tokens", type=int, metavar="N", help="Bound of the answer."),
-        click.option("--temperature", type=float, metavar="T", help="Draw, instead of the best."),
-        click.option("--top-k", type=int, metavar="K", help="Draw among the K best tokens."),
-        click.option("--top-p", type=float, metavar="P", help="Draw from the nucleus of mass P."),
+        click.option("--max-new-tokens", type=int, metavar="N", help="Longest answer, in tokens."),
+        click.option(
+            "--temperature",
+            type=float,
+            metavar="T",
+            help="Sample at temperature T; by default the likeliest token is taken.",
+        ),
+        click.option("--top-k", type=int, metavar="K", help="Sample among the K likeliest tokens."),
+        click.option("--top-p", type=float, metavar="P", help="Sample from the nucleus of mass P."),
         click.option("--beams", "num_beams", type=int, metavar="B", help="Beam search."),
         click.option(
             "--length-penalty", type=float, metavar="A", help="Divide beam scores by length^A."
         ),
-        click.option("--best-of", type=int, metavar="N", help="Draw N answers, keep the best."),
+        click.option(
+            "--best-of", type=int, metavar="N", help="Sample N answers, keep the likeliest."
+        ),
         click.option(
             "--probabilities",
             type=click.Choice(["vocabulary", "allowed"]),
@@ -278,7 +287,7 @@ decoding_options = gathered_options(
             metavar="FILE",
             help="The answer is JSON that obeys this schema; needs paligemma[json].",
         ),
-        click.option("--seed", type=int, metavar="S", help="Of every draw; 0 by default."),
+        click.option("--seed", type=int, metavar="S", help="Seed of sampling; 0 by default."),
         click.option(
             "--weigh-locations/--no-weigh-locations",
             default=None,

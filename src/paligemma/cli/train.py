@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from paligemma.cli.finetune import TrainGroup, run_finetune
-from paligemma.cli.finetune_options import finetune_options
+from paligemma.cli.finetune_options import SECTIONS, finetune_options
 from paligemma.cli.options import NamedPath, overwrite_option
 from paligemma.cli.stopping import when_stopped
 from paligemma.errors import ConfigError
 from paligemma.whole_file import require_free
 
 
-@click.group("train", cls=TrainGroup, invoke_without_command=True)
+@click.group("train", cls=TrainGroup, sections=SECTIONS, invoke_without_command=True)
 @finetune_options
 @click.pass_context
 def train_group(ctx: click.Context, /, **values: Any) -> None:

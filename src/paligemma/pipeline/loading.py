@@ -214,6 +214,7 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
             is_narrow = not packs
         mode = options.mode or ("bf16" if is_narrow else "exact")
         dtype = torch.bfloat16 if mode == "bf16" else torch.float32
+        _log_sources(opened, options, mask_codec, f"mode {mode} on {', '.join(map(str, devices))}")
         model = opened.load(dtype=dtype, device=devices, quant=quant)
         if options.adapter is not None:
             attach(model, _adapter(options.adapter, model, str(name)))
@@ -233,6 +234,25 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
             ),
             adapters=named,
         )
+
+
+def _log_sources(
+    opened: OpenCheckpoint, options: LoadOptions, mask_codec: Path | None, how: str
+) -> None:
+    """Tell where everything that is loaded comes from."""
+    checkpoint = opened.checkpoint
+    files = checkpoint.weights
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    logger.info(
+        "loading %s from %s%s, tokenizer %s, mask codec %s, adapter %s, %s",
+        checkpoint.name,
+        files[0],
+        more,
+        options.tokenizer or checkpoint.tokenizer,
+        mask_codec or "none",
+        options.adapter or ", ".join(options.adapters or ()) or "none",
+        how,
+    )
 
 
 def _require_packed_mode(quant: str, mode: str | None, *, packs: bool = True) -> None:

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from paligemma.errors import DataError
-from paligemma.weights.hub import download_dataset
 
 SCHEME = "hub:"
 # As the hub writes names.
@@ -35,6 +34,8 @@ def pinned(data: str | Path) -> Path:
 
 def local_folder(data: str | Path) -> Path:
     """The folder of a data set on this machine; raises as `pinned` does."""
+    from paligemma.weights.hub import download_dataset  # imports torch; names of sets need none
+
     name, revision = _named(data)
     folder = download_dataset(name, revision)
     if not any(folder.rglob("*.parquet")):
