@@ -36,6 +36,7 @@ from paligemma.json_file import parse_json
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.types import TextAnswer
 from paligemma.outputs.words import detection_from_json
+from paligemma.pipeline.habits import for_asking
 from paligemma.pipeline.task_methods import Answer, TaskMethods
 from paligemma.processing.frames import Frames, several_of
 from paligemma.processing.image import MAX_ENCODED_BYTES, ImageSource, load_image
@@ -78,7 +79,7 @@ class RemoteImage:
     image_id: str | None = None
 
     def ask(self, prompt: str, **options: Unpack[AskKeywords]) -> TextAnswer | Detections:
-        """See `Client.ask`."""
+        """What the prompt asks for, with the options of `Client.ask`."""
         return self.owner.ask(self, prompt, **options)
 
 
@@ -217,6 +218,7 @@ class Client(TaskMethods[Picture]):
                 "a server offers an adapter as a model of its own, got adapter here; name it as "
                 "model of the client"
             )
+        asked = for_asking(asked)
         waits = 0
         while True:
             response = self._response(connection, self._body(shown, asked))

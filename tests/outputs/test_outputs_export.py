@@ -108,16 +108,28 @@ def test_boxes_without_size_are_left_out_and_counted(caplog: pytest.LogCaptureFi
     assert "1 of 3 boxes" in caplog.text
 
 
-def test_supervision_gets_masks_scores_and_names() -> None:
+def test_supervision_gets_masks_scores_and_names(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("supervision")
     ours = sample().to_supervision()
     assert ours.xyxy.tolist() == pytest.approx(np.float32([[30, 10, 50, 20]] * 2))
     assert ours.confidence.tolist() == [0.75, 0.5]
     assert (ours.class_id.tolist(), ours.data["class_name"].tolist()) == ([1, 0], ["dog", "cat"])
     assert ours.mask.shape == (2, 50, 100)
-    assert ours.mask[0].sum() == 200  # the dog has no mask and gets its filled box
+    assert ours.mask[0].sum() == 0  # the dog has no mask, and its box is none
+    assert ours.data["has_mask"].tolist() == [False, True]
+    assert "1 of 2 objects have no mask" in caplog.text
     assert np.array_equal(ours.mask[1], region().to_array())
     assert len(Detections(items=(), image_wh=WH).to_supervision()) == 0
+    assert sample()[:1].to_supervision().mask is None
+
+
+def test_masks_are_an_array_with_an_empty_one_where_there_is_none() -> None:
+    masks = sample().masks
+    assert masks is not None
+    assert (masks.shape, masks.dtype, masks[0].any()) == ((2, 50, 100), bool, False)
+    assert np.array_equal(masks[1], region().to_array())
+    assert sample()[:1].masks is None
+    assert Detections(items=(), image_wh=WH).masks is None
 
 
 def test_without_supervision_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -568,8 +568,8 @@ def test_prompts_and_options_are_checked_before_a_picture_is_read(random_tiny: P
         random_tiny.ask("no-such-picture.png", " ")
     with pytest.raises(ConfigError, match="max_new_tokens"):
         random_tiny.read("no-such-picture.png", max_new_tokens=0)
-    with pytest.raises(ConfigError, match="no option 'max_tokens' here; did you mean max_new_tok"):
-        random_tiny.read("no-such-picture.png", max_tokens=3)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="no option 'new_tokens' here; did you mean max_new_tok"):
+        random_tiny.read("no-such-picture.png", new_tokens=3)  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match="no option 'treshold' here; did you mean threshold"):
         random_tiny.detect("no-such-picture.png", "cat", treshold=0.5)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="no option 'zzz' here; use max_new_tokens, temperature"):

@@ -157,6 +157,12 @@ class Detections(Sequence[Detection]):
         return np.array([np.nan if item.score is None else item.score for item in self], np.float64)
 
     @property
+    def masks(self) -> np.ndarray | None:
+        """bool[N, H, W] at the image's size, empty for objects without a mask; None where none has
+        one."""
+        return export.stacked_masks(self.items)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes by number: the asked labels, then all others alphabetically.
 

@@ -111,7 +111,8 @@ def to_supervision(items: Sequence[Detection], *, class_names: Sequence[str]) ->
     """`supervision.Detections` with masks, confidences and class names.
 
     Args:
-        items: the objects; where any has a mask, those without get their filled box.
+        items: the objects; where any has a mask, that of those without is empty, `has_mask` of
+            the data is then False, and a warning counts them.
         class_names: labels; the position of a label is its class id.
 
     Raises:
@@ -131,12 +132,21 @@ def to_supervision(items: Sequence[Detection], *, class_names: Sequence[str]) ->
     classes = {name: i for i, name in enumerate(class_names)}
     scores = [item.score for item in kept]
     known = [s for s in scores if s is not None]
+    masks = stacked_masks(kept)
+    has_mask = np.array([item.region is not None for item in kept])
+    if masks is not None and not has_mask.all():
+        logger.warning(
+            "%d of %d objects have no mask, and theirs is empty in supervision; see "
+            "data['has_mask']",
+            (~has_mask).sum(),
+            len(kept),
+        )
     return supervision.Detections(
         xyxy=np.array([item.box_xyxy_px for item in kept], np.float32),
-        mask=np.stack([_mask_or_box(i) for i in kept]) if any(i.region for i in kept) else None,
+        mask=masks,
         confidence=np.array(known, np.float32) if len(known) == len(scores) else None,
         class_id=np.array([_look_up(item, classes, "class_names") for item in kept]),
-        data={"class_name": np.array([item.name for item in kept])},
+        data={"class_name": np.array([item.name for item in kept]), "has_mask": has_mask},
     )
 
 
@@ -184,11 +194,13 @@ def _look_up(item: Detection, classes: Mapping[str, int], argument: str) -> int:
     return classes[item.name]
 
 
-def _mask_or_box(item: Detection) -> np.ndarray:
-    mask = item.mask
-    if mask is None:
-        width, height = item.image_wh
-        x0, y0, x1, y1 = (round(v) for v in item.box_xyxy_px)
-        mask = np.zeros((height, width), bool)
-        mask[y0:y1, x0:x1] = True
-    return mask
+def stacked_masks(items: Sequence[Detection]) -> np.ndarray | None:
+    """bool[N, H, W], empty for objects without a mask; None where none has one."""
+    if not any(item.region is not None for item in items):
+        return None
+    width, height = items[0].image_wh
+    masks = np.zeros((len(items), height, width), bool)
+    for item, mask in zip(items, masks, strict=True):
+        if item.region is not None:
+            mask[:] = item.region.to_array()
+    return masks

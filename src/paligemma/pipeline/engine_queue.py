@@ -140,6 +140,11 @@ class EngineQueue:
         self._queues[place[0]].cancel(place[1])
         return self._growing.pop(place)[1].written(is_cut=False)
 
+    def so_far(self, handle: int) -> Written | None:
+        """What a request has written; None where it is complete, and of a search."""
+        place = self._places.get(handle)
+        return None if place is None else self._growing[place][1].written(is_cut=False)
+
     def step(self) -> list[Progress]:
         """One token of every answer for which there is room, and one step of every search."""
         found = []

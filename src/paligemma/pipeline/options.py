@@ -34,6 +34,7 @@ from paligemma.generate import (
 )
 from paligemma.outputs.boxes import SEPARATOR
 from paligemma.outputs.detections import require_selection
+from paligemma.pipeline.habits import for_asking
 from paligemma.processing.prompts import ObjectPrompt
 from paligemma.vocab import Vocab
 
@@ -294,6 +295,7 @@ def chosen(kind: type[Options], keywords: Mapping[str, Any]) -> Options:
 
 def chosen_for_asking(keywords: Mapping[str, Any]) -> tuple[AnswerOptions, ObjectOptions]:
     """The two kinds of options of a method that may find objects; errors as in `chosen`."""
+    keywords = for_asking(keywords)
     of_objects = _names(ObjectOptions)
     _require_known(keywords, _names(AnswerOptions) + of_objects)
     return (

@@ -22,6 +22,8 @@ from paligemma.generate import Constraint, JsonGrammar, JsonTokens
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.types import TextAnswer
 from paligemma.pipeline.engine import MAX_PREFIX_TOKENS, MAX_ROWS, Engine, Request, Written
+from paligemma.pipeline.following import AnswerEvent, events
+from paligemma.pipeline.habits import for_asking, for_loading
 from paligemma.pipeline.loading import LoadKeywords, LoadOptions, load_pretrained, opened_codec
 from paligemma.pipeline.notices import warn_of_cuts
 from paligemma.pipeline.options import (
@@ -103,13 +105,14 @@ class PaliGemma(TaskMethods[Picture]):
 
         Args:
             name: "tiny", a hub id such as "google/paligemma2-3b-mix-448", a folder, or an .npz.
-            options: fields of `LoadOptions`, such as mode, device, revision, adapter and adapters.
+            options: fields of `LoadOptions`, such as mode, device, revision, adapter and adapters;
+                torch_dtype and device_map are taken as transformers does.
 
         Raises:
             PaliGemmaError: unknown name, files that do not fit, or an option that is unknown or out
                 of its range.
         """
-        loaded = load_pretrained(name, chosen(LoadOptions, options))
+        loaded = load_pretrained(name, chosen(LoadOptions, for_loading(options)))
         return cls(
             loaded.model,
             loaded.processor,
@@ -201,7 +204,7 @@ class PaliGemma(TaskMethods[Picture]):
             PromptError, ConfigError, CheckpointError: as `ask`.
         """
         if in_words:
-            _ = chosen(AnswerOptions, options)
+            _ = chosen(AnswerOptions, for_asking(options))
         of_answer, of_objects = chosen_for_asking(options)
         splits = has_picture and not in_words
         prefixes = self.processor.prefixes(prompt) if splits else (prompt,)
@@ -246,7 +249,7 @@ class PaliGemma(TaskMethods[Picture]):
                 f"a batch needs a list of prompts, got {type(prompts).__name__}; "
                 "ask a single prompt with generate"
             )
-        of_answer = chosen(AnswerOptions, options)
+        of_answer = chosen(AnswerOptions, for_asking(options))
         grammar = self._grammar(of_answer)
         requests = [self._request(prompt, of_answer, grammar) for prompt in prompts]
         if images is None:
@@ -263,6 +266,21 @@ class PaliGemma(TaskMethods[Picture]):
             answers += self._texts([about(request, encoded) for request, encoded in pairs])
         return answers
 
+    def stream_events(
+        self, image: Picture, prompt: str, **options: Unpack[AskKeywords]
+    ) -> Iterator[AnswerEvent]:
+        """What `ask` answers, as it is written: tokens, objects and the end.
+
+        Yields:
+            `WrittenToken` for each token, `CompleteObject` for each object whose tokens are all
+            there, of at least the threshold, and last `Ended` with the whole answer and its scores.
+            `to_json()` of each is an object of JSON.
+
+        Raises:
+            PaliGemmaError: see `ask`.
+        """
+        return events(self, image, prompt, **options)
+
     def stream(
         self, image: Picture | None, prompt: str, **options: Unpack[AnswerKeywords]
     ) -> Iterator[str]:
@@ -270,7 +288,7 @@ class PaliGemma(TaskMethods[Picture]):
 
         A warning after the last piece reports an answer that the bound cut.
         """
-        of_answer = chosen(AnswerOptions, options)
+        of_answer = chosen(AnswerOptions, for_asking(options))
         of_answer.require_one_answer("a stream")
         grammar = self._grammar(of_answer)
         request = self._request(prompt, of_answer, grammar)

@@ -60,7 +60,8 @@ class EncodedImage:
     adapter: str | None = None
 
     def ask(self, prompt: str, **options: Unpack[AskKeywords]) -> TextAnswer | Detections:
-        """See `PaliGemma.ask`."""
+        """What the prompt asks for, with the options of `PaliGemma.ask`: `TextAnswer`, or
+        `Detections` where it asks for objects."""
         return self.owner.ask(self, prompt, **options)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.detections import Detections, join_detections
 from paligemma.outputs.parse import Decode, parse_tokens, text_answer
-from paligemma.outputs.types import ParsedOutput, TextAnswer
+from paligemma.outputs.types import Detection, ParsedOutput, TextAnswer
 from paligemma.pipeline.engine import Request, Written
 from paligemma.pipeline.notices import warn_of_missing_masks
 from paligemma.pipeline.options import ObjectOptions
@@ -74,6 +74,28 @@ class Reader:
             for one, asks in zip(parsed, question.asked, strict=True)
         ]
         return found[0] if len(found) == 1 else join_detections(found)
+
+    def objects(
+        self,
+        question: Question,
+        number: int,
+        written: Written,
+        encoded: EncodedImage,
+        *,
+        start: int,
+    ) -> tuple[tuple[Detection, ...], int]:
+        """Objects from the number `start` on of an answer that is being written, and how many there
+        are in all; only those of the threshold, overlapping ones too.
+
+        Args:
+            number: of the request that is answered.
+        """
+        parsed = parse_tokens(written.record, self.vocab, self.decode)
+        new = replace(parsed, objects=parsed.objects[start:])
+        codec = self.mask_codec() if any(item.seg is not None for item in new.objects) else None
+        found = to_detections(new, encoded.image_wh, codec=codec)
+        options = question.objects or ObjectOptions()
+        return found.selected(options.threshold, None).items, len(parsed.objects)
 
     def _detections(
         self,
