@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import signal
@@ -13,7 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -326,43 +327,78 @@ def program(*words: str) -> list[str]:
     return [sys.executable, "-m", "paligemma", "mcp", "--model", "tiny", *words]
 
 
-def test_standard_output_is_the_protocol_alone_and_a_signal_ends_it() -> None:
+@contextlib.contextmanager
+def started() -> Iterator[tuple[subprocess.Popen[str], Callable[..., None], TextIO]]:
+    """The program with its session begun, what sends it messages or raw lines, and its output."""
     process = subprocess.Popen(
         program(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None
+    assert stdout is not None
+
+    def send(*messages: dict[str, Any] | str) -> None:
+        for message in messages:
+            is_raw = isinstance(message, str)
+            stdin.write(message if is_raw else json.dumps({"jsonrpc": "2.0", **message}))
+            stdin.write("\n")
+        stdin.flush()
+
     client = {"name": "test", "version": "1"}
     start = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client}
+    try:
+        send({"id": 1, "method": "initialize", "params": start})
+        send({"method": "notifications/initialized"})
+        assert json.loads(stdout.readline())["id"] == 1
+        yield process, send, stdout
+    finally:
+        process.kill()
+        with contextlib.suppress(BrokenPipeError):  # of what was not taken
+            stdin.close()
+        process.__exit__(None, None, None)
+
+
+def test_standard_output_is_the_protocol_alone_and_a_signal_ends_it() -> None:
     tall = io.BytesIO()
     Image.new("L", (8, 8)).save(
         tall, "GIF", save_all=True, append_images=[Image.new("L", (8, 8), 9)]
     )
     many_frames = base64.b64encode(tall.getvalue()).decode()  # read with a warning
-    for message in (
-        {"id": 1, "method": "initialize", "params": start},
-        {"method": "notifications/initialized"},
-        "no JSON",
-        {
-            "id": 2,
-            "method": "tools/call",
-            "params": {"name": "read", "arguments": {"image": many_frames}},
-        },
-    ):
-        text = message if isinstance(message, str) else json.dumps({"jsonrpc": "2.0", **message})
-        process.stdin.write(text + "\n")
-    process.stdin.flush()
-    try:
+    with started() as (process, send, stdout):
+        arguments = {"image": many_frames}
+        asked = {"name": "read", "arguments": arguments}
+        send("no JSON", "", '{"jsonrpc": "2.0", "id": "\\ud800", "method": "ping"}')
+        send({"id": 2, "method": "tools/call", "params": asked})
         seen = []
         while not any(one.get("id") == 2 for one in seen):
-            seen.append(json.loads(process.stdout.readline()))
+            seen.append(json.loads(stdout.readline()))
         assert all(one["jsonrpc"] == "2.0" for one in seen)
         assert seen[-1]["result"]["isError"] is False
+        # What is no message is answered too; an empty line is none at all.
+        refused = [one["error"] for one in seen if one["id"] is None]
+        assert [one["code"] for one in refused] == [-32700, -32700]
+        assert "a line of JSON-RPC" in refused[0]["message"]
         process.send_signal(signal.SIGTERM)  # while standard input stays open
         out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
     assert process.returncode == 143, err
     assert out == ""
     assert "2 frames" in err
     assert "Traceback" not in err
+
+
+def test_a_signal_ends_it_where_nobody_reads_its_answers() -> None:
+    with started() as (process, send, stdout):
+        send(*({"id": number, "method": "tools/list"} for number in range(2, 60)))
+        assert stdout.readline()
+        time.sleep(0.5)  # the pipe is full
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+
+
+def test_it_ends_without_a_word_when_the_reader_of_its_answers_has_gone() -> None:
+    with started() as (process, send, stdout):
+        stdout.close()
+        send(*({"id": number, "method": "ping"} for number in range(2, 5)))
+        assert process.wait(30) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""

@@ -15,6 +15,7 @@ import click
 from paligemma.cli.options import ModelChoice, NamedPath, served_model_options
 from paligemma.cli.sections import SectionedCommand
 from paligemma.cli.serve_options import Safety, is_loopback, safety_options
+from paligemma.cli.stopping import signals_end_it_at_once
 from paligemma.errors import ConfigError, MissingExtraError
 
 
@@ -102,7 +103,7 @@ def mcp(
                     err=True,
                 )
             # The protocol needs the stream itself; JSON escapes what a terminal would obey.
-            with contextlib.redirect_stdout(sys.__stdout__):
+            with contextlib.redirect_stdout(sys.__stdout__), signals_end_it_at_once():
                 asyncio.run(run_stdio(service, roots))
         else:
             app = create_http(service, roots, host=host, port=address[1], keys=keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shlex
 import signal
 import sys
@@ -52,6 +53,31 @@ def signals_as_exceptions() -> Iterator[None]:
     finally:
         for number in before:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def signals_end_it_at_once() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP end a program there and then that leaves nothing half-done.
+
+    What a handler raises inside asyncio is wrapped by a group of tasks, or lost in a callback, and
+    a thread that waits for a pipe would be waited for.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        os._exit(128 + number)
+
+    taken = [
+        one for one in (signal.SIGINT, *_SIGNALS) if signal.getsignal(one) is not signal.SIG_IGN
+    ]
+    try:
+        before = {one: signal.signal(one, end) for one in taken}
+    except ValueError:  # Not in the main thread, which alone may do so.
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def when_stopped(what: str) -> Callable[[Command], Command]:

@@ -9,11 +9,12 @@ import json
 import logging
 import sys
 import threading
+from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from mcp import types
 from mcp.server.auth.provider import AccessToken, TokenVerifier
@@ -22,6 +23,7 @@ from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.shared.exceptions import MCPError
+from mcp.shared.message import SessionMessage
 from pydantic import AnyHttpUrl, ValidationError
 from starlette.types import ASGIApp
 
@@ -37,6 +39,9 @@ from paligemma.serve.middleware import Front
 from paligemma.serve.pictures import picture_bytes
 from paligemma.serve.roots import Roots
 from paligemma.serve.tasks import TASKS
+
+if TYPE_CHECKING:
+    from mcp.shared._stream_protocols import ReadStream, WriteStream
 
 logger = logging.getLogger(__name__)
 
@@ -108,10 +113,15 @@ async def run_stdio(service: Service, roots: Roots) -> None:
     """Serve the program that started this one until it closes standard input.
 
     Standard output carries the protocol alone: what else is written there goes to standard error.
+    Once nobody reads it, serving ends as well.
     """
     server, lines = create_mcp(service, roots), _InputLines(asyncio.get_running_loop())
-    async with stdio_server(stdin=lines) as (read, write):  # type: ignore[arg-type]
-        await server.run(read, write, server.create_initialization_options())
+    try:
+        async with stdio_server(stdin=lines) as (read, write):  # type: ignore[arg-type]
+            messages = _Messages(read, write)
+            await server.run(messages, write, server.create_initialization_options())
+    except* BrokenPipeError:
+        logger.info("nobody reads the answers any more")
 
 
 def create_http(
@@ -191,9 +201,48 @@ class _InputLines:
         return self
 
     async def __anext__(self) -> str:
-        if line := await self._next.get():
-            return line.decode(errors="replace")
+        while line := await self._next.get():
+            if line.strip():
+                return line.decode(errors="replace")
         raise StopAsyncIteration
+
+
+class _Messages:
+    """The messages of a client; what is none is answered with an error, and not handed on."""
+
+    def __init__(
+        self, read: ReadStream[SessionMessage | Exception], write: WriteStream[SessionMessage]
+    ) -> None:
+        self._read, self._write = read, write
+
+    async def receive(self) -> SessionMessage | Exception:
+        """The next one that is whole."""
+        return await self._whole(self._read.receive)
+
+    async def _whole(self, take: Callable[[], Awaitable[SessionMessage | Exception]]) -> Any:
+        while isinstance(found := await take(), Exception):
+            words = "a message must be a line of JSON-RPC 2.0 in UTF-8, got something else"
+            error = types.ErrorData(code=types.PARSE_ERROR, message=f"{words}; send it again")
+            await self._write.send(
+                SessionMessage(types.JSONRPCError(jsonrpc="2.0", id=None, error=error))
+            )
+        return found
+
+    async def aclose(self) -> None:
+        """Read no more."""
+        await self._read.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        return await self._whole(self._read.__anext__)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
 
 
 async def _answered(
