@@ -65,6 +65,52 @@ def test_coco_captions_follow_karpathys_split(tmp_path: Path) -> None:
     assert [one.id for one in read("coco-captions", tmp_path, "test")] == ["104"]
 
 
+@pytest.mark.parametrize("place", ["", "annotations"])
+def test_karpathys_split_is_read_from_blips_lists_too(tmp_path: Path, place: str) -> None:
+    expected = read("coco-captions", coco_folder(tmp_path))
+    (tmp_path / "dataset_coco.json").unlink()
+    rows = [
+        {"image": f"val2014/COCO_{k:012d}.jpg", "caption": one.references}
+        for k, one in enumerate(expected)
+    ]
+    write_json(tmp_path / place / "coco_karpathy_val.json", rows)
+    found = read("coco-captions", tmp_path)
+    assert [one.id for one in found] == ["0", "1"]
+    assert [(one.references, one.targets) for one in found] == [
+        (one.references, one.targets) for one in expected
+    ]
+    assert found[1].pictures[0].read(1000).shape == SHAPE
+    apart = [
+        {"image": "train2014/COCO_000000000002.jpg", "caption": text, "image_id": "coco_2"}
+        for text in ("a cow", "one cow")
+    ]
+    write_json(tmp_path / place / "coco_karpathy_train.json", apart)
+    (one,) = read("coco-captions", tmp_path, "train")
+    assert (one.id, one.targets) == ("2", ("a cow", "one cow"))
+
+
+def test_cocos_own_captions_are_read_and_said_to_be_no_split_of_karpathy(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    coco_folder(tmp_path)
+    content = {
+        "images": [{"id": 7, "file_name": "COCO_000000000000.jpg"}],
+        "annotations": [{"id": k, "image_id": 7, "caption": f"cat {k}"} for k in range(2)],
+    }
+    write_json(tmp_path / "annotations/captions_val2014.json", content)
+    assert [one.id for one in read("coco-captions", tmp_path)] == ["100", "101"]
+    assert not caplog.text
+    (tmp_path / "dataset_coco.json").unlink()
+    (one,) = read("coco-captions", tmp_path)
+    assert (one.id, one.references) == ("7", ["cat 0", "cat 1"])
+    assert one.pictures[0].read(1000).shape == SHAPE
+    assert "captions_val2014.json is COCO's own split of 1 pictures" in caplog.text
+    content["images"] = [{"id": 8, "file_name": "x.jpg"}]
+    write_json(tmp_path / "annotations/captions_val2014.json", content)
+    with pytest.raises(DataError, match="captions the image 7, which is not among"):
+        read("coco-captions", tmp_path)
+
+
 def test_a_perfect_caption_outscores_a_wrong_one_and_an_empty_one_scores_nothing(
     tmp_path: Path,
 ) -> None:

@@ -112,6 +112,12 @@ def test_captions_of_coco_are_answers_of_one_picture(tmp_path: Path) -> None:
     assert (one.prefix, one.targets) == ("caption en", ("a", "b"))
     write_json(tmp_path / "own-format.json", {"language": "de"})
     assert rows(tmp_path)[0].prefix == "caption de"
+    (tmp_path / "train2017").rename(tmp_path / "val2014")
+    (tmp_path / "annotations").rename(tmp_path / "older")
+    content["images"] = [{"id": 1, "file_name": "1.jpg"}]
+    write_json(tmp_path / "annotations" / "captions_val2014.json", content)
+    (one,) = rows(tmp_path, "valid")
+    assert one.pictures[0].read(1000).shape == (8, 12, 3)
 
 
 def test_coco_files_as_exports_have_them_give_the_same_rows(tmp_path: Path) -> None:

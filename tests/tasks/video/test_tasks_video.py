@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import sys
@@ -199,6 +200,41 @@ def test_msrvtt_captions_are_gathered_by_video(tmp_path: Path) -> None:
     assert first.references == ["a man sings", "a singer"]
     assert len(first.pictures) == ROWS["msrvtt-cap"].asking.num_pictures == 16
     assert [int(one.read(100)[0, 0, 0]) // 2 for one in first.pictures[:4]] == [0, 9, 18, 0]
+
+
+def test_one_file_of_all_videos_of_msrvtt_is_read_by_its_splits(tmp_path: Path) -> None:
+    _frames(_msrvtt(tmp_path) / "frames/video7010", 20)
+    _frames(tmp_path / "frames/video7011", 20)
+    (tmp_path / "test_videodatainfo.json").rename(tmp_path / "MSRVTT_data.json")
+    table = json.loads((tmp_path / "MSRVTT_data.json").read_text())
+    table["videos"][0]["split"] = "validate"
+    write_json(tmp_path / "MSRVTT_data.json", table)
+    assert [one.id for one in _read("msrvtt-cap", tmp_path)] == ["video7011"]
+    assert [one.id for one in _read("msrvtt-cap", tmp_path, "val")] == ["video7010"]
+
+
+@pytest.mark.parametrize(
+    ("task", "said", "name"),
+    [
+        ("msrvtt-qa", "video7010", "frames/video7010"),
+        ("msvd-qa", 1301, "frames/vid1301"),
+        ("msvd-qa", "vid1301", "YouTubeClips/abc_5_15"),
+        ("msvd-qa", "abc_5_15", "YouTubeClips/abc_5_15"),
+    ],
+)
+def test_questions_and_answers_may_stand_in_two_files(
+    tmp_path: Path, task: str, said: object, name: str
+) -> None:
+    _frames(tmp_path / name, 3)
+    write_text(tmp_path / "youtube_mapping.txt", "abc_5_15 vid1301\n")
+    asked = {"question_id": 4, "video_name": said, "question": "what?"}
+    write_json(tmp_path / "test_q.json", [asked])
+    write_json(tmp_path / "test_a.json", [{"question_id": 4, "answer": "couch"}])
+    (example,) = _read(task, tmp_path)
+    assert (example.id, example.prefix, example.references) == ("4", "answer en what?", "couch")
+    write_json(tmp_path / "test_a.json", [{"question_id": 5, "answer": "couch"}])
+    with pytest.raises(DataError, match="question_id 4 has no answer"):
+        _read(task, tmp_path)
 
 
 def test_missing_videos_are_left_out_and_counted(

@@ -4,6 +4,7 @@ The prompt is unpublished; ours stands in `StatementFormat`, and `{task}-format.
 folder changes it. Source: arXiv:2412.03555 section 4.8.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,8 @@ from paligemma.tasks.task import NeededFile, Task, published_keys
 
 VSR = "github.com/cambridgeltl/visual-spatial-reasoning (data/splits)"
 COCO_2017 = "cocodataset.org (COCO 2017, training and validation set in one folder or two)"
+logger = logging.getLogger(__name__)
+
 _SPLITS = ("test", "dev", "train")
 _FOLDERS = ("images", "train2017", "val2017", "images/train2017", "images/val2017")
 _STATEMENT = "{caption}"
@@ -44,7 +47,14 @@ def read_vsr(data: Path, split: str, *, kind: str) -> Iterator[Example]:
     """
     name = f"vsr-{kind}"
     file = f"{kind}/{split}.jsonl"
-    path = find_file(data, f"splits/{file}", f"data/splits/{file}", file, source=VSR)
+    root = f"{split}.jsonl"
+    path = find_file(data, f"splits/{file}", f"data/splits/{file}", file, root, source=VSR)
+    if path == Path(data) / root:
+        logger.warning(
+            "%s does not say whether it is of the zero-shot or the random split; taken for %s",
+            path,
+            kind,
+        )
     style = read_format(data, name, StatementFormat())
     if _STATEMENT not in style.prompt:
         raise DataError(f"the prompt of {name} must hold {_STATEMENT}, got {style.prompt!r}")
@@ -79,7 +89,9 @@ def _task(kind: str, title: str, published_split: str) -> Task:
         asking=Asking(text_len=64, max_new_tokens=18),
         files=(
             NeededFile(
-                f"splits/{kind}/{{split}}.jsonl", VSR, fields="image, caption, label, relation"
+                f"splits/{kind}/{{split}}.jsonl or {{split}}.jsonl",
+                VSR,
+                fields="image, caption, label, relation",
             ),
             NeededFile("images/*.jpg", COCO_2017),
             NeededFile(format_file(name), "optional, written by you", fields="prompt"),

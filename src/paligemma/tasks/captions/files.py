@@ -13,6 +13,7 @@ from pathlib import Path
 from paligemma.errors import DataError
 from paligemma.example import Example, Picture
 from paligemma.tasks.reading.coco import COCO_IMAGES
+from paligemma.tasks.reading.coco_stream import stream_lists
 from paligemma.tasks.reading.examples import SourceRow, example_of, slices_of, texts_in
 from paligemma.tasks.reading.file_rows import (
     FileRow,
@@ -44,6 +45,16 @@ SCICAP = "github.com/tingyaohsu/SciCap (scicap_data.zip)"
 _ENGLISH_LINES = "de"
 _KARPATHY_FILE = "dataset_coco.json"
 _KARPATHY_SPLITS = {"val": ("val",), "test": ("test",), "train": ("train", "restval")}
+# What people have in its place: Karpathy's split as BLIP's lists, and COCO's own files.
+_BLIP_FILES = ("coco_karpathy_{split}.json", "annotations/coco_karpathy_{split}.json")
+_OWN_FILES = {
+    split: tuple(
+        f"{folder}captions_{split}{year}.json"
+        for folder in ("annotations/", "")
+        for year in ("2014", "2017")
+    )
+    for split in ("val", "test", "train")
+}
 # Pictures of val, and of test.
 _KARPATHY_PICTURES = 5_000
 _SCICAP_LIST = "List-of-Files-for-Each-Experiments/First-Sentence/No-Subfig/{split}/file_idx.json"
@@ -52,10 +63,65 @@ _SCICAP_TEXT = "1-lowercase-and-token-and-remove-figure-index"
 
 def read_coco_captions(data: Path, split: str) -> Iterator[Example]:
     """Read COCO by Karpathy's split; "train" is train and restval together."""
+    if not (Path(data) / _KARPATHY_FILE).exists():
+        for names, read in ((_BLIP_FILES, _blip_captions), (_OWN_FILES[split], _own_captions)):
+            found = [path for name in names if (path := data / name.format(split=split)).exists()]
+            if found:
+                return read(found[0], data)
     rows = _karpathy_rows(data)
     wanted = (row for row in rows if row.text("split") in _KARPATHY_SPLITS[split])
     named = ((row, _coco_picture(data, row)) for row in wanted)
     return coco_caption_examples(named, data, split)
+
+
+def _blip_captions(path: Path, data: Path) -> Iterator[Example]:
+    """Read Karpathy's split as BLIP has it: a list of {"image", "caption"}, or one a caption."""
+    captions: dict[str, list[str]] = {}
+    for row in read_list(path):
+        given = [row.text("caption")] if _is_text(row, "caption") else row.texts("caption")
+        name = str(relative_name(row.text("image"), row.where))
+        captions.setdefault(name, []).extend(_required(given, row))
+    for name, given in captions.items():
+        folder, _, file = name.rpartition("/")
+        number = Path(file).stem.rpartition("_")[2]
+        images = find_file(data, folder, f"images/{folder}", source=COCO_IMAGES)
+        yield example_of(
+            str(int(number)) if number.isdecimal() else number,
+            CAPTION_PREFIX,
+            picture=picture_in(images, file),
+            answers=given,
+        )
+
+
+def _own_captions(path: Path, data: Path) -> Iterator[Example]:
+    """Read COCO's own split, with a warning: Karpathy's cannot be known from it."""
+    captions: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
+    for name, fields in stream_lists(path, ("images", "annotations")):
+        row = FileRow(fields, f"{path}, {name}")
+        if name == "images":
+            names[row.identifier("id")] = row.text("file_name")
+        else:
+            captions.setdefault(row.identifier("image_id"), []).append(row.text("caption"))
+    logger.warning(
+        "%s is COCO's own split of %d pictures; published figures are of Karpathy's, which %s "
+        "beside it gives",
+        path,
+        len(captions),
+        _KARPATHY_FILE,
+    )
+    folder = path.stem.removeprefix("captions_")
+    images = find_file(data, folder, f"images/{folder}", source=COCO_IMAGES)
+    for image, given in captions.items():
+        if image not in names:
+            raise DataError(f"{path} captions the image {image}, which is not among its images")
+        yield example_of(
+            image, CAPTION_PREFIX, picture=picture_in(images, names[image]), answers=given
+        )
+
+
+def _is_text(row: FileRow, name: str) -> bool:
+    return isinstance(row.fields.get(name), str)
 
 
 def coco_caption_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:

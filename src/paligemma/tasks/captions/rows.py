@@ -25,6 +25,11 @@ _COCO_FILES = (
     ),
     NeededFile("train2014/, val2014/ (or below images/)", COCO_IMAGES),
 )
+_KARPATHY_LISTS = NeededFile(
+    "coco_karpathy_{split}.json, or annotations/captions_{split}2014.json",
+    "in its place, Karpathy's split as BLIP has it, or COCO's own split",
+    fields="image, caption; or images[]: id, file_name; annotations[]: image_id, caption",
+)
 _RICO_FILE = NeededFile("combined/{screenId}.jpg, .json", screens.RICO)
 _DOCCI = ("DOCCI long captions", "qual_dev (100 images)", "qual_dev")
 _MIMIC = ("MIMIC-CXR report generation", "test", "test")
@@ -76,7 +81,7 @@ TASKS: tuple[Task, ...] = (
         name="coco-captions",
         title="COCO captions",
         splits=("val", "test", "train"),
-        files=_COCO_FILES,
+        files=(_COCO_FILES[0], _KARPATHY_LISTS, *_COCO_FILES[1:]),
         reader=files.read_coco_captions,
         from_rows=files.copied_coco_captions,
         published=_cider(("COCO captions", "val", "val"), ("COCOcap", "val", "val")),
@@ -84,7 +89,7 @@ TASKS: tuple[Task, ...] = (
             _WHOLE_SPLIT,
             "The split is Karpathy's val of 5,000, not COCO's own of 40,504.",
             "A hub copy of COCO's own split is cut to Karpathy's where dataset_coco.json lies "
-            "beside it; without that file a warning tells it.",
+            "beside it; without that file a warning tells it, as for captions_val2014.json.",
         ),
     ),
     _captions(

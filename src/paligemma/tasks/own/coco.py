@@ -55,6 +55,7 @@ _PATTERNS = (
     "instances_{}2017.json",
     "annotations/captions_{}.json",
     "annotations/captions_{}2017.json",
+    "annotations/captions_{}2014.json",
     "captions_{}.json",
     "annotations/{}.json",
     "{}.json",
@@ -115,7 +116,8 @@ def _rows(path: Path, root: Path, split: str, form: OwnForm) -> Iterator[OwnRow]
     names = [one.file_name for one in images.values() if isinstance(one, CocoImage)]
     found = [root / split_name for split_name in split_names(split)]
     folders = [path.parent, *found, *(root / "images" / one.name for one in found), root / "images"]
-    folders += [root / f"{split}2017", root]
+    folders += [root / f"{name}{year}" for name in split_names(split) for year in (2017, 2014)]
+    folders.append(root)
     source = _File(path, folders, names[0] if names else "")
     for key in sorted(marked.keys() - images.keys(), key=by_id):
         yield RowError(

@@ -6,6 +6,7 @@ Source: big_vision configs/proj/paligemma/transfers/{msrvtt,msvd,activitynet,vat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ ANET_QA = "ActivityNet-QA, github.com/MILVLAB/activitynet-qa (dataset/); videos 
 VATEX = "VATEX, eric-xw.github.io/vatex-website; clips of YouTube"
 
 SPLITS = ("test", "val", "train")
+_NUMBERED = re.compile("(?:vid(?:eo)?)?([0-9]{1,9})")
 
 
 def read_msrvtt_cap(data: Path, split: str) -> Iterator[Example]:
@@ -42,7 +44,7 @@ def read_msrvtt_cap(data: Path, split: str) -> Iterator[Example]:
     names = {"test": "test", "val": "validate", "train": "train"}
     own = names[split]
     stem = "test" if split == "test" else "train_val"
-    path = find_file(data, f"{stem}_videodatainfo.json", source=MSRVTT)
+    path = find_file(data, f"{stem}_videodatainfo.json", "MSRVTT_data.json", source=MSRVTT)
     table = read_json(path)
     captions: dict[str, list[str]] = {}
     for row in list_rows(table, path, "sentences"):
@@ -105,25 +107,7 @@ def read_activitynet_cap(data: Path, split: str) -> Iterator[Example]:
 
 def read_activitynet_qa(data: Path, split: str) -> Iterator[Example]:
     """Read ActivityNet questions, with the nine types of question as slices."""
-    asked, told = (
-        find_file(data, f"{split}_{kind}.json", f"dataset/{split}_{kind}.json", source=ANET_QA)
-        for kind in ("q", "a")
-    )
-    answers = {row.identifier("question_id"): row for row in read_list(told)}
-    videos = _videos(data, "activitynet_qa")
-    for row in read_list(asked):
-        key = row.identifier("question_id")
-        if key not in answers:
-            raise row.error(f"question_id {key} has no answer in {told}")
-        if clip := videos.find(*_activitynet_names(row.text("video_name"))):
-            yield example_of(
-                key,
-                answer_prefix(row.text("question")),
-                picture=clip.frames(),
-                answers=answers[key].text("answer"),
-                slices={"type": str(answers[key].fields.get("type", "unknown"))},
-            )
-    videos.report("activitynet-qa", ANET_QA)
+    return _read_question_pairs(data, split, "activitynet_qa", _activitynet_names, ANET_QA)
 
 
 def read_vatex(data: Path, split: str) -> Iterator[Example]:
@@ -151,6 +135,14 @@ def _read_qa(
 ) -> Iterator[Example]:
     """Read the layout of MSR-VTT QA and MSVD QA: a list of rows with a numbered video."""
     task = transfer.replace("_", "-")
+    if not (data / f"{split}_qa.json").exists() and (data / f"{split}_q.json").exists():
+
+        def named(name: str) -> tuple[str, ...]:
+            number = _NUMBERED.fullmatch(name)
+            return (name, *(names(int(number[1])) if number else ()))
+
+        yield from _read_question_pairs(data, split, transfer, named, source)
+        return
     path = find_file(data, f"{split}_qa.json", source=source)
     videos = _videos(data, transfer)
     for row in read_list(path):
@@ -163,6 +155,32 @@ def _read_qa(
                 slices={"category": str(row.fields["category_id"])} if "category_id" in row else {},
             )
     videos.report(task, source)
+
+
+def _read_question_pairs(
+    data: Path, split: str, transfer: str, names: Callable[[str], tuple[str, ...]], source: str
+) -> Iterator[Example]:
+    """Read questions in one file and answers in another, as ActivityNet-QA has them."""
+    asked, told = (
+        find_file(data, f"{split}_{kind}.json", f"dataset/{split}_{kind}.json", source=source)
+        for kind in ("q", "a")
+    )
+    answers = {row.identifier("question_id"): row for row in read_list(told)}
+    videos = _videos(data, transfer)
+    for row in read_list(asked):
+        key = row.identifier("question_id")
+        if key not in answers:
+            raise row.error(f"question_id {key} has no answer in {told}")
+        if clip := videos.find(*names(row.identifier("video_name"))):
+            kind = {"type": str(answers[key].fields["type"])} if "type" in answers[key] else {}
+            yield example_of(
+                key,
+                answer_prefix(row.text("question")),
+                picture=clip.frames(),
+                answers=answers[key].text("answer"),
+                slices=kind,
+            )
+    videos.report(transfer.replace("_", "-"), source)
 
 
 def _videos(data: Path, transfer: str) -> Videos:

@@ -19,6 +19,13 @@ _VIDEOS = NeededFile(
     "frames/{video}/*.jpg or videos/{video}.mp4",
     "the videos of the benchmark, or all their frames extracted at full rate",
 )
+_PAIRS = (
+    NeededFile(
+        "{split}_q.json and {split}_a.json",
+        "in its place, as other programs divide it",
+        fields="question_id, video_name, question; question_id, answer",
+    ),
+)
 _EXACT = "Exact match is case-sensitive."
 
 
@@ -54,7 +61,7 @@ TASKS: tuple[Task, ...] = (
         "msrvtt-cap",
         "MSR-VTT captions",
         NeededFile(
-            "{train_val|test}_videodatainfo.json",
+            "{train_val|test}_videodatainfo.json or MSRVTT_data.json",
             files.MSRVTT,
             fields="videos[]: video_id, split; sentences[]: video_id, caption",
         ),
@@ -71,6 +78,7 @@ TASKS: tuple[Task, ...] = (
         "msrvtt-qa",
         "MSR-VTT QA",
         NeededFile("{split}_qa.json", files.MSRVTT_QA, fields="id, question, answer, video_id"),
+        *_PAIRS,
         reader=files.read_msrvtt_qa,
         transfer="msrvtt_qa",
         records=("MSR-VTT (QA)", "MSRVTT-QA"),
@@ -80,6 +88,7 @@ TASKS: tuple[Task, ...] = (
         "msvd-qa",
         "MSVD QA",
         NeededFile("{split}_qa.json", files.MSVD, fields="id, question, answer, video_id"),
+        *_PAIRS,
         NeededFile(
             "youtube_mapping.txt",
             "MSVD-QA; only where the videos carry their YouTube names",
