@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_folder import DESK
+from video_file import write_video
 
 from paligemma import PaliGemma
 from paligemma.cli.demo import drawn_scene
@@ -133,6 +135,31 @@ def test_a_frame_of_a_file_is_chosen_and_the_first_is_reported(
     assert paligemma("caption", pages, "--frame", 3).status == 2
     together = paligemma("generate", pages, "caption en", "--frames", *SHORT)
     assert (together.status, together.err) == (0, CUT)
+
+
+def test_frames_of_a_video_are_chosen_by_count_and_time(paligemma: Run, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    clip = tmp_path / "clip.mp4"
+    write_video(clip, 20)
+    first = paligemma("caption", clip, "--json", *SHORT)
+    assert "is a video, and its first frame is read" in first.err
+    texts = {
+        choice: paligemma("caption", clip, "--json", "--frame", choice, *SHORT).json["text"]
+        for choice in ("0", "0s", "even:2", "0.5s,1.5s")
+    }
+    assert first.json["text"] == texts["0"] == texts["0s"]
+    assert texts["even:2"] == texts["0.5s,1.5s"]
+    assert paligemma("caption", clip, "--frame", "9s").status == 2
+    assert "even:8" in paligemma("caption", clip, "--frame", "two").err
+
+
+def test_an_address_that_holds_the_picture_is_asked_about(paligemma: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8), "red").save(path)
+    text = base64.b64encode(path.read_bytes()).decode()
+    truth = paligemma("caption", path, "--json", *SHORT).json["text"]
+    for source in (f"data:image/png;base64,{text}", text, f"file://{path}"):
+        assert paligemma("caption", source, "--json", *SHORT).json["text"] == truth
 
 
 def test_transparent_parts_show_the_background_that_is_named(

@@ -202,8 +202,8 @@ def test_examples_with_different_numbers_of_pictures_are_refused(processor: Proc
     "prepared",
     [
         torch.zeros(16, 16, 3),
-        torch.zeros(32, 32, 3, dtype=torch.uint8),
-        torch.zeros(3, 32, 32),
+        torch.zeros(32, 32, 3, dtype=torch.float16),
+        torch.zeros(3, 32, 3, dtype=torch.uint8),
         torch.zeros(1, 1, 32, 32, 3),
     ],
 )
@@ -252,6 +252,7 @@ def test_a_tensor_is_a_picture_where_its_layout_is_stated(
         processor.pixels(tensor, layout="HWC"),
         processor.pixels(first, layout="CHW"),
         processor.pixels(first.numpy() if dtype != torch.bfloat16 else first, layout="CHW"),
+        processor.pixels(first),
         processor.pixels([first], layout="CHW")[0],
         processor.pixels(first[None], layout="CHW")[0],
     ):

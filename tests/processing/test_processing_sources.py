@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +40,9 @@ def test_streams_pipes_and_addresses_are_read(tmp_path: Path) -> None:
     for source in (
         io.BytesIO(png()),
         f"data:image/png;base64,{text}",
+        text,
+        "\n".join(text[start : start + 76] for start in range(0, len(text), 76)),
+        text.replace("+", "-").replace("/", "_").rstrip("="),
         f"file://{escaped}",
         f"file://localhost{escaped}",
     ):
@@ -53,7 +58,14 @@ def test_streams_pipes_and_addresses_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "rule"),
     [
-        (base64.b64encode(bytes(30_000)).decode(), "decode base64 to bytes first"),
+        (base64.b64encode(b"GIF89a" + bytes(30_000)).decode(), "base64 of 40008 characters"),
+        ("photos/" + "a" * 90, "there is no file photos/a"),
+        ("/9j/" + "-" * 90 + ".jpg", "there is no file"),
+        (b"%PDF-1.7", "it is a PDF, whose pages"),
+        (b"<?xml version='1.0'?><svg/>", "it is an SVG drawing"),
+        (b"\0\0\0\x1cftypheic" + bytes(64), r"it is HEIC, which needs .*paligemma\[heif\]"),
+        (b"<!doctype html>", "it is a web page"),
+        (io.BytesIO(), r"is at its end; seek\(0\) first"),
         ("x" * 5000 + ".png", r"5004 characters"),
         ("data:image/png;base64,!", "cannot be recognised"),
         ("data:image/png;base64,aaaaa", "must hold base64"),
@@ -70,7 +82,10 @@ def test_what_holds_no_picture_is_named_in_one_short_sentence(source: object, ru
 
 
 class Handler(BaseHTTPRequestHandler):
+    last_path = ""
+
     def do_GET(self) -> None:
+        Handler.last_path = self.path
         place = {"/moved": "/ok.png", "/loop": "/loop", "/file": "file:///etc/hostname"}
         if self.path in place:
             self.send_response(302)
@@ -118,6 +133,13 @@ def test_a_url_is_fetched_only_when_asked(server: str) -> None:
     assert np.array_equal(load_image(f"{server}/moved", allow_url=True), RGB)
 
 
+def test_a_url_may_have_any_letters(server: str) -> None:
+    load_image(f"{server}/grün es/%C3%A4%2Fb.png?w=ä b&x=1#part", allow_url=True)
+    assert Handler.last_path == "/gr%C3%BCn%20es/%C3%A4%2Fb.png?w=%C3%A4%20b&x=1"
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        load_image("http://\ud800\u3002/x", allow_url=True)
+
+
 def test_a_url_that_fails_or_is_too_long_is_named(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,3 +166,25 @@ def test_a_url_that_drips_is_given_up_when_the_whole_time_is_over(
     with pytest.raises(ImageError, match="not complete after 0 s"):
         load_image(f"{server}/{path}", allow_url=True)
     assert time.monotonic() - start < 2
+
+
+def test_heic_is_read_by_the_plugin_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image, ImageFile
+
+    class Plugin(ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self) -> None:
+            self._size, self._mode = (9, 6), "RGB"
+
+        def load(self) -> object:
+            self.im = Image.fromarray(RGB).im
+            return None
+
+    def register() -> None:
+        Image.register_open("HEIF", Plugin, lambda start: start[4:8] == b"ftyp")
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    assert np.array_equal(load_image(b"\0\0\0\x1cftypheic" + bytes(64)), RGB)

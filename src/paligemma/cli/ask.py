@@ -215,7 +215,7 @@ def generate(
     images: tuple[str, ...],
     prompt: str,
     frames: bool,
-    frame: int | None,
+    frame: WhichFrame,
     model: ModelChoice,
     decoding: dict[str, Any],
     output: OutputChoice,
@@ -229,7 +229,7 @@ def generate(
     paligemma generate left.jpg right.jpg "answer en are they the same?" --frames
     """
     examples = [images] if frames else [(image,) for image in images]
-    which: WhichFrame = "all" if frames and len(images) == 1 and frame is None else frame
+    which = "all" if frames and len(images) == 1 and frame is None else frame
     shows_text = not output.as_json and output.overlay is None
     if len(examples) > 1 or not shows_text or {"num_beams", "best_of"} & decoding.keys():
         _ask_text(examples, prompt, frame=which, model=model, decoding=decoding, output=output)
@@ -238,7 +238,7 @@ def generate(
     require_pictures(images, model)
     pg = model.load()
     pictures = opened(pg, examples[0], which)
-    pieces = pg.stream(Frames(pictures) if frames else pictures[0], prompt, **decoding)
+    pieces = pg.stream(Frames(pictures) if len(pictures) > 1 else pictures[0], prompt, **decoding)
     with stderr_log.held():
         for piece in pieces:
             click.echo(piece, nl=False)

@@ -17,7 +17,7 @@ from paligemma.cli.options import ModelChoice, OutputChoice
 from paligemma.cli.pictures import require_kept, require_pictures
 from paligemma.cli.show import JsonResults, overlay_paths, pictures_json, write_overlay
 from paligemma.errors import DataError, ImageError, PaliGemmaError
-from paligemma.processing.frames import Frames
+from paligemma.processing.frames import EvenFrames, Frames, FramesAt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Ask = Callable[["PaliGemma", "EncodedImage"], "TextAnswer | Detections"]
 Example = tuple[str, ...]  # a picture, or frames
-WhichFrame = int | Literal["all"] | None
+WhichFrame = int | list[int] | EvenFrames | FramesAt | Literal["all"] | None
 
 
 def answer_each(
@@ -145,9 +145,11 @@ def _answer_one(
 
 
 def opened(pg: PaliGemma, example: Example, frame: WhichFrame) -> list[NDArray[Any]]:
-    if frame == "all":
-        return pg.processor.reader.load_frames(example[0])
-    return [pg.open_picture(image, frame=frame) for image in example]
+    """The pictures of one example: of each of its files the frame, or the frames, chosen."""
+    if frame is None or isinstance(frame, int):
+        return [pg.open_picture(image, frame=frame) for image in example]
+    chosen, reader = None if frame == "all" else frame, pg.processor.reader
+    return [picture for image in example for picture in reader.load_frames(image, chosen)]
 
 
 def _shows_progress(exports: Exports | None) -> bool:

@@ -12,6 +12,7 @@ import click
 
 from paligemma.cli import EXIT_BAD_INPUT, stderr_log
 from paligemma.cli.answering import Asker, check_prompt
+from paligemma.cli.ask_each import WhichFrame, opened
 from paligemma.cli.line_reader import LineReader
 from paligemma.cli.options import (
     ModelChoice,
@@ -26,6 +27,7 @@ from paligemma.cli.sections import SectionedCommand
 from paligemma.cli.show import echo_json, overlay_paths, pictures_json, write_overlay
 from paligemma.cli.stopping import Stopped
 from paligemma.errors import PaliGemmaError, PromptError
+from paligemma.processing.frames import Frames
 
 if TYPE_CHECKING:
     from paligemma.outputs.detections import Detections
@@ -59,7 +61,7 @@ a prompt           such as "detect cat ; dog", "caption en" or "ocr" is asked as
 @object_options
 def chat(
     picture: str,
-    frame: int | None,
+    frame: WhichFrame,
     lang: str,
     as_json: bool,
     history: bool,
@@ -146,11 +148,12 @@ class Chat:
         height, width = self._picture.shape[:2]
         return f"{self._model.label} looks at {self._name}, {width} x {height} px"
 
-    def open(self, name: str, frame: int | None = None) -> None:
+    def open(self, name: str, frame: WhichFrame = None) -> None:
         """Ask about this picture from now on; after an error, about the one before."""
         require_pictures([name], self._model)
-        picture = self._pg.open_picture(name, frame=frame)
-        self._encoded = self._pg.encode_image(picture)
+        pictures = opened(self._pg, (name,), frame)
+        picture = pictures[0]
+        self._encoded = self._pg.encode_image(Frames(pictures) if len(pictures) > 1 else picture)
         self._path, self._name = name, click.format_filename(name)
         self._picture, self._last = picture, None
 

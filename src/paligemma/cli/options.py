@@ -14,6 +14,7 @@ import click
 
 from paligemma.cli.sections import ModelName
 from paligemma.cli.start import without_garbage_collection
+from paligemma.errors import ImageError
 from paligemma.json_file import read_json
 
 if TYPE_CHECKING:
@@ -350,11 +351,30 @@ object_options = gathered_options(
     _choose_objects,
 )
 
+
+class ChosenFrame(click.ParamType):
+    """Frames of a file, as `parse_frames` reads them."""
+
+    name = "frame"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        """Read the text of the option."""
+        from paligemma.processing.frames import parse_frames
+
+        try:
+            return parse_frames(value) if isinstance(value, str) else value
+        except ImageError as error:
+            self.fail(str(error), param, ctx)
+
+
 frame_option = click.option(
     "--frame",
-    type=click.IntRange(0),
+    type=ChosenFrame(),
     metavar="N",
-    help="Page or frame of an animation or a TIFF, from 0; the first by default.",
+    help="Frame of a video or animation, or page of a TIFF, from 0; the first by default. Several "
+    "are one example: 0,5,9, or 1.5s,3s by time, or even:8 for so many evenly spaced, or all.",
 )
 
 overwrite_option = click.option(

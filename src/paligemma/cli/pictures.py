@@ -87,6 +87,8 @@ def require_pictures(images: Collection[str], model: ModelChoice, *, every: bool
     Raises:
         ImageError: a file is missing, or a URL is given without --allow-url.
     """
+    from paligemma.processing.sources import is_there
+
     missing = []
     for image in images:
         if image.lower().startswith(_URL_SCHEMES):
@@ -95,7 +97,7 @@ def require_pictures(images: Collection[str], model: ModelChoice, *, every: bool
                     f"a picture is fetched from a URL only when asked, got {image[:200]!r}; "
                     "add --allow-url or download it first"
                 )
-        elif not os.path.isfile(image) and not _is_pipe(image):
+        elif not _is_pipe(image) and not is_there(image):
             missing.append(click.format_filename(image))
     if missing and (every or len(missing) == len(images)):
         shown = " and no ".join(missing[:10]) + ", ..." * (len(missing) > 10)

@@ -311,8 +311,9 @@ class PaliGemma(TaskMethods[Picture]):
 
         Args:
             image: a picture, or `Frames`.
-            frames: of an animation or a TIFF of several pages: the number of one, from 0, or
-                several or "all" as frames of one example. By default the first is read.
+            frames: of a video, an animation or a TIFF of several pages: the number of one, from 0,
+                or as frames of one example several, `EvenFrames(8)`, `FramesAt([1.5, 3])` in
+                seconds, or "all". By default the first is read.
             layout: how the axes of a tensor or array lie, "HWC" or "CHW", with an axis of frames
                 before them or without; its numbers are uint8 or in [0, 1]. By default an array is
                 "HWC" and a tensor "prepared": float32[R, R, 3] in [-1, 1].

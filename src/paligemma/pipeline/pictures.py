@@ -15,7 +15,7 @@ from torch import Tensor
 from paligemma.errors import ImageError, PromptError
 from paligemma.pipeline.engine import Engine, Request
 from paligemma.pipeline.options import AskKeywords
-from paligemma.processing.frames import Frames, several_of
+from paligemma.processing.frames import FrameChoice, Frames, several_of
 from paligemma.processing.image import ImageSource
 from paligemma.processing.pixels import PixelLayout
 from paligemma.processing.processor import Processor
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from paligemma.outputs.types import TextAnswer
 
 # Number of a page or frame of a file, from 0, or several of them.
-ChosenFrames: TypeAlias = "int | Sequence[int] | Literal['all']"
+ChosenFrames: TypeAlias = "int | FrameChoice | Literal['all']"
 Picture: TypeAlias = "EncodedImage | ImageSource | Tensor | Frames"
 
 
@@ -204,6 +204,7 @@ def read_picture(
     Raises:
         ImageError: a bad picture.
     """
+    layout = layout or processor.reader.evident_layout(image)
     as_picture = layout is not None and layout != "prepared"
     if layout is not None and getattr(image, "ndim", 0) == 4:  # an axis of frames
         image = Frames(image)

@@ -6,6 +6,7 @@ import http.client
 import io
 import socket
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from paligemma.errors import ImageError
 
 SCHEMES = ("http://", "https://")
+_KEPT = "%/:=&?~+!$,;'@()*[]|"  # of a path or query
 
 
 def fetch(
@@ -38,7 +40,7 @@ def fetch(
     deadline = time.monotonic() + timeout_s
     body = bytearray()
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "paligemma"})
+        request = urllib.request.Request(_in_ascii(url), headers={"User-Agent": "paligemma"})
         with _opener(deadline, address).open(request, timeout=timeout_s) as response:
             while chunk := response.read(1 << 16):
                 body += chunk
@@ -50,6 +52,16 @@ def fetch(
             f"the picture at {url[:200]} cannot be fetched ({reason}); download it first"
         ) from error
     return bytes(body)
+
+
+def _in_ascii(url: str) -> str:
+    """An address as it travels: letters outside ASCII and blanks escaped, what is escaped kept."""
+    parts = urllib.parse.urlsplit(url.strip())
+    place = parts.netloc
+    if not place.isascii():
+        place = place.encode("idna").decode()
+    path, query = (urllib.parse.quote(part, safe=_KEPT) for part in (parts.path, parts.query))
+    return urllib.parse.urlunsplit((parts.scheme, place, path, query, ""))
 
 
 def _opener(deadline: float, address: tuple[str, int] | None) -> urllib.request.OpenerDirector:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from paligemma.errors import ImageError
 
@@ -73,3 +76,102 @@ def sample_frames(
         )
     picked = list(frames[offset::stride])
     return [picked[index % len(picked)] for index in range(num_frames)]
+
+
+@dataclass(frozen=True)
+class EvenFrames:
+    """So many frames of a video or animation, evenly spaced; all of one that has fewer.
+
+    Raises:
+        ImageError: a count beyond the bound.
+    """
+
+    num_frames: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_frames, int) or not 1 <= self.num_frames <= MAX_FRAMES:
+            raise ImageError(
+                f"1 to {MAX_FRAMES} frames are read at once, got {self.num_frames!r:.80}"
+            )
+
+    def of(self, num_frames: int) -> list[int]:
+        """Their numbers among so many frames, each from the middle of its part."""
+        count = min(self.num_frames, num_frames)
+        return [(2 * part + 1) * num_frames // (2 * count) for part in range(count)]
+
+
+@dataclass(frozen=True)
+class FramesAt:
+    """The frames of a video that are shown at these times, in seconds from its start.
+
+    Raises:
+        ImageError: no time, too many, or one below 0.
+    """
+
+    times_s: Sequence[float]
+
+    def __post_init__(self) -> None:
+        times = self.times_s
+        if not isinstance(times, list | tuple) or not 1 <= len(times) <= MAX_FRAMES:
+            raise ImageError(
+                f"times are a list of 1 to {MAX_FRAMES} numbers of seconds, got "
+                f"{reprlib.repr(times)}"
+            )
+        for time_s in times:
+            if not isinstance(time_s, int | float) or not 0 <= time_s < float("inf"):
+                raise ImageError(f"a time is a number of seconds from 0, got {time_s!r:.80}")
+
+
+def require_numbers(frames: Sequence[int | None], name: str, num_frames: int | None = None) -> None:
+    """Raises ImageError where one is no number of a frame, or lies beyond so many."""
+    for frame in frames:
+        is_number = isinstance(frame, Integral) and not isinstance(frame, bool)
+        if frame is None or (is_number and 0 <= frame < (num_frames or float("inf"))):
+            continue
+        known = f"in 0..{num_frames - 1}, the frames" if num_frames else "at or after 0, the first"
+        raise ImageError(f"a frame must lie {known} of {name}, got {reprlib.repr(frame)}")
+
+
+FrameChoice: TypeAlias = "Sequence[int | None] | EvenFrames | FramesAt"
+
+
+def numbers_of(frames: FrameChoice | None, num_frames: int, name: str) -> Sequence[int | None]:
+    """The numbers that a choice among so many frames means; all of them for None.
+
+    Raises:
+        ImageError: one is none of theirs, or times of what is no video.
+    """
+    if frames is None:
+        return range(num_frames)
+    if isinstance(frames, EvenFrames):
+        return frames.of(num_frames)
+    if isinstance(frames, FramesAt):
+        raise ImageError(
+            f"times choose frames of a video, {name} is none; choose frames by number, or so many "
+            "evenly spaced"
+        )
+    require_numbers(frames, name, num_frames)
+    return frames
+
+
+def parse_frames(text: str) -> int | list[int] | EvenFrames | FramesAt | Literal["all"]:
+    """The choice that a command line states: "3", "0,5,9", "1.5s,3s", "even:8" or "all".
+
+    Raises:
+        ImageError: none of these.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if text == "all":
+            return "all"
+        if text.startswith("even:"):
+            return EvenFrames(int(text.removeprefix("even:")))
+        if all(part.endswith("s") for part in parts):
+            return FramesAt([float(part.removesuffix("s")) for part in parts])
+        numbers = [int(part) for part in parts]
+    except ValueError as error:
+        raise ImageError(
+            "frames are a number from 0, several (0,5,9), times (1.5s,3s), even:8 for so many "
+            f"evenly spaced, or all, got {text!r:.80}"
+        ) from error
+    return numbers[0] if len(numbers) == 1 else numbers

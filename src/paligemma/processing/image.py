@@ -1,4 +1,4 @@
-"""Any picture to uint8 RGB: files, bytes, streams, Pillow images, arrays and, when asked, URLs.
+"""Any picture to uint8 RGB: files, bytes, streams, Pillow images, arrays, videos, URLs when asked.
 
 Grey is replicated, transparent parts are laid on white, levels of more than 8 bits are scaled by
 their range, EXIF orientation is applied. `load_as_original` does what big_vision's decoder does.
@@ -21,12 +21,19 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from paligemma.errors import ImageError
-from paligemma.processing import colours, pnm
+from paligemma.errors import ImageError, MissingExtraError
+from paligemma.processing import colours, pnm, video
 from paligemma.processing.containers import Cost, cost_of
 from paligemma.processing.decoding import Rendering, decode
-from paligemma.processing.frames import MAX_FRAMES
-from paligemma.processing.sources import encoded_bytes, require_size
+from paligemma.processing.frames import MAX_FRAMES, EvenFrames, FrameChoice, FramesAt, numbers_of
+from paligemma.processing.rare import kind_of_data, register_heif
+from paligemma.processing.sources import (
+    encoded_bytes,
+    heading_of,
+    regular_file,
+    require_size,
+    shown_name,
+)
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
@@ -45,11 +52,11 @@ URL_TIMEOUT_S = 30.0
 # Raster formats only: Pillow would hand PostScript to another program.
 FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF"),
-    *("JPEG2000", "AVIF", "ICO", "TGA", "PCX"),
+    *("JPEG2000", "AVIF", "ICO", "TGA", "PCX", "HEIF"),
 )
 # Formats that need more memory for a pixel, so that fewer pixels are allowed: a picture at the
 # bound takes at most 800 MB.
-_PIXEL_WEIGHT = {"WEBP": 1.5, "JPEG2000": 1.5}
+_PIXEL_WEIGHT = {"WEBP": 1.5, "JPEG2000": 1.5, "HEIF": 1.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +66,7 @@ class _Reading:
     max_pixels: int
     rendering: Rendering
     allow_url: bool = False
+    allow_video: bool = True
     says_frame: bool = True
     name: str = "the picture"
 
@@ -68,6 +76,7 @@ def load_image(
     *,
     frame: int | None = None,
     allow_url: bool = False,
+    allow_video: bool = True,
     max_pixels: int = MAX_PIXELS,
     upright: bool = True,
     background: str = colours.WHITE,
@@ -77,10 +86,12 @@ def load_image(
     Args:
         source: path, encoded bytes, binary stream, Pillow image or array. An array is [H, W],
             [H, W, 1], [H, W, 3] or [H, W, 4], of bool, uint8, uint16 or float in [0, 1]. A string
-            is a path, a data: or file: address or, starting with http:// or https://, a URL.
+            is a path, a data: or file: address, base64 or, starting with http:// or https://, a
+            URL. What is read may also be a video.
         frame: number of the page or frame, from 0; by default the first, with a warning where
             there are others.
         allow_url: whether URLs may be fetched.
+        allow_video: whether frames of videos are read.
         max_pixels: largest width x height, checked before decoding. Pillow itself refuses
             more than 178 million.
         upright: apply EXIF orientation.
@@ -95,23 +106,25 @@ def load_image(
         ConfigError: a background that is no colour.
     """
     rendering = Rendering(upright=upright, background=colours.background_rgb(background))
-    reading = _Reading(allow_url=allow_url, max_pixels=max_pixels, rendering=rendering)
+    reading = _Reading(
+        allow_url=allow_url, allow_video=allow_video, max_pixels=max_pixels, rendering=rendering
+    )
     return _load(source, [frame], reading)[0]
 
 
 def load_frames(
     source: ImageSource,
-    frames: Sequence[int] | None = None,
+    frames: FrameChoice | None = None,
     *,
     allow_url: bool = False,
     max_pixels: int = MAX_PIXELS,
     background: str = colours.WHITE,
 ) -> list[NDArray[np.uint8]]:
-    """Reads pages or frames of one animation or TIFF; all of them by default.
+    """Reads frames of a video or an animation, or pages of a TIFF; all of them by default.
 
     Args:
         source: as for `load_image`.
-        frames: their numbers, from 0, in the order of the result.
+        frames: their numbers, from 0, in the order of the result; or `EvenFrames`, or `FramesAt`.
         allow_url, background: as for `load_image`.
         max_pixels: most pixels of all these frames together.
 
@@ -137,30 +150,52 @@ def load_as_original(
 
 
 def _load(
-    source: ImageSource, frames: Sequence[int | None] | None, reading: _Reading
+    source: ImageSource, frames: FrameChoice | None, reading: _Reading
 ) -> list[NDArray[np.uint8]]:
     from PIL import Image
 
-    if isinstance(frames, str | bytes) or not (
-        frames is None or isinstance(frames, Sequence) or getattr(frames, "ndim", 0) == 1
-    ):
-        raise ImageError(f"frames are a list of their numbers, got {reprlib.repr(frames)}")
-    if frames is not None and not 1 <= len(frames) <= MAX_FRAMES:
-        raise ImageError(f"1 to {MAX_FRAMES} frames are read at once, got {len(frames)}")
+    if isinstance(frames, np.ndarray) and frames.ndim == 1:
+        frames = frames.tolist()
+    if not isinstance(frames, EvenFrames | FramesAt | None):
+        if isinstance(frames, str | bytes) or not isinstance(frames, Sequence):
+            raise ImageError(f"frames are a list of their numbers, got {reprlib.repr(frames)}")
+        if not 1 <= len(frames) <= MAX_FRAMES:
+            raise ImageError(f"1 to {MAX_FRAMES} frames are read at once, got {len(frames)}")
     if isinstance(source, np.ndarray):
         reading = replace(reading, name="the array")
-        _require_frames(frames or [0], 1, reading.name)
+        numbers_of(frames, 1, reading.name)
         return [_from_array(source, reading)]
     if isinstance(source, Image.Image):
         return _frames_of(source, None, None, frames, replace(reading, name="the image"))
+    path = regular_file(source)
+    if path is not None and (kind := video.container_of(heading_of(path, video.HEADING_BYTES))):
+        return _of_video(path, kind, frames, replace(reading, name=shown_name(str(source))))
     data, name = encoded_bytes(
         source, allow_url=reading.allow_url, timeout_s=URL_TIMEOUT_S, max_bytes=MAX_ENCODED_BYTES
     )
-    return _from_bytes(data, frames, replace(reading, name=name))
+    reading = replace(reading, name=name)
+    if kind := video.container_of(data[: video.HEADING_BYTES]):
+        return _of_video(io.BytesIO(data), kind, frames, reading)
+    return _from_bytes(data, frames, reading)
+
+
+def _of_video(
+    file: Path | IO[bytes], kind: str, frames: FrameChoice | None, reading: _Reading
+) -> list[NDArray[np.uint8]]:
+    if not reading.allow_video:
+        raise ImageError(
+            f"only pictures are read here, {reading.name} is a video; take frames of it"
+        )
+    name, most = reading.name, reading.max_pixels
+    try:
+        with video.open_video(file, name, most, container=kind, max_together=most) as opened:
+            return video.video_frames(opened, frames, name)
+    except MissingExtraError as error:  # as of a picture whose format is not read
+        raise ImageError(str(error)) from error
 
 
 def _from_bytes(
-    data: bytes, frames: Sequence[int | None] | None, reading: _Reading
+    data: bytes, frames: FrameChoice | None, reading: _Reading
 ) -> list[NDArray[np.uint8]]:
     from PIL import Image
 
@@ -169,7 +204,7 @@ def _from_bytes(
     cost = cost_of(data, MAX_STEPS)
     _require_cost(cost, reading)
     if pnm.is_pnm(data):
-        _require_frames(frames or [0], 1, name)
+        numbers_of(frames, 1, name)
         levels, largest = pnm.read_pnm(data, name)
         grey = colours.grey_levels(levels, name, largest, scale=True)
         return [colours.rgb_of_array(grey, name, None)]
@@ -180,7 +215,7 @@ def _from_bytes(
     except Exception as error:  # hostile headers raise whatever a plugin stumbles over
         raise ImageError(
             f"a picture must be JPEG, PNG, WebP, GIF, BMP, TIFF or another raster format, "
-            f"{name} cannot be recognised as one; convert it first"
+            f"{name} cannot be recognised as one{kind_of_data(data)}; convert it first"
         ) from error
     return _frames_of(image, data, cost, frames, reading)
 
@@ -203,6 +238,7 @@ def open_heading(file: Path | IO[bytes]) -> ImageFile.ImageFile:
         return opened()
     except UnidentifiedImageError:
         Image.init()
+        register_heif()
         return opened()
 
 
@@ -258,29 +294,18 @@ def _require_pixels(width: int, height: int, reading: _Reading, weight: float = 
         raise ImageError(_too_many_pixels(name, found, reading))
 
 
-def _require_frames(frames: Sequence[int | None], num_frames: int, name: str) -> None:
-    for frame in frames:
-        is_number = isinstance(frame, int | np.integer) and not isinstance(frame, bool)
-        if frame is not None and not (is_number and 0 <= frame < num_frames):
-            raise ImageError(
-                f"a frame must lie in 0..{num_frames - 1}, the frames of {name}, got "
-                f"{reprlib.repr(frame)}"
-            )
-
-
 def _frames_of(
     image: Image.Image,
     data: bytes | None,
     cost: Cost | None,
-    frames: Sequence[int | None] | None,
+    frames: FrameChoice | None,
     reading: _Reading,
 ) -> list[NDArray[np.uint8]]:
     """Decode frames of an opened picture; a Pillow image of the caller's stays where it is."""
     name, max_pixels = reading.name, reading.max_pixels
     _require_pixels(*image.size, reading, _PIXEL_WEIGHT.get(image.format or "", 1.0))
     num_frames = _num_frames(image, cost)
-    frames = range(num_frames) if frames is None else frames
-    _require_frames(frames, num_frames, name)
+    frames = numbers_of(frames, num_frames, name)
     size = image.width * image.height
     if len(frames) > MAX_FRAMES or size * len(frames) > max_pixels:
         raise ImageError(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from paligemma.errors import ConfigError, ImageError
 from paligemma.processing.colours import WHITE, require_background
-from paligemma.processing.frames import MAX_FRAMES, sample_frames
+from paligemma.processing.frames import MAX_FRAMES, FrameChoice, sample_frames
 from paligemma.processing.image import ImageSource, load_frames, load_image
 from paligemma.processing.preparation import Preparation
 from paligemma.processing.resize import BILINEAR
@@ -38,6 +38,7 @@ class PixelReader:
         allow_url: whether pictures may be fetched from URLs.
         max_pixels: largest picture that is decoded.
         background: colour under transparent parts; "none" drops transparency.
+        allow_video: whether frames of videos are read.
 
     Raises:
         ConfigError: an unknown resize method or background, or a side that is not positive.
@@ -48,6 +49,7 @@ class PixelReader:
     allow_url: bool
     max_pixels: int
     background: str = WHITE
+    allow_video: bool = True
 
     def __post_init__(self) -> None:
         if self.image_size_px < 1:
@@ -69,14 +71,15 @@ class PixelReader:
         """uint8[H, W, 3] of a picture, upright, within the bounds.
 
         Args:
-            source: see `load_image`; a tensor of bool, uint8, uint16 or float in [0, 1] where its
-                `layout` is stated.
+            source: see `load_image`; or a tensor of bool, uint8, uint16 or float in [0, 1].
             frame: number of the page or frame, from 0; by default the first.
-            layout: how the axes of a tensor or array lie, "HWC" or "CHW".
+            layout: how the axes of a tensor or array lie, "HWC" or "CHW"; of a tensor by default
+                where its axis of channels stands.
 
         Raises:
             ImageError: unreadable, too large, or a URL that is not allowed.
         """
+        layout = layout or self.evident_layout(source)
         if layout is not None:
             source = _channels_last(source, layout)
         elif isinstance(source, torch.Tensor):
@@ -88,14 +91,25 @@ class PixelReader:
             source,
             frame=frame,
             allow_url=self.allow_url,
+            allow_video=self.allow_video,
             max_pixels=self.max_pixels,
             background=self.background,
         )
 
+    @staticmethod
+    def evident_layout(source: object) -> PixelLayout | None:
+        """The layout of a tensor that can only be one picture; None of all else."""
+        if not isinstance(source, torch.Tensor) or source.ndim != 3:
+            return None
+        if source.is_floating_point() and source.shape[0] == source.shape[1]:
+            return None  # as prepared pixels are, of this model or another
+        first, last = (source.shape[axis] in (1, 3, 4) for axis in (0, 2))
+        return None if first == last else "CHW" if first else "HWC"
+
     def load_frames(
-        self, source: ImageSource, frames: Sequence[int] | None = None
+        self, source: ImageSource, frames: FrameChoice | None = None
     ) -> list[NDArray[np.uint8]]:
-        """Pages or frames of one animation or TIFF, all by default; see `image.load_frames`."""
+        """Frames of a video or animation, pages of a TIFF; see `image.load_frames`."""
         return load_frames(
             source,
             frames,
@@ -111,8 +125,8 @@ class PixelReader:
             example: a picture, a list of F pictures, or a float tensor made by this method or by
                 `video_pixels` earlier, which is passed through.
             layout: what a tensor or array is: a picture of axes "HWC" or "CHW", with an axis of
-                frames before them or without, or "prepared". By default a tensor is prepared, and
-                refused where it looks like a picture in [0, 1].
+                frames before them or without, or "prepared". By default a float32 tensor of that
+                shape is prepared, and refused where it looks like a picture in [0, 1].
 
         Returns:
             float32[R, R, 3] or, for a list, [F, R, R, 3], in [-1, 1].
@@ -120,6 +134,7 @@ class PixelReader:
         Raises:
             ImageError: a bad picture, an empty list, or a tensor of another size or range.
         """
+        layout = layout or self.evident_layout(example)
         if isinstance(example, torch.Tensor) and layout in (None, "prepared"):
             _require_prepared_range(self._checked(example), stated=layout is not None)
             return example

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 import stat
 import urllib.parse
 from pathlib import Path
@@ -14,6 +15,11 @@ from paligemma.errors import ImageError
 from paligemma.processing.fetch import SCHEMES, fetch
 
 _SHOWN = 200  # characters of a name in a message
+# How pictures and videos of the common formats begin in base64: JPEG, PNG, GIF, RIFF, TIFF, BMP,
+# and boxes of a length below 64 kB.
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "Qk", "AAAA", "GkXfo")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*")
+_URL_SAFE = str.maketrans("-_", "+/")
 
 
 def require_size(num_bytes: int, name: str, max_bytes: int) -> None:
@@ -43,14 +49,19 @@ def encoded_bytes(
         return bytes(source), f"a picture of {len(source)} bytes"
     if hasattr(source, "read"):
         name = str(getattr(source, "name", "a stream"))[:_SHOWN]
-        return _read_stream(source, name, max_bytes), name
+        read = _read_stream(source, name, max_bytes)
+        if not read:
+            raise ImageError(
+                f"a stream must have a picture left to read, {name!r} is at its end; seek(0) first"
+            )
+        return read, name
     if not isinstance(source, str | os.PathLike):
         raise ImageError(
             "a picture must be a path, bytes, a binary stream, a Pillow image, an array or a "
             f"tensor, got {type(source).__name__}"
         )
     text = os.fspath(source)
-    name = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+    name = shown_name(text)
     scheme = text[:8].lower() if isinstance(source, str) else ""
     if scheme.startswith(SCHEMES):
         if not allow_url:
@@ -61,9 +72,64 @@ def encoded_bytes(
         return fetch(text, timeout_s, lambda size: require_size(size, name, max_bytes)), name
     if scheme.startswith("data:"):
         return _from_data_address(text, max_bytes), f"a data address of {len(text)} characters"
-    if scheme.startswith("file://"):
+    path = _path(text)
+    if not os.path.lexists(path) and (data := from_base64(text, max_bytes)) is not None:
+        return data, f"base64 of {len(text)} characters"
+    return _read_file(path, name, max_bytes), name
+
+
+def shown_name(text: str) -> str:
+    """A name as messages show it."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+
+
+def regular_file(source: Any) -> Path | None:
+    """The file on a disk that a source names; None for a pipe, an address, or what is not there."""
+    if not isinstance(source, str | os.PathLike):
+        return None
+    path = _path(os.fspath(source))
+    return path if os.path.isfile(path) else None
+
+
+def is_there(text: str) -> bool:
+    """Whether a text names a file, or holds a picture itself."""
+    return (
+        regular_file(text) is not None
+        or text[:5].lower() == "data:"
+        or from_base64(text, len(text)) is not None
+    )
+
+
+def heading_of(path: Path, num_bytes: int) -> bytes:
+    """The first bytes of a file; none where it cannot be read, which its reader will report."""
+    try:
+        with path.open("rb") as file:
+            return file.read(num_bytes)
+    except OSError:
+        return b""
+
+
+def _path(text: str) -> Path:
+    if text[:7].lower() == "file://":
         text = urllib.parse.unquote(text[len("file://") :].removeprefix("localhost"))
-    return _read_file(Path(text), name, max_bytes), name
+    return Path(text)
+
+
+def from_base64(text: str, max_bytes: int) -> bytes | None:
+    """The bytes of a picture or video that is given as base64 alone; None where the text is none.
+
+    Raises:
+        ImageError: more bytes than allowed.
+    """
+    start = text[:64].translate(_URL_SAFE).lstrip()
+    if not start.startswith(_BASE64_STARTS) or not _BASE64.fullmatch(text):
+        return None
+    require_size(len(text) * 3 // 4 - 2, "base64", max_bytes)
+    plain = "".join(text.translate(_URL_SAFE).split())
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4))
+    except (binascii.Error, ValueError):
+        return None
 
 
 def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
@@ -82,8 +148,7 @@ def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
         ) from error
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
         reason = getattr(error, "strerror", None) or str(error)[:_SHOWN]
-        hint = "; decode base64 to bytes first" if len(str(path)) > 2 * _SHOWN else ""
-        raise ImageError(f"the picture {name!r} cannot be read: {reason}{hint}") from error
+        raise ImageError(f"the picture {name!r} cannot be read: {reason}") from error
 
 
 def _read_stream(stream: IO[bytes], name: str, max_bytes: int) -> bytes:

@@ -55,7 +55,8 @@ class Loaded:
         self.queue = self.new_queue()
         processor = self.model.processor
         lowest = min(self.max_pixels, processor.reader.max_pixels)
-        processor.reader = replace(processor.reader, max_pixels=lowest)
+        reader = replace(processor.reader, max_pixels=lowest, allow_video=False)
+        processor.reader = reader
         tensors = (*self.model.model.parameters(), *self.model.model.buffers())
         packed = packed_weights(self.model.model).values()
         self.num_bytes = sum(one.nbytes for one in tensors)

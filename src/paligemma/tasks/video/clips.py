@@ -14,23 +14,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from paligemma.errors import DataError, ImageError
-from paligemma.metrics.extras import missing_extra
 from paligemma.processing.frames import sample_frames
 from paligemma.processing.image import load_as_original
+from paligemma.processing.video import Video, open_video
 from paligemma.tasks.reading.finding import plain_name
 
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".flv", ".mpg", ".mpeg", ".m4v")
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
-# Decoders round sides up.
-_MARGIN_PIXELS = 1 << 16
 
 # Frames are read one by one, so the clip decoded last is kept; two clips, because a reader may work
 # ahead. A clip has one lock, so that threads reading its frames decode it once.
@@ -172,21 +168,8 @@ def _segment(clip: Clip, files: tuple[Path, ...]) -> tuple[Path, ...]:
 @lru_cache(maxsize=_CLIPS_KEPT)
 def _decode(clip: Clip, max_pixels: int) -> list[np.ndarray]:
     """Every `stride`-th frame of a video file, at most `num_frames`; fewer if it is short."""
-    try:
-        import av
-    except ImportError as error:
-        raise missing_extra("av", "video", f"reading the video {clip.path.name}") from error
-    try:
-        with av.open(str(clip.path)) as container:
-            if not container.streams.video:
-                raise ImageError(f"a video must hold pictures, {clip.path} has only sound or text")
-            kept = list(_wanted(container, clip, max_pixels))
-    except ImageError:
-        raise
-    except Exception as error:  # damaged videos raise whatever the decoder stumbles over
-        raise ImageError(
-            f"the video {clip.path} cannot be decoded ({str(error)[:200]}); download it again"
-        ) from error
+    with open_video(clip.path, str(clip.path), max_pixels) as video:
+        kept = list(_wanted(video, clip))
     if not kept:
         raise ImageError(
             f"the video {clip.path} has no frame between {clip.start_s:g} s and {clip.end_s} s; "
@@ -195,34 +178,15 @@ def _decode(clip: Clip, max_pixels: int) -> list[np.ndarray]:
     return kept
 
 
-def _wanted(container: Any, clip: Clip, max_pixels: int) -> Iterator[np.ndarray]:
-    stream = container.streams.video[0]
-    # The decoder itself refuses larger frames before it has memory for one.
-    stream.codec_context.options = {"max_pixels": str(2 * max_pixels + _MARGIN_PIXELS)}
-    _require_pixels(stream.codec_context, clip, max_pixels)
-    zero_s = float((stream.start_time or 0) * stream.time_base)
-    if clip.start_s > 0:  # lands on a key frame before
-        container.seek(int((clip.start_s + zero_s) / stream.time_base), stream=stream)
+def _wanted(video: Video, clip: Clip) -> Iterator[np.ndarray]:
     num_seen = num_kept = 0
-    for frame in container.decode(stream):
-        time_s = 0.0 if frame.time is None else frame.time - zero_s
+    for time_s, read in video.frames(clip.start_s):
         if time_s < clip.start_s:
             continue
         is_after = clip.end_s is not None and time_s >= clip.end_s
         if num_kept == clip.num_frames or (num_kept and is_after):
             return
         if num_seen % clip.stride == 0:
-            _require_pixels(frame, clip, max_pixels)
             num_kept += 1
-            pixels = frame.to_ndarray(format="rgb24")
-            # Players turn what a telephone filmed on its side; so do extracted frames.
-            yield np.rot90(pixels, getattr(frame, "rotation", 0) // 90)
+            yield read()
         num_seen += 1
-
-
-def _require_pixels(frame: Any, clip: Clip, max_pixels: int) -> None:
-    if frame.width * frame.height > max_pixels:
-        raise ImageError(
-            f"a picture may have {max_pixels} pixels, frames of {clip.path} have "
-            f"{frame.width}x{frame.height}; raise max_pixels"
-        )
