@@ -60,7 +60,9 @@ def config(model: str = "some/model", **changes: Any) -> RunConfig:
     return RunConfig(**(known | changes))
 
 
-def questions(truth: Sequence[str], slices: Sequence[str] | None = None) -> list[Example]:
+def questions(
+    truth: Sequence[str], slices: Sequence[str | tuple[str, ...]] | None = None
+) -> list[Example]:
     """One example a true answer, with ids q0, q1, ..."""
     return [
         Example(
@@ -91,7 +93,7 @@ def quiz(
     said: Sequence[str],
     *,
     confidence: Sequence[float] | None = None,
-    slices: Sequence[str] | None = None,
+    slices: Sequence[str | tuple[str, ...]] | None = None,
     model: str = "some/model",
     **changes: Any,
 ) -> Scored:

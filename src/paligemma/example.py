@@ -45,7 +45,7 @@ class Example:
         pictures: one, two for pairs, or the frames of a clip.
         references: what the scorer compares with, as JSON would hold it.
         targets: answers to train on, one drawn a visit; empty where a split has no answers.
-        slices: name -> value, by which scores are broken down.
+        slices: name -> value by which scores are broken down, or several values, each a slice.
         unit: examples of one unit are resampled together, such as the two rows of a pair; None
             makes each its own.
         mark_box_yxyx: normalised box that is drawn red, one pixel wide, on the resized picture.
@@ -56,7 +56,7 @@ class Example:
     pictures: tuple[Picture, ...]
     references: Any
     targets: tuple[str, ...] = ()
-    slices: Mapping[str, str] = field(default_factory=dict)
+    slices: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     unit: str | None = None
     mark_box_yxyx: Box | None = None
 

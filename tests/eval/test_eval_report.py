@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_runs import BOXES, boxes, config, found, questions, quiz, write_run
+from fake_runs import BOXES, QUIZ, answers, boxes, config, found, questions, quiz, write_run
 
 from paligemma.config import release_config, release_of
 from paligemma.errors import DataError
@@ -16,11 +18,12 @@ from paligemma.eval import resampling
 from paligemma.eval.example_scores import example_scores, worst
 from paligemma.eval.report import identity_of, ids_hash, make_report, to_table
 from paligemma.eval.resampling import resampled_values, unit_of
-from paligemma.eval.scored import reference_words, score_run
+from paligemma.eval.scored import reference_words, score_matched, score_run
 from paligemma.example import Example, Prediction
 from paligemma.metrics.interval import bounds, resamples
 from paligemma.metrics.measure import Measure
-from paligemma.tasks.published import PublishedScore
+from paligemma.tasks.catalog import find_task
+from paligemma.tasks.published import PublishedScore, published
 
 HUB_ID = "google/paligemma-3b-ft-vqav2-448"
 
@@ -111,6 +114,36 @@ def test_slices_have_their_own_figures_and_intervals() -> None:
     assert yesno.low < 50 < yesno.high
     assert yesno.num_resamples == 200
     assert report.headline.num_resamples == 1000
+
+
+def test_an_example_of_several_kinds_counts_in_each_after_a_run_was_read_back(
+    tmp_path: Path,
+) -> None:
+    kinds = [("form", "layout"), ("form",), ("layout",)]
+    examples = questions(["a", "b", "c"], kinds)
+    run = write_run(tmp_path / "run", examples, answers(["a", "x", "c"]))
+    report = make_report(score_run(run, QUIZ), published=says())
+    shown = {one.group: (one.value, one.num) for one in report.slices}
+    assert shown == {"form": (50.0, 2), "layout": (100.0, 2)}
+
+
+def test_boxes_of_unknown_classes_are_explained() -> None:
+    said = [Measure(name="ap", statistic=lambda w: 0.5, num=1)]
+    said.append(Measure(name="unknown", statistic=lambda w: 0.0, num=1, is_error=True))
+    task = replace(QUIZ, headline="ap", score=lambda examples, predictions: said)
+    scored = score_matched(task, config(), questions(["a"]), answers(["a"]))
+    shown = to_table(make_report(scored, published=says()))
+    assert "unknown: the share of boxes that name no class of the benchmark" in shown
+
+
+def test_the_evaluation_of_the_readme_prints_a_published_figure() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    ((name, model),) = re.findall(r"^paligemma eval (\w+) --data.* --model (\S+)", text, re.M)
+    task = find_task(name)
+    identity = identity_of(config(model))
+    shown = [one for one in published(task, our_split=task.splits[0]) if identity.matches(one)]
+    assert [one.measure for one in shown] == [task.headline]
+    assert f"the published {shown[0].value:g}" in text
 
 
 def test_a_slice_that_the_scorer_reports_itself_is_not_shown_twice() -> None:

@@ -85,6 +85,6 @@ def eval_group() -> None:
 
     \b
     paligemma eval list
-    paligemma eval docvqa --data docvqa/ --model google/paligemma-3b-ft-docvqa-896
+    paligemma eval docvqa --data docvqa/ --model google/paligemma-3b-ft-docvqa-448
     paligemma eval docvqa --help
     """

@@ -158,7 +158,8 @@ def slice_members(examples: Sequence[Example]) -> dict[tuple[str, str], np.ndarr
     members: dict[str, dict[str, list[int]]] = {}
     for position, one in enumerate(examples):
         for name, value in one.slices.items():
-            members.setdefault(name, {}).setdefault(str(value), []).append(position)
+            for each in value if isinstance(value, list | tuple) else (value,):
+                members.setdefault(name, {}).setdefault(str(each), []).append(position)
     found: dict[tuple[str, str], np.ndarray] = {}
     for name, by_value in sorted(members.items()):
         if not 2 <= len(by_value) <= MAX_SLICE_VALUES:

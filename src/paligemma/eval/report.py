@@ -190,6 +190,11 @@ def notes(report: Report) -> list[str]:
             f"not comparable, from the test server: {one.measure} {one.value:g} ({one.split}, "
             f"{one.source})"
         )
+    if any(figure.measure == "unknown" for figure in report.figures):
+        lines.append(
+            "unknown: the share of boxes that name no class of the benchmark, 0.00 at best; they "
+            "count in no other figure"
+        )
     return [*lines, *report.scored.notices]
 
 

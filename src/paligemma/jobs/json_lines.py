@@ -109,7 +109,10 @@ def example_from_json(row: Mapping[str, Any], where: str) -> Example:
         prefix=row["prefix"],
         pictures=(),
         references=row["references"],
-        slices=row.get("slices", {}),
+        slices={
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in row.get("slices", {}).items()
+        },
         unit=row.get("unit"),
         mark_box_yxyx=None if mark is None else box_of(mark, where),
     )

@@ -104,7 +104,7 @@ class Mixture:
 
     def place_of(self, example: Example) -> int:
         """The number of the source that an example comes from."""
-        return self._places[example.slices[SOURCE]]
+        return self._places[str(example.slices[SOURCE])]
 
     @property
     def _places(self) -> dict[str, int]:

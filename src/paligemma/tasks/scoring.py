@@ -67,7 +67,7 @@ def score_languages(
     """
     others = tuple(one for one in languages if one != ENGLISH)
     return score_by_language(
-        [one.slices["language"] for one in examples],
+        [str(one.slices["language"]) for one in examples],
         lambda rows: score([examples[k] for k in rows], [predictions[k] for k in rows]),
         expected=languages,
         averages={f"avg{len(some)}": some for some in (others, languages)},

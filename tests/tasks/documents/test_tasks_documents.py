@@ -65,7 +65,7 @@ def test_docvqa_asks_the_bare_question(tmp_path: Path) -> None:
     assert first.prefix == "What is the actual value per 1000?"
     assert first.references == {"answers": ["0.28", "0.280"]}
     assert first.targets == ("0.28", "0.280")
-    assert first.slices == {"question_types": "figure/diagram, handwritten"}
+    assert first.slices == {"question_types": ("figure/diagram", "handwritten")}
     assert first.pictures[0].read(1000).shape == (4, 6, 3)
     assert second.prefix == "Who?"
 
@@ -146,7 +146,7 @@ def _infovqa(data: Path) -> Path:
 def test_infovqa_takes_parts_in_any_order_on_val_alone(tmp_path: Path) -> None:
     val, train = (list(read_infovqa(_infovqa(tmp_path), split)) for split in ("val", "train"))
     assert val[0].prefix == "answer en Which two?"
-    assert val[0].slices == {"answer_type": "multi-span"}
+    assert val[0].slices == {"answer_type": ("multi-span",)}
     assert val[0].targets == ("red, bl\u00dce", "bl\u00dce, red"), "A to Z alone"
     assert train[0].targets == ("red, bl\u00dce",)
     score = ROWS["infovqa"].score

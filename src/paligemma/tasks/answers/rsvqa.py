@@ -70,7 +70,7 @@ def read_rsvqa(data: Path, split: str, *, variant: Literal["lr", "hr"]) -> Itera
 
 def score_rsvqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
     """Compute the accuracy of each type of question, and first their unweighted mean."""
-    types = [one.slices["type"] for one in examples]
+    types = [str(one.slices["type"]) for one in examples]
     return rsvqa_measures(texts_of(predictions), [one.references for one in examples], types)
 
 

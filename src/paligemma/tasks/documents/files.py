@@ -230,9 +230,9 @@ def _answers(row: FileRow, split: str) -> list[str]:
     return [] if split == "test" and "answers" not in row else row.texts("answers")
 
 
-def _kinds(row: FileRow, name: str) -> dict[str, str]:
+def _kinds(row: FileRow, name: str) -> dict[str, tuple[str, ...]]:
     """Read the types of a question, which may be several, where the file gives them."""
-    return {name: ", ".join(row.texts(name))} if row.fields.get(name) else {}
+    return {name: tuple(row.texts(name))} if row.fields.get(name) else {}
 
 
 def _stvqa_val_images(data: Path) -> frozenset[str]:

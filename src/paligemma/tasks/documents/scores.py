@@ -32,7 +32,7 @@ def score_anls(examples: Sequence[Example], predictions: Sequence[Prediction]) -
 def score_chartqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
     """Compute relaxed accuracy: the mean of the two kinds of questions first, then each kind."""
     references = [one.references for one in examples]
-    kinds = [one.slices["kind"] for one in examples]
+    kinds = [str(one.slices["kind"]) for one in examples]
     return relaxed_accuracy_measures(texts_of(predictions), references, groups=kinds)
 
 

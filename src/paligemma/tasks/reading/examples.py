@@ -25,7 +25,7 @@ def example_of(
     answers: str | list[str],
     references: Any = None,
     targets: Iterable[str] | None = None,
-    slices: Mapping[str, str] | None = None,
+    slices: Mapping[str, str | tuple[str, ...]] | None = None,
     unit: str | None = None,
 ) -> Example:
     """Build an example whose answers are its references and its targets.

@@ -19,7 +19,7 @@ def score_pope(examples: Sequence[Example], predictions: Sequence[Prediction]) -
     return pope_measures(
         texts_of(predictions),
         [one.references for one in examples],
-        [one.slices["file"] for one in examples],
+        [str(one.slices["file"]) for one in examples],
     )
 
 
