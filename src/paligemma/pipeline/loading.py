@@ -25,6 +25,7 @@ from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, require_resize_method
 from paligemma.processing.tokenizer import load_tokenizer
 from paligemma.weights.adapter import adapter_folder, base_notice, load_adapter
+from paligemma.weights.catalog import EMBEDDED
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hf_config import CONVENTIONS, Conventions
 from paligemma.weights.load import AttentionOptions, OpenCheckpoint
@@ -320,6 +321,8 @@ def _make_processor(opened: OpenCheckpoint, options: LoadOptions) -> Processor:
         allow_url=options.allow_url,
         max_pixels=options.max_pixels,
         background=options.background,
+        knows_scenes_only=opened.checkpoint.name == EMBEDDED
+        and not (options.adapter or options.adapters),
     )
 
 

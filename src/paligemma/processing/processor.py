@@ -22,7 +22,13 @@ from paligemma.batch import Batch, TokenRow
 from paligemma.errors import PromptError
 from paligemma.processing.colours import WHITE
 from paligemma.processing.image import MAX_PIXELS
-from paligemma.processing.pixels import ExampleImages, PixelLayout, PixelReader, stack_pixels
+from paligemma.processing.pixels import (
+    ExampleImages,
+    PixelLayout,
+    PixelReader,
+    looks_photographed,
+    stack_pixels,
+)
 from paligemma.processing.prompts import (
     clean_prompt,
     require_bounded,
@@ -85,6 +91,8 @@ class Processor:
         allow_url: whether pictures may be fetched from URLs.
         max_pixels: largest picture that is decoded.
         background: colour under transparent parts; "none" drops transparency, as the original.
+        knows_scenes_only: whether the model was taught drawn scenes and nothing else, which is
+            reported once where a picture looks like a photograph.
     """
 
     def __init__(
@@ -96,8 +104,10 @@ class Processor:
         allow_url: bool = False,
         max_pixels: int = MAX_PIXELS,
         background: str = WHITE,
+        knows_scenes_only: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
+        self._knows_scenes_only = knows_scenes_only
         self.reader = PixelReader(
             image_size_px=image_size_px,
             resize_method=resize_method,
@@ -215,7 +225,13 @@ class Processor:
 
     def pixels(self, example: ExampleImages, *, layout: PixelLayout | None = None) -> torch.Tensor:
         """Pictures of one example as the model reads them, see `PixelReader.pixels`."""
-        return self.reader.pixels(example, layout=layout)
+        pixels = self.reader.pixels(example, layout=layout)
+        if self._knows_scenes_only and looks_photographed(pixels):
+            self._report(
+                "tiny knows drawn scenes only, and this looks like a photograph; for "
+                "photographs name a released model"
+            )
+        return pixels
 
     def _reporting(
         self, clean: Callable[[str], tuple[Cleaned, tuple[str, ...]]], typed: str
@@ -223,10 +239,13 @@ class Processor:
         """Applies a cleaning function and logs each kind of notice once."""
         cleaned, notices = clean(typed)
         for notice in notices:
-            if notice not in self._reported:
-                self._reported.add(notice)
-                logger.warning("%s", notice)
+            self._report(notice)
         return cleaned
+
+    def _report(self, notice: str) -> None:
+        if notice not in self._reported:
+            self._reported.add(notice)
+            logger.warning("%s", notice)
 
     def _batch(
         self,
