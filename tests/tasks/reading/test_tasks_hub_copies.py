@@ -412,7 +412,10 @@ def scienceqa_official(data: Path) -> list[Path]:
 
 def scienceqa_copy(data: Path, files: list[Path]) -> None:
     cells = [cell(files[0]), None, cell(files[1])]
-    rows = [{"image": one, **row} for one, row in zip(cells, scienceqa_rows(), strict=True)]
+    rows = [
+        {"image": one, **row, "hint": row["hint"] or None}
+        for one, row in zip(cells, scienceqa_rows(), strict=True)
+    ]
     write_copy(data / "ScienceQA-FULL" / "test-00000-of-00001.parquet", rows)
 
 
@@ -638,6 +641,37 @@ def test_a_picture_that_no_table_holds_is_named(tmp_path: Path) -> None:
     gqa_copy(tmp_path, gqa_official(tmp_path / "official")[:1])
     with pytest.raises(DataError, match=r"row 2: the picture 'n1' must lie.*folder of the pict"):
         read("gqa", tmp_path, "testdev")
+
+
+def test_lists_of_objects_may_be_stored_as_objects_of_lists(tmp_path: Path) -> None:
+    (file,) = pictures(tmp_path, "a.jpg")
+    answers = {"answer": ["red", "blue"], "answer_confidence": ["yes", "no"]}
+    row = {"question_id": 1, "question": "q?", "image": cell(file), "answers": answers}
+    write_copy(tmp_path / "val.parquet", [{**row, "answer_type": "other"}])
+    assert read("vqav2", tmp_path, "val")[0].references["answers"] == ["red", "blue"]
+    asked = {"question": ["q?", "r?"], "answers": [["red"], ["blue"]]}
+    write_copy(tmp_path / "b" / "train.parquet", [{"image": cell(file), "qas": asked}])
+    found = [(one.id, one.references) for one in read("st-vqa", tmp_path / "b", "train")]
+    assert found == [("0/0", {"answers": ["red"]}), ("0/1", {"answers": ["blue"]})]
+    uneven = {"question": ["q?", "r?"], "answers": [["red"]]}
+    write_copy(tmp_path / "c" / "train.parquet", [{"image": cell(file), "qas": uneven}])
+    with pytest.raises(DataError, match=r"row 1: the lists of question must have one length"):
+        read("st-vqa", tmp_path / "c", "train")
+
+
+def test_a_copy_is_found_in_a_hubs_cache(tmp_path: Path) -> None:
+    okvqa_copy(tmp_path, okvqa_official(tmp_path / "official"))
+    (file,) = (tmp_path / "data").glob("*.parquet")
+    folder = tmp_path / "cache" / "snapshots" / "0a1b" / "default" / "validation"
+    folder.mkdir(parents=True)
+    (folder / "0000.parquet").symlink_to(file)
+    assert len(read("okvqa", tmp_path / "cache", "val")) == 3
+
+
+def test_a_file_that_was_not_fetched_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    (tmp_path / "val.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid x")
+    with pytest.raises(DataError, match=r"val\.parquet is a pointer of Git LFS.*git lfs pull"):
+        read("okvqa", tmp_path, "val")
 
 
 def test_one_part_in_two_folders_is_refused(tmp_path: Path) -> None:

@@ -240,7 +240,9 @@ def textvqa_examples(
         yield example_of(
             row.identifier("question_id"),
             answer_prefix(row.text("question")),
-            picture=replace(picture, quarter_turns=turns.get(row.text("image_id"), 0)),
+            picture=replace(picture, quarter_turns=turns.get(row.text("image_id"), 0))
+            if turns
+            else picture,
             answers=answers,
             references={"answers": answers, "answer_type": "other"},
         )

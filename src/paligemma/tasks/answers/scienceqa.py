@@ -45,6 +45,7 @@ def read_scienceqa(data: Path, split: str) -> Iterator[Example]:
 def scienceqa_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterator[Example]:
     """Make the examples of the rows with a picture; a row without an id has its number."""
     for row, picture in rows:
+        is_copied = isinstance(picture, ParquetPicture)
         if isinstance(picture, ParquetPicture) and not picture.is_there():
             continue
         choices, index = row.texts("choices"), row.integer("answer")
@@ -53,7 +54,10 @@ def scienceqa_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Ite
                 f"answer must be the index of one of at most 26 choices, got {index} of "
                 f"{len(choices)}"
             )
-        question, hint = row.text("question"), row.text("hint")
+        question, hint = (
+            row.text("question"),
+            "" if is_copied and "hint" not in row else row.text("hint"),
+        )
         yield Example(
             id=row.text("id") if "id" in row else str(row.number),
             prefix=scienceqa_prefix(question, hint, choices),

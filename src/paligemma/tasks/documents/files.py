@@ -11,7 +11,7 @@ from pathlib import Path
 from paligemma.errors import DataError
 from paligemma.example import Example
 from paligemma.metrics.documents import comma_orderings
-from paligemma.tasks.reading.examples import SourceRow, example_of
+from paligemma.tasks.reading.examples import SourceRow, example_of, objects_in
 from paligemma.tasks.reading.file_rows import (
     FileRow,
     read_keyed,
@@ -141,7 +141,7 @@ def _stvqa_questions(row: FileRow) -> Iterator[tuple[str, FileRow]]:
     if isinstance(row.fields.get("question"), str):
         yield str(row.integer("question_id") if "question_id" in row else row.number), row
         return
-    for place, one in enumerate(row.objects("question")):
+    for place, one in enumerate(objects_in(row, "question")):
         yield f"{row.number}/{place}", one
 
 

@@ -56,11 +56,26 @@ def example_of(
 def texts_in(row: FileRow, name: str, field: str) -> list[str]:
     """Read a list of texts, of objects with a text in `field`, or an object of such lists."""
     value = row.fields.get(name)
-    if isinstance(value, dict) and isinstance(value.get(field), list):
-        return FileRow(value, row.where).texts(field)
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [one.text(field) for one in row.objects(name)]
+    if isinstance(value, dict) or (
+        isinstance(value, list) and value and isinstance(value[0], dict)
+    ):
+        return [one.text(field) for one in objects_in(row, name)]
     return row.texts(name)
+
+
+def objects_in(row: FileRow, name: str) -> list[FileRow]:
+    """Read a list of objects, or an object of lists of equal length, as copies may store them."""
+    value = row.fields.get(name)
+    if not isinstance(value, dict):
+        return row.objects(name)
+    columns = row.object(name)
+    lists = [columns.value(one, list) for one in value]
+    if len({len(one) for one in lists}) > 1:
+        raise row.error(f"the lists of {name} must have one length")
+    return [
+        FileRow(dict(zip(value, one, strict=True)), f"{row.where}, {name}")
+        for one in zip(*lists, strict=True)
+    ]
 
 
 def printed_texts(row: FileRow, name: str) -> list[str]:

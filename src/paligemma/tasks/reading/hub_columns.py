@@ -112,8 +112,8 @@ HUB_COPIES: Mapping[str, HubCopy] = {
     ),
     "textvqa": HubCopy(
         names=("lmms-lab/textvqa", "facebook/textvqa"),
-        columns={**_QUESTION, "image_id": "image_id"},
-        optional={"answers": "answers"},
+        columns=_QUESTION,
+        optional={"answers": "answers", "image_id": "image_id"},
     ),
     "vizwiz": HubCopy(
         names=("lmms-lab/VizWiz-VQA", "HuggingFaceM4/VizWiz"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ CopyRow = tuple[FileRow, ParquetPicture]
 
 # The copies of the largest benchmark, VQAv2, have some two hundred files.
 MAX_TABLES = 5_000
+# Folders below the data folder; a hub's cache has four: snapshots, a commit, a subset, a split.
+MAX_DEPTH = 4
 _NUM_NAMED = 12
 _SHARD = re.compile(r"-\d+-of-\d+.*$")
 _YEAR = re.compile(r"20\d\d$")
@@ -44,10 +47,14 @@ class Table:
 
 
 def parquet_files(data: Path) -> list[Path]:
-    """The parquet files of a data folder, up to three folders deep, or the file itself."""
-    if data.suffix == ".parquet" and data.is_file():
-        return [data]
-    found = [path for depth in range(4) for path in data.glob("*/" * depth + "*.parquet")]
+    """The parquet files of a data folder, a few folders deep, or the file itself."""
+    if data.is_file():
+        return [data] if data.suffix == ".parquet" else []
+    found = []
+    for place, folders, names in os.walk(data, followlinks=True):
+        depth = len(Path(place).relative_to(data).parts)
+        folders[:] = [one for one in folders if depth < MAX_DEPTH and not one.startswith(".")]
+        found += [Path(place) / one for one in names if one.endswith(".parquet")]
     return sorted(path for path in found if not path.name.startswith("."))[:MAX_TABLES]
 
 

@@ -20,6 +20,8 @@ from paligemma.processing.image import load_as_original, open_heading
 MAX_GROUP_BYTES = 4 << 30
 _KEPT_BYTES = 512 << 20
 _BATCH_ROWS = 64
+# How a file begins that stands for another which was not fetched.
+_POINTER = b"version https://git-lfs"
 
 
 def open_parquet(path: Path) -> Any:
@@ -36,9 +38,21 @@ def open_parquet(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        if _is_pointer(path):
+            raise DataError(
+                f"{path} is a pointer of Git LFS and not the file; run `git lfs pull` there"
+            ) from error
         raise DataError(
             f"{path} is no parquet file ({str(error)[:200]}); download it again"
         ) from error
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False
 
 
 def parquet_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:
