@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import huggingface_hub
@@ -13,9 +16,13 @@ from fake_hub import FakeHub, hub_of
 from huggingface_hub import constants
 from tiny_folder import write_random_tiny
 
+from paligemma import PaliGemma
+from paligemma.adapt.lora import AdaptedLinear, Adapter, LoraConfig
 from paligemma.cli import main
 from paligemma.errors import AccessError, CheckpointError, ModelNotFoundError
 from paligemma.weights import hashes
+from paligemma.weights.adapter import save_adapter
+from paligemma.weights.catalog import resolve
 from paligemma.weights.doctor import diagnose
 from paligemma.weights.hub import download
 from paligemma.weights.load import load_model
@@ -158,3 +165,80 @@ def test_without_a_place_for_notes_files_are_read_each_time(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     load_model("owner/model")
     load_model("owner/model")
+
+
+def served(
+    folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> AbstractContextManager[FakeHub]:
+    monkeypatch.chdir(scratch)
+    return hub_of(folder, scratch, monkeypatch)
+
+
+def test_a_repository_of_big_vision_s_files_is_fetched_with_its_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_random_tiny(tmp_path / "m", layout="npz")
+    (folder / "tokenizer.model").rename(folder / "paligemma_tokenizer.model")
+    with served(folder, tmp_path, monkeypatch) as hub:
+        found = resolve("owner/model")
+        assert (found.layout, len(found.weights)) == ("npz", 1)
+        assert "paligemma_tokenizer.model" in str(found.tokenizer)
+        hub.fault = lambda kind, name: 500
+        assert resolve("owner/model").weights == found.weights
+
+
+def test_a_repository_s_weights_may_have_another_name(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "m"))
+    (folder / WEIGHTS).rename(folder / "merged.safetensors")
+    with served(folder, tmp_path, monkeypatch):
+        assert [path.name for path in resolve("owner/model").weights] == ["merged.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("pytorch_model-00001-of-00002.bin", "pickled weights, .* save_pretrained"),
+        ("paligemma-q4_k_m.gguf", r"GGUF weights of llama\.cpp"),
+        ("model.weights.h5", "weights of Keras"),
+        ("README.md", r"owner/model has README\.md"),
+    ],
+)
+def test_a_repository_of_another_program_is_named_for_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str
+) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / name).write_bytes(b"x")
+    with (
+        served(tmp_path / "m", tmp_path, monkeypatch),
+        pytest.raises(CheckpointError, match=told),
+    ):
+        resolve("owner/model")
+    assert not list(tmp_path.rglob(f"snapshots/*/{name}"))
+
+
+def test_an_adapter_in_the_place_of_a_model_is_loaded_under_its_base(
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = load_model(model_folder)
+    adapter = Adapter.new(model, LoraConfig(rank=2, alpha=2))
+    save_adapter(adapter, model, tmp_path / "a", base=str(model_folder))
+    with served(tmp_path / "a", tmp_path, monkeypatch):
+        of_hub = PaliGemma.from_pretrained("owner/model")
+        here = PaliGemma.from_pretrained(tmp_path / "a")
+    for loaded in (of_hub, here):
+        assert any(isinstance(part, AdaptedLinear) for part in loaded.model.modules())
+    assert f"is an adapter of {model_folder}" in caplog.text
+    with pytest.raises(CheckpointError, match="name the model it was trained on"):
+        resolve(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="name the model it was trained on"):
+        PaliGemma.from_pretrained(tmp_path / "a", adapter=tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "/their/machine/base"
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="adapter of '/their/machine/base', which cannot be"):
+        PaliGemma.from_pretrained(tmp_path / "a")

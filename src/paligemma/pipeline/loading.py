@@ -6,7 +6,7 @@ import logging
 import os
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -24,7 +24,7 @@ from paligemma.processing.image import MAX_PIXELS
 from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, require_resize_method
 from paligemma.processing.tokenizer import load_tokenizer
-from paligemma.weights.adapter import adapter_folder, base_notice, load_adapter
+from paligemma.weights.adapter import adapter_folder, base_notice, load_adapter, resolve_base
 from paligemma.weights.catalog import EMBEDDED
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hf_config import CONVENTIONS, Conventions
@@ -194,7 +194,8 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
     """Load a model; small files are checked before large ones are read.
 
     Args:
-        name: "tiny", a hub id such as "google/paligemma2-3b-mix-448", a folder, or an .npz.
+        name: "tiny", a hub id such as "google/paligemma2-3b-mix-448", a folder, an .npz,
+            or an adapter, which is loaded under its base.
 
     Raises:
         PaliGemmaError: unknown name, files that do not fit, or an option out of its range.
@@ -203,7 +204,9 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
     packs = packs_for(devices[0])
     if options.quant is not None and Quant.parse(options.quant).is_packed:
         _require_packed_mode(options.quant, options.mode, packs=packs)
-    with _opened(name, options) as opened:
+    opened, options = _opened(name, options)
+    with opened:
+        name = opened.checkpoint.name
         mask_codec = find_mask_codec(opened.checkpoint, options.mask_codec)
         processor = _make_processor(opened, options)
         quant = opened.quant if options.quant is None else Quant.parse(options.quant)
@@ -297,18 +300,24 @@ def load_processor(
     name: str | os.PathLike[str], options: LoadOptions
 ) -> tuple[Processor, PaliGemmaConfig]:
     """The processor of a model and its config, without its weights; as `load_pretrained`."""
-    with _opened(name, options) as opened:
+    opened, options = _opened(name, options)
+    with opened:
         return _make_processor(opened, options), opened.config
 
 
-def _opened(name: str | os.PathLike[str], options: LoadOptions) -> OpenCheckpoint:
-    return OpenCheckpoint(
-        name,
+def _opened(
+    name: str | os.PathLike[str], options: LoadOptions
+) -> tuple[OpenCheckpoint, LoadOptions]:
+    """A model; of an adapter in its place the base, and the adapter among the options."""
+    may_be_adapter = options.adapter is None and not options.adapters
+    checkpoint, adapter = resolve_base(name, options.revision, may_be_adapter=may_be_adapter)
+    opened = OpenCheckpoint(
+        checkpoint,
         image_size_px=options.image_size_px,
         conventions=options.conventions,
         attention=options.attention,
-        revision=options.revision,
     )
+    return opened, replace(options, adapter=adapter) if adapter else options
 
 
 def _make_processor(opened: OpenCheckpoint, options: LoadOptions) -> Processor:

@@ -32,19 +32,22 @@ from paligemma.adapt.lora import (
 )
 from paligemma.adapt.token_rows import TOKEN_KINDS, TokenRows, ids_of
 from paligemma.adapt.whole_layers import whole_layer
-from paligemma.errors import CheckpointError
+from paligemma.errors import CheckpointError, PaliGemmaError
 from paligemma.model import PaliGemmaModel
 from paligemma.vocab import Vocab
 from paligemma.weights.adapter_config import (
     PROJECTOR_NAME,
     ROWS_FIELD,
     WHOLE_FIELD,
+    base_of,
     refuse_unknown,
 )
+from paligemma.weights.catalog import resolve
 from paligemma.weights.hashes import require_hub_bytes
 from paligemma.weights.hf import bare_name, spell, unspell
 from paligemma.weights.hf_config import read_json
 from paligemma.weights.hub import ADAPTER_FILES, download
+from paligemma.weights.model_files import AdapterInPlaceError, Checkpoint
 from paligemma.whole_file import staging_folder, write_json
 
 logger = logging.getLogger(__name__)
@@ -167,11 +170,41 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
     )
 
 
+def resolve_base(
+    source: str | os.PathLike[str], revision: str | None, *, may_be_adapter: bool
+) -> tuple[Checkpoint, Path | None]:
+    """The files of a model; of an adapter in its place, those of its base, and its folder.
+
+    Raises:
+        CheckpointError: an adapter that may not be there, or whose base is not named or not found.
+        PaliGemmaError: as `catalog.resolve`.
+    """
+    try:
+        return resolve(source, revision=revision), None
+    except AdapterInPlaceError as error:
+        found, stated = error, None
+        if may_be_adapter:
+            stated = base_of(read_json(error.folder / CONFIG_FILE))
+    if stated is None:
+        raise found
+    base, revision = stated
+    try:
+        checkpoint = resolve(base, revision=revision)
+    except PaliGemmaError as error:
+        raise CheckpointError(
+            f"{found.folder} is an adapter of {base!r:.200}, which cannot be loaded; name its "
+            f"model, and this folder as adapter ({str(error)[:300]})"
+        ) from error
+    logger.warning("%s is an adapter of %.200s, which is loaded under it", found.folder, base)
+    return checkpoint, found.folder
+
+
 def base_notice(folder: Path, model: str) -> str | None:
     """A sentence where an adapter's config names another base than the model that it is for."""
-    base = read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
+    stated = base_of(read_json(folder / CONFIG_FILE))
+    if stated is None:
         return None
+    base, _ = stated
     names = [Path(name.rstrip("/")).name.lower() for name in (base, model)]
     if names[0] == names[1]:
         return None

@@ -28,6 +28,14 @@ _HARMLESS = {
 _PLAIN_STARTS = (True, False, "true", "gaussian", "eva", "orthogonal")
 
 
+def base_of(raw: Mapping[str, Any]) -> tuple[str, str | None] | None:
+    """Name and revision of the model that an adapter's config states; None where it states none."""
+    base, revision = raw.get("base_model_name_or_path"), raw.get("revision")
+    if not isinstance(base, str) or not base:
+        return None
+    return base, revision if isinstance(revision, str) and revision not in ("", "main") else None
+
+
 def refuse_unknown(raw: Mapping[str, Any], path: Path) -> None:
     """Check that an adapter has no setting that changes the arithmetic and is not computed here.
 

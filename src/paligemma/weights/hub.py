@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from paligemma.config import named_release, published_ids
@@ -17,8 +18,10 @@ from paligemma.errors import (
     ModelNotFoundError,
     PaliGemmaError,
 )
-from paligemma.weights.model_files import in_folder
+from paligemma.weights.foreign import kind_of
+from paligemma.weights.model_files import CODECS, TOKENIZERS, in_folder
 from paligemma.weights.safetensors_file import INDEX_NAME
+from paligemma.weights.shapes import few
 from paligemma.whole_file import NO_ROOM
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,12 @@ HUB_FILES = (
 )
 # Of an adapter; pickled weights are never fetched.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+# In the place of a model's usual files: an adapter, weights under another name, or big_vision's.
+_OTHER_FILES = (
+    ADAPTER_FILES,
+    ("*.safetensors",),
+    ("*.npz*", "paligemma_tokenizer.model"),
+)
 DATASET_FILES = ("*.parquet", "own-format.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # A hub id this alike is a misspelt release; a fine-tune's own name rarely is.
@@ -56,10 +65,17 @@ def download(
     Raises:
         AccessError: the hub refuses, fails or cannot be reached, or the cache cannot be written.
         ModelNotFoundError: the hub has no such model or revision.
+        CheckpointError: it has other files than are read.
         MissingExtraError: huggingface_hub is not installed.
     """
     try:
-        return _snapshot(hub_id, revision, files, ask=ask)
+        folder = _snapshot(hub_id, revision, files, ask=ask)
+        if ask and files is HUB_FILES and not _holds_model(folder):
+            others = _others_of(hub_id, revision)
+            folder = _snapshot(hub_id, revision, (*HUB_FILES, *others), ask=True)
+        return folder
+    except CheckpointError:
+        raise
     except PaliGemmaError as explained:
         if isinstance(explained, MissingExtraError):
             raise
@@ -121,17 +137,50 @@ def _snapshot(
         raise _explain(error, shown, revision) from error
 
 
+def _holds_model(folder: Path) -> bool:
+    try:
+        in_folder("", folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _others_of(hub_id: str, revision: str | None) -> tuple[str, ...]:
+    """Patterns of the files that a repository has in the place of a model's usual ones.
+
+    Raises:
+        CheckpointError: it has none that is read.
+        AccessError, ModelNotFoundError: as of `download`.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        names = HfApi().list_repo_files(hub_id, revision=revision)
+    except Exception as error:  # as in `_snapshot`
+        raise _explain(error, hub_id, revision) from error
+    for patterns in _OTHER_FILES:
+        if any(
+            fnmatchcase(one, patterns[0]) for one in names if one not in CODECS and "/" not in one
+        ):
+            return patterns
+    raise CheckpointError(
+        f"a model of the hub must have safetensors or an .npz, {hub_id} has "
+        f"{kind_of(names) or few(sorted(names), 5) or 'no files'}"
+    )
+
+
 def _cached(hub_id: str, revision: str | None, files: tuple[str, ...]) -> Path | None:
     """The folder of an earlier download that holds all weights."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        config = try_to_load_from_cache(hub_id, files[0], revision=revision)
-        if isinstance(config, str) and files is ADAPTER_FILES:
-            folder = Path(config).parent
-            return folder if all((folder / name).is_file() for name in files) else None
-        if isinstance(config, str):
-            return in_folder(hub_id, Path(config).parent).folder
+        for sign in (files[0], *(TOKENIZERS if files is HUB_FILES else ())):
+            found = try_to_load_from_cache(hub_id, sign, revision=revision)
+            if isinstance(found, str):
+                folder = Path(found).parent
+                if files is ADAPTER_FILES:
+                    return folder if all((folder / name).is_file() for name in files) else None
+                return in_folder(hub_id, folder).folder
     except (CheckpointError, OSError, ValueError):
         pass
     return None

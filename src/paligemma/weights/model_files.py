@@ -33,6 +33,21 @@ _SIGNS = (SINGLE_NAME, INDEX_NAME, PACKED_NAME, _ADAPTER_SIGN)
 _MAX_BELOW = 1000  # folders inside one that are looked into
 
 
+class AdapterInPlaceError(CheckpointError):
+    """A folder that is named as a model holds an adapter.
+
+    Attributes:
+        folder: of the adapter.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"{folder} holds an adapter, not a model; name the model it was trained on, and this "
+            "folder as adapter"
+        )
+        self.folder = folder
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """Files of one model; paths that a checkpoint lacks are None.
@@ -175,9 +190,7 @@ def _in_readable_folder(name: str, folder: Path) -> Checkpoint:
             f"a folder must hold one .npz, {folder} holds {', '.join(sorted(bases))}; name the file"
         )
     if _ADAPTER_SIGN in files:
-        raise CheckpointError(
-            f"{folder} holds an adapter, not a model; load the model it was trained on and add it"
-        )
+        raise AdapterInPlaceError(folder)
     others = _without_index(folder, files)
     if others:
         named = few([path.name for path in others])
