@@ -450,3 +450,25 @@ def test_a_mask_that_cannot_be_read_costs_its_row_and_no_other(
 def test_a_run_names_the_adapter_of_its_model() -> None:
     assert ModelChoice(name="tiny", options={}).label == "tiny"
     assert ModelChoice(name="tiny", options={"adapter": "runs/cut"}).label == "tiny with runs/cut"
+
+
+def test_own_rows_are_scored_by_a_metric_of_choice(
+    paligemma: Any, docvqa: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"image": f"spdocvqa_images/{name}.png", "prefix": "answer en what?", "suffix": right}
+        for name, right in (("a", ["twelve", "12"]), ("b", "none"))
+    ]
+    (docvqa / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = ("eval", "own", "--data", docvqa, "--split", "test", "--max-new-tokens", 4)
+    refused = paligemma(*asked, "--metric", "cidr")
+    assert refused.status == 2
+    assert all(name in refused.err for name in ("anls", "cider", "by_prompt"))
+    done = paligemma(*asked, "--metric", "anls", "--json")
+    assert (done.status, done.json["headline"], done.json["num_scored"]) == (0, "anls", 2)
+    again = paligemma("eval", "report", done.json["folder"], "--rule", "metric=cer", "--json")
+    assert again.json["headline"] == "cer"
+    path = tmp_path / "said.jsonl"
+    path.write_text('{"id": "test/1", "text": "12"}\n{"id": "test/2", "text": "some"}')
+    theirs = ("eval", "score", path, "--task", "own", "--data", docvqa, "--split", "test")
+    assert paligemma(*theirs, "--rule", "metric=accuracy", "--json").json["score"] == 50

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs") / "eval"
 PAGE = "report.html"
+# The rule that names a metric, where a benchmark offers one.
+METRIC = "metric"
 SECTIONS: Sections = {
     "Data": ("data", "split", "limit", "seed", "tasks"),
     "Model": ASKING["Model"],
@@ -45,6 +47,7 @@ SECTIONS: Sections = {
         "image_size_px",
         "noise_piece",
         "rules",
+        "metric",
     ),
     "Speed": ("batch_size", "num_workers", "processes", "gpus_each", "ray_address"),
     "Model, in detail": ASKING["Model, in detail"],
@@ -169,6 +172,12 @@ def task_command(task: Task) -> click.Command:
         )(command)
     if task.rules:
         command = rule_option(command)
+    if METRIC in task.rules:
+        command = click.option(
+            "--metric",
+            type=click.Choice(task.rules[METRIC]),
+            help=f"Of answers in words; the same as --rule {METRIC}=NAME.",
+        )(command)
     for parameter in command.params:
         if parameter.name == "resize_method" and isinstance(parameter, click.Option):
             parameter.help = f"Instead of the benchmark's {task.asking.resize_method}."
@@ -206,6 +215,7 @@ def run_benchmark(
     as_json: bool,
     with_page: bool,
     rules: tuple[str, ...] = (),
+    metric: str | None = None,
     **asked: Any,
 ) -> None:
     """Answer, score and report; mistakes of the user are found before a model is loaded.
@@ -217,6 +227,8 @@ def run_benchmark(
     from paligemma.eval.runner import evaluate
     from paligemma.one_writer import one_writer
 
+    if metric is not None:
+        rules = (*rules, f"{METRIC}={metric}")
     loading = dict(model.options)
     # The benchmark's own filter, not the model's, unless one is asked for.
     resize_method = loading.pop("resize_method", None)

@@ -73,12 +73,13 @@ def read(path: Path, form: OwnForm) -> Iterator[OwnRow]:
             yield RowError("row", str(error))
 
 
-def text_references(prefix: str, suffix: str) -> dict[str, Any]:
-    """What an answer in words is compared with."""
+def text_references(prefix: str, suffix: str, *others: str) -> dict[str, Any]:
+    """What an answer in words is compared with; `others` are right too."""
     word = prefix.split(" ", 1)[0]
     kind = "ocr" if prefix == read_prompt() else "answer"
     kind = "caption" if word in CAPTION_STYLES else kind
-    return {"task": kind, "slice": kind, "text": suffix}
+    found: dict[str, Any] = {"task": kind, "slice": kind, "text": suffix}
+    return {**found, "others": list(others)} if others else found
 
 
 def row_example(
@@ -107,7 +108,7 @@ def row_example(
         )
     asked = object_prompt(prefix)
     objects: tuple[LabelledObject, ...] = ()
-    references = text_references(prefix, suffix)
+    references = text_references(prefix, suffix, *others)
     needs_masks = False
     if asked is not None:
         parsed = parse_objects(suffix)
@@ -150,7 +151,12 @@ def _example(row: FileRow, path: Path, form: OwnForm) -> OwnExample:
     if form.prefix or form.suffix:
         prefix, texts = texts_of(row, form)
     else:
-        prefix, texts = row.text("prefix"), [row.text("suffix")]
+        is_list = isinstance(row.fields.get("suffix"), list)
+        prefix, texts = row.text("prefix"), row.texts("suffix") if is_list else [row.text("suffix")]
+        if not texts:
+            raise RowError(
+                "no answer", f"{row.where}: suffix must hold an answer, got none; add one"
+            )
     names = row.texts("image") if isinstance(row.fields.get("image"), list) else [row.text("image")]
     pictures: list[Picture] = []
     for name in names:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from paligemma.example import OBJECTS, TEXT, Asking, Example
 from paligemma.tasks.own.files import TASK, own_rows, read_own
 from paligemma.tasks.own.found import SPLITS
+from paligemma.tasks.own.scores import BY_PROMPT, METRICS, score_own
 from paligemma.tasks.reading.formats import own_format
-from paligemma.tasks.scenes.scores import METRICS, score_scenes
+from paligemma.tasks.scenes.scores import METRICS as HEADLINES
 from paligemma.tasks.task import NeededFile, Task
 
 _ASK_TEXT = Asking(text_len=512, max_new_tokens=128, resize_method="bicubic", answer=TEXT)
@@ -26,7 +27,7 @@ TASKS: tuple[Task, ...] = (
         title="Own rows, or own pictures with labels",
         family="own",
         splits=SPLITS,
-        headline=f"detect_{METRICS['detect']}",
+        headline=f"detect_{HEADLINES['detect']}",
         asking=_ASK_OBJECTS,
         files=(
             NeededFile(
@@ -39,10 +40,12 @@ TASKS: tuple[Task, ...] = (
         ),
         reader=read_own,
         row_reader=own_rows,
-        score=score_scenes,
+        score=score_own,
+        rules={"metric": (BY_PROMPT, *METRICS)},
         traps=(
             "The prompt decides the measure: `detect` and `segment` give average precision of "
-            "boxes, `ocr` the character error rate, any other the share of equal answers.",
+            "boxes, `ocr` the character error rate, any other the share of answers that equal one "
+            "of theirs; `--metric NAME` scores answers in words by another.",
             "Pictures are turned as their EXIF says and resized as the hub resizes them (bicubic), "
             "in training and in measuring.",
             "Masks of `segment` rows are trained but not scored: only their boxes count.",

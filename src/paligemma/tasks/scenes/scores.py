@@ -60,7 +60,7 @@ def score_answer(example: Example, answer: Prediction) -> tuple[float, float]:
         return _joined_iou(truth["objects"], answer), 1.0
     if truth["task"] == "ocr":
         return float(edit_distance(text, truth["text"])), float(len(truth["text"]))
-    return float(text == truth["text"]), 1.0
+    return float(text in (truth["text"], *truth.get("others", ()))), 1.0
 
 
 def _joined_iou(objects: Sequence[Mapping[str, Any]], answer: Prediction) -> float:
