@@ -72,11 +72,20 @@ def tiff(*tags: tuple[int, int, int, int], tail: bytes = b"") -> bytes:
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + directory + bytes(4) + tail
 
 
-def jpeg2000(side: int) -> bytes:
-    data = bytearray(encoded(Image.new("L", (16, 16)), "JPEG2000"))
+def jpeg2000(side: int, *, in_tile: bytes = b"", **options: object) -> bytes:
+    """One that states another size of picture and tile, with marks in the heading of its tile."""
+    data = bytearray(encoded(Image.new("L", (16, 16)), "JPEG2000", **options))
     at = data.index(b"\xff\x4f\xff\x51")
-    data[at + 8 : at + 16] = struct.pack(">II", side, side)
+    data[at + 8 : at + 16] = data[at + 24 : at + 32] = struct.pack(">II", side, side)
+    at = data.index(b"\xff\x90")
+    size = struct.unpack_from(">I", data, at + 6)[0] + len(in_tile)
+    data[at + 6 : at + 10] = struct.pack(">I", size)
+    data[at + 12 : at + 12] = in_tile
     return bytes(data)
+
+
+TINY_BLOCKS = b"\xff\x52\0\x0c\0\0\0\1\0\0\0\0\0\0"  # of 4x4, by the coding of a tile
+TINY_PRECINCTS = b"\xff\x52\0\x0d\1\0\0\1\0\0\4\4\0\0\x11"  # which divide blocks of 64x64
 
 
 MEGABYTE = zlib.compress(bytes(1_000_000))
@@ -125,6 +134,22 @@ HOSTILE = {
         "steps",
     ),
     "a JPEG 2000 that is larger inside": (lambda: jpeg2000(12000), "12000x12000"),
+    "a JPEG 2000 of tiny blocks": (lambda: jpeg2000(5000, codeblock_size=(4, 4)), "steps"),
+    "a JPEG 2000 with tiny blocks in a tile": (
+        lambda: jpeg2000(5000, in_tile=TINY_BLOCKS),
+        "steps",
+    ),
+    "a JPEG 2000 of tiny precincts": (lambda: jpeg2000(5000, in_tile=TINY_PRECINCTS), "steps"),
+    "a JPEG 2000 of tiny blocks behind another": (
+        lambda: (
+            jpeg2000(16)[:85]
+            + struct.pack(">I4s", 200, b"free")
+            + jpeg2000(16)[85:].ljust(192, b"\0")[:192]
+            + jpeg2000(5000, codeblock_size=(4, 4))[85:]
+        ),
+        "steps",
+    ),
+    "a JPEG 2000 of much code": (lambda: jpeg2000(16) + bytes(16 << 20), "steps"),
     "a run-length bitmap with jumps": (
         lambda: bmp(bitmap(60_000_000, 1, 1), b"\0\2\xff\xff" * 9),
         "60000000x255",

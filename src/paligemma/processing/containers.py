@@ -22,11 +22,14 @@ _STEPS_OF_PART = 16  # a chunk, segment, tag, or entry, each read by Python
 _STEPS_OF_COMMENT = 256  # a block of a GIF comment, which Pillow appends by copying
 _STEPS_OF_INFLATING = 8192  # a compressed chunk of a PNG, which may hold a megabyte
 _STEPS_OF_EXIF = 16384  # a segment of a JPEG, which Pillow joins by copying, and reads whole
+_SAMPLES_OF_STEP = 140  # of a JPEG 2000, in a step of two microseconds
+_JPEG2000_BYTES_OF_STEP = 14
 _INFLATED = (b"iCCP", b"zTXt", b"iTXt")
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # headings that state the size
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream
+_CODESTREAM = b"\xff\x4f\xff\x51"  # start of one of JPEG 2000
+_SIZ = re.compile(_CODESTREAM)
 # Passes over the pixels that a run-length BMP costs, because Pillow decodes it in Python.
 _RUN_LENGTH_PASSES = 512
 # Passes that numbers written as text cost.
@@ -220,9 +223,62 @@ def _see_bitmap(data: bytes, cost: Cost, at: int = 0, *, rows_of_height: int = 1
 
 
 def _walk_jpeg2000(data: bytes, cost: Cost) -> None:
-    at = data.find(_SIZ)
-    right, bottom, left, top = struct.unpack_from(">4I", data, at + 8)
-    cost.see(max(right - left, 0), max(bottom - top, 0))
+    """Every codestream, as a box before the picture's own may hold another."""
+    for found in _SIZ.finditer(data):
+        if not cost.step():
+            return
+        with contextlib.suppress(struct.error, IndexError):
+            _see_codestream(data, cost, found.start())
+
+
+def _see_codestream(data: bytes, cost: Cost, at: int) -> None:
+    """Sizes, then the marks of the main heading and of every part of a tile."""
+    right, bottom, left, top, tile_width, tile_height = struct.unpack_from(">6I", data, at + 8)
+    num_components = struct.unpack_from(">H", data, at + 40)[0]
+    width, height = max(right - left, 0), max(bottom - top, 0)
+    cost.see(width, height)
+    num_tiles = -(-width // max(tile_width, 1)) * -(-height // max(tile_height, 1))
+    cost.step(
+        width * height * num_components // _SAMPLES_OF_STEP
+        + (len(data) - at) // _JPEG2000_BYTES_OF_STEP
+        + num_tiles * _STEPS_OF_PART
+    )
+    part, is_ended = at, False
+    num_blocks = 0
+    at += 2
+    while not is_ended and cost.step():
+        marker, length = struct.unpack_from(">HH", data, at)
+        if marker in (0xFF52, 0xFF53):  # how blocks are coded, of all components or of one
+            skipped = 9 if marker == 0xFF52 else 6 + (num_components > 256)
+            style = data[at + 4 if marker == 0xFF52 else at + skipped - 1]
+            blocks = _num_blocks(data, at + skipped, bool(style & 1), width, height)
+            cost.step(max(blocks * num_components - num_blocks, 0))
+            num_blocks = max(num_blocks, blocks * num_components)
+        if marker == 0xFF90:  # a part of a tile
+            part = at
+            size = struct.unpack_from(">I", data, at + 6)[0]
+            is_ended = size == 0
+        if marker == 0xFF93:  # its data
+            if part + size <= at:
+                return
+            at = part + size
+        else:
+            at += 2 + length
+
+
+def _num_blocks(data: bytes, at: int, has_precincts: bool, width: int, height: int) -> int:
+    """Code blocks of one component: OpenJPEG keeps 400 bytes for each, whatever it holds."""
+    num_levels, *exponents = data[at : at + 3]
+    count = 0
+    for level in range(min(num_levels, 32) + 1):  # from the smallest resolution
+        x, y = (exponent + 2 for exponent in exponents)
+        if has_precincts:
+            precinct, is_halved = data[at + 5 + level], level > 0
+            x = min(x, max((precinct & 15) - is_halved, 0))
+            y = min(y, max((precinct >> 4) - is_halved, 0))
+        shift = num_levels - level
+        count += ((width >> shift) * (height >> shift)) >> (x + y)
+    return count
 
 
 def _walk_pnm(data: bytes, cost: Cost) -> None:
@@ -242,5 +298,5 @@ _WALKS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes, Cost], None]], .
     (b"BM", _walk_bmp),
     (b"P", _walk_pnm),
     ((b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0"), _see_bitmap),
-    ((_SIZ, b"\0\0\0\x0cjP  \r\n\x87\n"), _walk_jpeg2000),
+    ((_CODESTREAM, b"\0\0\0\x0cjP  \r\n\x87\n"), _walk_jpeg2000),
 )

@@ -271,7 +271,7 @@ def _require_cost(cost: Cost, reading: _Reading) -> None:
     if cost.num_steps > MAX_STEPS:
         raise ImageError(
             f"a picture may be made of {MAX_STEPS} steps of its decoder, {name} has more parts, "
-            "comments or metadata than that; save it again without them"
+            "comments, metadata or, as JPEG 2000, code than that; save it without them, or as PNG"
         )
     require_size(cost.num_bytes, f"the metadata of {name}", MAX_ENCODED_BYTES)
 
