@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -102,3 +103,26 @@ def test_a_field_that_is_missing_or_misspelt_is_named(
     refused = client.post("/v1/detect", json={"image": desk, **fields})
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == sentence
+
+
+def form(kind: str, *parts: bytes) -> tuple[bytes, dict[str, str]]:
+    body = b"".join(b"--x\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts)
+    return body + b"--x--\r\n", {"Content-Type": kind}
+
+
+@pytest.mark.parametrize("name", ["undefined", "punycode", '"IDNA"', "unicode_escape", "utf-7"])
+def test_a_form_in_another_alphabet_is_refused(client: TestClient, name: str) -> None:
+    part = b'name="labels"; filename="star-\xff!"\r\n\r\nstar'
+    body, kind = form(f"multipart/form-data; boundary=x; charset={name}", part)
+    answer = client.post("/v1/detect", content=body, headers=kind)
+    assert answer.status_code == 400
+    assert "a form must be in UTF-8" in answer.json()["error"]["message"]
+
+
+def test_a_form_may_hold_a_long_picture_in_base64(client: TestClient, desk: str) -> None:
+    image = desk + base64.b64encode(bytes(1_500_000)).decode()  # behind the picture's end
+    picture, words = b'name="image"\r\n\r\n' + image.encode(), b'name="labels"\r\n\r\nstar'
+    body, kind = form("Multipart/Form-Data; Charset=UTF-8; Boundary=x", picture, words)
+    answer = client.post("/v1/detect", content=body, headers=kind)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["detections"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from paligemma.serve.tasks import TASKS, Task
 _FILES = ("image", "images")
 # Fields of a form that may come several times.
 _LISTS = ("labels", "images", "choices")
+_CHARSET = re.compile(r';\s*charset\s*=\s*"?([^";\s]*)')
 
 
 def native_routes(service: Service) -> APIRouter:
@@ -39,11 +41,11 @@ def native_routes(service: Service) -> APIRouter:
 
 def _add_route(router: APIRouter, service: Service, name: str, task: Task) -> None:
     async def handle(request: Request) -> Response:
-        asked, uploads = await _fields(request, task.fields)
+        bounds = service.options
+        asked, uploads = await _fields(request, task.fields, bounds.max_body_bytes)
         client = request.state.client
         pictures = await _pictures(service, client, asked, uploads)
-        bound = service.options.max_new_tokens
-        made = task.questions(asked, bound, has_picture=bool(pictures))
+        made = task.questions(asked, bounds.max_new_tokens, has_picture=bool(pictures))
         asking = service.ask(
             model=asked.model,
             client=client,
@@ -68,12 +70,18 @@ def _add_route(router: APIRouter, service: Service, name: str, task: Task) -> No
     )
 
 
-async def _fields(request: Request, kind: type[PictureFields]) -> tuple[PictureFields, list[bytes]]:
+async def _fields(
+    request: Request, kind: type[PictureFields], max_bytes: int
+) -> tuple[PictureFields, list[bytes]]:
     """The checked fields of a JSON or multipart body, and its files."""
     uploads: list[bytes] = []
-    is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
+    content_type = request.headers.get("content-type", "").lower()
+    is_form = content_type.startswith("multipart/form-data")
     if is_form:
-        async with request.form(max_files=16, max_fields=64) as form:
+        charset = _CHARSET.search(content_type)
+        if charset and charset[1] not in ("utf-8", "utf8", "us-ascii"):
+            raise ServeError(f"a form must be in UTF-8, got {charset[1]!r:.40}; send it so")
+        async with request.form(max_files=16, max_fields=64, max_part_size=max_bytes) as form:
             given: object = await _of_form(form, uploads)
     else:
         given = read_json(await request.body())
