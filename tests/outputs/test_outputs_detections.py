@@ -13,7 +13,7 @@ from PIL import Image
 
 from paligemma.errors import ConfigError
 from paligemma.outputs.detections import Detections, class_names, coco_dataset
-from paligemma.outputs.draw import OKABE_ITO
+from paligemma.outputs.palette import label_colours
 from paligemma.outputs.types import Detection
 
 WH = (100, 100)
@@ -207,6 +207,7 @@ def test_a_label_keeps_its_colour_in_every_picture_of_one_question() -> None:
         {colour for _, colour in found.draw(black).getcolors(1 << 24) or []}
         for found in (_pets()[:2], _pets()[:1])
     )
-    assert {*OKABE_ITO[:2]} <= both  # the dog and the cat
-    assert OKABE_ITO[1] in cats
-    assert OKABE_ITO[0] not in cats
+    colours = label_colours(["dog", "cat"])
+    assert set(colours.values()) <= both
+    assert colours["cat"] in cats
+    assert colours["dog"] not in cats

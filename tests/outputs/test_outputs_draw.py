@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from paligemma.errors import ConfigError, DataError, ImageError
-from paligemma.outputs import draw, plates
+from paligemma.outputs import draw, fonts, lettering, plates
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.draw import DrawStyle, draw_detections, draw_text_answer
 from paligemma.outputs.lettering import Lettering
 from paligemma.outputs.masks import MaskRegion
+from paligemma.outputs.palette import PALETTE, label_colours
 from paligemma.outputs.types import Box, Detection
 
 GREY = (128, 128, 128)
@@ -102,15 +106,58 @@ def test_plates_stay_inside_the_picture_and_off_each_other(
 
 
 def test_each_label_has_one_colour_told_apart_from_the_others() -> None:
-    colours = [draw._colour(i) for i in range(21)]
-    assert len(set(colours)) == 21
     boxes: list[Box] = [(0.1, 0.1, 0.4, 0.4), (0.5, 0.1, 0.9, 0.4), (0.5, 0.5, 0.9, 0.9)]
     drawn = draw_detections(
         picture((640, 480)), found((640, 480), *boxes, labels=("cat", "dog", "cat"))
     )
-    assert has_colour(drawn, draw.OKABE_ITO[0])
-    assert has_colour(drawn, draw.OKABE_ITO[1])
-    assert not has_colour(drawn, draw.OKABE_ITO[2])
+    colours = label_colours(["cat", "dog"])
+    shown = [colour for colour in PALETTE if has_colour(drawn, colour)]
+    assert sorted(shown) == sorted(colours.values())
+    assert len(set(label_colours(f"label {k}" for k in range(21)).values())) == 21
+    assert len(label_colours(f"label {k}" for k in range(50))) == 50
+
+
+def test_a_label_has_its_colour_whatever_else_is_in_the_picture() -> None:
+    names = ["cat", "dog", "car", "person", "猫", ""]
+    alone = {name: label_colours([name])[name] for name in names}
+    assert alone == {  # as they were once drawn, in all runs to come
+        "cat": (230, 188, 211),
+        "dog": (242, 207, 128),
+        "car": (86, 180, 233),
+        "person": (240, 228, 66),
+        "猫": (0, 87, 63),
+        "": (132, 125, 36),
+    }
+    assert label_colours(names) == label_colours(reversed(names)) == alone
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="the page's colours need node")
+def test_the_page_of_the_server_gives_a_label_the_same_colour() -> None:
+    labels = [*(f"label {k}" for k in range(12)), "猫", "naïve 🐈", "object"]
+    colours = Path(draw.__file__).parents[1] / "serve" / "page" / "colours.js"
+    source = colours.read_text().replace("export ", "")
+    code = (
+        f"{source}\nconst all = {json.dumps([{'label': one} for one in labels])};\n"
+        "console.log(JSON.stringify(all.map(({label}) => colourOf(label, all))));"
+    )
+    done = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True)
+    ours = label_colours(labels)
+    assert json.loads(done.stdout) == ["#" + bytes(ours[one]).hex() for one in labels]
+
+
+@pytest.mark.parametrize("label", ["cat", "dog", "car", "person"])
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_box_and_a_mask_stand_out_from_a_ground_of_their_own_colour(
+    label: str, mask: bool
+) -> None:
+    wh, own = (640, 640), label_colours([label])[label]
+    ground = Image.new("RGB", wh, own)
+    box: Box = (0.0, 0.0, 1.0, 1.0) if mask else (0.25, 0.25, 0.5, 0.5)
+    items = found(wh, box, labels=(label,), mask=mask)
+    drawn = np.asarray(draw_detections(ground, items, style=DrawStyle(legend=False)), float)
+    # Across the left edge of the box, or of the mask, both of which lie at 160.
+    across = drawn[240, 150:170]
+    assert np.abs(across - own).sum(-1).max() > 150
 
 
 def test_a_mask_is_translucent_inside_and_has_an_outline() -> None:
@@ -120,10 +167,11 @@ def test_a_mask_is_translucent_inside_and_has_an_outline() -> None:
         draw_detections(picture(wh), found(wh, (0.1, 0.1, 0.9, 0.9), mask=True), style=style)
     )
     middle, outside = drawn[240, 240].astype(int), drawn[400, 400].astype(int)
-    fill = 0.6 * np.array(GREY) + 0.4 * np.array(draw.OKABE_ITO[0])
+    colour = label_colours(["cat"])["cat"]
+    fill = 0.6 * np.array(GREY) + 0.4 * np.array(colour)
     assert np.abs(middle - fill).max() <= 2
     assert np.array_equal(outside, GREY)
-    assert np.abs(drawn[240, 160].astype(int) - draw.OKABE_ITO[0]).max() < 30  # on its left edge
+    assert np.abs(drawn[240, 160].astype(int) - colour).max() < 30  # on its left edge
 
 
 def test_a_thin_mask_does_not_vanish() -> None:
@@ -236,6 +284,79 @@ def test_control_characters_and_letters_no_font_has_do_not_reach_the_picture() -
     assert letters.spell("a\x00b\nc\u200bd") == "ab cd"
     assert letters.spell("é") in ("é", "e")
     assert letters.spell("\U000f1234x") == "x"
+
+
+def font_of(characters: str, path: Path) -> Path:
+    """A font whose only letters are bars, of these characters."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    def bar(width: int) -> Any:
+        pen = TTGlyphPen(None)
+        pen.moveTo((0, 0))
+        for corner in ((0, 800), (width, 800), (width, 0)):
+            pen.lineTo(corner)
+        pen.closePath()
+        return pen.glyph()
+
+    names = {ord(c): f"c{k}" for k, c in enumerate(characters)}
+    order = [".notdef", *names.values()]
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(order)
+    font.setupCharacterMap(names)
+    font.setupGlyf({name: bar(100 if name == ".notdef" else 900) for name in order})
+    font.setupHorizontalMetrics(dict.fromkeys(order, (1000, 0)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": "Bars", "styleName": "Regular"})
+    font.setupPost()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    font.save(path)
+    return path
+
+
+@pytest.fixture
+def own_fonts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is the only place of fonts on this system."""
+    monkeypatch.setattr(fonts, "_folders", lambda: (str(tmp_path / "fonts"),))
+    lettering._warn.cache_clear()
+    return tmp_path / "fonts"
+
+
+def test_letters_come_from_any_installed_font_that_has_them(
+    own_fonts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    font_of("猫犬", own_fonts / "deep" / "Some CJK.ttf")
+    font_of("ж", own_fonts / "Cyrillic.otf")
+    letters = Lettering.for_texts(["cat 猫", "ж"], size_px=20)
+    assert letters.spell("cat 猫犬 ж") == "cat 猫犬 ж"
+    assert letters.width("cat 猫") == letters.width("cat ") + 20  # of the installed font
+    strip = Image.new("RGB", (200, 40))
+    letters.draw(ImageDraw.Draw(strip), (4, 20), "cat 猫", fill=(255, 255, 255))
+    ink = np.flatnonzero(np.asarray(strip)[..., 0].max(0) > 128)
+    start = 4 + letters.width("cat ")
+    assert ink.max() == pytest.approx(start + 18, abs=2)  # the bar, 0.9 of its width
+    assert ink.min() < 10
+    assert not caplog.records
+
+
+def test_letters_that_no_font_has_are_named_in_a_notice_once(
+    own_fonts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    item = found((640, 480), (0.1, 0.1, 0.9, 0.9), labels=("猫と犬",))
+    for _ in range(2):
+        draw_detections(picture((640, 480)), item)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2  # a script each
+    assert told[0].startswith("no font of this system has CJK letters such as 犬猫, so pictures")
+    assert "HIRAGANA letters such as と" in told[1]
+    assert "Noto Sans CJK" in told[0]
+
+
+def test_a_long_label_does_not_cover_the_objects_beside_its_own() -> None:
+    label = "a very long label that says all there is to say about the object in question"
+    items = found((640, 480), (0.3, 0.0, 0.9, 0.3), labels=(label,))
+    drawn = np.asarray(draw_detections(picture((640, 480)), items, style=DrawStyle(legend=False)))
+    assert (drawn[:, 210:] == GREY).all()
 
 
 def test_a_wrong_font_path_is_an_error(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def _small(picture: np.ndarray, side_px: int) -> Image.Image:
 def _drawn(image: Image.Image, items: Sequence[Detection], labels: tuple[str, ...]) -> Html:
     # Of very many only the surest are legible.
     kept = sorted(items, key=lambda one: -(one.score or 0.0))[:_MAX_OBJECTS]
-    style = DrawStyle(legend=False, min_side_px=SIDE_PX, scale=1.5, label_order=labels)
+    style = DrawStyle(legend=False, min_side_px=SIDE_PX, scale=1.5, labels=labels)
     return _image(draw_detections(image, kept, style=style))
 
 

@@ -298,7 +298,7 @@ class Detections(Sequence[Detection]):
         image = self.picture if image is None else image
         if image is None:
             raise DataError("these detections do not hold their picture; pass it to draw")
-        style = style or DrawStyle(label_order=self.asked_labels)
+        style = style or DrawStyle(labels=self.asked_labels)
         return draw_detections(image, self, image_wh=self.image_wh, style=style)
 
     def save_png(

@@ -1,8 +1,8 @@
 """Pictures of results: boxes, masks and label plates on the image, a legend or a caption below it.
 
 All sizes follow from the picture's, so a thumbnail and a poster look alike; a picture too small for
-legible letters is enlarged by a whole factor first. The colours are those of Okabe and Ito, which
-colour-blind readers can distinguish; labels take them in the order of first appearance.
+legible letters is enlarged by a whole factor first. A label has its colour in every picture, see
+`palette`; black or white seams beside it stand out from grounds of the same colour.
 """
 
 from __future__ import annotations
@@ -15,24 +15,15 @@ from functools import lru_cache
 from numbers import Real
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from paligemma.errors import ConfigError, ImageError
 from paligemma.outputs.lettering import one_line
-from paligemma.outputs.plates import Colour, Rect, Sizes, draw_plate, with_caption, with_legend
+from paligemma.outputs.palette import Colour, contrasting, label_colours
+from paligemma.outputs.plates import Rect, Sizes, draw_plate, with_caption, with_legend
 from paligemma.outputs.types import NO_LABEL, Detection
 
-OKABE_ITO: tuple[Colour, ...] = (
-    (213, 94, 0),  # vermillion
-    (86, 180, 233),  # sky blue
-    (240, 228, 66),  # yellow
-    (0, 158, 115),  # bluish green
-    (204, 121, 167),  # reddish purple
-    (0, 114, 178),  # blue
-    (230, 159, 0),  # orange
-)
-
-_SEAM = (0, 0, 0, 80)
+_SEAM_OPACITY = 170
 _MAX_LABEL_CHARS = 64
 _MAX_SIDE_PX = 12_000
 _MAX_SCALE = 10
@@ -51,7 +42,8 @@ class DrawStyle:
         scores: whether plates show confidences.
         font_path: a TrueType font; None takes Pillow's own, or an installed one that has the
             letters.
-        label_order: labels that take the first colours, so that several pictures agree.
+        labels: labels of other pictures beside which this one is shown; none takes a colour of
+            theirs.
     """
 
     scale: float = 1.0
@@ -60,7 +52,7 @@ class DrawStyle:
     legend: bool = True
     scores: bool = True
     font_path: str | None = None
-    label_order: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.scale, Real) or not 0 < self.scale <= _MAX_SCALE:
@@ -110,9 +102,9 @@ def draw_detections(
             )
     canvas, factor = _enlarged(picture, style)
     items = [item for item in items if item.is_valid]
-    names = list(dict.fromkeys([*style.label_order, *(_name(d) for d in items)]))
+    names = [_name(item) for item in items]
     sizes = Sizes.of(canvas.size, names, scale=style.scale, font_path=style.font_path)
-    colours = {name: _colour(i) for i, name in enumerate(names)}
+    colours = label_colours([*map(_cut, style.labels), *names])
     by_area = sorted(items, key=_area, reverse=True)  # small objects come out on top
     for item in by_area:
         _draw_mask(canvas, item, colours[_name(item)], factor, sizes.line, style.mask_opacity)
@@ -198,17 +190,23 @@ def _draw_mask(
     """Lay a translucent fill and an antialiased outline over the object."""
     if item.region is None or not item.region.crop.size:
         return
-    margin = 2 * line
+    margin = 4 * line + factor
     tile = Image.fromarray(item.region.crop.astype(np.uint8) * 255)
-    if factor > 1:
-        tile = tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.BICUBIC)
+    tile = tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.NEAREST)
     tile = ImageOps.expand(tile, margin)
-    # Box-blurred, a straight edge is a ramp of one line width to either side; its middle part is
-    # the outline, with soft borders.
+    if factor > 1:  # round the steps of enlarged pixels
+        tile = tile.filter(ImageFilter.GaussianBlur(factor / 2))
+    # Box-blurred, a straight edge is a ramp of one radius to either side; its middle part is the
+    # outline, with soft borders, and that of a wider blur shows as a seam on both its sides.
     outline = tile.filter(ImageFilter.BoxBlur(line)).point(_outline_levels())
+    seam = tile.filter(ImageFilter.BoxBlur(line + 1.7 * _seam_px(line))).point(_outline_levels())
     fill = tile.point([round(v * opacity) for v in range(256)])
-    corner = tuple(c * factor - margin for c in item.region.corner_xy)
-    canvas.paste(colour, (corner[0], corner[1]), ImageChops.lighter(outline, fill))
+    x, y = (c * factor - margin for c in item.region.corner_xy)
+    canvas.paste(colour, (x, y), fill)
+    canvas.paste(
+        contrasting(colour), (x, y), seam.point([v * _SEAM_OPACITY // 255 for v in range(256)])
+    )
+    canvas.paste(colour, (x, y), outline)
 
 
 @lru_cache(maxsize=1)
@@ -217,13 +215,13 @@ def _outline_levels() -> list[int]:
 
 
 def _draw_box(pen: ImageDraw.ImageDraw, rect: Rect, colour: Colour, line: int) -> None:
-    """A line inside the box with a thin dark seam on both sides, seen on any background."""
+    """A line inside the box with a thin seam on both sides, seen on any background."""
     x0, y0, x1, y1 = rect
-    seam = max(1, line // 3)
-    pen.rectangle((x0 - seam, y0 - seam, x1 + seam, y1 + seam), outline=_SEAM, width=seam)
+    seam, ink = _seam_px(line), (*contrasting(colour), _SEAM_OPACITY)
+    pen.rectangle((x0 - seam, y0 - seam, x1 + seam, y1 + seam), outline=ink, width=seam)
     if min(x1 - x0, y1 - y0) > 4 * line:
         inner = (x0 + line, y0 + line, x1 - line, y1 - line)
-        pen.rectangle(inner, outline=_SEAM, width=seam)
+        pen.rectangle(inner, outline=ink, width=seam)
     pen.rectangle(rect, outline=(*colour, 255), width=line)
 
 
@@ -237,16 +235,16 @@ def _rect(item: Detection, canvas: tuple[int, int]) -> Rect:
     return left, top, right, bottom
 
 
-def _colour(index: int) -> Colour:
-    """The palette, then its lighter and its darker shades."""
-    shade = (index // len(OKABE_ITO)) % 3
-    toward, share = ((0, 0.0), (255, 0.5), (0, 0.45))[shade]
-    r, g, b = (round(c + (toward - c) * share) for c in OKABE_ITO[index % len(OKABE_ITO)])
-    return r, g, b
+def _seam_px(line: int) -> int:
+    return max(1, round(0.4 * line))
 
 
 def _name(item: Detection) -> str:
-    name = one_line(item.label or "") or NO_LABEL
+    return _cut(item.label or "")
+
+
+def _cut(label: str) -> str:
+    name = one_line(label) or NO_LABEL
     return name if len(name) <= _MAX_LABEL_CHARS else name[:_MAX_LABEL_CHARS].rstrip() + "..."
 
 

@@ -1,80 +1,107 @@
-"""Letters for pictures: a font that has them, and text cut and wrapped to a width."""
+"""Letters for pictures: fonts that have them, and text cut and wrapped to a width."""
 
 from __future__ import annotations
 
+import itertools
+import logging
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from PIL import ImageFont
+from PIL import ImageDraw, ImageFont
 
 from paligemma.errors import DataError
+from paligemma.outputs.fonts import has, installed, load, pillows_own
+
+logger = logging.getLogger(__name__)
 
 MAX_TEXT_CHARS = 4000
 
-# Pillow's own font holds little more than ASCII; it finds these by name where they are installed.
-_SYSTEM_FONTS = (
-    "DejaVuSans.ttf",
-    "NotoSans-Regular.ttf",
-    "LiberationSans-Regular.ttf",
-    "Arial.ttf",
-    "arial.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "PingFang.ttc",
-    "msyh.ttc",
-)
 _ELLIPSIS = "..."
-_NO_SUCH_CHARACTER = "\U0010fffe"
-
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_LATIN = "AZaz09.;"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lettering:
-    """One font at one size, with the characters it can draw."""
+    """Fonts at one size: the first for most of the text, each other for what those before lack."""
 
-    font: _Font
+    fonts: tuple[ImageFont.FreeTypeFont, ...]
     size_px: int
 
     @classmethod
     def for_texts(
         cls, texts: Iterable[str], *, size_px: int, font_path: str | None = None
     ) -> Lettering:
-        """Pillow's font if it has every character, else the installed font that lacks the fewest.
+        """Pillow's font if it has every character, else installed ones; a warning names letters
+        that none of them has.
+
+        Args:
+            texts: everything that will be written.
+            size_px: height of the letters.
+            font_path: a font to use before any other.
 
         Raises:
             DataError: `font_path` is given and is not a font.
         """
-        if font_path is not None:
-            font = _load(font_path, size_px)
-            if font is None:
-                raise DataError(
-                    f"font_path must name a TrueType or OpenType font, {font_path} is not one; "
-                    "correct the path or leave it out"
-                )
-            return cls(font=font, size_px=size_px)
-        best: _Font = ImageFont.load_default(size_px)
+        first = pillows_own(size_px) if font_path is None else load(font_path, size_px)
+        if first is None:
+            raise DataError(
+                f"font_path must name a TrueType or OpenType font, {font_path} is not one; "
+                "correct the path or leave it out"
+            )
         wanted = {c for text in texts for c in one_line(text) if not c.isascii()}
-        lacking = _num_lacking(best, wanted)
-        for name in _SYSTEM_FONTS:
+        lacking = {c for c in wanted if not has(first, c)}
+        fonts = [first]
+        for font in installed(size_px) if lacking else ():
+            if font_path is None and all(has(font, c) for c in {*wanted, *_LATIN}):
+                fonts, lacking = [font], set()  # one font for all looks better than two
+            elif found := {c for c in lacking if has(font, c)}:
+                fonts, lacking = [*fonts, font], lacking - found
             if not lacking:
                 break
-            candidate = _load(name, size_px)
-            if candidate is not None and (num := _num_lacking(candidate, wanted)) < lacking:
-                best, lacking = candidate, num
-        return cls(font=best, size_px=size_px)
+        for script, letters in itertools.groupby(sorted(lacking, key=_script), _script):
+            _warn(script, "".join(sorted(letters)[:8]))
+        return cls(fonts=tuple(fonts), size_px=size_px)
 
     def width(self, text: str) -> float:
         """Pixels from the first letter to the end of the last."""
-        return self.font.getlength(text)
+        return sum(font.getlength(part) for font, part in self._runs(text))
+
+    def draw(
+        self,
+        pen: ImageDraw.ImageDraw,
+        xy: tuple[float, float],
+        text: str,
+        *,
+        fill: tuple[int, int, int],
+    ) -> None:
+        """Write a line that begins at x and whose middle is at y."""
+        ascent, descent = self.fonts[0].getmetrics()
+        x, y = xy[0], xy[1] + (ascent - descent) / 2
+        for font, part in self._runs(text):
+            pen.text((x, y), part, font=font, fill=fill, anchor="ls")
+            x += font.getlength(part)
+
+    def _runs(self, text: str) -> Iterator[tuple[ImageFont.FreeTypeFont, str]]:
+        """Parts of a text, each with the font that has its letters."""
+        if len(self.fonts) == 1:
+            yield self.fonts[0], text
+            return
+        for font, part in itertools.groupby(text, self._font_of):
+            yield font, "".join(part)
+
+    def _font_of(self, character: str) -> ImageFont.FreeTypeFont:
+        if character.isascii():
+            return self.fonts[0]
+        return next((font for font in self.fonts if has(font, character)), self.fonts[0])
 
     def spell(self, text: str) -> str:
-        """One line of characters that the font has; accents are dropped, others become "?"."""
+        """One line of characters that a font has; accents are dropped, others become "?"."""
         return "".join(self._spell_character(c) for c in one_line(text))
 
     def fit(self, text: str, room: float) -> str:
-        """The text in characters of the font; three dots cut what is wider than the room."""
+        """The text in characters of the fonts; three dots cut what is wider than the room."""
         text = self.spell(text)
         if self.width(text) <= room:
             return text
@@ -113,7 +140,7 @@ class Lettering:
         return text[:low]
 
     def _spell_character(self, character: str) -> str:
-        if character.isascii() or not _num_lacking(self.font, {character}):
+        if character.isascii() or any(has(font, character) for font in self.fonts):
             return character
         plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
         return plain or "?"
@@ -125,20 +152,18 @@ def one_line(text: str) -> str:
     return "".join(c for c in text if c.isprintable())
 
 
-@lru_cache(maxsize=64)
-def _load(name: str, size_px: int) -> ImageFont.FreeTypeFont | None:
-    try:
-        return ImageFont.truetype(name, size_px)
-    except OSError:
-        return None
+def _script(character: str) -> str:
+    """The first word of a character's name, such as CJK, HANGUL or THAI."""
+    return unicodedata.name(character, "UNKNOWN").split()[0]
 
 
-def _num_lacking(font: _Font, characters: Iterable[str]) -> int:
-    """How many characters the font would show as its box for the unknown."""
-    unknown = _shape(font, _NO_SUCH_CHARACTER)
-    return sum(_shape(font, c) == unknown for c in characters)
-
-
-def _shape(font: _Font, character: str) -> tuple[tuple[int, int], bytes]:
-    mask = font.getmask(character)
-    return mask.size, bytes(mask)
+@lru_cache(maxsize=256)
+def _warn(script: str, letters: str) -> None:
+    """Name letters that cannot be drawn, once."""
+    logger.warning(
+        "no font of this system has %s letters such as %s, so pictures show them as ?; install one "
+        "that has them, such as Noto Sans or Noto Sans CJK, or name its file as font_path of "
+        "DrawStyle",
+        script,
+        letters,
+    )

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from paligemma.outputs.lettering import Lettering
+from paligemma.outputs.palette import Colour, contrasting
 
-Colour = tuple[int, int, int]
 Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the canvas
 
 _STRIP = (24, 26, 31)
@@ -75,8 +75,9 @@ def draw_plate(
     room: float = canvas.width - 2 * pad - math.ceil(letters.width(suffix))
     if room < 2 * letters.size_px:  # no room for both; the name says more than the number
         suffix, room = "", canvas.width - 2 * pad
-    # A plate wider than half the picture hides more than it shows; the legend has the whole name.
-    room = min(room, max(canvas.width / 2, 8 * letters.size_px))
+    # A plate far wider than its box hides other objects; the legend has the whole name.
+    own = box[2] - box[0] - 2 * pad - letters.width(suffix)
+    room = min(room, max(own, 8 * letters.size_px))
     text = letters.fit(name, room) + suffix
     size = (
         min(canvas.width, math.ceil(letters.width(text)) + 2 * pad),
@@ -84,10 +85,12 @@ def draw_plate(
     )
     x, y = _place(box, size, canvas.size, taken, sizes.line)
     taken.append((x, y, x + size[0], y + size[1]))
-    canvas.paste(colour, (x, y), _rounded(size, max(2, size[1] // 5)))
-    centre = (x + size[0] / 2, y + size[1] / 2)
-    ink = (0, 0, 0) if _luminance(colour) > 0.2 else (255, 255, 255)
-    ImageDraw.Draw(canvas).text(centre, text, font=letters.font, fill=ink, anchor="mm")
+    ink, radius, rim = contrasting(colour), max(2, size[1] // 5), max(1, sizes.line // 3)
+    canvas.paste(ink, (x, y), _rounded(size, radius))
+    inner = (max(1, size[0] - 2 * rim), max(1, size[1] - 2 * rim))
+    canvas.paste(colour, (x + rim, y + rim), _rounded(inner, max(1, radius - rim)))
+    start = (x + (size[0] - letters.width(text)) / 2, y + size[1] / 2)
+    letters.draw(ImageDraw.Draw(canvas), start, text, fill=ink)
 
 
 def _place(
@@ -151,12 +154,10 @@ def with_legend(
                 shape = _rounded((swatch, swatch), max(2, swatch // 5))
                 picture.paste(colours[name], (x, y - swatch // 2), shape)
                 x += swatch + sizes.gap
-            pen.text((x, y), text, font=letters.font, fill=ink, anchor="lm")
+            letters.draw(pen, (x, y), text, fill=ink)
             x += math.ceil(letters.width(text)) + sizes.gap
             if name:
-                pen.text(
-                    (x, y), str(counts[name]), font=letters.font, fill=_STRIP_MUTED, anchor="lm"
-                )
+                letters.draw(pen, (x, y), str(counts[name]), fill=_STRIP_MUTED)
                 x += math.ceil(letters.width(str(counts[name]))) + 3 * sizes.gap
     return picture
 
@@ -171,7 +172,7 @@ def with_caption(canvas: Image.Image, text: str, *, prompt: str, sizes: Sizes) -
     picture, pen = _with_strip(canvas, len(lines) * step + 2 * sizes.gap)
     for row, (line, colour) in enumerate(lines):
         y = canvas.height + sizes.gap + row * step + step // 2
-        pen.text((2 * sizes.gap, y), line, font=letters.font, fill=colour, anchor="lm")
+        letters.draw(pen, (2 * sizes.gap, y), line, fill=colour)
     return picture
 
 
@@ -188,12 +189,6 @@ def _rounded(size: tuple[int, int], radius: int) -> Image.Image:
         (0, 0, large.width - 1, large.height - 1), 4 * radius, fill=255
     )
     return large.resize(size, Image.Resampling.BOX)
-
-
-def _luminance(colour: Colour) -> float:
-    """Relative luminance in [0, 1] (WCAG 2.2)."""
-    linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in colour]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def _overlap(a: Rect, b: Rect) -> int:

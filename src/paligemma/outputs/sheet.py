@@ -37,5 +37,5 @@ def with_lines(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
     pen = ImageDraw.Draw(tile)
     for row, line in enumerate(wrapped):
         y = picture.height + _GAP_PX // 2 + row * step + step // 2
-        pen.text((_GAP_PX, y), line, font=letters.font, fill=_INK, anchor="lm")
+        letters.draw(pen, (_GAP_PX, y), line, fill=_INK)
     return tile

@@ -28,7 +28,7 @@ def labelled_sheet(examples: Sequence[OwnExample], num_columns: int) -> Image.Im
         DataError: a mask is damaged.
     """
     labels = sorted({marked.label for one in examples for marked in one.objects})
-    style = DrawStyle(legend=False, min_side_px=_SIDE_PX, scale=1.3, label_order=tuple(labels))
+    style = DrawStyle(legend=False, min_side_px=_SIDE_PX, scale=1.3, labels=tuple(labels))
     return on_sheet([_tile(one, style) for one in examples], num_columns)
 
 
