@@ -162,6 +162,10 @@ class Client(TaskMethods[Picture]):
             raise ImageError("there is no picture to encode, got None; pass one")
         return found
 
+    def _pixels(self, image: Any) -> np.ndarray:
+        frames = cast(RemoteImage, self._shown(image)).frames
+        return load_image(frames[0])
+
     def close(self) -> None:
         """Close this thread's connection; the next question opens another."""
         connection = getattr(self._of_thread, "connection", None)

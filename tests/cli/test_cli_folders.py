@@ -190,3 +190,15 @@ def test_label_files_of_two_pictures_have_two_names(
     shutil.copy(photos / "a.jpg", photos / "a.jpeg")
     done = paligemma("detect", "photos", "star", "--yolo", "yolo")
     assert (done.status, "but a would be written twice" in done.err) == (2, True)
+
+
+def test_a_picture_is_asked_in_tiles(paligemma: Run, photos: Path) -> None:
+    words = ("detect", "photos/a.jpg", "star", "--constrain", "--max-new-tokens", "30", "--json")
+    plain = paligemma(*words).json["detections"]
+    tiled = paligemma(*words, "--tile", "2x2", "--tile-overlap", "0.1", "--max-overlap", "1")
+    valid = [one for one in plain if one.get("valid", True)]
+    assert len(tiled.json["detections"]) >= max(1, len(valid))
+    for wrong, said in (("2", "tiles are columns and rows"), ("9x9", "at most 64")):
+        done = paligemma(*words, "--tile", wrong, "--model", "no/such-model")
+        assert (done.status, said in done.err) == (2, True)
+    assert "state --tile too" in paligemma(*words, "--tile-overlap", "0.1").err

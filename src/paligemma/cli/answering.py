@@ -19,12 +19,19 @@ class Asker:
 
     Args:
         decoding, objects: values of the options of these names.
+        tiles: keywords of `PaliGemma.ask_tiled`, where pictures are cut.
 
     Raises:
         PaliGemmaError: the calibration cannot be read.
     """
 
-    def __init__(self, decoding: dict[str, Any], objects: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        decoding: dict[str, Any],
+        objects: dict[str, Any],
+        tiles: dict[str, Any] | None = None,
+    ) -> None:
+        self._tiles = tiles
         self.rules = {name: objects[name] for name in ("constrain", "max_objects", "no_repeats")}
         self.threshold = objects["threshold"]
         self._keywords = {"max_overlap": objects["max_overlap"], **self.rules, **decoding}
@@ -43,7 +50,10 @@ class Asker:
         from paligemma.outputs.types import TextAnswer
         from paligemma.pipeline.following import follow
 
-        if on_token is None:
+        found: TextAnswer | Detections
+        if self._tiles is not None:
+            found = pg.ask_tiled(picture, prompt, **self._tiles, **self._keywords)
+        elif on_token is None:
             found = pg.ask(picture, prompt, **self._keywords)
         else:
             found = follow(pg, picture, prompt, on_token, **self._keywords)

@@ -23,6 +23,7 @@ from paligemma.cli.options import (
     OutputChoice,
     decoding_options,
     frame_option,
+    gathered_options,
     model_options,
     object_options,
     output_options,
@@ -63,6 +64,33 @@ def images_argument(command: Command) -> Command:
     )
     return images(frame_option(command))
 
+
+def _choose_tiles(values: dict[str, Any]) -> dict[str, Any] | None:
+    tile, overlap = values["tile"], values["tile_overlap"]
+    if tile is None:
+        if overlap is not None:
+            raise click.UsageError("--tile-overlap is for tiles; state --tile too")
+        return None
+    return {"tile": tile} if overlap is None else {"tile": tile, "overlap": overlap}
+
+
+tile_options = gathered_options(
+    "tiles",
+    [
+        click.option(
+            "--tile",
+            metavar="CxR",
+            help="For small objects: ask the picture and so many columns and rows of it, as 2x2.",
+        ),
+        click.option(
+            "--tile-overlap",
+            type=click.FloatRange(0, 0.9),
+            metavar="SHARE",
+            help="With --tile: share of a tile in common with the next; 0.2 by default.",
+        ),
+    ],
+    _choose_tiles,
+)
 
 labels_option = click.option(
     "--labels",
@@ -159,6 +187,7 @@ def read(images: tuple[str, ...], **how: Any) -> None:
 @model_options
 @decoding_options
 @object_options
+@tile_options
 @export_options
 @output_options
 def detect(images: tuple[str, ...], labels: str, **how: Any) -> None:
@@ -183,6 +212,7 @@ def detect(images: tuple[str, ...], labels: str, **how: Any) -> None:
 @model_options
 @decoding_options
 @object_options
+@tile_options
 @export_options
 @output_options
 def segment(images: tuple[str, ...], labels: str, **how: Any) -> None:
@@ -255,10 +285,15 @@ def _ask_objects(
     objects: dict[str, Any],
     exports: ExportChoice,
     output: OutputChoice,
+    tiles: dict[str, Any] | None = None,
 ) -> None:
     from paligemma.processing.prompts import clean_prompt, object_prompt, single_prompts
 
-    asker = Asker(decoding, objects)
+    if tiles is not None:
+        from paligemma.pipeline.tiling import MAX_TILES, tile_places
+
+        tile_places((MAX_TILES, MAX_TILES), **tiles)  # before a model is loaded
+    asker = Asker(decoding, objects, tiles)
 
     def ask(pg: PaliGemma, picture: EncodedImage) -> TextAnswer | Detections:
         return asker.ask(pg, picture, prompt)
@@ -274,7 +309,7 @@ def _ask_objects(
         if exports.csv == STANDARD_OUTPUT and output.as_json:
             raise click.UsageError("standard output takes --json or --csv; name a file of --csv")
         require_kept(images, exports.files, overwrite=True)
-        answers = {"model": model, "decoding": decoding, "objects": objects}
+        answers = {"model": model, "decoding": decoding, "objects": objects, "tiles": tiles}
         kept = Exports(
             exports,
             asked={"prompt": prompt, "frame": frame, **{k: str(v) for k, v in answers.items()}},

@@ -21,6 +21,8 @@ ASKING: Sections = {
         "max_objects",
         "no_repeats",
         "calibration",
+        "tile",
+        "tile_overlap",
     ),
     "Output": ("overlay", "as_json", "coco", "yolo", "csv", "output", "with_page", "overwrite"),
     "Pictures": ("frame", "frames", "allow_url", "background", "image_size_px", "resize_method"),

@@ -181,6 +181,13 @@ class PaliGemma(TaskMethods[Picture]):
                 else:
                     yield image, self.reader.answer(asked, list(islice(written, num)), one)
 
+    def _pixels(self, image: Any) -> NDArray[Any]:
+        if not isinstance(image, EncodedImage):
+            return self.open_picture(image)
+        if image.open_picture is None:
+            raise ImageError("prepared pixels are not cut into tiles; pass the picture itself")
+        return image.open_picture()
+
     @property
     def _num_at_once(self) -> int:
         """Pictures that are in memory together, encoded."""

@@ -13,15 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, Unpack, cast, overload
 
-from paligemma.errors import ImageError
+from paligemma.errors import ImageError, PromptError
 from paligemma.outputs.boxes import Box, encode_boxes, format_loc, require_box
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.types import TextAnswer
+from paligemma.pipeline.tiling import MAX_TILES, TILE_OVERLAP, cut, joined, tile_places
 from paligemma.processing import prompts
 from paligemma.processing.folders import each_picture
 from paligemma.processing.frames import several_of
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from paligemma.pipeline.options import AnswerKeywords, AskKeywords
 
 logger = logging.getLogger(__name__)
@@ -72,6 +75,56 @@ class TaskMethods(ABC, Generic[PictureT]):
             answers.append(answer)
         return answers
 
+    @abstractmethod
+    def _pixels(self, image: Any) -> np.ndarray:
+        """uint8[H, W, 3] of a picture."""
+
+    def ask_tiled(
+        self,
+        image: PictureT,
+        prompt: str,
+        tile: str | Sequence[int],
+        overlap: float = TILE_OVERLAP,
+        **options: Unpack[AskKeywords],
+    ) -> Detections:
+        """What `ask` finds in the picture and in its tiles, joined by confidence.
+
+        Args:
+            prompt: `detect ...` or `segment ...`.
+            tile: columns and rows, as "2x2".
+            overlap: share of a tile's side that it has in common with the next.
+            options: as in `ask`; `max_overlap` (by default 0.5) is here the largest common share
+                of the smaller of two boxes of one label from different answers.
+        """
+        tile_places((MAX_TILES, MAX_TILES), tile, overlap)  # refused before a picture is read
+        picture = self._pixels(image)
+        places = tile_places((picture.shape[1], picture.shape[0]), tile, overlap)
+        pictures = [image, *cut(picture, places)]
+        found = [
+            one for one in self._answered(pictures, prompt, options) if isinstance(one, Detections)
+        ]
+        if len(found) < len(pictures):
+            raise PromptError(
+                f"tiles are for prompts that ask for objects, got {prompt!r:.100}; begin it with "
+                "detect or segment"
+            )
+        return joined(found[0], found[1:], places, options.get("max_overlap"))
+
+    def _objects(
+        self,
+        image: Any,
+        prompt: str,
+        tile: str | Sequence[int] | None,
+        overlap: float,
+        options: Mapping[str, Any],
+    ) -> Any:
+        if tile is None:
+            return self._answered(image, prompt, options)
+        several = several_of(image)
+        if several is None:
+            return self.ask_tiled(image, prompt, tile, overlap, **options)
+        return [self.ask_tiled(one, prompt, tile, overlap, **options) for one in several]
+
     # By a prompt
 
     @overload
@@ -114,39 +167,76 @@ class TaskMethods(ABC, Generic[PictureT]):
 
     @overload
     def detect(
-        self, image: PictureT, labels: str | Sequence[str], **options: Unpack[AskKeywords]
+        self,
+        image: PictureT,
+        labels: str | Sequence[str],
+        *,
+        tile: str | Sequence[int] | None = None,
+        tile_overlap: float = TILE_OVERLAP,
+        **options: Unpack[AskKeywords],
     ) -> Detections: ...
     @overload
     def detect(
-        self, image: Sequence[PictureT], labels: str | Sequence[str], **options: Unpack[AskKeywords]
+        self,
+        image: Sequence[PictureT],
+        labels: str | Sequence[str],
+        *,
+        tile: str | Sequence[int] | None = None,
+        tile_overlap: float = TILE_OVERLAP,
+        **options: Unpack[AskKeywords],
     ) -> list[Detections]: ...
     def detect(
-        self, image: Any, labels: str | Sequence[str], **options: Unpack[AskKeywords]
+        self,
+        image: Any,
+        labels: str | Sequence[str],
+        *,
+        tile: str | Sequence[int] | None = None,
+        tile_overlap: float = TILE_OVERLAP,
+        **options: Unpack[AskKeywords],
     ) -> Any:
         """Boxes of the named things; what is not found is absent.
 
         Args:
             image: a picture; a list of pictures gives a list of `Detections`.
             labels: "cat ; dog" or ["cat", "dog"].
-            options: as in `ask`.
+            tile, tile_overlap: for small objects, see `ask_tiled`.
+            options: as in `ask`, such as threshold, max_overlap, constrain and max_new_tokens.
         """
         _require_picture(image, "detect")
-        return self._answered(image, prompts.detect_prompt(labels), options)
+        return self._objects(image, prompts.detect_prompt(labels), tile, tile_overlap, options)
 
     @overload
     def segment(
-        self, image: PictureT, labels: str | Sequence[str], **options: Unpack[AskKeywords]
+        self,
+        image: PictureT,
+        labels: str | Sequence[str],
+        *,
+        tile: str | Sequence[int] | None = None,
+        tile_overlap: float = TILE_OVERLAP,
+        **options: Unpack[AskKeywords],
     ) -> Detections: ...
     @overload
     def segment(
-        self, image: Sequence[PictureT], labels: str | Sequence[str], **options: Unpack[AskKeywords]
+        self,
+        image: Sequence[PictureT],
+        labels: str | Sequence[str],
+        *,
+        tile: str | Sequence[int] | None = None,
+        tile_overlap: float = TILE_OVERLAP,
+        **options: Unpack[AskKeywords],
     ) -> list[Detections]: ...
     def segment(
-        self, image: Any, labels: str | Sequence[str], **options: Unpack[AskKeywords]
+        self,
+        image: Any,
+        labels: str | Sequence[str],
+        *,
+        tile: str | Sequence[int] | None = None,
+        tile_overlap: float = TILE_OVERLAP,
+        **options: Unpack[AskKeywords],
     ) -> Any:
         """Boxes and masks of the named things; arguments as in `detect`."""
         _require_picture(image, "segment")
-        return self._answered(image, prompts.segment_prompt(labels), options)
+        return self._objects(image, prompts.segment_prompt(labels), tile, tile_overlap, options)
 
     @overload
     def caption(
