@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -353,17 +353,20 @@ def test_objects_of_a_copy_have_the_places_of_the_official_file(tmp_path: Path) 
     assert len({one.id for one in copied}) == 3
 
 
-def test_cocos_own_split_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_copy_of_cocos_own_split_is_cut_to_karpathys_or_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("paligemma.tasks.captions.files._KARPATHY_PICTURES", 3)
     coco_copy_of_cocos_split(tmp_path, coco_official(tmp_path / "official"))
     assert len(read("coco-captions", tmp_path, "val")) == 3
-    (tmp_path / "dataset_coco.json").unlink()
     assert not caplog.text
-    with caplog.at_level(logging.WARNING):
-        assert len(read("coco-captions", tmp_path, "val")) == 4
-    assert "4 pictures of val are COCO's own split, Karpathy's has 3" in caplog.text
+    table = json.loads((tmp_path / "dataset_coco.json").read_text())
+    table["images"].append({**table["images"][0], "cocoid": 77})
+    write_json(tmp_path / "dataset_coco.json", table)
+    assert len(read("coco-captions", tmp_path, "val")) == 3
+    assert "holds 3 of the 4 pictures of Karpathy's val" in caplog.text
+    (tmp_path / "dataset_coco.json").unlink()
+    assert len(read("coco-captions", tmp_path, "val")) == 4
+    assert "its 4 pictures of val are taken as Karpathy's split" in caplog.text
 
 
 @pytest.mark.parametrize(

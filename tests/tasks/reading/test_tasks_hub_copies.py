@@ -16,6 +16,7 @@ from paligemma.cli import main
 from paligemma.errors import DataError, ImageError
 from paligemma.tasks.catalog import find_task
 from paligemma.tasks.reading import parquet
+from paligemma.tasks.reading.hub_columns import HUB_COPIES
 from paligemma.tasks.reading.languages import XGQA_LANGUAGES
 from paligemma.tasks.reading.parquet import ParquetPicture
 
@@ -570,6 +571,22 @@ def test_the_command_scores_answers_on_a_copy(tmp_path: Path) -> None:
     assert scored(tmp_path / "copy") == scored(tmp_path / "official")
     (one,) = (tmp_path / "copy").rglob("validation-00000-*")
     assert [measure["num"] for measure in scored(one, 2)][:1] == [2]
+
+
+def test_the_list_of_benchmarks_says_how_a_copy_looks() -> None:
+    def listed(*words: str) -> str:
+        done = CliRunner().invoke(main, ["eval", "list", *words])
+        assert done.exit_code == 0, done.output
+        return " ".join(done.stdout.split())
+
+    assert all(copy.names[0] in listed() for copy in HUB_COPIES.values())
+    docvqa = listed("docvqa")
+    assert "{split}_v1.0_withQT.json" in docvqa
+    assert "such as lmms-lab/DocVQA (folder DocVQA) a copy must have the columns" in docvqa
+    assert "questionId or question_id, question, image, and not operation/reasoning" in docvqa
+    assert "read where it has them: answers, question_types" in docvqa
+    assert json.loads(listed("pope", "--json"))["hub_copy"]["columns"]["label"] == "answer|label"
+    assert "parquet copy" not in listed("ocr-vqa")
 
 
 def test_a_split_that_a_copy_lacks_is_named_with_those_it_has(tmp_path: Path) -> None:

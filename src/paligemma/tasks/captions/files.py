@@ -55,8 +55,6 @@ _OWN_FILES = {
     )
     for split in ("val", "test", "train")
 }
-# Pictures of val, and of test.
-_KARPATHY_PICTURES = 5_000
 _SCICAP_LIST = "List-of-Files-for-Each-Experiments/First-Sentence/No-Subfig/{split}/file_idx.json"
 _SCICAP_TEXT = "1-lowercase-and-token-and-remove-figure-index"
 
@@ -143,21 +141,33 @@ def copied_coco_captions(rows: Iterator[SourceRow], data: Path, split: str) -> I
         for row, picture in rows
         if row.fields.get("split", split) in _KARPATHY_SPLITS[split]
     ]
-    if own and "split" not in own[0][0] and (data / _KARPATHY_FILE).is_file():
-        named = {
-            row.identifier("cocoid")
-            for row in _karpathy_rows(data)
-            if row.text("split") in _KARPATHY_SPLITS[split]
-        }
-        own = [(row, picture) for row, picture in own if row.text("cocoid") in named]
     gathered = [*_by_picture(iter(own), "cocoid", "sentences", "raw")]
-    if split != "train" and len(gathered) > _KARPATHY_PICTURES:
-        logger.warning(
-            "%s: %d pictures of %s are COCO's own split, Karpathy's has %d; put %s beside the copy "
-            "to score those",
-            *(data, len(gathered), split, _KARPATHY_PICTURES, _KARPATHY_FILE),
-        )
+    if own and "split" not in own[0][0]:
+        gathered = _of_karpathys_split(gathered, data, split)
     yield from coco_caption_examples(iter(gathered), data, split)
+
+
+def _of_karpathys_split(rows: list[SourceRow], data: Path, split: str) -> list[SourceRow]:
+    """The rows of Karpathy's split, which the copy does not name; or all, with a warning."""
+    if not (data / _KARPATHY_FILE).is_file():
+        logger.warning(
+            "%s: its %d pictures of %s are taken as Karpathy's split, which the copy does not "
+            "state; put %s beside it to have them checked",
+            *(data, len(rows), split, _KARPATHY_FILE),
+        )
+        return rows
+    named = {
+        row.identifier("cocoid")
+        for row in _karpathy_rows(data)
+        if row.text("split") in _KARPATHY_SPLITS[split]
+    }
+    kept = [(row, picture) for row, picture in rows if row.text("cocoid") in named]
+    if len(kept) < len(named):
+        logger.warning(
+            "%s: the copy holds %d of the %d pictures of Karpathy's %s; figures are of these",
+            *(data, len(kept), len(named), split),
+        )
+    return kept
 
 
 def _coco_number(row: FileRow) -> str:
