@@ -286,6 +286,22 @@ def test_every_file_of_data_is_packed() -> None:
     assert left_out == []
 
 
+def test_a_wheel_carries_the_licences_of_all_that_lies_in_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    files = {ROOT / name for name in project["license-files"]}
+    named = ("LICEN", "SOURCES", "NOTICE")
+    assert {path for path in tracked_files() if path.name.upper().startswith(named)} <= files | {
+        ROOT / "WEIGHTS_LICENSE.md"
+    }
+    assert all(path.is_file() for path in files)
+    expression = project["license"].split(" AND ")
+    sources = (PACKAGE / "scenes" / "data" / "SOURCES.md").read_text()
+    for words in ("CC BY 4.0", "CC BY 2.0"):
+        assert words in sources
+        assert words.replace(" ", "-") in expression
+    assert {"Apache-2.0", "Bitstream-Vera"} <= set(expression)
+
+
 def test_the_embedded_model_is_small_enough_to_travel_with_the_code() -> None:
     total = sum(
         path.stat().st_size for path in (PACKAGE / "models" / "tiny").iterdir() if path.is_file()

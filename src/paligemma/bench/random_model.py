@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from paligemma.adapt.quant import Quant, place_quantised
 from paligemma.config import PaliGemmaConfig, find_release, release_config

@@ -166,6 +166,6 @@ def _progress(num_left: int, total: int, *, shown: bool) -> AbstractContextManag
     """A bar on standard error with the time left."""
     if not shown:
         return nullcontext(_NoBar())
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     return tqdm(total=total, initial=total - num_left, unit="picture", smoothing=0.05)

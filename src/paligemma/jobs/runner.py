@@ -15,7 +15,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from paligemma.errors import DataError
 from paligemma.example import Example, Prediction

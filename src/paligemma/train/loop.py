@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from paligemma.errors import ConfigError, RunError
 from paligemma.json_file import parse_json

@@ -10,7 +10,7 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.example import Example
