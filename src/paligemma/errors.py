@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
+# A path may have 4,096 characters; what is longer came from a file, and nobody reads it.
+_LONG_WORD = re.compile(r"\S{4200,}")
+_MAX_CHARS = 12_000
+
+
+def bounded(sentence: str) -> str:
+    """The sentence for a person, whatever a file made it repeat; its middle goes first."""
+    sentence = _LONG_WORD.sub(lambda word: f"{word[0][:200]}...{word[0][-40:]}", sentence)
+    if len(sentence) <= _MAX_CHARS:
+        return sentence
+    left_out = len(sentence) - _MAX_CHARS
+    return f"{sentence[: _MAX_CHARS - 2_000]}... ({left_out:,} characters) ...{sentence[-2_000:]}"
+
 
 class PaliGemmaError(Exception):
     """Base of the errors that have a sentence; the CLI prints it and exits with 2."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(bounded(one) if isinstance(one, str) else one for one in args))
 
 
 class ConfigError(PaliGemmaError):

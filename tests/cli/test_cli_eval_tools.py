@@ -179,6 +179,16 @@ def test_foreign_predictions_are_scored_with_everything_amiss_counted(
     assert "misses 2 of 4: q2, q3" in refused.err
 
 
+def test_nothing_that_a_file_holds_is_repeated_whole(paligemma: Any, tmp_path: Path) -> None:
+    (tmp_path / "quiz.json").write_text(json.dumps(TRUTH))
+    long = "x" * 600_000
+    path = tmp_path / "theirs.jsonl"
+    for row in ({"id": long, "text": "yes"}, {"id": "q0", "text": "", "error": long}, {long: long}):
+        path.write_text(json.dumps(row))
+        done = paligemma("eval", "score", path, "--task", "quiz", "--data", tmp_path)
+        assert len(done.out) + len(done.err) < 3_000
+
+
 def test_a_rule_of_scoring_is_taken_wherever_a_run_is_scored(
     paligemma: Any, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

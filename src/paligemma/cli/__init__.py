@@ -19,7 +19,7 @@ import click
 from paligemma.cli.sections import NamingGroup
 from paligemma.cli.stopping import Stopped, signals_as_exceptions
 from paligemma.cli.terminal import GuardedStream, guarded_streams
-from paligemma.errors import ConfigError, PaliGemmaError, RunError
+from paligemma.errors import ConfigError, PaliGemmaError, RunError, bounded
 from paligemma.whole_file import NO_ROOM
 
 EXIT_FAILED = 1
@@ -154,7 +154,7 @@ class LazyGroup(NamingGroup):
 
 def _complain(sentence: str) -> None:
     # Colour codes are shown as what they are, not taken away.
-    click.echo(f"paligemma: {sentence}", err=True, color=True)
+    click.echo(f"paligemma: {bounded(sentence)}", err=True, color=True)
 
 
 def _of_the_system(error: OSError) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from paligemma.errors import DataError
+from paligemma.errors import DataError, bounded
 from paligemma.eval.options import chosen_rules
 from paligemma.example import ALL_CLASSES, MASK, OBJECTS, Example, Prediction
 from paligemma.jobs.run_folder import Run, RunConfig
@@ -17,6 +17,7 @@ from paligemma.tasks.task import Task
 
 _MAX_CHARS = 400
 _NUM_NAMED = 5
+_MAX_ID_CHARS = 100
 _TEXT_FIELDS = ("answers", "answer", "references", "captions", "texts", "text", "label")
 
 
@@ -154,7 +155,7 @@ def score_matched(
         predictions=predictions,
         measures=measures,
         num_asked=len(examples) if num_asked is None else num_asked,
-        notices=(*notices, *more),
+        notices=tuple(map(bounded, (*notices, *more))),
     )
 
 
@@ -195,7 +196,11 @@ def _measures(
 
 def some_ids(ids: Sequence[str]) -> str:
     """The first ids, for a sentence."""
-    return ", ".join(ids[:_NUM_NAMED]) + (", ..." if len(ids) > _NUM_NAMED else "")
+    some = [
+        one if len(one) <= _MAX_ID_CHARS else f"{one[:_MAX_ID_CHARS]}..."
+        for one in ids[:_NUM_NAMED]
+    ]
+    return ", ".join(some) + (", ..." if len(ids) > _NUM_NAMED else "")
 
 
 def only(scored: Scored, ids: Sequence[str]) -> Scored:
