@@ -313,3 +313,18 @@ def test_the_client_needs_neither_torch_nor_a_server_library() -> None:
         [sys.executable, "-c", code, str(DESK)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_a_list_of_pictures_is_a_batch_on_a_server_too(remote: Client, local: PaliGemma) -> None:
+    pictures = [DESK, np.zeros((30, 40, 3), np.uint8)]
+    for mine, theirs in zip(
+        remote.detect(pictures, "star", max_tokens=12),  # type: ignore[call-overload]
+        local.detect(pictures, "star", max_new_tokens=12),
+        strict=True,
+    ):
+        assert_same(mine, theirs)
+    ((path, found),) = remote.detect_many([str(DESK), "none.png"], "star", max_new_tokens=12)
+    assert path == str(DESK)
+    assert_same(found, local.detect(DESK, "star", max_new_tokens=12))
+    with pytest.raises(ImageError, match="the frames of one example are named as such"):
+        remote.encode_image([DESK, DESK])  # type: ignore[arg-type]

@@ -153,3 +153,12 @@ def test_the_page_on_architecture_names_every_file_of_a_room_and_none_that_is_go
     named = set(re.findall(r"`(\w+\.py)`", row))
     assert files <= named
     assert {one for one in named - files if not list(folder.rglob(one))} == set()
+
+
+def test_each_of_a_newcomers_five_tasks_takes_five_lines_at_most() -> None:
+    page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    section = page.split("\n## Five tasks\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```(?:python|bash)\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    # The Python is run by this file, and the commands by `test_repository.py`.
+    assert len(blocks) == 5
+    assert max(len(block.splitlines()) for block in blocks) <= 5

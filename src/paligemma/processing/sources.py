@@ -137,7 +137,8 @@ def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
             raise ImageError(
-                f"a picture must be a file, {name} is a folder or a device; check the path"
+                f"a picture must be a file, {name} is a folder or a device; detect_many, "
+                "ask_many and the commands take folders"
             )
         require_size(path.stat().st_size, name, max_bytes)
         with path.open("rb") as file:
