@@ -112,7 +112,9 @@ def task_command(task: Task) -> click.Command:
     @data_option
     @model_options
     @click.option(
-        "--split", type=click.Choice(splits), default=splits[0], show_default=True, help="Which."
+        "--split",
+        type=click.Choice(splits),
+        help=f"Which; {splits[0]} by default, or else the first that a parquet copy holds.",
     )
     @click.option("--limit", type=int, metavar="N", help="Examples, drawn evenly; all by default.")
     @click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
@@ -201,12 +203,20 @@ def _help(task: Task) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def default_split(task: Task, data: Path | None) -> str:
+    """The split to measure where the user names none, with a notice if it is not the first."""
+    split = task.default_split(data)
+    if split != task.splits[0]:
+        click.echo(f"paligemma: {data} holds no {task.splits[0]}; its {split} is taken", err=True)
+    return split
+
+
 def run_benchmark(
     task: Task,
     *,
     model: ModelChoice,
     data: Path | None,
-    split: str,
+    split: str | None,
     processes: int,
     gpus_each: float,
     ray_address: str | None,
@@ -229,6 +239,7 @@ def run_benchmark(
 
     if metric is not None:
         rules = (*rules, f"{METRIC}={metric}")
+    split = split or default_split(task, data)
     loading = dict(model.options)
     # The benchmark's own filter, not the model's, unless one is asked for.
     resize_method = loading.pop("resize_method", None)

@@ -14,6 +14,7 @@ import click
 
 from paligemma.cli.eval_run import (
     data_option,
+    default_split,
     file_option,
     html_option,
     json_option,
@@ -119,6 +120,13 @@ def score_command(
         write_result(page, report_page(report))
 
 
+def _require_scored(task: Task, split: str | None) -> None:
+    if split is not None and split not in task.splits:
+        raise ConfigError(
+            f"{task.name} can be scored on {', '.join(task.splits)}, got {split!r}; name one"
+        )
+
+
 def _examples(
     task: Task, predictions: Path, data: Path | None, split: str | None, model_name: str
 ) -> tuple[RunConfig, list[Example]]:
@@ -126,10 +134,7 @@ def _examples(
     from paligemma.jobs.plan import sample_examples
     from paligemma.jobs.run_folder import RUN, RunConfig, load_run
 
-    if split is not None and split not in task.splits:
-        raise ConfigError(
-            f"{task.name} can be scored on {', '.join(task.splits)}, got {split!r}; name one"
-        )
+    _require_scored(task, split)
     if data is None and task.files and (predictions.parent / RUN).is_file():
         run = load_run(predictions.parent)
         if run.config.task != task.name or split not in (None, run.config.split):
@@ -143,7 +148,9 @@ def _examples(
             f"predictions are scored against the files of {task.name}; name their folder with "
             "--data"
         )
-    split = split or task.splits[0]
+    if split is None:
+        split = default_split(task, data)
+        _require_scored(task, split)
     config = RunConfig(
         task=task.name,
         split=split,

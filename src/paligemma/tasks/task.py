@@ -5,6 +5,7 @@ published figures. Readers stream; nothing here needs a model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,18 @@ class Task:
                 f"{self.name} has the splits {', '.join(known)}, got {split!r}; name one of them"
             )
         return self._read(data, split)
+
+    def default_split(self, data: Path | None) -> str:
+        """The split where none is named: the first, or else the first that a hub copy holds."""
+        from paligemma.tasks.reading import hub_copies
+
+        copy = self.hub_copy
+        if data is not None and copy is not None and hub_copies.copy_tables(data, copy):
+            for split in (*self.splits, *self.server_splits):
+                with suppress(DataError):
+                    if next(self.read(data, split), None) is not None:
+                        return split
+        return self.splits[0]
 
     def _read(self, data: Path, split: str) -> Iterator[Example]:
         """Read a hub copy where the folder holds one, else the official files."""

@@ -573,6 +573,23 @@ def test_the_command_scores_answers_on_a_copy(tmp_path: Path) -> None:
     assert [measure["num"] for measure in scored(one, 2)][:1] == [2]
 
 
+def test_the_split_may_be_named_by_the_file(tmp_path: Path) -> None:
+    """Without --split the first that the copy holds is scored, with a notice."""
+    chartqa_copy(tmp_path, chartqa_official(tmp_path / "official"))
+    (file,) = (tmp_path / "data").glob("test-*")
+    file = file.rename(tmp_path / "val-00000-of-00001.parquet")
+    answers = write_json_lines(tmp_path / "a.jsonl", [{"id": "human/0", "text": "14"}])
+    words = ["eval", "score", str(answers), "--task", "chartqa", "--data", str(file), "--json"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["split"] == "val"
+    assert "holds no test; its val is taken" in done.stderr
+    stvqa_by_picture(tmp_path / "st", stvqa_official(tmp_path / "official"))
+    assert find_task("st-vqa").default_split(tmp_path / "st") == "train"
+    assert find_task("st-vqa").default_split(tmp_path / "official") == "val"
+    assert find_task("st-vqa").default_split(None) == "val"
+
+
 def test_the_list_of_benchmarks_says_how_a_copy_looks() -> None:
     def listed(*words: str) -> str:
         done = CliRunner().invoke(main, ["eval", "list", *words])

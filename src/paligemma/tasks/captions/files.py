@@ -44,7 +44,11 @@ SCICAP = "github.com/tingyaohsu/SciCap (scicap_data.zip)"
 # The translation whose lines carry the English captions, each once.
 _ENGLISH_LINES = "de"
 _KARPATHY_FILE = "dataset_coco.json"
-_KARPATHY_SPLITS = {"val": ("val",), "test": ("test",), "train": ("train", "restval")}
+_KARPATHY_SPLITS = {
+    "val": ("val", "validation"),  # as copies spell it
+    "test": ("test",),
+    "train": ("train", "restval"),
+}
 # What people have in its place: Karpathy's split as BLIP's lists, and COCO's own files.
 _BLIP_FILES = ("coco_karpathy_{split}.json", "annotations/coco_karpathy_{split}.json")
 _OWN_FILES = {
