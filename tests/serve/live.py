@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ class Live:
     """Where it listens."""
 
     port: int
+    connections: Collection[object]
 
     @property
     def url(self) -> str:
@@ -54,7 +55,15 @@ def answer_of(connection: socket.socket) -> bytes:
 def live(app: FastAPI, bounds: ServerOptions | None = None) -> Iterator[Live]:
     """The application at a port, in a thread; its connections are bounded as those of a server."""
     http: Any = partial(Connection, bounds=bounds or ServerOptions())
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, http=http, ws="none", log_config=None)
+    config = uvicorn.Config(
+        app,
+        host="127.0.0.1",
+        port=0,
+        http=http,
+        ws="none",
+        log_config=None,
+        timeout_keep_alive=1,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
@@ -62,7 +71,8 @@ def live(app: FastAPI, bounds: ServerOptions | None = None) -> Iterator[Live]:
         thread.join(0.01)
         assert thread.is_alive()
     try:
-        yield Live(server.servers[0].sockets[0].getsockname()[1])
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Live(port, server.server_state.connections)
     finally:
         server.should_exit = True
         thread.join(10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,3 +218,45 @@ def test_what_is_not_http_and_headings_that_do_not_end_are_answered_and_closed()
             one.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: ")
             assert one.recv(100) == b""
         assert time.monotonic() - start < 2
+
+
+ASKED = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def test_who_does_not_take_his_answers_loses_his_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = serving(send_s=0.4)
+    with live(create_app(service), bounds=service.options) as server, reader(server) as one:
+        one.sendall(ASKED * 60)
+        time.sleep(0.2)
+        assert server.connections
+        end = time.monotonic() + 20
+        while server.connections and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not server.connections
+    assert not caplog.records
+
+
+def test_who_takes_them_slowly_gets_them_all() -> None:
+    service = serving(send_s=0.4)
+    with (
+        live(create_app(service), bounds=service.options) as server,
+        reader(server, 1 << 16) as one,
+    ):
+        one.sendall(ASKED * 25)
+        found = b""
+        while found.count(b"HTTP/1.1 200") < 25:
+            piece = one.recv(1 << 16)
+            assert piece
+            found += piece
+            time.sleep(0.05)
+
+
+def reader(server: Live, num_bytes: int = 1) -> socket.socket:
+    """A connection with little room for what it does not take."""
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, num_bytes)
+    found.settimeout(10)
+    found.connect(("127.0.0.1", server.port))
+    return found

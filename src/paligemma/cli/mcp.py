@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,9 @@ from paligemma.cli.sections import SectionedCommand
 from paligemma.cli.serve_options import Safety, is_loopback, safety_options
 from paligemma.cli.stopping import signals_end_it_at_once
 from paligemma.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from paligemma.serve.options import ServerOptions
 
 
 class Address(click.ParamType):
@@ -95,38 +99,41 @@ def mcp(
     service = Service.of(Models([spec], options), options)
     service.worker.start()
     try:
-        if address is None:
-            if sys.stdin.isatty():
-                click.echo(
-                    "paligemma: waiting for the messages of an agent's program, which starts this "
-                    "one by itself; see docs/agents.md",
-                    err=True,
-                )
-            # The protocol needs the stream itself; JSON escapes what a terminal would obey.
-            with contextlib.redirect_stdout(sys.__stdout__), signals_end_it_at_once():
-                asyncio.run(run_stdio(service, roots))
-        else:
-            app = create_http(service, roots, host=host, port=address[1], keys=keys)
-            _listen(app, host, address[1], options.drain_s, safety.trusted_proxies)
+        with signals_end_it_at_once():
+            if address is None:
+                if sys.stdin.isatty():
+                    click.echo(
+                        "paligemma: waiting for the messages of an agent's program, which starts "
+                        "this one by itself; see docs/agents.md",
+                        err=True,
+                    )
+                # The protocol needs the stream itself; JSON escapes what a terminal would obey.
+                with contextlib.redirect_stdout(sys.__stdout__):
+                    asyncio.run(run_stdio(service, roots))
+            else:
+                app = create_http(service, roots, host=host, port=address[1], keys=keys)
+                _listen(app, host, address[1], options, safety.trusted_proxies)
     finally:
         service.close()
 
 
-def _listen(app: Any, host: str, port: int, drain_s: float, proxies: Sequence[str]) -> None:
-    """Serve until a signal; running calls then get some time to end."""
+def _listen(app: Any, host: str, port: int, options: ServerOptions, proxies: Sequence[str]) -> None:
+    """Serve until SIGTERM or Ctrl-C; running calls then get some time to end."""
     import uvicorn
 
-    from paligemma.serve.server import listen
+    from paligemma.serve.server import Connection, listen
 
     sockets = listen(host, port)
     config = uvicorn.Config(
         app,
+        http=functools.partial(Connection, bounds=options),  # type: ignore[arg-type]
+        ws="none",
         log_config=None,  # what is logged goes where the log of this program goes
         log_level="warning",
         access_log=False,
         proxy_headers=bool(proxies),
         forwarded_allow_ips=list(proxies),
-        timeout_graceful_shutdown=int(drain_s),
+        timeout_graceful_shutdown=int(options.drain_s),
     )
     at = f"[{host}]" if ":" in host else host
     click.echo(f"paligemma: http://{at}:{port}/mcp; Ctrl-C ends it", err=True)

@@ -75,7 +75,7 @@ class Front:
         record = Record.of(headers.get("x-request-id"), scope["method"])
         token = current.set(record)
         body = _Body(receive, headers, record, self._options, self._gate)
-        answer = _Answer(scope, send, record, body, self._options.send_s, self._finish)
+        answer = _Answer(scope, send, record, body, self._finish)
         scope.setdefault("state", {})["record"] = record
         try:
             with contextlib.ExitStack() as inside:
@@ -249,11 +249,9 @@ class _Answer:
         send: Send,
         record: Record,
         body: _Body,
-        send_s: float,
         finished: Callable[[Record], None],
     ) -> None:
         self._scope, self._to_client, self._body = scope, send, body
-        self._send_s = send_s
         self.record = record
         self._finished: Callable[[Record], None] | None = finished
         self.is_started = False
@@ -276,15 +274,11 @@ class _Answer:
                 headers["Connection"] = "close"
         elif not message.get("more_body", False):
             if not self._body.is_complete:
-                await self._send({**message, "more_body": True})
+                await self._to_client({**message, "more_body": True})
                 await self._body.discard()
                 message = {"type": "http.response.body", "body": b""}
             self.finish()
-        await self._send(message)
-
-    async def _send(self, message: Message) -> None:
-        async with asyncio.timeout(self._send_s):
-            await self._to_client(message)
+        await self._to_client(message)
 
     def finish(self) -> None:
         """Tell of the request, once."""

@@ -30,7 +30,7 @@ class ServerOptions:
         max_body_bytes: largest body of a request, counted while it arrives.
         max_bodies_bytes: of all bodies that are held at once.
         body_s: time in which a body must have arrived.
-        send_s: time in which a client must take a piece of its answer.
+        send_s: time in which a client must take 64 KiB of an answer that waits for it.
         queue_s: time that a request may wait for its place; 503 afterwards.
         answer_s: time of a request from its arrival; 504 afterwards.
         drain_s: time that running requests get after SIGTERM.

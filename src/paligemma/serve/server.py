@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+TAKEN_BYTES = 64 << 10  # of an answer that waits, within send_s
 _ENDING_S = 1.0  # for the last bytes, after the last answer
 
 
@@ -180,12 +181,14 @@ class _Server(uvicorn.Server):
 
 
 class Connection(H11Protocol):
-    """A connection whose headings are bounded in time, and whose errors have the common shape."""
+    """A connection whose headings must come in time and whose answers must be taken in time, and
+    whose errors have the common shape."""
 
     def __init__(self, *, bounds: ServerOptions, **given: Any) -> None:
         super().__init__(**given)
         self._bounds = bounds
         self._late: asyncio.TimerHandle | None = None
+        self._untaken: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -196,6 +199,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._has_heading()
+        self._is_taken()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -205,8 +209,40 @@ class Connection(H11Protocol):
         elif self._late is None:
             self._expect_heading()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_taking()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_taken()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._expect_taking()  # a transport that closes waits for its last bytes to be taken
+
+    def _expect_taking(self) -> None:
+        self._is_taken()
+        left = self.transport.get_write_buffer_size()
+        self._untaken = self.loop.call_later(self._bounds.send_s, self._require_taking, left)
+
+    def _require_taking(self, left: int) -> None:
+        if left - self.transport.get_write_buffer_size() < TAKEN_BYTES:
+            self.transport.abort()
+        else:
+            self._expect_taking()
+
+    def _is_taken(self) -> None:
+        if self._untaken is not None:
+            self._untaken.cancel()
+            self._untaken = None
+
     def _expect_heading(self) -> None:
-        self._late = self.loop.call_later(self._bounds.body_s, self.transport.close)
+        self._late = self.loop.call_later(self._bounds.body_s, self._end)
+
+    def _end(self) -> None:
+        self.transport.close()
+        self._expect_taking()
 
     def _has_heading(self) -> None:
         if self._late is not None:
