@@ -264,6 +264,8 @@ def test_a_layout_that_does_not_fit_is_refused(processor: Processor) -> None:
         (torch.zeros(32, 32, 3), "HCW", "the layout of a picture is"),
         (torch.zeros(5, 32, 32), "CHW", "must be"),
         ("desk.png", "CHW", "belongs to a tensor or array, got str"),
+        (torch.zeros(3, 8, 9, device="meta"), "CHW", "must be dense, of numbers that NumPy has"),
+        (torch.zeros(3, 8, 9).to_sparse(), "CHW", "must be dense"),
         (torch.full((3, 8, 8), 255.0), "CHW", r"must lie in \[0, 1\], the array has 255"),
     ):
         with pytest.raises(ImageError, match=rule):

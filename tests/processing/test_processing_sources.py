@@ -81,6 +81,24 @@ def test_what_holds_no_picture_is_named_in_one_short_sentence(source: object, ru
     assert "\n" not in str(caught.value)
 
 
+def test_a_stream_may_give_a_part_at_a_time() -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(min(size or 7, 7))
+
+    assert np.array_equal(load_image(Slow(png())), RGB)
+
+
+def test_a_stream_that_fails_in_any_way_is_one_bad_picture() -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise RuntimeError("x" * 600_000)
+
+    with pytest.raises(ImageError, match="cannot be read: xxx") as caught:
+        load_image(Broken())
+    assert len(str(caught.value)) < 500
+
+
 class Handler(BaseHTTPRequestHandler):
     last_path = ""
 

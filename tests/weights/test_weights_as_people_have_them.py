@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -294,3 +297,34 @@ def test_what_was_never_fetched_is_recognised(
     (folder / name).write_bytes(content)
     with pytest.raises((CheckpointError, TokenizerError), match=told):
         load_processor(folder, LoadOptions())
+
+
+@pytest.mark.parametrize("kind", ["prefix", "dtype", "unexpected", "member", "array"])
+def test_no_message_repeats_a_name_without_end(folder: Path, caplog, kind: str) -> None:
+    name = "k" * 60_000
+    if kind in ("member", "array"):
+        (folder / "model.safetensors").unlink()
+        data = io.BytesIO(b"x")
+        if kind == "array":
+            np.save(data, np.zeros(3, np.complex64))
+        with zipfile.ZipFile(folder / "x.npz", "w") as archive:
+            archive.writestr(name + ".npy", data.getvalue())
+    else:
+        extra = torch.zeros(2, dtype=torch.int8 if kind == "dtype" else torch.float32)
+        rewrite(
+            folder,
+            lambda tensors: (
+                {f"{name}.{k}": v for k, v in tensors.items()}
+                if kind == "prefix"
+                else tensors | {name: extra}
+            ),
+        )
+    messages = [finding.message for finding in diagnose(folder)]
+    if kind == "prefix":
+        load_model(folder)
+    else:
+        with pytest.raises(CheckpointError) as caught:
+            load_model(folder)
+        messages.append(str(caught.value))
+    messages += [record.getMessage() for record in caplog.records]
+    assert max(map(len, messages)) < 1000

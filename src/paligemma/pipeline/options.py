@@ -313,7 +313,7 @@ def _require_known(keywords: Mapping[str, Any], known: list[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
             remedy = f"did you mean {' or '.join(near)}?" if near else f"use {', '.join(known)}"
-            raise ConfigError(f"there is no option {name!r} here; {remedy}")
+            raise ConfigError(f"there is no option {name!r:.100} here; {remedy}")
 
 
 def _require_choices(choices: object) -> None:

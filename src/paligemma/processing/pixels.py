@@ -198,8 +198,14 @@ def _channels_last(source: Any, layout: PixelLayout) -> NDArray[Any]:
     if layout not in LAYOUTS[:2]:
         raise ImageError(f"the layout of a picture is 'HWC' or 'CHW', got {layout!r:.80}")
     if isinstance(source, torch.Tensor):
-        tensor = source.detach().cpu()
-        source = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        try:
+            tensor = source.detach().cpu()
+            source = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        except (TypeError, RuntimeError) as error:  # without values, sparse, of eight bits or fewer
+            raise ImageError(
+                f"a picture's tensor must be dense, of numbers that NumPy has, got {source.layout} "
+                f"of {source.dtype} on {source.device}"
+            ) from error
     if not isinstance(source, np.ndarray):
         raise ImageError(
             f"a layout belongs to a tensor or array, got {type(source).__name__}; leave it out"

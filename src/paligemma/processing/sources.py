@@ -58,7 +58,7 @@ def encoded_bytes(
     if not isinstance(source, str | os.PathLike):
         raise ImageError(
             "a picture must be a path, bytes, a binary stream, a Pillow image, an array or a "
-            f"tensor, got {type(source).__name__}"
+            f"tensor, got {type(source).__name__:.80}"
         )
     text = os.fspath(source)
     name = shown_name(text)
@@ -153,14 +153,23 @@ def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
 
 
 def _read_stream(stream: IO[bytes], name: str, max_bytes: int) -> bytes:
-    try:
-        data = stream.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"the picture {name!r} cannot be read: {str(error)[:_SHOWN]}") from error
-    if not isinstance(data, bytes):
-        raise ImageError(f"a picture is read from a binary stream, {name!r} gives text; open it rb")
+    data = bytearray()
+    while len(data) <= max_bytes:  # pipes and responses give a part at a time
+        try:
+            piece = stream.read(max_bytes + 1 - len(data))
+        except Exception as error:  # a stream of the caller's raises whatever it likes
+            said = f"{str(error)[:_SHOWN] or type(error).__name__}"
+            raise ImageError(f"the picture {name!r} cannot be read: {said}") from error
+        if not isinstance(piece, bytes):
+            raise ImageError(
+                f"a picture is read from a stream of bytes, {name!r} gives "
+                f"{type(piece).__name__:.80}; open it rb"
+            )
+        if not piece:
+            break
+        data += piece
     require_size(len(data), name, max_bytes)
-    return data
+    return bytes(data)
 
 
 def _from_data_address(text: str, max_bytes: int) -> bytes:

@@ -208,7 +208,7 @@ class HFReader:
         left = [key for _, _, key in opened if not key.startswith(prefix)]
         if prefix:
             logger.warning(
-                "%s has the model's tensors under the prefix %r, which is left out%s",
+                "%s has the model's tensors under the prefix %.200r, which is left out%s",
                 self.name,
                 prefix,
                 f"; {len(left)} others are not read: {few(left, 3)}" if left else "",
@@ -220,7 +220,8 @@ class HFReader:
             return
         if bare in self._keys:
             raise CheckpointError(
-                f"each tensor must appear once, {path} holds {key} beside {self._keys[bare]}; "
+                f"each tensor must appear once, {path} holds {key:.200} beside "
+                f"{self._keys[bare]:.200}; "
                 "remove one of the files"
             )
         part = shard.get_slice(key)
@@ -230,7 +231,7 @@ class HFReader:
             shape, dtype = tuple(part.get_shape()), _DTYPES[part.get_dtype()]
         else:
             raise CheckpointError(
-                f"weights must be float32, float16 or bfloat16, {key} of {path} is "
+                f"weights must be float32, float16 or bfloat16, {key:.200} of {path} is "
                 f"{part.get_dtype()}; use the unquantised checkpoint"
             )
         self._keys[bare], self._shards[bare], self._paths[bare] = key, shard, path
@@ -247,7 +248,7 @@ class HFReader:
         # A tied table is saved once, under the name that comes first in the alphabet.
         self._table = _HEAD if _HEAD in self._keys and _EMBED not in self._keys else _EMBED
         if self._table == _HEAD:
-            logger.warning("%s has the embedding table as %s", self.name, self._keys[_HEAD])
+            logger.warning("%s has the embedding table as %.200s", self.name, self._keys[_HEAD])
         kernel = self._shapes.get(_PATCH, ())
         self._channels_last = len(kernel) == 4 and kernel[3] == 3 != kernel[1]
         if self._channels_last:

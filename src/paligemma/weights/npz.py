@@ -122,8 +122,8 @@ class NpzReader:
         except _DAMAGE as error:
             raise CheckpointError(
                 f"an npz must be a complete zip file, {self.name} is not "
-                f"({stand_in(paths[0]) or error}); download it again, with all its .part pieces if "
-                "it has any"
+                f"({stand_in(paths[0]) or str(error)[:200]}); download it again, with all its "
+                ".part pieces if it has any"
             ) from error
         if not is_first:
             raise CheckpointError(
@@ -168,13 +168,13 @@ class NpzReader:
                 header_bytes = file.tell()
         except _DAMAGE as error:
             raise CheckpointError(
-                f"every member of {self.name} must be a .npy array, {member.filename!r} is not "
-                f"({error}); write the file again with numpy.savez"
+                f"every member of {self.name} must be a .npy array, {member.filename!r:.200} is "
+                f"not ({error!s:.200}); write the file again with numpy.savez"
             ) from error
         if dtype.hasobject:
             raise CheckpointError(
-                f"arrays must hold plain numbers, {member.filename!r} of {self.name} holds Python "
-                "objects, which could run code; save the weights as float arrays"
+                f"arrays must hold plain numbers, {member.filename!r:.200} of {self.name} holds "
+                "Python objects, which could run code; save the weights as float arrays"
             )
         known = {
             np.dtype("<f4"): torch.float32,
@@ -183,12 +183,12 @@ class NpzReader:
         }
         if dtype not in known:
             raise CheckpointError(
-                f"arrays must be float32, float16 or bfloat16 (|V2), {member.filename!r} of "
+                f"arrays must be float32, float16 or bfloat16 (|V2), {member.filename!r:.200} of "
                 f"{self.name} is {dtype}; cast it"
             )
         if header_bytes + math.prod(shape) * dtype.itemsize != member.file_size:
             raise CheckpointError(
-                f"the size of {member.filename!r} in {self.name} must follow from its shape "
+                f"the size of {member.filename!r:.200} in {self.name} must follow from its shape "
                 f"{shape}, it has {member.file_size} bytes; the file is damaged, fetch it again"
             )
         return ArrayInfo(shape=shape, dtype=known[dtype], fortran_order=fortran_order)
@@ -222,8 +222,8 @@ class NpzReader:
                     )
         except _DAMAGE as error:
             raise CheckpointError(
-                f"array {key!r} of {self.name} must be readable in full, it is not ({error}); "
-                "the file is damaged or truncated, fetch it again"
+                f"array {key!r:.200} of {self.name} must be readable in full, it is not "
+                f"({error!s:.200}); the file is damaged or truncated, fetch it again"
             ) from error
 
 

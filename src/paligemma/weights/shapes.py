@@ -25,10 +25,10 @@ def parameter_shapes(config: PaliGemmaConfig) -> Shapes:
 def compare_shapes(wanted: Shapes, found: Shapes) -> list[str]:
     """Missing, unexpected and misshaped keys, in that order, one phrase each."""
     return [
-        *(f"missing: {key} {shape}" for key, shape in wanted.items() if key not in found),
-        *(f"unexpected: {key} {shape}" for key, shape in found.items() if key not in wanted),
+        *(f"missing: {key:.200} {shape}" for key, shape in wanted.items() if key not in found),
+        *(f"unexpected: {key:.200} {shape}" for key, shape in found.items() if key not in wanted),
         *(
-            f"shape: {key} should be {wanted[key]}, is {shape}"
+            f"shape: {key:.200} should be {wanted[key]}, is {shape}"
             for key, shape in found.items()
             if key in wanted and wanted[key] != shape
         ),
