@@ -6,6 +6,7 @@ Source: cocodataset.org, "Data format".
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -125,7 +126,7 @@ def coco_image(row: FileRow, *, sized: bool = True) -> CocoImage:
         DataError: a field is missing, or the size is not positive.
     """
     name = row.text("file_name")
-    sides = [row.fields.get(side) for side in ("width", "height")]
+    sides = [_given(row, side) for side in ("width", "height")]
     if not sized and all(
         one is None or (isinstance(one, int | float) and one <= 0) for one in sides
     ):
@@ -208,7 +209,8 @@ def read_detection_set(path: Path) -> DetectionSet:
     seen: set[CocoId] = set()
     num_repeated = 0
     for name, fields in stream_lists(path, ("images", "annotations", "categories")):
-        key = coco_id(FileRow(fields, f"{path}, {name}"), "id")
+        is_bare = name == "annotations" and fields.get("id") is None
+        key = "none" if is_bare else coco_id(FileRow(fields, f"{path}, {name}"), "id")
         row = FileRow(fields, f"{path}, {name}, id {key}")
         if name == "images":
             images[key] = coco_image(row, sized=False)
@@ -217,7 +219,7 @@ def read_detection_set(path: Path) -> DetectionSet:
             classes[key] = fields
         else:
             rows.append(_object(row))
-            num_repeated += key in seen
+            num_repeated += key in seen and not is_bare
             seen.add(key)
     odd = [f"{num_repeated:,} annotations repeat an id"] if num_repeated else []
     odd += ["an annotation has the id 0"] if 0 in seen else []
@@ -303,13 +305,19 @@ def picture_paths(
         yield replace(one, image=image), replace(picture, size_hw=image.size_hw)
 
 
+def _given(row: FileRow, name: str) -> Any:
+    """The value of a field; None where it is null, NaN or not there."""
+    found = row.fields.get(name)
+    return None if isinstance(found, float) and math.isnan(found) else found
+
+
 def is_crowd(row: FileRow) -> bool:
     """Read the field "iscrowd": 0 or 1, false or true; null or nothing is 0.
 
     Raises:
         DataError: another value.
     """
-    found = row.fields.get("iscrowd")
+    found = _given(row, "iscrowd")
     return found if isinstance(found, bool) else found is not None and row.integer("iscrowd") != 0
 
 
@@ -320,7 +328,7 @@ def _object(row: FileRow) -> tuple[CocoId, CocoId, dict[str, Any]]:
         raise row.error(f"a box has a width and a height, got {width:g} and {height:g}")
     found = {
         "bbox": [x, y, width, height],
-        "area": width * height if row.fields.get("area") is None else row.value("area", float),
+        "area": width * height if _given(row, "area") is None else row.value("area", float),
         "iscrowd": int(is_crowd(row)),
     }
     return coco_id(row, "image_id"), coco_id(row, "category_id"), found
