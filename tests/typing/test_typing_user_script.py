@@ -71,4 +71,4 @@ def test_what_the_type_checker_forbids_is_reported_in_sentences(lines: dict[str,
     assert "max_new_tokens" in reports[0]
     assert "threshold" in reports[1]
     assert "a confidence in [0, 1], got 'high'" in reports[2]
-    assert "'dtype'" in reports[3]
+    assert "dtype must be torch.bfloat16" in reports[3]

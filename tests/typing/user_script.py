@@ -167,7 +167,7 @@ def mistakes(model: PaliGemma, picture: Path) -> list[str]:
     """
     reports = []
     try:
-        model.answer(picture, "why?", max_tokens=3)  # type: ignore[call-overload]
+        model.answer(picture, "why?", new_tokens=3)  # type: ignore[call-overload]
     except PaliGemmaError as error:
         reports.append(str(error))
     try:
