@@ -126,3 +126,20 @@ def test_a_form_may_hold_a_long_picture_in_base64(client: TestClient, desk: str)
     answer = client.post("/v1/detect", content=body, headers=kind)
     assert answer.status_code == 200, answer.text
     assert answer.json()["detections"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"stream": True}])
+def test_a_schema_that_nothing_fulfils_is_the_fault_of_who_sent_it(
+    client: TestClient, desk: str, schema: dict, more: dict
+) -> None:
+    asked = {"image": desk, "prompt": "caption en", "json_schema": schema, **more}
+    answer = client.post("/v1/ask", json=asked)
+    assert answer.status_code == 400, answer.text
+    assert "leaves nothing to write" in answer.json()["error"]["message"]

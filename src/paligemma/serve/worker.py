@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from paligemma.errors import PaliGemmaError
+from paligemma.generate.generation import NOT_NUMBERS
 from paligemma.pipeline.engine_queue import Progress
 from paligemma.pipeline.pictures import about
 from paligemma.pipeline.streaming import TextPieces
@@ -308,7 +309,14 @@ class Worker:
         if job is None:
             return  # it ended in this very step
         if progress.fault is not None:
-            self._end(job, ServeError(progress.fault, status=500, code="server_error"))
+            # Otherwise what the request asked for leaves nothing to choose.
+            is_ours = progress.fault == NOT_NUMBERS
+            self._end(
+                job,
+                ServeError(progress.fault, status=500, code="server_error")
+                if is_ours
+                else ServeError(progress.fault),
+            )
             return
         job.last_token = time.monotonic()
         job.first_token = job.first_token or job.last_token
