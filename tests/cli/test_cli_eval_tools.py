@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 from fake_runs import QUIZ, answers, questions, write_run
+from PIL import Image
 
 from paligemma.example import Example, Prediction
 from paligemma.tasks import catalog, published
 from paligemma.tasks.published import PublishedScore
+from paligemma.tasks.reading.pictures import FilePicture
 from paligemma.tasks.task import PublishedKey
 
 TRUTH = ["yes", "no", "two", "red"]
@@ -72,6 +74,24 @@ def run(tmp_path: Path) -> Path:
     said = answers(["yes", "no", "two", "blue"], [0.9, 0.8, 0.9, 0.6])
     write_run(tmp_path / "run", questions(TRUTH), said, model=HUB_ID)
     return tmp_path / "run"
+
+
+def test_a_page_of_predictions_shows_the_pictures_of_the_data(
+    paligemma: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (64, 48), (9, 90, 200)).save(tmp_path / "a.png")
+
+    def read(data: Path, split: str) -> Any:
+        picture = FilePicture(path=data / "a.png")
+        return (replace(one, pictures=(picture,)) for one in questions(TRUTH))
+
+    monkeypatch.setattr(catalog, "tasks", lambda: {"quiz": replace(TASK, reader=read)})
+    said = [{"id": f"q{k}", "text": "yes"} for k in range(4)]
+    path, page = tmp_path / "said.jsonl", tmp_path / "page.html"
+    path.write_text("".join(json.dumps(one) + "\n" for one in said))
+    done = paligemma("eval", "score", path, "--task", "quiz", "--data", tmp_path, "--html", page)
+    assert done.status == 0
+    assert page.read_text().count("data:image/jpeg") == 3  # of the three wrong answers
 
 
 def test_list_shows_splits_measure_and_published_figures(paligemma: Any) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from paligemma.errors import ImageError
+from paligemma.eval import page_parts as parts
 from paligemma.eval.charts import histogram, interval_chart
 from paligemma.eval.html import el, text
 from paligemma.eval.page import report_page
@@ -47,7 +48,7 @@ def grey(name: str) -> list[np.ndarray]:
 class Reader(HTMLParser):
     """Collects elements and whether every one is closed."""
 
-    VOID = frozenset({"meta", "img", "br"})
+    VOID = frozenset({"meta", "img", "br", "wbr"})
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -122,7 +123,7 @@ def test_the_page_says_what_was_run_and_how_to_repeat_it() -> None:
         "Quiz (val)",
         "some/model",
         "2 of 2 examples",
-        "50.00",
+        "50.0",
         COMMAND,
         "torch 2.13.0",
         "ids in order",
@@ -190,3 +191,31 @@ def test_a_histogram_counts_every_value_once() -> None:
     assert ">3<" in chart
     assert "(longest 9,999)" in histogram([1] * 500 + [9999], "words")
     assert Reader(histogram([], "words")).open == []
+
+
+def test_the_worst_answers_are_wrong_ones() -> None:
+    page = page_of(quiz(["a"] * 6, ["a", "x", "a", "a", "x", "a"]))
+    worst = page.split("The worst answers")[1].split("Command")[0]
+    assert "2 of 2 answers that are not wholly right" in worst
+    assert worst.count("<article") == 2
+    assert "The worst answers" not in page_of(quiz(["a", "b"], ["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [(80.0, 96.0, "88.2"), (87.9, 88.6, "88.25"), (88.2, 88.3, "88.247"), (88.0, 88.0, "88.25")],
+)
+def test_a_figure_has_the_decimals_that_its_interval_makes_sense_of(
+    low: float, high: float, shown: str
+) -> None:
+    assert parts.figure_words(88.247, low, high) == shown
+
+
+def test_charts_name_their_axes_and_their_marks() -> None:
+    scored = quiz(["a"] * 4, ["a", "x", "a", "x"], confidence=[0.9, 0.6, 0.7, 0.2])
+    words = Reader(page_of(scored)).texts
+    for name in ("confidence", "share that was right", "words in an answer", "answers"):
+        assert name in words
+    for mark in ("score", "95 % interval", "distance from the confidence"):
+        assert mark in words
+    assert "published" not in words

@@ -365,6 +365,12 @@ def pictures_of(run: Run, ids: Sequence[str]) -> Pictures | None:
             click.echo(f"paligemma: the page has no pictures: {error}", err=True)
             return None
 
+    return pictures_among(have)
+
+
+def pictures_among(have: Mapping[str, Example]) -> Pictures:
+    """Reads the pictures of examples that are at hand."""
+
     def read(name: str) -> list[np.ndarray]:
         if name not in have:
             return []

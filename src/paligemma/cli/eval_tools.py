@@ -18,6 +18,7 @@ from paligemma.cli.eval_run import (
     file_option,
     html_option,
     json_option,
+    pictures_among,
     pictures_of,
     report_run,
     rule_option,
@@ -33,6 +34,7 @@ from paligemma.example import MASK
 from paligemma.whole_file import require_free
 
 if TYPE_CHECKING:
+    from paligemma.eval.page_parts import Pictures
     from paligemma.eval.vectors import MetricSummary
     from paligemma.example import Example
     from paligemma.jobs.run_folder import Run, RunConfig
@@ -117,7 +119,16 @@ def score_command(
     if page is not None:
         from paligemma.eval.page import report_page
 
-        write_result(page, report_page(report))
+        pictures = partial(_pictures, examples, predictions.parent)
+        write_result(page, report_page(report, pictures=pictures))
+
+
+def _pictures(examples: Sequence[Example], folder: Path, ids: Sequence[str]) -> Pictures | None:
+    """Reads the pictures of some examples, which those of a run name in its data folder."""
+    from paligemma.jobs.run_folder import load_run
+
+    have = {one.id: one for one in examples if one.pictures}
+    return pictures_among(have) if have else pictures_of(load_run(folder), ids)
 
 
 def _require_scored(task: Task, split: str | None) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _NUM_BINS = 24
 _W, _H = 320.0, 220.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 8.0, 8.0, 34.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 8.0, 8.0, 34.0
 
 
 def interval_chart(value: float, low: float, high: float, published: float | None) -> Html:
@@ -49,6 +49,19 @@ def interval_chart(value: float, low: float, high: float, published: float | Non
     )
 
 
+def legend(*marks: tuple[str, str]) -> Html:
+    """What the marks of a drawing stand for: (class of the page's style, words)."""
+    swatch = {"x": 0.0, "y": 0.0, "width": 10.0, "height": 10.0, "rx": 2.0}
+    return el(
+        "p",
+        *(
+            el("span", el("svg", el("rect", class_=one, **swatch), viewBox="0 0 10 10"), words)
+            for one, words in marks
+        ),
+        class_="quiet legend",
+    )
+
+
 def bar(value: float, low: float, high: float, top: float) -> Html:
     """A bar for a table cell with its interval as a whisker; values below 0 show as none."""
     scale = 120.0 / top if top > 0 else 0.0
@@ -68,7 +81,7 @@ def bar(value: float, low: float, high: float, top: float) -> Html:
 
 def reliability_diagram(found: Reliability) -> Html:
     """Share that was right over confidence: bars on the dashed line are honest."""
-    parts = _frame("confidence")
+    parts = _frame("confidence", "share that was right")
     for share in (0.0, 0.5, 1.0):
         parts += [
             el("line", x1=_LEFT, x2=_W - _RIGHT, y1=_y(share), y2=_y(share), class_="axis"),
@@ -107,7 +120,7 @@ def histogram(values: Sequence[int], label: str) -> Html:
     longest = int(numbers.max()) if len(numbers) else 0
     more = f" (longest {longest:,})" if longest > end else ""
     step = (_W - _LEFT - _RIGHT) / num
-    parts = _frame(label + more)
+    parts = _frame(f"{label} in an answer{more}", "answers")
     for k, count in enumerate(counts.tolist()):
         if count:
             x, y = _LEFT + k * step, _y(0.94 * count / peak)
@@ -130,10 +143,12 @@ def _plot(parts: Sequence[Html], label: str, **place: float) -> Html:
     return el("svg", *parts, viewBox=view, class_="plot", role="img", aria_label=label, **place)
 
 
-def _frame(label: str) -> list[Html]:
-    """Base line and the name of the horizontal axis."""
-    middle = (_LEFT + _W - _RIGHT) / 2
+def _frame(label: str, upward: str) -> list[Html]:
+    """Base line and the names of both axes."""
+    middle, height = (_LEFT + _W - _RIGHT) / 2, (_TOP + _H - _BOTTOM) / 2
+    turned = f"rotate(-90 11 {height:g})"
     return [
+        el("text", upward, x=11.0, y=height, text_anchor="middle", transform=turned),
         el("line", x1=_LEFT, x2=_W - _RIGHT, y1=_y(0), y2=_y(0), class_="axis"),
         el("text", label, x=middle, y=_H - 3, text_anchor="middle"),
     ]
@@ -159,13 +174,17 @@ def scale_end(numbers: Sequence[float]) -> float:
 
 
 def curves(
-    lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, **place: float
+    lines: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+    label: str,
+    upward: str = "",
+    **place: float,
 ) -> Html:
     """Values over steps, each line with a class of the page's style; the axis begins at 0.
 
     Args:
         lines: (class, points of step and value); points that are not finite are left out.
         label: name of the horizontal axis.
+        upward: name of the vertical axis.
         place: attributes x, y, width and height within another drawing.
     """
     known = [
@@ -176,7 +195,7 @@ def curves(
     end = max((x for x, _ in places), default=0.0) or 1.0
     top = max((y for _, y in places), default=0.0) or 1.0
     low = min(0.0, *(y for _, y in places)) if places else 0.0
-    parts = _frame(label)
+    parts = _frame(label, upward)
     for share in (0.0, 0.5, 1.0):
         parts += [
             el("line", x1=_LEFT, x2=_W - _RIGHT, y1=_y(share), y2=_y(share), class_="axis"),

@@ -30,7 +30,7 @@ def compare_page(found: Comparison, *, pictures: parts.OpenPictures | None = Non
         parts.notes_list(found.notes),
         _examples("Where the second gains most", found, won, read),
         _examples("Where the second loses most", found, lost, read),
-        parts.commands("To repeat both", first.command, second.command),
+        parts.commands("Commands", first.command, second.command),
     )
 
 
@@ -39,11 +39,15 @@ def _card(one: Difference) -> Html:
     if math.isnan(one.low):
         interval = "no interval"
     return parts.card(
-        el("div", f"{one.measure}, second minus first", class_="quiet"),
-        el("span", f"{one.value:+.2f}", class_=_class(one)),
-        el("p", f"{one.first:.2f} to {one.second:.2f}"),
+        el("div", parts.name_words(one.measure), ", second minus first", class_="quiet"),
+        el("span", _words(one, one.value, "+"), class_=_class(one)),
+        el("p", f"{_words(one, one.first)} to {_words(one, one.second)}"),
         el("p", f"{interval}, {one.num:,} examples", class_="quiet"),
     )
+
+
+def _words(one: Difference, value: float, sign: str = "") -> str:
+    return parts.figure_words(value, one.low, one.high, sign)
 
 
 def _class(one: Difference) -> str | None:
@@ -70,10 +74,10 @@ def _counts(found: Comparison) -> Html | None:
 def _table(found: Comparison) -> Html:
     rows = [
         parts.table_row(
-            one.measure,
-            f"{one.first:.2f}",
-            f"{one.second:.2f}",
-            el("td", f"{one.value:+.2f}", class_=_class(one)),
+            el("td", parts.name_words(one.measure)),
+            _words(one, one.first),
+            _words(one, one.second),
+            el("td", _words(one, one.value, "+"), class_=_class(one)),
             parts.interval_words(one.low, one.high, "+"),
             "" if math.isnan(one.sign_share) else f"{100 * one.sign_share:.1f} %",
             f"{one.num:,}",

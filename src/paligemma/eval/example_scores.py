@@ -27,6 +27,11 @@ class ExampleScores:
     is_error: bool = False
     threshold: float = 0.0
 
+    def is_right(self, position: int) -> bool:
+        """Whether an answer has all of its score, or no error; one without a score has."""
+        value = float(self.values[position])
+        return not (value > 0 if self.is_error else value < 1 - 1e-9)
+
 
 def example_scores(scored: Scored) -> ExampleScores | None:
     """Scores of single examples: parts of the headline, or F1 of boxes where it has none.

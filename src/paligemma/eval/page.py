@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from paligemma.errors import DataError
 from paligemma.eval import page_parts as parts
 from paligemma.eval.calibration import Reliability, reliability
-from paligemma.eval.charts import bar, histogram, interval_chart, reliability_diagram, scale_end
+from paligemma.eval.charts import (
+    bar,
+    histogram,
+    interval_chart,
+    legend,
+    reliability_diagram,
+    scale_end,
+)
 from paligemma.eval.example_scores import confidence, example_scores, worst
 from paligemma.eval.figures import Figure
 from paligemma.eval.html import Html, el, joined, page
@@ -33,6 +40,7 @@ def report_page(report: Report, *, pictures: parts.OpenPictures | None = None) -
             class_="lead",
         ),
         el("div", *map(_card, whole[:_MAX_CARDS]), class_="cards"),
+        _legend(whole[:_MAX_CARDS]),
         parts.notes_list(notes(report)),
         _figures_table(whole) if len(whole) > _MAX_CARDS else None,
         _slices(report),
@@ -50,12 +58,19 @@ def _card(one: Figure) -> Html:
         words = f"{one.num:,} examples; no interval"
     better = " (lower is better)" if one.is_error else None
     return parts.card(
-        el("div", one.measure, better, class_="quiet"),
-        parts.figure_words(one.value),
+        el("div", parts.name_words(one.measure), better, class_="quiet"),
+        parts.figure_words(one.value, one.low, one.high),
         interval_chart(one.value, one.low, one.high, published),
         el("p", words, class_="quiet"),
         None if published is None else _published_words(one, published),
     )
+
+
+def _legend(figures: Sequence[Figure]) -> Html:
+    marks = [("ours", "score"), ("span", "95 % interval")]
+    if any(one.published for one in figures):
+        marks.append(("theirs", "published"))
+    return legend(*marks)
 
 
 def _published_words(one: Figure, published: float) -> Html:
@@ -65,7 +80,11 @@ def _published_words(one: Figure, published: float) -> Html:
     return el(
         "p",
         f"published {published:g}: ",
-        el("b", f"{difference:+.2f}", class_="up" if good else "down"),
+        el(
+            "b",
+            parts.figure_words(difference, one.low, one.high, "+"),
+            class_="up" if good else "down",
+        ),
         inside[one.holds_published],
     )
 
@@ -76,14 +95,16 @@ def _figures_table(figures: Sequence[Figure]) -> Html:
     rows = []
     for one in figures:
         cells = [
-            one.measure,
-            parts.figure_words(one.value),
+            el("td", parts.name_words(one.measure)),
+            parts.figure_words(one.value, one.low, one.high),
             parts.interval_words(one.low, one.high),
         ]
         if is_compared:
             difference = one.difference
             cells.append(f"{one.published[0].value:g}" if one.published else "")
-            cells.append("" if difference is None else f"{difference:+.2f}")
+            cells.append(
+                "" if difference is None else parts.figure_words(difference, one.low, one.high, "+")
+            )
         rows.append(parts.table_row(*cells, f"{one.num:,}"))
     head = parts.table_row("", "score", "95 % interval", *compared, "examples", name="th")
     return parts.section("All figures", parts.table(head, rows))
@@ -108,7 +129,7 @@ def _slices(report: Report) -> Html | None:
             parts.table_row(
                 name,
                 el("td", bar(one.value, one.low, one.high, top), class_="bar"),
-                parts.figure_words(one.value),
+                parts.figure_words(one.value, one.low, one.high),
                 el("td", parts.interval_words(one.low, one.high), class_="roomy"),
                 f"{one.num:,}",
             )
@@ -116,7 +137,7 @@ def _slices(report: Report) -> Html | None:
         ]
     interval = el("th", "95 % interval", class_="roomy")
     head = parts.table_row("", "", "score", interval, "examples", name="th")
-    return parts.section("Where it is good and bad", parts.table(head, rows, "card scroll tall"))
+    return parts.section("Scores by group", parts.table(head, rows, "card scroll tall"))
 
 
 def _charts(scored: Scored) -> Html:
@@ -125,12 +146,18 @@ def _charts(scored: Scored) -> Html:
     if found is not None:
         words = (
             f"Confidence and what came of it, {found.num:,} "
-            f"{'boxes' if has_objects(scored) else 'answers'} in {len(found.bins)} bins. Bars that "
-            f"end on the dashed line are honest. Expected calibration error {found.ece:.3f}, "
-            f"Brier score {found.brier:.3f}."
+            f"{'boxes' if has_objects(scored) else 'answers'} in {len(found.bins)} bins. Bars end "
+            f"on the dashed line where confidences are honest. Expected calibration error "
+            f"{found.ece:.3f}, Brier score {found.brier:.3f}."
         )
         figures.append(
-            el("figure", reliability_diagram(found), el("figcaption", words), class_="card")
+            el(
+                "figure",
+                reliability_diagram(found),
+                legend(("span", "share that was right"), ("gap", "distance from the confidence")),
+                el("figcaption", words),
+                class_="card",
+            )
         )
     unit = "boxes" if has_objects(scored) else "words"
     if unit == "words":
@@ -141,7 +168,9 @@ def _charts(scored: Scored) -> Html:
     empty = sum(n == 0 for n in lengths)
     caption = f"How many {unit} answers have; {empty:,} of {len(lengths):,} have none."
     figures.append(el("figure", histogram(lengths, unit), el("figcaption", caption), class_="card"))
-    return parts.section("Confidence and length", el("div", *figures, class_="cards wide"))
+    return parts.section(
+        "Confidence and length of answers", el("div", *figures, class_="cards wide")
+    )
 
 
 def run_reliability(scored: Scored) -> Reliability | None:
@@ -155,11 +184,17 @@ def run_reliability(scored: Scored) -> Reliability | None:
 
 def _worst_examples(scored: Scored, open_pictures: parts.OpenPictures | None) -> Html | None:
     scores = example_scores(scored)
-    positions = worst(scored, scores, _NUM_WORST)
-    if scores is None or not positions:
+    if scores is None:
+        return None
+    wrong = [k for k in worst(scored, scores, len(scored.examples)) if not scores.is_right(k)]
+    positions = wrong[:_NUM_WORST]
+    if not positions:
         return None
     read = open_pictures([scored.examples[k].id for k in positions]) if open_pictures else None
-    words = "Of equally bad ones, those the model was surest of."
+    words = (
+        f"{len(positions):,} of {len(wrong):,} answers that are not wholly right; of equally bad "
+    )
+    words += "ones, those the model was surest of."
     if scores.threshold:
         words += f" Boxes below {scores.threshold:.2f}, where F1 is best, are left out."
     tiles = []
@@ -174,7 +209,7 @@ def _worst_examples(scored: Scored, open_pictures: parts.OpenPictures | None) ->
         pictures = [parts.example_picture(example, answer, read)]
         tiles.append(parts.tile(example, tag, pictures, answers, said="answer"))
     return parts.section(
-        "The worst examples",
+        "The worst answers",
         el("p", words, class_="quiet"),
         el("div", *tiles, class_=f"cards {'two' if has_objects(scored) else 'tiles'}"),
     )
@@ -184,7 +219,7 @@ def _repeat(report: Report) -> Html:
     config = report.scored.config
     versions = ", ".join(f"{k} {v}" for k, v in config.environment.items() if v)
     return joined(
-        parts.commands("To repeat it", config.command),
+        parts.commands("Command", config.command),
         el(
             "p",
             f"Settings {config.key}; examples {report.ids_hash}, the hash of "

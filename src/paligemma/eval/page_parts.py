@@ -56,14 +56,32 @@ def commands(title: str, *lines: str) -> Html:
     return section(title, el("div", el("pre", words), class_="card"))
 
 
-def figure_words(value: float) -> str:
-    """A figure as tables print it."""
-    return "-" if math.isnan(value) else f"{value:.2f}"
+def name_words(name: str) -> Html:
+    """The name of a measure, which a narrow screen may break after its underscores."""
+    first, *rest = name.split("_")
+    return joined(first, *(joined("_", el("wbr"), part) for part in rest))
+
+
+def figure_words(
+    value: float, low: float = math.nan, high: float = math.nan, sign: str = ""
+) -> str:
+    """A figure with as many decimals as its interval makes sense of."""
+    return "-" if math.isnan(value) else f"{value:{sign}.{decimals(low, high)}f}"
 
 
 def interval_words(low: float, high: float, sign: str = "") -> str:
     """Bounds as tables print them; nothing where there are none."""
-    return "" if math.isnan(low) else f"{low:{sign}.2f} to {high:{sign}.2f}"
+    if math.isnan(low):
+        return ""
+    return " to ".join(figure_words(one, low, high, sign) for one in (low, high))
+
+
+def decimals(low: float, high: float) -> int:
+    """One to three decimals: two digits of the interval's half; two where there is none."""
+    half = (high - low) / 2
+    if not math.isfinite(half) or half <= 0:
+        return 2
+    return min(max(1 - math.floor(math.log10(half)), 1), 3)
 
 
 def tile(

@@ -48,6 +48,9 @@ svg text{fill:var(--quiet);font-size:11px;font-family:inherit}
 td.right{color:var(--good);font-weight:600}td.wrong{color:var(--bad)}
 .gap{fill:var(--theirs);opacity:.28}.whisker{stroke:var(--ours);stroke-width:1.5}
 figure{margin:0}
+.legend{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;margin-top:.6rem;font-size:.82rem}
+.legend span{display:inline-flex;align-items:center;gap:.4rem}
+.legend svg{width:.7rem;height:.7rem}
 figcaption{font-size:.85rem;margin-top:.6rem}
 .tile{padding:0;overflow:hidden}
 .tile img{display:block;width:100%;height:auto;background:var(--fill)}
@@ -73,6 +76,8 @@ details pre{margin-top:.7rem}
 .empty{padding:2.2rem 1rem;text-align:center;background:var(--fill);color:var(--quiet);
 font-size:.85rem}
 @media (max-width:34rem){main{padding:1.3rem .9rem 3rem}th,td{padding:.38rem .5rem}
-.big{font-size:2.2rem}td.bar{min-width:6rem}.roomy{display:none}}
-@media print{body{background:#fff}.card{break-inside:avoid}}
+.big{font-size:2.2rem}td.bar{min-width:5rem}.roomy{display:none}
+table{font-size:.88rem}th,td{white-space:normal}th:first-child,td:first-child{min-width:5.5rem}}
+@media print{body{background:#fff}.card{break-inside:avoid}.scroll,.tall,dd,pre{overflow:visible;
+max-height:none}.scroll{break-inside:auto}tr{break-inside:avoid}.roomy{display:table-cell}}
 """

@@ -26,6 +26,20 @@ def on_sheet(tiles: Sequence[Image.Image], num_columns: int) -> Image.Image:
     return sheet
 
 
+def with_heads(picture: Image.Image, heads: Sequence[str]) -> Image.Image:
+    """The picture with words above its columns, which are equally wide."""
+    letters = Lettering.for_texts(heads, size_px=_LETTER_PX)
+    height = round(1.9 * _LETTER_PX)
+    tile = Image.new("RGB", (picture.width, picture.height + height), _PAPER)
+    tile.paste(picture, (0, height))
+    pen = ImageDraw.Draw(tile)
+    width = picture.width // len(heads)
+    for column, head in enumerate(heads):
+        shown = letters.fit(head, width - 2 * _GAP_PX)
+        letters.draw(pen, (column * width + _GAP_PX, height / 2), shown, fill=_INK)
+    return tile
+
+
 def with_lines(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
     """The picture with lines of text below, wrapped to its width."""
     letters = Lettering.for_texts(lines, size_px=_LETTER_PX, font_path=None)

@@ -9,11 +9,12 @@ from paligemma.eval.page_pictures import detection_of
 from paligemma.example import Example, Prediction
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.draw import DrawStyle, draw_detections
-from paligemma.outputs.sheet import on_sheet, with_lines
+from paligemma.outputs.sheet import on_sheet, with_heads, with_lines
 
 NUM_PICTURES, NUM_COLUMNS = 12, 3
 _SIDE_PX = 448
 _MAX_PIXELS = 2**24
+_HEADS = ("Boxes of detect", "Masks of segment")
 
 Answered = tuple[Example, Prediction]
 
@@ -52,7 +53,9 @@ def _tile(group: Sequence[Answered]) -> Image.Image:
     pair = Image.new("RGB", (left.width + right.width, left.height))
     pair.paste(left, (0, 0))
     pair.paste(right, (left.width, 0))
-    return with_lines(pair, [_line(example, answer) for example, answer in group])
+    return with_lines(
+        with_heads(pair, _HEADS), [_line(example, answer) for example, answer in group]
+    )
 
 
 def _line(example: Example, answer: Prediction) -> str:

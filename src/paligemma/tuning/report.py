@@ -171,14 +171,14 @@ def _curves(made: ReportInputs) -> Html | None:
     rate = [(float(one["step"]), recipe["lr"] * float(one["schedule"])) for one in made.metrics]
     drawn = [
         ("Loss of what is learnt (line) and held out (dots).", curves(
-            [("ours", loss), ("theirs", held_out)], "updates"
+            [("ours", loss), ("theirs", held_out)], "updates", "loss"
         )),
-        ("Learning rate.", curves([("ours", rate)], "updates")),
+        ("Learning rate.", curves([("ours", rate)], "updates", "learning rate")),
     ]  # fmt: skip
     if made.looks:
         name = made.looks[0].headline
         points = [(float(one.step), one.figures.get(name, math.nan)) for one in made.looks]
-        drawn.insert(1, (f"Held-out {name}.", curves([("ours", points)], "updates")))
+        drawn.insert(1, (f"Held-out {name}.", curves([("ours", points)], "updates", name)))
     figures = [
         el("figure", chart, el("figcaption", words), class_="card") for words, chart in drawn
     ]
