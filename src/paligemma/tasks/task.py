@@ -195,7 +195,7 @@ class Task:
             yield from self.from_rows(rows, data, split)
             return
         try:
-            examples = self.reader(data, split)
+            examples = iter(self.reader(data, split))
             first = next(examples, None)
         except DataError as error:
             unread = None if self.row_reader else hub_copies.unread_copy(data, copy)
