@@ -20,7 +20,7 @@ BOX = [0.1, 0.2, 0.6, 0.7]
 
 
 def scenes_run(folder: Path) -> Path:
-    """A run of one drawn picture in which a cat was to be found."""
+    """A run of one drawn picture in which a cat was to be found, and was found beside its place."""
     example = Example(
         id="one",
         prefix="detect cat",
@@ -31,7 +31,7 @@ def scenes_run(folder: Path) -> Path:
             "objects": [{"label": "cat", "box_yxyx": BOX}],
         },
     )
-    found = FoundObject(label="cat", box_yxyx=(0.1, 0.2, 0.6, 0.7), score=0.5)
+    found = FoundObject(label="cat", box_yxyx=(0.3, 0.4, 0.8, 0.9), score=0.5)
     config = RunConfig(task="scenes", split="heldout", model="some/model")
     with RunFolder.create(folder, config, [example]) as opened:
         opened.append([Prediction(id="one", text="", objects=(found,))])
