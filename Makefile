@@ -28,7 +28,8 @@ finetune-demo: $(VENV)/ready-run ## teach the embedded model a class it has neve
 test: $(VENV)/ready-dev ## every test
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations=10 $(TESTS)
 
-test-web: $(VENV)/ready-dev ## the page in Chromium, which must be there (apt install chromium); a minute
+test-web: $(VENV)/ready-dev ## the page in Chromium, which Debian installs where it is missing; a minute
+	command -v chromium >/dev/null || { apt-get -q update && apt-get -q install -y chromium; }
 	$(PIP) install --quiet --constraint constraints.txt playwright
 	-npm install --silent --no-save --prefix build/web axe-core
 	$(BIN)/python -m pytest -rs tests/serve/test_serve_page.py
