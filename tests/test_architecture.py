@@ -27,6 +27,7 @@ ROWS: tuple[dict[str, tuple[str, ...]], ...] = (
         "json_file": ("json_file",),
         "one_writer": ("one_writer",),
         "stand_ins": ("stand_ins",),
+        "stop_signals": ("stop_signals",),
     },
     {
         "model": ("model",),

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import click
 
+from paligemma.stop_signals import SIGNALS, handled_by
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
-]  # Windows has no SIGHUP.
+_SIGNALS = [one for one in SIGNALS if one != signal.SIGINT]
 
 
 class Stopped(KeyboardInterrupt):
@@ -66,18 +66,8 @@ def signals_end_it_at_once() -> Iterator[None]:
     def end(number: int, _frame: FrameType | None) -> None:
         os._exit(128 + number)
 
-    taken = [
-        one for one in (signal.SIGINT, *_SIGNALS) if signal.getsignal(one) is not signal.SIG_IGN
-    ]
-    try:
-        before = {one: signal.signal(one, end) for one in taken}
-    except ValueError:  # Not in the main thread, which alone may do so.
-        before = {}
-    try:
+    with handled_by(end):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def when_stopped(what: str) -> Callable[[Command], Command]:

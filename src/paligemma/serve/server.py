@@ -12,7 +12,6 @@ import errno
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import time
@@ -30,15 +29,13 @@ from paligemma.serve.errors import ServeError
 from paligemma.serve.middleware import requests_log
 from paligemma.serve.options import ServerOptions
 from paligemma.serve.record import Record
+from paligemma.stop_signals import handled_by
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 TAKEN_BYTES = 64 << 10  # of an answer that waits, within send_s
 _ENDING_S = 1.0  # for the last bytes, after the last answer
 
@@ -143,16 +140,8 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         self._loop = asyncio.get_running_loop()
-        taken = [one for one in _SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
-        try:
-            before = {one: signal.signal(one, self.handle_exit) for one in taken}
-        except ValueError:  # Not in the main thread, which alone may do so.
-            before = {}
-        try:
+        with handled_by(self.handle_exit):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         is_second = self._app.state.gate.is_draining
