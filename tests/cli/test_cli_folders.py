@@ -73,6 +73,16 @@ def test_a_folder_or_a_pattern_is_its_pictures(
     assert (done.status, names) == (0, ["photos/a.jpg", "photos/b.png", "photos/more/c.png"])
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("words", [("photos",), ("photos/**/*.*",)])
+def test_a_pipe_in_a_folder_is_not_waited_for(
+    paligemma: Run, photos: Path, words: tuple[str, ...]
+) -> None:
+    os.mkfifo(photos / "pipe.png")
+    done = paligemma("read", *words, "--max-new-tokens", "2")
+    assert (done.status, done.out.count("\n"), "pipe.png" in done.out) == (0, 3, False)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

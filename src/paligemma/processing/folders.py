@@ -28,7 +28,8 @@ def is_picture_name(name: str) -> bool:
 def files_of(place: str) -> list[str] | None:
     """The files of pictures in a folder, its folders included, or of a pattern; in order.
 
-    Hidden files and folders are left out. None where the place is neither, such as a file.
+    Hidden files and folders are left out, and so are pipes and devices. None where the place is
+    neither, such as a file.
 
     Raises:
         ImageError: the folder or the pattern holds no picture.
@@ -38,7 +39,9 @@ def files_of(place: str) -> list[str] | None:
         for folder, folders, names in os.walk(place):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             shown = sorted(name for name in names if not name.startswith("."))
-            found += [os.path.join(folder, name) for name in shown if is_picture_name(name)]
+            paths = [os.path.join(folder, name) for name in shown if is_picture_name(name)]
+            # A link to nothing stays, to be named; a pipe would be waited for without an end.
+            found += [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
     elif glob.has_magic(place) and not os.path.lexists(place) and "://" not in place:
         paths = sorted(glob.glob(place, recursive=True))
         found = [path for path in paths if os.path.isfile(path) and is_picture_name(path)]
