@@ -203,7 +203,13 @@ def test_the_worst_answers_are_wrong_ones() -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "shown"),
-    [(80.0, 96.0, "88.2"), (87.9, 88.6, "88.25"), (88.2, 88.3, "88.247"), (88.0, 88.0, "88.25")],
+    [
+        (80.0, 96.0, "88.2"),
+        (87.9, 88.6, "88.25"),
+        (88.2, 88.3, "88.247"),
+        (88.0, 88.0, "88.25"),
+        (88.0, 88.0 + 1e-13, "88.25"),
+    ],
 )
 def test_a_figure_has_the_decimals_that_its_interval_makes_sense_of(
     low: float, high: float, shown: str

@@ -79,7 +79,7 @@ def interval_words(low: float, high: float, sign: str = "") -> str:
 def decimals(low: float, high: float) -> int:
     """One to three decimals: two digits of the interval's half; two where there is none."""
     half = (high - low) / 2
-    if not math.isfinite(half) or half <= 0:
+    if not math.isfinite(half) or half < 1e-9:  # no wider than its arithmetic rounds
         return 2
     return min(max(1 - math.floor(math.log10(half)), 1), 3)
 
