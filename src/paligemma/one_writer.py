@@ -1,4 +1,4 @@
-"""One writer a folder: whoever comes second is told who writes there.
+"""One writer a folder or a file: whoever comes second is told who writes there.
 
 The writer holds the lock of a file in the folder, which the kernel releases however the process
 ends, and removes the file when it is done.
@@ -25,19 +25,22 @@ _held: set[int] = set()
 
 
 @contextmanager
-def one_writer(folder: Path) -> Iterator[None]:
+def one_writer(folder: Path, name: str = "") -> Iterator[None]:
     """Keep other writers out of a folder, made with its parents, until the block ends.
 
     A folder that it made is removed again if nothing was written to it.
 
+    Args:
+        name: name of a file in the folder; keeps other writers out of this file alone.
+
     Raises:
         ConfigError: another process writes there, or the folder cannot be made or written.
     """
-    path = folder / LOCK_FILE
+    path = folder / (f".{name}{LOCK_FILE}" if name else LOCK_FILE)
     is_new = not os.path.lexists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(path)
+        descriptor = _lock(path, folder / name)
     except OSError as error:
         raise ConfigError(
             f"a result needs a folder that can be written, got {folder} "
@@ -56,13 +59,17 @@ def one_writer(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _lock(path: Path) -> int:
-    """Open and lock the file at `path`, however often its last writer removes it meanwhile."""
+def _lock(path: Path, place: Path) -> int:
+    """Open and lock the file at `path`, however often its last writer removes it meanwhile.
+
+    Args:
+        place: what it keeps others out of, for the error.
+    """
     while True:
         # A link at this name is refused, so that nothing elsewhere is opened for writing.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
-            _take(descriptor, path.parent)
+            _take(descriptor, place)
             if _is_at(path, descriptor):
                 note = f"process {os.getpid()} on {socket.gethostname()}"
                 note += time.strftime(", since %Y-%m-%d %H:%M:%S")
@@ -76,7 +83,7 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
 
 
-def _take(descriptor: int, folder: Path) -> None:
+def _take(descriptor: int, place: Path) -> None:
     try:
         import fcntl
     except ImportError:  # not on Windows; there two writers are the user's own care
@@ -87,13 +94,13 @@ def _take(descriptor: int, folder: Path) -> None:
         note = os.read(descriptor, _MAX_NOTE_BYTES).decode("utf-8", "replace")
         who = "".join(filter(str.isprintable, note))
         raise ConfigError(
-            f"another process is writing to {folder}{f': {who}' if who else ''}; wait for it or "
-            "name another folder"
+            f"another process is writing to {place}{f': {who}' if who else ''}; wait for it or "
+            "name another place"
         ) from error
     except OSError as error:
         logger.warning(
             "%s is on a file system without locks (%s); let only one process write to it",
-            folder,
+            place,
             error.strerror,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from paligemma import Detections, PaliGemma
+from paligemma.one_writer import one_writer
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
 from paligemma.outputs.types import Detection
@@ -212,3 +214,155 @@ def test_a_picture_is_asked_in_tiles(paligemma: Run, photos: Path) -> None:
         done = paligemma(*words, "--tile", wrong, "--model", "no/such-model")
         assert (done.status, said in done.err) == (2, True)
     assert "state --tile too" in paligemma(*words, "--tile-overlap", "0.1").err
+
+
+def _coco_names(path: str) -> list[str]:
+    return [one["file_name"] for one in json.loads(Path(path).read_text())["images"]]
+
+
+def test_names_that_are_no_utf8_or_hold_newlines_lose_no_row(
+    paligemma: Run, photos: Path, answers: Answers
+) -> None:
+    for name in (b"\xff.png", b"two\nlines.png"):
+        try:
+            shutil.copy(photos / "b.png", os.path.join(os.fsencode(photos), name))
+        except OSError:
+            pytest.skip("this file system takes only UTF-8")
+    words = ("detect", "photos", "--labels", "star", "--csv", "o.csv", "--coco", "o.json")
+    assert paligemma(*words, "--yolo", "yolo").status == 0
+    with open("o.csv", encoding="utf-8", newline="") as file:
+        names = [row["image"] for row in csv.DictReader(file) if row["label"] == "star"]
+    assert names == ["a.jpg", "b.png", "two\nlines.png", "\\udcff.png", "more/c.png"]
+    assert len(_coco_names("o.json")) == len(list(Path("yolo/labels").rglob("*.txt"))) == 5
+
+
+def test_no_label_file_leaves_its_folder_whatever_the_picture_is(
+    paligemma: Run, photos: Path, answers: Answers, tmp_path: Path
+) -> None:
+    data = "data:image/png;base64," + base64.b64encode((photos / "b.png").read_bytes()).decode()
+    below = tmp_path / "one/two"
+    below.mkdir(parents=True)
+    os.chdir(below)
+    descriptor = os.open(photos / "b.png", os.O_RDONLY)
+    before = os.dup(0)
+    try:
+        os.dup2(descriptor, 0)
+        done = paligemma("detect", "-", data, "--labels", "star", "--yolo", "y", "--coco", "o.json")
+    finally:
+        os.dup2(before, 0)
+    assert done.status == 0
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.txt")}
+    assert written == {f"one/two/y/labels/{name}.txt" for name in ("stdin", "picture-2")} | {
+        "photos/notes.txt"
+    }
+    assert _coco_names("o.json") == ["stdin", "picture-2"]
+
+
+def test_a_picture_named_twice_is_written_once(
+    paligemma: Run, photos: Path, answers: Answers
+) -> None:
+    words = ("detect", "photos/a.jpg", "./photos/a.jpg", "photos", "--labels", "star")
+    done = paligemma(*words, "--coco", "o.json", "--csv", "o.csv", "--yolo", "y")
+    assert (done.status, answers.num_asked) == (0, 3)
+    assert _coco_names("o.json") == ["a.jpg", "b.png", "more/c.png"]
+    assert Path("o.csv").read_text().count("a.jpg") == 2  # its star and its empty dot
+
+
+def test_label_files_of_the_user_are_kept(paligemma: Run, photos: Path, answers: Answers) -> None:
+    mine = Path("set/labels/a.txt")
+    mine.parent.mkdir(parents=True)
+    mine.write_text("3 0.5 0.5 0.1 0.1\n")
+    words = ("detect", "photos", "--labels", "star", "--yolo", "set")
+    done = paligemma(*words)
+    assert (done.status, "a file that is there is kept, got set/labels/a.txt" in done.err) == (
+        *(2, True),
+    )
+    assert mine.read_text() == "3 0.5 0.5 0.1 0.1\n"
+    assert paligemma(*words, "--overwrite").status == 0
+    assert mine.read_text().startswith("0 ")
+
+
+def test_boxes_without_size_are_counted_once(
+    paligemma: Run, photos: Path, answers: Answers
+) -> None:
+    done = paligemma("detect", "photos", "--labels", "star", "--coco", "o.json", "--yolo", "y")
+    said = [line for line in done.err.splitlines() if "no height or width" in line]
+    assert said == [
+        "paligemma: 3 boxes have no height or width and are left out of COCO and YOLO files"
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="this system has no links")
+@pytest.mark.parametrize("words", [("photos",), ("photos/**/*.*",), ("**/*.*",)])
+def test_links_are_followed_and_each_folder_is_read_once(
+    paligemma: Run, photos: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    Path(".elsewhere").mkdir()
+    shutil.copy(photos / "b.png", ".elsewhere/d.png")
+    (photos / "linked").symlink_to(tmp_path / ".elsewhere")
+    for name in ("up", "again", "once-more"):  # 2 to the 40th paths, for who follows them all
+        (photos / "more" / name).symlink_to("..")
+    done = paligemma("read", *words, "--max-new-tokens", "2")
+    names = sorted(line.split(": ")[0] for line in done.out.splitlines())
+    assert names == [f"photos/{name}" for name in ("a.jpg", "b.png", "linked/d.png", "more/c.png")]
+
+
+def test_a_folder_that_cannot_be_read_is_said(
+    paligemma: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if os.path.basename(path) in refused:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    refused = ["more"]
+    done = paligemma("read", "photos", "--max-new-tokens", "2")
+    assert (done.status, done.out.count("\n")) == (0, 2)
+    assert "the folder 'photos/more' cannot be read: Permission denied" in done.err
+    refused = ["photos"]
+    done = paligemma("read", "photos")
+    assert (done.status, "the folder 'photos' cannot be read" in done.err) == (2, True)
+
+
+def test_the_videos_of_a_folder_are_left_out_with_a_notice(paligemma: Run, photos: Path) -> None:
+    (photos / "film.mp4").write_bytes(b"no film")
+    done = paligemma("read", "photos", "--max-new-tokens", "2")
+    assert (done.status, done.out.count("\n")) == (0, 3)
+    assert "its videos are left out: 1, such as photos/film.mp4" in done.err
+    named = paligemma("read", "photos/*.mp4")
+    assert (named.status, "film.mp4 cannot be recognised" in named.err) == (2, True)
+
+
+def test_two_runs_never_write_the_same_files(
+    paligemma: Run, photos: Path, answers: Answers
+) -> None:
+    words = ("detect", "photos", "--labels", "star", "--coco", "o.json")
+    with one_writer(Path(), "o.json.part"):
+        done = paligemma(*words)
+        assert (done.status, "another process is writing to o.json.part" in done.err) == (2, True)
+        assert paligemma(*words[:-1], "other.json").status == 0
+    assert paligemma(*words).status == 0
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": "photos/a.jpg", "size_wh": [1, 1], "detections": []},
+        {"image": "photos/a.jpg", "stamp": None, "size_wh": 3, "detections": []},
+        {"image": "photos/a.jpg", "stamp": None, "size_wh": [4, 3], "detections": [{"label": 1}]},
+        {"image": "photos/a.jpg", "stamp": None, "size_wh": [4, 3], "detections": {"a": 1}},
+    ],
+)
+def test_a_damaged_file_of_answers_is_said(
+    paligemma: Run, photos: Path, answers: Answers, row: dict[str, Any]
+) -> None:
+    words = ("detect", "photos", "--labels", "star", "--coco", "o.json")
+    answers.stop_at = 1
+    assert paligemma(*words).status == 130
+    with open("o.json.part", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    done = paligemma(*words)
+    assert (done.status, "o.json.part, line 3 is damaged" in done.err) == (2, True)

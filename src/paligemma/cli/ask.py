@@ -14,8 +14,9 @@ from paligemma.cli.exports import (
     STANDARD_OUTPUT,
     ExportChoice,
     Exports,
+    export_names,
     export_options,
-    relative_names,
+    only_writer,
 )
 from paligemma.cli.options import (
     Command,
@@ -310,16 +311,18 @@ def _ask_objects(
             raise click.UsageError("standard output takes --json or --csv; name a file of --csv")
         require_kept(images, exports.files, overwrite=True)
         answers = {"model": model, "decoding": decoding, "objects": objects, "tiles": tiles}
-        kept = Exports(
-            exports,
-            asked={"prompt": prompt, "frame": frame, **{k: str(v) for k, v in answers.items()}},
-            labels=[label for one in asked if one is not None for label in one.labels],
-            names=dict(zip(images, relative_names(images, roots_of_pictures()), strict=True)),
-            overwrite=output.overwrite,
-        )
-        when_stopped("goes on where it stopped")(answer_each)(
-            images, prompt, ask, exports=kept, **how
-        )
+        names = export_names(images, roots_of_pictures())
+        with only_writer(exports):
+            kept = Exports(
+                exports,
+                asked={"prompt": prompt, "frame": frame, **{k: str(v) for k, v in answers.items()}},
+                labels=[label for one in asked if one is not None for label in one.labels],
+                names=names,
+                overwrite=output.overwrite,
+            )
+            when_stopped("goes on where it stopped")(answer_each)(
+                list(names), prompt, ask, exports=kept, **how
+            )
         return
     all_text = answer_each(images, prompt, ask, **how)
     if asked[0] is None:

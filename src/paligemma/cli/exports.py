@@ -6,16 +6,20 @@ import csv
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from paligemma.cli.kept_answers import KeptAnswers
 from paligemma.cli.options import NamedPath, gathered_options
 from paligemma.errors import ConfigError, DataError
+from paligemma.one_writer import one_writer
 from paligemma.whole_file import require_writable, write_whole
 
 if TYPE_CHECKING:
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
 
 STANDARD_OUTPUT = Path("-")
 LABELS_FOLDER, DATA_YAML = "labels", "data.yaml"
+_ADDRESS = re.compile(r"(https?|data|file):", re.IGNORECASE)
+_MAX_NAME = 1_000
+_NO_FOLDERS = (os.curdir, os.pardir, os.sep)
 _COLUMNS = ("image", "width", "height", "label", "score", "left", "top", "right", "bottom")
 
 
@@ -39,6 +46,14 @@ class ExportChoice:
         """The files that replace others of their names."""
         named = [self.coco, self.csv, self.yolo and self.yolo / DATA_YAML]
         return [path for path in named if path is not None and path != STANDARD_OUTPUT]
+
+    @property
+    def part(self) -> Path | None:
+        """The file that keeps the answers until all are there; None on standard output alone."""
+        kept = self.coco or (self.yolo and self.yolo / "boxes") or self.csv
+        if kept is None or kept == STANDARD_OUTPUT:
+            return None
+        return kept.with_name(f"{kept.name}.part")
 
     @property
     def any(self) -> bool:
@@ -73,17 +88,48 @@ export_options = gathered_options(
 )
 
 
-def relative_names(images: Sequence[str], roots: Sequence[str]) -> list[str]:
+def export_names(images: Sequence[str], roots: Sequence[str]) -> dict[str, str]:
     """What exports call the pictures: their paths below the folder that holds them all.
+
+    One that is named twice, in whatever way, is there once.
 
     Args:
         roots: folders that were named, and those of files that were.
+
+    Returns:
+        Picture -> its name: for one from elsewhere its address, or a number where that is long or
+        the picture itself.
     """
+    seen: set[str] = set()
+    names = {}
+    for number, image in enumerate(images, start=1):
+        is_file = os.path.lexists(image) or not _ADDRESS.match(image)
+        place = os.path.abspath(image) if is_file else image
+        if place not in seen:
+            names[image] = _name_below(place, roots) if is_file else image
+            if image[:5].lower() == "data:" or len(names[image]) > _MAX_NAME:
+                names[image] = f"picture-{number}"
+        seen.add(place)
+    return names
+
+
+def _name_below(path: str, roots: Sequence[str]) -> str:
     try:
         root = os.path.commonpath([os.path.abspath(one) for one in roots])
-        return [Path(os.path.relpath(image, root)).as_posix() for image in images]
+        below = Path(os.path.relpath(path, root))
     except ValueError:  # on several drives
-        return list(images)
+        return path
+    return below.name if os.pardir in below.parts else below.as_posix()
+
+
+def only_writer(choice: ExportChoice) -> AbstractContextManager[None]:
+    """Keep other processes from the same files, until the block ends.
+
+    Raises:
+        ConfigError: another one writes them, or their folder takes no files.
+    """
+    part = choice.part
+    return nullcontext() if part is None else one_writer(part.parent, part.name)
 
 
 class Exports:
@@ -115,86 +161,56 @@ class Exports:
         overwrite: bool,
     ) -> None:
         self._choice, self._names, self._classes = choice, names, list(dict.fromkeys(labels))
-        self._asked = json.loads(json.dumps(asked, default=str))
-        self._at: dict[str, tuple[int, object]] = {}  # line and stamp of each picture's answer
-        self._num_lines = 0
-        self.num_failed = 0
-        kept = choice.coco or (choice.yolo and choice.yolo / "boxes") or choice.csv
-        self._part = None
-        if kept not in (None, STANDARD_OUTPUT):
-            self._part = kept.with_name(kept.name + ".part")
+        self._num_empty: dict[str, int] = {}
+        self._csv: TextIO | None = None
         if choice.yolo is not None:
             _require_distinct(names.values())
             require_writable(choice.yolo / LABELS_FOLDER)
-        if self._part is None or not self._goes_on(self._part, overwrite=overwrite):
-            for path in choice.files:
-                if os.path.lexists(path) and not overwrite:
-                    raise ConfigError(
-                        f"a file that is there is kept, got {path}; name another, or allow it "
-                        "with --overwrite"
-                    )
-                require_writable(path.parent)
-
-    def _goes_on(self, part: Path, *, overwrite: bool) -> bool:
-        """Whether an earlier run of the same command left answers; reads where they are."""
-        if not part.exists():
-            return False
-        rows = self._rows()
-        heading = next(rows, None)
-        if heading is None:  # killed before its first line was there
-            part.unlink()
-            return False
-        if heading.get("asked") != self._asked:
-            if overwrite:
-                part.unlink()
-                return False
-            raise ConfigError(
-                f"{part} keeps the answers of another command that was stopped; repeat that one, "
-                "remove the file, or allow it with --overwrite"
-            )
-        for number, row in enumerate(rows, start=1):
-            self._num_lines = number
-            self._at[row["image"]] = number, row["stamp"]
-            found = row["detections"]
-            self._count(one["label"] for one in found if one.get("valid", True))
-        return True
+        self._kept = KeptAnswers(choice.part, asked, overwrite=overwrite)
+        if self._kept.is_begun:
+            for image, found in self._kept.found():
+                self._count(image, found)
+            return
+        labelled = map(self._label_path, names) if choice.yolo is not None else ()
+        for path in (*choice.files, *labelled):
+            if os.path.lexists(path) and not overwrite:
+                raise ConfigError(
+                    f"a file that is there is kept, got {path}; name another, or allow it "
+                    "with --overwrite"
+                )
+        for path in choice.files:
+            require_writable(path.parent)
 
     def has(self, image: str) -> bool:
         """Whether the picture was answered before, and its file is the same."""
-        return image in self._at and self._at[image][1] == _stamp(image)
+        return self._kept.has(image)
 
     def add(self, image: str, found: Detections) -> None:
-        """Keep the answer about one picture."""
-        from paligemma.outputs.words import detections_json
-
-        row = {"image": image, "stamp": _stamp(image), "size_wh": list(found.image_wh)}
-        row |= detections_json(found.items, text=found.text, rest=found.rest, exact=True)
-        if self._file is not None:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-        self._num_lines += 1
-        self._at[image] = self._num_lines, row["stamp"]
-        self._count(item.name for item in found if item.is_valid)
+        """Write the answer about one picture, and keep it."""
+        self._count(image, found)
         self._write_now(image, found)
+        self._kept.add(image, found)
 
-    def _count(self, labels: Iterable[str | None]) -> None:
-        from paligemma.outputs.types import NO_LABEL
+    def _count(self, image: str, found: Detections) -> None:
+        self._num_empty[image] = sum(not item.is_valid for item in found)
+        for item in _valid(found):
+            if item.name not in self._classes:
+                self._classes.append(item.name)
 
-        for label in labels:
-            if (label or NO_LABEL) not in self._classes:
-                self._classes.append(label or NO_LABEL)
+    def _label_path(self, image: str) -> Path:
+        assert self._choice.yolo is not None
+        parts = [part for part in Path(self._names[image]).parts if part not in _NO_FOLDERS]
+        return self._choice.yolo / LABELS_FOLDER / Path(*parts).with_suffix(".txt")
 
     def _write_now(self, image: str, found: Detections) -> None:
         """What is written as the answers come."""
-        name = self._names[image]
         if self._choice.yolo is not None:
-            path = self._choice.yolo / LABELS_FOLDER / Path(name).with_suffix(".txt")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            outlined = any(item.region is not None for item in found)
-            lines = found.to_yolo(class_names=self._classes, polygons=outlined)
-            write_whole(path, [lines])
+            path, valid = self._label_path(image), _valid(found)
+            require_writable(path.parent)
+            outlined = any(item.region is not None for item in valid)
+            write_whole(path, [valid.to_yolo(class_names=self._classes, polygons=outlined)])
         if self._choice.csv is not None:
-            text = _csv_lines(name, found)
+            text = _csv_lines(self._names[image], found)
             if self._csv is None:
                 click.echo(text, nl=False)
             else:
@@ -202,48 +218,49 @@ class Exports:
                 self._csv.flush()
 
     def __enter__(self) -> Exports:
-        from paligemma.jobs.run_folder import cut_torn_line
-
-        self._file: TextIO | None = None
-        self._csv: TextIO | None = None
-        if self._part is not None:
-            is_new = not self._part.exists()
-            if not is_new:
-                with open(self._part, "r+b") as file:
-                    cut_torn_line(file)
-            self._file = open(self._part, "a", encoding="utf-8")
-            if is_new:
-                self._file.write(json.dumps({"asked": self._asked}) + "\n")
+        self._kept.open()
         heading = ",".join(_COLUMNS) + "\n"
         if self._choice.csv == STANDARD_OUTPUT:
             click.echo(heading, nl=False)
         elif self._choice.csv is not None:
-            self._csv = open(self._choice.csv, "w", encoding="utf-8", newline="")
+            # A name of the file system that is no UTF-8 is written as JSON has it.
+            self._csv = open(
+                self._choice.csv, "w", encoding="utf-8", errors="backslashreplace", newline=""
+            )
             self._csv.write(heading)
             self._csv.writelines(_csv_lines(*one) for one in self._found())
         return self
 
     def __exit__(self, *raised: object) -> None:
-        for file in (self._file, self._csv):
-            if file is not None:
-                file.close()
-        num_done = sum(image in self._at for image in self._names)
+        self._kept.close()
+        if self._csv is not None:
+            self._csv.close()
+        num_done = sum(image in self._kept for image in self._names)
         if raised[0] is not None and not num_done:
-            if self._part is not None:
-                self._part.unlink(missing_ok=True)
+            self._kept.remove()
             return
         names = {name: number for number, name in enumerate(self._classes, start=1)}
         if self._choice.coco is not None:
             from paligemma.outputs.detections import save_coco
 
-            save_coco(self._choice.coco, self._found(), category_ids=names)
+            valid = ((name, _valid(found)) for name, found in self._found())
+            save_coco(self._choice.coco, valid, category_ids=names)
         if self._choice.yolo is not None:
             lines = (f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(names))
             write_whole(self._choice.yolo / DATA_YAML, ["names:\n", *lines])
-        if self._part is not None and num_done == len(self._names):
-            self._part.unlink(missing_ok=True)
-        places = [self._choice.coco, self._choice.yolo, self._choice.csv]
-        for place in places:
+        if num_done == len(self._names):
+            self._kept.remove()
+        self._say_what_is_written(num_done)
+
+    def _say_what_is_written(self, num_done: int) -> None:
+        num_empty = sum(self._num_empty[image] for image in self._names if image in self._kept)
+        if num_empty and (self._choice.coco, self._choice.yolo) != (None, None):
+            click.echo(
+                f"paligemma: {num_empty:,} boxes have no height or width and are left out of COCO "
+                "and YOLO files",
+                err=True,
+            )
+        for place in (self._choice.coco, self._choice.yolo, self._choice.csv):
             if place not in (None, STANDARD_OUTPUT):
                 click.echo(
                     f"paligemma: wrote {click.format_filename(place)}: {num_done} of "
@@ -253,34 +270,14 @@ class Exports:
 
     def _found(self) -> Iterator[tuple[str, Detections]]:
         """Name and objects of every picture that was answered, in order, one at a time."""
-        from paligemma.outputs.detections import Detections
-        from paligemma.outputs.words import detection_from_json
-
-        for number, row in enumerate(self._rows()):
-            image = row.get("image", "")  # none in the heading
-            if image not in self._names or self._at[image][0] != number:
-                continue
-            width, height = row["size_wh"]
-            items = tuple(detection_from_json(one, (width, height)) for one in row["detections"])
-            yield self._names[image], Detections(items=items, image_wh=(width, height))
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        from paligemma.jobs.json_lines import read_rows
-
-        assert self._part is not None
-        for number, row in read_rows(self._part, drop_torn=True):
-            if number > 1 and not {"image", "stamp", "size_wh", "detections"} <= set(row):
-                raise DataError(f"{self._part}, line {number} is damaged; remove the file")
-            yield row
+        for image, found in self._kept.found():
+            if image in self._names:
+                yield self._names[image], found
 
 
-def _stamp(image: str) -> list[int] | None:
-    """What differs once a file is changed."""
-    try:
-        found = os.stat(image)
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns]
+def _valid(found: Detections) -> Detections:
+    """Without boxes that have no height or width, which some formats cannot hold."""
+    return replace(found, items=tuple(item for item in found if item.is_valid))
 
 
 def _csv_lines(name: str, found: Detections) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,10 +121,10 @@ def overlay_paths(images: Sequence[str], overlay: Path | None) -> list[Path | No
         )
     else:
         paths = [overlay / f"{Path(image).stem}.png" for image in images]
-    doubled = sorted({path.name for path in paths if paths.count(path) > 1})
+    doubled = sorted(path.name for path, count in Counter(paths).items() if count > 1)
     if doubled:
         raise DataError(
-            f"overlays are named after their pictures, but {', '.join(doubled)} would be written "
-            "twice; ask these pictures apart"
+            f"overlays are named after their pictures, but {', '.join(doubled[:5])} would be "
+            "written twice; ask these pictures apart"
         )
     return list(paths)
