@@ -48,6 +48,11 @@ def detection_from_json(one: Any, image_wh: tuple[int, int]) -> Detection:
     )
 
 
+def object_json(item: Detection) -> dict[str, Any]:
+    """The record of one object, as `detections_json` has it."""
+    return _detection_json(item, exact=False)
+
+
 def _detection_json(item: Detection, *, exact: bool) -> dict[str, Any]:
     score, box = item.score, item.box_yxyx
     record: dict[str, Any] = {

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Protocol, Unpack
 
 from paligemma.errors import ConfigError
-from paligemma.outputs.types import Detection, TextAnswer
-from paligemma.outputs.words import detections_json
+from paligemma.outputs.types import TextAnswer
 from paligemma.pipeline.engine import Engine, Written
 from paligemma.pipeline.engine_queue import EngineQueue
+from paligemma.pipeline.events import AnswerEvent, CompleteObject, Ended, WrittenToken
 from paligemma.pipeline.notices import warn_of_cuts
 from paligemma.pipeline.options import AskKeywords
 from paligemma.pipeline.pictures import EncodedImage, Picture, about
@@ -21,47 +20,6 @@ from paligemma.vocab import Vocab
 
 if TYPE_CHECKING:
     from paligemma.outputs.detections import Detections
-
-
-@dataclass(frozen=True, kw_only=True)
-class WrittenToken:
-    """One token of an answer.
-
-    Attributes:
-        text: what it adds to the text of the answer, "" where nothing or no whole character yet.
-        logprob: its log-probability in the unmodified logits.
-    """
-
-    id: int
-    text: str
-    logprob: float
-
-    def to_json(self) -> dict[str, Any]:
-        """`{"event": "token", "id", "text", "logprob"}`."""
-        return {"event": "token", "id": self.id, "text": self.text, "logprob": self.logprob}
-
-
-@dataclass(frozen=True)
-class CompleteObject:
-    """An object whose tokens are all written."""
-
-    detection: Detection
-
-    def to_json(self) -> dict[str, Any]:
-        """`{"event": "object"}` with the fields of a detection, see `words.detections_json`."""
-        (record,) = detections_json([self.detection], text="", rest="")["detections"]
-        return {"event": "object", **record}
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The whole answer, with its scores."""
-
-    answer: TextAnswer | Detections
-
-    def to_json(self) -> dict[str, Any]:
-        """`{"event": "end"}` with the fields of the answer's own `to_json`."""
-        return {"event": "end", **self.answer.to_json()}
 
 
 class Followed(Protocol):
@@ -79,7 +37,6 @@ class Followed(Protocol):
     def encode_image(self, image: Picture, *, adapter: str | None = None) -> EncodedImage: ...
 
 
-AnswerEvent: TypeAlias = WrittenToken | CompleteObject | Ended
 OnToken = Callable[[WrittenToken], None]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from paligemma.adapt.adapter_set import AdapterSet
 from paligemma.adapt.lora import Adapter
 from paligemma.config import PaliGemmaConfig
-from paligemma.errors import ConfigError, ImageError, PromptError
+from paligemma.errors import ConfigError, ImageError
 from paligemma.generate import Constraint, JsonGrammar, JsonTokens
 from paligemma.model import PaliGemmaModel
 from paligemma.outputs.types import TextAnswer
@@ -44,11 +44,10 @@ from paligemma.pipeline.pictures import (
     about,
     encode_pictures,
     encode_readable,
-    one_a_prompt,
 )
 from paligemma.pipeline.question import Question, Reader
 from paligemma.pipeline.streaming import checked, text_pieces
-from paligemma.pipeline.task_methods import Answer, TaskMethods
+from paligemma.pipeline.task_methods import Answer, TaskMethods, one_a_prompt, require_prompts
 from paligemma.processing import prompts
 from paligemma.processing.image import ImageSource
 from paligemma.processing.pixels import PixelLayout
@@ -251,11 +250,7 @@ class PaliGemma(TaskMethods[Picture]):
         Args:
             images: a picture for each prompt, or one encoded image for all.
         """
-        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-            raise PromptError(
-                f"a batch needs a list of prompts, got {type(prompts).__name__}; "
-                "ask a single prompt with generate"
-            )
+        require_prompts(prompts)
         of_answer = chosen(AnswerOptions, for_asking(options))
         grammar = self._grammar(of_answer)
         requests = [self._request(prompt, of_answer, grammar) for prompt in prompts]

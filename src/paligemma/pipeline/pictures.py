@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Unpack, cas
 import numpy as np
 from torch import Tensor
 
-from paligemma.errors import ImageError, PromptError
+from paligemma.errors import ImageError
 from paligemma.pipeline.engine import Engine, Request
 from paligemma.pipeline.options import AskKeywords
 from paligemma.processing.frames import FrameChoice, Frames, several_of
@@ -274,22 +274,6 @@ def _stamp(path: str) -> object:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def one_a_prompt(images: Any, prompts: Sequence[str]) -> Sequence[Picture]:
-    """The pictures of a batch, checked to be as many as its prompts.
-
-    Raises:
-        PromptError: their numbers differ.
-    """
-    if isinstance(images, str | bytes | os.PathLike) or not hasattr(images, "__len__"):
-        images = [images]
-    if len(images) != len(prompts):
-        raise PromptError(
-            f"a batch needs a picture for each prompt, got {len(images)} and {len(prompts)}; "
-            "encode a picture first to ask it many prompts"
-        )
-    return images
 
 
 def _chosen_frames(image: ImageSource, frames: ChosenFrames, processor: Processor) -> Picture:

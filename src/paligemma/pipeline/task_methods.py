@@ -7,6 +7,7 @@ client has it too.
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -376,3 +377,28 @@ def _require_picture(image: object, what: str) -> None:
     """Raise ImageError where there is none."""
     if image is None:
         raise ImageError(f"{what} needs a picture to find things in, got None; pass one")
+
+
+def require_prompts(prompts: object) -> None:
+    """Raise PromptError unless these are the prompts of a batch."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        raise PromptError(
+            f"a batch needs a list of prompts, got {type(prompts).__name__}; "
+            "ask a single prompt with generate"
+        )
+
+
+def one_a_prompt(images: Any, prompts: Sequence[str]) -> Sequence[Any]:
+    """The pictures of a batch, checked to be as many as its prompts.
+
+    Raises:
+        PromptError: their numbers differ.
+    """
+    if isinstance(images, str | bytes | os.PathLike) or not hasattr(images, "__len__"):
+        images = [images]
+    if len(images) != len(prompts):
+        raise PromptError(
+            f"a batch needs a picture for each prompt, got {len(images)} and {len(prompts)}; "
+            "encode a picture first to ask it many prompts"
+        )
+    return images

@@ -14,18 +14,18 @@ from typing import TypeVar
 
 from paligemma.errors import PromptError
 from paligemma.outputs.detections import Detections
-from paligemma.outputs.types import TextAnswer
+from paligemma.outputs.types import Detection, TextAnswer
 from paligemma.pipeline.engine import Written
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.pipeline.pictures import EncodedImage, ReadPicture, read_picture
 from paligemma.pipeline.question import Question
-from paligemma.pipeline.streaming import TextPieces
 from paligemma.processing.frames import Frames
-from paligemma.serve.job import Job, too_slow
+from paligemma.serve.job import Job, Wrote, too_slow
 from paligemma.serve.models import Lease, Models
 from paligemma.serve.options import ServerOptions
 from paligemma.serve.pictures import KeptPictures, Sources
 from paligemma.serve.record import current
+from paligemma.serve.told_rows import ToldRows
 from paligemma.serve.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class Service:
         questions: MakeQuestions,
         stop: Sequence[str] = (),
         follows: bool = True,
+        shows_objects: bool = False,
     ) -> AsyncIterator[Asking]:
         """Questions about a picture, or several as frames of one example, checked and on their way.
 
@@ -83,11 +84,12 @@ class Service:
             questions: makes them, given the model and the adapter that was named; in a thread.
             stop: texts that end an answer.
             follows: whether there is an event for every token.
+            shows_objects: whether there is one for every object, too.
 
         Raises:
             PaliGemmaError: an unknown model, a bad picture or prompt, or too many requests.
         """
-        job = Job(client=client, follows=follows, stop=stop)
+        job = Job(client=client, follows=follows, shows_objects=shows_objects, stop=stop)
         self.worker.enter(job)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.worker.leave, job)
@@ -112,13 +114,13 @@ class Service:
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """One token of an answer.
+    """One token of an answer; those of a question's second request follow all of the first.
 
     Attributes:
         answer: number of the question in its request.
         place: number of the request in its question.
-        piece: what it adds to the text; empty inside a character of several tokens, and for tokens
-            of requests after the first of a question.
+        piece: what it adds to the text; empty inside a character of several tokens. The first of a
+            later request begins with the separator of objects.
         alternatives: see `TokenEvent`.
     """
 
@@ -131,11 +133,19 @@ class Token:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Shown:
+    """An object whose tokens are all there, of at least the threshold."""
+
+    answer: int
+    detection: Detection
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Answered:
     """The whole answer to one question of a request.
 
     Attributes:
-        piece: what its tokens held back of the text; joined with theirs it is the text.
+        piece: what its tokens did not tell of the text; joined with theirs it is the text.
     """
 
     answer: int
@@ -149,7 +159,7 @@ class Answered:
         return sum(len(one.record.ids) for one in self.written)
 
 
-Event = Token | Answered
+Event = Token | Shown | Answered
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -181,36 +191,48 @@ class Asking:
 
     async def _events(self) -> AsyncIterator[Event]:
         decode = self.model.processor.tokenizer.decode
-        pieces = [TextPieces(decode) for _ in self.job.questions]
-        found: list[dict[int, Written]] = [{} for _ in self.job.questions]
-        async for wrote in self.service.worker.steps(self.job):
-            number, progress = wrote.question, wrote.progress
-            if self.job.follows:
-                yield Token(
-                    answer=number,
-                    place=wrote.row,
-                    token=progress.token,
-                    logprob=progress.logprob,
-                    piece="" if wrote.row else pieces[number].push(progress.token),
-                    alternatives=progress.alternatives,
-                )
-            if progress.written is None:
-                continue
-            rows, question = found[number], self.job.questions[number]
-            rows[wrote.row] = progress.written
-            if len(rows) == len(question.requests):
-                written = tuple(rows[row] for row in sorted(rows))
+        told = [ToldRows(decode) for _ in self.job.questions]
+        async for next_wrote in self.service.worker.steps(self.job):
+            number = next_wrote.question
+            for wrote in told[number].in_order(next_wrote):
+                if self.job.follows:
+                    yield Token(
+                        answer=number,
+                        place=wrote.row,
+                        token=wrote.progress.token,
+                        logprob=wrote.progress.logprob,
+                        piece=told[number].piece(wrote.progress),
+                        alternatives=wrote.progress.alternatives,
+                    )
+                for found in await self._shown(wrote, told[number]):
+                    yield found
+            question, written = self.job.questions[number], tuple(told[number].written)
+            if len(written) == len(question.requests):
                 read = partial(self.model.reader.answer, question, written, self.job.encoded)
-                # Masks take their time; words and boxes are not worth another thread.
-                result = await self.service.run(read) if question.wants_masks else read()
-                piece = result.text[pieces[number].num_told :]
+                result = await self._read(question, read)
                 yield Answered(
                     answer=number,
-                    piece=piece,
+                    piece=result.text[told[number].num_chars :],
                     result=result,
                     written=written,
                     encoded=self.job.encoded,
                 )
+
+    async def _read(self, question: Question, read: Callable[[], T]) -> T:
+        # Masks take their time; words and boxes are not worth another thread.
+        return await self.service.run(read) if question.wants_masks else read()
+
+    async def _shown(self, wrote: Wrote, told: ToldRows) -> list[Shown]:
+        """The objects that a token completes."""
+        so_far, encoded = wrote.so_far or wrote.progress.written, self.job.encoded
+        if not self.job.shows_objects or so_far is None or encoded is None:
+            return []
+        question = self.job.questions[wrote.question]
+        read = partial(
+            self.model.reader.objects, question, wrote.row, so_far, encoded, start=told.num_objects
+        )
+        new, told.num_objects = await self._read(question, read)
+        return [Shown(answer=wrote.question, detection=one) for one in new]
 
 
 def _note(job: Job) -> None:

@@ -17,7 +17,7 @@ from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.pipeline.question import Question
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.serve.answers import ChatBody
-from paligemma.serve.asking import Answered, Asking, Event, Service, Token, usage
+from paligemma.serve.asking import Answered, Asking, Event, Service, Shown, Token, usage
 from paligemma.serve.bodies import read_json
 from paligemma.serve.chat_fields import ChatRequest, Conversation, answer_options, chat_request
 from paligemma.serve.openapi import answers, body_of
@@ -93,16 +93,14 @@ class _Growing:
         self.text = ""
         self.logprobs: list[Any] = []
         self.reason: str | None = None
-        self._later: list[Any] = []  # of tokens whose text comes with the whole answer
 
     def add(self, event: Event, logprob: Any) -> tuple[str, list[Any]]:
         """The text and the probabilities that one event lets be told."""
         if isinstance(event, Answered):
-            piece, logprobs = self.told.finish(event.piece, self._later)
+            piece, logprobs = self.told.finish(event.piece)
             is_cut = any(written.is_cut for written in event.written)
             self.reason = "length" if is_cut and not self.told.is_stopped else "stop"
-        elif event.place:
-            self._later.append(logprob)
+        elif isinstance(event, Shown):
             return "", []
         else:
             piece, logprobs = self.told.push(event.piece, logprob)
@@ -138,7 +136,7 @@ class _Chat:
         logprob = None
         if isinstance(event, Answered):
             self._num_written += event.num_tokens
-        elif self.wanted.logprobs:
+        elif isinstance(event, Token) and self.wanted.logprobs:
             logprob = _logprob(event, asking.model.processor.tokenizer)
         return self._answers[event.answer].add(event, logprob)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from paligemma.pipeline.engine import Written
 from paligemma.pipeline.engine_queue import Progress
 from paligemma.pipeline.pictures import EncodedImage, ReadPicture
 from paligemma.pipeline.question import Question
@@ -22,11 +23,13 @@ class Wrote:
 
     Attributes:
         question, row: numbers of the question in its request, and of the row in its question.
+        so_far: all that the row wrote, where this token begins the box of another object.
     """
 
     question: int
     row: int
     progress: Progress
+    so_far: Written | None = None
 
 
 @dataclass(eq=False)
@@ -36,12 +39,14 @@ class Job:
     Args:
         client: who asks; clients take turns.
         follows: whether every token is told, or only those that complete a row.
+        shows_objects: whether an object is told when it is complete.
         stop: an answer ends once its text contains one of these.
         lease, questions, picture: known before it is submitted; no picture for text alone.
     """
 
     client: str
     follows: bool = True
+    shows_objects: bool = False
     stop: Sequence[str] = ()
     lease: Lease | None = None
     questions: Sequence[Question] = ()
@@ -59,6 +64,7 @@ class Job:
     # Of the worker's thread from here on.
     rows: dict[int, tuple[int, int]] = field(default_factory=dict)  # by handle
     texts: dict[int, TextPieces] = field(default_factory=dict)  # where some text ends it
+    in_box: set[int] = field(default_factory=set)  # handles whose last token is a location
     is_over: bool = False
 
     @property
@@ -67,6 +73,12 @@ class Job:
         if self.lease is None:
             raise ValueError("the job has no model yet")
         return self.lease
+
+    def begins_box(self, handle: int, token: int) -> bool:
+        """Whether a token is the first location of a box: what stands before it is complete."""
+        was_loc, is_loc = handle in self.in_box, self.leased.model.vocab.is_loc(token)
+        (self.in_box.add if is_loc else self.in_box.discard)(handle)
+        return is_loc and not was_loc
 
     @property
     def num_rows(self) -> int:

@@ -16,8 +16,8 @@ from starlette.datastructures import FormData
 
 from paligemma.errors import ConfigError
 from paligemma.outputs.detections import Detections
-from paligemma.outputs.words import token_json
-from paligemma.serve.asking import Answered, Asking, Service, Token, usage
+from paligemma.outputs.words import object_json, token_json
+from paligemma.serve.asking import Answered, Asking, Service, Shown, Token, usage
 from paligemma.serve.bodies import read_json, validation_error
 from paligemma.serve.errors import ServeError
 from paligemma.serve.openapi import answers, body_of
@@ -52,6 +52,7 @@ def _add_route(router: APIRouter, service: Service, name: str, task: Task) -> No
             pictures=pictures,
             questions=made,
             follows=asked.stream,
+            shows_objects=asked.stream and getattr(asked, "objects", False),
         )
         answer = _Answer(service, name, asked, client, pictures)
         if asked.stream:
@@ -166,7 +167,7 @@ class _Answer:
         raise ServeError("the answer was cancelled", status=503, code="cancelled")
 
     async def streamed(self, asking: Asking) -> AsyncIterator[str]:
-        """Server-sent events: start, tokens, done."""
+        """Server-sent events: start, tokens, objects, done."""
         is_begun = False
         async for event in asking.events:
             if not is_begun:
@@ -174,7 +175,9 @@ class _Answer:
                 yield sse(self.head(asking), "start")
             if isinstance(event, Token):
                 data = {"id": event.token, "text": event.piece, "logprob": event.logprob}
-                yield sse(data, "token")
+                yield sse(data | ({"part": event.place} if event.place else {}), "token")
+            elif isinstance(event, Shown):
+                yield sse(object_json(event.detection), "object")
             else:
                 if event.piece:
                     yield sse({"id": None, "text": event.piece, "logprob": None}, "token")

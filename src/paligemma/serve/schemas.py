@@ -27,6 +27,8 @@ class AnswerFields(_Strict):
     top_k: int | None = Field(None, ge=1, le=1_000_000)
     top_p: float | None = Field(None, gt=0, le=1)
     num_beams: int = Field(1, ge=1, le=8)
+    length_penalty: float | None = Field(None, ge=0, le=5)
+    best_of: int = Field(1, ge=1, le=8)
     seed: int = Field(0, ge=0, lt=2**63)
     weigh_locations: bool | None = None
     probabilities: Literal["vocabulary", "allowed"] = "vocabulary"
@@ -61,6 +63,7 @@ class PictureFields(_Strict):
 class OverlayFields(_Strict):
     overlay: bool = False
     polygons: bool = False
+    objects: bool = Field(False, description="A stream tells each object when it is complete.")
 
 
 class DetectRequest(PictureFields, ObjectFields, OverlayFields):

@@ -326,7 +326,11 @@ class Worker:
             progress = replace(progress, written=loaded.queue.end(progress.handle))
         is_last = progress.written is not None
         if job.follows or is_last:
-            self._tell(job, Wrote(question=number, row=row, progress=progress))
+            so_far = None
+            if job.shows_objects and job.begins_box(progress.handle, progress.token):
+                so_far = loaded.queue.so_far(progress.handle)
+            wrote = Wrote(question=number, row=row, progress=progress, so_far=so_far)
+            self._tell(job, wrote)
         if is_last:
             del job.rows[progress.handle], self._rows[loaded, progress.handle]
             if not job.rows:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from paligemma import Client, Detections, Frames, PaliGemma, TextAnswer
@@ -34,7 +35,7 @@ from paligemma.serve.models import Models, ModelSpec
 from paligemma.serve.options import ServerOptions
 from tests.serve.live import live
 
-DESK = Path(__file__).parents[1] / "examples" / "desk.png"
+DESK = Path(__file__).parents[2] / "examples" / "desk.png"
 with Image.open(DESK) as opened:
     PIXELS = opened.convert("RGB")
 Ask = Callable[[Any], TextAnswer | Detections]
@@ -105,6 +106,26 @@ QUESTIONS: dict[str, Ask] = {
         DESK, "caption en", num_beams=2, max_new_tokens=8
     ),
     "stream": lambda model: TextAnswer(text="".join(model.stream(DESK, "detect star"))),
+    "stream of a draw": lambda model: TextAnswer(
+        text="".join(model.stream(DESK, "caption en", temperature=1.2, seed=3, max_new_tokens=6))
+    ),
+    "best of several draws": lambda model: model.generate(
+        DESK, "caption en", temperature=1.2, best_of=3, max_new_tokens=6
+    ),
+    "beams with a penalty": lambda model: model.generate(
+        DESK, "caption en", num_beams=2, length_penalty=0.5, max_new_tokens=6
+    ),
+    "a tensor": lambda model: model.detect(
+        model.encode_image(torch.from_numpy(np.array(PIXELS)).permute(2, 0, 1)), "star"
+    ),
+    "axes that are stated": lambda model: model.detect(
+        model.encode_image(np.asarray(PIXELS).transpose(2, 0, 1), layout="CHW"), "star"
+    ),
+    "a frame of a file": lambda model: model.caption(model.encode_image(DESK, frames=0)),
+    "all frames of a file": lambda model: model.caption(
+        model.encode_image(DESK, frames="all"), max_new_tokens=6
+    ),
+    "tiles": lambda model: model.detect(DESK, "star", tile="2x1", max_new_tokens=12),
     "encode_image": lambda model: model.encode_image(DESK).ask("detect star"),
     "frames": lambda model: model.caption(Frames(DESK, DESK)),
 }
