@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from paligemma.errors import ConfigError
+from paligemma.errors import ConfigError, PaliGemmaError
 from paligemma.generate import QueueOptions
 from paligemma.kernels.packed_layers import packed_weights
 from paligemma.pipeline.engine_queue import EngineQueue
@@ -20,6 +21,8 @@ from paligemma.serve.errors import ServeError
 from paligemma.serve.options import ServerOptions
 
 logger = logging.getLogger(__name__)
+
+_RETRY_S = 30  # a model that did not load is tried again after this time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,7 @@ class Models:
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._sizes: dict[str, int] = {}  # of all that were ever loaded
         self._loading: dict[str, asyncio.Task[None]] = {}
+        self._failed: dict[str, float] = {}  # when a model did not load
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
 
     @property
@@ -140,17 +144,12 @@ class Models:
         """A model while it is used, loaded first where it is not; None is the default.
 
         Raises:
-            ServeError: there is no such model.
-            PaliGemmaError: it does not load.
+            ServeError: there is no such model, or it does not load; its cause is then why.
         """
         name = self.default if name is None else name
         spec, adapter = self.spec(name)
         while (loaded := self._loaded.get(spec.name)) is None:
-            task = self._loading.get(spec.name)
-            if task is None:
-                task = self._loading[spec.name] = asyncio.ensure_future(self._load(spec))
-                task.add_done_callback(lambda done: self._end_loading(spec.name, done))
-            await asyncio.shield(task)  # others wait for it too, and later ones will
+            await self._wait_for(spec)
         self._loaded.move_to_end(spec.name)
         loaded.num_users += 1
         try:
@@ -158,6 +157,20 @@ class Models:
         finally:
             loaded.num_users -= 1
             self._evict(0)
+
+    async def _wait_for(self, spec: ModelSpec) -> None:
+        """Load a model, or wait until it is loaded for another request."""
+        left = self._failed.get(spec.name, -_RETRY_S) + _RETRY_S - time.monotonic()
+        if left > 0:
+            raise _not_loaded(spec.name, int(left) + 1)
+        task = self._loading.get(spec.name)
+        if task is None:
+            task = self._loading[spec.name] = asyncio.ensure_future(self._load(spec))
+            task.add_done_callback(lambda done: self._end_loading(spec.name, done))
+        try:
+            await asyncio.shield(task)  # others wait for it too, and later ones will
+        except Exception as error:
+            raise _not_loaded(spec.name, _RETRY_S) from error
 
     async def _load(self, spec: ModelSpec) -> None:
         logger.info("loading %s", spec.name)
@@ -167,8 +180,11 @@ class Models:
 
     def _end_loading(self, name: str, done: asyncio.Task[None]) -> None:
         del self._loading[name]
-        if not done.cancelled() and done.exception() is not None:
-            logger.error("%s does not load: %s", name, done.exception())
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            self._failed[name] = time.monotonic()
+            is_ours = isinstance(error, PaliGemmaError)
+            logger.error("%s does not load: %s", name, error, exc_info=None if is_ours else error)
 
     def _keep(self, name: str, model: PaliGemma) -> None:
         self._loaded[name] = loaded = Loaded(name, model, self._max_pixels)
@@ -193,3 +209,15 @@ class Models:
     def close(self) -> None:
         """Stop the thread that loads."""
         self._loader.shutdown(wait=False, cancel_futures=True)
+
+
+def _not_loaded(name: str, retry_after_s: int) -> ServeError:
+    """The error of a request for a model that does not load; why, is for the server's owner."""
+    return ServeError(
+        f"the model {name!r:.100} does not load here, the server's log says why; use another, or "
+        f"try again in {retry_after_s} s",
+        status=503,
+        code="model_not_loaded",
+        param="model",
+        retry_after_s=retry_after_s,
+    )

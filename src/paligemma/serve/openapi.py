@@ -23,7 +23,7 @@ _WHY: Mapping[int, str] = {
     429: "Too many requests; Retry-After says when to try again.",
     500: "The server failed; its log names the request's id.",
     501: "What was asked needs a library that the server lacks; the sentence names it.",
-    503: "No place became free in time, or the server is stopping.",
+    503: "No place became free in time, the model does not load, or the server is stopping.",
     504: "The answer was not complete in time.",
 }
 _EVENT: Mapping[str, Any] = {

@@ -134,8 +134,9 @@ class _Server(uvicorn.Server):
         await super().main_loop()
 
     def _loaded(self, loading: asyncio.Task[None]) -> None:
-        if not loading.cancelled() and loading.exception() is not None:
-            self.failure, self.should_exit = loading.exception(), True
+        error = None if loading.cancelled() else loading.exception()
+        if error is not None:
+            self.failure, self.should_exit = error.__cause__ or error, True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
