@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
 
 from paligemma.serve.record import Record
 from paligemma.serve.worker import Worker
@@ -17,9 +21,10 @@ class Metrics:
 
     Args:
         worker: whose load is shown.
+        models: names of the models.
     """
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, models: Iterable[str]) -> None:
         self._registry = registry = CollectorRegistry()
 
         def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
@@ -48,6 +53,15 @@ class Metrics:
         )
         for name, what, value in load:
             gauge(name, what).set_function(value)
+        free = Gauge(
+            "paligemma_kv_cache_free_tokens",
+            "Tokens that new requests may hold in the key-value cache of a model.",
+            ["model"],
+            registry=registry,
+        )
+        for model in models:
+            free.labels(model).set_function(partial(worker.num_free_tokens, model))
+        ProcessCollector(registry=registry)  # memory, files and processor time, by usual names
 
     def saw(self, record: Record) -> None:
         """Count a request that has ended."""

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 # Image tokens that are encoded at once between two steps, so that running answers go on.
 _ENCODED_AT_ONCE = 1024
 # Tokens of pictures, prompts and answers of all running requests of a model.
-_TOKENS_OF_MODEL = 65_536
+TOKENS_OF_MODEL = 65_536
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,12 @@ class Worker:
     @property
     def load(self) -> Load:
         return Load(running=len(self._running), waiting=self._num_waiting)
+
+    def num_free_tokens(self, model: str) -> int:
+        """Tokens that requests which begin now may hold in the key-value cache of a model."""
+        running = list(self._running)  # the thread changes it meanwhile
+        held = sum(job.num_tokens for job in running if job.leased.loaded.name == model)
+        return max(0, TOKENS_OF_MODEL - held)
 
     # Of the loops of requests
 
@@ -231,7 +237,7 @@ class Worker:
             if (
                 total + job.num_rows > self._options.max_rows
                 or (admitted and num_image_tokens + image > _ENCODED_AT_ONCE)
-                or (of_model and of_model + job.num_tokens > _TOKENS_OF_MODEL)
+                or (of_model and of_model + job.num_tokens > TOKENS_OF_MODEL)
             ):
                 break
             self._left_waiting(job)
