@@ -98,6 +98,9 @@ def test_a_file_of_keys_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert not caplog.records
     assert keys.name_of(f"Bearer {ANN}") == "ann"
     assert keys.name_of(f"Bearer {BOB}") == "key-4"
+    path.write_text(f"ann:{ANN}\r\n{BOB}\r\n", "utf-8-sig")  # as editors of Windows write
+    keys = Keys.from_file(path)
+    assert [keys.name_of(f"Bearer {one}") for one in (ANN, BOB)] == ["ann", "key-2"]
     path.chmod(0o644)
     Keys.from_file(path)
     assert "chmod 600" in caplog.text

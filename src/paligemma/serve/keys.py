@@ -41,7 +41,7 @@ class Keys:
         try:
             with path.open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
-            text = data.decode()
+            text = data.decode("utf-8-sig")  # editors of Windows begin with a byte order mark
             is_open = bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"

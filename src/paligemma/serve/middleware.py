@@ -71,6 +71,8 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Files are small and sent whole, as RFC 9110 (14.2) allows.
+        scope["headers"] = [one for one in scope["headers"] if one[0] != b"range"]
         headers = Headers(scope=scope)
         record = Record.of(headers.get("x-request-id"), scope["method"])
         token = current.set(record)
@@ -270,6 +272,8 @@ class _Answer:
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
             headers["X-Request-Id"] = self.record.request_id
+            if "Accept-Ranges" in headers:
+                headers["Accept-Ranges"] = "none"
             if not self._body.is_complete:
                 headers["Connection"] = "close"
         elif not message.get("more_body", False):

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
 
 from paligemma.errors import ConfigError
 from paligemma.outputs.detections import Detections
@@ -26,6 +27,7 @@ from paligemma.serve.streams import event_stream, sse
 from paligemma.serve.tasks import TASKS, Task
 
 _FILES = ("image", "images")
+_MAX_FILES, _MAX_FIELDS = 16, 64
 # Fields of a form that may come several times.
 _LISTS = ("labels", "images", "choices")
 _CHARSET = re.compile(r';\s*charset\s*=\s*"?([^";\s]*)')
@@ -82,14 +84,36 @@ async def _fields(
         charset = _CHARSET.search(content_type)
         if charset and charset[1] not in ("utf-8", "utf8", "us-ascii"):
             raise ServeError(f"a form must be in UTF-8, got {charset[1]!r:.40}; send it so")
-        async with request.form(max_files=16, max_fields=64, max_part_size=max_bytes) as form:
-            given: object = await _of_form(form, uploads)
+        bounds = {"max_files": _MAX_FILES, "max_fields": _MAX_FIELDS, "max_part_size": max_bytes}
+        try:
+            async with request.form(**bounds) as form:
+                given: object = await _of_form(form, uploads)
+        except HTTPException as error:
+            raise _broken_form(str(error.detail)) from None
     else:
         given = read_json(await request.body())
     try:
         return kind.model_validate(given, strict=not is_form), uploads
     except ValidationError as error:
         raise validation_error(error, kind) from None
+
+
+def _broken_form(reason: str) -> ServeError:
+    """The error of a form that Starlette refused, by the first words of its reason."""
+    sentences = {
+        "Too many fields": f"a form may have {_MAX_FIELDS} fields, got more; leave some out",
+        "Too many files": f"a form may have {_MAX_FILES} files, got more; send fewer",
+        "The Content-Disposition": "every part of a form needs a name, one has none; name it",
+        "Missing boundary": "the Content-Type of a form states its boundary, this one has none; "
+        "let the client set it",
+    }
+    for start, sentence in sentences.items():
+        if reason.startswith(start):
+            return ServeError(sentence)
+    return ServeError(
+        "the body must be a form as multipart/form-data says, with the boundary of its "
+        "Content-Type, it cannot be read as one; let the client make it"
+    )
 
 
 async def _of_form(form: FormData, uploads: list[bytes]) -> dict[str, Any]:
