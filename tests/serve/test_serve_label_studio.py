@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from starlette.testclient import TestClient
 
 from paligemma import PaliGemma
 from paligemma.outputs.brush import brush_rle
+from paligemma.pipeline.engine_queue import EngineQueue
+from paligemma.serve import label_studio
 from paligemma.serve.app import create_app
 from tests.serve.conftest import DESK, serving
 
@@ -194,3 +197,33 @@ def test_more_tasks_than_the_bound_are_refused(client: TestClient) -> None:
     answer = client.post("/label-studio/predict", json=predict_request(BOXES, *["x"] * 101))
     assert answer.status_code == 400
     assert "100" in answer.json()["error"]["message"]
+
+
+def test_more_questions_than_the_bound_are_refused(client: TestClient, desk: str) -> None:
+    tag = BOXES.split('zoom="true"/>')[1].removesuffix("</View>")
+    config = BOXES.replace(tag, tag * 5)
+    answer = client.post("/label-studio/predict", json=predict_request(config, *["x"] * 81))
+    assert answer.status_code == 400
+    assert "400 questions, got 81 tasks with 5 tags each" in answer.json()["error"]["message"]
+
+
+def test_a_request_has_one_deadline_and_keeps_what_was_found_until_then(
+    desk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = EngineQueue.step
+
+    def slowly(queue: EngineQueue) -> object:
+        time.sleep(0.02)
+        return step(queue)
+
+    monkeypatch.setattr(EngineQueue, "step", slowly)
+    monkeypatch.setattr(label_studio, "_AT_ONCE", 1)
+    asked = predict_request(BOXES, *[desk] * 20)  # half a second each
+    with TestClient(create_app(serving(answer_s=2))) as client:
+        start = time.monotonic()
+        results = client.post("/label-studio/predict", json=asked).json()["results"]
+        took_s = time.monotonic() - start
+    assert 2 <= took_s < 6
+    assert results[0]["result"]
+    assert "not complete in 2 s" in results[-1]["error"]
+    assert len(results) == 20

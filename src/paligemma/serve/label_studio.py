@@ -27,11 +27,13 @@ from paligemma.processing import prompts
 from paligemma.serve.asking import Answered, Service
 from paligemma.serve.bodies import read_json, validation_error
 from paligemma.serve.errors import ServeError, as_serve_error
+from paligemma.serve.job import too_slow
 from paligemma.serve.openapi import answers, body_of
 from paligemma.serve.pictures import Sources
 
 MAX_CONFIG_CHARS = 100_000
 MAX_TASKS = 100
+MAX_QUESTIONS = 400  # of one request, each tag of the interface in each task
 # Tasks of one request that are asked side by side.
 _AT_ONCE = 8
 _TASKS = {"RectangleLabels": "detect", "BrushLabels": "segment"}
@@ -160,14 +162,24 @@ def label_studio_routes(service: Service) -> APIRouter:
     async def predict(request: Request, model: str | None = None) -> dict[str, Any]:
         wanted = await _fields(request, PredictRequest)
         controls = controls_of(wanted.label_config)
+        num_questions = len(wanted.tasks) * len(controls)
+        if num_questions > MAX_QUESTIONS:
+            raise ServeError(
+                f"a request may have {MAX_QUESTIONS} questions, got {len(wanted.tasks)} tasks with "
+                f"{len(controls)} tags each; send fewer tasks",
+                param="tasks",
+            )
         places = asyncio.Semaphore(_AT_ONCE)
+        deadline = asyncio.get_running_loop().time() + service.options.answer_s
 
         async def one(task: LabelTask) -> dict[str, Any] | PaliGemmaError:
-            async with places:
-                try:
+            try:
+                async with asyncio.timeout_at(deadline), places:
                     return await _prediction(service, model, request.state.client, task, controls)
-                except PaliGemmaError as error:
-                    return error
+            except TimeoutError:
+                return too_slow(service.options)
+            except PaliGemmaError as error:
+                return error
 
         found = await asyncio.gather(*map(one, wanted.tasks))
         errors = [error for error in found if isinstance(error, PaliGemmaError)]
