@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import resource
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from starlette.testclient import TestClient
 from paligemma.serve.app import create_app
 from serve.conftest import serving
 from serve.live import Live, answer_of, live
+from serve.memory import Peak
 
 MIB = 1 << 20
 
@@ -57,6 +59,28 @@ def test_a_chunked_body_is_refused_when_it_passes_the_bound_and_is_not_kept(serv
         status, error = error_of(answer_of(one))
     assert (status, error["code"]) == (413, "body_too_large")
     assert most_kb() - before < 9 * 1024
+
+
+@pytest.mark.parametrize("num_mib", [64, 1024])
+def test_a_body_without_a_stated_length_takes_the_memory_of_its_bound_alone(
+    num_mib: int,
+) -> None:
+    service = serving(max_body_bytes=20 * MIB)
+    piece = b"%x\r\n" % MIB + b"a" * MIB + b"\r\n"
+    sent = 0
+
+    with live(create_app(service)) as server, server.connect() as one:
+        one.sendall(head(Transfer_Encoding="chunked"))
+        peak = Peak()
+        # As curl does, it stops where an answer comes.
+        while sent < num_mib and not select.select([one], [], [], 0)[0]:
+            one.sendall(piece)
+            sent += 1
+        status, error = error_of(answer_of(one))
+    print(f"{sent} of {num_mib} MiB sent, grown by {peak.grown_mb:.1f} MB")
+    assert (status, error["code"]) == (413, "body_too_large")
+    assert sent > 20
+    assert peak.grown_mb <= 20 + 8
 
 
 def test_a_body_that_dribbles_is_dropped_in_time(server: Live) -> None:
@@ -105,6 +129,10 @@ def test_json_that_is_none_or_too_much_is_refused(
     assert words in answer.json()["error"]["message"]
 
 
+PART = b'--x\r\nContent-Disposition: form-data; name="lang"\r\n\r\nv\r\n'
+FILE = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nv\r\n'
+
+
 # Starlette leaves the file of a part without an end to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_forms_are_bounded_in_parts_and_headers(client: TestClient) -> None:
@@ -124,6 +152,40 @@ def test_forms_are_bounded_in_parts_and_headers(client: TestClient) -> None:
         answer = client.post("/v1/caption", content=body + end, headers=kind)
         assert answer.status_code == 400, number
         assert answer.json()["error"]["message"], number
+
+
+@pytest.mark.parametrize(
+    ("body", "boundary", "said"),
+    [
+        (PART * 65, "x", "a form may have 64 fields"),
+        (FILE * 17, "x", "a form may have 16 files"),
+        (PART.replace(b"; name", b"; nome"), "x", "every part of a form needs a name"),
+        (PART, None, "the Content-Type of a form states its boundary"),
+        (PART, "other", "the body must be a form as multipart/form-data says"),
+        (PART.replace(b"\r\n\r\n", b"\r\nX: " + b"y" * 100_000 + b"\r\n\r\n"), "x", "be a form"),
+    ],
+    ids=range(6),
+)
+def test_the_bound_of_a_form_is_said_in_a_sentence_of_ours(
+    client: TestClient, body: bytes, boundary: str | None, said: str
+) -> None:
+    kind = "multipart/form-data" + (f"; boundary={boundary}" if boundary else "")
+    answer = client.post("/v1/caption", content=body + b"--x--\r\n", headers={"Content-Type": kind})
+    error = answer.json()["error"]
+    assert answer.status_code == 400
+    assert said in error["message"]
+    assert error["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize("path", ["/", "/static/index.html", "/docs"])
+@pytest.mark.parametrize(
+    "given", ["bytes=0-1", "bytes=5-1", "bytes=999999999-", "x", "bytes=0-0,2-2"]
+)
+def test_a_range_is_passed_over(client: TestClient, path: str, given: str) -> None:
+    whole = client.get(path)
+    answer = client.get(path, headers={"Range": given})
+    assert (answer.status_code, answer.content) == (200, whole.content)
+    assert answer.headers.get("accept-ranges", "none") == "none"
 
 
 ANSWERS = [

@@ -27,17 +27,20 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def process(step_s: float) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    """A server in a process of its own, ready, and a client of it."""
+def process(
+    step_s: float = 0.0, *, load_s: float = 0.0, port: int = 0
+) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """A server in a process of its own, and a client of it; ready where its model loads at once."""
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT / "src"),
         "OMP_NUM_THREADS": "1",
         "STEP_S": str(step_s),
+        "LOAD_S": str(load_s),
     }
     script = Path(__file__).with_name("slow_server.py")
     running = subprocess.Popen(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), "--port", str(port)],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -49,7 +52,7 @@ def process(step_s: float) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Clie
         assert found, line
         url = found[0]
         with httpx.Client(base_url=url, timeout=30) as client:
-            while client.get("/ready").status_code != 200:
+            while not load_s and client.get("/ready").status_code != 200:
                 time.sleep(0.05)
             yield running, client
     finally:
@@ -104,6 +107,67 @@ def test_a_second_ctrl_c_ends_it_at_once(desk: str) -> None:
         running.send_signal(signal.SIGINT)
         assert running.wait(5) == 128 + signal.SIGINT
         assert time.monotonic() - start < 1
+
+
+def test_who_waits_for_a_server_that_is_killed_gets_an_error_at_once_and_the_next_has_its_port(
+    desk: str,
+) -> None:
+    asked = {"image": desk, "prompt": "detect star ; digit", "stream": True}
+    whole = {"image": desk, "prompt": "detect star ; digit"}
+    ends: list[float] = []
+
+    with process(step_s=0.2) as (running, client):
+        port = client.base_url.port
+        assert port is not None
+
+        def ask(body: dict[str, object]) -> None:
+            with (
+                pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)),
+                httpx.stream("POST", f"{client.base_url}/v1/ask", json=body, timeout=30) as answer,
+            ):
+                for _ in answer.iter_bytes():
+                    pass
+            ends.append(time.monotonic())
+
+        threads = [threading.Thread(target=ask, args=(body,)) for body in [asked, whole] * 2]
+        for one in threads:
+            one.start()
+        while "paligemma_requests_running 4.0" not in client.get("/metrics").text:
+            time.sleep(0.02)
+        start = time.monotonic()
+        running.kill()
+        for one in threads:
+            one.join(10)
+        assert len(ends) == 4
+        assert max(ends) - start < 1
+    with process(port=port) as (running, client):
+        answer = client.post("/v1/caption", json={"image": desk})
+        assert answer.status_code == 200
+        assert client.base_url.port == port
+
+
+def test_a_signal_while_the_model_loads_ends_it_at_once_and_who_waits_is_told(desk: str) -> None:
+    with process(load_s=60) as (running, client):
+        assert client.get("/health").status_code == 200
+        assert client.get("/ready").status_code == 503
+        faults: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                client.post("/v1/caption", json={"image": desk})
+            except httpx.HTTPError as error:
+                faults.append(error)
+
+        waiting = threading.Thread(target=ask)
+        waiting.start()
+        while "paligemma_requests_waiting 1.0" not in client.get("/metrics").text:
+            time.sleep(0.02)
+        start = time.monotonic()
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(5) == 128 + signal.SIGTERM
+        assert time.monotonic() - start < 1
+        waiting.join(5)
+        assert len(faults) == 1
 
 
 def test_a_port_that_is_taken_is_a_sentence_before_the_model_is_loaded(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
-import resource
+import math
 import struct
 import time
+import zipfile
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,6 +19,7 @@ from starlette.testclient import TestClient
 
 from paligemma.serve.app import create_app
 from serve.conftest import DESK, serving
+from serve.memory import Peak
 
 
 def _png(width: int, height: int) -> bytes:
@@ -68,6 +71,27 @@ def _tiff(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def _npz() -> bytes:
+    """100 MB of zeros in 100 kB."""
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("pixels.npy", np.lib.format.magic(1, 0) + bytes(100_000_000))
+    return memory.getvalue()
+
+
+def _text_bomb() -> bytes:
+    """A small PNG whose remark is 100 MB long once it is inflated."""
+    png = _png(8, 8)
+    data = b"zTXtComment\0\0" + zlib.compress(bytes(100_000_000))
+    chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    return png[:33] + chunk + png[33:]
+
+
+_PDF = (
+    b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n2 0 obj<</Type/Pages/Kids[3 0 R]"
+    b"/Count 1>>endobj\n3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 72000 72000]>>endobj\n"
+    b"trailer<</Root 1 0 R>>\n%%EOF\n"  # 22,500 MP at 150 dots an inch
+)
 BOMBS = {
     "png 51 MP": _png(10_200, 5_000),
     "png 10 GP": _png(100_000, 100_000),
@@ -76,6 +100,11 @@ BOMBS = {
     "webp 268 MP": _webp(16_383, 16_383),
     "tiff 51 MP": _tiff(10_200, 5_000),
     "tiff 10 GP": _tiff(100_000, 100_000),
+    "bmp 10 GP": bytes(_saved("BMP")[:18]) + struct.pack("<ii", 100_000, 100_000) + bytes(100),
+    "ppm 10 GP": b"P6 100000 100000 255\n" + bytes(100),
+    "pdf 22,500 MP": _PDF,
+    "npz 100 MB": _npz(),
+    "png, 100 MB of text": _text_bomb(),
 }
 
 
@@ -83,17 +112,19 @@ BOMBS = {
 def test_a_picture_that_announces_too_many_pixels_is_refused_undecoded(
     client: TestClient, name: str
 ) -> None:
-    bound = Image.MAX_IMAGE_PIXELS
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    answer = client.post("/v1/caption", files={"image": BOMBS[name]})
-    took_ms = (time.perf_counter() - start) * 1000
-    grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"{name}: {took_ms:.0f} ms, {grown_mb:.0f} MB")
+    bound, times_ms, peak = Image.MAX_IMAGE_PIXELS, list[float](), Peak()
+    # Once more where the machine had other work: one of some is as fast as the server is.
+    while len(times_ms) < 8 and min(times_ms, default=math.inf) >= 100:
+        start = time.perf_counter()
+        answer = client.post("/v1/caption", files={"image": BOMBS[name]})
+        times_ms.append((time.perf_counter() - start) * 1000)
+    print(f"{name}: {min(times_ms):.0f} ms, {peak.grown_mb:.0f} MB")
     assert answer.status_code == 400
-    assert "pixels" in answer.json()["error"]["message"]
-    assert took_ms < 2000  # 100 ms where nothing else computes
-    assert grown_mb <= 64
+    announces = name.split(" ")[-1] in ("MP", "GP") and not name.startswith("pdf")
+    said = "pixels" if announces else "cannot be recognised"
+    assert said in answer.json()["error"]["message"]
+    assert min(times_ms) < 100
+    assert peak.grown_mb <= 64
     assert bound == Image.MAX_IMAGE_PIXELS
 
 

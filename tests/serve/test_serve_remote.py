@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -132,7 +133,7 @@ def test_no_vector_reaches_anything_and_each_is_refused_at_once(
 ) -> None:
     tried: list[Any] = []
     monkeypatch.setattr(socket, "create_connection", lambda *how, **_: tried.append(how))
-    slowest = 0.0
+    slowest_ms = 0.0
     assert len(VECTORS) >= 40
     for vector in VECTORS:
         url = vector.replace("{port}", str(canary.port))
@@ -150,15 +151,19 @@ def test_no_vector_reaches_anything_and_each_is_refused_at_once(
                 },
             ),
         ):
-            start = time.perf_counter()
-            answer = send()
-            slowest = max(slowest, time.perf_counter() - start)
-            assert answer.status_code == 400, url
-            assert answer.json()["error"]["message"]
-    print(f"{2 * len(VECTORS)} requests, slowest {slowest * 1000:.1f} ms")
+            times_ms: list[float] = []
+            # Once more where the machine had other work: one of some is as fast as the server is.
+            while len(times_ms) < 8 and min(times_ms, default=math.inf) >= 50:
+                start = time.perf_counter()
+                answer = send()
+                times_ms.append((time.perf_counter() - start) * 1000)
+                assert answer.status_code == 400, url
+                assert answer.json()["error"]["message"]
+            slowest_ms = max(slowest_ms, min(times_ms))
+    print(f"{2 * len(VECTORS)} requests, slowest {slowest_ms:.1f} ms")
     assert tried == []
     assert canary.num_seen == 0
-    assert slowest < 2  # 50 ms where nothing else computes
+    assert slowest_ms < 50
 
 
 def test_without_a_host_named_nothing_is_fetched(client: TestClient) -> None:
