@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_runs import QUIZ, answers, config, questions, quiz
+from fake_runs import QUIZ, answers, boxes, config, found, questions, quiz
 
 from paligemma.errors import ConfigError, DataError
 from paligemma.eval.compare import compare, to_table, verdict
@@ -186,3 +186,22 @@ def test_gains_of_a_figure_over_pairs_are_unknown() -> None:
     assert (found.counts, found.largest(3, won=True)) == ({}, [])
     assert found.differences[0].num == 2
     assert "Where the second" not in compare_page(found)
+
+
+def test_the_page_of_a_comparison_fits_a_phone_and_names_whose_boxes_are_drawn() -> None:
+    """Seven columns were cut at 390 px: the last two are for wide screens and for paper."""
+    box = (0.1, 0.1, 0.5, 0.5)
+    truth, there = [[("cat", box)], [("cat", box)]], found("cat", box, 0.9)
+    both = compare(boxes(truth, [[there], []]), boxes(truth, [[there, there], [there]]))
+    picture = np.zeros((60, 80, 3), np.uint8)
+    page = compare_page(both, pictures=lambda ids: lambda name: [picture])
+    for head in ("same sign", "examples"):
+        assert f'<th class="roomy">{head}</th>' in page
+    assert "first: 1" in page
+    assert "second: 1" in page
+
+
+def test_a_difference_of_nothing_has_no_sign() -> None:
+    run = with_right(0.5, 0)
+    (line,) = [one for one in to_table(compare(run, run)).splitlines() if "accuracy" in one[:9]]
+    assert "%" not in line

@@ -225,3 +225,13 @@ def test_charts_name_their_axes_and_their_marks() -> None:
     for mark in ("score", "95 % interval", "distance from the confidence"):
         assert mark in words
     assert "published" not in words
+
+
+def test_no_table_hides_rows_and_names_break_between_their_words() -> None:
+    """Groups of a long report stood in a box of 46 rem, whose end nobody saw."""
+    page = page_of(quiz(["a"] * 4, ["a", "x", "a", "x"]))
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.S)
+    assert "max-height:46rem" not in style
+    assert "tall" not in page
+    assert str(parts.name_words("detect_ap50/sign")) == "detect_<wbr>ap50/<wbr>sign"
+    assert str(parts.name_words("a<b/_c")) == "a&lt;b/<wbr>_<wbr>c"

@@ -281,16 +281,22 @@ def to_table(found: Comparison) -> str:
     )
     for one in found.differences:
         interval = "" if math.isnan(one.low) else f"[{one.low:+.2f}, {one.high:+.2f}]"
-        share = "" if math.isnan(one.sign_share) else f"{100 * one.sign_share:.1f} %"
         lines.append(
             f"{one.measure:{width}} {one.first:8.2f} {one.second:8.2f} {one.value:+11.2f}"
-            f"  {interval:17} {share:>9}"
+            f"  {interval:17} {sign_words(one):>9}"
         )
     lines += ["", verdict(found)]
     if found.counts:
         counts = ", ".join(f"{name} {number:,}" for name, number in found.counts.items())
         lines.append(f"example by example the second {counts}")
     return "\n".join([*lines, *found.notes])
+
+
+def sign_words(one: Difference) -> str:
+    """The share of resamples with the sign of a difference; nothing where it has none."""
+    if math.isnan(one.sign_share) or abs(one.value) <= _TIE:
+        return ""
+    return f"{100 * one.sign_share:.1f} %"
 
 
 def verdict(found: Comparison) -> str:

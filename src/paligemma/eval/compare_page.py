@@ -3,7 +3,7 @@
 import math
 
 from paligemma.eval import page_parts as parts
-from paligemma.eval.compare import Comparison, Difference, verdict
+from paligemma.eval.compare import Comparison, Difference, sign_words, verdict
 from paligemma.eval.html import Html, el, joined, page
 
 _NUM_EXAMPLES = 12
@@ -79,20 +79,22 @@ def _table(found: Comparison) -> Html:
             _words(one, one.second),
             el("td", _words(one, one.value, "+"), class_=_class(one)),
             parts.interval_words(one.low, one.high, "+"),
-            "" if math.isnan(one.sign_share) else f"{100 * one.sign_share:.1f} %",
-            f"{one.num:,}",
+            el("td", sign_words(one), class_="roomy"),
+            el("td", f"{one.num:,}", class_="roomy"),
         )
         for one in found.differences
     ]
-    names = ("", "first", "second", "difference", "95 % interval", "same sign", "examples")
+    names = ("", "first", "second", "difference", "95 % interval")
+    roomy = (el("th", name, class_="roomy") for name in ("same sign", "examples"))
     return parts.section(
         "All figures",
-        parts.table(parts.table_row(*names, name="th"), rows),
+        parts.table(parts.table_row(*names, *roomy, name="th"), rows),
+        el("p", "Coloured where the interval leaves zero out.", class_="quiet"),
         el(
             "p",
             "Same sign: share of resampled example sets on which the difference points the same "
-            "way. Coloured where the interval leaves zero out.",
-            class_="quiet",
+            "way.",
+            class_="quiet roomy",
         ),
     )
 
@@ -114,11 +116,12 @@ def _tile(found: Comparison, position: int, gain: float, pictures: parts.Picture
         for scored, of_run in zip((found.first, found.second), scores, strict=True)
     ]
     # Both answers where they hold boxes, else the picture once.
-    shown = [one for one in answers if one.objects] or answers[:1]
+    named = zip(("first", "second"), answers, strict=True)
+    shown = [(name, one) for name, one in named if one.objects] or [("first", answers[0])]
     return parts.tile(
         example,
         f"{gain:+.3g}",
-        [parts.example_picture(example, one, pictures) for one in shown],
+        [parts.example_picture(example, one, pictures, whose=name) for name, one in shown],
         {"first": parts.answer_words(answers[0]), "second": parts.answer_words(answers[1])},
         said="second",
         class_=f"card tile {'won' if gain > 0 else 'lost'}",

@@ -137,7 +137,7 @@ def _slices(report: Report) -> Html | None:
         ]
     interval = el("th", "95 % interval", class_="roomy")
     head = parts.table_row("", "", "score", interval, "examples", name="th")
-    return parts.section("Scores by group", parts.table(head, rows, "card scroll tall"))
+    return parts.section("Scores by group", parts.table(head, rows))
 
 
 def _charts(scored: Scored) -> Html:

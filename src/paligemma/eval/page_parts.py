@@ -1,6 +1,7 @@
 """Parts that the page of a run and the page of a comparison share."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -35,9 +36,9 @@ def card(label: Html, number: Child, *more: Child) -> Html:
     return el("div", label, el("div", number, class_="big"), *more, class_="card head")
 
 
-def table(head: Html, rows: Sequence[Html], class_: str = "card scroll") -> Html:
-    """A table that scrolls by itself."""
-    return el("div", el("table", head, *rows), class_=class_)
+def table(head: Html, rows: Sequence[Html]) -> Html:
+    """A table, whole; one that is wider than the screen scrolls sideways by itself."""
+    return el("div", el("table", head, *rows), class_="card scroll")
 
 
 def table_row(*cells: str, name: str = "td") -> Html:
@@ -57,9 +58,9 @@ def commands(title: str, *lines: str) -> Html:
 
 
 def name_words(name: str) -> Html:
-    """The name of a measure, which a narrow screen may break after its underscores."""
-    first, *rest = name.split("_")
-    return joined(first, *(joined("_", el("wbr"), part) for part in rest))
+    """The name of a measure, which a narrow screen may break after its underscores and slashes."""
+    pieces = re.findall(r"[^_/]*[_/]|[^_/]+", name)
+    return joined(*pieces[:1], *(joined(el("wbr"), part) for part in pieces[1:]))
 
 
 def figure_words(
@@ -131,8 +132,14 @@ def shown_answer(scored: Scored, position: int, scores: ExampleScores | None) ->
     return replace(answer, objects=tuple(found))
 
 
-def example_picture(example: Example, answer: Prediction, pictures: Pictures | None) -> Html | None:
-    """An example's pictures with what was found; None where pictures are not wanted."""
+def example_picture(
+    example: Example, answer: Prediction, pictures: Pictures | None, *, whose: str = "answer"
+) -> Html | None:
+    """An example's pictures with what was found; None where pictures are not wanted.
+
+    Args:
+        whose: name below the picture of what was found.
+    """
     if pictures is None:
         return None
     try:
@@ -141,7 +148,7 @@ def example_picture(example: Example, answer: Prediction, pictures: Pictures | N
             return no_picture("no picture")
         truth = true_objects(example.references)
         if len(shown) == 1 and (answer.objects or truth):
-            return object_tiles(shown[0], truth or [], answer.objects)
+            return object_tiles(shown[0], truth or [], answer.objects, whose)
         return picture_tile(shown, example.mark_box_yxyx)
     except (PaliGemmaError, OSError) as error:
         return no_picture(f"the picture cannot be shown: {str(error)[:200]}")

@@ -45,9 +45,12 @@ def picture_tile(pictures: Sequence[np.ndarray], mark_box_yxyx: Box | None = Non
 
 
 def object_tiles(
-    picture: np.ndarray, truth: Sequence[TrueObject], found: Sequence[FoundObject]
+    picture: np.ndarray,
+    truth: Sequence[TrueObject],
+    found: Sequence[FoundObject],
+    whose: str = "answer",
 ) -> Html:
-    """What is there and what was found, side by side."""
+    """What is there and what was found, side by side; `whose` names the latter."""
     image = _small(picture, SIDE_PX)
     there = [detection_of(one, image.size, None) for one in truth]
     said = [detection_of(one, image.size, one.score) for one in found]
@@ -56,7 +59,7 @@ def object_tiles(
     return el(
         "div",
         el("figure", _drawn(image, there, labels), el("figcaption", f"reference: {len(there)}")),
-        el("figure", _drawn(image, said, labels), el("figcaption", f"answer: {len(said)}")),
+        el("figure", _drawn(image, said, labels), el("figcaption", f"{whose}: {len(said)}")),
         class_="pair",
     )
 

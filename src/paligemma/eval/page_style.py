@@ -28,7 +28,7 @@ font-variant-numeric:tabular-nums;margin:.15rem 0 .3rem}
 .head{border-top:3px solid var(--ours)}.head .quiet{overflow-wrap:anywhere}
 .name{font-weight:600;overflow-wrap:anywhere}
 .up{color:var(--good)}.down{color:var(--bad)}
-.scroll{overflow-x:auto;padding:0}.tall{max-height:46rem;overflow-y:auto}
+.scroll{overflow-x:auto;padding:0}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th{font-weight:500;font-size:.82rem;text-align:right;white-space:nowrap}
 th,td{padding:.42rem .8rem;border-bottom:1px solid var(--line)}
@@ -78,6 +78,8 @@ font-size:.85rem}
 @media (max-width:34rem){main{padding:1.3rem .9rem 3rem}th,td{padding:.38rem .5rem}
 .big{font-size:2.2rem}td.bar{min-width:5rem}.roomy{display:none}
 table{font-size:.88rem}th,td{white-space:normal}th:first-child,td:first-child{min-width:5.5rem}}
-@media print{body{background:#fff}.card{break-inside:avoid}.scroll,.tall,dd,pre{overflow:visible;
-max-height:none}.scroll{break-inside:auto}tr{break-inside:avoid}.roomy{display:table-cell}}
+@media print{body{background:#fff}.card{break-inside:avoid}.scroll,dd,pre{overflow:visible;
+max-height:none}.scroll{break-inside:auto}tr{break-inside:avoid}th.roomy,td.roomy{display:table-cell}
+p.roomy{display:block}h2{break-after:avoid}table{font-size:.8rem}th,td{padding:.25rem .4rem}
+.cards.two,.cards.tiles{grid-template-columns:1fr 1fr}}
 """
