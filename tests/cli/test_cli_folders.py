@@ -110,7 +110,7 @@ def test_objects_are_written_for_other_tools(
 ) -> None:
     crop = np.ones((2, 3), bool)
     answers.region = MaskRegion(crop=crop, corner_xy=(5, 7), image_wh=SIZE_WH)
-    words = ("segment", "photos", "--labels", "cat ; star")
+    words = ("segment", "photos", "--labels", "cat", "--labels", "star")  # the last alone counted
     done = paligemma(*words, "--coco", "o.json", "--yolo", "yolo", "--csv", "o.csv")
     assert (done.status, done.out) == (0, "")
     assert "wrote o.json: 3 of 3 pictures" in done.err

@@ -96,9 +96,11 @@ tile_options = gathered_options(
 labels_option = click.option(
     "--labels",
     NAMED_LABELS,
+    multiple=True,
     expose_value=False,
     metavar="LABELS",
-    help='Things to find, as "cat ; dog"; every other word is then a picture.',
+    help='Things to find, as "cat ; dog", or one each time it is given; every other word is then '
+    "a picture.",
 )
 
 

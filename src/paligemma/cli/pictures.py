@@ -36,7 +36,7 @@ class ImagesArgument(click.Argument):
         if (named := opts.get(NAMED_LABELS)) and isinstance(last := opts.get("labels"), str):
             before = opts.get("images")  # what click holds for no word is no tuple
             words = (*(before if isinstance(before, tuple | list) else ()), last)
-            opts.update(images=words, labels=named)
+            opts.update(images=words, labels=" ; ".join(named))
             return super().handle_parse_result(ctx, opts, args)
         if following and not ctx.resilient_parsing:
             text = opts.get(following[0].name or "")
