@@ -219,6 +219,26 @@ def test_own_sets_are_read_as_roboflow_writes_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "pictures"),
+    [
+        ("annotations/instances_default.json", "images/default"),  # CVAT
+        ("result.json", "images"),  # Label Studio
+    ],
+)
+def test_the_only_annotation_file_of_an_export_is_read_for_any_split(
+    tmp_path: Path, file: str, pictures: str
+) -> None:
+    _write(tmp_path / file, tmp_path / pictures, _coco(["bolt", "nut"]))
+    (tmp_path / "predictions.json").write_text("[]")
+    for split in ("test", "valid"):
+        example = next(iter(OWN.read(tmp_path, split)))
+        assert example.pictures[0].read(10**6).shape == (2, 4, 3)
+    (tmp_path / "more.json").write_text((tmp_path / file).read_text())
+    with pytest.raises(DataError, match=r"must hold test/_annotations\.coco\.json or"):
+        next(iter(OWN.read(tmp_path, "test")))
+
+
+@pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"images": []}, "names image 139"),

@@ -19,7 +19,7 @@ from labelled_set import (
     write_voc,
     write_yolo,
 )
-from task_files import write_json, write_picture, write_pixels, write_text
+from task_files import write_json, write_json_lines, write_picture, write_pixels, write_text
 
 from paligemma.errors import DataError
 from paligemma.outputs.boxes import encode_boxes
@@ -375,3 +375,22 @@ def test_held_out_rows_go_by_any_of_their_usual_names(name: str, tmp_path: Path)
     write_labelme(tmp_path / "labelled", "valid", drawn_set(2))
     (tmp_path / "labelled" / "valid").rename(tmp_path / "labelled" / name)
     assert len(rows(tmp_path / "labelled", "valid")) == 2
+
+
+def test_absolute_names_of_pictures_are_taken_by_the_end_that_the_folder_holds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, photos = tmp_path / "data", tmp_path / "photos"
+    inside = write_picture(data / "cards" / "1.jpg")
+    write_picture(photos / "2.jpg")
+    (data / "images").symlink_to(photos)
+    names = [str(inside.absolute()), str(photos / "2.jpg"), "C:\\me\\cards\\1.jpg", "/etc/passwd"]
+    lines = [{"image": one, "prefix": "ocr", "suffix": "a"} for one in [*names, "../2.jpg"]]
+    write_json_lines(data / "train.jsonl", lines)
+    found = [one for one in OWN.rows(data, "train") if isinstance(one, OwnExample)]
+    assert [one.pictures[0].find() for one in found] == [inside, data / "images/2.jpg", inside]
+    elsewhere, above = faults(data)
+    assert "row 4 must name a file below the data folder, got '/etc/passwd'" in elsewhere
+    assert "let images be a link to it" in elsewhere
+    assert "row 5 must name a file below the data folder, got '../2.jpg'" in above
+    assert caplog.text.count("names files elsewhere") == 2  # once each time the file is read

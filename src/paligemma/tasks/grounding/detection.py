@@ -22,6 +22,7 @@ from paligemma.tasks.reading.coco import (
     picture_paths,
     read_detection_set,
 )
+from paligemma.tasks.reading.coco_stream import is_coco_file
 from paligemma.tasks.reading.examples import example_of
 from paligemma.tasks.reading.files import find_file
 
@@ -69,7 +70,7 @@ OWN = DetectionFiles(
         "annotations/{split}.json",
         "{split}.json",
     ),
-    pictures=("{split}", "images/{split}", "images"),
+    pictures=("{split}", "images/{split}", "images", "images/default"),
     source="your own labels, exported as COCO JSON",
     beside=True,
 )
@@ -85,6 +86,8 @@ def read_detection(
     """
     theirs = places.splits[split]
     candidates = [place.format(split=theirs) for place in places.annotations]
+    if places.beside and (alone := _only_file(Path(data), places)) is not None:
+        candidates.append(alone)
     found = read_detection_set(find_file(data, *candidates, source=places.source))
     folders = [Path(data) / place.format(split=theirs) for place in places.pictures]
     if places.beside:
@@ -103,6 +106,17 @@ def read_detection(
                 **(listed if names_classes else {}),
             },
         )
+
+
+def _only_file(data: Path, places: DetectionFiles) -> str | None:
+    """The annotation file of a folder that has one alone, named after no split: tools export
+    `instances_default.json` (CVAT), `result.json` (Label Studio) or a name of the user's."""
+    of_splits = {
+        place.format(split=split) for place in places.annotations for split in places.splits
+    }
+    found = filter(is_coco_file, (*data.glob("*.json"), *data.glob("annotations/*.json")))
+    names = {path.relative_to(data).as_posix() for path in found}
+    return names.pop() if len(names) == 1 and not names & of_splits else None
 
 
 def _target(one: LabelledImage, found: DetectionSet) -> str:

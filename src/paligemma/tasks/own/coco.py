@@ -5,7 +5,6 @@ Roboflow's `_annotations.coco.json` and the exports of CVAT and Label Studio hav
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -39,7 +38,7 @@ from paligemma.tasks.reading.coco import (
     normalised,
     polygon_rings,
 )
-from paligemma.tasks.reading.coco_stream import stream_lists
+from paligemma.tasks.reading.coco_stream import is_coco_file, stream_lists
 from paligemma.tasks.reading.file_rows import FileRow
 from paligemma.tasks.reading.pictures import NamedPictures
 
@@ -60,8 +59,6 @@ _PATTERNS = (
     "annotations/{}.json",
     "{}.json",
 )
-_FIRST_KEY = re.compile(rb'\s*\{\s*"(?:images|annotations|categories|info|licenses|type)"\s*:')
-_SNIFFED_BYTES = 4096
 
 
 def find(data: Path, split: str, form: OwnForm) -> Found | None:
@@ -69,23 +66,16 @@ def find(data: Path, split: str, form: OwnForm) -> Found | None:
     paths = [data]
     if not data.is_file():
         paths = [data / place.format(name) for place in _PATTERNS for name in split_names(split)]
-        if split == "train" and not any(map(_is_coco, paths)):
+        if split == "train" and not any(map(is_coco_file, paths)):
             every = [*data.glob("*.json"), *data.glob("annotations/*.json")]
             others = [data / p.format(n) for p in _PATTERNS for n in split_names("valid", "test")]
-            paths = [path for path in sorted(every) if path not in others and _is_coco(path)]
+            paths = [path for path in sorted(every) if path not in others and is_coco_file(path)]
             paths = paths if len(paths) == 1 else []
-    path = next(filter(_is_coco, paths), None)
+    path = next(filter(is_coco_file, paths), None)
     if path is None:
         return None
     root = path.parent if data.is_file() else data
     return Found(format=NAME, path=path, rows=partial(_rows, path, root, split, form))
-
-
-def _is_coco(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return bool(_FIRST_KEY.match(file.read(_SNIFFED_BYTES).removeprefix(b"\xef\xbb\xbf")))
 
 
 def _rows(path: Path, root: Path, split: str, form: OwnForm) -> Iterator[OwnRow]:

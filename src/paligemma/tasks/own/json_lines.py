@@ -9,9 +9,10 @@ suffix, or null. Further fields are for the templates of own-format.json.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from paligemma.errors import DataError
@@ -32,6 +33,9 @@ from paligemma.tasks.own.labels import (
 )
 from paligemma.tasks.reading.file_rows import FileRow, require_object
 from paligemma.tasks.reading.files import parse_json, read_lines, relative_name
+from paligemma.tasks.reading.pictures import held_end
+
+logger = logging.getLogger(__name__)
 
 NAME = "JSON lines"
 _PATTERNS = ("{}.jsonl", "_annotations.{}.jsonl", "dataset/_annotations.{}.jsonl")
@@ -62,11 +66,12 @@ def read(path: Path, form: OwnForm) -> Iterator[OwnRow]:
     Raises:
         DataError: the file cannot be read to its end.
     """
+    pictures = _Pictures(path)
     for number, line in read_lines(path):
         where = f"{path}, row {number}"
         try:
             fields = require_object(parse_json(line, where), where)
-            yield _example(FileRow(fields, where, number), path, form)
+            yield _example(FileRow(fields, where, number), path, pictures, form)
         except RowError as error:
             yield error
         except DataError as error:
@@ -147,7 +152,40 @@ def row_example(
     )
 
 
-def _example(row: FileRow, path: Path, form: OwnForm) -> OwnExample:
+class _Pictures:
+    """Pictures of a file: beside it or in a folder `images`, which names of other places share an
+    end with."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._folders = path, (path.parent, path.parent / "images")
+        self._is_cut = False
+
+    def named(self, name: str, where: str) -> UprightPicture:
+        """The picture of a name.
+
+        Raises:
+            DataError: the name is of another place, and no folder holds an end of it.
+        """
+        inside = None
+        if PureWindowsPath(name).root:
+            inside = held_end(self._folders, name)
+            if inside is None:
+                raise DataError(
+                    f"{where} must name a file below the data folder, got {name[:80]!r}, of which "
+                    f"neither {self._folders[0]} nor a folder images in it holds an end; name that "
+                    "folder images, or let images be a link to it"
+                )
+            if not self._is_cut:
+                said = "%s: image names files elsewhere, such as %s, which is taken to be %s"
+                logger.warning(said, self._path, name[:200], inside)
+            self._is_cut = True
+        inside = inside or relative_name(name, where)
+        there = (one for one in self._folders if (one / inside).is_file())
+        folder = next(there, self._folders[0])
+        return UprightPicture(path=folder / inside, folder=folder)
+
+
+def _example(row: FileRow, path: Path, named: _Pictures, form: OwnForm) -> OwnExample:
     if form.prefix or form.suffix:
         prefix, texts = texts_of(row, form)
     else:
@@ -158,14 +196,8 @@ def _example(row: FileRow, path: Path, form: OwnForm) -> OwnExample:
                 "no answer", f"{row.where}: suffix must hold an answer, got none; add one"
             )
     names = row.texts("image") if isinstance(row.fields.get("image"), list) else [row.text("image")]
-    pictures: list[Picture] = []
-    for name in names:
-        inside = relative_name(name, row.where)
-        folder = path.parent
-        if not (folder / inside).is_file() and (folder / "images" / inside).is_file():
-            folder = folder / "images"
-        pictures.append(UprightPicture(path=folder / inside, folder=folder))
-    return row_example(row, f"{path.stem}/{row.number}", tuple(pictures), prefix, *texts)
+    pictures = tuple(named.named(name, row.where) for name in names)
+    return row_example(row, f"{path.stem}/{row.number}", pictures, prefix, *texts)
 
 
 def _require_box(one: ParsedObject, row: FileRow) -> None:

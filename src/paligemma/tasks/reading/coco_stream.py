@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +18,16 @@ _CHUNK_CHARS = 1 << 20
 # One object, such as an annotation with its outline.
 MAX_VALUE_CHARS = 64 << 20
 _LIST_BEGINS = object()
+_FIRST_KEY = re.compile(rb'\s*\{\s*"(?:images|annotations|categories|info|licenses|type)"\s*:')
+_SNIFFED_BYTES = 4096
+
+
+def is_coco_file(path: Path) -> bool:
+    """Whether a path is a file that begins as an annotation file does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return bool(_FIRST_KEY.match(file.read(_SNIFFED_BYTES).removeprefix(b"\xef\xbb\xbf")))
 
 
 def stream_lists(

@@ -167,7 +167,7 @@ class NamedPictures:
     def __init__(
         self, folders: Sequence[Path], first: str, where: str, *, otherwise: Path | None = None
     ) -> None:
-        name = _held_end(folders, first)
+        name = held_end(folders, first)
         self._is_cut = name is not None and name != plain_name(first)
         if self._is_cut:
             logger.warning(
@@ -186,11 +186,11 @@ class NamedPictures:
         Raises:
             DataError: it is of another place, and the folder holds no end of it; names `where`.
         """
-        name = _held_end([self.folder], text) if self._is_cut or plain_name(text) is None else None
+        name = held_end([self.folder], text) if self._is_cut or plain_name(text) is None else None
         return name or relative_name(text, where)
 
 
-def _held_end(folders: Sequence[Path], text: str) -> PurePosixPath | None:
+def held_end(folders: Sequence[Path], text: str) -> PurePosixPath | None:
     """The longest end of a path, the whole of it first, that one of several folders holds."""
     parts = PureWindowsPath(text).parts[-_MAX_PARTS:]
     ends = [plain_name(text), *(plain_name("/".join(parts[k:])) for k in range(len(parts)))]
