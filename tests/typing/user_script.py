@@ -135,6 +135,8 @@ def batch(model: PaliGemma, pictures: list[str]) -> list[str]:
     answers = model.generate_batch(pictures, ["caption en"] * len(pictures), max_new_tokens=6)
     assert_type(answers, list[TextAnswer])
     assert_type(model.caption(pictures, max_new_tokens=6), list[TextAnswer])
+    tiled = model.detect(pictures[:1], "star", tile="1x2", tile_overlap=0.1, max_new_tokens=6)
+    assert_type(tiled, list[Detections])
     assert_type(model.detect(pictures, "star", max_new_tokens=6), list[Detections])
     for _, found in model.detect_many(pictures, "star", max_new_tokens=6):
         assert_type(found, Detections)

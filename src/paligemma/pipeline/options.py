@@ -104,6 +104,13 @@ class AskKeywords(AnswerKeywords, total=False):
     no_repeats: bool
 
 
+class FindKeywords(AskKeywords, total=False):
+    """The same with those of tiles, for type checkers."""
+
+    tile: str | Sequence[int] | None
+    tile_overlap: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectOptions:
     """Which objects of an answer are kept, and whether a grammar guides them.

@@ -26,7 +26,7 @@ from paligemma.processing.frames import several_of
 if TYPE_CHECKING:
     import numpy as np
 
-    from paligemma.pipeline.options import AnswerKeywords, AskKeywords
+    from paligemma.pipeline.options import AnswerKeywords, AskKeywords, FindKeywords
 
 logger = logging.getLogger(__name__)
 
@@ -171,20 +171,14 @@ class TaskMethods(ABC, Generic[PictureT]):
         self,
         image: PictureT,
         labels: str | Sequence[str],
-        *,
-        tile: str | Sequence[int] | None = None,
-        tile_overlap: float = TILE_OVERLAP,
-        **options: Unpack[AskKeywords],
+        **options: Unpack[FindKeywords],
     ) -> Detections: ...
     @overload
     def detect(
         self,
         image: Sequence[PictureT],
         labels: str | Sequence[str],
-        *,
-        tile: str | Sequence[int] | None = None,
-        tile_overlap: float = TILE_OVERLAP,
-        **options: Unpack[AskKeywords],
+        **options: Unpack[FindKeywords],
     ) -> list[Detections]: ...
     def detect(
         self,
@@ -211,20 +205,14 @@ class TaskMethods(ABC, Generic[PictureT]):
         self,
         image: PictureT,
         labels: str | Sequence[str],
-        *,
-        tile: str | Sequence[int] | None = None,
-        tile_overlap: float = TILE_OVERLAP,
-        **options: Unpack[AskKeywords],
+        **options: Unpack[FindKeywords],
     ) -> Detections: ...
     @overload
     def segment(
         self,
         image: Sequence[PictureT],
         labels: str | Sequence[str],
-        *,
-        tile: str | Sequence[int] | None = None,
-        tile_overlap: float = TILE_OVERLAP,
-        **options: Unpack[AskKeywords],
+        **options: Unpack[FindKeywords],
     ) -> list[Detections]: ...
     def segment(
         self,
