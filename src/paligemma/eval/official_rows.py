@@ -4,9 +4,10 @@
  "answer" | "caption" | "prediction" | "response" | "text"}         servers, LLaVA, captions
 {name: {"direct_answer", "multiple_choice"} | answer}               A-OKVQA, tables by file name
 {"image_id", "category_id", "bbox": [x, y, width, height], "score"}  COCO detections
+{"doc_id", "input", "filtered_resps", ...}                           lmms-eval, see `sample_logs`
 
 An id is that of an example, or names its picture where that has one question or the row tells
-which.
+which, or is the place of the question that the row repeats.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from paligemma.errors import DataError
+from paligemma.eval.sample_logs import Placed, by_place, each_sample, is_sample, of_sample
 from paligemma.eval.scored import some_ids
 from paligemma.example import Example
 from paligemma.jobs.json_lines import number_of
@@ -35,8 +37,6 @@ _NUM_NAMED = 5
 _NUM_KEYS = 10
 _MAX_KEY_CHARS = 40
 _DETECTION = frozenset({"image_id", "category_id", "bbox"})
-
-Placed = tuple[str, dict[str, Any] | DataError]
 
 
 def own_rows(
@@ -58,19 +58,32 @@ def own_rows(
     names = _Names(examples)
     detections = _Detections(examples, names)
     told: list[tuple[str, dict[str, Any]]] = []
-    for where, row in rows:
+    for where, row in each_sample(rows):
         if isinstance(row, DataError):
             yield where, row
         # Detections that went through COCO's tools have an id of their own.
         elif row.keys() >= _DETECTION and "text" not in row:
             if error := detections.fault_of(where, row):
                 yield where, error
+        elif is_sample(row):
+            told.append((where, of_sample(row, _IDS)))
         else:
             told += ((where, one) for one in _unfolded(row, names))
     yield from detections.rows()
     notices += detections.notices()
     hits = {key: sum(names.has(row, key) for _, row in told) for key in _IDS}
-    ids = sorted(_IDS, key=lambda key: -hits[key])
+    ids: Sequence[str] = sorted(_IDS, key=lambda key: -hits[key])
+    placed = [] if any(hits.values()) else by_place([row for _, row in told], examples)
+    if placed:
+        notices.append(
+            f"{len(placed)} predictions have numbers for ids; each belongs to the question at that "
+            "place, which its prompt repeats"
+        )
+        told = [
+            (where, {**row, "question_id": one.id})
+            for (where, row), one in zip(told, placed, strict=True)
+        ]
+        ids = _IDS
     empty: list[str] = []
     beside: list[str] = []
     for where, row in told:
