@@ -16,10 +16,11 @@ from starlette.testclient import TestClient
 
 from paligemma import PaliGemma
 from paligemma.adapt.lora import Adapter, LoraConfig
-from paligemma.cli.serve_models import Offered, models_options
+from paligemma.cli.serve_models import models_options
 from paligemma.serve.app import create_app
 from paligemma.serve.asking import Service
 from paligemma.serve.models import Models
+from paligemma.serve.offered import Offered
 from paligemma.serve.options import ServerOptions
 from paligemma.weights.adapter import save_adapter
 
@@ -48,6 +49,7 @@ def offered(*args: str) -> Offered:
         (["--adapter", "=x"], "NAME=DIR"),
         (["--max-model-bytes", "lots"], "12GB"),
         (["--max-model-bytes", "0"], "12GB"),
+        (["--picture-cache", "-1"], "12GB"),
     ],
 )
 def test_what_does_not_fit_is_a_sentence(args: list[str], message: str) -> None:
@@ -68,6 +70,14 @@ def test_names_say_which_model_adapter_and_bits() -> None:
     assert found.adapters["a/b:int4,head=bf16"] == {"x": "runs/y"}
     assert found.adapters["a/b"] == {"cards": "runs/cards"}
     assert found.bounds == {"max_model_bytes": 1_500_000_000}
+    assert all("picture_cache_bytes" not in one.options for one in found.models.values())
+
+
+@pytest.mark.parametrize(("size", "num_bytes"), [("256MB", 256_000_000), ("0", 0)])
+def test_the_bound_of_encoded_pictures_is_an_option(size: str, num_bytes: int) -> None:
+    found = offered("--model", "a", "--model", "b:int8", "--picture-cache", size)
+    bounds = [one.options["picture_cache_bytes"] for one in found.models.values()]
+    assert bounds == [num_bytes, num_bytes]
 
 
 def test_models_and_adapters_answer_by_their_names_once_they_are_asked(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from paligemma.cli.serve_models import Offered, models_options
+from paligemma.cli.serve_models import load_aloud, models_options
 from paligemma.cli.serve_options import Safety, safety_options
 from paligemma.errors import MissingExtraError
+from paligemma.serve.offered import Offered
 
 
 @click.command()
@@ -35,7 +36,7 @@ def serve(host: str, port: int, offered: Offered, safety: Safety) -> None:
 
     options, keys = safety.options(host, **offered.bounds), safety.keys(host)
     sockets = server.listen(host, port)
-    service = Service.of(Models(offered.specs(), options), options)
+    service = Service.of(Models(offered.specs(load_aloud), options), options)
     at = f"[{host}]" if ":" in host else host
     click.echo(
         f"paligemma: http://{at}:{sockets[0].getsockname()[1]} (API, page, /docs); Ctrl-C ends it",

@@ -3,65 +3,28 @@
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.options import DEFAULT_MODEL, LOADING, ModelChoice, gathered_options
+from paligemma.cli.options import DEFAULT_MODEL, LOADING, gathered_options
+from paligemma.cli.start import without_garbage_collection
+from paligemma.errors import ConfigError
+from paligemma.serve.offered import Named, Offered, num_bytes
 
 if TYPE_CHECKING:
     from paligemma.pipeline.paligemma import PaliGemma
-    from paligemma.serve.models import ModelSpec
-
-_QUANT = re.compile(r"(?P<model>.+?):(?P<quant>(?:int4|int8|fp8|bf16|nf4)\b.*)")
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Offered:
-    """Models in order, the default first.
-
-    Attributes:
-        models: by the name under which they are offered.
-        adapters: of each model, name -> folder.
-        max_model_bytes: None is the server's default.
-    """
-
-    models: dict[str, ModelChoice]
-    adapters: dict[str, dict[str, str]]
-    max_model_bytes: int | None
-
-    @property
-    def bounds(self) -> dict[str, int]:
-        """For the options of the server."""
-        return {} if self.max_model_bytes is None else {"max_model_bytes": self.max_model_bytes}
-
-    def specs(self) -> list[ModelSpec]:
-        """For the server."""
-        from paligemma.serve.models import ModelSpec
-
-        return [
-            ModelSpec(
-                name=name,
-                load=partial(_load, name, model, self.adapters[name]),
-                adapters={adapter: adapter for adapter in self.adapters[name]},
-                quant=model.options.get("quant"),
-            )
-            for name, model in self.models.items()
-        ]
-
-
-def _load(name: str, model: ModelChoice, adapters: dict[str, str]) -> PaliGemma:
+def load_aloud(model: Named) -> PaliGemma:
+    """Load a model, and say so on standard error."""
+    quant = f":{model.options['quant']}" if "quant" in model.options else ""
+    name = f"{model.name}{quant}"
     click.echo(f"paligemma: loading {name} …", err=True)
     before = time.monotonic()
-    options = {**model.options, "adapters": adapters} if adapters else model.options
-    loaded = ModelChoice(name=model.name, options=options).load()
+    with without_garbage_collection():
+        loaded = model.load()
     click.echo(f"paligemma: {name} is loaded, in {time.monotonic() - before:.1f} s", err=True)
     return loaded
 
@@ -69,17 +32,15 @@ def _load(name: str, model: ModelChoice, adapters: dict[str, str]) -> PaliGemma:
 class _Bytes(click.ParamType):
     name = "bytes"
 
+    def __init__(self, lowest: int = 1) -> None:
+        self._lowest = lowest
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes of "12GB", "500M" or "1000000"."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kKmMgGtT]?)[bB]?\s*", value)
-        number = int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
-        if not 0 < number < 1 << 62:
-            self.fail(
-                f"a number of bytes is written as 12GB or 500MB, got {value!r:.50}", param, ctx
-            )
-        return number
+        """The number of bytes; see `num_bytes`."""
+        try:
+            return num_bytes(value, lowest=self._lowest)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _choose(values: dict[str, Any]) -> Offered:
@@ -87,48 +48,11 @@ def _choose(values: dict[str, Any]) -> Offered:
     named, bound = values.pop("named_adapters"), values.pop("max_model_bytes")
     names = list(asked) or [os.environ.get("PALIGEMMA_MODEL") or DEFAULT_MODEL]
     stated = {key: value for key, value in values.items() if value is not None}
-    models: dict[str, ModelChoice] = {}
-    for name in names:
-        if name in models:
-            raise click.UsageError(f"every model is named once, got --model {name:.100} twice")
-        found = _QUANT.fullmatch(name)
-        model, quant = (found["model"], {"quant": found["quant"]}) if found else (name, {})
-        models[name] = ModelChoice(name=model, options={**stated, **quant})
-    adapters: dict[str, dict[str, str]] = {name: {} for name in models}
-    for text in named:
-        name, base, folder = _adapter(text, names)
-        if base not in models:
-            raise click.UsageError(
-                f"adapter {name:.100} is for {base:.100}, which is not served; name it with "
-                f"--model, or one of {', '.join(names):.200}"
-            )
-        if name in models or any(name in own for own in adapters.values()):
-            raise click.UsageError(
-                f"every model and adapter has a name of its own, got {name:.100} twice; name it "
-                "with --adapter NAME=DIR"
-            )
-        adapters[base][name] = folder
-    return Offered(models=models, adapters=adapters, max_model_bytes=bound)
-
-
-def _adapter(text: str, names: Sequence[str]) -> tuple[str, str, str]:
-    """Name, model and folder of "DIR", "NAME=DIR" or "NAME@MODEL=DIR"."""
-    name, is_named, folder = text.partition("=")
-    if not is_named:
-        name, folder = Path(text).name, text
-    name, is_of_other, base = name.partition("@")
-    if is_of_other:
-        # Names of models may have a "=" themselves, as tiny:int4,head=bf16.
-        rest = text.partition("@")[2]
-        whole = [one for one in names if rest.startswith(f"{one}=")]
-        if whole:
-            base = max(whole, key=len)
-            folder = rest.removeprefix(f"{base}=")
-    if not (name and folder):
-        raise click.UsageError(
-            f"an adapter is served as --adapter NAME=DIR or NAME@MODEL=DIR, got {text!r:.100}"
-        )
-    return name, base or names[0], folder
+    bounds = {} if bound is None else {"max_model_bytes": bound}
+    try:
+        return Offered.of(names, named, stated, bounds)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
 
 
 models_options = gathered_options(
@@ -156,6 +80,14 @@ models_options = gathered_options(
             type=_Bytes(),
             metavar="SIZE",
             help="Forget models that were not asked for lately, beyond 12GB or so of weights.",
+        ),
+        click.option(
+            "--picture-cache",
+            "picture_cache_bytes",
+            type=_Bytes(0),
+            metavar="SIZE",
+            help="Encoded pictures that each model keeps, so that asking one again does not encode "
+            "it again; 64MB by default, 0 keeps none.",
         ),
         *LOADING,
     ],

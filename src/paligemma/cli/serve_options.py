@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 import ipaddress
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from paligemma.cli.options import NamedPath, gathered_options
+from paligemma.errors import ConfigError
+from paligemma.serve.options import ServerOptions, numbers, read_number
 
 if TYPE_CHECKING:
     from paligemma.serve.keys import Keys
-    from paligemma.serve.options import ServerOptions
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-@functools.cache
-def _numbers() -> dict[str, tuple[Callable[[str], float], float | None]]:
-    """The bounds by name: how their text is read, and their defaults."""
-    from paligemma.serve.options import ServerOptions
-
-    defaults = {field.name: field.default for field in fields(ServerOptions)}
-    return {
-        name: (float if kind is float else int, cast(Any, defaults[name]))
-        for name, kind in get_type_hints(ServerOptions).items()
-        if kind in (int, float, int | None)
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +32,6 @@ class Safety:
 
     def options(self, host: str, **more: Any) -> ServerOptions:
         """The bounds of a server that listens at a host; with others that were stated."""
-        from paligemma.serve.options import ServerOptions
-
         names = tuple(name.lower().strip("[]") for name in self.allowed_hosts)
         is_known = names or is_loopback(host)
         return ServerOptions(
@@ -88,20 +71,10 @@ class _Limit(click.ParamType):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, float]:
         name, _, number = value.partition("=")
-        numbers = _numbers()
-        if name not in numbers:
-            near = difflib.get_close_matches(name, numbers, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(numbers)}"
-            self.fail(f"there is no bound {name[:50]!r}; {hint}", param, ctx)
         try:
-            found = numbers[name][0](number)
-        except ValueError:
-            found = -1
-        if not 0 < found < 1 << 62:
-            self.fail(
-                f"{name} is a number above 0, as NAME=NUMBER, got {value[:100]!r}", param, ctx
-            )
-        return name, found
+            return name, read_number(name, number)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _choose(values: dict[str, Any]) -> Safety:
@@ -109,7 +82,7 @@ def _choose(values: dict[str, Any]) -> Safety:
 
 
 def _help_of_limits() -> str:
-    shown = ", ".join(f"{name} {default or 'off'}" for name, (_, default) in _numbers().items())
+    shown = ", ".join(f"{name} {default or 'off'}" for name, (_, default) in numbers().items())
     return f"A bound, as max_rows=8; may be repeated. There are {shown}."
 
 

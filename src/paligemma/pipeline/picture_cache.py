@@ -25,11 +25,16 @@ class PictureCache:
 
     Args:
         max_bytes: bound of all soft tokens together; 0 keeps none.
+
+    Attributes:
+        num_bytes: that are kept.
+        num_hits, num_misses: pictures that were asked for and known, and those that were not.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
+        self.num_hits = self.num_misses = 0
         self._kept: OrderedDict[Key, Tensor] = OrderedDict()
         self._towers: dict[str | None, list[tuple[weakref.ref[Any], int, int]]] = {}
 
@@ -69,7 +74,9 @@ class PictureCache:
     def get(self, key: Key) -> Tensor | None:
         """A copy of a picture's soft tokens; the picture now counts as asked for last."""
         if key not in self._kept:
+            self.num_misses += 1
             return None
+        self.num_hits += 1
         self._kept.move_to_end(key)
         return self._kept[key].clone()
 

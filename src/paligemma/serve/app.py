@@ -65,7 +65,7 @@ def create_app(
     fields: list[type[BaseModel]] = [ChatRequest, *(task.fields for task in TASKS.values())]
     describe(app, [*fields, ChatBody, ModelList, DetectionsBody, TextBody, *LABEL_STUDIO_BODIES])
     app.state.is_ready = False
-    metrics = Metrics(service.worker, service.models.specs)
+    metrics = Metrics(service.worker, service.models)
     app.state.gate = gate = Gate(service.options, keys)
     app.include_router(chat_routes(service))
     app.include_router(model_routes(service))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
+from paligemma.serve.models import Models
 from paligemma.serve.record import Record
 from paligemma.serve.worker import Worker
 
@@ -21,10 +24,10 @@ class Metrics:
 
     Args:
         worker: whose load is shown.
-        models: names of the models.
+        models: whose caches are shown.
     """
 
-    def __init__(self, worker: Worker, models: Iterable[str]) -> None:
+    def __init__(self, worker: Worker, models: Models) -> None:
         self._registry = registry = CollectorRegistry()
 
         def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
@@ -59,9 +62,10 @@ class Metrics:
             ["model"],
             registry=registry,
         )
-        for model in models:
+        for model in models.specs:
             free.labels(model).set_function(partial(worker.num_free_tokens, model))
         ProcessCollector(registry=registry)  # memory, files and processor time, by usual names
+        registry.register(_EncodedPictures(models))
 
     def saw(self, record: Record) -> None:
         """Count a request that has ended."""
@@ -84,3 +88,30 @@ class Metrics:
     def text(self) -> bytes:
         """All of it, in the text format."""
         return generate_latest(self._registry)
+
+
+class _EncodedPictures(Collector):
+    """The encoded pictures that each loaded model keeps; a model that is loaded again counts from
+    0."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, with a sample a model."""
+        name = "paligemma_picture_cache"
+        held = GaugeMetricFamily(
+            f"{name}_bytes", "Encoded pictures that are kept.", labels=["model"]
+        )
+        bound = GaugeMetricFamily(f"{name}_max_bytes", "Bound of these.", labels=["model"])
+        hits = CounterMetricFamily(f"{name}_hits", "Pictures that were kept.", labels=["model"])
+        misses = CounterMetricFamily(
+            f"{name}_misses", "Pictures that were not kept, and encoded.", labels=["model"]
+        )
+        for loaded in self._models.in_memory:
+            cache = loaded.model.engine.pictures
+            held.add_metric([loaded.name], cache.num_bytes)
+            bound.add_metric([loaded.name], cache.max_bytes)
+            hits.add_metric([loaded.name], cache.num_hits)
+            misses.add_metric([loaded.name], cache.num_misses)
+        yield from (held, bound, hits, misses)

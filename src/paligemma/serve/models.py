@@ -131,6 +131,11 @@ class Models:
             )
         return self._names[name]
 
+    @property
+    def in_memory(self) -> tuple[Loaded, ...]:
+        """The models that are loaded now."""
+        return tuple(self._loaded.values())
+
     def loaded(self, name: str) -> Loaded | None:
         """The model of a name if it is in memory."""
         return self._loaded.get(self.spec(name)[0].name)

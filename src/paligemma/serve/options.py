@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, cast, get_type_hints
 
 from paligemma.errors import ConfigError
 
@@ -75,3 +79,34 @@ class ServerOptions:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
                 raise ConfigError(f"{field.name} must be above 0, got {value}")
+
+
+@functools.cache
+def numbers() -> dict[str, tuple[Callable[[Any], float], float | None]]:
+    """The bounds that are numbers, by name: how their text is read, and their defaults."""
+    defaults = {field.name: field.default for field in fields(ServerOptions)}
+    return {
+        name: (float if kind is float else int, cast(Any, defaults[name]))
+        for name, kind in get_type_hints(ServerOptions).items()
+        if kind in (int, float, int | None)
+    }
+
+
+def read_number(name: str, value: str | float) -> float:
+    """The number of a bound.
+
+    Raises:
+        ConfigError: there is no such bound, or it is no number above 0.
+    """
+    known = numbers()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise ConfigError(f"there is no bound {name[:50]!r}; {hint}")
+    try:
+        found = known[name][0](value)
+    except (ValueError, TypeError):
+        found = -1
+    if not 0 < found < 1 << 62:
+        raise ConfigError(f"{name} is a number above 0, as NAME=NUMBER, got {value!r:.100}")
+    return found
