@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from paligemma.cli.serve_models import load_aloud, models_options
 from paligemma.cli.serve_options import Safety, safety_options
 from paligemma.errors import MissingExtraError
-from paligemma.serve.offered import Offered
+
+if TYPE_CHECKING:
+    from paligemma.serve.offered import Offered
 
 
 @click.command()

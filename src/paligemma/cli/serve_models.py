@@ -11,10 +11,10 @@ import click
 from paligemma.cli.options import DEFAULT_MODEL, LOADING, gathered_options
 from paligemma.cli.start import without_garbage_collection
 from paligemma.errors import ConfigError
-from paligemma.serve.offered import Named, Offered, num_bytes
 
 if TYPE_CHECKING:
     from paligemma.pipeline.paligemma import PaliGemma
+    from paligemma.serve.offered import Named, Offered
 
 
 def load_aloud(model: Named) -> PaliGemma:
@@ -37,6 +37,8 @@ class _Bytes(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The number of bytes; see `num_bytes`."""
+        from paligemma.serve.offered import num_bytes
+
         try:
             return num_bytes(value, lowest=self._lowest)
         except ConfigError as error:
@@ -44,6 +46,8 @@ class _Bytes(click.ParamType):
 
 
 def _choose(values: dict[str, Any]) -> Offered:
+    from paligemma.serve.offered import Offered
+
     asked = values.pop("model_names")
     named, bound = values.pop("named_adapters"), values.pop("max_model_bytes")
     names = list(asked) or [os.environ.get("PALIGEMMA_MODEL") or DEFAULT_MODEL]

@@ -11,10 +11,10 @@ import click
 
 from paligemma.cli.options import NamedPath, gathered_options
 from paligemma.errors import ConfigError
-from paligemma.serve.options import ServerOptions, numbers, read_number
 
 if TYPE_CHECKING:
     from paligemma.serve.keys import Keys
+    from paligemma.serve.options import ServerOptions
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -32,6 +32,8 @@ class Safety:
 
     def options(self, host: str, **more: Any) -> ServerOptions:
         """The bounds of a server that listens at a host; with others that were stated."""
+        from paligemma.serve.options import ServerOptions
+
         names = tuple(name.lower().strip("[]") for name in self.allowed_hosts)
         is_known = names or is_loopback(host)
         return ServerOptions(
@@ -70,6 +72,8 @@ class _Limit(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, float]:
+        from paligemma.serve.options import read_number
+
         name, _, number = value.partition("=")
         try:
             return name, read_number(name, number)
@@ -82,6 +86,8 @@ def _choose(values: dict[str, Any]) -> Safety:
 
 
 def _help_of_limits() -> str:
+    from paligemma.serve.options import numbers
+
     shown = ", ".join(f"{name} {default or 'off'}" for name, (_, default) in numbers().items())
     return f"A bound, as max_rows=8; may be repeated. There are {shown}."
 
