@@ -10,6 +10,7 @@ from paligemma.example import Example, Prediction
 from paligemma.metrics.answers import exact_match_measures
 from paligemma.metrics.measure import Measure
 from paligemma.metrics.subsets import score_by_language
+from paligemma.tasks.reading.file_rows import whole_number
 from paligemma.tasks.reading.languages import ENGLISH
 from paligemma.tasks.task import Scorer
 
@@ -105,6 +106,6 @@ def submit_rows(
         key: name of the field with the example's id, a whole number where it has digits alone.
     """
     return [
-        {key: int(one.id) if one.id.isdecimal() else one.id, answer: said.text}
+        {key: one.id if (number := whole_number(one.id)) is None else number, answer: said.text}
         for one, said in zip(examples, predictions, strict=True)
     ]

@@ -11,7 +11,13 @@ from task_files import write_csv, write_json, write_json_lines, write_pixels, wr
 
 from paligemma.errors import DataError, ImageError
 from paligemma.tasks.reading import files
-from paligemma.tasks.reading.file_rows import FileRow, read_csv, read_json_lines, read_list
+from paligemma.tasks.reading.file_rows import (
+    FileRow,
+    read_csv,
+    read_json_lines,
+    read_list,
+    whole_number,
+)
 from paligemma.tasks.reading.files import find_file, read_json
 from paligemma.tasks.reading.pictures import FilePicture
 
@@ -199,3 +205,14 @@ def test_a_picture_is_turned_upright_and_travels(tmp_path: Path) -> None:
         picture.read(5)
     with pytest.raises(ImageError, match=r"no picture 'gone\.png' lies in"):
         FilePicture(path=tmp_path / "gone.png").read(100)
+
+
+def test_digits_are_a_number_up_to_the_length_of_ids() -> None:
+    assert [whole_number(text) for text in ("007", "9" * 19, "9" * 5000, "1_0", "²", "")] == [
+        *(7, int("9" * 19), None, None, None, None)
+    ]
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "None", "007", "7"])
+def test_an_id_of_coco_may_be_any_text(text: str) -> None:
+    assert coco_id(FileRow({"id": text}, "here"), "id") == (7 if text == "7" else text)

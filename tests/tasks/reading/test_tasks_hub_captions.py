@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_files import Case, cell, pictures, read, require_same, with_copies, write_copy
+from hub_files import (
+    Case,
+    cell,
+    pictures,
+    read,
+    require_same,
+    require_sentences,
+    with_copies,
+    write_copy,
+)
 from task_files import write_csv, write_json, write_json_lines, write_picture, write_text
 
 from paligemma.errors import DataError
@@ -401,3 +410,10 @@ def test_a_wrong_row_of_a_copy_is_named(
         return
     with pytest.raises(DataError, match=message):
         read(task, tmp_path, split)
+
+
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case.task}-{case.split}-{case.copy.__name__}"
+)
+def test_whatever_a_column_holds_ends_in_a_sentence(case: Case, tmp_path: Path) -> None:
+    require_sentences(case, tmp_path)

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hub_files import Case, cell, pictures, read, require_same, with_copies, write_copy
+from hub_files import (
+    Case,
+    cell,
+    pictures,
+    read,
+    require_same,
+    require_sentences,
+    with_copies,
+    write_copy,
+)
 from task_files import write_csv, write_json, write_json_lines, write_text
 
 from paligemma.cli import main
@@ -759,3 +768,10 @@ def test_groups_of_rows_are_kept_within_a_bound(
     monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 10)
     with pytest.raises(ImageError, match="may hold 10 bytes of pictures"):
         one[0].read(1000)
+
+
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case.task}-{case.split}-{case.copy.__name__}"
+)
+def test_whatever_a_column_holds_ends_in_a_sentence(case: Case, tmp_path: Path) -> None:
+    require_sentences(case, tmp_path)

@@ -21,6 +21,7 @@ from paligemma.tasks.reading.file_rows import (
     read_json_lines,
     read_list,
     read_object,
+    whole_number,
 )
 from paligemma.tasks.reading.files import find_file, read_json, relative_name
 from paligemma.tasks.reading.languages import (
@@ -88,7 +89,7 @@ def _blip_captions(path: Path, data: Path) -> Iterator[Example]:
         number = Path(file).stem.rpartition("_")[2]
         images = find_file(data, folder, f"images/{folder}", source=COCO_IMAGES)
         yield example_of(
-            str(int(number)) if number.isdecimal() else number,
+            _bare(number),
             CAPTION_PREFIX,
             picture=picture_in(images, file),
             answers=given,
@@ -178,7 +179,13 @@ def _coco_number(row: FileRow) -> str:
     """The number of a picture, which a copy may give as the name of its file."""
     name = row.identifier("cocoid")
     digits = Path(name).stem.rpartition("_")[2]
-    return str(int(digits)) if digits.isdecimal() else name
+    return name if whole_number(digits) is None else _bare(digits)
+
+
+def _bare(text: str) -> str:
+    """A number without the zeros in front; other text as it is."""
+    number = whole_number(text)
+    return text if number is None else str(number)
 
 
 def _by_picture(rows: Iterator[SourceRow], key: str, name: str, field: str) -> Iterator[SourceRow]:

@@ -12,7 +12,13 @@ from paligemma.errors import DataError
 from paligemma.example import Example, Picture
 from paligemma.outputs.boxes import Box
 from paligemma.tasks.reading.examples import SourceRow, example_of
-from paligemma.tasks.reading.file_rows import FileRow, read_csv, read_object, require_object
+from paligemma.tasks.reading.file_rows import (
+    FileRow,
+    read_csv,
+    read_object,
+    require_object,
+    whole_number,
+)
 from paligemma.tasks.reading.files import find_file, read_text_lines, relative_name
 from paligemma.tasks.reading.pictures import picture_in
 from paligemma.tasks.reading.prefixes import CAPTION_PREFIX
@@ -99,9 +105,12 @@ def node_bounds(root: FileRow, node: str) -> tuple[float, float, float, float]:
     found = root
     for step in node.split(".")[1:]:
         children = found.value("children", list)
-        if not step.isdecimal() or int(step) >= len(children):
-            raise DataError(f"{root.where} must lead to a node by {node!r}, but {step!r} is none")
-        found = FileRow(require_object(children[int(step)], root.where), root.where)
+        place = whole_number(step)
+        if place is None or place >= len(children):
+            raise DataError(
+                f"{root.where} must lead to a node by {node!r:.80}, but {step!r:.80} is none"
+            )
+        found = FileRow(require_object(children[place], root.where), root.where)
     found = FileRow(found.fields, f"{root.where}, node {node}")
     bounds = found.values("bounds", float)
     if len(bounds) != 4:

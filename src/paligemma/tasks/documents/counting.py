@@ -13,7 +13,7 @@ from paligemma.errors import DataError
 from paligemma.example import Example, Picture
 from paligemma.processing.image import open_heading
 from paligemma.tasks.reading.examples import example_of
-from paligemma.tasks.reading.file_rows import FileRow, read_json_lines, read_list
+from paligemma.tasks.reading.file_rows import FileRow, read_json_lines, read_list, whole_number
 from paligemma.tasks.reading.files import find_file
 from paligemma.tasks.reading.finding import plain_name
 from paligemma.tasks.reading.parquet import ParquetPicture, open_parquet, parquet_rows
@@ -102,7 +102,7 @@ def countbenchqa_examples(
     """Make the examples of a copy whose rows hold their questions, of usable pictures alone."""
     for row, picture in rows:
         if _has_colours(picture):
-            count = str(_count(row.fields["number"], row.where, "number"))
+            count = str(_count(row.any("number"), row.where, "number"))
             yield example_of(
                 str(row.number),
                 answer_prefix(row.text("question")),
@@ -146,8 +146,7 @@ def _has_colours(picture: ParquetPicture) -> bool:
 
 def _count(number: Any, where: str, name: str) -> int:
     """Read a whole number, also from text."""
-    if isinstance(number, str) and number.strip().isdecimal():
-        number = int(number)
-    if not isinstance(number, int) or number < 0:  # True and False are 1 and 0
+    read = whole_number(number.strip()) if isinstance(number, str) else number
+    if not isinstance(read, int) or read < 0:  # True and False are 1 and 0
         raise DataError(f"{where}: {name} must be a whole number, got {number!r:.80}")
-    return int(number)
+    return int(read)

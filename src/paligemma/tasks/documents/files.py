@@ -175,7 +175,7 @@ def chartqa_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Itera
 
 def _chartqa_kind(row: FileRow) -> str:
     """Whether a person or a program asked; copies write human_test, augmented_test, 0 or 1."""
-    word = str(row.fields["kind"]).lower().partition("_")[0]
+    word = str(row.any("kind")).lower().partition("_")[0]
     kinds = {"human": "human", "0": "human", "augmented": "augmented", "machine": "augmented"}
     kind = {**kinds, "1": "augmented"}.get(word)
     if kind is None:

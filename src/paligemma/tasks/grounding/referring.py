@@ -145,7 +145,7 @@ def refer_examples(rows: Iterator[SourceRow], data: Path, split: str) -> Iterato
         height, width = picture.stored_size_hw()
         name = row.text("file_name") if "file_name" in row else ""
         image = CocoImage(file_name=name, width=width, height=height)
-        outline = row.fields["segmentation"]
+        outline = row.any("segmentation")
         if isinstance(outline, list) and outline and not isinstance(outline[0], list):
             outline = [outline]  # copies keep one polygon, and leave out the list around it
         references = {

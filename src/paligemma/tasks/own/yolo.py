@@ -25,6 +25,7 @@ from paligemma.tasks.own.labels import (
     labelled_rows,
 )
 from paligemma.tasks.reading.coco import MAX_CLASSES
+from paligemma.tasks.reading.file_rows import whole_number
 from paligemma.tasks.reading.files import read_text, read_text_lines
 from paligemma.tasks.reading.finding import MAX_FILES, PICTURE_SUFFIXES
 
@@ -122,7 +123,9 @@ def _classes(names: Path) -> tuple[str, ...]:
             )
         stated = content.get("names", [])
         if isinstance(stated, dict):
-            numbers = sorted(stated, key=lambda one: int(one) if one.isdecimal() else -1)
+            numbers = sorted(
+                stated, key=lambda one: -1 if (number := whole_number(one)) is None else number
+            )
             if [str(k) for k in range(len(stated))] != numbers:
                 raise RowError(
                     "classes", f"{names}: names must be numbered 0, 1, 2, ..., got {numbers[:5]}"

@@ -18,7 +18,7 @@ from paligemma.metrics.extras import missing_extra
 from paligemma.outputs.boxes import Box
 from paligemma.outputs.rle import MAX_MASK_PIXELS, decode_rle, encode_rle
 from paligemma.tasks.reading.coco_stream import stream_lists
-from paligemma.tasks.reading.file_rows import FileRow
+from paligemma.tasks.reading.file_rows import FileRow, whole_number
 from paligemma.tasks.reading.pictures import FilePicture, NamedPictures, picture_in
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,8 @@ def coco_id(row: FileRow, name: str) -> CocoId:
         DataError: missing, or neither.
     """
     found = row.fields.get(name)
-    is_name = isinstance(found, str) and not (found.isdecimal() and found == str(int(found)))
+    number = whole_number(found) if isinstance(found, str) else None
+    is_name = isinstance(found, str) and (number is None or str(number) != found)
     return row.text(name) if is_name and found else row.integer(name)
 
 

@@ -16,6 +16,7 @@ from paligemma.tasks.reading.files import open_file, parse_json, read_json, read
 _Value = TypeVar("_Value")
 # Ids have up to 19 digits; what is larger would overflow as a float somewhere.
 MAX_INTEGER = 2**64
+_MAX_DIGITS = 19
 # Names of the types in errors.
 _KIND_WORDS = {
     str: "text",
@@ -57,12 +58,16 @@ class FileRow:
         Raises:
             DataError: the field is missing or of another type.
         """
+        return _checked(self.any(name), name, kind, self.where)
+
+    def any(self, name: str) -> Any:
+        """Read a field of whatever type; raise DataError where it is missing."""
         if name not in self.fields:
             raise DataError(
                 f"{self.where} must be an object with the field {name!r}, it has "
                 f"{', '.join(map(str, self.fields))[:200]!r}"
             )
-        return _checked(self.fields[name], name, kind, self.where)
+        return self.fields[name]
 
     def text(self, name: str) -> str:
         """Read a field that is text."""
@@ -222,6 +227,11 @@ def _checked(found: Any, name: str, kind: type[_Value], where: str) -> _Value:
             f"got {repr(found)[:80]}"
         )
     return cast(_Value, value)
+
+
+def whole_number(text: str) -> int | None:
+    """The number that digits spell; None for other text, and for more digits than ids have."""
+    return int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else None
 
 
 def _number(text: str, kind: type[Any]) -> Any:
