@@ -11,6 +11,7 @@ from task_files import write_csv, write_json, write_json_lines, write_pixels, wr
 
 from paligemma.errors import DataError, ImageError
 from paligemma.tasks.reading import files
+from paligemma.tasks.reading.coco import coco_id
 from paligemma.tasks.reading.file_rows import (
     FileRow,
     read_csv,
