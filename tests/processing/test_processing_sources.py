@@ -40,6 +40,9 @@ def test_streams_pipes_and_addresses_are_read(tmp_path: Path) -> None:
     for source in (
         io.BytesIO(png()),
         f"data:image/png;base64,{text}",
+        "DATA:image/png;base64," + text.replace("+", "-").replace("/", "_").rstrip("="),
+        *os.scandir(os.fsencode(tmp_path)),
+        RGB.view(np.ma.MaskedArray),
         text,
         "\n".join(text[start : start + 76] for start in range(0, len(text), 76)),
         text.replace("+", "-").replace("/", "_").rstrip("="),
@@ -70,6 +73,7 @@ def test_streams_pipes_and_addresses_are_read(tmp_path: Path) -> None:
         ("data:image/png;base64,!", "cannot be recognised"),
         ("data:image/png;base64,aaaaa", "must hold base64"),
         ("data:", "cannot be recognised"),
+        ("", "got an empty name"),
         ("file:///nowhere/a.png", "must be an existing file"),
         (io.StringIO("text"), "open it rb"),
     ],
@@ -206,3 +210,10 @@ def test_heic_is_read_by_the_plugin_that_is_installed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
     monkeypatch.setattr(Image, "ID", list(Image.ID))
     assert np.array_equal(load_image(b"\0\0\0\x1cftypheic" + bytes(64)), RGB)
+
+
+def test_a_matrix_is_read_as_any_array() -> None:
+    grey = np.full((4, 5), 7, np.uint8)
+    with pytest.warns(PendingDeprecationWarning):
+        found = load_image(np.matrix(grey))
+    assert np.array_equal(found, load_image(grey))

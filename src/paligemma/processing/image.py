@@ -164,7 +164,7 @@ def _load(
     if isinstance(source, np.ndarray):
         reading = replace(reading, name="the array")
         numbers_of(frames, 1, reading.name)
-        return [_from_array(source, reading)]
+        return [_from_array(np.asarray(source), reading)]  # a matrix or masked array, too
     if isinstance(source, Image.Image):
         return _frames_of(source, None, None, frames, replace(reading, name="the image"))
     path = regular_file(source)

@@ -103,6 +103,8 @@ class PixelReader:
         """The layout of a tensor that can only be one picture; None of all else."""
         if not isinstance(source, torch.Tensor) or source.ndim != 3:
             return None
+        if source.is_nested:
+            raise ImageError("a picture's tensor must be dense, got a nested one; take its parts")
         if source.is_floating_point() and source.shape[0] == source.shape[1]:
             return None  # as prepared pixels are, of this model or another
         first, last = (source.shape[axis] in (1, 3, 4) for axis in (0, 2))

@@ -60,7 +60,9 @@ def encoded_bytes(
             "a picture must be a path, bytes, a binary stream, a Pillow image, an array or a "
             f"tensor, got {type(source).__name__:.80}"
         )
-    text = os.fspath(source)
+    text = os.fsdecode(source)
+    if not text:
+        raise ImageError("a picture must be an existing file, got an empty name; check the path")
     name = shown_name(text)
     scheme = text[:8].lower() if isinstance(source, str) else ""
     if scheme.startswith(SCHEMES):
@@ -87,7 +89,7 @@ def regular_file(source: Any) -> Path | None:
     """The file on a disk that a source names; None for a pipe, an address, or what is not there."""
     if not isinstance(source, str | os.PathLike):
         return None
-    path = _path(os.fspath(source))
+    path = _path(os.fsdecode(source))
     return path if os.path.isfile(path) else None
 
 
@@ -125,11 +127,16 @@ def from_base64(text: str, max_bytes: int) -> bytes | None:
     if not start.startswith(_BASE64_STARTS) or not _BASE64.fullmatch(text):
         return None
     require_size(len(text) * 3 // 4 - 2, "base64", max_bytes)
-    plain = "".join(text.translate(_URL_SAFE).split())
     try:
-        return base64.b64decode(plain + "=" * (-len(plain) % 4))
+        return _decoded(text)
     except (binascii.Error, ValueError):
         return None
+
+
+def _decoded(text: str) -> bytes:
+    """Bytes of base64, of either alphabet, in lines or in one, with or without its padding."""
+    plain = "".join(text.translate(_URL_SAFE).split())
+    return base64.b64decode(plain + "=" * (-len(plain) % 4))
 
 
 def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
@@ -177,7 +184,7 @@ def _from_data_address(text: str, max_bytes: int) -> bytes:
     require_size(len(body) * 3 // 4, "a data address", max_bytes)
     try:
         if heading.lower().endswith(";base64"):
-            return base64.b64decode(urllib.parse.unquote(body), validate=False)
+            return _decoded(urllib.parse.unquote(body))
         return urllib.parse.unquote_to_bytes(body)
     except (binascii.Error, ValueError) as error:
         raise ImageError(
