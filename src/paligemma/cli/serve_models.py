@@ -37,7 +37,7 @@ class _Bytes(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The number of bytes; see `num_bytes`."""
-        from paligemma.serve.offered import num_bytes
+        from paligemma.serve.options import num_bytes
 
         try:
             return num_bytes(value, lowest=self._lowest)

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from paligemma.errors import ConfigError
+from paligemma.serve.options import num_bytes
 
 if TYPE_CHECKING:
     from paligemma.pipeline.paligemma import PaliGemma
     from paligemma.serve.models import ModelSpec
 
 _QUANT = re.compile(r"(?P<model>.+?):(?P<quant>(?:int4|int8|fp8|bf16|nf4)\b.*)")
-_BYTES = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)b?\s*", re.IGNORECASE)
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +142,29 @@ def _adapter(text: str, names: Sequence[str]) -> tuple[str, str, str]:
     return name, base or names[0], folder
 
 
-def num_bytes(text: str | int, *, lowest: int = 1) -> int:
-    """The number of bytes of "12GB", "500M" or "1000000".
+# Keywords of loading that are numbers.
+_NUMBERS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("attn_softcap", "final_softcap"), float),
+    **dict.fromkeys(("image_size_px", "sliding_window"), int),
+    "picture_cache_bytes": partial(num_bytes, lowest=0),
+}
+
+
+def loading_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of `PaliGemma.from_pretrained` from texts, as of a command line.
 
     Raises:
-        ConfigError: none, or one below the lowest.
+        ConfigError: an unknown keyword, or a value that does not fit.
     """
-    found = _BYTES.fullmatch(str(text))
-    number = int(float(found[1]) * _UNITS[found[2].lower()]) if found else -1
-    if not lowest <= number < 1 << 62:
-        raise ConfigError(f"a number of bytes is written as 12GB or 500MB, got {text!r:.50}")
-    return number
+    from paligemma.pipeline.habits import for_loading
+    from paligemma.pipeline.loading import LoadOptions
+    from paligemma.pipeline.options import chosen
+
+    found = dict(values)
+    for name in found.keys() & _NUMBERS.keys():
+        try:
+            found[name] = _NUMBERS[name](found[name])
+        except (TypeError, ValueError):
+            raise ConfigError(f"{name} is a number, got {found[name]!r:.100}") from None
+    chosen(LoadOptions, for_loading(found))
+    return found

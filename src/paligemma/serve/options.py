@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any, cast, get_type_hints
 from paligemma.errors import ConfigError
 
 MIB = 1 << 20
+_BYTES = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)b?\s*", re.IGNORECASE)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +89,16 @@ def numbers() -> dict[str, tuple[Callable[[Any], float], float | None]]:
     """The bounds that are numbers, by name: how their text is read, and their defaults."""
     defaults = {field.name: field.default for field in fields(ServerOptions)}
     return {
-        name: (float if kind is float else int, cast(Any, defaults[name]))
+        name: (_reader(name, kind), cast(Any, defaults[name]))
         for name, kind in get_type_hints(ServerOptions).items()
         if kind in (int, float, int | None)
     }
+
+
+def _reader(name: str, kind: Any) -> Callable[[Any], float]:
+    if name.endswith("_bytes"):
+        return num_bytes
+    return float if kind is float else int
 
 
 def read_number(name: str, value: str | float) -> float:
@@ -110,3 +119,16 @@ def read_number(name: str, value: str | float) -> float:
     if not 0 < found < 1 << 62:
         raise ConfigError(f"{name} is a number above 0, as NAME=NUMBER, got {value!r:.100}")
     return found
+
+
+def num_bytes(text: str | int, *, lowest: int = 1) -> int:
+    """The number of bytes of "12GB", "500M" or "1000000".
+
+    Raises:
+        ConfigError: none, or one below the lowest.
+    """
+    found = _BYTES.fullmatch(str(text))
+    number = int(float(found[1]) * _UNITS[found[2].lower()]) if found else -1
+    if not lowest <= number < 1 << 62:
+        raise ConfigError(f"a number of bytes is written as 12GB or 500MB, got {text!r:.50}")
+    return number
