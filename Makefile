@@ -14,7 +14,7 @@ SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo finetune-demo test test-web check test-kernels fuzz bench clean distclean
+.PHONY: help demo finetune-demo test test-web test-api check test-kernels fuzz bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,9 +30,11 @@ test: $(VENV)/ready-dev ## every test
 
 test-web: $(VENV)/ready-dev ## the page in Chromium, which Debian installs where it is missing; a minute
 	command -v chromium >/dev/null || { apt-get -q update && apt-get -q install -y chromium; }
-	$(PIP) install --quiet --constraint constraints.txt playwright
 	-npm install --silent --no-save --prefix build/web axe-core
 	$(BIN)/python -m pytest -rs tests/serve/test_serve_page.py
+
+test-api: $(VENV)/ready-dev ## 5,000 requests drawn from /openapi.json; a minute
+	$(BIN)/python -m tests.serve.schema_cases
 
 check: $(VENV)/ready-dev ## format, lint, types and the order of the rooms
 	$(BIN)/ruff format --check .

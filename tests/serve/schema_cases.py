@@ -26,6 +26,9 @@ from tests.serve.live import live
 # A schema cannot tell which base64 is a picture or which text is a prompt, so valid fields may be
 # refused; all other checks hold.
 LEFT_OUT = "positive_data_acceptance"
+# Of schemathesis 4.32.5 itself, which cannot check some broken forms that it draws. It then goes
+# on with the next operation.
+FAULT_OF_THE_TOOL = "Unsupported type: 'Binary'"
 
 
 def app_of(load: Callable[[], PaliGemma]) -> FastAPI:
@@ -74,8 +77,19 @@ def run(
         text=True,
         cwd=folder,
     )
-    found = re.search(r"(\d+) generated", done.stdout.replace(",", ""))
-    return int(found[1]) if found else 0, "" if done.returncode == 0 else done.stdout + done.stderr
+    num_cases, num_passed = (_count(done.stdout, word) for word in ("generated", "passed"))
+    errors = set(re.findall(r"^Runtime Error\n\n(.*)$", done.stdout, re.MULTILINE))
+    is_fine = done.returncode == 0 or (
+        num_cases == num_passed
+        and errors == {FAULT_OF_THE_TOOL}
+        and not re.search("^=+ FAILURES", done.stdout, re.MULTILINE)
+    )
+    return num_cases, "" if is_fine else done.stdout + done.stderr
+
+
+def _count(report: str, word: str) -> int:
+    found = re.search(rf"^Test cases:\n.*?(\d+) {word}", report, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 if __name__ == "__main__":
@@ -87,3 +101,4 @@ if __name__ == "__main__":
             server.url, Path(tempfile.mkdtemp()), num_examples=chosen.max_examples
         )
     print(report or f"{num_cases} cases, no failure")
+    sys.exit(1 if report or not num_cases else 0)
