@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
-pytest.importorskip("playwright", reason="needs playwright: make test-web")
+pytest.importorskip("playwright", reason="needs playwright, of the extra dev")
 
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
@@ -118,7 +118,7 @@ class Tab:
         self.page, self.server = context.new_page(), server
         self.faults: list[str] = []
         self.outside: list[str] = []
-        self.page.set_default_timeout(8000)
+        self.page.set_default_timeout(20_000)
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("request", self._request)
