@@ -54,10 +54,13 @@ def evaluate(
     from paligemma.jobs.model_answerer import ModelAnswerer
     from paligemma.pipeline.paligemma import PaliGemma
 
-    if isinstance(asked, PaliGemma):
-        asked = ModelAnswerer(asked, **options.answering(task))
-    settings = asked.settings()
+    answerer: Answerer | Cluster = (
+        ModelAnswerer(asked, **options.answering(task)) if isinstance(asked, PaliGemma) else asked
+    )
+    settings = answerer.settings()
     examples = _examples(task, data, split, options)
+    if isinstance(asked, PaliGemma):
+        examples = _with_masks(task, asked, examples)
     if data is not None:
         require_pictures(examples, f"{task.name} {split} in {data}")
     config = RunConfig(
@@ -78,7 +81,7 @@ def evaluate(
         rules=options.rules,
     )
     job = Job.begin(folder, config, examples, options.batch_size)
-    return job.run(asked, num_workers=options.num_workers, progress=progress)
+    return job.run(answerer, num_workers=options.num_workers, progress=progress)
 
 
 def _examples(
@@ -96,6 +99,17 @@ def _examples(
         options.seed,
         where=f"{task.name} {split}" + ("" if data is None else f" in {data}"),
     )
+
+
+def _with_masks(task: Task, asked: PaliGemma, examples: list[Example]) -> list[Example]:
+    """The examples with the true masks that a model with a mask codec can be held against."""
+    if task.with_masks is None or not any(
+        isinstance(one.references, dict) and one.references.get("slice") == "segment"
+        for one in examples
+    ):
+        return examples
+    codec = asked.mask_codec
+    return examples if codec is None else [task.with_masks(one, codec) for one in examples]
 
 
 def require_pictures(examples: Iterable[Example], where: str) -> None:

@@ -4,11 +4,13 @@ A row names the source of its files, their reader, the prompt and decoding, the 
 published figures. Readers stream; nothing here needs a model.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +18,9 @@ from paligemma.errors import ConfigError, DataError
 from paligemma.example import Asking, Example, Prediction
 from paligemma.metrics.measure import Measure
 from paligemma.tasks.reading.hub_columns import HUB_COPIES, HubCopy
+
+if TYPE_CHECKING:
+    from paligemma.outputs.vqvae import MaskCodec
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,8 @@ class Task:
         from_rows: makes the examples of a hub copy's rows; None where no copy is read.
         row_reader: streams a split with an error in the place of each bad row, where rows are a
             user's own; None where files are official, and a bad row means a bad file.
+        with_masks: adds to the references of an example masks that only its picture's size or the
+            mask codec of the model tells; None where the reader gives all.
     """
 
     name: str
@@ -137,6 +144,7 @@ class Task:
     redraw: Redraw | None = None
     from_rows: Builder | None = None
     row_reader: Callable[[Path, str], Iterator[Example | DataError]] | None = None
+    with_masks: Callable[[Example, MaskCodec | None], Example] | None = None
 
     def rows(self, data: Path, split: str) -> Iterator[Example | DataError]:
         """Stream the examples of one split, with an error in the place of a bad row if possible.

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paligemma.errors import DataError
+from paligemma.example import Example
 from paligemma.outputs.boxes import format_detections
 from paligemma.outputs.masks import paste_mask
 from paligemma.outputs.parse import parse_objects
+from paligemma.outputs.rle import encode_rle
 from paligemma.processing.prompts import detect_prompt, object_prompt
 from paligemma.tasks.own.labels import OwnExample, RowError, object_references, size_of
 
@@ -48,6 +50,26 @@ def answered(example: OwnExample, codec: MaskCodec | None) -> OwnExample:
             raise RowError("mask", f"{example.where}: {error}") from error
     target = format_detections(np.array(boxes), labels, codes)
     return replace(example, targets=(target,), needs_masks=False)
+
+
+def with_masks(example: Example, codec: MaskCodec | None) -> Example:
+    """The example of a `segment` prompt with the masks of its objects in its references, where all
+    of them are known: from outlines and run lengths, and with a codec from codewords."""
+    if not isinstance(example, OwnExample) or example.references.get("slice") != "segment":
+        return example
+    try:
+        size_hw = size_of(example)
+        known = with_decoded_masks(example, size_hw, codec) if codec else example
+        if not all(one.has_mask for one in known.objects):
+            return example
+        masks = [encode_rle(one.mask(size_hw)) for one in known.objects]
+    except DataError:  # such a picture is asked in vain, and named then
+        return example
+    objects = [
+        {**row, "mask": mask}
+        for row, mask in zip(example.references["objects"], masks, strict=True)
+    ]
+    return replace(example, references={**example.references, "objects": objects})
 
 
 def with_decoded_masks(
