@@ -434,6 +434,19 @@ def echo_server(port: int) -> None:
     server.serve(app, service, sockets)
 
 
+def machine() -> str:
+    """What the figures were measured on."""
+    import fastapi
+    import torch
+    import uvicorn
+
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
+        f"{torch.get_num_threads()} threads; Python {platform.python_version()}, torch "
+        f"{torch.__version__}, fastapi {fastapi.__version__}, uvicorn {uvicorn.__version__}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS))
@@ -444,16 +457,7 @@ def main() -> None:
     if args.echo:
         echo_server(args.port)
         return
-    import fastapi
-    import torch
-    import uvicorn
-
-    print(f"$ python {' '.join(sys.argv)}")
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
-        f"{torch.get_num_threads()} threads; Python {platform.python_version()}, torch "
-        f"{torch.__version__}, fastapi {fastapi.__version__}, uvicorn {uvicorn.__version__}"
-    )
+    print(f"$ python {' '.join(sys.argv)}\n{machine()}")
     numbers = dict(zip(PARTS, (48, 1000, 200, 60, 200, 200, 5000), strict=True))
     for part in args.parts.split(","):
         print(f"\n{part}", flush=True)
