@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 from paligemma import PaliGemma
+from paligemma.serve.app import create_app
+from paligemma.serve.asking import Service
+from paligemma.serve.models import Models, ModelSpec
+from paligemma.serve.options import ServerOptions
+from tests.serve.live import live
 
 DESK = Path(__file__).parents[2] / "examples" / "desk.png"
 
@@ -143,3 +150,64 @@ def test_a_schema_that_nothing_fulfils_is_the_fault_of_who_sent_it(
     answer = client.post("/v1/ask", json=asked)
     assert answer.status_code == 400, answer.text
     assert "leaves nothing to write" in answer.json()["error"]["message"]
+
+
+# What curl makes of -F 'labels=…' is never more than these: a part of what stands before the first
+# semicolon, with a filename or a content type where the rest names one; or a part in quotes, whole.
+@pytest.mark.parametrize(
+    ("parts", "labels"),
+    [
+        ([b'name="labels"\r\n\r\nstar'], ["star"]),
+        ([b'name="labels"\r\n\r\nstar;digit'], ["star", "digit"]),
+        ([b'name="labels"\r\n\r\nstar', b'name="labels"\r\n\r\ndigit'], ["star", "digit"]),
+        ([b'name="labels"\r\nContent-Type: text/plain\r\n\r\nstar'], ["star"]),
+    ],
+)
+def test_a_form_of_curl_says_what_is_asked_for(
+    client: TestClient, desk: str, parts: list[bytes], labels: list[str]
+) -> None:
+    picture = b'name="image"\r\n\r\n' + desk.encode()
+    body, kind = form("multipart/form-data; boundary=x", picture, *parts)
+    answer = client.post("/v1/detect", content=body, headers=kind).json()
+    assert answer["asked_labels"] == labels
+
+
+def test_text_that_came_as_a_file_is_told_how_to_be_written(client: TestClient, desk: str) -> None:
+    part = b'name="labels"; filename="digit"\r\n\r\nstar'
+    body, kind = form("multipart/form-data; boundary=x", part)
+    answer = client.post("/v1/detect", content=body, headers=kind)
+    assert answer.status_code == 400
+    assert "--form-string 'labels=...'" in answer.json()["error"]["message"]
+    body, kind = form("multipart/form-data; boundary=x", part.replace(b"labels", b"photo"))
+    answer = client.post("/v1/detect", content=body, headers=kind)
+    assert "no field 'photo' takes a file; send it as image" in answer.json()["error"]["message"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize(
+    ("words", "labels"),
+    [
+        (["-F", "labels=star", "-F", "labels=digit"], ["star", "digit"]),
+        (["--form-string", "labels=star;digit"], ["star", "digit"]),
+        (["-F", 'labels="star;digit"'], ["star", "digit"]),
+        (["-F", "labels=star;digit"], ["star"]),  # curl warns that it leaves the rest out
+        (["-F", "labels=star;filename=digit"], None),
+    ],
+)
+def test_curl_itself_asks(local: PaliGemma, words: list[str], labels: list[str] | None) -> None:
+    options = ServerOptions()
+    service = Service.of(Models([ModelSpec(name="tiny", load=lambda: local)], options), options)
+    with live(create_app(service)) as server:
+        url = f"{server.url}/v1/detect"
+        done = subprocess.run(
+            ["curl", "-sS", "-m", "60", "-F", f"image=@{DESK}", *words, url],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    answer = json.loads(done.stdout)
+    if labels is None:
+        assert "--form-string" in answer["error"]["message"]
+    else:
+        assert answer["asked_labels"] == labels
+        assert answer["detections"]

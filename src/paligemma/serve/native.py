@@ -87,7 +87,7 @@ async def _fields(
         bounds = {"max_files": _MAX_FILES, "max_fields": _MAX_FIELDS, "max_part_size": max_bytes}
         try:
             async with request.form(**bounds) as form:
-                given: object = await _of_form(form, uploads)
+                given: object = await _of_form(form, uploads, kind)
         except HTTPException as error:
             raise _broken_form(str(error.detail)) from None
     else:
@@ -116,13 +116,15 @@ def _broken_form(reason: str) -> ServeError:
     )
 
 
-async def _of_form(form: FormData, uploads: list[bytes]) -> dict[str, Any]:
+async def _of_form(
+    form: FormData, uploads: list[bytes], kind: type[PictureFields]
+) -> dict[str, Any]:
     """The fields of a form as those of a JSON body; its files go to `uploads`."""
     values: dict[str, Any] = {}
     for key, value in form.multi_items():
         if not isinstance(value, str):
             if key not in _FILES:
-                raise ServeError(f"no field {key!r:.50} takes a file; send it as image", param=key)
+                raise ServeError(_not_a_file(key, kind), param=key)
             uploads.append(await value.read())
         elif key == "json_schema":
             values[key] = read_json(value.encode(), key)
@@ -131,6 +133,15 @@ async def _of_form(form: FormData, uploads: list[bytes]) -> dict[str, Any]:
         else:
             values[key] = [value] if key in ("images", "choices") else value
     return values
+
+
+def _not_a_file(key: str, kind: type[PictureFields]) -> str:
+    if key not in kind.model_fields:
+        return f"no field {key!r:.50} takes a file; send it as image"
+    return (
+        f"{key} is text, got a file; with curl write --form-string '{key}=...', because -F ends a "
+        "value at a semicolon and takes @ and < for files"
+    )
 
 
 def _as_list(value: Any) -> list[Any]:
