@@ -149,6 +149,7 @@ def test_masks_count_by_label_and_picture_all_masks_of_a_label_together(tmp_path
         for one, objects in zip(found, said, strict=True)
     ]
     scores = {one.name: one.value for one in score_own(found, answers)}
+    assert list(scores)[:3] == ["detect_ap50", "segment_miou", "answer_accuracy"]
     first = 24 / 56  # of 48 found pixels 24 lie in the 32 of the cats
     assert scores["segment_miou"] == pytest.approx((first + 0 + 1 + 0) / 4)
     assert scores["segment_ciou"] == pytest.approx((24 + 12) / (56 + 16 + 12 + 1))

@@ -56,7 +56,9 @@ def score_own(
 
 
 def _by_prompt(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
-    return [*score_scenes(examples, predictions), *_mask_measures(examples, predictions)]
+    first, *others = score_scenes(examples, predictions)  # with masks, average precision
+    masks = _mask_measures(examples, predictions)
+    return [first, *masks[:1], *others, *masks[1:]]
 
 
 def _mask_measures(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Measure]:
