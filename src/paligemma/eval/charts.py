@@ -173,6 +173,15 @@ def scale_end(numbers: Sequence[float]) -> float:
     return next(n * power for n in (1, 2, 5, 10) if n * power >= number)
 
 
+def _short(number: float) -> str:
+    """A number of three digits that leaves room for the name of its axis: 2e-4, not 0.0002."""
+    plain = f"{float(f'{number:.3g}'):g}"
+    if len(plain) < 6:
+        return plain
+    digits, _, power = f"{number:.1e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"
+
+
 def curves(
     lines: Sequence[tuple[str, Sequence[tuple[float, float]]]],
     label: str,
@@ -201,7 +210,7 @@ def curves(
             el("line", x1=_LEFT, x2=_W - _RIGHT, y1=_y(share), y2=_y(share), class_="axis"),
             el(
                 "text",
-                f"{float(f'{low + share * (top - low):.3g}'):g}",
+                _short(low + share * (top - low)),
                 x=_LEFT - 5,
                 y=_y(share) + 4,
                 text_anchor="end",

@@ -8,13 +8,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.eval import page_parts as parts
-from paligemma.eval.charts import bar, curves, reliability_diagram, scale_end
+from paligemma.eval.charts import bar, curves, legend, reliability_diagram, scale_end
 from paligemma.eval.example_scores import ExampleScores, confidence, example_scores, worst
 from paligemma.eval.html import Html, el, page
 from paligemma.eval.outcomes import has_objects, true_objects
@@ -76,7 +77,7 @@ def report_page(made: ReportInputs) -> str:
         f"{recipe['task']}: {recipe['model']}",
         el(
             "header",
-            el("h1", f"Fine-tuning on {recipe['data']}"),
+            el("h1", f"Fine-tuning on {_folder_name(recipe['data'])}"),
             el("p", el("b", recipe["model"]), words, class_="quiet"),
             class_="lead",
         ),
@@ -102,12 +103,17 @@ def report_page(made: ReportInputs) -> str:
     )
 
 
+def _folder_name(data: str) -> str:
+    """The name of the rows as it was given, and of a place such as "." that of its folder."""
+    return data if Path(data).name else Path(data).absolute().name or data
+
+
 def _change_rows(changes: Sequence[Mapping[str, Any]]) -> list[Html]:
     top = scale_end([one[when] for one in changes for when in ("before", "after")])
     return [
         parts.table_row(
-            one["name"],
-            el("td", bar(one["before"], math.nan, math.nan, top), class_="bar"),
+            el("td", parts.name_words(one["name"])),
+            el("td", bar(one["before"], math.nan, math.nan, top), class_="bar roomy"),
             el("td", bar(one["after"], math.nan, math.nan, top), class_="bar"),
             f"{one['before']:.1f}",
             f"{one['after']:.1f}",
@@ -117,7 +123,7 @@ def _change_rows(changes: Sequence[Mapping[str, Any]]) -> list[Html]:
     ]
 
 
-_CHANGE_HEAD = ("", "before", "after", "before", "after", "change")
+_CHANGE_HEAD = ("", el("th", "before", class_="roomy"), "after", "before", "after", "change")
 
 
 def _figures(made: ReportInputs) -> Html:
@@ -170,27 +176,40 @@ def _curves(made: ReportInputs) -> Html | None:
     held_out = [(float(one.step), one.loss) for one in made.looks if one.loss is not None]
     rate = [(float(one["step"]), recipe["lr"] * float(one["schedule"])) for one in made.metrics]
     drawn = [
-        ("Loss of what is learnt (line) and held out (dots).", curves(
-            [("ours", loss), ("theirs", held_out)], "updates", "loss"
-        )),
+        (_losses(held_out), curves([("ours", loss), ("theirs", held_out)], "updates", "loss")),
         ("Learning rate.", curves([("ours", rate)], "updates", "learning rate")),
-    ]  # fmt: skip
+    ]
     if made.looks:
         name = made.looks[0].headline
         points = [(float(one.step), one.figures.get(name, math.nan)) for one in made.looks]
         drawn.insert(1, (f"Held-out {name}.", curves([("ours", points)], "updates", name)))
     figures = [
-        el("figure", chart, el("figcaption", words), class_="card") for words, chart in drawn
+        el(
+            "figure",
+            chart,
+            words if isinstance(words, Html) else el("figcaption", words),
+            class_="card",
+        )
+        for words, chart in drawn
     ]
     return parts.section("Curves", el("div", *figures, class_="cards wide"))
 
 
+def _losses(held_out: Sequence[Any]) -> str | Html:
+    if not held_out:
+        return "Loss of what is learnt."
+    return legend(("ours", "loss of what is learnt"), ("theirs", "loss of held-out rows"))
+
+
 def _examples(made: ReportInputs, title: str, *, is_worst: bool) -> Html | None:
+    """The worst answers, of those that are not wholly right, or the best of the others."""
     scored, scores = made.after, made.scores
     if scored is None or scores is None:
         return None
     ranked = worst(scored, scores, len(scored.examples))
-    chosen = ranked[:_NUM_SHOWN] if is_worst else ranked[::-1][: min(_NUM_SHOWN, len(ranked) // 2)]
+    wrong = [k for k in ranked if not scores.is_right(k)][:_NUM_SHOWN]
+    best = [k for k in ranked[::-1] if k not in wrong]
+    chosen = wrong if is_worst else best[: min(_NUM_SHOWN, max(len(ranked) // 2, 1))]
     tiles = []
     for k in chosen:
         example, answer = shown_pair(scored, k, scores, made.codec)
