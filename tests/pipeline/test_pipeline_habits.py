@@ -73,6 +73,7 @@ def test_keywords_of_loading_without_a_meaning_here_name_ours(
         ({"max_tokens": 5}, {"max_new_tokens": 5}),
         ({"max_new_tokens": 5, "do_sample": False}, {"max_new_tokens": 5}),
         ({"max_tokens": 5, "do_sample": False, "temperature": 2.0}, {"max_new_tokens": 5}),
+        ({"max_new_tokens": 5, "use_cache": True, "pad_token_id": 0}, {"max_new_tokens": 5}),
         (
             {"max_tokens": 5, "do_sample": True, "seed": 3},
             {"max_new_tokens": 5, "temperature": 1.0, "seed": 3},
@@ -102,6 +103,9 @@ def test_keywords_of_asking_are_taken_in_their_meaning(
         ({"max_length": 30}, "pass max_new_tokens"),
         ({"do_sample": "yes"}, "do_sample must be True or False"),
         ({"num_return_sequences": 2}, "best_of"),
+        ({"eos_token_id": 7}, "an answer ends at the model's own <eos>"),
+        ({"early_stopping": True}, "beams end as in big_vision"),
+        ({"streamer": print}, "call stream"),
         ({"frames": [DESK, DESK]}, r"Frames\(\[...\]\)"),
     ],
 )

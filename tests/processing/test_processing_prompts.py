@@ -201,3 +201,11 @@ def test_control_characters_are_named(character: str) -> None:
 def test_training_text_is_stripped_but_may_be_empty() -> None:
     assert strip_markers("")[0] == ""
     assert strip_markers("<image>detect all classes\n")[0] == "detect all classes"
+
+
+@pytest.mark.parametrize("label", ["<eos>", " <eos> <eos>", "", " ; "])
+def test_a_label_of_nothing_but_a_marker_is_none(label: str) -> None:
+    with pytest.raises(PromptError, match="the label must hold some text"):
+        detect_prompt(label)
+    with pytest.raises(PromptError, match="must hold some text"):
+        answer_prompt(label if ";" not in label else "")

@@ -14,6 +14,8 @@ from paligemma.errors import ConfigError
 _MODES = {"bfloat16": "bf16", "float32": "exact", "float": "exact", "auto": None}
 _NO_EFFECT = ("low_cpu_mem_usage", "use_safetensors", "use_fast", "trust_remote_code")
 
+_NO_EFFECT_ON_ANSWERS = ("use_cache", "pad_token_id")
+
 _LOADING = {
     "token": "set HF_TOKEN, or log in with `hf auth login`",
     "use_auth_token": "set HF_TOKEN, or log in with `hf auth login`",
@@ -35,6 +37,11 @@ _ASKING = {
     "return_dict_in_generate": "leave it out; an answer has score and token_logprobs",
     "output_scores": "leave it out; an answer has score and token_logprobs",
     "frames": "pass Frames([...]) in the place of the picture",
+    "eos_token_id": "leave it out; an answer ends at the model's own <eos>",
+    "early_stopping": "leave it out; beams end as in big_vision",
+    "no_repeat_ngram_size": "pass constrain=True and no_repeats=True for objects",
+    "stop_strings": "cut the text yourself, or bound it by max_new_tokens",
+    "streamer": "call stream, or stream_events",
     "conf": "pass threshold",
     "iou": "pass max_overlap",
 }
@@ -82,6 +89,8 @@ def for_asking(keywords: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: see `for_loading`.
     """
     found = _without(_ASKING, keywords)
+    for name in _NO_EFFECT_ON_ANSWERS:
+        found.pop(name, None)
     if "max_tokens" in found:
         _put(found, "max_new_tokens", found.pop("max_tokens"), "max_tokens")
     if "do_sample" in found:

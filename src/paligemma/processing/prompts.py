@@ -234,8 +234,8 @@ def _markers(text: str) -> tuple[str, str]:
 def _one_line(what: str, text: str) -> str:
     require_bounded(what, text)
     text = text.strip()
-    if not text:
-        raise PromptError(f"the {what} must hold some text, got an empty one")
+    if not strip_eos(text)[0]:
+        raise PromptError(f"the {what} must hold some text, got {text or 'an empty one'}")
     if "\n" in text and what == "label":
         raise PromptError(f"a label must be one line, got {text!r}; remove the newline")
     return text
