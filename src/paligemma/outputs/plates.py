@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from paligemma.outputs.lettering import Lettering
@@ -106,9 +108,10 @@ def _place(
     wishes += [(x0, y) for y in range(top + h, y1 - h, h)][:8]
     wishes += [(x0, y1), (x1 - w, y1), (x1, y0), (x0 - w, y0)]
     best, least = (0, 0), math.inf
+    others = np.array(taken, np.int64).reshape(-1, 4)
     for wish_x, wish_y in wishes:
         x, y = min(max(wish_x, 0), canvas[0] - w), min(max(wish_y, 0), canvas[1] - h)
-        hidden = sum(_overlap((x, y, x + w, y + h), other) for other in taken)
+        hidden = _hidden((x, y, x + w, y + h), others)
         # A wish that has to be pushed back into the picture strays from its box.
         cost = hidden + 0.01 * h * (abs(x - wish_x) + abs(y - wish_y))
         if cost < least:
@@ -191,8 +194,8 @@ def _rounded(size: tuple[int, int], radius: int) -> Image.Image:
     return large.resize(size, Image.Resampling.BOX)
 
 
-def _overlap(a: Rect, b: Rect) -> int:
-    """Pixels that two rectangles share."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    return max(0, width) * max(0, height)
+def _hidden(rect: Rect, others: NDArray[np.int64]) -> int:
+    """Pixels that a rectangle shares with others, int64[N, 4], summed over them."""
+    start = np.maximum(others[:, :2], rect[:2])
+    stop = np.minimum(others[:, 2:], rect[2:])
+    return int((stop - start).clip(0).prod(axis=1).sum())
