@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import logging
@@ -198,3 +199,30 @@ def test_the_log_has_one_line_a_request_and_the_metrics_count_each(
     ):
         samples = families[f"paligemma_{name}_seconds"].samples
         assert next(one.value for one in samples if one.name.endswith("_count")) == 2, name
+
+
+def test_frames_of_a_request_are_decoded_one_after_another(client: TestClient) -> None:
+    memory = io.BytesIO()
+    Image.new("RGB", (3000, 3000)).save(memory, "PNG")
+    image = "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode()
+
+    def grown_mb(num: int) -> float:
+        peak = Peak()
+        asked = {"images": [image] * num, "prompt": "caption en", "max_new_tokens": 1}
+        assert client.post("/v1/ask", json=asked).status_code == 200
+        return peak.grown_mb
+
+    grown_mb(1)  # what stays
+    alone, together = grown_mb(2), grown_mb(8)
+    print(f"2 frames of 26 MB: + {alone:.0f} MB, 8: + {together:.0f} MB")
+    assert together < alone + 3 * 26
+
+
+def test_choices_are_bounded_before_they_are_read(client: TestClient, desk: str) -> None:
+    start, peak = time.perf_counter(), Peak()
+    asked = {"image": desk, "prompt": "x", "choices": ["ab " * 3_000_000]}
+    answer = client.post("/v1/ask", json=asked)
+    assert answer.status_code == 400
+    assert "4000000 characters together, got 9000000" in answer.json()["error"]["message"]
+    assert time.perf_counter() - start < 1
+    assert peak.grown_mb < 100

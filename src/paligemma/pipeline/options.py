@@ -40,6 +40,7 @@ from paligemma.vocab import Vocab
 
 MODES = ("exact", "mixed", "bf16")
 MAX_CHOICES = 100_000
+MAX_CHOICES_CHARS = 4_000_000  # of all answers; reading them into tokens takes a second
 _CHOICE_BOUND = 10**99
 # Some thirty pictures of 224 px of a 3B model in float32, or one of 896 px.
 PICTURE_CACHE_BYTES = 64 << 20
@@ -340,6 +341,12 @@ def _require_choices(choices: object) -> None:
             )
         if isinstance(choice, Integral) and abs(int(choice)) >= _CHOICE_BOUND:
             raise ConfigError("a whole number among the choices must have at most 99 digits")
+    num_chars = sum(len(choice) for choice in choices if isinstance(choice, str))
+    if num_chars > MAX_CHOICES_CHARS:
+        raise ConfigError(
+            f"choices may have {MAX_CHOICES_CHARS} characters together, got {num_chars}; shorten "
+            "them"
+        )
 
 
 def choice_grammar(

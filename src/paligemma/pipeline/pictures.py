@@ -216,14 +216,18 @@ def read_picture(
     many = isinstance(image, Frames)
     sources = image if isinstance(image, Frames) else [cast(ImageSource, image)]
     first_file = _file_of(sources[0])
-    frames = [
-        frame
-        if isinstance(frame, Tensor) and not as_picture
-        else processor.reader.load(frame, layout=layout if as_picture else None)
-        for frame in sources
-    ]
-    pixels = processor.pixels(frames if many else frames[0], layout=None if as_picture else layout)
-    first = frames[0]
+
+    def loaded(frame: ImageSource | Tensor) -> NDArray[Any] | Tensor:
+        if isinstance(frame, Tensor) and not as_picture:
+            return frame
+        return processor.reader.load(frame, layout=layout if as_picture else None)
+
+    # Only the first is held; each other one is decoded, made small, and dropped.
+    first = loaded(sources[0])
+    others = [loaded(frame) for frame in sources[1:]] if as_picture else sources[1:]
+    pixels = processor.pixels(
+        [first, *others] if many else first, layout=None if as_picture else layout
+    )
     return ReadPicture(
         pixels=pixels,
         image_wh=(first.shape[-2], first.shape[-3]),
