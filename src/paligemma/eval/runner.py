@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from paligemma.errors import ConfigError, DataError, ImageError
 from paligemma.eval.options import EvalOptions
+from paligemma.eval.scored import some_ids
 from paligemma.example import Example
 from paligemma.jobs.answerer import Answerer
 from paligemma.jobs.cluster import Cluster
@@ -23,6 +25,8 @@ from paligemma.tasks.task import Task
 
 if TYPE_CHECKING:
     from paligemma.pipeline.paligemma import PaliGemma
+
+logger = logging.getLogger(__name__)
 
 # Examples whose pictures are tried before anything is asked.
 NUM_TRIED = 8
@@ -109,7 +113,22 @@ def _with_masks(task: Task, asked: PaliGemma, examples: list[Example]) -> list[E
     ):
         return examples
     codec = asked.mask_codec
-    return examples if codec is None else [task.with_masks(one, codec) for one in examples]
+    if codec is None:
+        return examples
+    examples = [task.with_masks(one, codec) for one in examples]
+    rows = [one for one in examples if one.references.get("slice") == "segment"]
+    without = [
+        one.id for one in rows if any("mask" not in found for found in one.references["objects"])
+    ]
+    if without:
+        logger.warning(
+            "%d of %d rows with segment prompts lack a mask that can be read, and are measured by "
+            "boxes alone: %s",
+            len(without),
+            len(rows),
+            some_ids(without),
+        )
+    return examples
 
 
 def require_pictures(examples: Iterable[Example], where: str) -> None:

@@ -21,7 +21,7 @@ from labelled_set import (
 )
 from task_files import write_json, write_json_lines, write_picture, write_pixels, write_text
 
-from paligemma.errors import DataError
+from paligemma.errors import DataError, ImageError
 from paligemma.outputs.boxes import encode_boxes
 from paligemma.outputs.parse import parse_objects
 from paligemma.tasks.own.data_yaml import read_data_yaml
@@ -394,3 +394,22 @@ def test_absolute_names_of_pictures_are_taken_by_the_end_that_the_folder_holds(
     assert "let images be a link to it" in elsewhere
     assert "row 5 must name a file below the data folder, got '../2.jpg'" in above
     assert caplog.text.count("names files elsewhere") == 2  # once each time the file is read
+
+
+def test_a_name_longer_than_files_have_is_a_picture_that_is_missing(tmp_path: Path) -> None:
+    write_json_lines(
+        tmp_path / "train.jsonl", [{"image": "x" * 5000, "prefix": "ocr", "suffix": "a"}]
+    )
+    (row,) = OWN.rows(tmp_path, "train")
+    assert not isinstance(row, DataError)
+    with pytest.raises(ImageError):
+        row.pictures[0].read(100)
+
+
+def test_groups_of_categories_may_be_anything(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, "train", drawn_set(3))
+    content = json.loads(path.read_text())
+    for one, group in zip(content["categories"], ([1], {"a": 1}, None), strict=False):
+        one["supercategory"] = group
+    write_json(path, content)
+    assert not [one for one in OWN.rows(tmp_path, "train") if isinstance(one, DataError)]

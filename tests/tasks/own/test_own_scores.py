@@ -171,11 +171,14 @@ def test_masks_of_codewords_are_decoded_by_the_model_that_is_measured(tmp_path: 
     truth = model.generate(desk, "segment heart").text
     assert "<seg" in truth
     row = {"image": "desk.png", "prefix": "segment heart", "suffix": truth}
-    write_json_lines(tmp_path / "valid.jsonl", [row])
+    bad = {**row, "masks": [{"size": [1, 1], "counts": "~~"}]}
+    write_json_lines(tmp_path / "valid.jsonl", [row, bad])
     words = ("eval", "own", "--data", str(tmp_path), "--model", "tiny", "--no-html", "--json")
     done = CliRunner().invoke(main, [*words, "--output", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
     scores = {one["measure"]: one["value"] for one in json.loads(done.stdout)["figures"]}
     assert scores["segment_miou"] > 95
+    said = "1 of 2 rows with segment prompts lack a mask that can be read, and are measured by"
+    assert said in done.stderr
     again = CliRunner().invoke(main, ["eval", "report", str(tmp_path / "run"), "--json"])
     assert json.loads(again.stdout)["figures"] == json.loads(done.stdout)["figures"]

@@ -10,6 +10,7 @@ suffix, or null. Further fields are for the templates of own-format.json.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
@@ -180,7 +181,7 @@ class _Pictures:
                 logger.warning(said, self._path, name[:200], inside)
             self._is_cut = True
         inside = inside or relative_name(name, where)
-        there = (one for one in self._folders if (one / inside).is_file())
+        there = (one for one in self._folders if os.path.isfile(one / inside))
         folder = next(there, self._folders[0])
         return UprightPicture(path=folder / inside, folder=folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -206,7 +207,9 @@ def picture_beside(labels: Path, name: str, root: Path) -> Path:
     folders += tuple(root / one / labels.parent.name for one in ("JPEGImages", "images"))
     stems = [plain, *(f"{labels.stem}{suffix}" for suffix in (".jpg", ".png", ".jpeg"))]
     found = (folder / stem for stem in stems if stem for folder in folders)
-    return next((path for path in found if path.is_file()), labels.parent / (plain or labels.stem))
+    return next(
+        (path for path in found if os.path.isfile(path)), labels.parent / (plain or labels.stem)
+    )
 
 
 def rows_of_files(

@@ -268,7 +268,8 @@ def kept_classes(
     Raises:
         DataError: too many.
     """
-    groups = {row.get("supercategory") for row in classes.values()}
+    stated = (row.get("supercategory") for row in classes.values())
+    groups = {one for one in stated if isinstance(one, str)}
     kept = {
         key: row["name"]
         for key, row in sorted(classes.items(), key=lambda one: by_id(one[0]))
