@@ -63,6 +63,8 @@ def test_the_page_is_small_and_paints_at_once(tab: Tab) -> None:
         page.goto("about:blank")
     response = page.goto(tab.server.url)
     assert response is not None
+    loaded = "performance.getEntriesByType('resource').map(r => [r.name, r.renderBlockingStatus])"
+    assert not [name for name, status in page.evaluate(loaded) if status == "blocking"]
     policy = response.headers["content-security-policy"]
     assert "default-src 'self'" in policy
     assert "unsafe" not in policy

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -30,6 +30,7 @@ from paligemma.serve.middleware import Front
 from paligemma.serve.model_list import model_routes
 from paligemma.serve.native import native_routes
 from paligemma.serve.openapi import describe
+from paligemma.serve.page_document import page_document
 from paligemma.serve.tasks import TASKS
 
 PAGE = Path(__file__).with_name("page")
@@ -109,9 +110,11 @@ def create_app(
     if has_page and (PAGE / "index.html").is_file():
         app.mount("/static", StaticFiles(directory=PAGE), name="static")
 
+        document = page_document(PAGE)
+
         @app.get("/", include_in_schema=False)
-        async def page() -> FileResponse:
-            return FileResponse(PAGE / "index.html")
+        async def page() -> Response:
+            return document
 
     return app
 

@@ -25,12 +25,12 @@ from paligemma.serve.record import Record, current
 logger = logging.getLogger(__name__)
 requests_log = logging.getLogger("paligemma.serve.requests")
 
-_CSP = (
+CONTENT_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {
-    "Content-Security-Policy": _CSP,
+    "Content-Security-Policy": CONTENT_POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
