@@ -116,7 +116,7 @@ def test_a_body_that_dribbles_is_dropped_in_time(server: Live) -> None:
         (b'{"seed": ' + b"9" * 5000 + b"}", "must be JSON"),
         (b"", "must be JSON"),
         (b'"a', "must be JSON"),
-        (b"[]", "dictionary"),
+        (b"[]", "the body must be an object, got a list of 0"),
     ],
     ids=range(11),
 )

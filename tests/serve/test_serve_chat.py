@@ -324,7 +324,7 @@ def test_every_field_of_the_client_has_a_rule() -> None:
         ({"modalities": ["text", "audio"]}, "no modalities"),
         ({"temperature": 3}, "temperature"),
         ({"top_p": 0}, "top_p"),
-        ({"n": 0}, "n:"),
+        ({"n": 0}, "n must be at least 1, got 0"),
         ({"n": 99}, "n may be 8"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 10**6}, "max_tokens may be"),
@@ -350,6 +350,16 @@ def test_every_field_of_the_client_has_a_rule() -> None:
             {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
             "got 'input_audio'",
         ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages.0.content.0.image_url is missing",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "a"}]}]},
+            "messages.0.content.0.image_url must be an object, got 'a'",
+        ),
+        ({"messages": [{"role": "user", "content": 3}]}, "must be a text or a list, got 3"),
+        ({"response_format": {"type": "xml"}}, "response_format.type must be 'text', "),
         ({"messages": [user(CAPTION, *["data:image/png;base64,AAAA"] * 9)]}, "8 pictures, got 9"),
     ],
 )

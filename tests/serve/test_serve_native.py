@@ -102,6 +102,25 @@ def test_a_picture_is_asked_again_by_its_id(client: TestClient, desk: str) -> No
             {"labels": "star", "thresold": 1},
             "there is no field thresold here; did you mean threshold?",
         ),
+        ({"labels": 3}, "labels must be a list or a text, got 3"),
+        ({"labels": ["star", 3]}, "labels.1 must be a text, got 3"),
+        ({"labels": "star", "seed": -1}, "seed must be at least 0, got -1"),
+        ({"labels": "star", "seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"labels": "star", "top_p": 0}, "top_p must be above 0.0, got 0"),
+        ({"labels": "star", "stream": "on"}, "stream must be true or false, got 'on'"),
+        (
+            {"labels": "star", "probabilities": "all"},
+            "probabilities must be 'vocabulary' or 'allowed', got 'all'",
+        ),
+        (
+            {"labels": "star", "image_id": "x" * 200},
+            "image_id must be a text of at most 100 characters, got a text of 200 characters",
+        ),
+        (
+            {"labels": "star", "choices": []},
+            "choices must be a list of at least 1, got a list of 0",
+        ),
+        ({"labels": "star", "json_schema": []}, "json_schema must be an object, got a list of 0"),
     ],
 )
 def test_a_field_that_is_missing_or_misspelt_is_named(
