@@ -94,6 +94,7 @@ def test_a_pipe_in_a_folder_is_not_waited_for(
         (("detect", "--labels", "star"), "Missing argument 'IMAGE...'"),
         (("run", "photos", "ocr", "--csv"), "write objects, and the prompt asks for none"),
         (("detect", "photos", "star", "--csv", "--json"), "takes --json or --csv"),
+        (("detect", "photos", "star", "--csv", "./o", "--coco", "o"), "got one name twice"),
         (("detect", "photos", "photos/a.jpg", "star", "--coco", "photos/a.jpg"), "is one of them"),
     ],
 )

@@ -162,6 +162,11 @@ class Exports:
     ) -> None:
         self._choice, self._names, self._classes = choice, names, list(dict.fromkeys(labels))
         self._num_empty: dict[str, int] = {}
+        if len({os.path.realpath(path) for path in choice.files}) < len(choice.files):
+            raise ConfigError(
+                "each of --coco, --csv and --yolo writes files of its own, got one name twice: "
+                f"{', '.join(map(str, choice.files))}; name another"
+            )
         self._csv: TextIO | None = None
         if choice.yolo is not None:
             _require_distinct(names.values())

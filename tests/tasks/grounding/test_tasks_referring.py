@@ -303,6 +303,7 @@ def test_a_missing_or_wrong_field_is_named(
         ({"bbox": [1, 2, 3, float("nan")]}, "bbox must be"),
         ({"segmentation": [[1, 2, 3, 4]]}, "annotation 101: segmentation must be polygons"),
         ({"segmentation": None}, "segmentation must be polygons"),
+        ({"segmentation": [[10**400] * 6]}, "segmentation must be polygons"),
         ({"segmentation": [["a"] * 6]}, "segmentation must be polygons"),
         ({"segmentation": {"size": [2, 2], "counts": [4]}}, r"lies on a picture of \[20, 40\]"),
         ({"segmentation": {"size": [20, 40], "counts": [1]}}, "run lengths must"),

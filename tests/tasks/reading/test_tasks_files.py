@@ -217,3 +217,8 @@ def test_digits_are_a_number_up_to_the_length_of_ids() -> None:
 @pytest.mark.parametrize("text", ["9" * 5000, "None", "007", "7"])
 def test_an_id_of_coco_may_be_any_text(text: str) -> None:
     assert coco_id(FileRow({"id": text}, "here"), "id") == (7 if text == "7" else text)
+
+
+def test_a_place_longer_than_names_are_holds_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must hold xxx"):
+        find_file(tmp_path, "x" * 5000, source="there")

@@ -337,7 +337,10 @@ def _object(row: FileRow) -> tuple[CocoId, CocoId, dict[str, Any]]:
 
 
 def polygon_rings(rings: Any) -> list[list[float]]:
-    numbers = [[float(n) for n in ring] for ring in rings]
+    try:
+        numbers = [[float(n) for n in ring] for ring in rings]
+    except OverflowError as error:
+        raise ValueError("a corner is no place in a picture") from error
     if not numbers or any(len(ring) < 6 or len(ring) % 2 for ring in numbers):
         raise ValueError("a polygon has at least three corners")
     if any(not abs(n) < _FARTHEST_PX for ring in numbers for n in ring):

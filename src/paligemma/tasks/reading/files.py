@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -38,7 +39,7 @@ def find_file(data: Path, *candidates: str, source: str) -> Path:
     """
     for candidate in candidates:
         path = Path(data) / candidate
-        if path.exists():
+        if os.path.exists(path):  # also of a name longer than files have
             return path
     raise DataError(
         f"the data folder {data} must hold {' or '.join(candidates)}, which comes from {source}; "
