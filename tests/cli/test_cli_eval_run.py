@@ -151,9 +151,10 @@ def test_missing_data_is_named_before_a_model_is_loaded(
     none = paligemma("eval", "docvqa", "--model", "no/such")
     assert none.status == 2
     assert "docvqa reads its files from a folder, got none" in none.err
+    assert "or its parquet copy lmms-lab/DocVQA" in none.err
     empty = paligemma("eval", "docvqa", "--model", "no/such", "--data", tmp_path / "nowhere")
     assert empty.status == 2
-    assert "val_v1.0_withQT.json" in empty.err
+    assert f"there is no {tmp_path / 'nowhere'}; it must hold val_v1.0_withQT.json" in empty.err
     assert "rrc.cvc.uab.es" in empty.err
     (docvqa / "val_v1.0_withQT.json").write_text('{"data": []}')
     bare = paligemma("eval", "docvqa", "--model", "no/such", "--data", docvqa)

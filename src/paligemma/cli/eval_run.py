@@ -399,6 +399,8 @@ def _look_at_data(task: Task, data: Path | None, split: str, options: EvalOption
         return
     if data is None:
         needed = ", ".join(one.path for one in task.files)
+        if task.hub_copy is not None:
+            needed += f", or its parquet copy {' or '.join(task.hub_copy.names)}"
         raise ConfigError(
             f"{task.name} reads its files from a folder, got none; download {needed} (see "
             f"`paligemma eval list {task.name}`) and name the folder with --data"

@@ -41,8 +41,9 @@ def find_file(data: Path, *candidates: str, source: str) -> Path:
         path = Path(data) / candidate
         if os.path.exists(path):  # also of a name longer than files have
             return path
+    there = f"the data folder {data}" if Path(data).exists() else f"there is no {data}; it"
     raise DataError(
-        f"the data folder {data} must hold {' or '.join(candidates)}, which comes from {source}; "
+        f"{there} must hold {' or '.join(candidates)}, which comes from {source}; "
         "download it there or pass another data folder"
     )
 
