@@ -57,6 +57,8 @@ def test_keywords_of_loading_are_taken_in_their_meaning(
         ({"local_files_only": True}, "HF_HUB_OFFLINE=1"),
         ({"load_in_4bit": True}, "quant='int4'"),
         ({"attn_implementation": "sdpa"}, "leave it out"),
+        ({"variant": "fp16"}, "the revision that holds it"),
+        ({"proxies": {}}, "HTTPS_PROXY"),
     ],
 )
 def test_keywords_of_loading_without_a_meaning_here_name_ours(
@@ -71,7 +73,7 @@ def test_keywords_of_loading_without_a_meaning_here_name_ours(
     ("theirs", "ours"),
     [
         ({"max_tokens": 5}, {"max_new_tokens": 5}),
-        ({"max_new_tokens": 5, "do_sample": False}, {"max_new_tokens": 5}),
+        ({"max_new_tokens": 5, "do_sample": False, "use_cache": True}, {"max_new_tokens": 5}),
         ({"max_tokens": 5, "do_sample": False, "temperature": 2.0}, {"max_new_tokens": 5}),
         ({"max_new_tokens": 5, "use_cache": True, "pad_token_id": 0}, {"max_new_tokens": 5}),
         (
@@ -106,6 +108,11 @@ def test_keywords_of_asking_are_taken_in_their_meaning(
         ({"eos_token_id": 7}, "an answer ends at the model's own <eos>"),
         ({"early_stopping": True}, "beams end as in big_vision"),
         ({"streamer": print}, "call stream"),
+        ({"n": 2}, "best_of"),
+        ({"bos_token_id": 0}, "it is the tokenizer's"),
+        ({"generation_config": {"num_beams": 2}}, "as keywords"),
+        ({"presence_penalty": 0.5}, "no_repeats"),
+        ({"confidence": 0.5}, "pass threshold"),
         ({"frames": [DESK, DESK]}, r"Frames\(\[...\]\)"),
     ],
 )

@@ -23,27 +23,39 @@ _LOADING = {
     "local_files_only": "set HF_HUB_OFFLINE=1; a model that is on this machine is not asked for",
     "force_download": "remove the model from the hub's cache",
     "subfolder": "name the folder itself",
+    "variant": "name the folder or the revision that holds it",
+    "proxies": "set HTTPS_PROXY",
     "load_in_4bit": "pass quant='int4' or quant='nf4'",
     "load_in_8bit": "pass quant='int8'",
     "quantization_config": "pass quant='int4', 'int8' or 'nf4'",
     "attn_implementation": "leave it out; every device has its fastest exact way",
     "max_memory": "name the devices, as in device='cuda:0,cuda:1'",
 }
+_NO_REPEATS = "pass constrain=True and no_repeats=True for objects"
 _ASKING = {
     "max_length": "pass max_new_tokens, which counts the answer alone",
     "min_new_tokens": "leave it out; an answer ends where the model ends it",
     "num_return_sequences": "ask again with another seed, or pass best_of",
-    "repetition_penalty": "pass constrain=True and no_repeats=True for objects",
     "return_dict_in_generate": "leave it out; an answer has score and token_logprobs",
     "output_scores": "leave it out; an answer has score and token_logprobs",
     "frames": "pass Frames([...]) in the place of the picture",
     "eos_token_id": "leave it out; an answer ends at the model's own <eos>",
     "early_stopping": "leave it out; beams end as in big_vision",
-    "no_repeat_ngram_size": "pass constrain=True and no_repeats=True for objects",
+    "no_repeat_ngram_size": _NO_REPEATS,
     "stop_strings": "cut the text yourself, or bound it by max_new_tokens",
     "streamer": "call stream, or stream_events",
-    "conf": "pass threshold",
-    "iou": "pass max_overlap",
+    "generation_config": "pass what it holds as keywords, such as max_new_tokens and num_beams",
+    "n": "ask again with another seed, or pass best_of",
+    "stop": "leave it out; an answer ends where the model ends it",
+    "batch_size": "leave it out; a list of pictures is a batch, within the memory there is",
+    "bos_token_id": "leave it out; it is the tokenizer's",
+    **dict.fromkeys(("frequency_penalty", "presence_penalty"), _NO_REPEATS),
+    "repetition_penalty": _NO_REPEATS,
+    **dict.fromkeys(
+        ("conf", "confidence", "conf_threshold", "score_threshold", "box_threshold"),
+        "pass threshold",
+    ),
+    **dict.fromkeys(("iou", "iou_threshold", "nms_threshold"), "pass max_overlap"),
 }
 
 
