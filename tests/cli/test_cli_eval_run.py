@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from task_files import write_json_lines, write_picture
 
 from paligemma.cli.eval_run import default_folder, task_of
 from paligemma.cli.options import ModelChoice
@@ -339,6 +342,35 @@ def test_ids_that_come_twice_in_the_data_are_refused_by_run_and_score_alike(
     run = paligemma("eval", "docvqa", "--data", docvqa)
     for done in (scored, run):
         assert (done.status, "'100' occurs twice; remove the copy" in done.err) == (2, True)
+
+
+def test_the_page_of_scored_predictions_has_the_command_that_scores_them_again(
+    paligemma: Any, docvqa: Path
+) -> None:
+    Path("theirs.jsonl").write_text('{"id": "100", "text": "0"}')
+    words = ["eval", "score", "theirs.jsonl", "--task", "docvqa", "--split", "val"]
+    words += ["--data", str(docvqa), "--html", "page.html"]
+    assert paligemma(*words).status == 0
+    page = html.unescape(Path("page.html").read_text())
+    assert shlex.join(["paligemma", *words]) in page
+
+
+def test_masks_of_another_program_count_for_own_rows(paligemma: Any, tmp_path: Path) -> None:
+    mask = np.zeros((8, 12), bool)
+    mask[:4, :6] = True
+    write_picture(tmp_path / "own" / "a.png")
+    suffix = "<loc0000><loc0000><loc0512><loc0512> cat"
+    row = {"image": "a.png", "prefix": "segment cat", "suffix": suffix, "masks": [encode_rle(mask)]}
+    write_json_lines(tmp_path / "own" / "test.jsonl", [row])
+    found = {"label": "cat", "box_yxyx": [0, 0, 0.5, 0.5], "score": 0.9}
+    words = ("eval", "score", "theirs.jsonl", "--task", "own", "--split", "test", "--json")
+    for more, measures in (({"mask": encode_rle(mask)}, {"segment_miou": 100.0}), ({}, {})):
+        said = {"id": "test/1", "text": "", "objects": [{**found, **more}]}
+        write_json_lines(Path("theirs.jsonl"), [said])
+        figures = paligemma(*words, "--data", tmp_path / "own").json["figures"]
+        scores = {one["measure"]: one["value"] for one in figures}
+        assert scores["detect_ap50"] == 100.0
+        assert {name: scores[name] for name in scores if name == "segment_miou"} == measures
 
 
 # Masks that somebody else's answers only spell

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -107,6 +109,8 @@ def score_command(
     found, notices = match_examples(
         read_predictions(predictions, examples), examples, missing=missing
     )
+    if task.with_masks is not None and any(o.mask for one in found for o in one.objects):
+        examples = [task.with_masks(one, None) for one in examples]
     if codec_path is not None:
         from paligemma.jobs.model_answerer import fingerprint
         from paligemma.outputs.vqvae import load_mask_codec
@@ -162,13 +166,14 @@ def _examples(
     if split is None:
         split = default_split(task, data)
         _require_scored(task, split)
+    words = click.get_current_context().find_root().obj or sys.argv[1:]
     config = RunConfig(
         task=task.name,
         split=split,
         model=model_name,
         data=None if data is None else str(data),
         settings={"predictions": str(predictions)},
-        command=f"paligemma eval score {predictions} --task {task.name}",
+        command=shlex.join(["paligemma", *map(str, words)]),
     )
     where = f"{task.name} {split}" + ("" if data is None else f" in {data}")
     return config, sample_examples(task.read(data or Path("."), split), where=where)
