@@ -30,6 +30,16 @@ def test_a_file_below_a_root_is_read(tree: Path, name: str) -> None:
     assert Roots([tree / "open"]).read(name.format(tree)) == b"a"
 
 
+def test_a_home_stands_for_its_folder_but_opens_nothing(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tree))
+    assert Roots([tree / "open"]).read("~/open/a.png") == b"a"
+    for name in ("~/secret", "~/open/../secret", "~root/x", "~"):
+        with pytest.raises(ImageError, match=r"below a root|existing file"):
+            Roots([tree / "open"]).read(name)
+
+
 def test_links_that_stay_below_are_followed_and_a_root_may_be_a_link(tree: Path) -> None:
     (tree / "open" / "inner").symlink_to("deep/b.png")
     (tree / "other").symlink_to("open")

@@ -37,7 +37,7 @@ class Roots:
         """The bytes of a file.
 
         Args:
-            name: its path, absolute or below one of the folders.
+            name: its path, absolute, from `~/`, or below one of the folders.
 
         Raises:
             ImageError: it lies elsewhere, which is said whether it is there or not; it is no file,
@@ -76,7 +76,8 @@ class Roots:
     def _below(self, folder: Path, name: str) -> Path | None:
         """The file that a name stands for, if it lies below the folder."""
         try:
-            path = (folder / name).resolve()
+            # A home is that of the server: agents repeat what users write.
+            path = (folder / (Path(name).expanduser() if name[:2] == "~/" else name)).resolve()
         except (OSError, ValueError, RuntimeError):  # a circle of links, or NUL in the name
             return None
         return path if path != folder and path.is_relative_to(folder) else None
