@@ -116,6 +116,16 @@ def test_samples_without_an_id_of_the_data_are_matched_by_place(tmp_path: Path) 
     assert "4 of 9 examples have no prediction" in notices
 
 
+def test_places_of_a_log_are_certain_where_all_questions_are_the_same(tmp_path: Path) -> None:
+    """lmms-eval counts from 0, so that even the one answer about the second picture is known."""
+    prefix = "answer en Is there a dog?"
+    examples = [
+        Example(id=f"random/{k}", prefix=prefix, pictures=(), references="yes") for k in (1, 2, 3)
+    ]
+    rows = [sample(k, one) for k, one in enumerate(examples)]
+    assert answered(tmp_path, rows[1:2], examples)[0] == {"random/2": "random/2"}
+
+
 def test_a_log_in_one_file_holds_the_rows_of_the_data(tmp_path: Path) -> None:
     examples = pope()
     logs = [

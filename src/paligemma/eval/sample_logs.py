@@ -75,17 +75,21 @@ def by_place(rows: Sequence[Mapping[str, Any]], examples: Sequence[Example]) -> 
     asked = [text.lower() for row in rows if isinstance(text := _prompt(row), str)]
     if not len(rows) == len(numbers) == len(asked) > 0:
         return []
+    is_log = all("doc_id" in row for row in rows)  # which counts from 0
+    firsts = _FIRST_NUMBERS[:1] if is_log else _FIRST_NUMBERS
     found = []
     for ordered in _orders(examples):
-        for first in _FIRST_NUMBERS:
+        for first in firsts:
             places = [number - first for number in numbers]
             if min(places) < 0 or max(places) >= len(ordered):
                 continue
             named = [ordered[place] for place in places]
             if all(_question(one) in text for one, text in zip(named, asked, strict=True)):
                 found.append(named)
-    is_certain = len({tuple(one.id for one in named) for named in found}) == 1
-    return found[0] if is_certain and len(set(map(_question, found[0]))) > 1 else []
+    if len({tuple(one.id for one in named) for named in found}) != 1:
+        return []
+    # Other numbers are places only if questions tell them apart.
+    return found[0] if is_log or len(set(map(_question, found[0]))) > 1 else []
 
 
 def _number(row: Mapping[str, Any]) -> int | None:
