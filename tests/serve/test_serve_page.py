@@ -552,6 +552,24 @@ def test_no_width_needs_scrolling_sideways(tab: Tab) -> None:
             assert page.evaluate(overflow) <= 0, (view, width)
 
 
+def test_an_answer_below_the_fold_comes_onto_the_screen(tab: Tab) -> None:
+    page = tab.with_example()
+    page.set_viewport_size({"width": 390, "height": 844})
+    box = "document.querySelector('.answer').getBoundingClientRect()"
+    for task, text in (("Caption", None), ("Detect", "star ; heart ; sign ; digit ; circle")):
+        page.evaluate("scrollTo(0, 0)")
+        tab.ask(task, text)
+        tab.answered()
+        top, height = page.evaluate(f"(({{top, height}}) => [top, height])({box})")
+        assert height > 60
+        assert 0 < top + min(height, 160) <= 844
+    page.set_viewport_size({"width": 1440, "height": 1100})
+    page.evaluate("scrollTo(0, 0)")
+    tab.ask("Detect", "star")
+    tab.answered()
+    assert page.evaluate("scrollY") == 0
+
+
 def test_axe_finds_nothing(tab: Tab) -> None:
     source, server = axe_source(), tab.server
     found: dict[str, list[str]] = {}

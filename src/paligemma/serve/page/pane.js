@@ -7,6 +7,7 @@ import { Viewer } from "./viewer.js";
 
 const MAX_TRIES = 4;
 const DEFAULT_WAIT_S = 2; // where a busy server names no time
+const SHOWN_PX = 160; // of an answer below the fold, as on a telephone: its words or first lines
 
 export class Pane {
   /** @param {{onDone: Function, onSettings: Function}} listeners */
@@ -61,6 +62,7 @@ export class Pane {
       const answer = await this.#tries(question, options, picture, controller.signal);
       const ms = performance.now() - began;
       this.answer.done(answer, ms);
+      this.#bringIntoView();
       this.onDone(this, { question, options, answer, ms, picture });
     } catch (error) {
       if (controller.signal.aborted) {
@@ -74,6 +76,7 @@ export class Pane {
   async #tries(question, options, picture, signal) {
     for (let tries = 1; ; tries++) {
       this.answer.start();
+      this.#bringIntoView();
       try {
         return await ask(
           { task: question.call, fields: { ...question.fields, ...options } },
@@ -90,6 +93,14 @@ export class Pane {
         await this.#countDown(error, signal);
       }
     }
+  }
+
+  /** Scrolls down where the beginning of the answer is not on the screen, and no further. */
+  #bringIntoView() {
+    const { top, height } = this.answer.element.getBoundingClientRect();
+    const missing = top + Math.min(height, SHOWN_PX) + 16 - innerHeight;
+    const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    if (missing > 0) scrollBy({ top: missing, behavior: isCalm ? "instant" : "smooth" });
   }
 
   /** Waits as long as the server asks, with the seconds on show and a way to stop waiting. */
@@ -122,5 +133,6 @@ export class Pane {
       "Open the settings",
     );
     this.answer.fail(message, ...(error.status === 401 ? [settings] : []));
+    this.#bringIntoView();
   }
 }
