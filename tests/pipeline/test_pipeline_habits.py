@@ -56,7 +56,6 @@ def test_keywords_of_loading_are_taken_in_their_meaning(
         ({"cache_dir": "/cache"}, "HF_HUB_CACHE"),
         ({"local_files_only": True}, "HF_HUB_OFFLINE=1"),
         ({"load_in_4bit": True}, "quant='int4'"),
-        ({"variant": "fp16"}, "model.fp16.safetensors"),
         ({"max_pixels": 0}, "at least 1"),
         ({"attn_implementation": "sdpa"}, "leave it out"),
         ({"variant": "fp16"}, "the revision that holds it"),

@@ -30,7 +30,6 @@ _LOADING = {
     "quantization_config": "pass quant='int4', 'int8' or 'nf4'",
     "attn_implementation": "leave it out; every device has its fastest exact way",
     "use_flash_attention_2": "leave it out; every device has its fastest exact way",
-    "variant": "name the file itself, as in model_folder/model.fp16.safetensors",
     "offload_folder": "leave it out; pass quant='int4' where memory is short",
     "max_memory": "name the devices, as in device='cuda:0,cuda:1'",
 }
