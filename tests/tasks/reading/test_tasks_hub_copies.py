@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from hub_files import (
@@ -775,3 +779,36 @@ def test_groups_of_rows_are_kept_within_a_bound(
 )
 def test_whatever_a_column_holds_ends_in_a_sentence(case: Case, tmp_path: Path) -> None:
     require_sentences(case, tmp_path)
+
+
+def test_files_that_are_missing_or_twice_or_no_files_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chartqa_copy(tmp_path, chartqa_official(tmp_path / "official"))
+    (file,) = (tmp_path / "data").glob("test-*")
+    file = file.rename(file.with_name("test-00000-of-00003.parquet"))
+    os.mkfifo(file.with_name("test-00001-of-00003.parquet"))  # would be waited for
+    assert len(read("chartqa", tmp_path, "test")) == 4
+    assert "1 of the 3 files of test are there; figures are of these" in caplog.text
+    shutil.copy(file, file.with_name("test-00000-of-00003 (1).parquet"))
+    with pytest.raises(DataError, match="have one number; remove one"):
+        read("chartqa", tmp_path, "test")
+
+
+def test_a_file_that_was_replaced_gives_its_own_pictures(tmp_path: Path) -> None:
+    first = chartqa_official(tmp_path / "official")
+    chartqa_copy(tmp_path / "copy", first)
+    before = read("chartqa", tmp_path / "copy", "test")[0].pictures[0].read(10_000)
+    chartqa_copy(tmp_path / "copy", first[::-1])
+    after = read("chartqa", tmp_path / "copy", "test")[0].pictures[0].read(10_000)
+    assert before.shape != after.shape
+
+
+def test_letters_of_a_damaged_file_are_a_sentence(tmp_path: Path) -> None:
+    chartqa_copy(tmp_path, chartqa_official(tmp_path / "official"))
+    (file,) = (tmp_path / "data").glob("test-*")
+    table = pq.read_table(file)
+    queries = pa.array([b"\xf0\x28"] * len(table), pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(table.column_names.index("query"), "query", queries), file)
+    with pytest.raises(DataError, match="is damaged"):
+        read("chartqa", tmp_path, "test")

@@ -25,6 +25,7 @@ MAX_TABLES = 5_000
 MAX_DEPTH = 4
 _NUM_NAMED = 12
 _SHARD = re.compile(r"-\d+-of-\d+.*$")
+_SERIES = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9}).*")
 _YEAR = re.compile(r"20\d\d$")
 _WORDS = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
 _COMMON_PARTS = frozenset({"train", "val", "test", "testdev", "restval"})
@@ -55,7 +56,9 @@ def parquet_files(data: Path) -> list[Path]:
         depth = len(Path(place).relative_to(data).parts)
         folders[:] = [one for one in folders if depth < MAX_DEPTH and not one.startswith(".")]
         found += [Path(place) / one for one in names if one.endswith(".parquet")]
-    return sorted(path for path in found if not path.name.startswith("."))[:MAX_TABLES]
+    # A link to nothing stays, to be named; a pipe would be waited for without an end.
+    kept = (path for path in found if path.is_file() or not path.exists())
+    return sorted(path for path in kept if not path.name.startswith("."))[:MAX_TABLES]
 
 
 def copy_tables(data: Path, copy: HubCopy) -> list[Table]:
@@ -216,4 +219,33 @@ def _of_one_folder(data: Path, tables: list[Table], copy: HubCopy) -> list[Table
             f"one part of a copy must lie in one folder, {places} both hold it; name one of them "
             "with --data"
         )
-    return [table for table in tables if table.path.parent == folders[0]]
+    own = [table for table in tables if table.path.parent == folders[0]]
+    _require_series(own)
+    return own
+
+
+def _require_series(tables: Sequence[Table]) -> None:
+    """Warn where files are numbered and not all of a series are there.
+
+    Raises:
+        DataError: two have one number, as a file that was downloaded twice.
+    """
+    numbers: dict[tuple[str, int], dict[int, Path]] = {}
+    for table in tables:
+        if series := _SERIES.fullmatch(table.path.stem):
+            there = numbers.setdefault((series[1], int(series[3])), {})
+            other = there.setdefault(int(series[2]), table.path)
+            if other != table.path:
+                raise DataError(
+                    f"a file of a copy is there once, {other.name} and {table.path.name} in "
+                    f"{other.parent} have one number; remove one of them"
+                )
+    for (name, total), there in numbers.items():
+        if len(there) < total:
+            logger.warning(
+                "%s: %d of the %d files of %s are there; figures are of these",
+                tables[0].path.parent,
+                len(there),
+                total,
+                name,
+            )

@@ -68,14 +68,15 @@ def parquet_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, int, dic
         while True:
             try:
                 batch = next(batches, None)
+                records = None if batch is None else batch.to_pylist()
             except (OSError, ValueError) as error:
                 raise DataError(
                     f"{path}, group {group} of its rows, is damaged ({str(error)[:200]}); download "
                     "it again"
                 ) from error
-            if batch is None:
+            if records is None:
                 break
-            for record in batch.to_pylist():
+            for record in records:
                 yield group, place, record
                 place += 1
 
@@ -84,12 +85,12 @@ class _Groups:
     """Columns of pictures that were read last, by file, group and name; safe for threads."""
 
     def __init__(self) -> None:
-        self._columns: OrderedDict[tuple[Path, int, str], Any] = OrderedDict()
+        self._columns: OrderedDict[tuple[object, ...], Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def column(self, path: Path, group: int, name: str) -> Any:
         with self._lock:
-            key = (path, group, name)
+            key = (path, _stamp(path), group, name)
             if key not in self._columns:
                 self._columns[key] = _read_column(path, group, name)
                 while len(self._columns) > 1 and self._num_bytes() > _KEPT_BYTES:
@@ -99,6 +100,15 @@ class _Groups:
 
     def _num_bytes(self) -> int:
         return sum(column.nbytes for column in self._columns.values())
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What differs once a file is replaced."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 _groups = _Groups()
@@ -146,7 +156,10 @@ class ParquetPicture:
 
     def encoded(self) -> bytes:
         """The bytes of the picture; raise ImageError where there are none."""
-        cell = _groups.column(self.path, self.row_group, self.column)[self.row].as_py()
+        column = _groups.column(self.path, self.row_group, self.column)
+        if self.row >= len(column):
+            raise ImageError(f"{self.path} was replaced while it was read; begin again")
+        cell = column[self.row].as_py()
         if isinstance(cell, list):
             cell = cell[0] if cell else None
         found = cell.get("bytes") if isinstance(cell, dict) else cell
