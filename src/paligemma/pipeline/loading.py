@@ -166,10 +166,7 @@ class LoadOptions:
             check_kv_cache_dtype(self.kv_cache_dtype)
         require_whole("max_pixels", self.max_pixels)
         if self.max_pixels < 1:
-            raise ConfigError(
-                f"max_pixels must be at least 1, or no picture is read, got {self.max_pixels}; "
-                f"{MAX_PIXELS} is the default"
-            )
+            raise ConfigError(f"max_pixels must be at least 1, got {self.max_pixels}")
         if self.image_size_px is not None:
             require_whole("image_size_px", self.image_size_px)
         if self.image_size_px is not None and not 1 <= self.image_size_px <= MAX_IMAGE_SIZE_PX:
