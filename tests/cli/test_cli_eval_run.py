@@ -355,6 +355,17 @@ def test_the_page_of_scored_predictions_has_the_command_that_scores_them_again(
     assert shlex.join(["paligemma", *words]) in page
 
 
+def test_a_notice_on_the_data_is_said_once_a_command(paligemma: Any, tmp_path: Path) -> None:
+    """They are looked at before a model loads, and read again when it is asked."""
+    image = write_picture(tmp_path / "own" / "a.png")
+    row = {"image": str(image.absolute()), "prefix": "answer en what?", "suffix": "a cat"}
+    write_json_lines(tmp_path / "own" / "test.jsonl", [row])
+    words = ("eval", "own", "--data", tmp_path / "own", "--split", "test", "--no-html")
+    for output in ("one", "two"):
+        done = paligemma(*words, "--output", output)
+        assert (done.status, done.err.count("which is taken to be a.png")) == (0, 1)
+
+
 def test_masks_of_another_program_count_for_own_rows(paligemma: Any, tmp_path: Path) -> None:
     mask = np.zeros((8, 12), bool)
     mask[:4, :6] = True

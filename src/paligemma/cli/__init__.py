@@ -210,18 +210,24 @@ class StderrLog(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._held: list[logging.LogRecord] | None = None
+        self._of_data: set[str] = set()
+
+    def forget(self) -> None:
+        """Begin another command: what was written about data may be written once more."""
+        self._of_data.clear()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record, or keep it for later."""
-        if self._held is None:
-            trace = (
-                f"\n{logging.Formatter().formatException(record.exc_info)}"
-                if record.exc_info
-                else ""
-            )
-            _complain(record.getMessage() + trace)
-        else:
+        if self._held is not None:
             self._held.append(record)
+            return
+        words = record.getMessage()
+        if record.name.startswith("paligemma.tasks."):  # commands read their data several times
+            if words in self._of_data:
+                return
+            self._of_data.add(words)
+        trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+        _complain(words + (f"\n{trace}" if trace else ""))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -257,4 +263,5 @@ def main(verbose: bool) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     log = logging.getLogger("paligemma")
     log.handlers[:] = [stderr_log]
+    stderr_log.forget()
     log.setLevel(logging.INFO if verbose else logging.WARNING)
