@@ -222,7 +222,9 @@ class StderrLog(logging.Handler):
             self._held.append(record)
             return
         words = record.getMessage()
-        if record.name.startswith("paligemma.tasks."):  # commands read their data several times
+        if str(record.name).startswith(
+            "paligemma.tasks."
+        ):  # commands read their data several times
             if words in self._of_data:
                 return
             self._of_data.add(words)
