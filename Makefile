@@ -14,7 +14,7 @@ SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo finetune-demo test test-web test-api check test-kernels fuzz bench clean distclean
+.PHONY: help demo finetune-demo test test-web test-api check test-kernels test-triton fuzz bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ test-kernels: $(VENV)/ready-dev ## the compiled kernels under the compiler's san
 	PALIGEMMA_KERNELS=$(CURDIR)/build/sanitized.so ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BIN)/python -m pytest tests/kernels \
 		tests/model/test_packed_step.py
+
+test-triton: $(VENV)/ready-dev ## the kernels for a GPU in an interpreter and by their compiler; a minute
+	$(PIP) install --quiet 'triton>=3.9'
+	$(BIN)/python -m pytest tests/model/test_triton_step.py
 
 fuzz: $(VENV)/ready-dev ## try hostile inputs for SECONDS (300) from SEED (0)
 	$(BIN)/python -m tests.fuzz --seed $(SEED) --seconds $(SECONDS)

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import copy
 import json
+import os
 import signal
 import statistics
 import sys
@@ -199,6 +200,22 @@ def raw_answer(model: PaliGemmaModel, batch: Batch, num_tokens: int) -> list[lis
         positions = positions + 1
         ids.append(logits.argmax(dim=-1))
     return torch.stack(ids, dim=1).tolist()
+
+
+@contextlib.contextmanager
+def own_kernels() -> Iterator[None]:
+    """With the package's own kernels for a GPU."""
+    os.environ["PALIGEMMA_GPU_STEP"] = "on"
+    try:
+        yield
+    finally:
+        del os.environ["PALIGEMMA_GPU_STEP"]
+
+
+def answer_by_kernels(model: PaliGemmaModel, batch: Batch, num_tokens: int) -> list[list[int]]:
+    """`our_answer` by the package's own kernels."""
+    with own_kernels():
+        return our_answer(model, batch, num_tokens)
 
 
 def build_peer(ours: PaliGemmaModel) -> Any:
@@ -423,6 +440,7 @@ def make_peer(bench: Bench) -> dict[str, Any]:
 def engines_of(bench: Bench) -> dict[str, Callable[[Batch, int], list[list[int]]]]:
     ours, peer = bench.models["ours"], bench.models.get("peer")
     engines = {"ours": lambda batch, n: our_answer(ours, batch, n)}
+    engines["ours, own kernels"] = lambda batch, n: answer_by_kernels(ours, batch, n)
     if peer is not None:
         engines["transformers"] = lambda batch, n: peer_answer(peer, ours, batch, n)
     return engines
@@ -539,7 +557,14 @@ def measure_second_family(bench: Bench) -> dict[str, Any]:
         "build_s": build_s,
         "first_token_ms": spread(first),
         "parts_ms": prefill_parts(bench, model, batch),
-        **decode_table(bench, {"ours": lambda rows, n: our_answer(model, rows, n)}, model),
+        **decode_table(
+            bench,
+            {
+                "ours": lambda rows, n: our_answer(model, rows, n),
+                "ours, own kernels": lambda rows, n: answer_by_kernels(model, rows, n),
+            },
+            model,
+        ),
     }
 
 
@@ -590,21 +615,33 @@ def measure_fewer_bits(bench: Bench) -> dict[str, Any]:
                 "quantise_peak_gb": bench.peak_gb(before),
                 "against bfloat16": distance(forced_logits(model, torch.bfloat16), expected),
             }
-            repeats = max(1, bench.repeats // 2)
-            first = bench.seconds(partial(raw_answer, model, batch, 1), repeats=repeats)
-            long = partial(raw_answer, model, batch, 1 + bench.num_tokens)
-            whole = bench.seconds(long, repeats=repeats, warm=0)
-            steps = [(s - min(first)) / bench.num_tokens for s in whole]
-            row |= {
-                "first_token_ms": spread(first),
-                "step_ms": spread(steps),
-                "tokens_per_s": 1 / statistics.median(steps),
-            }
+            row |= speed_of(bench, model, batch)
+            with own_kernels():
+                by_kernels = distance(forced_logits(model, torch.bfloat16), expected)
+                row["own kernels"] = {
+                    "decoding": model.decode_route(),
+                    "against bfloat16": by_kernels,
+                    **speed_of(bench, model, batch),
+                }
         except Exception as error:
             row = {"error": f"{type(error).__name__}: {error}"[:500]}
         found[name] = row
         model = None
     return found
+
+
+def speed_of(bench: Bench, model: PaliGemmaModel, batch: Batch) -> dict[str, Any]:
+    """First token and decoding of one row by the model's own methods."""
+    repeats = max(1, bench.repeats // 2)
+    first = bench.seconds(partial(raw_answer, model, batch, 1), repeats=repeats)
+    long = partial(raw_answer, model, batch, 1 + bench.num_tokens)
+    whole = bench.seconds(long, repeats=repeats, warm=0)
+    steps = [(s - min(first)) / bench.num_tokens for s in whole]
+    return {
+        "first_token_ms": spread(first),
+        "step_ms": spread(steps),
+        "tokens_per_s": 1 / statistics.median(steps),
+    }
 
 
 def measure_compiled_peer(bench: Bench) -> dict[str, Any]:
@@ -674,6 +711,8 @@ def stages_of(options: argparse.Namespace) -> list[Stage]:
             name="transformers compiled", run=measure_compiled_peer, limit_s=options.compile_s
         )
         stages.append(compiled)
+    if options.only:
+        stages = [one for one in stages if one.name in options.only.split(",")]
     return stages
 
 
@@ -752,7 +791,7 @@ def table_of(stages: dict[str, Any]) -> Iterator[str]:
             yield f"| {side} | " + " | ".join(map(short, cells)) + " |"
     yield "| decoding | ms a step | tokens/s | share of bandwidth |"
     yield "|---|---|---|---|"
-    for stage in ("decoding", "PaliGemma 2", "experiment: decode step as a CUDA graph"):
+    for stage in ("decoding", "PaliGemma 2"):
         for size, row in stages.get(stage, {}).items():
             for name, cell in row.items() if isinstance(row, dict) else ():
                 if isinstance(cell, dict) and "tokens_per_s" in cell:
@@ -771,6 +810,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget-s", type=float, default=480, help="bound of the whole run")
     parser.add_argument("--compile-s", type=int, default=120, help="bound of the compiled peer")
     parser.add_argument("--experiments", action="store_true", help="also what is no part of it yet")
+    parser.add_argument("--only", help="stages by name, with commas; by default all")
     parser.add_argument("--no-peer", action="store_true", help="this package alone")
     parser.add_argument("--tiny", action="store_true", help="small shapes on the CPU")
     parser.add_argument("--device", help="by default cuda, with --tiny cpu")

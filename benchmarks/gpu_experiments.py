@@ -1,13 +1,14 @@
 """Experiments on a CUDA device, measured by gpu.py --experiments: no part of the library.
 
-How far a decode step is from the memory's bandwidth, what a CUDA graph would give, where the time
-goes, and what other routes of attention and logits cost.
+Where the time of a prefill and of a decode step goes, other tiles of the step's products, and what
+other routes of attention and logits cost.
 
 Axes: B rows, S key tokens, N query heads, K key/value heads, H head dim, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -21,143 +22,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paligemma.kernels.attention import attend
 from paligemma.kernels.linear import logits_product
-from paligemma.model import KVCache, PaliGemmaModel
+from paligemma.model import PaliGemmaModel
 
 if TYPE_CHECKING:
     from gpu import Bench
 
-NUM_GRAPH_TOKENS = 32
-_WARM_STEPS = 3
 _PROFILED_STEPS = 10
 _NUM_LINES = 15
-
-
-class StaticCache:
-    """A filled cache of which no shape and no slot is known to the host: a step can be captured.
-
-    Attention reads the whole capacity; `valid` hides what is not written yet.
-
-    Attributes:
-        next: int64[B] on the device, the next slot of each row.
-        length: number of slots that attention reads: all of them.
-    """
-
-    def __init__(self, cache: KVCache) -> None:
-        self.keys, self.values = cache.keys, cache.values
-        self.valid, self.positions = cache.valid, cache.positions
-        self.length = cache.capacity
-        self.next = cache.ends.to(cache.valid.device)
-        self._rows = torch.arange(len(self.next), device=self.next.device)
-
-    def extend(self, positions: Tensor) -> None:
-        self.valid.scatter_(1, self.next[:, None], True)
-        self.positions.scatter_(1, self.next[:, None], positions)
-
-    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        for stored, new in ((self.keys[layer], k), (self.values[layer], v)):
-            stored.index_put_((self._rows, self.next), new[:, 0].to(stored.dtype))
-        return self.keys[layer].to(k.dtype), self.values[layer].to(v.dtype)
-
-
-class StaticDecoder:
-    """Greedy decoding whose step reads and writes the same tensors every time."""
-
-    def __init__(self, model: PaliGemmaModel, bench: Bench, num_rows: int, room: int) -> None:
-        from gpu import question
-
-        self.model = model
-        batch = question(model, num_rows)
-        assert batch.images is not None
-        soft_tokens = model.encode_image(batch.images)
-        capacity = soft_tokens.shape[1] + batch.tokens.shape[1] + room
-        # A multiple of eight keeps every row of the mask aligned.
-        cache = model.new_cache(num_rows, -(-capacity // 8) * 8, torch.bfloat16)
-        logits, self.positions = model.prefill(
-            soft_tokens, batch.tokens, batch.mask_ar, batch.mask_input, cache
-        )
-        self.first = logits.argmax(dim=-1)
-        self.tokens = self.first.clone()
-        self.cache = StaticCache(cache)
-        self._start = self.positions.clone(), self.cache.next.clone(), cache.valid.clone()
-
-    def step(self) -> None:
-        logits = self.model.decode_step(self.tokens, self.positions, self.cache)
-        self.tokens.copy_(logits.argmax(dim=-1))
-        self.positions.add_(1)
-        self.cache.next.add_(1)
-
-    def rewind(self) -> None:
-        """Back to the state after the prompt."""
-        positions, slots, valid = self._start
-        self.tokens.copy_(self.first)
-        self.positions.copy_(positions)
-        self.cache.next.copy_(slots)
-        self.cache.valid.copy_(valid)
-
-    def run(self, step: Callable[[], None], num_tokens: int) -> None:
-        """So many steps from the prompt on."""
-        self.rewind()
-        for _ in range(num_tokens):
-            step()
-
-    def ids(self, step: Callable[[], None], num_tokens: int) -> list[list[int]]:
-        self.rewind()
-        found = []
-        for _ in range(num_tokens):
-            step()
-            found.append(self.tokens.clone())
-        return torch.stack(found, dim=1).tolist()
-
-
-@torch.inference_mode()
-def capture_decode_step(bench: Bench) -> dict[str, Any]:
-    """The present step, the step with a static cache, and its CUDA graph, by batch size."""
-    from gpu import bandwidth_gb_per_s, bytes_of_step, num_equal, question, raw_answer, spread
-
-    model = bench.models["ours"]
-    bandwidth = bandwidth_gb_per_s(bench)
-    num_tokens = 4 if bench.is_tiny else NUM_GRAPH_TOKENS
-    found: dict[str, Any] = {"bandwidth_gb_per_s": bandwidth}
-    for num_rows in bench.batch_sizes:
-        present = raw_answer(model, question(model, num_rows), 1 + num_tokens)
-        decoder = StaticDecoder(model, bench, num_rows, num_tokens + 1)
-        routes: dict[str, Callable[[], None]] = {"static cache": decoder.step}
-        if bench.is_cuda:
-            routes["CUDA graph"] = captured(decoder)
-        num_bytes = bytes_of_step(model, num_rows, num_tokens)
-        row: dict[str, Any] = {"floor_ms": num_bytes / bandwidth / 1e6}
-        for name, step in routes.items():
-            ids = decoder.ids(step, num_tokens)
-            row[f"{name}, equal ids"] = min(num_equal([one[1:] for one in present], ids))
-            whole = bench.seconds(partial(decoder.run, step, num_tokens))
-            times = [one / num_tokens for one in whole]
-            row[name] = {
-                "step_ms": spread(times),
-                "tokens_per_s": num_rows / statistics.median(times),
-                "share_of_bandwidth": num_bytes / statistics.median(times) / 1e9 / bandwidth,
-            }
-        found[f"batch {num_rows}"] = row
-    return found
-
-
-def captured(decoder: StaticDecoder) -> Callable[[], None]:
-    """The step as one CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_STEPS):
-            decoder.step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        decoder.step()
-    return graph.replay
 
 
 @torch.inference_mode()
 def profile_steps(bench: Bench) -> dict[str, Any]:
     """The most expensive operations of one prefill and of ten decode steps; host and device."""
-    from gpu import question, raw_answer
+    from gpu import own_kernels, question, raw_answer
 
     model = bench.models["ours"]
     batch = question(model, 1)
@@ -179,10 +56,14 @@ def profile_steps(bench: Bench) -> dict[str, Any]:
             state["tokens"] = logits.argmax(dim=-1)
             state["positions"] = state["positions"] + 1
 
-    return {
-        "prefill": profiled(bench, prefill),
-        f"{_PROFILED_STEPS} decode steps": profiled(bench, decode),
-    }
+    found = {}
+    for name, route in (("", contextlib.nullcontext()), (", own kernels", own_kernels())):
+        with route:
+            prefill()
+            decode()
+            found[f"prefill{name}"] = profiled(bench, prefill)
+            found[f"{_PROFILED_STEPS} decode steps{name}"] = profiled(bench, decode)
+    return found
 
 
 def profiled(bench: Bench, run: Callable[[], None]) -> dict[str, Any]:
@@ -327,8 +208,61 @@ def times_of(bench: Bench, routes: dict[str, Callable[[], Tensor]]) -> dict[str,
     return found
 
 
+# Outputs and inputs of a tile, warps, stages; a step of the whole decoder is measured with each.
+_TILES = {
+    "project": [(16, 64, 4, 4), (16, 256, 4, 3), (16, 256, 8, 3), (32, 128, 8, 3)],
+    "narrow": [(16, 128, 4, 6), (16, 512, 4, 3), (16, 512, 8, 3), (16, 256, 2, 4), (32, 256, 8, 4)],
+    "gate": [(16, 256, 4, 3), (32, 64, 4, 6), (32, 256, 4, 3), (64, 128, 8, 3), (16, 128, 4, 6)],
+    "head": [(32, 128, 4, 5), (32, 256, 4, 4), (64, 256, 8, 3), (128, 64, 8, 4), (64, 64, 4, 6)],
+}
+
+
+@torch.inference_mode()
+def compare_tiles(bench: Bench) -> dict[str, Any]:
+    """Milliseconds of a step with other tiles of one product at a time."""
+    from gpu import question
+
+    from paligemma.kernels import gpu_step
+
+    model = bench.models["ours"]
+    found: dict[str, Any] = {}
+    if not bench.is_cuda:
+        return {"left out": "the kernels are compiled for a GPU alone"}
+    for rows in bench.batch_sizes[:2]:
+        batch = question(model, rows)
+        soft_tokens = model.encode_image(batch.images)
+        cache = model.new_cache(rows, soft_tokens.shape[1] + 32, torch.bfloat16)
+        logits, positions = model.prefill(
+            soft_tokens, batch.tokens, batch.mask_ar, batch.mask_input, cache
+        )
+        tokens, slots = logits.argmax(dim=-1), cache.ends.tolist()
+
+        question_of = (tokens, positions, slots, cache)
+
+        found[f"batch {rows}, as they are"] = step_ms(bench, model, question_of)
+        for name, choices in _TILES.items():
+            before = gpu_step.TILES[name]
+            for choice in choices:
+                keys = ("outs", "ins", "warps", "stages")
+                gpu_step.TILES[name] = type(before)(**dict(zip(keys, choice, strict=True)))
+                try:
+                    found[f"batch {rows}, {name} {choice}"] = step_ms(bench, model, question_of)
+                except gpu_step.StepBuildError as error:
+                    found[f"batch {rows}, {name} {choice}"] = f"refused: {str(error)[:100]}"
+            gpu_step.TILES[name] = before
+    return found
+
+
+def step_ms(bench: Bench, model: PaliGemmaModel, question_of: tuple[Any, ...]) -> float:
+    """Least milliseconds of a step that is built with the tiles of now."""
+    from paligemma.model.gpu_route import find_step
+
+    step, _ = find_step(model.text)
+    return 1e3 * min(bench.seconds(partial(step, *question_of), repeats=20, warm=3))
+
+
 EXPERIMENTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    "decode step as a CUDA graph": capture_decode_step,
+    "tiles of the step": compare_tiles,
     "profile": profile_steps,
     "attention": compare_attention,
     "logits": compare_logits,

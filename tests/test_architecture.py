@@ -58,6 +58,11 @@ BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "manager", "misc
 MAX_LINES = 420
 # A room that is all for the sake of its extras, which it may import at once; others import it late.
 EXTRAS_OF_ROOM = {"serve": ("serve", "mcp", "replicas")}
+# A module that is all for the sake of an extra; whoever needs it imports it late.
+EXTRAS_OF_MODULE = {
+    "paligemma.kernels.triton_layers": ("gpu",),
+    "paligemma.kernels.triton_step": ("gpu",),
+}
 # Name on the package index of what is imported under another name.
 DISTRIBUTION_OF = {"PIL": "pillow", "yaml": "pyyaml"}
 
@@ -256,14 +261,19 @@ def test_everything_imported_is_declared_and_extras_are_imported_late() -> None:
     wrong = []
     for path in MODULES:
         room = path.relative_to(PACKAGE).parts[0]
+        own = EXTRAS_OF_MODULE.get(
+            ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts), ()
+        )
         at_once = core | {
             name
-            for extra in EXTRAS_OF_ROOM.get(room, ())
+            for extra in (*EXTRAS_OF_ROOM.get(room, ()), *own)
             for name in names(optional.get(extra, []))
         }
         for one in imports_of_file(path):
             root = one.target.split(".")[0]
             theirs = one.target.split(".")[1:2]
+            if one.target in EXTRAS_OF_MODULE and not one.is_lazy:
+                wrong.append(f"{path.relative_to(ROOT)}:{one.line}: {one.target}")
             if is_ours(one.target) and theirs and theirs[0] in EXTRAS_OF_ROOM and theirs[0] != room:
                 if not one.is_lazy:
                     wrong.append(f"{path.relative_to(ROOT)}:{one.line}: {one.target}")

@@ -91,6 +91,7 @@ class FakeModel:
         mask_ar: Tensor,
         valid: Tensor,
         cache: History,
+        **_: object,
     ) -> tuple[Tensor, Tensor]:
         self.num_prefills += 1
         cache.rows = [

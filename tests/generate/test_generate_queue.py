@@ -259,7 +259,13 @@ class Watched(FakeModel):
         return self.cache
 
     def prefill(
-        self, soft: Tensor | None, tokens: Tensor, mask_ar: Tensor, valid: Tensor, cache: History
+        self,
+        soft: Tensor | None,
+        tokens: Tensor,
+        mask_ar: Tensor,
+        valid: Tensor,
+        cache: History,
+        **_: object,
     ) -> tuple[Tensor, Tensor]:
         self.prefilled.append(valid.sum(dim=1).tolist())
         return super().prefill(soft, tokens, mask_ar, valid, cache)

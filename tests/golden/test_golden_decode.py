@@ -186,7 +186,7 @@ class Scripted:
     def new_cache(self, *_: object) -> None:
         return None
 
-    def prefill(self, *_: object) -> tuple[Tensor, Tensor]:
+    def prefill(self, *_: object, **_options: object) -> tuple[Tensor, Tensor]:
         return self.decode_step(), torch.ones_like(self.tokens)
 
     def decodes_runs(self, *_: object) -> bool:

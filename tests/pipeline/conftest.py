@@ -47,7 +47,13 @@ class ScriptedModel:
         return SimpleNamespace(step=0)
 
     def prefill(
-        self, soft: Tensor, tokens: Tensor, ar: Tensor, valid: Tensor, cache: SimpleNamespace
+        self,
+        soft: Tensor,
+        tokens: Tensor,
+        ar: Tensor,
+        valid: Tensor,
+        cache: SimpleNamespace,
+        **_: object,
     ) -> tuple[Tensor, Tensor]:
         return self.rows[:1].log(), valid.sum(dim=1)
 

@@ -78,7 +78,9 @@ def answer(model: PaliGemmaModel, prompt: Prefilled, rows: Sequence[DecodeRow]) 
     decoding = DecodeRows(rows, model.config.vocab, logits.device)
     bounds = torch.tensor([row.room for row in rows], device=logits.device)
     finished, crowded = torch.zeros_like(active), torch.zeros_like(active)
-    ends = _LateFlag(min(row.options.eos_look_behind for row in rows))
+    lag = min(row.options.eos_look_behind for row in rows)
+    # A step more at the end costs less than waiting for the device at each step.
+    ends = _LateFlag(max(lag, 1) if logits.is_cuda else lag)
     num_steps = max(row.room for row in rows)
     runs = model.decodes_runs(prompt.cache)
     if runs:

@@ -45,7 +45,8 @@ class DecodeOptions:
             among the tokens that the grammar allows, for which a step need not compute the logits
             of others. Without a grammar the two are the same.
         eos_look_behind: number of steps by which the check for the end may lag, so that a GPU does
-            not wait for the host. It costs that many steps at the end and changes no answer.
+            not wait for the host; at least one on a GPU. It costs that many steps at the end and
+            changes no answer.
     """
 
     max_new_tokens: int = 128

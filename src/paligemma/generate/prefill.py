@@ -88,11 +88,15 @@ def fill_cache(
         soft_tokens: float[B or 1, I, D], or None for text alone.
         cache: has a row for each prompt, with room for image, prompt and answer.
     """
+    # Known before the tokens are on the device, which would have to be waited for.
+    sees_all = batch.tokens.is_cpu and bool(batch.mask_input.all() and not batch.mask_ar.any())
     batch = replace(batch, images=None).to(model.device)
     if soft_tokens is not None:
         soft_tokens = soft_tokens.to(model.device).expand(batch.num_examples, -1, -1)
     valid = batch.mask_input.bool()
-    logits, positions = model.prefill(soft_tokens, batch.tokens, batch.mask_ar, valid, cache)
+    logits, positions = model.prefill(
+        soft_tokens, batch.tokens, batch.mask_ar, valid, cache, sees_all=sees_all
+    )
     return Prefilled(logits=logits, positions=positions, cache=cache, real=valid.any(dim=1))
 
 

@@ -129,13 +129,14 @@ class DecodeRows:
         Raises:
             ConfigError: the banned ids leave a grammar nothing to choose, without `faults`.
         """
-        going = active.tolist()
-        if logits.is_cpu and all(
-            few and row.grammar is not None
-            for row, few, goes_on in zip(self._rows, self._choose_among_few, going, strict=True)
-            if goes_on
-        ):
-            return self._choose_among_allowed(logits, going, faults)
+        if logits.is_cpu:  # Elsewhere the host would wait for the device.
+            going = active.tolist()
+            if all(
+                few and row.grammar is not None
+                for row, few, goes_on in zip(self._rows, self._choose_among_few, going, strict=True)
+                if goes_on
+            ):
+                return self._choose_among_allowed(logits, going, faults)
         has_grammar = any(row.grammar is not None for row in self._rows)
         choosable = logits.clone() if has_grammar or self._by_ban else logits
         for places, ids in self._by_ban:

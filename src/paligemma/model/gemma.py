@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paligemma.config import TextConfig
-from paligemma.kernels import native_attention
+from paligemma.kernels import fused, native_attention
 from paligemma.kernels.attention import attend
 from paligemma.kernels.linear import Linear, TiedEmbedding, UntiedEmbedding
 from paligemma.kernels.native import in_huge_pages
@@ -34,6 +34,8 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused.serves(x):
+            return fused.rms_norm(x, self.scale, self.eps)
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
         return (normed * (1 + self.scale.float())).to(x.dtype)
@@ -82,8 +84,9 @@ class Attention(nn.Module):
         # [B, T, D] -> [B, T, heads, H]
         q = self.q(x[:, last]).unflatten(-1, (-1, self.head_dim))
         k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.k, self.v))
-        q = apply_rope(q, context.cos[:, last], context.sin[:, last])
-        k = apply_rope(k, context.cos, context.sin)
+        rotate = fused.rope if _rotates_fused(q, k) else apply_rope
+        q = rotate(q, context.cos[:, last], context.sin[:, last])
+        k = rotate(k, context.cos, context.sin)
         if context.cache is not None:
             k, v = context.cache.write(self.layer, k, v)
         mask = context.masks[self.layer % 2]
@@ -92,6 +95,11 @@ class Attention(nn.Module):
         route = native_attention.attend if packed else attend
         mixed = route(q, k, v, mask, scale=self.scale, softcap=self.softcap)
         return self.out(mixed.flatten(-2))
+
+
+def _rotates_fused(q: Tensor, k: Tensor) -> bool:
+    head_dim = q.shape[-1]
+    return fused.serves(q) and fused.serves(k) and not head_dim & (head_dim - 1)
 
 
 class MLP(nn.Module):
@@ -105,6 +113,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B, T, D] -> float[B, T, D]."""
+        if fused.serves(x):
+            return self.down(fused.gated_gelu(self.gate(x), self.up(x)))
         if torch.is_grad_enabled() or not isinstance(self.gate, PackedLinear):
             return self.down(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
         return self._packed(x.flatten(0, -2)).view_as(x)

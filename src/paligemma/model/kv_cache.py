@@ -139,6 +139,26 @@ class KVCache:
         self.ends += 1
         self.length = last + 1
 
+    def claim_next(self) -> list[int]:
+        """Claim the next slot of every row for a token that is stored and noted elsewhere.
+
+        Returns:
+            The slot of each row.
+
+        Raises:
+            ValueError: a row is full.
+        """
+        slots = self.ends.tolist()
+        self._require_room(max(slots) + 1)
+        self.ends += 1
+        self.length = max(slots) + 1
+        return slots
+
+    def give_back(self, slots: Sequence[int]) -> None:
+        """Undo `claim_next`, which gave these slots."""
+        self.ends.copy_(torch.tensor(slots))
+        self.length = max(slots)
+
     def claim(self, rows: Tensor, positions: Tensor) -> Tensor:
         """Claim the next slots of some rows for tokens that `write` will not store.
 

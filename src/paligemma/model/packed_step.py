@@ -6,8 +6,7 @@ is packed. A layer of another type, such as one with an adapter, computes someth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from operator import is_
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -18,27 +17,11 @@ from paligemma.kernels.native import describe, library
 from paligemma.kernels.native_step import DecoderStep, StepBlock, unfit_sizes
 from paligemma.kernels.packed_matrix import PackedMatrix
 from paligemma.model.attention import rope_wavelengths
+from paligemma.model.seen import Seen, Unfit
 
 if TYPE_CHECKING:
     from paligemma.model.gemma import Gemma
     from paligemma.model.kv_cache import KVCache
-
-
-class _Unfit(Exception):
-    """The decoder has a part that the step in C cannot compute; the text says which."""
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """Every place that was looked at: mappings, a name in each, and what was there."""
-
-    places: list[dict[str, Any]] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    found: list[object] = field(default_factory=list)
-
-    def is_there(self) -> bool:
-        # Hundreds of places a step; a loop in Python takes four times as long.
-        return all(map(is_, map(dict.get, self.places, self.names), self.found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +35,7 @@ class _Route:
 
     step: DecoderStep | None
     words: str
-    seen: _Seen
+    seen: Seen
 
 
 _ROUTES: WeakKeyDictionary[nn.Module, _Route] = WeakKeyDictionary()
@@ -78,10 +61,10 @@ def _route(text: Gemma) -> _Route:
 
 
 def _find(text: Gemma) -> _Route:
-    seen = _Seen()
+    seen = Seen()
     try:
         step = _Search(seen).step_of(text)
-    except _Unfit as error:
+    except Unfit as error:
         return _Route(step=None, words=f"torch's layers ({error})", seen=seen)
     return _Route(step=step, words="one call in C a token", seen=seen)
 
@@ -92,19 +75,19 @@ class _Search:
     A later change of such a place, as when an adapter wraps a layer, is found by comparing.
     """
 
-    def __init__(self, seen: _Seen) -> None:
+    def __init__(self, seen: Seen) -> None:
         self._seen = seen
 
     def step_of(self, text: Gemma) -> DecoderStep:
         embed = self._child(text, "embed")
         head = getattr(embed, "head", None)
         if not isinstance(head, PackedMatrix):
-            raise _Unfit("the output head is not packed")
+            raise Unfit("the output head is not packed")
         if library() is None:
-            raise _Unfit(describe())
+            raise Unfit(describe())
         config = text.config
         if (reason := unfit_sizes(config)) is not None:
-            raise _Unfit(reason)
+            raise Unfit(reason)
         blocks = self._child(text, "blocks")
         return DecoderStep(
             config,
@@ -123,7 +106,7 @@ class _Search:
         }
         for names in (("q", "k", "v"), ("gate", "up")):
             if len({matrices[name].kind for name in names}) > 1:
-                raise _Unfit(f"{', '.join(names)} of block {number} are of several kinds")
+                raise Unfit(f"{', '.join(names)} of block {number} are of several kinds")
         return StepBlock(
             **matrices,
             attn_norm=self._norm(block, "pre_attn_norm"),
@@ -133,28 +116,21 @@ class _Search:
         )
 
     def _child(self, parent: nn.Module, name: str) -> Any:
-        return self._look(parent._modules, name)
-
-    def _look(self, place: dict[str, Any], name: str) -> Any:
-        found = place.get(name)
-        self._seen.places.append(place)
-        self._seen.names.append(name)
-        self._seen.found.append(found)
-        return found
+        return self._seen.look(parent._modules, name)
 
     @staticmethod
     def _matrix(layer: nn.Module, words: str) -> PackedMatrix:
         matrix = getattr(layer, "matrix", None)
         if not isinstance(matrix, PackedMatrix):
-            raise _Unfit(f"{words} is not packed")
+            raise Unfit(f"{words} is not packed")
         if getattr(layer, "bias", None) is not None:
-            raise _Unfit(f"{words} has a bias")
+            raise Unfit(f"{words} has a bias")
         return matrix
 
     def _norm(self, parent: nn.Module, name: str) -> Tensor:
-        scale = self._look(self._child(parent, name)._parameters, "scale")
+        scale = self._seen.look(self._child(parent, name)._parameters, "scale")
         if not isinstance(scale, Tensor) or scale.dtype != torch.float32:
-            raise _Unfit(f"{name} is not float32")
+            raise Unfit(f"{name} is not float32")
         return scale
 
     def _optional_norm(self, parent: nn.Module, name: str) -> Tensor | None:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from paligemma.config import PaliGemmaConfig
 from paligemma.kernels.attention import soft_cap
+from paligemma.kernels.gpu_step import StepBuildError
 from paligemma.kernels.linear import Linear
+from paligemma.model import gpu_route
 from paligemma.model.attention import prefix_lm_mask
 from paligemma.model.gemma import Gemma
 from paligemma.model.kv_cache import KVCache
@@ -130,12 +132,15 @@ class PaliGemmaModel(nn.Module):
         mask_ar: Tensor,
         mask_input: Tensor,
         cache: KVCache,
+        *,
+        sees_all: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Read image and prompt into the cache.
 
         Args:
             mask_input: bool[B, T] valid tokens; rows may end at different places.
             cache: has a row for each prompt, with room for image, prompt and answer.
+            sees_all: says that all tokens are valid and see each other, which a GPU uses.
 
         Returns:
             Logits float32[B, V] that predict the first answer token, never capped; and int64[B],
@@ -145,7 +150,9 @@ class PaliGemmaModel(nn.Module):
         positions = valid.cumsum(dim=1) - 1
         cache.start(valid, positions)
         num_text = tokens.shape[1]
-        hidden = self.text(x, positions, mask, cache, num_outputs=num_text)
+        # Attention without a mask has a faster kernel there.
+        is_needed = not (sees_all and x.is_cuda) or self.config.text.sliding_window is not None
+        hidden = self.text(x, positions, mask if is_needed else None, cache, num_outputs=num_text)
         # The last valid text slot of each row. Valid tokens need not be contiguous.
         slots = torch.arange(num_text, device=x.device)
         last = torch.where(mask_input.bool(), slots, -1).amax(dim=1).clamp(min=0)
@@ -165,6 +172,14 @@ class PaliGemmaModel(nn.Module):
         """
         if self.decodes_runs(cache):
             return self.decode_runs(tokens, torch.arange(len(tokens)), positions, cache)
+        on_gpu = gpu_route.step_on_gpu(self.text, cache)
+        if on_gpu is not None:
+            slots = cache.claim_next()
+            try:
+                return on_gpu(tokens, positions, slots, cache)
+            except StepBuildError as error:
+                gpu_route.give_up(self.text, error)
+                cache.give_back(slots)
         positions = positions[:, None]
         cache.extend(positions)
         x = self.text.embed_tokens(tokens[:, None])
@@ -207,7 +222,8 @@ class PaliGemmaModel(nn.Module):
 
     def decode_route(self) -> str:
         """How `decode_step` computes, and where torch's layers do, why."""
-        return route_in_words(self.text)
+        on_gpu = self.device.type == "cuda"
+        return gpu_route.route_in_words(self.text) if on_gpu else route_in_words(self.text)
 
     def _join(
         self, soft_tokens: Tensor | None, tokens: Tensor, mask_ar: Tensor, mask_input: Tensor | None
