@@ -54,6 +54,16 @@ class _Generator(torch.Generator):
         return DEVICE if self.is_on_device else super().device
 
 
+class _Event:
+    """An event of the pretended device, where everything is done at once."""
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
 class PretendDevice(TorchFunctionMode):
     """Calls of torch within it may name the device "cuda".
 
@@ -90,7 +100,7 @@ class PretendDevice(TorchFunctionMode):
 
 @contextmanager
 def pretend_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendDevice]:
-    """The mode, with generators and autocast that accept the pretended device."""
+    """The mode, with generators, events and autocast that accept the pretended device."""
     real_autocast, real_enabled = torch.autocast, torch.is_autocast_enabled
 
     def host(device_type: str) -> str:
@@ -98,6 +108,7 @@ def pretend_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendDevice]:
 
     with monkeypatch.context() as patch, PretendDevice() as mode:
         patch.setattr(torch, "Generator", _Generator)
+        patch.setattr(torch.cuda, "Event", _Event)
         patch.setattr(torch, "autocast", lambda kind, **more: real_autocast(host(kind), **more))
         patch.setattr(torch, "is_autocast_enabled", lambda kind: real_enabled(host(kind)))
         yield mode
