@@ -18,10 +18,10 @@ from PIL import Image
 from paligemma.errors import ImageError
 from paligemma.eval import page_parts as parts
 from paligemma.eval.charts import histogram, interval_chart
-from paligemma.eval.html import el, text
 from paligemma.eval.page import report_page
 from paligemma.eval.report import make_report
 from paligemma.eval.scored import Scored
+from paligemma.outputs.html import el, text
 
 HOSTILE = (
     "<script>alert(1)</script>",

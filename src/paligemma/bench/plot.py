@@ -8,7 +8,7 @@ from paligemma.bench.linear import Points
 from paligemma.bench.measure import Figures
 from paligemma.errors import ConfigError
 from paligemma.eval.charts import curves
-from paligemma.eval.html import Html, el
+from paligemma.outputs.html import Html, el
 from paligemma.whole_file import DRAWING_MARK, require_free, require_writable, write_whole
 
 _W, _H = 320, 220

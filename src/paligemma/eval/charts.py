@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paligemma.eval.html import Html, el
+from paligemma.outputs.html import Html, el
 
 if TYPE_CHECKING:
     from paligemma.eval.calibration import Reliability

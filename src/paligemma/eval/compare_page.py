@@ -4,7 +4,7 @@ import math
 
 from paligemma.eval import page_parts as parts
 from paligemma.eval.compare import Comparison, Difference, sign_words, verdict
-from paligemma.eval.html import Html, el, joined, page
+from paligemma.outputs.html import Html, el, joined, page
 
 _NUM_EXAMPLES = 12
 

@@ -17,10 +17,10 @@ from paligemma.eval.charts import (
 )
 from paligemma.eval.example_scores import confidence, example_scores, worst
 from paligemma.eval.figures import Figure
-from paligemma.eval.html import Html, el, joined, page
 from paligemma.eval.outcomes import has_objects, object_outcomes, text_outcomes, true_objects
 from paligemma.eval.report import Report, notes
 from paligemma.eval.scored import Scored
+from paligemma.outputs.html import Html, el, joined, page
 
 _NUM_WORST = 12
 _MAX_CARDS = 6

@@ -10,12 +10,12 @@ import numpy as np
 
 from paligemma.errors import PaliGemmaError
 from paligemma.eval.example_scores import ExampleScores
-from paligemma.eval.html import Child, Html, el, joined
 from paligemma.eval.outcomes import true_objects
 from paligemma.eval.page_pictures import no_picture, object_tiles, picture_tile
 from paligemma.eval.scored import Scored, reference_words
 from paligemma.example import Example, FoundObject, Prediction
 from paligemma.outputs.boxes import decode_boxes
+from paligemma.outputs.html import Child, Html, el, joined
 from paligemma.tasks.structure.words import WordFormat, parse_words
 
 _MAX_CHARS = 1500

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from paligemma.eval.html import Html, el
 from paligemma.outputs.boxes import Box
 from paligemma.outputs.draw import DrawStyle, draw_detections
+from paligemma.outputs.html import Html, el
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
 from paligemma.outputs.types import NO_LABEL, Detection

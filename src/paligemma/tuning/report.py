@@ -17,13 +17,13 @@ from paligemma.errors import DataError
 from paligemma.eval import page_parts as parts
 from paligemma.eval.charts import bar, curves, legend, reliability_diagram, scale_end
 from paligemma.eval.example_scores import ExampleScores, confidence, example_scores, worst
-from paligemma.eval.html import Html, el, page
 from paligemma.eval.outcomes import has_objects, true_objects
 from paligemma.eval.page import run_reliability
 from paligemma.eval.scored import Scored
 from paligemma.example import Example, FoundObject, Prediction
 from paligemma.jobs.model_answerer import found_object
 from paligemma.outputs.assemble import to_detections
+from paligemma.outputs.html import Html, el, page
 from paligemma.outputs.parse import parse_objects
 from paligemma.outputs.vqvae import MaskCodec
 from paligemma.processing.image import MAX_PIXELS

@@ -6,7 +6,7 @@ forbids any and every request.
 
 import html
 
-from paligemma.eval.page_style import STYLE
+from paligemma.outputs.page_style import STYLE
 from paligemma.whole_file import SOFTWARE
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -54,8 +54,12 @@ def text(value: str) -> Html:
     return Html(html.escape(shown, quote=True))
 
 
-def page(title: str, *body: Child) -> str:
-    """A whole page, in one file, that asks for nothing."""
+def page(title: str, *body: Child, style: str = "") -> str:
+    """A whole page, in one file, that asks for nothing.
+
+    Args:
+        style: rules beside those of all pages; never from outside.
+    """
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -64,7 +68,7 @@ def page(title: str, *body: Child) -> str:
         el("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name_="color-scheme", content="light dark"),
         el("title", title),
-        Html(f"<style>{STYLE}</style>"),
+        Html(f"<style>{STYLE}{style}</style>"),
     )
     whole = el("html", head, el("body", el("main", *body)), lang="en")
     return f"<!doctype html>\n{whole}\n"
