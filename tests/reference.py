@@ -488,3 +488,54 @@ def rotate(x: Any, positions: np.ndarray, theta: float) -> Any:
 def gelu_tanh(x: Any) -> Any:
     """The tanh approximation of GELU."""
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def late_interaction_score(
+    query: np.ndarray, page: np.ndarray, smooth_max: float | None = None
+) -> float:
+    """Sum over the query's vectors [N, D] of the largest product with a page's vector."""
+    total = 0.0
+    for vector in query:
+        products = np.array([float(vector @ other) for other in page])
+        if smooth_max is None:
+            total += products.max()
+        else:
+            total += smooth_max * math.log(np.exp(products / smooth_max).sum())
+    return total
+
+
+def late_interaction_loss(
+    queries: Sequence[np.ndarray],
+    pages: Sequence[np.ndarray],
+    negatives: Sequence[Sequence[np.ndarray]],
+    *,
+    kind: str,
+    temperature: float,
+    by_length: bool,
+    negatives_weight: float,
+    smooth_max: float | None = None,
+    suspect_above: float | None = None,
+) -> float:
+    """Mean loss of queries whose i-th page is right; negatives holds the hard ones of each."""
+
+    def score(query: np.ndarray, page: np.ndarray) -> float:
+        value = late_interaction_score(query, page, smooth_max)
+        return value / len(query) if by_length else value
+
+    losses = []
+    for place, query in enumerate(queries):
+        right = score(query, pages[place])
+        wrong = [score(query, page) for k, page in enumerate(pages) if k != place]
+        if suspect_above is not None:
+            wrong = [w / 2 if w > suspect_above * right else w for w in wrong]
+        if kind == "pairwise":
+            loss = math.log1p(math.exp((max(wrong) - right) / temperature))
+        else:
+            weights = [math.exp((w - right) / temperature) for w in wrong]
+            loss = math.log(1.0 + sum(weights))
+        hard = [score(query, page) for page in negatives[place]]
+        if hard:
+            worse = [math.log1p(math.exp((h - right) / temperature)) for h in hard]
+            loss = (1 - negatives_weight) * loss + negatives_weight * sum(worse) / len(worse)
+        losses.append(loss)
+    return sum(losses) / len(losses)

@@ -1,0 +1,1 @@
+"""Documents searched as pictures: ColPali's vectors, late interaction, indexes."""
