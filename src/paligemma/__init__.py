@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from paligemma.processing.frames import Frames as Frames
     from paligemma.processing.processor import Processor
     from paligemma.processing.tokenizer import Tokenizer
+    from paligemma.retrieval.colpali import ColPali as ColPali
     from paligemma.tuning.finetune import finetune
     from paligemma.weights.load import load_model
 
@@ -46,10 +47,12 @@ _HOMES = {
     "AnswerOptions": "paligemma.pipeline.options",
     "Batch": "paligemma.batch",
     "Client": "paligemma.client",
+    "ColPali": "paligemma.retrieval.colpali",
     "Detection": "paligemma.outputs.types",
     "Detections": "paligemma.outputs.detections",
     "EncodedImage": "paligemma.pipeline.pictures",
     "Frames": "paligemma.processing.frames",
+    "PageIndex": "paligemma.retrieval.index",
     "PaliGemma": "paligemma.pipeline.paligemma",
     "PaliGemmaConfig": "paligemma.config",
     "PaliGemmaError": "paligemma.errors",

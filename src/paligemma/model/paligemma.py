@@ -68,6 +68,7 @@ class PaliGemmaModel(nn.Module):
         mask_input: Tensor | None = None,
         *,
         with_image: bool = False,
+        sees_all: bool = False,
     ) -> Tensor:
         """Final hidden states of the text positions, or of image and text, without a cache.
 
@@ -78,6 +79,7 @@ class PaliGemmaModel(nn.Module):
             mask_input: bool[B, T] valid tokens, or None when mask_ar alone marks padding, as in
                 training.
             with_image: return the image positions too, in front of the text.
+            sees_all: says that all tokens are valid and see each other, which needs no mask.
 
         Returns:
             float[B, T, D], or float[B, I+T, D] with the image.
@@ -88,7 +90,8 @@ class PaliGemmaModel(nn.Module):
         else:
             positions = valid.cumsum(dim=1) - 1
         num_outputs = x.shape[1] if with_image else tokens.shape[1]
-        return self.text(x, positions, mask, num_outputs=num_outputs)
+        is_needed = not sees_all or self.config.text.sliding_window is not None
+        return self.text(x, positions, mask if is_needed else None, num_outputs=num_outputs)
 
     def forward(
         self,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
+from torch import Tensor
 
 from paligemma.adapt.lora import Adapter, attach
 from paligemma.adapt.quant import Quant, packs_for
@@ -18,6 +19,7 @@ from paligemma.config import MAX_IMAGE_SIZE_PX, PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError, TokenizerError
 from paligemma.generate import check_kv_cache_dtype, require_flag, require_whole
 from paligemma.model import PaliGemmaModel
+from paligemma.pipeline.devices import find_devices
 from paligemma.pipeline.options import PICTURE_CACHE_BYTES, RunSettings
 from paligemma.processing.colours import WHITE, require_background
 from paligemma.processing.image import MAX_PIXELS
@@ -25,10 +27,11 @@ from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, require_resize_method
 from paligemma.processing.tokenizer import load_tokenizer
 from paligemma.weights.adapter import adapter_folder, base_notice, load_adapter, resolve_base
+from paligemma.weights.attention_options import AttentionOptions
 from paligemma.weights.catalog import EMBEDDED
 from paligemma.weights.dtypes import dtype_name
 from paligemma.weights.hf_config import CONVENTIONS, Conventions
-from paligemma.weights.load import AttentionOptions, OpenCheckpoint
+from paligemma.weights.load import OpenCheckpoint
 from paligemma.weights.model_files import Checkpoint
 
 if TYPE_CHECKING:
@@ -183,6 +186,11 @@ class Pretrained:
     Attributes:
         mask_codec: file of the mask codec, read when first needed; None where there is none.
         adapters: those that answers may name.
+        name: what the weights were loaded as; of an adapter in their place, its base.
+        folder: where the weights lie.
+        adapter_folder: of the adapter that is attached, or None.
+        beside: tensors by name of the layers beside the model's.
+        fingerprint: see `OpenCheckpoint.fingerprint`.
     """
 
     model: PaliGemmaModel
@@ -190,14 +198,22 @@ class Pretrained:
     mask_codec: Path | None
     settings: RunSettings
     adapters: Mapping[str, Adapter]
+    name: str
+    folder: Path
+    adapter_folder: Path | None
+    beside: Mapping[str, Tensor]
+    fingerprint: str
 
 
-def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretrained:
+def load_pretrained(
+    name: str | os.PathLike[str], options: LoadOptions, *, beside: Sequence[str] = ()
+) -> Pretrained:
     """Load a model; small files are checked before large ones are read.
 
     Args:
         name: "tiny", a hub id such as "google/paligemma2-3b-mix-448", a folder, an .npz,
             or an adapter, which is loaded under its base.
+        beside: names of layers that are no part of PaliGemma and may stand in the files too.
 
     Raises:
         PaliGemmaError: unknown name, files that do not fit, or an option out of its range.
@@ -206,7 +222,7 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
     packs = packs_for(devices[0])
     if options.quant is not None and Quant.parse(options.quant).is_packed:
         _require_packed_mode(options.quant, options.mode, packs=packs)
-    opened, options = _opened(name, options)
+    opened, options = _opened(name, options, beside)
     with opened:
         name = opened.checkpoint.name
         mask_codec = find_mask_codec(opened.checkpoint, options.mask_codec)
@@ -222,8 +238,9 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
         dtype = torch.bfloat16 if mode == "bf16" else torch.float32
         _log_sources(opened, options, mask_codec, f"mode {mode} on {', '.join(map(str, devices))}")
         model = opened.load(dtype=dtype, device=devices, quant=quant)
-        if options.adapter is not None:
-            attach(model, _adapter(options.adapter, model, str(name)))
+        folder = None if options.adapter is None else adapter_folder(options.adapter)
+        if folder is not None:
+            attach(model, _adapter(folder, model, str(name), beside))
         named = {
             key: _adapter(place, model, str(name))
             for key, place in (options.adapters or {}).items()
@@ -239,6 +256,11 @@ def load_pretrained(name: str | os.PathLike[str], options: LoadOptions) -> Pretr
                 picture_cache_bytes=options.picture_cache_bytes,
             ),
             adapters=named,
+            name=str(name),
+            folder=opened.checkpoint.folder,
+            adapter_folder=folder,
+            beside=opened.beside(),
+            fingerprint=opened.fingerprint() if beside else "",
         )
 
 
@@ -271,9 +293,11 @@ def _require_packed_mode(quant: str, mode: str | None, *, packs: bool = True) ->
         )
 
 
-def _adapter(place: str | Path, model: PaliGemmaModel, name: str) -> Adapter:
+def _adapter(
+    place: str | Path, model: PaliGemmaModel, name: str, beside: Sequence[str] = ()
+) -> Adapter:
     folder = adapter_folder(place)
-    adapter = load_adapter(folder, model)
+    adapter = load_adapter(folder, model, beside=beside)
     notice = base_notice(folder, name)
     if notice is not None:
         logger.warning("%s", notice)
@@ -308,7 +332,7 @@ def load_processor(
 
 
 def _opened(
-    name: str | os.PathLike[str], options: LoadOptions
+    name: str | os.PathLike[str], options: LoadOptions, beside: Sequence[str] = ()
 ) -> tuple[OpenCheckpoint, LoadOptions]:
     """A model; of an adapter in its place the base, and the adapter among the options."""
     may_be_adapter = options.adapter is None and not options.adapters
@@ -318,6 +342,7 @@ def _opened(
         image_size_px=options.image_size_px,
         conventions=options.conventions,
         attention=options.attention,
+        beside=beside,
     )
     return opened, replace(options, adapter=adapter) if adapter else options
 
@@ -335,39 +360,6 @@ def _make_processor(opened: OpenCheckpoint, options: LoadOptions) -> Processor:
         knows_scenes_only=opened.checkpoint.name == EMBEDDED
         and not (options.adapter or options.adapters),
     )
-
-
-def find_devices(device: str | torch.device | None) -> list[torch.device]:
-    """The devices that a name stands for, as "cuda:0,cuda:1" for two.
-
-    Raises:
-        ConfigError: torch does not find one, or they do not go together.
-    """
-    if device is None:
-        return [torch.device("cuda" if torch.cuda.is_available() else "cpu")]
-    names = [part.strip() for part in device.split(",")] if isinstance(device, str) else [device]
-    found = [_device(name) for name in names]
-    if len(set(found)) < len(found) or len({one.type for one in found}) > 1:
-        raise ConfigError(
-            f"a model is divided over different devices of one kind, got {device!s:.100}; name "
-            "each once, as in cuda:0,cuda:1"
-        )
-    return found
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        torch.empty(0, device=device)
-    except Exception as error:  # torch has many ways to say that a device is not there
-        said = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise ConfigError(
-            "the device must be one that torch finds here, such as cpu, got "
-            f"{reprlib.repr(str(device))} ({said})"
-        ) from error
-    found = torch.device(device)
-    if found.type == "meta":
-        raise ConfigError("the device must be one that computes, such as cpu, got 'meta'")
-    return found
 
 
 def _find_tokenizer(checkpoint: Checkpoint, stated: str | Path | None) -> Path:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import difflib
 import logging
-import math
 import os
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -40,11 +39,20 @@ from paligemma.weights.adapter_config import (
     ROWS_FIELD,
     WHOLE_FIELD,
     base_of,
-    refuse_unknown,
+)
+from paligemma.weights.adapter_tensors import (
+    CONFIG_FILE,
+    LEAVES,
+    PREFIX,
+    ROWS_LEAF,
+    WEIGHTS_FILE,
+    lora_update,
+    read_adapter,
+    split_key,
 )
 from paligemma.weights.catalog import resolve
 from paligemma.weights.hashes import require_hub_bytes
-from paligemma.weights.hf import bare_name, spell, unspell
+from paligemma.weights.hf import bare_name, spell
 from paligemma.weights.hf_config import read_json
 from paligemma.weights.hub import ADAPTER_FILES, download
 from paligemma.weights.model_files import AdapterInPlaceError, Checkpoint
@@ -52,18 +60,9 @@ from paligemma.whole_file import staging_folder, write_json
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE, WEIGHTS_FILE = ADAPTER_FILES
 _HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
-_PREFIX = "base_model.model."
-_LEAVES = {
-    "lora_A.weight": "down",
-    "lora_B.weight": "up",
-    "lora_magnitude_vector": "magnitude",
-    "lora_magnitude_vector.weight": "magnitude",
-}
 # Rows of the embedding; a head that is tied to it has none of its own.
 _TABLE = "language_model.embed_tokens"
-_ROWS_LEAF = "token_adapter.trainable_tokens_delta"
 # The layer that an adapter may hold whole.
 _PROJECTOR, _WHOLE_LEAVES = "projector", ("weight", "bias")
 # SigLIP's pooling head, which PaliGemma does not use; adapters by suffix reach it all the same.
@@ -105,7 +104,7 @@ def save_adapter(
             tensors[f"{module}.lora_magnitude_vector"] = update.magnitude
     if adapter.token_rows is not None:
         table = _peft_name(EMBEDDING, generation)
-        tensors[f"{table}.{_ROWS_LEAF}"] = adapter.token_rows.rows
+        tensors[f"{table}.{ROWS_LEAF}"] = adapter.token_rows.rows
     for name, layer in adapter.layers.items():
         module = _peft_name(name, generation)
         tensors |= {f"{module}.{leaf}": one for leaf, one in layer.named_parameters()}
@@ -121,8 +120,7 @@ def save_adapter(
         "bias": "none",
         # Whole names, so that the tower's layers of equal suffix stay as they are.
         "target_modules": sorted(
-            _peft_name(name, generation).removeprefix(f"{_PREFIX}model.")
-            for name in adapter.updates
+            _peft_name(name, generation).removeprefix(f"{PREFIX}model.") for name in adapter.updates
         ),
         ROWS_FIELD: None
         if adapter.token_rows is None
@@ -214,34 +212,25 @@ def base_notice(folder: Path, model: str) -> str | None:
     )
 
 
-def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapter:
+def load_adapter(
+    folder: str | os.PathLike[str], model: PaliGemmaModel, *, beside: Sequence[str] = ()
+) -> Adapter:
     """Read an adapter that `save_adapter` or PEFT wrote.
 
     Args:
         folder: holds adapter_config.json and adapter_model.safetensors.
         model: the model that it will be attached to.
+        beside: names of layers that are no part of the model, whose tensors `load_beside` reads.
 
     Raises:
         CheckpointError: unreadable files, an adapter for another model, or settings that are not
             computed here.
     """
     path = Path(folder)
-    raw = read_json(path / CONFIG_FILE)
-    refuse_unknown(raw, path)
-    try:
-        with safe_open(path / WEIGHTS_FILE, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"an adapter's weights lie in {WEIGHTS_FILE}, {path} has none that is readable "
-            f"({str(error)[:200]}); of .bin files make one with peft's save_pretrained"
-        ) from error
-    for key, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise CheckpointError(
-                f"the numbers of an adapter must be finite, {key:.200} of {path} has NaN or "
-                "infinity; take an earlier checkpoint, or train with a lower learning rate"
-            )
+    raw, tensors = read_adapter(path, beside)
+    of_others = [key for key in tensors if split_key(key)[0] in beside]
+    for key in of_others:
+        del tensors[key]
     layers = {
         bare_name(f"{name}.weight", model.config.generation).removesuffix(".weight"): name
         for name in layer_names(model, tuple(PARTS))
@@ -250,20 +239,20 @@ def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapt
     rows, whole = None, {}
     unknown = []
     for key, tensor in tensors.items():
-        module, leaf = _split(key)
+        module, leaf = split_key(key)
         if module.startswith(_UNUSED):
             logger.warning("%s changes SigLIP's pooling head, which PaliGemma does not use", path)
-        elif leaf in _LEAVES and module in layers:
-            found.setdefault(module, {})[_LEAVES[leaf]] = tensor.float()
-        elif leaf == _ROWS_LEAF and module == _TABLE:
+        elif leaf in LEAVES and module in layers:
+            found.setdefault(module, {})[LEAVES[leaf]] = tensor.float()
+        elif leaf == ROWS_LEAF and module == _TABLE:
             rows = _token_rows(path, raw, tensor, model)
         elif module == PROJECTOR_NAME and leaf in _WHOLE_LEAVES and raw.get(WHOLE_FIELD):
             whole[leaf] = tensor
         else:
             unknown.append(key)
-    if unknown or not found:
+    if unknown or not (found or of_others):
         shown = ", ".join(unknown[:5]) or "nothing"
-        near = difflib.get_close_matches(_split(unknown[0])[0], layers, n=1) if unknown else []
+        near = difflib.get_close_matches(split_key(unknown[0])[0], layers, n=1) if unknown else []
         raise CheckpointError(
             f"an adapter holds updates of linear layers, {path} holds {shown:.400}"
             f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}"
@@ -274,8 +263,8 @@ def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapt
     for module in layers:
         if module in found:
             name = layers[module]
-            updates[name] = _update(path, raw, module, name, found[module], model)
-    if raw.get(WHOLE_FIELD):
+            updates[name] = lora_update(path, raw, module, model.get_submodule(name), found[module])
+    if any(one.removeprefix("model.") not in beside for one in raw.get(WHOLE_FIELD) or ()):
         _require_projector(path, whole, model, is_updated=_PROJECTOR in updates)
     return Adapter(
         config=_config(raw, updates, rows, model.config.vocab),
@@ -287,52 +276,7 @@ def load_adapter(folder: str | os.PathLike[str], model: PaliGemmaModel) -> Adapt
 
 def _peft_name(layer: str, generation: int) -> str:
     bare = bare_name(f"{layer}.weight", generation).removesuffix(".weight")
-    return _PREFIX + spell(bare, "current").replace("vision_tower.vision_model.", "vision_tower.")
-
-
-def _split(key: str) -> tuple[str, str]:
-    """A key of the file as (bare name of the module, leaf)."""
-    key = re.sub(rf"\.{WHOLE_FIELD}(\.default)?(?=\.)", "", key.removeprefix(_PREFIX))
-    module, leaf = key, ""
-    for known in (*_LEAVES, _ROWS_LEAF, "weight", "bias"):
-        if key.endswith("." + known):
-            module, leaf = key[: -len(known) - 1], known
-            break
-    return unspell(module), leaf
-
-
-def _update(
-    path: Path,
-    raw: Mapping[str, Any],
-    module: str,
-    name: str,
-    parts: Mapping[str, Tensor],
-    model: PaliGemmaModel,
-) -> LoraUpdate:
-    layer = model.get_submodule(name)
-    down, up, magnitude = (parts.get(leaf) for leaf in ("down", "up", "magnitude"))
-    wanted = (layer.out_features, layer.in_features)
-    if down is None or up is None or down.ndim != 2 or up.ndim != 2:
-        raise CheckpointError(f"an update has lora_A and lora_B, {path} lacks one of {module}")
-    if (len(up), down.shape[1]) != wanted or up.shape[1] != len(down):
-        raise CheckpointError(
-            f"an adapter fits the model it was trained for, {module} of {path} changes a layer of "
-            f"size {(len(up), down.shape[1])}, this model's has {wanted}; load its own base, "
-            f"{raw.get('base_model_name_or_path')!r}"
-        )
-    rank = raw.get("r")
-    if rank is not None and rank != len(down) and not raw.get("rank_pattern"):
-        raise CheckpointError(
-            f"an adapter's config states its rank, {module} of {path} has {len(down)}, r is "
-            f"{rank!r:.40}; take both files from one training"
-        )
-    if bool(raw.get("use_dora")) != (magnitude is not None):
-        raise CheckpointError(
-            f"a DoRA adapter has a magnitude of every layer, check {module} of {path}"
-        )
-    alpha = _alpha(raw, module)
-    root = math.sqrt(len(down)) if raw.get("use_rslora") else len(down)
-    return LoraUpdate(down, up, scale=alpha / root, magnitude=magnitude)
+    return PREFIX + spell(bare, "current").replace("vision_tower.vision_model.", "vision_tower.")
 
 
 def _require_projector(
@@ -382,15 +326,6 @@ def _token_rows(
     return TokenRows(ids, rows.float(), start)
 
 
-def _alpha(raw: Mapping[str, Any], module: str) -> float:
-    """alpha of one layer: of the first pattern that its name ends in, else that of all."""
-    patterns = raw.get("alpha_pattern") or {}
-    for pattern, alpha in patterns.items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            return float(alpha)
-    return float(raw.get("lora_alpha", 8))
-
-
 def _config(
     raw: Mapping[str, Any],
     updates: Mapping[str, LoraUpdate],
@@ -405,9 +340,9 @@ def _config(
     ids = set() if rows is None else set(rows.ids.tolist())
     kinds = TOKEN_KINDS if vocab.has_objects else ()
     return LoraConfig(
-        rank=max(len(update.down) for update in updates.values()),
+        rank=max((len(update.down) for update in updates.values()), default=1),
         alpha=float(raw.get("lora_alpha", 8)),
-        parts=tuple(parts),
+        parts=tuple(parts) or ("decoder",),
         dropout=float(raw.get("lora_dropout") or 0.0),
         rank_stabilised=bool(raw.get("use_rslora")),
         dora=bool(raw.get("use_dora")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,13 @@ def base_of(raw: Mapping[str, Any]) -> tuple[str, str | None] | None:
     return base, revision if isinstance(revision, str) and revision not in ("", "main") else None
 
 
-def refuse_unknown(raw: Mapping[str, Any], path: Path) -> None:
+def refuse_unknown(raw: Mapping[str, Any], path: Path, beside: Sequence[str] = ()) -> None:
     """Check that an adapter has no setting that changes the arithmetic and is not computed here.
 
     Args:
         raw: its adapter_config.json.
         path: its folder.
+        beside: names of layers outside PaliGemma that it may hold whole.
 
     Raises:
         CheckpointError: it has; all such settings are named.
@@ -56,7 +57,8 @@ def refuse_unknown(raw: Mapping[str, Any], path: Path) -> None:
     known = _HARMLESS | {"bias", "init_lora_weights", ROWS_FIELD}
     whole = raw.get(WHOLE_FIELD)
     if isinstance(whole, list) and all(
-        isinstance(one, str) and one.removeprefix("model.") in _WHOLE_NAMES for one in whole
+        isinstance(one, str) and one.removeprefix("model.") in (*_WHOLE_NAMES, *beside)
+        for one in whole
     ):
         known.add(WHOLE_FIELD)
     problems += [

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -172,13 +172,14 @@ class HFReader:
 
     Args:
         paths: all shards.
+        beside: names of layers that are no part of PaliGemma, which a file may have beside it.
 
     Raises:
         CheckpointError: a truncated or foreign file, a dtype weights do not have, or one tensor
             under two names.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], beside: Sequence[str] = ()) -> None:
         self.name = str(paths[0] if len(paths) == 1 else paths[0].parent)
         self._stack = ExitStack()
         self._keys: dict[str, str] = {}
@@ -196,6 +197,15 @@ class HFReader:
             shard_of, lambda key: shard_of[key].get_tensor(key)
         )
         opened = [one for one in opened if one[2] not in parts]
+        self._beside = {
+            f"{layer}.{leaf}": (shard, key)
+            for _, shard, key in opened
+            for layer in beside
+            for leaf in ("weight", "bias")
+            if f".{key}".endswith(f".{layer}.{leaf}")
+        }
+        taken = {key for _, key in self._beside.values()}
+        opened = [one for one in opened if one[2] not in taken]
         if any(".lora_A." in key for key in self._file_of):
             raise CheckpointError(
                 f"a model must have its adapter merged into it, {self.name} keeps updates (lora_A, "
@@ -207,7 +217,9 @@ class HFReader:
                 self._add(path, shard, key, unspell(key.removeprefix(prefix)))
         left = [key for _, _, key in opened if not key.startswith(prefix)]
         if prefix:
-            logger.warning(
+            # Around a model with a layer beside it, a prefix is part of the layout.
+            logger.log(
+                logging.INFO if self._beside else logging.WARNING,
                 "%s has the model's tensors under the prefix %.200r, which is left out%s",
                 self.name,
                 prefix,
@@ -264,6 +276,10 @@ class HFReader:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def beside(self) -> Mapping[str, Tensor]:
+        """Tensors of the layers that the file has beside the model's."""
+        return {name: shard.get_tensor(key) for name, (shard, key) in self._beside.items()}
 
     def table_dtype(self) -> torch.dtype:
         """Dtype of the embedding table, which decides how sqrt(width) is rounded."""

@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from numbers import Real
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from paligemma.adapt.quant import Quant, packs_for, place_quantised
-from paligemma.config import PaliGemmaConfig, require_attention_value
+from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.kernels.narrow_layers import NarrowEmbedding, NarrowLinear
 from paligemma.kernels.nf4 import NF4Linear
@@ -24,9 +23,11 @@ from paligemma.model import PaliGemmaModel
 from paligemma.model.siglip import resize_position_table
 from paligemma.processing.added_tokens import IMAGE_PIECE, added_tokens
 from paligemma.weights import bitsandbytes
+from paligemma.weights.attention_options import AttentionOptions
 from paligemma.weights.big_vision import BigVisionReader
 from paligemma.weights.catalog import resolve
 from paligemma.weights.dtypes import cast, dtype_name, parse_dtype, require_numbers
+from paligemma.weights.fingerprint import of_files, of_tensors
 from paligemma.weights.hashes import require_hub_bytes
 from paligemma.weights.hf import HFReader
 from paligemma.weights.hf_config import (
@@ -43,6 +44,7 @@ from paligemma.weights.model_files import Checkpoint
 from paligemma.weights.npz import NpzReader
 from paligemma.weights.packed_file import PackedReader
 from paligemma.weights.sizes import placed
+from paligemma.weights.wrapper import without_wrapper
 
 logger = logging.getLogger(__name__)
 
@@ -51,42 +53,17 @@ _MAX_FAULTS = 10
 _MAX_SHOWN = 300
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttentionOptions:
-    """Caps and window by name; None follows the checkpoint and the conventions, 0 is off.
+def open_weights(checkpoint: Checkpoint, beside: Sequence[str] = ()) -> Reader:
+    """The reader of a checkpoint's layout; a context manager.
 
-    Attributes:
-        attn_softcap: cap of attention scores. The code of PaliGemma 2 has 50 in every stage; its
-            paper says that the last stage has none.
-        final_softcap: cap of the logits, see `TextConfig`.
-        sliding_window: tokens that every other layer of the decoder sees.
+    Args:
+        beside: see `HFReader`.
     """
-
-    attn_softcap: float | None = None
-    final_softcap: float | None = None
-    sliding_window: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in self._named().items():
-            if not isinstance(value, Real) or value != 0 or isinstance(value, bool):
-                require_attention_value(name, value, off=", or 0 for off")
-
-    def applied(self, config: PaliGemmaConfig) -> PaliGemmaConfig:
-        """The config with what is named here."""
-        named: dict[str, Any] = {name: value or None for name, value in self._named().items()}
-        return replace(config, text=replace(config.text, **named)) if named else config
-
-    def _named(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-
-def open_weights(checkpoint: Checkpoint) -> Reader:
-    """The reader of a checkpoint's layout; a context manager."""
     if checkpoint.layout == "packed":
         return PackedReader(*checkpoint.weights)
     if checkpoint.layout == "hf":
         bitsandbytes.require_known_bits(checkpoint.config)
-        return HFReader(checkpoint.weights)
+        return HFReader(checkpoint.weights, beside)
     return BigVisionReader(NpzReader(checkpoint.weights))
 
 
@@ -100,6 +77,8 @@ def read_config(
     raw: dict[str, Any] = {}
     if checkpoint.config is not None:
         raw = read_json(checkpoint.config)
+        if isinstance(weights, HFReader) and weights.beside():
+            raw = without_wrapper(raw)
         if isinstance(weights, PackedReader):
             raw = weights.plain_config(raw)
         elif isinstance(weights, HFReader) and weights.has_widened:
@@ -191,6 +170,7 @@ class OpenCheckpoint:
         attention: caps and window, whatever the conventions say.
         config: config of a model that neither config.json nor shapes describe.
         revision: branch of the hub.
+        beside: names of layers that a file may have beside the model's, see `HFReader`.
 
     Attributes:
         checkpoint: the files, among them tokenizer and mask codec.
@@ -212,6 +192,7 @@ class OpenCheckpoint:
         attention: AttentionOptions | None = None,
         config: PaliGemmaConfig | None = None,
         revision: str | None = None,
+        beside: Sequence[str] = (),
     ) -> None:
         if not isinstance(source, Checkpoint):
             source = resolve(source, revision=revision)
@@ -220,7 +201,7 @@ class OpenCheckpoint:
         self._conventions = conventions
         self._raw: dict[str, Any] = {}
         with ExitStack() as files:
-            self._weights = open_weights(source)
+            self._weights = open_weights(source, beside)
             files.callback(self._weights.__exit__, None, None, None)
             if config is None:
                 config, self._raw = read_config(source, self._weights, conventions, attention)
@@ -237,6 +218,16 @@ class OpenCheckpoint:
 
     def __exit__(self, *raised: object) -> None:
         self._files.close()
+
+    def beside(self) -> Mapping[str, Tensor]:
+        """Tensors of the layers that the file has beside the model's, by name."""
+        return self._weights.beside() if isinstance(self._weights, HFReader) else {}
+
+    def fingerprint(self) -> str:
+        """A name that follows from the weights, see `fingerprint.fingerprint`."""
+        if isinstance(self._weights, PackedReader):
+            return of_files(self.checkpoint.weights)
+        return of_tensors(self._weights.tensors(self._stored_config))
 
     def load(
         self,

@@ -110,8 +110,9 @@ class SafetensorsWriter:
     Args:
         folder: exists; the caller makes the writing atomic by giving a temporary one.
         shapes: key -> shape of every tensor to come, in the order they should lie.
-        dtype: of all of them.
+        dtype: of all of them that `other_dtypes` does not name.
         max_shard_bytes: start another file before this is exceeded; one tensor is never divided.
+        other_dtypes: key -> dtype of single tensors.
     """
 
     def __init__(
@@ -121,9 +122,12 @@ class SafetensorsWriter:
         *,
         dtype: torch.dtype,
         max_shard_bytes: int,
+        other_dtypes: Mapping[str, torch.dtype] | None = None,
     ) -> None:
         self._file_of: dict[str, SafetensorsFile] = {}
-        shards = _split(shapes, dtype.itemsize, max_shard_bytes)
+        dtypes = dict.fromkeys(shapes, dtype) | dict(other_dtypes or {})
+        sizes = {key: math.prod(shape) * dtypes[key].itemsize for key, shape in shapes.items()}
+        shards = _split(sizes, max_shard_bytes)
         weight_map = {}
         with ExitStack() as files:
             for number, keys in enumerate(shards, start=1):
@@ -132,14 +136,13 @@ class SafetensorsWriter:
                     if len(shards) == 1
                     else f"model-{number:05}-of-{len(shards):05}.safetensors"
                 )
-                entries = {key: (dtype, tuple(shapes[key])) for key in keys}
+                entries = {key: (dtypes[key], tuple(shapes[key])) for key in keys}
                 file = SafetensorsFile(folder / name, entries, {"format": "pt"})
                 self._file_of |= dict.fromkeys(keys, files.enter_context(file))
                 weight_map.update(dict.fromkeys(keys, name))
             self._files = files.pop_all()
         if len(shards) > 1:
-            total = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
             (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
     def write(self, key: str, tensor: Tensor) -> None:
@@ -153,13 +156,10 @@ class SafetensorsWriter:
         self._files.__exit__(*error)
 
 
-def _split(
-    shapes: Mapping[str, tuple[int, ...]], itemsize: int, max_shard_bytes: int
-) -> list[list[str]]:
+def _split(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
-    for key, shape in shapes.items():
-        size = math.prod(shape) * itemsize
+    for key, size in sizes.items():
         if shards[-1] and filled + size > max_shard_bytes:
             shards.append([])
             filled = 0

@@ -40,6 +40,7 @@ from paligemma.weights.npz import NpzWriter
 from paligemma.weights.packed_file import PackedReader, packed_field, write_packed
 from paligemma.weights.safetensors_file import INDEX_NAME, SafetensorsWriter
 from paligemma.weights.shapes import few, parameter_shapes
+from paligemma.weights.wrapper import Wrapper
 from paligemma.whole_file import staging_folder, whole_file
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class _Plan:
     pad_rows: bool
     fused_qkv: bool | None = None
     quant: Quant | None = None
+    wrapper: Wrapper | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in ("hf", "npz"):
@@ -109,6 +111,7 @@ def save_model(
     extra_files: Iterable[Path] = (),
     overwrite: bool = False,
     values: Callable[[str], Tensor] | None = None,
+    wrapper: Wrapper | None = None,
 ) -> Path:
     """Write a model with its config.json.
 
@@ -126,6 +129,7 @@ def save_model(
             of `extra_files`, tokenizers and mask codecs those that the new ones stand for. All
             other files stay; weights under other names are never removed, but refused.
         values: the value of a parameter by its name, where the model does not hold it whole.
+        wrapper: the model that this one is a part of; of the layout hf.
 
     Raises:
         CheckpointError: the model is adapted or quantised, a weight overflows, the folder holds
@@ -137,6 +141,7 @@ def save_model(
         spelling=spelling,
         max_shard_bytes=max_shard_bytes,
         pad_rows=pad_rows,
+        wrapper=wrapper,
     )
     parameters = dict(model.named_parameters())
     expected = parameter_shapes(model.config)
@@ -276,14 +281,18 @@ def _write(
         _write_safetensors(folder, config, source, plan, num_rows)
     body = hf_config(config, dtype=plan.dtype, num_rows=num_rows, embed_scale=embed_scale)
     body |= field
+    if plan.wrapper is not None:
+        body = {**plan.wrapper.config, plan.wrapper.field: body}
     (folder / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_safetensors(
     folder: Path, config: PaliGemmaConfig, source: _Parameters, plan: _Plan, num_rows: int
 ) -> None:
+    prefix = plan.wrapper.prefix if plan.wrapper else ""
+    beside = plan.wrapper.tensors if plan.wrapper else {}
     keys = {
-        name: hf.spell(hf.bare_name(name, config.generation), plan.spelling)
+        name: prefix + hf.spell(hf.bare_name(name, config.generation), plan.spelling)
         for name in parameter_shapes(config)
     }
     shapes = {
@@ -291,8 +300,13 @@ def _write_safetensors(
         for name, shape in parameter_shapes(config).items()
     }
     shapes |= {keys[name]: (num_rows, config.text.width) for name in hf.TABLES if name in keys}
+    shapes |= {key: tuple(tensor.shape) for key, tensor in beside.items()}
     with SafetensorsWriter(
-        folder, shapes, dtype=plan.dtype, max_shard_bytes=plan.max_shard_bytes
+        folder,
+        shapes,
+        dtype=plan.dtype,
+        max_shard_bytes=plan.max_shard_bytes,
+        other_dtypes={key: tensor.dtype for key, tensor in beside.items()},
     ) as writer:
         for name, tensor in source.stream():
             tensor = cast(hf.to_file(name, tensor.detach(), config), plan.dtype, name)
@@ -300,6 +314,8 @@ def _write_safetensors(
                 mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
                 tensor = torch.cat((tensor, mean.expand(num_rows - tensor.shape[0], -1)))
             writer.write(keys[name], tensor)
+        for key, tensor in beside.items():
+            writer.write(key, tensor)
 
 
 @contextmanager
