@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -64,7 +65,7 @@ EXTRAS_OF_MODULE = {
     "paligemma.kernels.triton_step": ("gpu",),
 }
 # Name on the package index of what is imported under another name.
-DISTRIBUTION_OF = {"PIL": "pillow", "yaml": "pyyaml"}
+DISTRIBUTION_OF = {"PIL": "pillow", "yaml": "pyyaml", "qdrant_edge": "qdrant_edge_py"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -246,7 +247,7 @@ def test_everything_imported_is_declared_and_extras_are_imported_late() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     def names(requirements: list[str]) -> set[str]:
-        return {entry.split(">")[0].split("[")[0].replace("-", "_") for entry in requirements}
+        return {re.split(r"[>=\[]", entry)[0].replace("-", "_") for entry in requirements}
 
     core = names(project["dependencies"])
     extras = names(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from paligemma.processing.processor import Processor
     from paligemma.processing.tokenizer import Tokenizer
     from paligemma.retrieval.colpali import ColPali as ColPali
+    from paligemma.retrieval.index import PageIndex as PageIndex
     from paligemma.tuning.finetune import finetune
     from paligemma.weights.load import load_model
 

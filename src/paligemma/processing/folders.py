@@ -38,12 +38,15 @@ def is_picture_name(name: str) -> bool:
     return _suffix(name) in SUFFIXES
 
 
-def files_of(place: str) -> list[str] | None:
+def files_of(place: str, also: frozenset[str] = frozenset()) -> list[str] | None:
     """The files of pictures in a folder, its folders included, or of a pattern; in order.
 
     Hidden files and folders are left out, and so are pipes and devices. Each folder is read once,
     whatever links lead to it. A warning counts the videos of a folder, which are left out; a
     pattern that ends in their suffix names them. None where the place is neither, such as a file.
+
+    Args:
+        also: suffixes of other files that are taken too, such as ".pdf".
 
     Raises:
         ImageError: the folder or the pattern holds no picture, or the folder cannot be read.
@@ -52,7 +55,8 @@ def files_of(place: str) -> list[str] | None:
         kind, videos, found = "folder", [], []
         for folder, names in _folders_of(place):
             videos += [os.path.join(folder, name) for name in names if _suffix(name) in _VIDEOS]
-            paths = [os.path.join(folder, name) for name in names if is_picture_name(name)]
+            taken = [name for name in names if _suffix(name) in SUFFIXES | also]
+            paths = [os.path.join(folder, name) for name in taken]
             # A link to nothing stays, to be named; a pipe would be waited for without an end.
             found += [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
         if videos:
@@ -65,7 +69,7 @@ def files_of(place: str) -> list[str] | None:
             )
     elif glob.has_magic(place) and not os.path.lexists(place) and "://" not in place:
         kind = "pattern"
-        wanted = SUFFIXES | ({_suffix(place)} & _VIDEOS)
+        wanted = SUFFIXES | also | ({_suffix(place)} & _VIDEOS)
         found = [one for one in _matching(place) if os.path.isfile(one) and _suffix(one) in wanted]
     else:
         return None

@@ -1,0 +1,277 @@
+"""An index in a folder, kept by Qdrant Edge: the engine of the Qdrant server, embedded.
+
+The folder holds `index.json` and `shard/`. Edge is in beta, so all that touches it stands here.
+There is no write-ahead log: `put` returns after a flush, which is when its pages are kept, and a
+page that is written twice has one id. Several processes may read, or one may write (`folder_lock`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paligemma.errors import ConfigError, DataError, MissingExtraError
+from paligemma.retrieval.card_file import EDGE, read_card, write_card
+from paligemma.retrieval.folder_lock import FolderLock
+from paligemma.retrieval.store import (
+    PAGE,
+    ROWS,
+    THUMBNAIL,
+    Card,
+    Entry,
+    Found,
+    Payload,
+    best,
+    entry_faults,
+    page_id_of,
+    point_id,
+)
+from paligemma.whole_file import staging_folder
+
+if TYPE_CHECKING:
+    from qdrant_edge import EdgeShard
+
+_SHARD = "shard"
+_BATCH = 256  # pages whose payloads are read at once
+_FAULTS = 20
+
+
+class EdgeStore:
+    """Pages in a folder.
+
+    Raises:
+        MissingExtraError: qdrant-edge-py is not installed.
+        DataError: files of the folder are damaged.
+        ConfigError: another process writes to it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._edge = _edge()
+        self._folder = folder
+        self._lock: FolderLock | None = None
+        self._is_writing = False
+        self._shard: EdgeShard | None = None
+        self._card = read_card(folder, EDGE)
+        if self._card is not None:
+            self._begin_reading()
+
+    @property
+    def card(self) -> Card | None:
+        """See `Store`."""
+        return self._card
+
+    def bind(self, card: Card) -> None:
+        """See `Store`."""
+        self._begin_writing()
+        if self._card is not None:  # another process was first
+            return
+        shard = self._folder / _SHARD
+        if not shard.is_dir():
+            with staging_folder(shard) as staging:
+                self._edge.EdgeShard.create(str(staging), self._config(card.dim)).close()
+                staging.rename(shard)
+        write_card(self._folder, card, EDGE)
+        self._card, self._shard = card, self._load()
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        """See `Store`."""
+        if not entries:
+            return
+        self._begin_writing()
+        points = [
+            self._edge.Point(
+                point_id(entry.id),
+                {PAGE: entry.values.float().numpy(), ROWS: entry.rows.float().numpy()},
+                {"id": entry.id, **entry.payload},
+            )
+            for entry in entries
+        ]
+        self._opened.update(self._edge.UpdateOperation.upsert_points(points))
+        self._opened.flush()
+
+    def drop(self, ids: Sequence[str]) -> None:
+        """See `Store`."""
+        if ids and self._shard is not None:
+            self._begin_writing()
+            points = [point_id(one) for one in ids]
+            self._opened.update(self._edge.UpdateOperation.delete_points(points))
+            self._opened.flush()
+
+    def nearest(self, query: Tensor, k: int, rerank: int | None) -> list[Found]:
+        """See `Store`."""
+        if self._shard is None or not self.count():
+            return []
+        edge, vectors = self._edge, query.float().numpy()
+        prefetches = None
+        if rerank is not None:
+            by_rows = edge.Query.Nearest(vectors, using=ROWS)
+            prefetches = [edge.Prefetch(limit=max(rerank, k), query=by_rows)]
+        points = self._opened.query(
+            edge.QueryRequest(
+                limit=k,
+                query=edge.Query.Nearest(vectors, using=PAGE),
+                prefetches=prefetches,
+                with_payload=True,
+            )
+        )
+        found = []
+        for point in points:
+            page_id, payload = page_id_of(point.payload)
+            found.append(Found(id=page_id, score=float(point.score), payload=payload))
+        return best(found, k)
+
+    def get(self, ids: Sequence[str], *, values: bool = True) -> list[Entry]:
+        """See `Store`."""
+        if self._shard is None or not ids:
+            return []
+        records = self._opened.retrieve(
+            [point_id(one) for one in ids],
+            with_payload=True,
+            with_vector=[PAGE, ROWS] if values else False,
+        )
+        found = {}
+        for record in records:
+            page_id, payload = page_id_of(record.payload)
+            vectors: Any = record.vector or {}
+            found[page_id] = Entry(
+                id=page_id,
+                values=_half(vectors.get(PAGE)),
+                rows=_half(vectors.get(ROWS)),
+                payload=payload,
+            )
+        return [found[one] for one in ids if one in found]
+
+    def payloads(self) -> Iterator[tuple[str, Payload]]:
+        """See `Store`."""
+        offset, shown = None, self._edge.PayloadSelector.Exclude([THUMBNAIL])
+        while self._shard is not None:
+            request = self._edge.ScrollRequest(offset=offset, limit=_BATCH, with_payload=shown)
+            records, offset = self._opened.scroll(request)
+            for record in records:
+                yield page_id_of(record.payload)
+            if offset is None:
+                return
+
+    def count(self) -> int:
+        """See `Store`."""
+        return 0 if self._shard is None else int(self._opened.count(self._edge.CountRequest()))
+
+    def faults(self) -> list[str]:
+        """See `Store`."""
+        found: list[str] = []
+        ids = [page_id for page_id, _ in self.payloads()]
+        dim = 0 if self._card is None else self._card.dim
+        for start in range(0, len(ids), _BATCH // 16):
+            for entry in self.get(ids[start : start + _BATCH // 16]):
+                found += entry_faults(entry, dim)
+        return found[:_FAULTS]
+
+    def snapshot(self, target: str) -> None:
+        """See `Store`."""
+        place = Path(target)
+        if place.exists():
+            raise ConfigError(f"a snapshot goes to a new folder, {target!r:.200} is there")
+        if self._card is None:
+            raise ConfigError("an index without pages has nothing to copy; add pages first")
+        with staging_folder(place) as staging:
+            copy = EdgeStore(staging)
+            copy.bind(self._card)
+            ids = [page_id for page_id, _ in self.payloads()]
+            for start in range(0, len(ids), _BATCH // 16):
+                copy.put(self.get(ids[start : start + _BATCH // 16]))
+            copy.close()
+            staging.rename(place)
+
+    def close(self) -> None:
+        """See `Store`."""
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        self._is_writing = False
+
+    @property
+    def _opened(self) -> EdgeShard:
+        if self._shard is None:
+            raise ConfigError(f"the index {self._folder} is closed; open it again")
+        return self._shard
+
+    def _begin_reading(self) -> None:
+        """Open the files: alone if nobody else has them open, since opening may repair them."""
+        self._lock = self._lock or FolderLock(self._folder)
+        is_first = self._lock.alone(wait_s=0)
+        if not is_first and not self._lock.together():
+            self.close()
+            raise self._taken("is writing to")
+        try:
+            self._shard = self._load()
+        except DataError:
+            self.close()
+            raise
+        if is_first:
+            self._lock.together()
+
+    def _begin_writing(self) -> None:
+        """Keep others out, from the first change on."""
+        if self._is_writing:
+            return
+        self._lock = self._lock or FolderLock(self._folder)
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
+        self._is_writing = self._lock.alone()
+        if not self._is_writing:
+            if self._card is not None:
+                self._begin_reading()
+            raise self._taken("has opened")
+        self._card = read_card(self._folder, EDGE)
+        if self._card is not None:
+            self._shard = self._load()
+
+    def _taken(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"another process {what} {self._folder}; wait for its end, or work through it, if it "
+            "is a server"
+        )
+
+    def _load(self) -> EdgeShard:
+        try:
+            return self._edge.EdgeShard.load(str(self._folder / _SHARD))
+        except Exception as error:
+            raise DataError(
+                f"the files of an index must be whole, {self._folder / _SHARD} cannot be opened "
+                f"({str(error)[:300]}); take them from a snapshot, or make the index again"
+            ) from error
+
+    def _config(self, dim: int) -> Any:
+        edge = self._edge
+        params = edge.EdgeVectorParams(
+            dim,
+            edge.Distance.Dot,
+            multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
+            datatype=edge.VectorStorageDatatype.Float16,
+            hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=16, full_scan_threshold=10_000),
+        )
+        return edge.EdgeConfig(vectors={PAGE: params, ROWS: params}, wal_enabled=False)
+
+
+def _half(vectors: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(vectors if vectors is not None else [[]], np.float16))
+
+
+def _edge() -> Any:
+    try:
+        import qdrant_edge
+    except ImportError as error:
+        raise MissingExtraError(
+            "an index in a folder is kept by Qdrant Edge; install it with pip install "
+            "'paligemma[retrieval]', or name the index memory://FOLDER, which needs nothing"
+        ) from error
+    return qdrant_edge

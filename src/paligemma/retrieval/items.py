@@ -1,0 +1,136 @@
+"""A page on its way into an index, and on its way out as a hit."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from paligemma.errors import ConfigError, DataError
+from paligemma.retrieval.page_files import Page
+from paligemma.retrieval.store import MAX_VECTORS, THUMBNAIL, Entry, Payload, pooled_rows
+from paligemma.retrieval.vectors import Vectors
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PAGE_ID = re.compile(r"[0-9a-f]{64}:[1-9][0-9]{0,8}")
+_THUMBNAIL_PX = 640  # a page of this size is still readable
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Item:
+    """A page with its vectors, to be kept.
+
+    Attributes:
+        id: "sha256:page".
+        vectors: of the page.
+        payload: what is kept to be shown; JSON.
+    """
+
+    id: str
+    vectors: Vectors
+    payload: Payload = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A page that was found.
+
+    Attributes:
+        id: "sha256:page".
+        score: MaxSim: of each token of the query the best match, summed.
+        path: the file when it was added; "" if unknown.
+        page: number in the file, from 1.
+        size: width and height, in pixels, of the picture that the model read.
+        thumbnail: JPEG; empty if none was kept.
+        payload: the rest that was kept.
+    """
+
+    id: str
+    score: float
+    path: str
+    page: int
+    size: tuple[int, int]
+    thumbnail: bytes
+    payload: Payload
+
+
+def entry_of(item: Item, dim: int) -> Entry:
+    """A page as a store keeps it, checked.
+
+    Args:
+        dim: width of the index's vectors.
+
+    Raises:
+        ConfigError: an id that is none, or vectors that are not of this index.
+    """
+    values, grid = item.vectors.values, item.vectors.grid
+    if not isinstance(item.id, str) or not PAGE_ID.fullmatch(item.id):
+        raise ConfigError(f"the id of a page is sha256:page, got {item.id!r:.200}")
+    if values.ndim != 2 or values.shape[1] != dim or not 1 <= len(values) <= MAX_VECTORS:
+        raise ConfigError(
+            f"a page of this index has 1..{MAX_VECTORS} vectors of width {dim}, {item.id:.100} has "
+            f"{list(values.shape)}"
+        )
+    if not bool(torch.isfinite(values).all()):
+        raise ConfigError(f"vectors are finite, those of {item.id:.100} are not")
+    if grid is not None and grid[0] * grid[1] > len(values):
+        raise ConfigError(f"{item.id:.100} has fewer vectors than its grid of {grid} has places")
+    return Entry(
+        id=item.id,
+        values=values.half(),
+        rows=pooled_rows(values, grid).half(),
+        payload={**item.payload, "grid": list(grid) if grid else None},
+    )
+
+
+def payload_of(page: Page) -> dict[str, Any]:
+    """What is kept of a page to be shown."""
+    return {
+        "path": os.path.abspath(page.path),
+        "page": page.number,
+        "num_pages": page.num_pages,
+        "size": list(page.size),
+        "text": page.text,
+        THUMBNAIL: base64.b64encode(_thumbnail(page.picture)).decode(),
+    }
+
+
+def _thumbnail(picture: Image.Image) -> bytes:
+    small = picture.copy()
+    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    written = io.BytesIO()
+    small.save(written, "JPEG", quality=75)
+    return written.getvalue()
+
+
+def hit_of(page_id: str, score: float, payload: Payload) -> Hit:
+    """A hit of what is kept, whatever wrote it."""
+    rest = dict(payload)
+    thumbnail, size = rest.pop(THUMBNAIL, ""), rest.pop("size", None)
+    path, page = rest.pop("path", ""), rest.pop("page", None)
+    try:
+        small = base64.b64decode(thumbnail) if isinstance(thumbnail, str) else b""
+    except (binascii.Error, ValueError):
+        small = b""
+    if not (isinstance(size, Sequence) and len(size) == 2 and all(type(n) is int for n in size)):
+        size = (0, 0)
+    if not isinstance(path, str):
+        raise DataError(f"the path of a page is a text, {page_id!r:.100} has {path!r:.100}")
+    return Hit(
+        id=page_id,
+        score=score,
+        path=path,
+        page=page if type(page) is int else int(page_id.rpartition(":")[2]),
+        size=(int(size[0]), int(size[1])),
+        thumbnail=small,
+        payload=rest,
+    )

@@ -1,0 +1,206 @@
+"""What keeps the vectors of pages: the interface of the places behind an index.
+
+Vectors are kept and compared as float16 and summed in float32, queries too, so that every store
+gives a page the same score.
+Axes: N vectors of a page, Q of a query, R pooled rows of a page, D width of a vector.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from paligemma.errors import DataError
+
+Payload = Mapping[str, Any]
+
+FORMAT = 1
+PAGE, ROWS = "page", "rows"  # names of the two kinds of vectors in Qdrant
+THUMBNAIL = "thumbnail"  # of a payload: a JPEG in base64
+MAX_DIM = 4096
+MAX_VECTORS = 20_000  # of one page
+_MAX_OFF = 1e-2  # of the length of a vector in float16
+_NAMESPACE = uuid.UUID("5f0ff2a5-5a3a-4d0c-9a52-6f0d6a1e4c11")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What an index was made with, written once and compared whenever it is opened.
+
+    Attributes:
+        identity: weights and preset that made the vectors, as `ColPali.identity` has it.
+        model: name by which that model is loaded again; "" if it was given as an object.
+        preset: name of its preset, or "" for the one its files ask for.
+        dim: width of a vector, D.
+        format: version of the layout.
+    """
+
+    identity: str
+    model: str
+    preset: str
+    dim: int
+    format: int = FORMAT
+
+    def as_json(self) -> dict[str, Any]:
+        """The card as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: Any, place: str) -> Card:
+        """The card of an index.
+
+        Raises:
+            DataError: it is none, or of a later version of this program.
+        """
+        texts = ("identity", "model", "preset")
+        if not isinstance(body, dict) or not all(isinstance(body.get(one), str) for one in texts):
+            raise DataError(f"an index has a card with identity, model and preset, {place} has not")
+        version, dim = body.get("format"), body.get("dim")
+        if version != FORMAT:
+            raise DataError(
+                f"an index of format {FORMAT} is read, {place} has {version!r:.40}; make it again "
+                "with this version of the program"
+            )
+        if type(dim) is not int or not 1 <= dim <= MAX_DIM:
+            raise DataError(f"dim of an index is in 1..{MAX_DIM}, {place} has {dim!r:.40}")
+        return cls(dim=dim, **{one: body[one] for one in texts})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A page as a store keeps it.
+
+    Attributes:
+        id: sha256 of the file and number of the page, "sha256:page".
+        values: float16[N, D].
+        rows: float16[R, D], `pooled_rows` of the values.
+        payload: what is shown of the page; JSON.
+    """
+
+    id: str
+    values: Tensor
+    rows: Tensor
+    payload: Payload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A page and its score."""
+
+    id: str
+    score: float
+    payload: Payload
+
+
+class Store(Protocol):
+    """Keeps entries. What `put` or `drop` returned from survives the end of the process."""
+
+    @property
+    def card(self) -> Card | None:
+        """What the index was made with; None before `bind`."""
+
+    def bind(self, card: Card) -> None:
+        """Make the store with this card."""
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        """Keep these pages; one with the same id is replaced."""
+
+    def drop(self, ids: Sequence[str]) -> None:
+        """Forget these pages; ids that are not kept count for nothing."""
+
+    def nearest(self, query: Tensor, k: int, rerank: int | None) -> list[Found]:
+        """The k pages of the highest MaxSim, best first; ties in the order of their ids.
+
+        Args:
+            query: float16[Q, D].
+            rerank: compute it only for so many pages whose pooled rows are nearest; None for all.
+        """
+
+    def get(self, ids: Sequence[str], *, values: bool = True) -> list[Entry]:
+        """Kept pages of these ids, in their order; without `values`, both tensors are empty."""
+
+    def payloads(self) -> Iterator[tuple[str, Payload]]:
+        """Id and payload of every page; a payload without its thumbnail."""
+
+    def count(self) -> int:
+        """Number of pages."""
+
+    def faults(self) -> list[str]:
+        """What is wrong with the files, a sentence each."""
+
+    def snapshot(self, target: str) -> None:
+        """Write a copy that can be opened as an index of its own."""
+
+    def close(self) -> None:
+        """Let go of files and locks."""
+
+
+def point_id(page_id: str) -> str:
+    """The UUID by which Qdrant keeps a page: the same for the same id, so nothing is kept twice."""
+    return str(uuid.uuid5(_NAMESPACE, page_id))
+
+
+def pooled_rows(values: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    """A page in few vectors, for the first choice among many: the mean of each row of its grid.
+
+    Vectors after the grid, those of the prompt, are kept as they are. A page without a grid is cut
+    into runs of 32 vectors.
+
+    Args:
+        values: float32[N, D], those of the grid first.
+        grid: rows and columns.
+
+    Returns:
+        float32[R, D], unit length.
+    """
+    rows, columns = grid or (0, 0)
+    image = values[: rows * columns]
+    pooled = [image.reshape(rows, columns, -1).mean(1)] if rows * columns else []
+    rest = values[rows * columns :]
+    if grid is None:
+        pooled += [part.mean(0, keepdim=True) for part in rest.split(32)]
+    else:
+        pooled.append(rest)
+    return torch.nn.functional.normalize(torch.cat(pooled).float(), dim=-1)
+
+
+def best(found: Iterable[Found], k: int) -> list[Found]:
+    """The k best, ties in the order of their ids."""
+    return sorted(found, key=lambda one: (-one.score, one.id))[:k]
+
+
+def without_thumbnail(payload: Payload) -> Payload:
+    """What is listed of a page."""
+    return {name: value for name, value in payload.items() if name != THUMBNAIL}
+
+
+def page_id_of(payload: Any) -> tuple[str, Payload]:
+    """The id of a page that Qdrant keeps, and the payload without it.
+
+    Raises:
+        DataError: the point was not written by this program.
+    """
+    body = dict(payload or {})
+    page_id = body.pop("id", None)
+    if not isinstance(page_id, str):
+        raise DataError(
+            "every point of an index has the id of its page, one has none; this collection was "
+            "not written by this program"
+        )
+    return page_id, body
+
+
+def entry_faults(entry: Entry, dim: int) -> list[str]:
+    """What is wrong with the vectors of a page, a sentence each."""
+    found = []
+    for name, vectors in (("vectors", entry.values), ("pooled rows", entry.rows)):
+        if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != dim:
+            found.append(f"{entry.id}: its {name} are {list(vectors.shape)}, not of width {dim}")
+        elif not bool(((vectors.float().norm(dim=1) - 1).abs() < _MAX_OFF).all()):
+            found.append(f"{entry.id}: its {name} are not of length 1; remove and add it again")
+    return found

@@ -1,0 +1,384 @@
+"""Indexes of pages: what is added is found, kept, and never mixed up."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from colour_encoder import DIM, ColourEncoder, picture_of
+from killed_adding import item, page_id
+
+from paligemma.errors import ConfigError, DataError
+from paligemma.retrieval import folder_lock
+from paligemma.retrieval import index as index_module
+from paligemma.retrieval.index import PageIndex
+from paligemma.retrieval.items import Item
+from paligemma.retrieval.page_files import Page, PageFault
+from paligemma.retrieval.store import pooled_rows
+from paligemma.retrieval.vectors import Vectors
+
+KINDS = ["memory", "safetensors", "edge", "qdrant"]
+KEPT = ["safetensors", "edge"]
+Opened = Callable[..., PageIndex]
+
+
+def url_of(kind: str, folder: Path) -> str:
+    if kind == "edge":
+        pytest.importorskip("qdrant_edge")
+    return {"safetensors": f"memory://{folder}", "edge": str(folder)}[kind]
+
+
+@pytest.fixture(params=KINDS)
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
+    """opened(model) -> the index of this test in one kind of store."""
+    made: list[PageIndex] = []
+    server = None
+
+    def open_it(model: object = None) -> PageIndex:
+        nonlocal server
+        if request.param == "memory":
+            if not made:
+                made.append(PageIndex.open("memory://", model))
+            return made[0]
+        if request.param == "qdrant":
+            client = pytest.importorskip("qdrant_client")
+            from paligemma.retrieval.qdrant_store import QdrantStore
+
+            server = server or client.QdrantClient(":memory:")
+            made.append(PageIndex(QdrantStore(server, "pages"), model))
+        else:
+            made.append(PageIndex.open(url_of(request.param, tmp_path / "library"), model))
+        return made[-1]
+
+    yield open_it
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, colours in {
+        "sea": ("blue", "navy"),
+        "fire": ("red", "orange"),
+        "leaf": ("green",),
+    }.items():
+        picture_of(*colours).save(folder / f"{name}.png")
+    return sorted(folder.iterdir())
+
+
+def oracle(query: np.ndarray, page: np.ndarray) -> float:
+    """MaxSim of what is kept as float16, in float64."""
+    q, d = (one.astype(np.float16).astype(np.float64) for one in (query, page))
+    return float(sum(max(row @ other for other in d) for row in q))
+
+
+def test_the_page_of_a_colour_is_found_by_it(opened: Opened, pictures: list[Path]) -> None:
+    index = opened(ColourEncoder())
+    done = index.add(pictures)
+    assert (done.added, done.kept, done.faults) == (3, 0, [])
+    for word, name in {"red": "fire.png", "navy": "sea.png", "green": "leaf.png"}.items():
+        best, second = index.search(word, k=2)
+        assert Path(best.path).name == name
+        assert best.score > second.score
+        assert (best.page, best.thumbnail[:2]) == (1, b"\xff\xd8")
+    assert index.search("red")[0].size == (16, 8)
+    assert index.count() == 3
+    assert index.verify() == []
+
+
+def test_scores_and_order_are_exact(opened: Opened) -> None:
+    index = opened(ColourEncoder())
+    items = [item(number) for number in range(30)]
+    assert index.upsert(items) == 30
+    for seed in range(5):
+        values = torch.randn(6, DIM, generator=torch.Generator().manual_seed(1000 + seed))
+        query = Vectors(values=torch.nn.functional.normalize(values, dim=-1), pieces=("",) * 6)
+        truth = {one.id: oracle(query.values.numpy(), one.vectors.values.numpy()) for one in items}
+        hits = index.search(query, k=30)
+        assert [hit.id for hit in hits] == sorted(truth, key=lambda one: -truth[one])
+        assert max(abs(hit.score - truth[hit.id]) for hit in hits) < 1e-4
+
+
+def test_pages_chosen_by_their_rows_are_scored_exactly(opened: Opened) -> None:
+    index = opened(ColourEncoder())
+    index.upsert([item(number) for number in range(30)])
+    query = item(7).vectors
+    exact = {hit.id: hit.score for hit in index.search(query, k=30, rerank=None)}
+    hits = index.search(query, k=5, rerank=10)
+    assert [hit.score for hit in hits] == pytest.approx([exact[hit.id] for hit in hits], abs=1e-5)
+    assert hits[0].id == page_id(7)
+    assert len(index.search(query, k=10, rerank=10)) == 10
+
+
+def test_many_pages_are_chosen_by_their_rows_first(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = opened(ColourEncoder())
+    index.upsert([item(number) for number in range(8)])
+    asked = []
+    nearest = index._store.nearest
+    monkeypatch.setattr(
+        index._store, "nearest", lambda q, k, rerank: asked.append(rerank) or nearest(q, k, rerank)
+    )
+    index.search(item(1).vectors, k=2)
+    monkeypatch.setattr(index_module, "EXACT_UP_TO", 7)
+    index.search(item(1).vectors, k=2)
+    assert asked == [None, 500]
+
+
+def test_nothing_is_added_twice_and_an_upsert_replaces(
+    opened: Opened, pictures: list[Path]
+) -> None:
+    encoder = ColourEncoder()
+    index = opened(encoder)
+    index.add(pictures[:2])
+    done = index.add([*pictures, pictures[0]])
+    assert (done.added, done.kept, encoder.num_encoded) == (1, 3, 3)
+    (red,) = [hit for hit in index.pages() if hit.path.endswith("fire.png")]
+    (blue,) = encoder.encode_pages([picture_of("blue")])
+    index.upsert([Item(id=red.id, vectors=blue, payload={"path": "/now blue"})])
+    assert index.count() == 3
+    assert index.search("blue", k=3)[0].path == "/now blue"
+    assert torch.allclose(index.vectors(red.id).values, blue.values, atol=1e-3)
+
+
+def test_pages_are_removed_by_id_and_by_file(opened: Opened, pictures: list[Path]) -> None:
+    index = opened(ColourEncoder())
+    index.add(pictures)
+    by_name = {Path(hit.path).name: hit.id for hit in index.pages()}
+    assert index.remove([by_name["sea.png"]]) == 1
+    assert index.remove([str(pictures[0]), "0" * 64 + ":1"]) == 1
+    assert [Path(hit.path).name for hit in index.search("red")] == ["leaf.png"]
+    assert index.count() == 1
+    assert index.verify() == []
+
+
+def test_the_vectors_of_a_page_come_back_with_their_grid(opened: Opened) -> None:
+    index = opened(ColourEncoder())
+    index.upsert([item(3)])
+    found = index.vectors(page_id(3))
+    assert (found.grid, found.pieces) == ((6, 6), ())
+    assert torch.equal(found.values, item(3).vectors.values.half().float())
+    with pytest.raises(ConfigError, match="has no page"):
+        index.vectors("nothing")
+
+
+def test_another_model_is_refused(opened: Opened, pictures: list[Path]) -> None:
+    index = opened(ColourEncoder())
+    index.add(pictures)
+    with pytest.raises(ConfigError, match="vectors of another model"):
+        PageIndex(index._store, ColourEncoder("colours 2"))
+    with pytest.raises(ConfigError, match="is of width 8"):
+        index.search(Vectors(values=torch.ones(2, 9), pieces=("a", "b")))
+    with pytest.raises(ConfigError, match="width 8"):
+        index.upsert([Item(id=page_id(1), vectors=Vectors(values=torch.ones(2, 9)))])
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_an_index_is_opened_again_with_the_model_that_made_it(
+    kind: str, tmp_path: Path, pictures: list[Path]
+) -> None:
+    url = url_of(kind, tmp_path / "library")
+    loaded = []
+
+    def load(name: str, **options: object) -> ColourEncoder:
+        loaded.append((name, options))
+        return ColourEncoder("colours 1" if name == "tiny" else "other")
+
+    with PageIndex.open(url, load=load) as index:
+        index.add(pictures)
+    with PageIndex.open(url, load=load) as index:
+        assert index.card is not None
+        assert index.card.model == "tiny"
+        assert Path(index.search("red")[0].path).name == "fire.png"
+    assert loaded == [("tiny", {}), ("tiny", {})]
+    with (
+        PageIndex.open(url, "another", load=load) as index,
+        pytest.raises(ConfigError, match="made with tiny"),
+    ):
+        index.search("red")
+
+
+def test_an_index_in_a_folder_is_opened_as_what_it_is(tmp_path: Path) -> None:
+    with PageIndex.open(f"memory://{tmp_path / 'a'}", ColourEncoder()) as index:
+        index.upsert([item(1)])
+    with PageIndex.open(tmp_path / "a") as index:
+        assert index.count() == 1
+    edge = url_of("edge", tmp_path / "b")
+    with PageIndex.open(edge, ColourEncoder()) as index:
+        index.upsert([item(1)])
+    with pytest.raises(DataError, match="layout 'edge'"):
+        PageIndex.open(f"memory://{edge}")
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_a_kill_at_any_moment_loses_nothing_that_was_kept(kind: str, tmp_path: Path) -> None:
+    url = url_of(kind, tmp_path / "library")
+    draw = random.Random(5)
+    for _ in range(3):
+        command = [sys.executable, str(Path(__file__).with_name("killed_adding.py")), url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            said = [int(process.stdout.readline()) for _ in range(draw.randint(1, 4))]
+            process.kill()
+            said += [int(line) for line in process.stdout.read().split()]
+        with PageIndex.open(url, ColourEncoder()) as index:
+            number = index.count()
+            assert said[-1] <= number <= said[-1] + 2
+            assert index.verify() == []
+            ids = {hit.id for hit in index.pages()}
+            assert ids == {page_id(one) for one in range(number)}
+            last = item(said[-1] - 1)
+            assert torch.equal(index.vectors(last.id).values, last.vectors.values.half().float())
+
+
+def test_files_are_read_while_another_process_writes_more(tmp_path: Path) -> None:
+    url = f"memory://{tmp_path / 'library'}"
+    with PageIndex.open(url, ColourEncoder()) as writer:
+        writer.upsert([item(1)])
+        with PageIndex.open(url, ColourEncoder()) as other:
+            assert other.search(item(1).vectors, k=1)[0].id == page_id(1)
+            with pytest.raises(ConfigError, match="another process is writing"):
+                other.upsert([item(2)])
+        writer.upsert([item(3)])
+    with PageIndex.open(url, ColourEncoder()) as index:
+        assert {hit.id for hit in index.pages()} == {page_id(1), page_id(3)}
+
+
+def test_edge_is_read_by_several_or_written_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_lock.FolderLock.alone, "__defaults__", (0.1,))
+    monkeypatch.setattr(folder_lock.FolderLock.together, "__defaults__", (0.1,))
+    url = url_of("edge", tmp_path / "library")
+    with PageIndex.open(url, ColourEncoder()) as writer:
+        writer.upsert([item(1)])
+        with pytest.raises(ConfigError, match="is writing to"):
+            PageIndex.open(url, ColourEncoder())
+        writer.upsert([item(2)])
+    with PageIndex.open(url, ColourEncoder()) as first:
+        with PageIndex.open(url, ColourEncoder()) as second:
+            with pytest.raises(ConfigError, match="another process has opened"):
+                second.upsert([item(3)])
+            assert first.search(item(2).vectors, k=1)[0].id == page_id(2)
+            assert second.search(item(1).vectors, k=1)[0].id == page_id(1)
+        first.upsert([item(3)])
+        assert first.count() == 3
+    with PageIndex.open(url, ColourEncoder()) as index:
+        assert {hit.id for hit in index.pages()} == {page_id(number) for number in (1, 2, 3)}
+        assert index.verify() == []
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_a_snapshot_is_an_index(kind: str, tmp_path: Path) -> None:
+    url = url_of(kind, tmp_path / "library")
+    with PageIndex.open(url, ColourEncoder()) as index:
+        with pytest.raises(ConfigError, match="nothing to copy"):
+            index.snapshot(tmp_path / "copy")
+        index.upsert([item(number) for number in range(5)])
+        index.remove([page_id(2)])
+        index.snapshot(tmp_path / "copy")
+        with pytest.raises(ConfigError, match="is there"):
+            index.snapshot(tmp_path / "copy")
+    with PageIndex.open(tmp_path / "copy", ColourEncoder()) as copy:
+        assert {hit.id for hit in copy.pages()} == {page_id(number) for number in (0, 1, 3, 4)}
+        assert copy.verify() == []
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "library"
+    with PageIndex.open(f"memory://{folder}", ColourEncoder()) as index:
+        index.upsert([item(1)])
+        index.upsert([item(2)])
+        (shard, _) = sorted(folder.glob("pages-*"))
+        shard.write_bytes(shard.read_bytes()[:-10])
+        assert [str(shard) in fault for fault in index.verify()] == [True]
+    with pytest.raises(DataError, match="must be whole"):
+        PageIndex.open(folder)
+    (folder / "index.json").write_text("{")
+    with pytest.raises(DataError, match="card of an index"):
+        PageIndex.open(folder)
+    (folder / "index.json").write_text(json.dumps({"kind": "edge", "format": 99}))
+    with pytest.raises(DataError, match="card with identity"):
+        PageIndex.open(folder)
+
+
+def test_edge_files_that_are_gone_are_named(tmp_path: Path) -> None:
+    url = url_of("edge", tmp_path / "library")
+    with PageIndex.open(url, ColourEncoder()) as index:
+        index.upsert([item(1)])
+    (tmp_path / "library" / "shard" / "edge_config.json").unlink()
+    for path in (tmp_path / "library" / "shard" / "segments").rglob("*.json"):
+        path.write_text("{")
+    with pytest.raises(DataError, match="must be whole"):
+        PageIndex.open(url)
+
+
+def test_names_that_are_no_index_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.txt").write_text("x")
+    for name, why in {
+        "http://host/x": "memory:// or qdrant://",
+        "": "not empty",
+        str(tmp_path / "file"): "is a file",
+        str(tmp_path / "photos"): "holds other files",
+        "qdrant://host": "HOST:PORT/COLLECTION",
+    }.items():
+        with pytest.raises(ConfigError, match=why):
+            PageIndex.open(name)
+    with pytest.raises(ConfigError, match="no index is at"):
+        PageIndex.open(f"memory://{tmp_path / 'new'}", create=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_questions_out_of_range_are_refused() -> None:
+    with PageIndex.open("memory://", ColourEncoder()) as index:
+        assert index.search("red") == []
+        index.upsert([item(1)])
+        for wrong, why in (
+            ({"k": 0}, "k lies in"),
+            ({"k": 5, "rerank": 4}, "rerank is"),
+            ({"rerank": "fast"}, "rerank is"),
+        ):
+            with pytest.raises(ConfigError, match=why):
+                index.search("red", **wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="at least one word"):
+            index.search("  ")
+        with pytest.raises(ConfigError, match="sha256:page"):
+            index.upsert([Item(id="a", vectors=item(1).vectors)])
+        nan = Vectors(values=torch.full((3, DIM), torch.nan))
+        with pytest.raises(ConfigError, match="finite"):
+            index.upsert([Item(id=page_id(1), vectors=nan)])
+
+
+def test_progress_names_each_page_once_it_is_kept(tmp_path: Path, pictures: list[Path]) -> None:
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"x")
+    seen: list[object] = []
+    with PageIndex.open("memory://", ColourEncoder()) as index:
+
+        def note(one: Page | PageFault) -> None:
+            seen.append(index.count() if isinstance(one, Page) else "fault")
+
+        done = index.add(tmp_path / "pictures", batch_size=2, on_page=note)
+    assert (done.added, len(done.faults)) == (3, 1)
+    assert seen == ["fault", 2, 2, 3]
+
+
+def test_pooled_rows_are_means_of_the_rows_of_the_grid() -> None:
+    values = torch.nn.functional.normalize(torch.randn(14, 4), dim=-1)
+    rows = pooled_rows(values, (3, 4))
+    assert rows.shape == (5, 4)
+    means = torch.stack([values[4 * row : 4 * row + 4].mean(0) for row in range(3)])
+    assert torch.allclose(rows[:3], torch.nn.functional.normalize(means, dim=-1))
+    assert torch.allclose(rows[3:], values[12:])
+    assert pooled_rows(values.repeat(5, 1), None).shape == (3, 4)
