@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from paligemma import json_file
-from paligemma.adapt.lora import AdaptedLinear, LoraUpdate, put_layer
+from paligemma.adapt.lora import AdaptedLinear, put_layer
 from paligemma.adapt.whole_layers import ReplacedLinear, whole_layer
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.kernels.linear import Linear
@@ -111,13 +111,11 @@ def find_head(loaded: Pretrained) -> Linear:
     if head is None:
         head = next((one for one in map(_dense, folders) if one is not None), None)
     if loaded.adapter_folder is not None:
-        for name in HEADS:
-            part = load_beside(loaded.adapter_folder, name, head)
-            if isinstance(part, LoraUpdate):
-                assert head is not None
-                head = whole_layer(part.merged(head.dense()).detach(), head.bias)
-            elif part is not None:
-                head = part
+        part = load_beside(loaded.adapter_folder, HEADS, head)
+        if isinstance(part, Linear):
+            head = part
+        elif part is not None and head is not None:
+            head = whole_layer(part.merged(head.dense()).detach(), head.bias)
     if head is None:
         raise CheckpointError(
             f"a ColPali has a linear layer {HEAD} or {HF_HEAD} that gives its vectors, "

@@ -64,8 +64,8 @@ def read_adapter(path: Path, beside: Sequence[str]) -> tuple[dict[str, Any], dic
 
 def split_key(key: str) -> tuple[str, str]:
     """A key of the file as (bare name of the module, leaf)."""
-    # "vlm." is what transformers' ColPali has around PaliGemma.
-    key = key.removeprefix(PREFIX).removeprefix("vlm.")
+    # Around PaliGemma, ColPali has "vlm." in transformers and one more "model." elsewhere.
+    key = key.removeprefix(PREFIX).removeprefix("vlm.").replace("model.model.", "model.", 1)
     key = re.sub(rf"\.{WHOLE_FIELD}(\.default)?(?=\.)", "", key)
     module, leaf = key, ""
     for known in (*LEAVES, ROWS_LEAF, "weight", "bias"):
@@ -129,13 +129,13 @@ def _alpha(raw: Mapping[str, Any], module: str) -> float:
 
 
 def load_beside(
-    folder: str | os.PathLike[str], name: str, layer: Linear | None
+    folder: str | os.PathLike[str], names: Sequence[str], layer: Linear | None
 ) -> LoraUpdate | Linear | None:
     """What an adapter has for a layer that is no part of PaliGemma.
 
     Args:
         folder: as for `load_adapter`.
-        name: name of the layer in the file.
+        names: what the layer may be called in the file.
         layer: the layer that an update fits; None where there is none.
 
     Returns:
@@ -145,10 +145,10 @@ def load_beside(
         CheckpointError: as `load_adapter`, or an update without the layer that it changes.
     """
     path = Path(folder)
-    raw, tensors = read_adapter(path, (name,))
-    parts = {
-        leaf: one for key, one in tensors.items() for at, leaf in [split_key(key)] if at == name
-    }
+    raw, tensors = read_adapter(path, names)
+    found = {split_key(key): one for key, one in tensors.items()}
+    parts = {leaf: one for (name, leaf), one in found.items() if name in names}
+    name = next((name for name, _ in found if name in names), "")
     if parts.keys() & LEAVES.keys():
         if layer is None or not parts.keys() <= LEAVES.keys():
             has = ", ".join(sorted(parts))
