@@ -11,7 +11,7 @@ from paligemma.whole_file import SOFTWARE
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 # Elements without an end tag.
-_VOID = {"meta", "img", "br", "wbr"}
+_VOID = {"meta", "img", "br", "wbr", "input"}
 
 
 class Html(str):
