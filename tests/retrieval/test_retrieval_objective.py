@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_colpali import random_head
 from torch import Tensor
 
 from paligemma import ColPali, PaliGemma
@@ -20,6 +19,7 @@ from paligemma.retrieval.losses import PairLossConfig
 from paligemma.retrieval.objective import PairBatch, PairObjective
 from paligemma.retrieval.presets import PRESETS
 from paligemma.scenes.pages import draw_page
+from tests.retrieval.random_colpali import random_head
 
 PRESET = PRESETS["tiny"]
 PAGES = [draw_page(seed) for seed in range(4)]
