@@ -48,6 +48,8 @@ COMMANDS: dict[str, Entry] = {
     "generate": Entry("ask", "generate", "Write the raw answer, as it comes."),
     "chat": Entry("chat", "chat", "Ask one picture many things."),
     "inspect": Entry("inspection", "inspect", "Show what the model sees of one example."),
+    "index": Entry("library", "index_group", "Keep documents so that they can be searched."),
+    "search": Entry("search", "search", "Find the pages of documents that match a query."),
     "models": Entry("models", "models", "List the models that can be named."),
     "convert": Entry(
         "models", "convert", "Rewrite a checkpoint in another layout, dtype or packing."
@@ -79,6 +81,7 @@ SECTIONS = {
         "demo",
     ),
     "Search pictures and documents": ("similar",),
+    "Search documents": ("index", "search"),
     "Teach a model": ("train", "data", "plan", "adapter"),
     "Measure a model": ("eval", "bench"),
     "Files of models": ("models", "convert", "doctor", "inspect"),

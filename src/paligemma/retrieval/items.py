@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from paligemma.errors import ConfigError, DataError
+from paligemma.errors import ConfigError, DataError, ImageError
+from paligemma.processing.image import load_image
 from paligemma.retrieval.page_files import Page
 from paligemma.retrieval.store import MAX_VECTORS, THUMBNAIL, Entry, Payload, pooled_rows
 from paligemma.retrieval.vectors import Vectors
@@ -134,3 +135,13 @@ def hit_of(page_id: str, score: float, payload: Payload) -> Hit:
         thumbnail=small,
         payload=rest,
     )
+
+
+def thumbnail_of(hit: Hit) -> Image.Image | None:
+    """The small picture of a page, if one was kept that can be read."""
+    from PIL import Image
+
+    try:
+        return Image.fromarray(load_image(hit.thumbnail)) if hit.thumbnail else None
+    except ImageError:
+        return None
