@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from paligemma.cli.finetune_options import SECTIONS, finetune_options
+from paligemma.cli.retriever import NAME as RETRIEVER
+from paligemma.cli.retriever import retriever_command
 from paligemma.cli.sections import SectionedCommand, SectionedGroup
 from paligemma.cli.stopping import when_stopped
 
@@ -62,7 +64,7 @@ class TrainGroup(SectionedGroup):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names to complete, and those that may have been meant."""
-        return [*super().list_commands(ctx), *STAGES]
+        return [*super().list_commands(ctx), *STAGES, f"{TRANSFER}{RETRIEVER}"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The subcommand of a name."""
@@ -70,6 +72,8 @@ class TrainGroup(SectionedGroup):
             return _stage_command(cmd_name)
         if not cmd_name.startswith(TRANSFER):
             return super().get_command(ctx, cmd_name)
+        if cmd_name == f"{TRANSFER}{RETRIEVER}":
+            return retriever_command()
 
         @finetune_options
         def train_transfer(**values: Any) -> None:

@@ -42,6 +42,11 @@ def train_group(ctx: click.Context, /, **values: Any) -> None:
     \b
     paligemma train stage1 --mixture mixture.yaml --output runs/stage1
 
+    transfer:colpali teaches a model to find pages, from pairs of a query and its page:
+
+    \b
+    paligemma train transfer:colpali --data pairs.jsonl --model vidore/colpali-v1.3
+
     The subcommands train the embedded model, its mask codec and its tokenizer:
 
     \b
