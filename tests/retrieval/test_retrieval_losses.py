@@ -105,6 +105,23 @@ def test_losses_are_those_of_the_definition(options: dict[str, object], hard: bo
     assert first.item() == (scores.argmax(dim=1) == torch.arange(4)).float().mean().item()
 
 
+def test_queries_that_share_a_page_do_not_count_it_as_wrong() -> None:
+    queries, pages = [QUERIES[0], QUERIES[1], QUERIES[2]], [PAGES[0], PAGES[1]]
+    config = PairLossConfig(kind="contrastive", temperature=0.2)
+    found, _ = pair_loss(padded(queries), padded(pages), config, page_of=(1, 0, 1))
+    alone = [
+        pair_loss(padded([q]), padded(pages), config, page_of=(own,))[0].item()
+        for q, own in zip(queries, (1, 0, 1), strict=True)
+    ]
+    assert found.item() == pytest.approx(sum(alone) / 3, rel=1e-5)
+    scores = [[reference.late_interaction_score(q, p) / len(q) for p in pages] for q in queries]
+    margins = [row[1 - own] - row[own] for row, own in zip(scores, (1, 0, 1), strict=True)]
+    expected = np.mean([np.log1p(np.exp(margin / 0.2)) for margin in margins])
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ConfigError, match="needs one of 2 pages"):
+        pair_loss(padded(queries), padded(pages), config)
+
+
 def test_equal_pages_are_no_success_and_still_teach() -> None:
     query, page = unit_rows((3,), seed=1)[0], unit_rows((5,), seed=2)[0]
     rows = padded([query, query])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from paligemma.errors import DataError
-from paligemma.scenes import COLORS, SHAPES, draw_scene
-from paligemma.scenes.pages import draw_page, scene_query
+from paligemma.scenes import COLORS, SHAPES
+from paligemma.scenes.pages import draw_page, draw_query
 
 SEEDS = range(40)
 
@@ -35,12 +35,15 @@ def test_half_of_the_pages_are_writing_and_every_query_names_what_its_page_shows
 
 
 def test_a_picture_is_asked_for_by_objects_that_it_holds() -> None:
-    for seed in range(10):
-        scene = draw_scene(seed)
-        query = scene_query(scene, np.random.default_rng(seed))
-        named = re.findall(rf"({'|'.join(COLORS)}) (\w+)", query)
-        assert len(named) == min(len(scene.objects), max(3, len(named)))
-        assert set(named) <= {(one.color, one.label) for one in scene.objects}
+    scenes = [page for page in map(draw_page, SEEDS) if page.scene is not None]
+    for seed, page in enumerate(scenes):
+        assert page.scene is not None
+        shown = {(one.color, one.label) for one in page.scene.objects}
+        for query in (page.query, draw_query(page, np.random.default_rng(seed))):
+            named = re.findall(rf"({'|'.join(COLORS)}) (\w+)", query)
+            assert min(len(page.scene.objects), 3) <= len(named) <= 4
+            assert set(named) <= shown
+    assert len(scenes) > 10
 
 
 def test_pages_are_drawn_at_any_size() -> None:

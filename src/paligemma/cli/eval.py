@@ -28,6 +28,11 @@ TOOLS: dict[str, Tool] = {
         "scenes_command",
         "Pictures drawn from a seed; needs no download.",
     ),
+    "vidore": Tool(
+        "paligemma.cli.eval_vidore",
+        "vidore_command",
+        "Pages found for queries: nDCG@5 on ViDoRe sets.",
+    ),
     "list": Tool("paligemma.cli.eval_list", "list_command", "List the benchmarks, or tell of one."),
     "score": Tool(_TOOLS_MODULE, "score_command", "Score predictions that any program made."),
     "report": Tool(_TOOLS_MODULE, "report_command", "Score a run again, and write its page."),

@@ -77,7 +77,7 @@ class PairLossConfig:
         return _TEMPERATURES[self.kind] if self.temperature is None else self.temperature
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class VectorRows:
     """Vectors of several queries or pages, padded to the longest.
 
@@ -126,14 +126,16 @@ def pair_loss(
     pages: VectorRows,
     config: PairLossConfig,
     *,
+    page_of: Sequence[int] | None = None,
     negatives: VectorRows | None = None,
     num_negatives: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Compute the loss of a batch whose i-th page is right for the i-th query.
+    """Compute the loss of a batch in which one page is right for each query, all others wrong.
 
     Args:
         queries: Q rows.
-        pages: P >= Q rows; what follows the first Q is wrong for every query.
+        pages: P rows; several queries may share one.
+        page_of: number of the right page of each query; by default the i-th of the i-th.
         negatives: hard negatives of the queries, those of one query together.
         num_negatives: how many of them each query has; may be 0.
 
@@ -142,17 +144,19 @@ def pair_loss(
         highest score of the batch, ties counted as failures.
 
     Raises:
-        ConfigError: fewer pages than queries, or one page alone and no hard negative.
+        ConfigError: a query has no page, or one page stands alone without a hard negative.
     """
     scores = _normalised(
         late_interaction(queries, pages, smooth_max=config.smooth_max), queries, config
     )
-    num_queries = len(queries)
-    if len(pages) < num_queries:
-        raise ConfigError(f"each query needs a page, got {num_queries} and {len(pages)}")
-    own = torch.arange(num_queries, device=scores.device)
-    right = scores[own, own]
+    num_queries, places = len(queries), list(range(len(queries)) if page_of is None else page_of)
+    if len(places) != num_queries or not all(0 <= place < len(pages) for place in places):
+        raise ConfigError(
+            f"each of {num_queries} queries needs one of {len(pages)} pages, got {places[:8]}"
+        )
+    own = torch.tensor(places, device=scores.device)
     is_own = F.one_hot(own, len(pages)).bool()
+    right = scores[is_own]
     others = scores.masked_fill(is_own, -math.inf)
     first = (right > others.amax(dim=1)).float().mean().detach()
     losses = scores.new_zeros(num_queries)
@@ -167,7 +171,7 @@ def pair_loss(
     if negatives is None or not has_negatives:
         return losses.mean(), first
     counts = torch.tensor(list(num_negatives), device=scores.device)
-    asked = torch.repeat_interleave(own, counts)
+    asked = torch.repeat_interleave(torch.arange(num_queries, device=scores.device), counts)
     hard = _own_scores(queries, negatives, asked, config)
     worse = F.softplus((hard - right[asked]) / config.divisor)
     summed = torch.zeros_like(losses).index_add(0, asked, worse)

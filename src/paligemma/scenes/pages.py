@@ -5,7 +5,7 @@ A query names some of what a page or a picture shows, as somebody would who look
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -39,11 +39,15 @@ class DrawnPage:
         image: uint8[H, W, 3].
         query: names something that the page shows.
         words: everything that is written on it, in reading order.
+        figure: colour and shape of the figure below the writing, or "".
+        scene: what a picture shows; None for writing.
     """
 
     image: np.ndarray
     query: str
     words: tuple[str, ...]
+    figure: str = ""
+    scene: Scene | None = None
 
 
 def draw_page(seed: int, *, size_px: int = 224, split: str = "train") -> DrawnPage:
@@ -68,11 +72,20 @@ def draw_page(seed: int, *, size_px: int = 224, split: str = "train") -> DrawnPa
     if rng.random() < _SHARE_SCENES:
         scene = draw_scene(seed, SceneOptions(size_px=size_px, split=split, min_objects=3))
         words = tuple(one.text for one in scene.objects if one.label == "sign")
-        return DrawnPage(image=scene.image, query=scene_query(scene, rng), words=words)
-    return _draw_writing(size_px, rng)
+        page = DrawnPage(image=scene.image, query="", words=words, scene=scene)
+    else:
+        page = _draw_writing(size_px, rng)
+    return replace(page, query=draw_query(page, rng))
 
 
-def scene_query(scene: Scene, rng: np.random.Generator) -> str:
+def draw_query(page: DrawnPage, rng: np.random.Generator) -> str:
+    """Draw another query that a page answers."""
+    if page.scene is not None:
+        return _scene_query(page.scene, rng)
+    return _page_query(page.words, page.figure, rng)
+
+
+def _scene_query(scene: Scene, rng: np.random.Generator) -> str:
     """Name three or four objects of a picture, or all where there are fewer, in any order."""
     low, high = _NAMED_OBJECTS
     count = min(len(scene.objects), int(rng.integers(low, high + 1)))
@@ -114,7 +127,7 @@ def _draw_writing(size_px: int, rng: np.random.Generator) -> DrawnPage:
             x += width + 12 * unit
         y += cap_px + float(rng.uniform(11, 18)) * unit
     image = np.array(picture)
-    figure = None
+    figure = ""
     if has_figure:
         color, label = pick(rng, tuple(COLORS)), pick(rng, SHAPES)
         patch = draw_shape(label, color, float(rng.uniform(40, 54)) * unit, rng)
@@ -124,17 +137,17 @@ def _draw_writing(size_px: int, rng: np.random.Generator) -> DrawnPage:
         share = patch.alpha[:, :, None] / 255.0
         window[:] = np.rint(window * (1 - share) + patch.paint * share)
         figure = f"{color} {label}"
-    return DrawnPage(image=image, query=_page_query(words, figure, rng), words=tuple(words))
+    return DrawnPage(image=image, query="", words=tuple(words), figure=figure)
 
 
-def _page_query(words: list[str], figure: str | None, rng: np.random.Generator) -> str:
+def _page_query(words: tuple[str, ...], figure: str, rng: np.random.Generator) -> str:
     """Two to four words of a page; in half of the cases its figure in the place of the last."""
     low, high = _NAMED_WORDS
     count = min(len(words), int(rng.integers(low, high + 1)))
     named = [words[k] for k in rng.permutation(len(words))[:count]]
     if rng.random() < _SHARE_LOWER_CASE:
         named = [word.lower() for word in named]
-    if figure is not None and rng.random() < 0.5:
+    if figure and rng.random() < 0.5:
         named[-1] = with_article(figure)
     joined = join_list(named) if rng.random() < 0.5 else " ".join(named)
     return pick(rng, _ASKING).format(joined)

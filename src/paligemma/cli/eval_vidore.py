@@ -1,0 +1,79 @@
+"""`paligemma eval vidore`: how well a retriever finds pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from paligemma.cli.options import NamedPath
+from paligemma.cli.show import echo_json
+from paligemma.cli.stopping import when_stopped
+
+
+@click.command("vidore")
+@click.option(
+    "--data",
+    type=NamedPath(exists=True, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Copy of a set of the hub, or a folder of several.",
+)
+@click.option("--model", default="tiny", show_default=True, help="ColPali: a name or a folder.")
+@click.option("--preset", default=None, help="Prompts of the model; its own by default.")
+@click.option("--device", default=None, help="cpu or cuda; the fastest by default.")
+@click.option("--split", default="test", show_default=True, help="Of sets that have several.")
+@click.option("-k", type=click.IntRange(1, 1000), default=5, show_default=True, help="Of nDCG@k.")
+@click.option("--batch-size", type=click.IntRange(1, 1024), default=4, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@when_stopped("begins anew, as nothing was written")
+def vidore_command(
+    data: Path,
+    model: str,
+    preset: str | None,
+    device: str | None,
+    split: str,
+    k: int,
+    batch_size: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Rank the pages of ViDoRe sets for their queries: nDCG@5 beside published figures.
+
+    \b
+    hf download vidore/docvqa_test_subsampled_beir --repo-type dataset --local-dir vidore/docvqa
+    paligemma eval vidore --data vidore/ --model vidore/colpali-v1.3
+    """
+    from tqdm.auto import tqdm
+
+    from paligemma.eval.vidore import score_lines, score_set
+    from paligemma.eval.vidore_sets import read_sets
+    from paligemma.retrieval.colpali import ColPali
+
+    sets = read_sets(data, split=split)
+    loaded = ColPali.from_pretrained(model, preset=preset, device=device)
+    found = []
+    with tqdm(
+        total=sum(len(one.page_ids) for one in sets), unit="page", disable=quiet or None
+    ) as bar:
+        for one in sets:
+            bar.set_postfix_str(one.name)
+            found.append(score_set(loaded, one, k=k, batch_size=batch_size, on_pages=bar.update))
+    if not as_json:
+        for line in score_lines(model, found):
+            click.echo(line)
+        return
+    shown = [
+        {
+            "set": one.name,
+            one.measure.name: one.measure.value,
+            "interval": one.measure.interval(),
+            "queries": one.measure.num,
+            "pages": one.num_pages,
+            "notes": one.notes,
+        }
+        for one in found
+    ]
+    mean = sum(one.measure.value for one in found) / len(found)
+    echo_json({"model": model, "sets": shown, f"mean {found[0].measure.name}": mean})
