@@ -153,7 +153,11 @@ def config_from_hf(
         raise ConfigError(
             f'model_type of config.json must be "paligemma", got '
             f"{reprlib.repr(raw.get('model_type'))}; "
-            "other architectures are not read"
+            + (
+                "a ColPali searches pages and writes no answers, load it with ColPali"
+                if raw.get("model_type") == "colpali"
+                else "other architectures are not read"
+            )
         )
     require_computed(raw)
     extra = _Fields(EXTRA, raw.get(EXTRA, {}), {})

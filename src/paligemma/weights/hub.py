@@ -35,6 +35,11 @@ HUB_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "added_tokens.json",
+    # Beside a ColPali: its prompts, and its projection where sentence-transformers wrote it.
+    "colpali.json",
+    "processor_config.json",
+    "modules.json",
+    "*_Dense/*",
 )
 # Of an adapter; pickled weights are never fetched.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
