@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def train_group(ctx: click.Context, /, **values: Any) -> None:
     paligemma train tokenizer --output runs/parts/tokenizer.model
     paligemma train codec --output runs/parts/mask_codec.safetensors
     paligemma train tiny --parts runs/parts --output runs/tiny
+    paligemma train retrieval --output runs/retrieval
     """
     if ctx.invoked_subcommand is None:
         run_finetune(**values)
@@ -96,6 +98,52 @@ def tiny_command(
         click.echo(f"wrote {folder}; try: paligemma eval scenes --model {folder}")
 
 
+@train_group.command("retrieval")
+@click.option(
+    "--output",
+    type=NamedPath(file_okay=False),
+    default=Path("runs/retrieval"),
+    show_default=True,
+    help="Folder of checkpoints and metrics; the adapter lies in its folder `retrieval`.",
+)
+@click.option("--steps", type=click.IntRange(1, 10**6), default=None, help="Of the schedule.")
+@click.option("--stop-at", type=click.IntRange(1, 10**6), default=None, help="Last update.")
+@click.option("--seed", type=click.IntRange(0, 10**6), default=0, show_default=True)
+@click.option(
+    "--workers", type=click.IntRange(0, 256), default=1, show_default=True, help="Draw the pages."
+)
+@click.option("--threads", type=click.IntRange(1, 256), default=None, help="CPU threads.")
+@click.option("--device", default=None, metavar="NAME", help="cpu or cuda; cpu by default.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@when_stopped("goes on where it stopped")
+def retrieval_command(
+    output: Path,
+    steps: int | None,
+    stop_at: int | None,
+    seed: int,
+    workers: int,
+    threads: int | None,
+    device: str | None,
+    quiet: bool,
+) -> None:
+    """Teach the embedded model to find drawn pages: an adapter, and ColPali's projection."""
+    import torch
+
+    from paligemma.tiny.retrieval import RetrievalTraining, train_retrieval
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    training = RetrievalTraining(seed=seed, stop_at=stop_at)
+    if steps is not None:
+        # A short run, to try the command out, warms up for half of it at most.
+        warmup = min(training.warmup_steps, steps // 2)
+        training = replace(training, steps=steps, warmup_steps=warmup)
+    folder, share = train_retrieval(
+        output, training, device=device, num_workers=workers, progress=not quiet
+    )
+    click.echo(f"wrote {folder}: of 200 held-out pages {share:.1%} rank first for their query")
+
+
 @train_group.command("codec")
 @click.option(
     "--output",
@@ -118,8 +166,6 @@ def codec_command(
     You can stop it at any time: the same command continues where it stopped. Checkpoints and
     metrics.jsonl lie beside the file, in a folder of its name that ends in .train.
     """
-    from dataclasses import replace
-
     from paligemma.tiny.mask_codec import MaskCodecTraining, run_folder, train_codec_file
 
     has_begun = run_folder(output).is_dir()

@@ -104,7 +104,7 @@ def _draw_writing(size_px: int, rng: np.random.Generator) -> DrawnPage:
     room = size_px - 2 * margin
     y = margin * 0.8
     heading = _text(rng)
-    cap_px = float(rng.uniform(17, 23)) * unit
+    cap_px = float(rng.uniform(20, 25)) * unit
     if rng.random() < 0.5:
         band = COLORS[pick(rng, ("red", "green", "blue", "purple", "black"))]
         pen.rectangle((0, 0, size_px, round(y + cap_px + 12 * unit)), fill=band)
@@ -115,7 +115,7 @@ def _draw_writing(size_px: int, rng: np.random.Generator) -> DrawnPage:
     y += cap_px + 26 * unit
     has_figure = rng.random() < _SHARE_FIGURES
     bottom = size_px - margin - (62 * unit if has_figure else 0)
-    cap_px = float(rng.uniform(12, 16)) * unit
+    cap_px = float(rng.uniform(16.5, 20)) * unit
     while y + cap_px < bottom:
         x = float(margin)
         for _ in range(int(rng.integers(1, 3))):

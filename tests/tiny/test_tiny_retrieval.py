@@ -1,0 +1,52 @@
+"""The embedded model learns to search; and the adapter in the package finds drawn pages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from paligemma import ColPali, PaliGemma
+from paligemma.retrieval.presets import PRESETS
+from paligemma.tiny.retrieval import PageSource, RetrievalTraining, train_retrieval
+
+QUICK: dict[str, Any] = {"num_held_out": 3, "num_workers": 0, "progress": False}
+SHORT = RetrievalTraining(steps=2, num_pages=2, rank=2, warmup_steps=1, compute="float32")
+
+
+def test_equal_steps_give_equal_batches_and_every_query_has_its_page() -> None:
+    processor = PaliGemma.from_pretrained("tiny", device="cpu").processor
+    source = PageSource(
+        training=replace(SHORT, num_pages=3), preset=PRESETS["tiny"], processor=processor
+    )
+    first, again, other = source.batch(5), source.batch(5), source.batch(6)
+    assert first.page_of == (0, 0, 1, 1, 2, 2)
+    assert first.queries.num_examples == 6
+    assert torch.equal(first.queries.tokens, again.queries.tokens)
+    assert first.pages.images is not None
+    assert again.pages.images is not None
+    assert other.pages.images is not None
+    assert torch.equal(first.pages.images, again.pages.images)
+    assert not torch.equal(first.pages.images, other.pages.images)
+
+
+def test_a_training_that_stops_early_goes_on_and_gives_what_colpali_loads(tmp_path: Path) -> None:
+    whole, _ = train_retrieval(tmp_path / "whole", SHORT, **QUICK)
+    run = tmp_path / "parts"
+    early = replace(SHORT, stop_at=1)
+    folder, share = train_retrieval(run, early, **QUICK)
+    assert 0 <= share <= 1
+    (run / "retrieval").rename(tmp_path / "early")
+    folder, _ = train_retrieval(run, SHORT, **QUICK)
+    one, other = (load_file(f / "adapter_model.safetensors") for f in (whole, folder))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    loaded = ColPali.from_pretrained("tiny", adapter=folder, device="cpu")
+    assert (loaded.dim, loaded.preset) == (128, PRESETS["tiny"])
+    record = json.loads((folder / "training.json").read_text())
+    assert record["held_out"]["pages"] == 3
+    assert [one["step"] for one in record["curve"]] == [1, 2]
