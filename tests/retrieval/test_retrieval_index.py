@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from colour_encoder import DIM, ColourEncoder, picture_of
 from killed_adding import item, page_id
 
 from paligemma.errors import ConfigError, DataError
-from paligemma.retrieval import folder_lock
+from paligemma.retrieval import adding, folder_lock
 from paligemma.retrieval import index as index_module
 from paligemma.retrieval.index import PageIndex
 from paligemma.retrieval.items import Item
@@ -361,7 +362,10 @@ def test_questions_out_of_range_are_refused() -> None:
             index.upsert([Item(id=page_id(1), vectors=nan)])
 
 
-def test_progress_names_each_page_once_it_is_kept(tmp_path: Path, pictures: list[Path]) -> None:
+def test_progress_names_each_page_once_it_is_kept(
+    tmp_path: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adding, "KEPT_AT_ONCE", 2)
     (tmp_path / "pictures" / "broken.png").write_bytes(b"x")
     seen: list[object] = []
     with PageIndex.open("memory://", ColourEncoder()) as index:
@@ -374,11 +378,25 @@ def test_progress_names_each_page_once_it_is_kept(tmp_path: Path, pictures: list
     assert seen == ["fault", 2, 2, 3]
 
 
+def test_what_was_encoded_before_an_error_is_kept(pictures: list[Path]) -> None:
+    class Fails(ColourEncoder):
+        def encode_pages(self, *args: Any, **options: Any) -> list[Vectors]:
+            if self.num_encoded == 2:
+                raise KeyboardInterrupt
+            return super().encode_pages(*args, **options)
+
+    with PageIndex.open("memory://", Fails()) as index:
+        with pytest.raises(KeyboardInterrupt):
+            index.add(pictures)
+        assert index.count() == 2
+
+
 def test_pooled_rows_are_means_of_the_rows_of_the_grid() -> None:
-    values = torch.nn.functional.normalize(torch.randn(14, 4), dim=-1)
+    values = np.random.default_rng(0).standard_normal((14, 4)).astype(np.float32)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
     rows = pooled_rows(values, (3, 4))
     assert rows.shape == (5, 4)
-    means = torch.stack([values[4 * row : 4 * row + 4].mean(0) for row in range(3)])
-    assert torch.allclose(rows[:3], torch.nn.functional.normalize(means, dim=-1))
-    assert torch.allclose(rows[3:], values[12:])
-    assert pooled_rows(values.repeat(5, 1), None).shape == (3, 4)
+    means = np.stack([values[4 * row : 4 * row + 4].mean(0) for row in range(3)])
+    assert rows[:3] == pytest.approx(means / np.linalg.norm(means, axis=1, keepdims=True))
+    assert rows[3:] == pytest.approx(values[12:])
+    assert pooled_rows(np.tile(values, (5, 1)), None).shape == (3, 4)

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from paligemma.errors import ConfigError, DataError, MissingExtraError
 from paligemma.retrieval.card_file import EDGE, read_card, write_card
@@ -25,9 +23,11 @@ from paligemma.retrieval.store import (
     Card,
     Entry,
     Found,
+    Half,
     Payload,
     best,
     entry_faults,
+    half_of,
     page_id_of,
     point_id,
 )
@@ -86,7 +86,7 @@ class EdgeStore:
         points = [
             self._edge.Point(
                 point_id(entry.id),
-                {PAGE: entry.values.float().numpy(), ROWS: entry.rows.float().numpy()},
+                {PAGE: entry.values.astype(np.float32), ROWS: entry.rows.astype(np.float32)},
                 {"id": entry.id, **entry.payload},
             )
             for entry in entries
@@ -102,11 +102,11 @@ class EdgeStore:
             self._opened.update(self._edge.UpdateOperation.delete_points(points))
             self._opened.flush()
 
-    def nearest(self, query: Tensor, k: int, rerank: int | None) -> list[Found]:
+    def nearest(self, query: Half, k: int, rerank: int | None) -> list[Found]:
         """See `Store`."""
         if self._shard is None or not self.count():
             return []
-        edge, vectors = self._edge, query.float().numpy()
+        edge, vectors = self._edge, query.astype(np.float32)
         prefetches = None
         if rerank is not None:
             by_rows = edge.Query.Nearest(vectors, using=ROWS)
@@ -125,14 +125,12 @@ class EdgeStore:
             found.append(Found(id=page_id, score=float(point.score), payload=payload))
         return best(found, k)
 
-    def get(self, ids: Sequence[str], *, values: bool = True) -> list[Entry]:
+    def get(self, ids: Sequence[str]) -> list[Entry]:
         """See `Store`."""
         if self._shard is None or not ids:
             return []
         records = self._opened.retrieve(
-            [point_id(one) for one in ids],
-            with_payload=True,
-            with_vector=[PAGE, ROWS] if values else False,
+            [point_id(one) for one in ids], with_payload=True, with_vector=[PAGE, ROWS]
         )
         found = {}
         for record in records:
@@ -140,8 +138,8 @@ class EdgeStore:
             vectors: Any = record.vector or {}
             found[page_id] = Entry(
                 id=page_id,
-                values=_half(vectors.get(PAGE)),
-                rows=_half(vectors.get(ROWS)),
+                values=half_of(vectors.get(PAGE)),
+                rows=half_of(vectors.get(ROWS)),
                 payload=payload,
             )
         return [found[one] for one in ids if one in found]
@@ -260,10 +258,6 @@ class EdgeStore:
             hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=16, full_scan_threshold=10_000),
         )
         return edge.EdgeConfig(vectors={PAGE: params, ROWS: params}, wal_enabled=False)
-
-
-def _half(vectors: Any) -> Tensor:
-    return torch.from_numpy(np.asarray(vectors if vectors is not None else [[]], np.float16))
 
 
 def _edge() -> Any:

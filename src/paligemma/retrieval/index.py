@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import torch
+
 from paligemma.errors import ConfigError
+from paligemma.retrieval.adding import Added, Keeping
 from paligemma.retrieval.card_file import SAFETENSORS, kind_of
 from paligemma.retrieval.edge_store import EdgeStore
-from paligemma.retrieval.items import PAGE_ID, Hit, Item, entry_of, hit_of, payload_of
+from paligemma.retrieval.items import PAGE_ID, Hit, Item, entry_of, hit_of
 from paligemma.retrieval.memory_store import MemoryStore
 from paligemma.retrieval.page_files import Page, PageBounds, PageFault, pages_of
 from paligemma.retrieval.store import Card, Store
@@ -50,21 +54,6 @@ class Encoder(Protocol):
 
     def encode_queries(self, texts: Any, *, batch_size: int = ...) -> list[Vectors]:
         """Vectors of each text."""
-
-
-@dataclass(kw_only=True)
-class Added:
-    """What `PageIndex.add` did.
-
-    Attributes:
-        added: pages that are new in the index.
-        kept: pages that were there already.
-        faults: what could not be read.
-    """
-
-    added: int = 0
-    kept: int = 0
-    faults: list[PageFault] = field(default_factory=list)
 
 
 class PageIndex:
@@ -169,8 +158,7 @@ class PageIndex:
     ) -> Added:
         """Add the pages of PDFs, pictures, folders and patterns; those already there stay.
 
-        Each batch is kept before the next one is read, so an interrupted call is resumed by the
-        same call.
+        Pages are kept every few seconds, so an interrupted call is resumed by the same call.
 
         Args:
             batch_size: pages encoded at once.
@@ -184,40 +172,38 @@ class PageIndex:
             raise ConfigError(f"batch_size lies in 1..1024, got {batch_size!r:.100}")
         size_px = self.model.image_size_px
         bounds = replace(bounds or PageBounds(), size_px=size_px)
-        result, waiting = Added(), list[Page]()
+        result = Added()
         known = {page_id for page_id, _ in self._store.payloads()}
+        kept = Keeping(self.upsert, result, on_page)
 
         def is_known(page_id: str) -> bool:
             if page_id in known:
                 result.kept += 1
             return page_id in known
 
-        def keep() -> None:
+        def encode() -> None:
             pictures = [page.picture for page in waiting]
             encoded = self.model.encode_pages(pictures, batch_size=batch_size)
-            self.upsert(
-                Item(id=page.id, vectors=vectors, payload=payload_of(page))
-                for page, vectors in zip(waiting, encoded, strict=True)
-            )
-            result.added += len(waiting)
-            for page in waiting:
-                if on_page is not None:
-                    on_page(page)
+            kept.take(waiting, encoded)
             waiting.clear()
 
+        waiting: list[Page] = []
         listed = [paths] if isinstance(paths, str | os.PathLike) else paths
-        for found in pages_of(listed, bounds, is_known=is_known):
-            if isinstance(found, PageFault):
-                result.faults.append(found)
-                if on_page is not None:
-                    on_page(found)
-                continue
-            known.add(found.id)
-            waiting.append(found)
-            if len(waiting) == batch_size:
-                keep()
-        if waiting:
-            keep()
+        try:
+            for found in pages_of(listed, bounds, is_known=is_known):
+                if isinstance(found, PageFault):
+                    result.faults.append(found)
+                    if on_page is not None:
+                        on_page(found)
+                    continue
+                known.add(found.id)
+                waiting.append(found)
+                if len(waiting) == batch_size:
+                    encode()
+            if waiting:
+                encode()
+        finally:  # also of an interrupted call: what was computed is kept
+            kept.write()
         return result
 
     def upsert(self, items: Iterable[Item]) -> int:
@@ -291,7 +277,7 @@ class PageIndex:
                 f"a query of {self.name} is of width {card.dim}, got {list(values.shape)}; encode "
                 "it with the model that made the index"
             )
-        found = self._store.nearest(values.half(), k, rerank)
+        found = self._store.nearest(values.detach().cpu().half().numpy(), k, rerank)
         return [hit_of(one.id, one.score, one.payload) for one in found]
 
     def vectors(self, page_id: str) -> Vectors:
@@ -303,8 +289,8 @@ class PageIndex:
         entries = self._store.get([page_id])
         if not entries:
             raise ConfigError(f"{self.name} has no page {page_id!r:.200}")
-        grid = entries[0].payload.get("grid")
-        return Vectors(values=entries[0].values.float(), grid=tuple(grid) if grid else None)
+        grid, values = entries[0].payload.get("grid"), entries[0].values.astype(np.float32)
+        return Vectors(values=torch.from_numpy(values), grid=tuple(grid) if grid else None)
 
     def pages(self) -> Iterator[Hit]:
         """Every page, without thumbnail and with score 0; in no particular order."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from paligemma.errors import ConfigError, DataError, ImageError
 from paligemma.processing.image import load_image
@@ -73,7 +73,8 @@ def entry_of(item: Item, dim: int) -> Entry:
     Raises:
         ConfigError: an id that is none, or vectors that are not of this index.
     """
-    values, grid = item.vectors.values, item.vectors.grid
+    values = item.vectors.values.detach().cpu().float().numpy()
+    grid = item.vectors.grid
     if not isinstance(item.id, str) or not PAGE_ID.fullmatch(item.id):
         raise ConfigError(f"the id of a page is sha256:page, got {item.id!r:.200}")
     if values.ndim != 2 or values.shape[1] != dim or not 1 <= len(values) <= MAX_VECTORS:
@@ -81,14 +82,14 @@ def entry_of(item: Item, dim: int) -> Entry:
             f"a page of this index has 1..{MAX_VECTORS} vectors of width {dim}, {item.id:.100} has "
             f"{list(values.shape)}"
         )
-    if not bool(torch.isfinite(values).all()):
+    if not np.isfinite(values).all():
         raise ConfigError(f"vectors are finite, those of {item.id:.100} are not")
     if grid is not None and grid[0] * grid[1] > len(values):
         raise ConfigError(f"{item.id:.100} has fewer vectors than its grid of {grid} has places")
     return Entry(
         id=item.id,
-        values=values.half(),
-        rows=pooled_rows(values, grid).half(),
+        values=values.astype(np.float16),
+        rows=pooled_rows(values, grid).astype(np.float16),
         payload={**item.payload, "grid": list(grid) if grid else None},
     )
 

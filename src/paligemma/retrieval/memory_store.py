@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from paligemma.errors import CheckpointError, ConfigError, DataError
 from paligemma.json_file import parse_json
@@ -25,6 +25,7 @@ from paligemma.retrieval.store import (
     Card,
     Entry,
     Found,
+    Half,
     Payload,
     best,
     without_thumbnail,
@@ -33,7 +34,7 @@ from paligemma.weights.safetensors_file import open_safetensors
 from paligemma.whole_file import staging_folder, whole_file
 
 _SHARD = re.compile(r"pages-(\d{8})\.safetensors")
-_CHUNK = 128  # pages widened to float32 at once
+_CHUNK = 128  # pages of a file of a snapshot
 _FAULTS = 20
 
 
@@ -105,7 +106,7 @@ class MemoryStore:
         for one in gone:
             del self._entries[one], self._shard_of[one]
 
-    def nearest(self, query: Tensor, k: int, rerank: int | None) -> list[Found]:
+    def nearest(self, query: Half, k: int, rerank: int | None) -> list[Found]:
         """See `Store`."""
         entries = list(self._entries.values())
         if rerank is not None and rerank < len(entries):
@@ -121,7 +122,7 @@ class MemoryStore:
             k,
         )
 
-    def get(self, ids: Sequence[str], *, values: bool = True) -> list[Entry]:
+    def get(self, ids: Sequence[str]) -> list[Entry]:
         """See `Store`."""
         return [self._entries[one] for one in ids if one in self._entries]
 
@@ -189,20 +190,17 @@ class MemoryStore:
         return sorted((int(match[1]), path) for path, match in named if match)
 
 
-def _scores(query: Tensor, pages: Sequence[Tensor]) -> list[float]:
-    scores: list[float] = []
-    for start in range(0, len(pages), _CHUNK):
-        chunk = [page.float() for page in pages[start : start + _CHUNK]]
-        scores += max_sim(query.float(), chunk).tolist()
-    return scores
+def _scores(query: Half, pages: Sequence[Half]) -> list[float]:
+    wide = torch.from_numpy(query.astype(np.float32))
+    return max_sim(wide, [torch.from_numpy(page) for page in pages]).tolist()
 
 
 def _write_shard(path: Path, entries: Sequence[Entry]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
 
     rows = {
-        "values": torch.cat([entry.values for entry in entries]),
-        "rows": torch.cat([entry.rows for entry in entries]),
+        "values": np.concatenate([entry.values for entry in entries]),
+        "rows": np.concatenate([entry.rows for entry in entries]),
     }
     about = [
         {
@@ -240,7 +238,12 @@ def _read_shard(path: Path, dim: int) -> list[Entry]:
             strict=True,
         )
         return [
-            Entry(id=str(one["id"]), values=part, rows=pooled, payload=dict(one["payload"]))
+            Entry(
+                id=str(one["id"]),
+                values=part.numpy(),
+                rows=pooled.numpy(),
+                payload=dict(one["payload"]),
+            )
             for one, part, pooled in parts
         ]
     except (CheckpointError, ValueError, KeyError, TypeError, RuntimeError) as error:

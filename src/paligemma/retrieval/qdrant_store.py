@@ -12,10 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from paligemma.errors import ConfigError, DataError, MissingExtraError, RunError
 from paligemma.retrieval.store import (
     PAGE,
@@ -24,9 +20,11 @@ from paligemma.retrieval.store import (
     Card,
     Entry,
     Found,
+    Half,
     Payload,
     best,
     entry_faults,
+    half_of,
     page_id_of,
     point_id,
 )
@@ -154,11 +152,11 @@ class QdrantStore:
             chosen = models.PointIdsList(points=[point_id(one) for one in ids])
             _asked(lambda: self._client.delete(self._name, chosen, wait=True))
 
-    def nearest(self, query: Tensor, k: int, rerank: int | None) -> list[Found]:
+    def nearest(self, query: Half, k: int, rerank: int | None) -> list[Found]:
         """See `Store`."""
         from qdrant_client import models
 
-        vectors: Any = query.float().tolist()
+        vectors: Any = query.tolist()
         first = None
         if rerank is not None:
             first = models.Prefetch(query=vectors, using=ROWS, limit=max(rerank, k))
@@ -178,13 +176,13 @@ class QdrantStore:
             found.append(Found(id=page_id, score=float(point.score), payload=payload))
         return best(found, k)
 
-    def get(self, ids: Sequence[str], *, values: bool = True) -> list[Entry]:
+    def get(self, ids: Sequence[str]) -> list[Entry]:
         """See `Store`."""
         if self._card is None or not ids:
             return []
         records = _asked(
             lambda: self._client.retrieve(
-                self._name, [point_id(one) for one in ids], with_payload=True, with_vectors=values
+                self._name, [point_id(one) for one in ids], with_payload=True, with_vectors=True
             )
         )
         found = {}
@@ -193,8 +191,8 @@ class QdrantStore:
             vectors: Any = record.vector or {}
             found[page_id] = Entry(
                 id=page_id,
-                values=_half(vectors.get(PAGE)),
-                rows=_half(vectors.get(ROWS)),
+                values=half_of(vectors.get(PAGE)),
+                rows=half_of(vectors.get(ROWS)),
                 payload=payload,
             )
         return [found[one] for one in ids if one in found]
@@ -240,10 +238,6 @@ class QdrantStore:
 
     def close(self) -> None:
         """See `Store`."""
-
-
-def _half(vectors: Any) -> Tensor:
-    return torch.from_numpy(np.asarray(vectors if vectors is not None else [[]], np.float16))
 
 
 def _asked(ask: Callable[[], Result]) -> Result:

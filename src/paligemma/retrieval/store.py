@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from paligemma.errors import DataError
 
 Payload = Mapping[str, Any]
+Half = NDArray[np.float16]
 
 FORMAT = 1
 PAGE, ROWS = "page", "rows"  # names of the two kinds of vectors in Qdrant
@@ -25,6 +26,8 @@ THUMBNAIL = "thumbnail"  # of a payload: a JPEG in base64
 MAX_DIM = 4096
 MAX_VECTORS = 20_000  # of one page
 _MAX_OFF = 1e-2  # of the length of a vector in float16
+_RUN = 32
+_SMALLEST = 1e-12
 _NAMESPACE = uuid.UUID("5f0ff2a5-5a3a-4d0c-9a52-6f0d6a1e4c11")
 
 
@@ -83,8 +86,8 @@ class Entry:
     """
 
     id: str
-    values: Tensor
-    rows: Tensor
+    values: Half
+    rows: Half
     payload: Payload
 
 
@@ -113,7 +116,7 @@ class Store(Protocol):
     def drop(self, ids: Sequence[str]) -> None:
         """Forget these pages; ids that are not kept count for nothing."""
 
-    def nearest(self, query: Tensor, k: int, rerank: int | None) -> list[Found]:
+    def nearest(self, query: Half, k: int, rerank: int | None) -> list[Found]:
         """The k pages of the highest MaxSim, best first; ties in the order of their ids.
 
         Args:
@@ -121,8 +124,8 @@ class Store(Protocol):
             rerank: compute it only for so many pages whose pooled rows are nearest; None for all.
         """
 
-    def get(self, ids: Sequence[str], *, values: bool = True) -> list[Entry]:
-        """Kept pages of these ids, in their order; without `values`, both tensors are empty."""
+    def get(self, ids: Sequence[str]) -> list[Entry]:
+        """Kept pages of these ids, in their order."""
 
     def payloads(self) -> Iterator[tuple[str, Payload]]:
         """Id and payload of every page; a payload without its thumbnail."""
@@ -145,7 +148,7 @@ def point_id(page_id: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, page_id))
 
 
-def pooled_rows(values: Tensor, grid: tuple[int, int] | None) -> Tensor:
+def pooled_rows(values: NDArray[np.float32], grid: tuple[int, int] | None) -> NDArray[np.float32]:
     """A page in few vectors, for the first choice among many: the mean of each row of its grid.
 
     Vectors after the grid, those of the prompt, are kept as they are. A page without a grid is cut
@@ -158,15 +161,14 @@ def pooled_rows(values: Tensor, grid: tuple[int, int] | None) -> Tensor:
     Returns:
         float32[R, D], unit length.
     """
-    rows, columns = grid or (0, 0)
-    image = values[: rows * columns]
-    pooled = [image.reshape(rows, columns, -1).mean(1)] if rows * columns else []
-    rest = values[rows * columns :]
     if grid is None:
-        pooled += [part.mean(0, keepdim=True) for part in rest.split(32)]
+        starts = range(0, len(values), _RUN)
+        pooled = np.stack([values[start : start + _RUN].mean(0) for start in starts])
     else:
-        pooled.append(rest)
-    return torch.nn.functional.normalize(torch.cat(pooled).float(), dim=-1)
+        rows, columns = grid
+        image = values[: rows * columns].reshape(rows, columns, -1)
+        pooled = np.concatenate([image.mean(1), values[rows * columns :]])
+    return pooled / np.linalg.norm(pooled, axis=-1, keepdims=True).clip(_SMALLEST)
 
 
 def best(found: Iterable[Found], k: int) -> list[Found]:
@@ -195,12 +197,17 @@ def page_id_of(payload: Any) -> tuple[str, Payload]:
     return page_id, body
 
 
+def half_of(vectors: Any) -> Half:
+    """Vectors as Qdrant gives them, float16[N, D]; [0, 0] if it has none."""
+    return np.asarray(vectors, np.float16) if vectors else np.zeros((0, 0), np.float16)
+
+
 def entry_faults(entry: Entry, dim: int) -> list[str]:
     """What is wrong with the vectors of a page, a sentence each."""
     found = []
     for name, vectors in (("vectors", entry.values), ("pooled rows", entry.rows)):
         if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != dim:
             found.append(f"{entry.id}: its {name} are {list(vectors.shape)}, not of width {dim}")
-        elif not bool(((vectors.float().norm(dim=1) - 1).abs() < _MAX_OFF).all()):
+        elif not (np.abs(np.linalg.norm(vectors.astype(np.float32), axis=1) - 1) < _MAX_OFF).all():
             found.append(f"{entry.id}: its {name} are not of length 1; remove and add it again")
     return found
