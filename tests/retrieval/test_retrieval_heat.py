@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from paligemma.errors import ConfigError
 from paligemma.retrieval.heat import (
+    contrasts,
     draw_heat,
     heat_range,
     heat_rgba,
@@ -75,6 +76,15 @@ def test_scores_of_words_and_added_tokens_are_the_score_of_the_page() -> None:
     rest = float((values[added] @ page.values.T).amax(1).sum())
     whole = float(max_sim(values, [page.values])[0])
     assert sum(by_word) + rest == pytest.approx(whole, abs=1e-5)
+
+
+def test_what_a_word_is_like_everywhere_is_taken_off_over_all_pages() -> None:
+    query = query_of(PIECES)
+    maps = [similarity_maps(query, page_of({(0, 1): 1})), similarity_maps(query, page_of({}))]
+    lifted = [one + torch.arange(5.0)[:, None, None] for one in maps]
+    for plain, one in zip(maps, contrasts(lifted), strict=True):
+        torch.testing.assert_close(one, plain)  # the middle of each map is 0
+    assert contrasts([]) == []
 
 
 def test_one_scale_for_all_pages_keeps_words_that_are_nowhere_cool() -> None:

@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from paligemma.serve.app import create_app
 from paligemma.serve.asking import Service
+from paligemma.serve.library import Library
 from paligemma.serve.models import Models, ModelSpec
 from paligemma.serve.options import ServerOptions
 
@@ -52,14 +53,17 @@ class Gate:
 class Server:
     """A server of the embedded model under two names, at a free port.
 
+    Args:
+        library: of pages that it searches.
+
     Attributes:
         asked: path of each question with the number of bytes of its body.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, library: Library | None = None) -> None:
         options = ServerOptions()
         specs = [ModelSpec(name="tiny", load=tiny), ModelSpec(name="tiny-twin", load=tiny)]
-        self.service = Service.of(Models(specs, options), options)
+        self.service = Service.of(Models(specs, options), options, library=library)
         self.gate = Gate()
         self.asked: list[tuple[str, int]] = []
         config = uvicorn.Config(self._app(create_app(self.service)), port=0, log_level="error")

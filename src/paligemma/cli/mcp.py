@@ -15,6 +15,7 @@ import click
 
 from paligemma.cli.options import ModelChoice, NamedPath, served_model_options
 from paligemma.cli.sections import SectionedCommand
+from paligemma.cli.serve_library import LibraryChoice, library_options
 from paligemma.cli.serve_options import Safety, is_loopback, safety_options
 from paligemma.cli.stopping import signals_end_it_at_once
 from paligemma.errors import ConfigError, MissingExtraError
@@ -55,14 +56,17 @@ class Address(click.ParamType):
     help="Listen there, at /mcp, instead of standard input; HOST is 127.0.0.1 by default.",
 )
 @served_model_options
+@library_options
 @safety_options
 def mcp(
     folders: tuple[Path, ...],
     address: tuple[str, int] | None,
     model: ModelChoice,
+    library: LibraryChoice,
     safety: Safety,
 ) -> None:
-    """Serve a model to an agent: tools that detect, segment, caption, answer and read.
+    """Serve a model to an agent: tools that detect, segment, caption, answer and read, and with
+    --index one that searches documents.
 
     The agent's program starts this one and speaks the Model Context Protocol on its standard input
     and output. Files are read below the roots alone, and without one none is.
@@ -70,6 +74,7 @@ def mcp(
     \b
     paligemma mcp --root ~/Pictures --model google/paligemma2-3b-mix-448 --quant int4
     paligemma mcp --root ~/Pictures --http 8001 --api-key-file keys
+    paligemma mcp --index library
     """
     try:
         from paligemma.serve.mcp import create_http, run_stdio
@@ -96,7 +101,7 @@ def mcp(
     # A wrong name is reported now; the weights are loaded at the first call.
     load_processor(model.name, LoadOptions(**model.options))
     spec = ModelSpec(name=model.label, load=model.load, quant=model.options.get("quant"))
-    service = Service.of(Models([spec], options), options)
+    service = Service.of(Models([spec], options), options, library=library.open(options))
     service.worker.start()
     try:
         with signals_end_it_at_once():

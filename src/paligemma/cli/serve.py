@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paligemma.cli.serve_library import LibraryChoice, writable_library_options
 from paligemma.cli.serve_models import load_aloud, models_options
 from paligemma.cli.serve_options import Safety, safety_options
 from paligemma.errors import MissingExtraError
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @models_options
+@writable_library_options
 @safety_options
-def serve(host: str, port: int, offered: Offered, safety: Safety) -> None:
-    """Serve a model: OpenAI's API, this family's own, and a page.
+def serve(host: str, port: int, offered: Offered, library: LibraryChoice, safety: Safety) -> None:
+    """Serve a model: OpenAI's API, this family's own, and a page; and an index of documents.
 
     \b
     paligemma serve
+    paligemma serve --index library
     paligemma serve --model google/paligemma2-3b-mix-448 --quant int4 --adapter cards=runs/cards
     curl -F image=@desk.png -F labels=star -F labels=digit localhost:8000/v1/detect
     """
@@ -40,7 +43,8 @@ def serve(host: str, port: int, offered: Offered, safety: Safety) -> None:
 
     options, keys = safety.options(host, **offered.bounds), safety.keys(host)
     sockets = server.listen(host, port)
-    service = Service.of(Models(offered.specs(load_aloud), options), options)
+    models = Models(offered.specs(load_aloud), options)
+    service = Service.of(models, options, library=library.open(options))
     at = f"[{host}]" if ":" in host else host
     click.echo(
         f"paligemma: http://{at}:{sockets[0].getsockname()[1]} (API, page, /docs); Ctrl-C ends it",

@@ -9,6 +9,7 @@ It needs neither torch nor another package than NumPy and Pillow.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import time
 from collections import deque
@@ -24,7 +25,15 @@ from numpy.typing import NDArray
 
 from paligemma.client.connections import Connections
 from paligemma.client.pictures import Picture, RemoteImage, open_picture, read_picture
-from paligemma.client.replies import answer_events, body_of, pieces, read_answer, refusal_of
+from paligemma.client.replies import (
+    Refusal,
+    answer_events,
+    body_of,
+    pieces,
+    read_answer,
+    refusal_of,
+)
+from paligemma.client.search import SearchMethods
 from paligemma.errors import ConfigError, ImageError
 from paligemma.outputs.types import TextAnswer
 from paligemma.pipeline.events import AnswerEvent
@@ -42,7 +51,7 @@ T = TypeVar("T")
 MAX_WAIT_S = 30.0
 
 
-class Client(TaskMethods[Picture]):
+class Client(TaskMethods[Picture], SearchMethods):
     """A model on a server of `paligemma serve`, with the methods of `PaliGemma`.
 
     A picture is a path, bytes, a Pillow image, an array, or what `encode_image` returned; `Frames`
@@ -227,21 +236,36 @@ class Client(TaskMethods[Picture]):
         """The server's response of status 200, with the picture sent again where that is needed."""
         _require_no_adapter(options.get("adapter"))
         asked = {"prompt": prompt, **more, **for_asking(options)}
-        waits = 0
         while True:
-            connection, response = self._connections.send(self._body(shown, asked))
+            found = self._taken(lambda: self._connections.send(self._body(shown, asked)))
+            if not isinstance(found, Refusal):
+                return found
+            if shown is None or not shown.image_id or found.code != "image_not_found":
+                raise found.error
+            shown.image_id = None
+
+    def _taken(
+        self, send: Callable[[], tuple[HTTPConnection, HTTPResponse]]
+    ) -> tuple[HTTPConnection, HTTPResponse] | Refusal:
+        """The response of status 200, or why there is none; asks again where there was no place."""
+        for waits in itertools.count():
+            connection, response = send()
             if response.status == 200:
-                return connection, response
+                break
             after_s = response.headers.get("Retry-After", "")
             refusal = refusal_of(response)
             self._connections.keep(connection)
-            if shown is not None and shown.image_id and refusal.code == "image_not_found":
-                shown.image_id = None
-            elif response.status in (429, 503) and waits < self._num_retries:
-                waits += 1
-                time.sleep(min(float(after_s) if after_s.isdecimal() else 1.0, MAX_WAIT_S))
-            else:
-                raise refusal.error
+            if response.status not in (429, 503) or waits >= self._num_retries:
+                return refusal
+            time.sleep(min(float(after_s) if after_s.isdecimal() else 1.0, MAX_WAIT_S))
+        return connection, response
+
+    def _call(self, path: str, fields: Mapping[str, Any] | None) -> Any:
+        body = None if fields is None else json.dumps(fields).encode()
+        found = self._taken(lambda: self._connections.send(body, path))
+        if isinstance(found, Refusal):
+            raise found.error
+        return self._body_of(*found)
 
     def _body(self, shown: RemoteImage | None, asked: Mapping[str, Any]) -> bytes:
         body = {name: value for name, value in asked.items() if value is not None}

@@ -14,7 +14,7 @@ class Connections:
 
     Args:
         url: of the server, such as "http://localhost:8000".
-        path: below it, to which everything is sent.
+        path: below it, to which everything is sent that names no other.
         api_key: one of the server's keys.
         timeout_s: bound of a connection and of waiting for each part of an answer.
 
@@ -32,7 +32,7 @@ class Connections:
             raise ConfigError(f"a server is 'http://HOST:PORT', got {url!r:.200}")
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._connect = partial(kind, parts.hostname, port, timeout=timeout_s)
-        self._path = f"{parts.path.rstrip('/')}{path}"
+        self._base, self._path = parts.path.rstrip("/"), path
         self._headers = {"Content-Type": "application/json", "User-Agent": "paligemma"}
         if api_key is not None:
             if not api_key.isascii() or not api_key.isprintable():
@@ -40,12 +40,20 @@ class Connections:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._idle: list[HTTPConnection] = []
 
-    def send(self, body: bytes) -> tuple[HTTPConnection, HTTPResponse]:
+    def send(
+        self, body: bytes | None, path: str | None = None
+    ) -> tuple[HTTPConnection, HTTPResponse]:
         """The head of the server's response, and its connection: `keep` or close it afterwards.
+
+        Args:
+            body: JSON; None asks with GET.
+            path: below the server's address.
 
         Raises:
             RunError: the server does not answer.
         """
+        method = "GET" if body is None else "POST"
+        target = f"{self._base}{path or self._path}"
         while True:
             try:
                 connection = self._idle.pop()
@@ -53,7 +61,7 @@ class Connections:
                 connection = self._connect()
             is_kept = connection.sock is not None
             try:
-                connection.request("POST", self._path, body, self._headers)
+                connection.request(method, target, body, self._headers)
                 return connection, connection.getresponse()
             except (OSError, HTTPException) as error:
                 connection.close()

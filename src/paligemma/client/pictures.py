@@ -133,6 +133,11 @@ def _chosen_frames(image: ImageSource, frames: ChosenFrames) -> ImageSource | Fr
     return Frames(load_frames(image, None if is_all else cast(FrameChoice, frames)))
 
 
+def read_bytes(image: ImageSource) -> bytes:
+    """The bytes of one picture: those of its file, or a PNG of its pixels."""
+    return _encoded(image, None)
+
+
 def _encoded(image: ImageSource, layout: PixelLayout | None) -> bytes:
     """The bytes of a picture: those of its file, or a PNG of its pixels."""
     from PIL import Image

@@ -101,6 +101,20 @@ def word_scores(query: Vectors, page: Vectors) -> list[float]:
     return [float(best[list(word.tokens)].sum()) for word in words_of(query)]
 
 
+def contrasts(maps: Sequence[Tensor]) -> list[Tensor]:
+    """How far each patch lies above the middle of all patches of these pages, word by word.
+
+    Some words are a little like everything; that much tells nothing of where they are found.
+
+    Args:
+        maps: float32[W, H, V] of each page, for the same query.
+    """
+    if not maps:
+        return []
+    middle = torch.cat([one.flatten(1) for one in maps], 1).median(1).values
+    return [one - middle[:, None, None] for one in maps]
+
+
 def heat_range(maps: Sequence[Tensor]) -> tuple[float, float]:
     """One scale for the maps of several pages: nine patches in ten stay clear, and the hottest one
     is the end.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from paligemma.outputs.html import Html, el, joined, page
 from paligemma.retrieval.heat import (
+    contrasts,
     data_url,
     heat_range,
     heat_url,
@@ -116,11 +117,9 @@ def _maps(
 ) -> dict[str, Tensor]:
     if words is None:
         return {}
-    return {
-        hit.id: found
-        for hit in hits
-        if hit.id in vectors and len(found := similarity_maps(words, vectors[hit.id]))
-    }
+    ids = [hit.id for hit in hits if hit.id in vectors]
+    maps = contrasts([similarity_maps(words, vectors[one]) for one in ids])
+    return {page_id: one for page_id, one in zip(ids, maps, strict=True) if len(one)}
 
 
 def _scores(hit: Hit, words: Vectors | None, vectors: Mapping[str, Vectors]) -> list[float]:
@@ -153,7 +152,7 @@ def _explanation() -> Html:
     return el(
         "p",
         el("i"),
-        "How alike a patch of the page and a word are, on one scale for all words and pages.",
+        "How much more a patch is like the word than most are; one scale for all words and pages.",
         class_="ramp",
     )
 

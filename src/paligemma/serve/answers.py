@@ -175,3 +175,86 @@ class ModelList(BaseModel):
 
     object: Literal["list"]
     data: list[ModelBody]
+
+
+class WordFacts(BaseModel):
+    """A word of the query, and what it adds to the score of a page."""
+
+    word: str
+    score: float
+
+
+class HeatFacts(BaseModel):
+    """Pictures with transparency, a pixel a patch, to be stretched over the page; all of an answer
+    have one scale. `any` is the hottest word of each patch, `words` are in the query's order."""
+
+    any: str = Field(description="data:image/png;base64,…")
+    words: list[str]
+
+
+class HitBody(BaseModel):
+    """A page. `page` counts from 1, `score` is the late-interaction score."""
+
+    id: str
+    score: float
+    file: str
+    page: int
+    width: int
+    height: int
+    thumbnail: str | None = Field(description="data:image/…;base64,…")
+    text: str = Field(description="The start of the page's own text, where its file has some.")
+    words: list[WordFacts]
+    heat: HeatFacts | None
+
+
+class SearchBody(BaseModel):
+    """The best pages of an index, in order."""
+
+    query: str
+    index: str
+    model: str
+    num_pages: int
+    hits: list[HitBody]
+
+
+class IndexBody(BaseModel):
+    """The index of this server."""
+
+    index: str
+    model: str
+    dim: int
+    num_pages: int
+    writable: bool
+
+
+class AddedBody(BaseModel):
+    """Pages that were added now, and files or pages that could not be."""
+
+    added: int
+    num_pages: int
+    faults: list[str]
+
+
+class RemovedBody(BaseModel):
+    """Pages that are left."""
+
+    num_pages: int
+
+
+class VectorsBody(BaseModel):
+    """The vectors of one query or page, unit length, a row a token; as base64 they are float32 in
+    little-endian rows."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[list[float]] | str
+    shape: list[int] = Field(min_length=2, max_length=2)
+
+
+class EmbeddingsBody(BaseModel):
+    """Vectors in the order of the inputs, queries before pages."""
+
+    object: Literal["list"]
+    model: str
+    data: list[VectorsBody]
+    usage: Usage

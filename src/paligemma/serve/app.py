@@ -31,6 +31,8 @@ from paligemma.serve.model_list import model_routes
 from paligemma.serve.native import native_routes
 from paligemma.serve.openapi import describe
 from paligemma.serve.page_document import page_document
+from paligemma.serve.search import BODIES as SEARCH_BODIES
+from paligemma.serve.search import search_routes
 from paligemma.serve.tasks import TASKS
 
 PAGE = Path(__file__).with_name("page")
@@ -64,7 +66,15 @@ def create_app(
     # The page of FastAPI loads scripts from elsewhere.
     app = FastAPI(title="PaliGemma", lifespan=lifespan, docs_url=None, redoc_url=None)
     fields: list[type[BaseModel]] = [ChatRequest, *(task.fields for task in TASKS.values())]
-    describe(app, [*fields, ChatBody, ModelList, DetectionsBody, TextBody, *LABEL_STUDIO_BODIES])
+    bodies: list[type[BaseModel]] = [
+        ChatBody,
+        ModelList,
+        DetectionsBody,
+        TextBody,
+        *LABEL_STUDIO_BODIES,
+        *SEARCH_BODIES,
+    ]
+    describe(app, [*fields, *bodies])
     app.state.is_ready = False
     metrics = Metrics(service.worker, service.models)
     app.state.gate = gate = Gate(service.options, keys)
@@ -72,6 +82,7 @@ def create_app(
     app.include_router(model_routes(service))
     app.include_router(native_routes(service))
     app.include_router(label_studio_routes(service))
+    app.include_router(search_routes(service))
     _add_errors(app)
 
     app.add_middleware(Front, options=service.options, gate=gate, seen=metrics.saw)

@@ -21,6 +21,7 @@ from paligemma.pipeline.pictures import EncodedImage, ReadPicture, read_picture
 from paligemma.pipeline.question import Question
 from paligemma.processing.frames import Frames
 from paligemma.serve.job import Job, Wrote, too_slow
+from paligemma.serve.library import Library
 from paligemma.serve.models import Lease, Models
 from paligemma.serve.options import ServerOptions
 from paligemma.serve.pictures import KeptPictures, Sources
@@ -44,9 +45,12 @@ class Service:
     kept: KeptPictures
     sources: Sources
     readers: ThreadPoolExecutor
+    library: Library | None = None  # of pages that are searched
 
     @classmethod
-    def of(cls, models: Models, options: ServerOptions) -> Service:
+    def of(
+        cls, models: Models, options: ServerOptions, *, library: Library | None = None
+    ) -> Service:
         """A service of these models, which does not compute yet."""
         return cls(
             options=options,
@@ -55,6 +59,7 @@ class Service:
             kept=KeptPictures(options.kept_picture_bytes),
             sources=Sources.of(options),
             readers=ThreadPoolExecutor(options.num_readers, thread_name_prefix="reader"),
+            library=library,
         )
 
     def close(self) -> None:
@@ -63,6 +68,8 @@ class Service:
         self.readers.shutdown(wait=False, cancel_futures=True)
         self.sources.close()
         self.models.close()
+        if self.library is not None:
+            self.library.close()
 
     @contextlib.asynccontextmanager
     async def ask(

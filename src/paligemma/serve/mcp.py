@@ -34,7 +34,8 @@ from paligemma.serve.bodies import validation_error
 from paligemma.serve.errors import ServeError, as_serve_error
 from paligemma.serve.gate import Gate
 from paligemma.serve.keys import Keys
-from paligemma.serve.mcp_tools import PLACE, TOOLS, ToolFields, schema_of
+from paligemma.serve.mcp_search import call_search, search_tool
+from paligemma.serve.mcp_tools import PLACE, SEARCH, TOOLS, ToolFields, schema_of
 from paligemma.serve.middleware import Front
 from paligemma.serve.pictures import picture_bytes
 from paligemma.serve.roots import Roots
@@ -72,18 +73,25 @@ def create_mcp(service: Service, roots: Roots) -> Server[Any]:
         )
         for name, kind in TOOLS.items()
     ]
+    searches = service.library is not None
+    if searches:
+        tools.append(search_tool())
 
     async def list_tools(_context: Any, _params: Any) -> types.ListToolsResult:
         return types.ListToolsResult(tools=tools)
 
     async def call_tool(context: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
         kind = TOOLS.get(params.name)
-        if kind is None:
+        is_search = searches and params.name == SEARCH
+        if kind is None and not is_search:
+            names = ", ".join(tool.name for tool in tools)
             raise MCPError(
                 types.INVALID_PARAMS,
-                f"there is no tool {params.name[:100]!r}; use {', '.join(TOOLS)}",
+                f"there is no tool {params.name[:100]!r}; use {names}",
             )
         try:
+            if kind is None:
+                return await call_search(service, roots, params.arguments)
             try:
                 asked = kind.fields.model_validate(params.arguments or {})
             except ValidationError as error:

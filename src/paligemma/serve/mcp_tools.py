@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from paligemma.serve.answers import FoundDetection
-from paligemma.serve.schemas import MAX_PROMPT_CHARS, Labels
+from paligemma.serve.answers import FoundDetection, WordFacts
+from paligemma.serve.schemas import MAX_PROMPT_CHARS, MAX_QUERY_CHARS, Labels
 
 # What becomes of a call, apart from the question.
 PLACE = frozenset({"path", "image", "overlay"})
@@ -162,3 +162,52 @@ def _untitled(schema: Any) -> Any:
         for key, value in schema.items()
         if not (key == "title" and isinstance(value, str))
     }
+
+
+class SearchFields(BaseModel):
+    """A query about the index."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str = Field(
+        min_length=1,
+        max_length=MAX_QUERY_CHARS,
+        description="What the page should be about, as a question or in words.",
+    )
+    k: int = Field(3, ge=1, le=20, description="How many pages come back, the best first.")
+    pictures: bool = Field(
+        True, description="Also give back a small picture of each page, in the order of the hits."
+    )
+    heat: bool = Field(
+        False, description="Mark on these pictures where the words of the query are found."
+    )
+
+
+class FoundPage(BaseModel):
+    """A page; `path` is there where the other tools can read the file, if it is a picture."""
+
+    id: str
+    score: float
+    file: str
+    path: str | None
+    page: int
+    text: str = Field(description="The start of the page's own text, where its file has some.")
+    words: list[WordFacts] = Field(description="What each word of the query adds to the score.")
+
+
+class FoundPages(BaseModel):
+    """The best pages of the index."""
+
+    query: str
+    index: str
+    model: str
+    num_pages: int
+    hits: list[FoundPage]
+
+
+SEARCH = "search"
+SEARCH_TITLE = "Search documents"
+SEARCH_DESCRIPTION = (
+    "Find the pages of an index of documents that answer a query; they are compared as pictures, "
+    "so tables, figures and scans count. Look at the pages before you answer."
+)

@@ -73,6 +73,10 @@ class Roots:
             "check the path"
         )
 
+    def holds(self, path: Path) -> bool:
+        """Whether a file lies below one of the folders, as far as its name tells."""
+        return any(self._below(folder, str(path)) for folder in self.folders)
+
     def _below(self, folder: Path, name: str) -> Path | None:
         """The file that a name stands for, if it lies below the folder."""
         try:

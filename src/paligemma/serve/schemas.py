@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MAX_PROMPT_CHARS = 20_000
+MAX_QUERY_CHARS = 2000
+MAX_HITS = 100
+MAX_INPUTS = 64  # queries or pages of one request
 # One grey pixel, so that the examples of the API page can be sent as they are.
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42m"
@@ -99,3 +102,46 @@ class AskRequest(PictureFields, ObjectFields, OverlayFields):
 
     in_words: bool = Field(False, description="The answer is text, boxes spelt out.")
     prompt: str = Field(max_length=MAX_PROMPT_CHARS, examples=["detect star ; digit"])
+
+
+class SearchRequest(_Strict):
+    """A query about the pages of the server's index."""
+
+    query: str = Field(
+        min_length=1, max_length=MAX_QUERY_CHARS, examples=["how much did revenue grow?"]
+    )
+    k: int = Field(5, ge=1, le=MAX_HITS, description="How many pages come back, the best first.")
+    heat: bool = Field(
+        False, description="Where on each page each word of the query is found, as pictures."
+    )
+    thumbnails: bool = Field(True, description="A small picture of each page.")
+
+
+class EmbeddingsRequest(_Strict):
+    """Queries or pages, each of which becomes many vectors."""
+
+    model: str | None = Field(None, max_length=300, description="Must be the index's, if stated.")
+    input: str | list[str] | None = Field(
+        None, max_length=MAX_QUERY_CHARS, examples=["how much did revenue grow?"]
+    )
+    images: list[str] | None = Field(None, min_length=1, max_length=MAX_INPUTS)
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class AddRequest(_Strict):
+    """Pages for the index: pictures, or documents in PDF, by the names that hits will show."""
+
+    files: dict[str, str] = Field(
+        min_length=1,
+        max_length=MAX_INPUTS,
+        description="Name -> data URL or base64.",
+        examples=[{"page.png": PIXEL}],
+    )
+
+
+class RemoveRequest(_Strict):
+    """Pages that leave the index."""
+
+    ids: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}:[1-9][0-9]{0,8}$")]] = Field(
+        min_length=1, max_length=1000, examples=[["0" * 64 + ":1"]]
+    )

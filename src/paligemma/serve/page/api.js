@@ -68,6 +68,31 @@ export async function listModels() {
   return (await (await call("v1/models")).json()).data;
 }
 
+const post = async (path, fields) => {
+  const headers = { "Content-Type": "application/json" };
+  return (await call(path, { method: "POST", headers, body: JSON.stringify(fields) })).json();
+};
+
+/** The index of the server: {index, num_pages, writable, …}. */
+export const indexFacts = async () => (await call("v1/index")).json();
+
+/** The best pages for a query: {hits: [{file, page, score, thumbnail, words, heat}], …}. */
+export const searchPages = (fields) => post("v1/search", fields);
+
+/** Puts files into the index: {added, faults, …}. */
+export async function addPages(files) {
+  const entries = files.map(async (file) => [file.name, await dataUrl(file)]);
+  return post("v1/index", { files: Object.fromEntries(await Promise.all(entries)) });
+}
+
+const dataUrl = (file) =>
+  new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new ServerError(`${file.name} cannot be read.`));
+    reader.readAsDataURL(file);
+  });
+
 /**
  * Asks a question. The picture travels only where the server does not keep it.
  * @param {{task: string, fields: Object<string, any>}} question path of /v1/ and its fields.

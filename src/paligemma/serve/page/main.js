@@ -3,6 +3,7 @@
 import { listModels, ServerError } from "./api.js";
 import { Batch } from "./batch.js";
 import { Composer } from "./composer.js";
+import { Documents } from "./documents.js";
 import { copyText, download, el, icon, stored } from "./dom.js";
 import { overlay } from "./export.js";
 import { History } from "./history.js";
@@ -21,7 +22,7 @@ import { Settings } from "./settings.js";
 import { curl, pythonCode } from "./snippets.js";
 
 const byId = (id) => document.getElementById(id);
-const VIEWS = { ask: "Ask", compare: "Compare", batch: "Batch" };
+const VIEWS = { ask: "Ask", compare: "Compare", batch: "Batch", documents: "Documents" };
 
 class Page {
   constructor() {
@@ -46,6 +47,7 @@ class Page {
       options: (prompt) => this.settings.fields(prompt, byId("model").value),
       onOpen: (row, question) => this.openRow(row, question),
     });
+    this.documents = new Documents();
     this.#build();
     this.#listen();
     this.route();
@@ -65,6 +67,7 @@ class Page {
     byId("composer").append(this.composer.element, this.codeBox);
     byId("panes").append(...this.panes.map((pane) => pane.element));
     byId("batch").append(this.batch.element);
+    byId("documents").append(this.documents.element);
     this.problem = byId("source-problem");
     const open = (files) => this.openFiles(files);
     byId("source-actions").append(
@@ -111,6 +114,7 @@ class Page {
       const files = filesOf(event.clipboardData);
       if (!files.length) return;
       event.preventDefault();
+      if (this.view === "documents") return;
       if (this.view === "batch") this.batch.add(files);
       else this.openFiles(files);
     });
@@ -140,8 +144,10 @@ class Page {
       if (link.hash === `#${this.view}`) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
-    byId("desk").hidden = this.view === "batch";
+    byId("desk").hidden = this.view === "batch" || this.view === "documents";
     byId("batch").hidden = this.view !== "batch";
+    byId("documents").hidden = this.view !== "documents";
+    if (this.view === "documents") this.documents.open();
     const isCompared = this.view === "compare";
     this.panes[1].element.hidden = !isCompared;
     if (isCompared && this.picture && this.panes[1].viewer.picture !== this.picture)
@@ -279,7 +285,7 @@ class Page {
 
   /** Shows an entry of the history, to be asked again while the server keeps its picture. */
   restore({ question, answer, picture }) {
-    if (this.view === "batch") location.hash = "#ask";
+    if (this.view === "batch" || this.view === "documents") location.hash = "#ask";
     this.show({ ...picture, file: null, url: picture.thumb ?? "" });
     this.composer.set(question);
     this.panes[0].answer.done(answer);

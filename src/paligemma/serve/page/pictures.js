@@ -94,10 +94,10 @@ export function acceptDrops(element, onFiles) {
 }
 
 /** A button that opens the file dialog. */
-export function fileButton(label, onFiles, { multiple = false, quiet = false } = {}) {
+export function fileButton(label, onFiles, { multiple = false, quiet = false, accept = "image/*" } = {}) {
   const input = el("input", {
     type: "file",
-    accept: "image/*",
+    accept,
     multiple,
     hidden: true,
     onchange: () => {
