@@ -210,6 +210,46 @@ AVX2 INLINE void tile_nf4(const int m, const span *s, sums *a) {
   }
 }
 
+/* Sums of two panels for one or two rows, or of four for one: a sum waits four cycles for the one
+   before it. */
+AVX2 INLINE void tiles_float(int kind, const int m, const int count, const span *s, sums *a) {
+  enum { PANELS = 4, ROWS = 2 };
+  __m256 sum[PANELS][2][ROWS];
+  const char *w[PANELS];
+  const float *x = s->x;
+  const size_t step = panel_bytes(kind, 2);
+  UNROLL for (int j = 0; j < count; j++) {
+    w[j] = s[j].w;
+    UNROLL for (int r = 0; r < m; r++)
+      UNROLL for (int h = 0; h < 2; h++) sum[j][h][r] = _mm256_loadu_ps(&a[j].f[r][8 * h]);
+  }
+  for (int c = 0; c < s->columns; c += 2, x += 2 * m)
+    UNROLL for (int j = 0; j < count; j++) {
+      _mm_prefetch(w[j] + PREFETCH, _MM_HINT_T0);
+      if (kind == PG_F32) _mm_prefetch(w[j] + PREFETCH + 64, _MM_HINT_T0);
+      UNROLL for (int h = 0; h < 2; h++) {
+        __m256 even, odd;
+        two_columns(kind, w[j], h, &even, &odd);
+        UNROLL for (int r = 0; r < m; r++) {
+          sum[j][h][r] = _mm256_fmadd_ps(even, _mm256_broadcast_ss(x + r), sum[j][h][r]);
+          sum[j][h][r] = _mm256_fmadd_ps(odd, _mm256_broadcast_ss(x + m + r), sum[j][h][r]);
+          KEEP(sum[j][h][r]);
+        }
+      }
+      w[j] += step;
+    }
+  UNROLL for (int j = 0; j < count; j++)
+    UNROLL for (int r = 0; r < m; r++)
+      UNROLL for (int h = 0; h < 2; h++) _mm256_storeu_ps(&a[j].f[r][8 * h], sum[j][h][r]);
+}
+
+AVX2 INLINE void tiles_of_kind(int kind, int rows, int count, const span *s, sums *a) {
+  if (rows == 1 && count == 4) tiles_float(kind, 1, 4, s, a);
+  else if (rows == 1) tiles_float(kind, 1, 2, s, a);
+  else
+    for (int j = 0; j < count; j += 2) tiles_float(kind, 2, 2, s + j, a + j);
+}
+
 AVX2 INLINE void tile_int8(const int m, const span *s, sums *a) {
   __m256i sum[2][PG_TILE];
   UNROLL for (int r = 0; r < m; r++)
@@ -304,8 +344,17 @@ static void tile(int kind, int rows, const span *s, sums *a) {
   TILES[kind][rows - 1](s, a);
 }
 
+AVX2 static void avx2_tiles(int kind, int rows, int count, const span *s, sums *a) {
+  if (kind == PG_F32) tiles_of_kind(PG_F32, rows, count, s, a);
+  else if (kind == PG_BF16) tiles_of_kind(PG_BF16, rows, count, s, a);
+  else /* e4m3 and NF4 are widened longer than a sum waits */
+    for (int j = 0; j < count; j++) tile(kind, rows, s + j, a + j);
+}
+
 const level pg_avx2 = {.name = "AVX2",
                        .tile = tile,
+                       .tiles = avx2_tiles,
+                       .most_rows = 2,
                        .wide_tile = avx2_wide,
                        .widen = avx2_widen,
                        .int8_row = pg_avx2_int8_row,

@@ -81,6 +81,56 @@ AVX512 INLINE void tile_float(int kind, const int m, int is_far, const span *s, 
   UNROLL for (int r = 0; r < m; r++) _mm512_storeu_ps(a->f[r], sum[r]);
 }
 
+/* Sums of two panels for up to four rows, or of four for two: a sum waits four cycles for the one before it. */
+AVX512 INLINE void tiles_float(int kind, const int m, const int count, const span *s, sums *a) {
+  enum { PANELS = 4, ROWS = 4 };
+  __m512 sum[PANELS][ROWS], scale[PANELS];
+  const char *w[PANELS];
+  const float *x = s->x;
+  int run = run_of(kind, s->columns), odd_one = s->columns % 2;
+  UNROLL for (int j = 0; j < count; j++) {
+    w[j] = s[j].w;
+    UNROLL for (int r = 0; r < m; r++) sum[j][r] = _mm512_loadu_ps(a[j].f[r]);
+  }
+  for (int first = 0; first < s->columns; first += run) {
+    UNROLL for (int j = 0; j < count; j++) scale[j] = scale_of(kind, w[j]);
+    for (int c = 0; c < run - odd_one; c += 2, x += 2 * m) {
+      UNROLL for (int j = 0; j < count; j++) {
+        __m512 even, odd;
+        prefetch(w[j], (int)pair_bytes(kind));
+        two_columns(kind, w[j], scale[j], &even, &odd);
+        UNROLL for (int r = 0; r < m; r++) {
+          sum[j][r] = _mm512_fmadd_ps(even, _mm512_set1_ps(x[r]), sum[j][r]);
+          sum[j][r] = _mm512_fmadd_ps(odd, _mm512_set1_ps(x[m + r]), sum[j][r]);
+        }
+        w[j] += pair_bytes(kind);
+      }
+    }
+    UNROLL for (int j = 0; j < count; j++) w[j] += bytes_after(kind);
+  }
+  UNROLL for (int j = 0; j < count; j++) UNROLL for (int r = 0; r < m; r++) {
+      if (kind == PG_F32 && odd_one)
+        sum[j][r] = _mm512_fmadd_ps(_mm512_loadu_ps((const float *)w[j]), _mm512_set1_ps(x[r]), sum[j][r]);
+      _mm512_storeu_ps(a[j].f[r], sum[j][r]);
+    }
+}
+
+AVX512 INLINE void tiles_of_kind(int kind, int rows, int count, const span *s, sums *a) {
+  if (rows == 1 && count == 4) tiles_float(kind, 1, 4, s, a);
+  else if (rows == 1) tiles_float(kind, 1, 2, s, a);
+  else if (count == 4) tiles_float(kind, 2, 4, s, a);
+  else if (rows == 2) tiles_float(kind, 2, 2, s, a);
+  else if (rows == 3) tiles_float(kind, 3, 2, s, a);
+  else tiles_float(kind, 4, 2, s, a);
+}
+
+AVX512 static void avx512_tiles(int kind, int rows, int count, const span *s, sums *a) {
+  if (kind == PG_F32) tiles_of_kind(PG_F32, rows, count, s, a);
+  else if (kind == PG_BF16) tiles_of_kind(PG_BF16, rows, count, s, a);
+  else if (kind == PG_FP8) tiles_of_kind(PG_FP8, rows, count, s, a);
+  else tiles_of_kind(PG_NF4, rows, count, s, a);
+}
+
 AVX512 static void avx512_wide(const span *s, sums *a) { tile_float(PG_F32, PG_TILE, 0, s, a); }
 
 AVX512 INLINE void widen_kind(int kind, const char *w, int columns, float *out) {
@@ -197,6 +247,8 @@ static void tile(int kind, int rows, const span *s, sums *a) {
 
 const level pg_avx512 = {.name = "AVX-512",
                          .tile = tile,
+                         .tiles = avx512_tiles,
+                         .most_rows = 4,
                          .wide_tile = avx512_wide,
                          .widen = widen,
                          .int8_row = pg_avx2_int8_row,

@@ -51,6 +51,14 @@ int pg_panels_at_once(const pg_matrix *w, int num_panels, int team);
 /* y[r * ldy + 0..15] = rows of `in` times panel `panel` of w; only the rows that w has are written. */
 void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int panel);
 
+/* The same of several panels side by side: of few rows, each alone would wait for its own sums. */
+typedef struct {
+  const pg_matrix *w; /* all of the kind of `in` */
+  float *y;
+  int panel;
+} pg_part;
+void pg_parts(const pg_part *parts, int count, const pg_input *in, size_t ldy);
+
 /* Rows float[n][k], or bfloat16, `ld` numbers apart, into the panels and scales of w. */
 void pg_pack(const pg_matrix *w, const void *rows, size_t ld, int is_bf16);
 /* y[m, n] = x[m, k] w^T + bias, all float32; `bias` may be NULL. */

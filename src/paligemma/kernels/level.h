@@ -30,6 +30,10 @@ typedef struct {
   const char *name;
   /* Adds the products of `rows` rows (1..PG_TILE) with 16 outputs. */
   void (*tile)(int kind, int rows, const span *s, sums *a);
+  /* The same of up to `most_rows` rows with the panels of `count` spans, 2 or, of 1 or 2 rows, 4, whose
+     inputs are the same: as many chains of sums side by side. Float kinds; none where most_rows is 0. */
+  void (*tiles)(int kind, int rows, int count, const span *s, sums *a);
+  int most_rows;
   /* The same of a whole tile with columns of PG_F32 that lie in the first cache. */
   void (*wide_tile)(const span *s, sums *a);
   /* Columns of a float panel as PG_F32 of the same sums; NULL where that does not pay. */

@@ -6,6 +6,8 @@
 #include "level.h"
 
 enum { TILE_BYTES = 1 << 17, MANY_ROWS = 2 * PG_TILE };
+/* Panels whose sums are computed side by side; of more rows than these, two. */
+enum { FEW_ROWS = 2, MOST_PARTS = 4 };
 
 size_t pg_panel_bytes(int kind, int k) { return panel_bytes(kind, (size_t)padded(kind, k)); }
 
@@ -70,6 +72,35 @@ void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int 
   panel_product(w, in, NULL, y, ldy, panel);
 }
 
+static void parts_side_by_side(const pg_part *parts, int count, const pg_input *in, size_t ldy,
+                               const float *bias) {
+  span s[MOST_PARTS];
+  sums a[MOST_PARTS];
+  memset(a, 0, sizeof(sums) * (size_t)count);
+  for (int i = 0; i < count; i++)
+    s[i] = span_of(in, panel_of(parts[i].w, parts[i].panel), 0, 0, padded(in->kind, in->k));
+  pg_level_in_use()->tiles(in->kind, in->m, count, s, a);
+  for (int i = 0; i < count; i++)
+    finish(parts[i].w, in, bias, parts[i].panel, 0, &a[i], parts[i].y, ldy);
+}
+
+static void parts_product(const pg_part *parts, int count, const pg_input *in, size_t ldy,
+                          const float *bias) {
+  int is_float = in->kind != PG_INT8 && in->kind != PG_INT4;
+  int together = is_float && in->m <= pg_level_in_use()->most_rows;
+  while (count > 0) {
+    int some = !together || count < 2 ? 1 : count < MOST_PARTS || in->m > FEW_ROWS ? 2 : MOST_PARTS;
+    if (some > 1) parts_side_by_side(parts, some, in, ldy, bias);
+    else panel_product(parts->w, in, bias, parts->y, ldy, parts->panel);
+    parts += some;
+    count -= some;
+  }
+}
+
+void pg_parts(const pg_part *parts, int count, const pg_input *in, size_t ldy) {
+  parts_product(parts, count, in, ldy, NULL);
+}
+
 typedef struct {
   const pg_matrix *w;
   const float *x, *bias;
@@ -122,6 +153,7 @@ static void unit(const product *a, int first_panel, int first_tile, sums *waitin
 
 int pg_panels_at_once(const pg_matrix *w, int num_panels, int team) {
   int count = (int)(TILE_BYTES / pg_panel_bytes(w->kind, w->k)), most = num_panels / (4 * team);
+  count = count > MOST_PARTS ? count : MOST_PARTS;
   count = count < most ? count : most;
   return count > 1 ? count : 1;
 }
@@ -142,8 +174,13 @@ static void product_job(void *p, int thread, int team) {
   if (m < MANY_ROWS) {
     int step = pg_panels_at_once(w, panels, team);
     while ((at = atomic_fetch_add(&a->next_unit, step)) < panels)
-      for (int panel = at; panel < at + step && panel < panels; panel++)
-        panel_product(w, &a->in, a->bias, a->y + panel * 16, a->ldy, panel);
+      for (int panel = at; panel < at + step && panel < panels;) {
+        pg_part parts[MOST_PARTS];
+        int num = 0;
+        for (; num < MOST_PARTS && panel < at + step && panel < panels; panel++)
+          parts[num++] = (pg_part){w, a->y + panel * 16, panel};
+        parts_product(parts, num, &a->in, a->ldy, a->bias);
+      }
     return;
   }
   int tiles = (m + PG_TILE - 1) / PG_TILE, across = (panels + UNIT_PANELS - 1) / UNIT_PANELS;

@@ -30,6 +30,8 @@
 
 /* Rows are few while there is one, or the inputs of the widest product are no more than these. */
 enum { FEW_INPUTS = 4096 };
+/* Panels that one call multiplies. */
+enum { PARTS = 4 };
 /* Bytes of matrices that are read for a thread's share of a step at least; 4 MB take one thread some
    200 us, and two as long. */
 static size_t bytes_a_thread = 1 << 22;
@@ -257,13 +259,19 @@ static void qkv_panels(worker *k, int first, int last) {
   const step *s = k->s;
   const pg_block *b = s->d->blocks + k->layer;
   int q = num_panels(&b->q), kv = num_panels(&b->k), each = s->d->head_dim / PG_PANEL;
-  for (int i = first; i < last; i++) {
-    const pg_matrix *w = i < q ? &b->q : i < q + kv ? &b->k : &b->v;
-    float *y = i < q ? s->q : i < q + kv ? s->k : s->v;
-    int panel = i < q ? i : i < q + kv ? i - q : i - q - kv;
-    pg_panel(w, &k->in, y + (size_t)panel * PG_PANEL, s->qkv_width, panel);
-    if (atomic_fetch_add(s->panels + i / each, 1) + 1 == each * (k->layer + 1))
-      for (int row = 0; row < s->t->num_rows; row++) place_head(s, k->layer, row, i / each);
+  pg_part parts[PARTS];
+  for (int at = first; at < last; at += PARTS) {
+    int num = last - at < PARTS ? last - at : PARTS;
+    for (int i = at; i < at + num; i++) {
+      const pg_matrix *w = i < q ? &b->q : i < q + kv ? &b->k : &b->v;
+      float *y = i < q ? s->q : i < q + kv ? s->k : s->v;
+      int panel = i < q ? i : i < q + kv ? i - q : i - q - kv;
+      parts[i - at] = (pg_part){w, y + (size_t)panel * PG_PANEL, panel};
+    }
+    pg_parts(parts, num, &k->in, s->qkv_width);
+    for (int i = at; i < at + num; i++)
+      if (atomic_fetch_add(s->panels + i / each, 1) + 1 == each * (k->layer + 1))
+        for (int row = 0; row < s->t->num_rows; row++) place_head(s, k->layer, row, i / each);
   }
 }
 
@@ -323,9 +331,13 @@ static void attend(worker *k, int piece, int last) {
 }
 
 static void panels_of(worker *k, const pg_matrix *w, int panel, int last) {
-  size_t width = (size_t)k->s->d->width;
-  for (; panel < last; panel++)
-    pg_panel(w, &k->in, k->s->y + (size_t)panel * PG_PANEL, width, panel);
+  pg_part parts[PARTS];
+  while (panel < last) {
+    int num = 0;
+    for (; num < PARTS && panel < last; panel++)
+      parts[num++] = (pg_part){w, k->s->y + (size_t)panel * PG_PANEL, panel};
+    pg_parts(parts, num, &k->in, (size_t)k->s->d->width);
+  }
 }
 
 static void out_panels(worker *k, int first, int last) {
@@ -336,48 +348,63 @@ static void down_panels(worker *k, int first, int last) {
   panels_of(k, &k->s->d->blocks[k->layer].down, first, last);
 }
 
-/* Gate and up by pairs of panels, and the activation of the pair while it is near. */
+/* Gate and up by two pairs of panels, and the activation of a pair while it is near. */
 static void gate_up_panels(worker *k, int panel, int last) {
   const step *s = k->s;
   const pg_block *b = s->d->blocks + k->layer;
   size_t mlp = (size_t)s->d->mlp;
-  for (; panel < last; panel++) {
-    float *gate = s->gate + (size_t)panel * PG_PANEL;
-    float *up = s->up + (size_t)panel * PG_PANEL;
-    pg_panel(&b->gate, &k->in, gate, mlp, panel);
-    pg_panel(&b->up, &k->in, up, mlp, panel);
-    for (int row = 0; row < s->t->num_rows; row++)
-      s->do_->gate(gate + (size_t)row * mlp, up + (size_t)row * mlp);
+  pg_part parts[PARTS];
+  while (panel < last) {
+    int num = 0;
+    for (; num < PARTS && panel < last; panel++) {
+      parts[num++] = (pg_part){&b->gate, s->gate + (size_t)panel * PG_PANEL, panel};
+      parts[num++] = (pg_part){&b->up, s->up + (size_t)panel * PG_PANEL, panel};
+    }
+    pg_parts(parts, num, &k->in, mlp);
+    for (int i = 0; i < num; i += 2)
+      for (int row = 0; row < s->t->num_rows; row++)
+        s->do_->gate(parts[i].y + (size_t)row * mlp, parts[i + 1].y + (size_t)row * mlp);
   }
 }
 
-/* Logits of one panel; of ids in no range from `range` on, they are minus infinity. Returns the
-   first range that may matter to the next panel. */
-static int head_panel(const step *s, const pg_input *in, int panel, int range) {
+/* Which ids of a panel are asked for, a bit each, in ranges from `range` on, which moves on. */
+static unsigned wanted_of(const pg_tokens *t, int first, int count, int *range) {
+  unsigned wanted = 0;
+  if (!t->ids) return (1u << count) - 1;
+  while (*range < t->num_ranges && t->ids[2 * *range + 1] <= first) ++*range;
+  for (int i = *range; i < t->num_ranges && t->ids[2 * i] < first + count; i++)
+    for (int id = first; id < first + count; id++)
+      if (id >= t->ids[2 * i] && id < t->ids[2 * i + 1]) wanted |= 1u << (id - first);
+  return wanted;
+}
+
+/* Logits of some panels; of ids that are in no range, they are minus infinity. */
+static void head_panels(worker *k, int panel, int last) {
+  const step *s = k->s;
   const pg_decoder *d = s->d;
   const pg_tokens *t = s->t;
-  int first = panel * PG_PANEL, left = d->vocab - first, count = left < PG_PANEL ? left : PG_PANEL;
-  uint8_t wanted[PG_PANEL] = {0};
-  int num_wanted = t->ids ? 0 : count;
-  if (t->ids) {
-    while (range < t->num_ranges && t->ids[2 * range + 1] <= first) range++;
-    for (int i = range; i < t->num_ranges && t->ids[2 * i] < first + count; i++)
-      for (int id = first; id < first + count; id++)
-        if (id >= t->ids[2 * i] && id < t->ids[2 * i + 1]) wanted[id - first] = 1;
-    for (int i = 0; i < count; i++) num_wanted += wanted[i];
+  size_t vocab = (size_t)d->vocab;
+  for (int range = 0; panel < last; panel += PARTS) {
+    pg_part parts[PARTS];
+    unsigned wanted[PARTS];
+    int num = last - panel < PARTS ? last - panel : PARTS, asked = 0;
+    for (int i = 0; i < num; i++) {
+      int first = (panel + i) * PG_PANEL, left = d->vocab - first;
+      wanted[i] = wanted_of(t, first, left < PG_PANEL ? left : PG_PANEL, &range);
+      if (wanted[i]) parts[asked++] = (pg_part){&d->head, t->logits + first, panel + i};
+    }
+    pg_parts(parts, asked, &k->in, vocab);
+    for (int i = 0; i < num; i++) {
+      int first = (panel + i) * PG_PANEL, left = d->vocab - first;
+      int count = left < PG_PANEL ? left : PG_PANEL;
+      for (int row = 0; row < t->num_rows; row++) {
+        float *logits = t->logits + (size_t)row * vocab + first;
+        if (wanted[i] && d->final_cap > 0) s->do_->cap(logits, count, d->final_cap);
+        for (int id = 0; id < count; id++)
+          if (!(wanted[i] >> id & 1)) logits[id] = -INFINITY;
+      }
+    }
   }
-  if (num_wanted > 0) pg_panel(&d->head, in, t->logits + first, (size_t)d->vocab, panel);
-  for (int row = 0; row < t->num_rows; row++) {
-    float *logits = t->logits + (size_t)row * (size_t)d->vocab + first;
-    if (num_wanted > 0 && d->final_cap > 0) s->do_->cap(logits, count, d->final_cap);
-    if (num_wanted < count)
-      for (int i = 0; i < count; i++) logits[i] = wanted[i] ? logits[i] : -INFINITY;
-  }
-  return range;
-}
-
-static void head_panels(worker *k, int panel, int last) {
-  for (int range = 0; panel < last; panel++) range = head_panel(k->s, &k->in, panel, range);
 }
 
 /* ------------------------------------------------------------------ the step */
