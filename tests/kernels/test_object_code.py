@@ -16,8 +16,12 @@ from paligemma.kernels import native
 TILES = [
     f"{level}_{name}"
     for level in ("avx2", "avx512")
-    for name in ["wide", "tiles", *(f"{kind}_{rows}" for kind in native.KINDS for rows in range(1, 7))]
-]
+    for name in [
+        "wide",
+        "tiles",
+        *(f"{kind}_{rows}" for kind in native.KINDS for rows in range(1, 7)),
+    ]
+] + ["avx512_two_wide"]
 FUNCTION = re.compile(r"[0-9a-f]+ <(\w+)>:")
 INSTRUCTION = re.compile(r"\s*([0-9a-f]+):\s+(.*)")
 JUMP = re.compile(r"j\w+\s+([0-9a-f]+)\b")

@@ -133,6 +133,28 @@ AVX512 static void avx512_tiles(int kind, int rows, int count, const span *s, su
 
 AVX512 static void avx512_wide(const span *s, sums *a) { tile_float(PG_F32, PG_TILE, 0, s, a); }
 
+/* Six chains of sums are fewer than wait for each other; twelve also share the broadcast inputs. */
+AVX512 static void avx512_two_wide(const span *s, const char *second, sums *a, sums *b) {
+  __m512 low[PG_TILE], high[PG_TILE];
+  UNROLL for (int r = 0; r < PG_TILE; r++) {
+    low[r] = _mm512_loadu_ps(a->f[r]);
+    high[r] = _mm512_loadu_ps(b->f[r]);
+  }
+  const float *w = (const float *)s->w, *v = (const float *)second, *x = s->x;
+  for (int c = 0; c < s->columns; c++, w += 16, v += 16, x += PG_TILE) {
+    __m512 one = _mm512_loadu_ps(w), two = _mm512_loadu_ps(v);
+    UNROLL for (int r = 0; r < PG_TILE; r++) {
+      __m512 input = _mm512_set1_ps(x[r]);
+      low[r] = _mm512_fmadd_ps(one, input, low[r]);
+      high[r] = _mm512_fmadd_ps(two, input, high[r]);
+    }
+  }
+  UNROLL for (int r = 0; r < PG_TILE; r++) {
+    _mm512_storeu_ps(a->f[r], low[r]);
+    _mm512_storeu_ps(b->f[r], high[r]);
+  }
+}
+
 AVX512 INLINE void widen_kind(int kind, const char *w, int columns, float *out) {
   int run = run_of(kind, columns);
   for (int first = 0; first < columns; first += run, w += bytes_after(kind)) {
@@ -250,6 +272,7 @@ const level pg_avx512 = {.name = "AVX-512",
                          .tiles = avx512_tiles,
                          .most_rows = 4,
                          .wide_tile = avx512_wide,
+                         .two_wide_tiles = avx512_two_wide,
                          .widen = widen,
                          .int8_row = pg_avx2_int8_row,
                          .int4_row = pg_avx2_int4_row,

@@ -36,6 +36,8 @@ typedef struct {
   int most_rows;
   /* The same of a whole tile with columns of PG_F32 that lie in the first cache. */
   void (*wide_tile)(const span *s, sums *a);
+  /* The same of the same tile with two panels; NULL where one is enough to keep the processor busy. */
+  void (*two_wide_tiles)(const span *s, const char *second, sums *a, sums *b);
   /* Columns of a float panel as PG_F32 of the same sums; NULL where that does not pay. */
   void (*widen)(int kind, const char *w, int columns, float *out);
   /* A row of inputs of PG_INT8 and of PG_INT4. */

@@ -113,8 +113,10 @@ typedef struct {
 
 /* Panels and tiles of a unit of work, and columns of one turn, so that the inputs of a turn stay in
    the second cache and its weights in the first. */
-enum { UNIT_PANELS = 8, UNIT_TILES = 40 };
-static int turn_columns(int kind) { return kind == PG_INT4 ? 1024 : kind == PG_INT8 ? 512 : 256; }
+enum { UNIT_PANELS = 8, UNIT_TILES = 40, WIDE_COLUMNS = 256, WIDE = 16 * WIDE_COLUMNS };
+static int turn_columns(int kind) {
+  return kind == PG_INT4 ? 1024 : kind == PG_INT8 ? 512 : WIDE_COLUMNS;
+}
 
 /* A unit of a product with many rows: columns are taken in turns, and partial sums wait between
    them in the memory of the thread. */
@@ -129,18 +131,32 @@ static void unit(const product *a, int first_panel, int first_tile, sums *waitin
   int is_float = kind != PG_INT8 && kind != PG_INT4;
   int is_wide = kind == PG_F32 || (is_float && own->widen), widens = is_wide && kind != PG_F32;
   memset(waiting, 0, sizeof(sums) * UNIT_PANELS * UNIT_TILES);
+  int together = is_wide && own->two_wide_tiles ? 2 : 1;
   for (int first = 0; first < columns; first += step) {
     int num = columns - first < step ? columns - first : step;
-    for (int panel = first_panel; panel < last_panel; panel++) {
-      const char *at = panel_of(w, panel);
+    for (int panel = first_panel; panel < last_panel; panel += together) {
+      int count = last_panel - panel < together ? 1 : together;
+      const char *at[2];
+      for (int i = 0; i < count; i++) {
+        at[i] = panel_of(w, panel + i) + panel_bytes(kind, (size_t)first);
+        if (!widens) continue;
+        own->widen(kind, at[i], num, wide + i * WIDE);
+        at[i] = (const char *)(wide + i * WIDE);
+      }
       sums *partial = waiting + (panel - first_panel) * UNIT_TILES;
-      if (widens) own->widen(kind, at + panel_bytes(kind, (size_t)first), num, wide);
-      for (int tile = first_tile; tile < last_tile; tile++) {
-        span s = span_of(&a->in, at, tile, first, num);
+      for (int tile = first_tile; tile < last_tile; tile++, partial++) {
+        span s = span_of(&a->in, panel_of(w, panel), tile, first, num);
         int rows = tile_rows(&a->in, tile);
-        if (widens) s.w = (const char *)wide;
-        if (is_wide && rows == PG_TILE) own->wide_tile(&s, partial + tile - first_tile);
-        else own->tile(widens ? PG_F32 : kind, rows, &s, partial + tile - first_tile);
+        s.w = at[0];
+        if (count == 2 && rows == PG_TILE) {
+          own->two_wide_tiles(&s, at[1], partial, partial + UNIT_TILES);
+          continue;
+        }
+        for (int i = 0; i < count; i++) {
+          s.w = at[i];
+          if (is_wide && rows == PG_TILE) own->wide_tile(&s, partial + i * UNIT_TILES);
+          else own->tile(widens ? PG_F32 : kind, rows, &s, partial + i * UNIT_TILES);
+        }
       }
     }
   }
@@ -186,7 +202,7 @@ static void product_job(void *p, int thread, int team) {
   int tiles = (m + PG_TILE - 1) / PG_TILE, across = (panels + UNIT_PANELS - 1) / UNIT_PANELS;
   int units = across * ((tiles + UNIT_TILES - 1) / UNIT_TILES);
   size_t held = sizeof(sums) * UNIT_PANELS * UNIT_TILES;
-  char *memory = aligned_alloc(64, held + 256 * 16 * sizeof(float));
+  char *memory = aligned_alloc(64, held + 2 * WIDE * sizeof(float));
   if (!memory) abort();
   while ((at = atomic_fetch_add(&a->next_unit, 1)) < units)
     unit(a, at % across * UNIT_PANELS, at / across * UNIT_TILES, (sums *)memory,
