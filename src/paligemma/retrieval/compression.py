@@ -81,10 +81,7 @@ def hamming_sim(query: Tensor, pages: Sequence[Tensor]) -> Tensor:
             raise ConfigError("queries and pages need at least one vector, got none")
     num_bits = 8 * query.shape[1]
     mine = _words(query)
-    nearest = [
-        _num_ones(mine[:, None] ^ _words(page)[None]).min(axis=1).sum(dtype=np.int64)
-        for page in pages
-    ]
+    nearest = [_num_apart(mine, _words(page)).min(axis=1).sum(dtype=np.int64) for page in pages]
     counts = torch.tensor(nearest, dtype=torch.float32).view(-1)
     return len(query) * num_bits - 2 * counts
 
@@ -95,8 +92,15 @@ def _words(signs: Tensor) -> np.ndarray:
     return as_bytes if as_bytes.shape[1] % 8 else as_bytes.view(np.uint64)
 
 
-def _num_ones(bits: np.ndarray) -> np.ndarray:
-    """Number of ones along the last axis."""
+def _num_apart(query: np.ndarray, page: np.ndarray) -> np.ndarray:
+    """uint16[Q, N]: in how many bits each vector of a query differs from each of a page."""
+    apart = np.zeros((len(query), len(page)), np.uint16)
+    for mine, theirs in zip(query.T, page.T, strict=True):  # a word of all vectors at a time
+        apart += _num_ones(mine[:, None] ^ np.ascontiguousarray(theirs))
+    return apart
+
+
+def _num_ones(words: np.ndarray) -> np.ndarray:
     if hasattr(np, "bitwise_count"):
-        return np.bitwise_count(bits).sum(axis=-1, dtype=np.int64)
-    return _ONES[bits.view(np.uint8)].sum(axis=-1)
+        return np.bitwise_count(words)
+    return _ONES[words[..., None].view(np.uint8)].sum(axis=-1, dtype=np.uint8)
