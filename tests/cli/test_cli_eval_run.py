@@ -361,12 +361,13 @@ def test_a_notice_on_the_data_is_said_once_a_command(paligemma: Any, tmp_path: P
     row = {"image": str(image.absolute()), "prefix": "answer en what?", "suffix": "a cat"}
     write_json_lines(tmp_path / "own" / "test.jsonl", [row])
     words = ("eval", "own", "--data", tmp_path / "own", "--split", "test", "--no-html")
-    for output in ("one", "two"):
-        done = paligemma(*words, "--output", output)
+    for name in ("one", "two"):
+        done = paligemma(*words, "--output", tmp_path / name)
         assert (done.status, done.err.count("which is taken to be a.png")) == (0, 1)
 
 
 def test_masks_of_another_program_count_for_own_rows(paligemma: Any, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs.jsonl"
     mask = np.zeros((8, 12), bool)
     mask[:4, :6] = True
     write_picture(tmp_path / "own" / "a.png")
@@ -374,10 +375,10 @@ def test_masks_of_another_program_count_for_own_rows(paligemma: Any, tmp_path: P
     row = {"image": "a.png", "prefix": "segment cat", "suffix": suffix, "masks": [encode_rle(mask)]}
     write_json_lines(tmp_path / "own" / "test.jsonl", [row])
     found = {"label": "cat", "box_yxyx": [0, 0, 0.5, 0.5], "score": 0.9}
-    words = ("eval", "score", "theirs.jsonl", "--task", "own", "--split", "test", "--json")
+    words = ("eval", "score", theirs, "--task", "own", "--split", "test", "--json")
     for more, measures in (({"mask": encode_rle(mask)}, {"segment_miou": 100.0}), ({}, {})):
         said = {"id": "test/1", "text": "", "objects": [{**found, **more}]}
-        write_json_lines(Path("theirs.jsonl"), [said])
+        write_json_lines(theirs, [said])
         figures = paligemma(*words, "--data", tmp_path / "own").json["figures"]
         scores = {one["measure"]: one["value"] for one in figures}
         assert scores["detect_ap50"] == 100.0
