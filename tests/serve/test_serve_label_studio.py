@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,6 +150,33 @@ def test_pictures_of_tasks_may_lie_below_a_root_of_the_server() -> None:
     assert [bool(one["result"]) for one in results] == [True, False, False]
     assert "below a root" in results[1]["error"]
     assert "remote pictures are off" in results[2]["error"]
+
+
+def test_uploads_and_local_files_of_label_studio_are_read_in_its_own_folders(
+    tmp_path: Path,
+) -> None:
+    """By the names that it gives them, one by one below the folders that were named."""
+    uploads, local = tmp_path / "media", tmp_path / "files"
+    for path in (uploads / "upload" / "1" / "e17-desk.png", local / "a b" / "desk.png"):
+        path.parent.mkdir(parents=True)
+        shutil.copy(DESK, path)
+    (tmp_path / "secret.png").write_bytes(DESK.read_bytes())
+    names = {
+        "/data/upload/1/e17-desk.png": True,
+        "/data/local-files/?d=a%20b/desk.png": True,
+        "/data/local-files/?d=/a%20b/desk.png": True,
+        "/data/upload/../../secret.png": False,
+        "/data/local-files/?d=../secret.png": False,
+        "/data/local-files/?d=%2E%2E/secret.png": False,
+        f"/data/local-files/?d={tmp_path}/secret.png": False,
+        "/media/upload/1/e17-desk.png": False,
+        "/data/local-files/?d=": False,
+    }
+    with TestClient(create_app(serving(media_roots=(uploads, local)))) as reading:
+        asked = predict_request(BOXES, *names)
+        results = reading.post("/label-studio/predict", json=asked).json()["results"]
+    found = [bool(one["result"]) for one in results]
+    assert dict(zip(names, found, strict=True)) == names
 
 
 def test_a_project_is_set_up_and_no_tasks_have_no_predictions(client: TestClient) -> None:

@@ -7,6 +7,7 @@ or adapter by its name; what it sends and expects is that of label_studio_ml/api
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ from paligemma.serve.bodies import read_json, validation_error
 from paligemma.serve.errors import ServeError, as_serve_error
 from paligemma.serve.job import too_slow
 from paligemma.serve.openapi import answers, body_of
-from paligemma.serve.pictures import Sources
 
 MAX_CONFIG_CHARS = 100_000
 MAX_TASKS = 100
@@ -37,6 +37,8 @@ MAX_QUESTIONS = 400  # of one request, each tag of the interface in each task
 # Tasks of one request that are asked side by side.
 _AT_ONCE = 8
 _TASKS = {"RectangleLabels": "detect", "BrushLabels": "segment"}
+# Names of uploads, below its folder `media`, and of local storage, below its document root.
+_OWN_PATH = re.compile(r"/data/(?:local-files/\?d=/*|(?=upload/))(.+)", re.DOTALL)
 
 
 class LabelTask(BaseModel):
@@ -256,7 +258,7 @@ async def _prediction(
         asking = service.ask(
             model=model,
             client=client,
-            pictures=[await _picture(service.sources, shown)],
+            pictures=[await _picture(service, shown)],
             questions=questions,
             follows=False,
         )
@@ -281,15 +283,19 @@ def _question_of(control: Control) -> Any:
     return make
 
 
-async def _picture(sources: Sources, text: str) -> bytes:
+async def _picture(service: Service, text: str) -> bytes:
     if text.startswith("/"):
-        raise ServeError(
-            "pictures of tasks come as data URLs, or from a host that --allow-url names, got a "
-            "path of Label Studio's own; send the picture itself",
-            code="remote_image_off",
-            param="tasks",
-        )
-    return (await sources.read([text], "tasks"))[0]
+        own = _OWN_PATH.fullmatch(text)
+        if own is None or not service.options.media_roots:
+            raise ServeError(
+                "pictures of tasks come as data URLs, from a host that --allow-url names, or from "
+                "a folder that --media-root names, got a path of Label Studio's own; start the "
+                "server with --media-root and the folder in which Label Studio keeps it",
+                code="file_off",
+                param="tasks",
+            )
+        text = f"file:{own[1]}"
+    return (await service.sources.read([text], "tasks"))[0]
 
 
 def _results(control: Control, found: Detections) -> list[dict[str, Any]]:
