@@ -109,6 +109,15 @@ def test_bicubic_is_pillow() -> None:
     assert np.array_equal(resize(image, 56, "bicubic"), np.asarray(expected))
 
 
+@pytest.mark.parametrize(
+    ("height", "width"), [(1500, 1500), (1400, 1700), (56, 40_000), (2500, 1000), (30_000, 100)]
+)
+def test_a_large_picture_in_bands_of_rows_has_the_values_of_pillow(height: int, width: int) -> None:
+    image = random_image(height, width)
+    expected = Image.fromarray(image).resize((56, 56), Image.Resampling.BICUBIC)
+    assert np.array_equal(resize(image, 56, "bicubic"), np.asarray(expected))
+
+
 @pytest.mark.parametrize(("height", "width"), [(90, 131), (400, 333), (30, 20)])
 def test_bicubic_equals_the_hub_processor(height: int, width: int) -> None:
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil

@@ -22,6 +22,9 @@ KERNELS = ("bilinear", "bicubic", "lanczos3", "area", "mitchellcubic")
 
 _F32 = np.float32
 
+_WHOLE_PIXELS = 1 << 21  # pictures up to these are resized at once
+_BAND_PIXELS = 1 << 18
+
 
 def require_resize_method(method: str) -> None:
     """Raises ConfigError unless `method` is one of `RESIZE_METHODS`."""
@@ -87,6 +90,18 @@ def to_unit_range(image: NDArray[np.generic]) -> NDArray[np.float32]:
 def _resize_bicubic(image: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
     from PIL import Image
 
+    height, width = image.shape[:2]
+    if height * width > _WHOLE_PIXELS and height <= width:
+        # Of such a picture Pillow resamples each row by itself, then the columns of what it wrote
+        # (of a high one the columns come first): in bands of rows the values are the same, and
+        # the picture is not held once more in Pillow's memory, whose release holds up all threads.
+        narrow = np.empty((height, size_px, 3), np.uint8)
+        step = max(_BAND_PIXELS // width, 1)
+        for top in range(0, height, step):
+            band = Image.fromarray(image[top : top + step])
+            slim = band.resize((size_px, band.height), Image.Resampling.BICUBIC)
+            narrow[top : top + step] = np.asarray(slim)
+        image = narrow
     resized = Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BICUBIC)
     return np.asarray(resized)
 
