@@ -570,6 +570,22 @@ def test_an_answer_below_the_fold_comes_onto_the_screen(tab: Tab) -> None:
     assert page.evaluate("scrollY") == 0
 
 
+def test_the_state_of_a_batch_comes_onto_the_screen_of_a_telephone(tab: Tab) -> None:
+    page = tab.open("batch")
+    page.set_viewport_size({"width": 390, "height": 700})
+    top = "document.querySelector('.batch-main').getBoundingClientRect().top"
+    page.fill("#batch .task-fields input", "digit")
+    page.click("text=Ask all")
+    page.wait_for_selector("text=Drop or choose pictures first.")
+    assert 0 < page.evaluate(top) < 700 - 16
+    page.set_input_files("#batch input[type=file]", _files())
+    page.evaluate("scrollTo(0, 0)")
+    assert page.evaluate(top) > 700 - 100
+    page.click("text=Ask all")
+    page.wait_for_selector("text=/3 of 4 pictures answered/")
+    assert 0 < page.evaluate(top) <= 700 - 160
+
+
 def test_axe_finds_nothing(tab: Tab) -> None:
     source, server = axe_source(), tab.server
     found: dict[str, list[str]] = {}

@@ -2,7 +2,7 @@
 
 import { ask, ServerError } from "./api.js";
 import { Composer } from "./composer.js";
-import { count, download, duration, el, icon, wait } from "./dom.js";
+import { bringIntoView, count, download, duration, el, icon, wait } from "./dom.js";
 import { overlay, toCoco, toJson, toOverlays, toYolo } from "./export.js";
 import { summary } from "./history.js";
 import { acceptDrops, fileButton, openExample, EXAMPLES, thumbnail } from "./pictures.js";
@@ -74,27 +74,28 @@ export class Batch {
         this.body,
       ),
     );
+    this.main = el(
+      "div.batch-main",
+      {},
+      el(
+        "div.batch-bar",
+        {},
+        this.status,
+        el(
+          "div.actions.small",
+          { role: "group", "aria-label": "Export" },
+          ...this.exports,
+          this.clearButton,
+        ),
+        this.progress,
+      ),
+      this.table,
+    );
     this.element = el(
       "div.batch",
       {},
       el("div.batch-side", {}, this.drop, this.composer.element),
-      el(
-        "div.batch-main",
-        {},
-        el(
-          "div.batch-bar",
-          {},
-          this.status,
-          el(
-            "div.actions.small",
-            { role: "group", "aria-label": "Export" },
-            ...this.exports,
-            this.clearButton,
-          ),
-          this.progress,
-        ),
-        this.table,
-      ),
+      this.main,
     );
   }
 
@@ -134,6 +135,7 @@ export class Batch {
   async run(question) {
     if (!this.rows.length) {
       this.status.textContent = "Drop or choose pictures first.";
+      bringIntoView(this.main);
       return;
     }
     const controller = (this.controller = new AbortController());
@@ -144,6 +146,7 @@ export class Batch {
     this.composer.setBusy(true);
     this.progress.hidden = false;
     this.#refresh();
+    bringIntoView(this.main);
     const worker = async () => {
       for (let row = waiting.shift(); row && !controller.signal.aborted; row = waiting.shift()) {
         await this.#askOne(row, question, options, controller.signal);

@@ -143,6 +143,16 @@ export const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 export const duration = (ms) =>
   ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
 
+const SHOWN_PX = 160; // of what lies below the fold, as on a telephone: its words or first lines
+
+/** Scrolls down where the beginning of an element is not on the screen, and no further. */
+export function bringIntoView(element) {
+  const { top, height } = element.getBoundingClientRect();
+  const missing = top + Math.min(height, SHOWN_PX) + 16 - innerHeight;
+  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  if (missing > 0) scrollBy({ top: missing, behavior: isCalm ? "instant" : "smooth" });
+}
+
 /** Resolves after some time, or rejects as soon as the signal is aborted. */
 export function wait(ms, signal) {
   return new Promise((resolve, reject) => {

@@ -2,12 +2,11 @@
 
 import { Answer } from "./answer.js";
 import { ask, ServerError } from "./api.js";
-import { el, wait } from "./dom.js";
+import { bringIntoView, el, wait } from "./dom.js";
 import { Viewer } from "./viewer.js";
 
 const MAX_TRIES = 4;
 const DEFAULT_WAIT_S = 2; // where a busy server names no time
-const SHOWN_PX = 160; // of an answer below the fold, as on a telephone: its words or first lines
 
 export class Pane {
   /** @param {{onDone: Function, onSettings: Function}} listeners */
@@ -62,7 +61,7 @@ export class Pane {
       const answer = await this.#tries(question, options, picture, controller.signal);
       const ms = performance.now() - began;
       this.answer.done(answer, ms);
-      this.#bringIntoView();
+      bringIntoView(this.answer.element);
       this.onDone(this, { question, options, answer, ms, picture });
     } catch (error) {
       if (controller.signal.aborted) {
@@ -76,7 +75,7 @@ export class Pane {
   async #tries(question, options, picture, signal) {
     for (let tries = 1; ; tries++) {
       this.answer.start();
-      this.#bringIntoView();
+      bringIntoView(this.answer.element);
       try {
         return await ask(
           { task: question.call, fields: { ...question.fields, ...options } },
@@ -93,14 +92,6 @@ export class Pane {
         await this.#countDown(error, signal);
       }
     }
-  }
-
-  /** Scrolls down where the beginning of the answer is not on the screen, and no further. */
-  #bringIntoView() {
-    const { top, height } = this.answer.element.getBoundingClientRect();
-    const missing = top + Math.min(height, SHOWN_PX) + 16 - innerHeight;
-    const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    if (missing > 0) scrollBy({ top: missing, behavior: isCalm ? "instant" : "smooth" });
   }
 
   /** Waits as long as the server asks, with the seconds on show and a way to stop waiting. */
@@ -133,6 +124,6 @@ export class Pane {
       "Open the settings",
     );
     this.answer.fail(message, ...(error.status === 401 ? [settings] : []));
-    this.#bringIntoView();
+    bringIntoView(this.answer.element);
   }
 }
