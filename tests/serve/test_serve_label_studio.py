@@ -148,7 +148,7 @@ def test_pictures_of_tasks_may_lie_below_a_root_of_the_server() -> None:
     with TestClient(create_app(serving(media_roots=(DESK.parent,)))) as reading:
         results = reading.post("/label-studio/predict", json=asked).json()["results"]
     assert [bool(one["result"]) for one in results] == [True, False, False]
-    assert "below a root" in results[1]["error"]
+    assert "below a root of this server, '../README.md' does not" in results[1]["error"]
     assert "remote pictures are off" in results[2]["error"]
 
 

@@ -75,7 +75,7 @@ class Sources:
         remote = Remote(
             options.remote_hosts, timeout_s=options.fetch_s, max_bytes=options.max_body_bytes
         )
-        return cls(remote, Roots(options.media_roots))
+        return cls(remote, Roots(options.media_roots, names_folders=False))
 
     async def read(self, texts: Sequence[str], param: str) -> list[bytes]:
         """The bytes of data URLs, of base64, of addresses or of files.

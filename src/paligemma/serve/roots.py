@@ -19,12 +19,13 @@ class Roots:
 
     Args:
         folders: none, and nothing is read.
+        names_folders: whether errors name them; strangers need not know the paths of the disk.
 
     Raises:
         ConfigError: one is no folder.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], *, names_folders: bool = True) -> None:
         named = [Path(folder).expanduser() for folder in folders]  # no shell may have done so
         for folder in named:
             if not folder.is_dir():
@@ -32,6 +33,7 @@ class Roots:
                     f"a root must be a folder, {str(folder)!r} is none; make it first"
                 )
         self.folders = tuple(folder.resolve() for folder in named)
+        self._names_folders = names_folders
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -52,9 +54,10 @@ class Roots:
         allowed = [path for folder in self.folders if (path := self._below(folder, name))]
         if not allowed:
             roots = ", ".join(str(folder) for folder in self.folders)
+            named = f" ({roots[:1000]})" if self._names_folders else ""
             raise ImageError(
-                f"a picture must lie below a root of this server ({roots[:1000]}), {shown} does "
-                "not; copy it there"
+                f"a picture must lie below a root of this server{named}, {shown} does not; copy "
+                "it there"
             )
         for path in allowed:
             try:

@@ -160,12 +160,12 @@ class _Server(uvicorn.Server):
     async def _drain(self) -> None:
         gate, drain_s = self._app.state.gate, self._service.options.drain_s
         if gate.num_inside:
-            logger.warning("stopping: %d requests have %g s to end", gate.num_inside, drain_s)
+            logger.warning("stopping in %g s at most; running: %d", drain_s, gate.num_inside)
         deadline = time.monotonic() + drain_s
         while gate.num_inside and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         if gate.num_inside:
-            logger.warning("stopping: %d requests are cut", gate.num_inside)
+            logger.warning("stopping now; answers that are cut: %d", gate.num_inside)
             await asyncio.get_running_loop().run_in_executor(None, self._service.worker.close)
         self.should_exit = True
 
