@@ -82,7 +82,9 @@ def runs_offline(words: list[str]) -> bool:
     A server has no end of its own; tests/serve starts it as a process and stops it."""
     if words[0] != "paligemma" or "train" in words or words[1] in ("serve", "mcp"):
         return False
-    return not any(word.startswith(("google/", "photo", "runs/", "cards/")) for word in words)
+    return not any(
+        word.startswith(("google/", "photo", "runs/", "cards/", "reports/")) for word in words
+    )
 
 
 def quicker(words: list[str]) -> list[str]:
