@@ -44,7 +44,12 @@ def serve(host: str, port: int, offered: Offered, library: LibraryChoice, safety
     options, keys = safety.options(host, **offered.bounds), safety.keys(host)
     sockets = server.listen(host, port)
     models = Models(offered.specs(load_aloud), options)
-    service = Service.of(models, options, library=library.open(options))
+    try:
+        service = Service.of(models, options, library=library.open(options))
+    except BaseException:
+        for one in sockets:
+            one.close()
+        raise
     at = f"[{host}]" if ":" in host else host
     click.echo(
         f"paligemma: http://{at}:{sockets[0].getsockname()[1]} (API, page, /docs); Ctrl-C ends it",
