@@ -47,7 +47,10 @@ def test_each_page_has_a_layer_for_each_word_and_a_rule_that_shows_it() -> None:
     hits = [hit_of(1), hit_of(2)]
     words = query_of("revenue", " growth", "")
     vectors = {hit.id: vectors_of(hit.page, 14, grid=(3, 4)) for hit in hits}
-    html = results_page("revenue growth", hits, words=words, vectors=vectors, about="library")
+    html = results_page(
+        "revenue growth", hits, words=words, vectors=vectors, about="library, 9 pages"
+    )
+    assert "2 pages found in library, 9 pages<" in html
     assert html.count('<img src="data:image/jpeg') == 2
     for number in range(3):  # any word, and each of the two
         assert html.count(f'class="heat w{number}"') == 2

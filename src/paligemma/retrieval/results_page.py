@@ -99,7 +99,7 @@ def results_page(
         el(
             "header",
             el("h1", query),
-            el("p", ", ".join(filter(None, (number, about))), class_="quiet"),
+            el("p", f"{number} found{about and f' in {about}'}", class_="quiet"),
             class_="lead",
         ),
         _answers(answers, hits),
