@@ -88,6 +88,23 @@ def test_vectors_do_not_depend_on_the_batch(colpali: ColPali) -> None:
             torch.testing.assert_close(together.values, single.values, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [({"mode": "mixed"}, 0.995), ({"mode": "bf16"}, 0.99), ({"quant": "int8"}, 0.995)],
+)
+def test_a_cheaper_arithmetic_moves_vectors_a_little(
+    colpali: ColPali, options: dict[str, str], least: float
+) -> None:
+    cheaper = random_colpali(**options)  # type: ignore[arg-type]
+    for exact, other in (
+        (colpali.encode_pages(pages(1)), cheaper.encode_pages(pages(1))),
+        (colpali.encode_queries(QUERIES), cheaper.encode_queries(QUERIES)),
+    ):
+        assert other[0].values.dtype == torch.float32
+        torch.testing.assert_close(other[0].values.norm(dim=1), torch.ones(len(other[0].values)))
+        assert float((exact[0].values * other[0].values).sum(dim=1).min()) > least
+
+
 def test_queries_of_a_causal_preset_do_not_see_what_follows() -> None:
     for preset, is_causal in (("v1.2", True), ("v1.3", False)):
         colpali = random_colpali(preset=preset)
@@ -153,6 +170,8 @@ def test_what_is_no_page_and_no_query_is_named(colpali: ColPali) -> None:
         colpali.encode_pages("page.png")
     with pytest.raises(ImageError):
         colpali.encode_pages([b"no picture"])
+    with pytest.raises(ImageError, match="a page is one picture, got 2 frames"):
+        colpali.encode_pages([pages(2)])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="batch_size"):
         colpali.encode_queries(["red"], batch_size=0)
     with pytest.raises(ConfigError, match=r"preset must be one of v1\.0"):

@@ -112,6 +112,11 @@ def find_head(loaded: Pretrained) -> Linear:
         head = next((one for one in map(_dense, folders) if one is not None), None)
     if loaded.adapter_folder is not None:
         part = load_beside(loaded.adapter_folder, HEADS, head)
+        if part is not None and head is not None and not found:
+            raise CheckpointError(
+                f"a ColPali has one projection, {loaded.adapter_folder} has one among the modules "
+                f"of {_MODULES_NAME} and another in its adapter; remove one"
+            )
         if isinstance(part, Linear):
             head = part
         elif part is not None and head is not None:

@@ -30,13 +30,17 @@ def page_batch(preset: Preset, processor: Processor, pictures: Sequence[ExampleI
         pictures: one of each page, as `Processor.pixels` takes them.
 
     Raises:
-        ImageError: a bad picture, or none at all.
+        ImageError: a bad picture, one of several frames, or none at all.
     """
     if not pictures:
         raise ImageError("a batch of pages needs at least one picture, got none")
     vocab = processor.vocab
     ids = (vocab.bos, *processor.tokenizer.encode(preset.page_prompt), vocab.sep)
     images = stack_pixels([processor.pixels(picture) for picture in pictures])
+    if images.ndim != 4:
+        raise ImageError(
+            f"a page is one picture, got {images.shape[1]} frames as one; pass each as a page"
+        )
     return Batch.from_rows([_row(ids, step=0)] * len(pictures), pad=vocab.pad, images=images)
 
 
