@@ -12,7 +12,10 @@ from safetensors.torch import load_file
 
 from paligemma import ColPali, PaliGemma
 from paligemma.retrieval.presets import PRESETS
+from paligemma.retrieval.scores import score_matrix
+from paligemma.scenes.pages import draw_page
 from paligemma.tiny.retrieval import PageSource, RetrievalTraining, train_retrieval
+from paligemma.weights.catalog import embedded_folder
 
 QUICK: dict[str, Any] = {"num_held_out": 3, "num_workers": 0, "progress": False}
 SHORT = RetrievalTraining(steps=2, num_pages=2, rank=2, warmup_steps=1, compute="float32")
@@ -50,3 +53,18 @@ def test_a_training_that_stops_early_goes_on_and_gives_what_colpali_loads(tmp_pa
     record = json.loads((folder / "training.json").read_text())
     assert record["held_out"]["pages"] == 3
     assert [one["step"] for one in record["curve"]] == [1, 2]
+
+
+def test_the_model_in_the_package_finds_pages_without_a_download() -> None:
+    folder = embedded_folder() / "retrieval"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 1_000_000
+    record = json.loads((folder / "training.json").read_text())
+    assert record["held_out"]["first"] >= 0.8
+    colpali = ColPali.from_pretrained("tiny", device="cpu")
+    pages = [draw_page(seed, split="heldout") for seed in range(20)]
+    scores = score_matrix(
+        [one.values for one in colpali.encode_queries([page.query for page in pages])],
+        [one.values for one in colpali.encode_pages([page.image for page in pages])],
+    )
+    found = (scores.argmax(dim=1) == torch.arange(20)).sum()
+    assert found >= 17

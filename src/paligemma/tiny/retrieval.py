@@ -59,7 +59,7 @@ class RetrievalTraining:
         seed: of the first weights, of the pages and of their queries.
     """
 
-    steps: int = 3000
+    steps: int = 700
     stop_at: int | None = None
     num_pages: int = 64
     queries_a_page: int = 2
@@ -173,7 +173,10 @@ def train_retrieval(
     )
     pages = [draw_page(seed, split="heldout") for seed in range(num_held_out)]
     found = first_share(model, head, asked.processor, preset, pages)
-    record = {**_record(output, training), "held_out": {"pages": num_held_out, "first": found}}
+    record = {
+        **_record(output, training, model.device),
+        "held_out": {"pages": num_held_out, "first": found},
+    }
     (folder / _RECORD).write_text(json.dumps(record, indent=1))
     return folder, found
 
@@ -199,7 +202,7 @@ def first_share(
     return float((own > others).float().mean())
 
 
-def _record(output: Path, training: RetrievalTraining) -> dict[str, Any]:
+def _record(output: Path, training: RetrievalTraining, device: torch.device) -> dict[str, Any]:
     """What was run, its curve, and the machine."""
     lines = [json.loads(x) for x in (output / "train" / METRICS_FILE).read_text().splitlines()]
     return {
@@ -210,5 +213,6 @@ def _record(output: Path, training: RetrievalTraining) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
     }
