@@ -243,8 +243,11 @@ def test_other_names_give_the_same_vectors(
     else:
         ColPali.from_pretrained(them.folder, device="cpu").save(folder, max_shard_bytes=150_000)
         assert len(list(folder.glob("*.safetensors"))) > 1
-    preset = "hf" if layout == "merged" else None
-    assert_equal(ColPali.from_pretrained(folder, preset=preset, device="cpu"), them)
+    colpali = ColPali.from_pretrained(folder, preset="hf", device="cpu")
+    assert_equal(colpali, them)
+    # The same weights, so an index of one is searched by the other.
+    first = ColPali.from_pretrained(them.folder, preset="hf", device="cpu")
+    assert colpali.identity == first.identity
 
 
 def test_a_checkpoint_of_no_published_name_needs_its_preset(
