@@ -22,7 +22,7 @@ from paligemma.retrieval import index as index_module
 from paligemma.retrieval.index import PageIndex
 from paligemma.retrieval.items import Item
 from paligemma.retrieval.page_files import Page, PageFault
-from paligemma.retrieval.store import pooled_rows
+from paligemma.retrieval.store import centres_of
 from paligemma.retrieval.vectors import Vectors
 
 KINDS = ["memory", "safetensors", "edge", "qdrant"]
@@ -109,7 +109,7 @@ def test_scores_and_order_are_exact(opened: Opened) -> None:
         assert max(abs(hit.score - truth[hit.id]) for hit in hits) < 1e-4
 
 
-def test_pages_chosen_by_their_rows_are_scored_exactly(opened: Opened) -> None:
+def test_pages_chosen_by_their_centres_are_scored_exactly(opened: Opened) -> None:
     index = opened(ColourEncoder())
     index.upsert([item(number) for number in range(30)])
     query = item(7).vectors
@@ -120,7 +120,7 @@ def test_pages_chosen_by_their_rows_are_scored_exactly(opened: Opened) -> None:
     assert len(index.search(query, k=10, rerank=10)) == 10
 
 
-def test_many_pages_are_chosen_by_their_rows_first(
+def test_many_pages_are_chosen_by_their_centres_first(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = opened(ColourEncoder())
@@ -391,12 +391,43 @@ def test_what_was_encoded_before_an_error_is_kept(pictures: list[Path]) -> None:
         assert index.count() == 2
 
 
-def test_pooled_rows_are_means_of_the_rows_of_the_grid() -> None:
-    values = np.random.default_rng(0).standard_normal((14, 4)).astype(np.float32)
+def test_centres_are_directions_of_groups_that_are_alike() -> None:
+    draw = np.random.default_rng(0)
+    kinds = np.eye(4, dtype=np.float32)
+    places = draw.integers(4, size=16 * 16)
+    values = kinds[places] + draw.normal(0, 0.05, (256, 4)).astype(np.float32)
+    values = np.concatenate([values, -np.ones((1, 4), np.float32)])
     values /= np.linalg.norm(values, axis=1, keepdims=True)
-    rows = pooled_rows(values, (3, 4))
-    assert rows.shape == (5, 4)
-    means = np.stack([values[4 * row : 4 * row + 4].mean(0) for row in range(3)])
-    assert rows[:3] == pytest.approx(means / np.linalg.norm(means, axis=1, keepdims=True))
-    assert rows[3:] == pytest.approx(values[12:])
-    assert pooled_rows(np.tile(values, (5, 1)), None).shape == (3, 4)
+    centres = centres_of(values, (16, 16))
+    assert len(centres) <= 8 * 8 + 1
+    assert np.linalg.norm(centres, axis=1) == pytest.approx(1)
+    # Each kind has a centre near it, though no block is of one kind.
+    assert ((kinds @ centres.T).max(1) > 0.99).all()
+    assert centres_of(values, (16, 16)) == pytest.approx(centres)
+    assert len(centres_of(values[:40], None)) <= 3
+    assert centres_of(values[:1], None) == pytest.approx(values[:1])
+
+
+def test_nearly_all_best_pages_are_among_those_chosen_by_their_centres() -> None:
+    draw = np.random.default_rng(1)
+    kinds = draw.standard_normal((40, DIM)).astype(np.float32)
+
+    def page(number: int) -> Item:
+        own = kinds[draw.choice(40, 5, replace=False)]
+        values = own[draw.integers(5, size=100)] + draw.normal(0, 0.3, (100, DIM))
+        unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+        return Item(
+            id=page_id(number),
+            vectors=Vectors(values=torch.from_numpy(unit).float(), grid=(10, 10)),
+        )
+
+    with PageIndex.open("memory://", ColourEncoder()) as index:
+        index.upsert([page(number) for number in range(200)])
+        found = 0
+        for _ in range(20):
+            words = kinds[draw.choice(40, 3, replace=False)] + draw.normal(0, 0.3, (3, DIM))
+            unit = words / np.linalg.norm(words, axis=1, keepdims=True)
+            query = Vectors(values=torch.from_numpy(unit).float(), pieces=("",) * 3)
+            exact = {hit.id for hit in index.search(query, 5, rerank=None)}
+            found += len(exact & {hit.id for hit in index.search(query, 5, rerank=20)})
+    assert found >= 98

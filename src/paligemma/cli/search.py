@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     metavar="N",
     default="auto",
     show_default=True,
-    help="Score only so many pages, whose pooled rows are nearest; all for every page. auto: all "
+    help="Score only so many pages, whose centres are nearest; all for every page. auto: all "
     "of up to 5,000, 500 of more.",
 )
 @click.option(

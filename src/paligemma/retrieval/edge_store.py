@@ -17,8 +17,8 @@ from paligemma.errors import ConfigError, DataError, MissingExtraError
 from paligemma.retrieval.card_file import EDGE, read_card, write_card
 from paligemma.retrieval.folder_lock import FolderLock
 from paligemma.retrieval.store import (
+    CENTRES,
     PAGE,
-    ROWS,
     THUMBNAIL,
     Card,
     Entry,
@@ -86,7 +86,7 @@ class EdgeStore:
         points = [
             self._edge.Point(
                 point_id(entry.id),
-                {PAGE: entry.values.astype(np.float32), ROWS: entry.rows.astype(np.float32)},
+                {PAGE: entry.values.astype(np.float32), CENTRES: entry.centres.astype(np.float32)},
                 {"id": entry.id, **entry.payload},
             )
             for entry in entries
@@ -109,8 +109,8 @@ class EdgeStore:
         edge, vectors = self._edge, query.astype(np.float32)
         prefetches = None
         if rerank is not None:
-            by_rows = edge.Query.Nearest(vectors, using=ROWS)
-            prefetches = [edge.Prefetch(limit=max(rerank, k), query=by_rows)]
+            by_centres = edge.Query.Nearest(vectors, using=CENTRES)
+            prefetches = [edge.Prefetch(limit=max(rerank, k), query=by_centres)]
         points = self._opened.query(
             edge.QueryRequest(
                 limit=k,
@@ -130,7 +130,7 @@ class EdgeStore:
         if self._shard is None or not ids:
             return []
         records = self._opened.retrieve(
-            [point_id(one) for one in ids], with_payload=True, with_vector=[PAGE, ROWS]
+            [point_id(one) for one in ids], with_payload=True, with_vector=[PAGE, CENTRES]
         )
         found = {}
         for record in records:
@@ -139,7 +139,7 @@ class EdgeStore:
             found[page_id] = Entry(
                 id=page_id,
                 values=half_of(vectors.get(PAGE)),
-                rows=half_of(vectors.get(ROWS)),
+                centres=half_of(vectors.get(CENTRES)),
                 payload=payload,
             )
         return [found[one] for one in ids if one in found]
@@ -257,7 +257,7 @@ class EdgeStore:
             datatype=edge.VectorStorageDatatype.Float16,
             hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=16, full_scan_threshold=10_000),
         )
-        return edge.EdgeConfig(vectors={PAGE: params, ROWS: params}, wal_enabled=False)
+        return edge.EdgeConfig(vectors={PAGE: params, CENTRES: params}, wal_enabled=False)
 
 
 def _edge() -> Any:

@@ -28,7 +28,7 @@ from paligemma.retrieval.vectors import Vectors
 
 DEFAULT_MODEL = "tiny"
 MEMORY, QDRANT = "memory://", "qdrant://"
-# Pages up to which all are scored; beyond, only those whose pooled rows are nearest.
+# Pages up to which all are scored; beyond, only those whose centres are nearest.
 EXACT_UP_TO = 5_000
 RERANKED = 500
 MAX_K = 1_000
@@ -251,7 +251,7 @@ class PageIndex:
         Args:
             query: a text, or its vectors.
             k: number of pages.
-            rerank: score only so many pages, whose pooled rows are nearest; None scores all; "auto"
+            rerank: score only so many pages, whose centres are nearest; None scores all; "auto"
                 scores all of up to 5,000, and 500 of more.
 
         Raises:

@@ -16,7 +16,7 @@ import numpy as np
 from paligemma.errors import ConfigError, DataError, ImageError
 from paligemma.processing.image import load_image
 from paligemma.retrieval.page_files import Page
-from paligemma.retrieval.store import MAX_VECTORS, THUMBNAIL, Entry, Payload, pooled_rows
+from paligemma.retrieval.store import MAX_VECTORS, THUMBNAIL, Entry, Payload, centres_of
 from paligemma.retrieval.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def entry_of(item: Item, dim: int) -> Entry:
     return Entry(
         id=item.id,
         values=values.astype(np.float16),
-        rows=pooled_rows(values, grid).astype(np.float16),
+        centres=centres_of(values, grid).astype(np.float16),
         payload={**item.payload, "grid": list(grid) if grid else None},
     )
 

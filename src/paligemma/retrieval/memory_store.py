@@ -110,8 +110,8 @@ class MemoryStore:
         """See `Store`."""
         entries = list(self._entries.values())
         if rerank is not None and rerank < len(entries):
-            by_rows = _scores(query, [entry.rows for entry in entries])
-            first = sorted(range(len(entries)), key=lambda i: (-by_rows[i], entries[i].id))
+            by_centres = _scores(query, [entry.centres for entry in entries])
+            first = sorted(range(len(entries)), key=lambda i: (-by_centres[i], entries[i].id))
             entries = [entries[i] for i in first[: max(rerank, k)]]
         scores = _scores(query, [entry.values for entry in entries])
         return best(
@@ -200,12 +200,12 @@ def _write_shard(path: Path, entries: Sequence[Entry]) -> None:
 
     rows = {
         "values": np.concatenate([entry.values for entry in entries]),
-        "rows": np.concatenate([entry.rows for entry in entries]),
+        "centres": np.concatenate([entry.centres for entry in entries]),
     }
     about = [
         {
             "id": entry.id,
-            "lengths": [len(entry.values), len(entry.rows)],
+            "lengths": [len(entry.values), len(entry.centres)],
             "payload": dict(entry.payload),
         }
         for entry in entries
@@ -223,7 +223,7 @@ def _read_shard(path: Path, dim: int) -> list[Entry]:
     try:
         with open_safetensors(path) as file:
             about = parse_json((file.metadata() or {}).get("pages", "null"))
-            values, rows = file.get_tensor("values"), file.get_tensor("rows")
+            values, rows = file.get_tensor("values"), file.get_tensor("centres")
         lengths = [[int(n) for n in one["lengths"]] for one in about]
         fits = all(0 <= n <= MAX_VECTORS for pair in lengths for n in pair) and all(
             part.dtype == torch.float16 and part.shape == (sum(pair), dim)
@@ -241,7 +241,7 @@ def _read_shard(path: Path, dim: int) -> list[Entry]:
             Entry(
                 id=str(one["id"]),
                 values=part.numpy(),
-                rows=pooled.numpy(),
+                centres=pooled.numpy(),
                 payload=dict(one["payload"]),
             )
             for one, part, pooled in parts

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from paligemma.errors import ConfigError, DataError, MissingExtraError, RunError
 from paligemma.retrieval.store import (
+    CENTRES,
     PAGE,
-    ROWS,
     THUMBNAIL,
     Card,
     Entry,
@@ -117,10 +117,10 @@ class QdrantStore:
                 hnsw_config=hnsw,
             )
 
-        # All vectors are only ever compared with chosen pages; the pooled rows choose them.
+        # All vectors are only ever compared with chosen pages; the centres choose them.
         vectors = {
             PAGE: params(on_disk=True, hnsw=models.HnswConfigDiff(m=0)),
-            ROWS: params(on_disk=False, hnsw=None),
+            CENTRES: params(on_disk=False, hnsw=None),
         }
         _asked(
             lambda: self._client.create_collection(
@@ -137,7 +137,7 @@ class QdrantStore:
             points = [
                 models.PointStruct(
                     id=point_id(entry.id),
-                    vector={PAGE: entry.values.tolist(), ROWS: entry.rows.tolist()},
+                    vector={PAGE: entry.values.tolist(), CENTRES: entry.centres.tolist()},
                     payload={"id": entry.id, **entry.payload},
                 )
                 for entry in entries[start : start + _PUT]
@@ -159,7 +159,7 @@ class QdrantStore:
         vectors: Any = query.tolist()
         first = None
         if rerank is not None:
-            first = models.Prefetch(query=vectors, using=ROWS, limit=max(rerank, k))
+            first = models.Prefetch(query=vectors, using=CENTRES, limit=max(rerank, k))
         points = _asked(
             lambda: self._client.query_points(
                 self._name,
@@ -192,7 +192,7 @@ class QdrantStore:
             found[page_id] = Entry(
                 id=page_id,
                 values=half_of(vectors.get(PAGE)),
-                rows=half_of(vectors.get(ROWS)),
+                centres=half_of(vectors.get(CENTRES)),
                 payload=payload,
             )
         return [found[one] for one in ids if one in found]

@@ -2,7 +2,7 @@
 
 Vectors are kept and compared as float16 and summed in float32, queries too, so that every store
 gives a page the same score.
-Axes: N vectors of a page, Q of a query, R pooled rows of a page, D width of a vector.
+Axes: N vectors of a page, Q of a query, C centres of a page, D width of a vector.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Payload = Mapping[str, Any]
 Half = NDArray[np.float16]
 
 FORMAT = 1
-PAGE, ROWS = "page", "rows"  # names of the two kinds of vectors in Qdrant
+PAGE, CENTRES = "page", "centres"  # names of the two kinds of vectors in Qdrant
 THUMBNAIL = "thumbnail"  # of a payload: a JPEG in base64
 MAX_DIM = 4096
 MAX_VECTORS = 20_000  # of one page
 _MAX_OFF = 1e-2  # of the length of a vector in float16
-_RUN = 32
+_BLOCKS, _RUN, _ROUNDS = 8, 16, 3
 _SMALLEST = 1e-12
 _NAMESPACE = uuid.UUID("5f0ff2a5-5a3a-4d0c-9a52-6f0d6a1e4c11")
 
@@ -81,13 +81,13 @@ class Entry:
     Attributes:
         id: sha256 of the file and number of the page, "sha256:page".
         values: float16[N, D].
-        rows: float16[R, D], `pooled_rows` of the values.
+        centres: float16[C, D], `centres_of` the values.
         payload: what is shown of the page; JSON.
     """
 
     id: str
     values: Half
-    rows: Half
+    centres: Half
     payload: Payload
 
 
@@ -121,7 +121,7 @@ class Store(Protocol):
 
         Args:
             query: float16[Q, D].
-            rerank: compute it only for so many pages whose pooled rows are nearest; None for all.
+            rerank: compute it only for so many pages whose centres are nearest; None for all.
         """
 
     def get(self, ids: Sequence[str]) -> list[Entry]:
@@ -148,27 +148,42 @@ def point_id(page_id: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, page_id))
 
 
-def pooled_rows(values: NDArray[np.float32], grid: tuple[int, int] | None) -> NDArray[np.float32]:
-    """A page in few vectors, for the first choice among many: the mean of each row of its grid.
+def centres_of(values: NDArray[np.float32], grid: tuple[int, int] | None) -> NDArray[np.float32]:
+    """A page in few vectors, for the first choice among many: centres of groups that are alike.
 
-    Vectors after the grid, those of the prompt, are kept as they are. A page without a grid is cut
-    into runs of 32 vectors.
+    Groups begin as the blocks of the grid, some 8 x 8 of them, and as each vector of the prompt;
+    three times each vector then joins the centre that it is nearest to (k-means on directions). The
+    result depends on the page alone.
 
     Args:
-        values: float32[N, D], those of the grid first.
-        grid: rows and columns.
+        values: float32[N, D], unit length, those of the grid first.
+        grid: rows and columns; None for a page without, whose blocks are runs of 16 vectors.
 
     Returns:
-        float32[R, D], unit length.
+        float32[C, D], unit length.
     """
-    if grid is None:
-        starts = range(0, len(values), _RUN)
-        pooled = np.stack([values[start : start + _RUN].mean(0) for start in starts])
-    else:
-        rows, columns = grid
-        image = values[: rows * columns].reshape(rows, columns, -1)
-        pooled = np.concatenate([image.mean(1), values[rows * columns :]])
-    return pooled / np.linalg.norm(pooled, axis=-1, keepdims=True).clip(_SMALLEST)
+    rows, columns = grid or (1, len(values))
+    high, wide = (-(-rows // _BLOCKS), -(-columns // _BLOCKS)) if grid else (1, _RUN)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    block = (row // high) * -(-columns // wide) + column // wide
+    rest = np.arange(len(values) - len(block)) + (block.max(initial=-1) + 1)
+    group = np.concatenate([block, rest])
+    centres = _centres(values, group)
+    for _ in range(_ROUNDS):
+        centres = _centres(values, (values @ centres.T).argmax(1))
+    return centres
+
+
+def _centres(values: NDArray[np.float32], group: NDArray[np.intp]) -> NDArray[np.float32]:
+    """The direction of each group that has members.
+
+    Args:
+        values: float32[N, D].
+        group: of each vector, its group.
+    """
+    members = (group[:, None] == np.unique(group)).astype(np.float32)
+    sums = members.T @ values
+    return sums / np.linalg.norm(sums, axis=-1, keepdims=True).clip(_SMALLEST)
 
 
 def best(found: Iterable[Found], k: int) -> list[Found]:
@@ -205,7 +220,7 @@ def half_of(vectors: Any) -> Half:
 def entry_faults(entry: Entry, dim: int) -> list[str]:
     """What is wrong with the vectors of a page, a sentence each."""
     found = []
-    for name, vectors in (("vectors", entry.values), ("pooled rows", entry.rows)):
+    for name, vectors in (("vectors", entry.values), ("centres", entry.centres)):
         if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != dim:
             found.append(f"{entry.id}: its {name} are {list(vectors.shape)}, not of width {dim}")
         elif not (np.abs(np.linalg.norm(vectors.astype(np.float32), axis=1) - 1) < _MAX_OFF).all():
