@@ -1,7 +1,7 @@
 """Pictures that are like a picture, by the image tower alone.
 
 PaliGemma keeps SigLIP's image tower without its head, and has no text tower. So pictures can be
-compared with pictures, and with no text: that takes a ColPali model, or SigLIP itself.
+compared with pictures, and with no text: that takes a ColPali model, or SigLIP itself (siglip.py).
 
 Axes: N pictures, I patches, D width of the tower.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,14 +24,16 @@ if TYPE_CHECKING:
     from paligemma.pipeline.paligemma import PaliGemma
     from paligemma.processing.image import ImageSource
 
+OnFault = Callable[[int, ImageError], None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Similar:
-    """A picture that is like another.
+    """A picture that is like another, or like a text.
 
     Attributes:
         number: its place among the pictures that were given.
-        score: cosine of the two pictures' vectors, in [-1, 1].
+        score: cosine of the two vectors, in [-1, 1].
     """
 
     number: int
@@ -59,35 +62,61 @@ def similar_pictures(
     *,
     k: int = 5,
     batch_size: int = 8,
-    on_fault: Callable[[int, ImageError], None] | None = None,
+    on_fault: OnFault | None = None,
 ) -> list[Similar]:
-    """The k pictures that are most like one, the best first.
+    """The k pictures that are most like one, the best first; see `nearest`.
+
+    Raises:
+        ImageError: the picture, or where `on_fault` is None one of the others, is bad.
+    """
+
+    def pixels_of(one: ImageSource) -> Tensor:
+        return read_picture(one, model.processor).pixels
+
+    encode = partial(tower_vectors, model)
+    query = encode([pixels_of(picture)])[0]
+    return nearest(query, others, pixels_of, encode, k=k, batch_size=batch_size, on_fault=on_fault)
+
+
+def nearest(
+    query: Tensor,
+    pictures: Sequence[ImageSource],
+    pixels_of: Callable[[ImageSource], Tensor],
+    encode: Callable[[Sequence[Tensor]], Tensor],
+    *,
+    k: int = 5,
+    batch_size: int = 8,
+    on_fault: OnFault | None = None,
+) -> list[Similar]:
+    """The k pictures whose vectors are nearest to one, the best first.
 
     Args:
-        others: pictures to choose from; only their vectors are kept.
-        batch_size: how many go through the tower at once.
+        query: float32[D].
+        pictures: to choose from; only their scores are kept.
+        pixels_of: prepares a picture.
+        encode: makes float32[N, D] of prepared pictures.
+        batch_size: how many are encoded at once.
         on_fault: called with the number of a picture that cannot be read, which is left out; None,
             and it is an error.
 
     Raises:
-        ImageError: the picture, or where `on_fault` is None one of the others, is bad.
+        ImageError: a bad picture where `on_fault` is None.
         ConfigError: k or the batch size is below 1.
     """
     if k < 1 or batch_size < 1:
         raise ConfigError(f"k and batch_size are at least 1, got {k} and {batch_size}")
-    query = tower_vectors(model, [read_picture(picture, model.processor).pixels])[0]
     found: list[Similar] = []
     waiting: list[tuple[int, Tensor]] = []
 
     def compare() -> None:
-        vectors = tower_vectors(model, [pixels for _, pixels in waiting])
-        for (number, _), score in zip(waiting, (vectors @ query).tolist(), strict=True):
+        scores = encode([pixels for _, pixels in waiting]) @ query
+        for (number, _), score in zip(waiting, scores.tolist(), strict=True):
             found.append(Similar(number=number, score=score))
         waiting.clear()
 
-    for number, other in enumerate(others):
+    for number, other in enumerate(pictures):
         try:
-            waiting.append((number, read_picture(other, model.processor).pixels))
+            waiting.append((number, pixels_of(other)))
         except ImageError as error:
             if on_fault is None:
                 raise
