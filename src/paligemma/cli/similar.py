@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--text", metavar="WORDS", help="Find what WORDS describe, instead of a PICTURE.")
 @click.option(
     "--siglip",
-    type=NamedPath(file_okay=False, exists=True),
+    type=NamedPath(file_okay=False),
     metavar="DIR",
     help="Compare what SigLIP sees: a folder as google/siglip-so400m-patch14-384 on the hub.",
 )
