@@ -45,6 +45,7 @@ def test_the_pages_that_show_python_are_these() -> None:
         "docs/prompts.md",
         "docs/quantisation.md",
         "docs/quickstart.md",
+        "docs/retrieval.md",
         "docs/training-tiny.md",
         "docs/weights.md",
     ]
