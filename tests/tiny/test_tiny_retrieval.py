@@ -61,10 +61,10 @@ def test_the_model_in_the_package_finds_pages_without_a_download() -> None:
     record = json.loads((folder / "training.json").read_text())
     assert record["held_out"]["first"] >= 0.8
     colpali = ColPali.from_pretrained("tiny", device="cpu")
-    pages = [draw_page(seed, split="heldout") for seed in range(20)]
+    pages = [draw_page(seed, split="heldout") for seed in range(12)]
     scores = score_matrix(
         [one.values for one in colpali.encode_queries([page.query for page in pages])],
         [one.values for one in colpali.encode_pages([page.image for page in pages])],
     )
-    found = (scores.argmax(dim=1) == torch.arange(20)).sum()
-    assert found >= 17
+    found = (scores.argmax(dim=1) == torch.arange(12)).sum()
+    assert found >= 10
