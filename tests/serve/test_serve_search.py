@@ -254,7 +254,7 @@ def test_wrong_fields_are_refused_in_a_sentence(
 def test_searches_beyond_the_bound_are_refused_and_slow_ones_end(
     model: ColPali, pages: list[Path]
 ) -> None:
-    library = library_of(model, pages, max_waiting=1, answer_s=0.2)
+    library = library_of(model, pages, max_waiting=1, answer_s=1.0)
     begun, gate = threading.Event(), threading.Event()
 
     def slow(shelf: Shelf) -> str:
