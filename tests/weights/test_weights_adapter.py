@@ -508,7 +508,9 @@ def test_an_adapter_in_half_precision_is_read_exactly(
     attach(model, load_adapter(folder, model))
     live = our_logits(model)
     merge(model)
-    assert torch.allclose(our_logits(model), live, rtol=0, atol=1e-5 * float(live.abs().max()))
+    # Merging rounds every weight once more, and scores at the cap carry that on, to 1.1e-5.
+    # Rounding the update itself to half precision moves them by 2e-2.
+    assert torch.allclose(our_logits(model), live, rtol=0, atol=2e-5 * float(live.abs().max()))
 
 
 @pytest.mark.parametrize(
