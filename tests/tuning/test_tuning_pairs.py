@@ -159,3 +159,16 @@ def test_an_epoch_shows_every_pair_once(tmp_path: Path, processor: Processor) ->
     for epoch in range(3):
         shown = [one for step in (2 * epoch, 2 * epoch + 1) for one in made.ids(step)]
         assert sorted(shown) == sorted(pair.id for pair in made.pairs)
+
+
+def test_every_batch_has_two_pages_also_where_an_epoch_ends(
+    tmp_path: Path, processor: Processor
+) -> None:
+    names = pages(tmp_path, 2)
+    rows = [{"query": f"about {k}", "image": names[k // 2]} for k in range(3)]
+    made = source(lines(tmp_path / "pairs.jsonl", rows), processor, batch_size=2)
+    for step in range(12):
+        batch = made.batch(step)
+        assert batch.pages.num_examples == 2
+        assert set(batch.page_of) == {0, 1}
+        assert batch.queries.num_examples <= 3

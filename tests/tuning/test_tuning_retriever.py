@@ -10,10 +10,12 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import load_file
 
 from paligemma import ColPali
 from paligemma.cli import main
 from paligemma.errors import ConfigError
+from paligemma.retrieval.presets import PRESETS
 from paligemma.retrieval.scores import score_matrix
 from paligemma.scenes.pages import draw_page
 from paligemma.tuning.retriever_recipe import COLPALI, RetrieverRecipe
@@ -76,6 +78,22 @@ def test_pairs_become_a_retriever_that_ranks_as_the_report_says(data: Path, tmp_
     other = train(data, run, OPTIONS.replace("--lr 0.003", "--lr 0.001"))
     assert other.exit_code != 0
     assert "another configuration: lr" in other.stderr
+
+
+def test_a_colpali_goes_on_with_its_own_adapter_and_projection(data: Path, tmp_path: Path) -> None:
+    options = "--model tiny --device cpu --steps 3 --batch-size 2 --part-size 1 --num-negatives 0"
+    done = train(data, tmp_path / "run", f"{options} --lr 0.0001 --threads 1 --quiet")
+    assert done.exit_code == 0, done.output
+    kept, own = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (tmp_path / "run" / "adapter", embedded_folder() / "retrieval")
+    )
+    assert kept.keys() == own.keys()
+    moved = {key: float((kept[key] - own[key].float()).abs().max()) for key in kept}
+    assert all(0 < moved[key] < 1e-3 for key in kept if "custom_text_proj" in key)
+    assert max(moved.values()) < 1e-3
+    loaded = ColPali.from_pretrained(tmp_path / "run" / "adapter", device="cpu")
+    assert loaded.preset == PRESETS["tiny"]
 
 
 def test_a_model_without_a_projection_asks_for_a_new_head(data: Path, tmp_path: Path) -> None:

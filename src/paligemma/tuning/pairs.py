@@ -234,11 +234,7 @@ class PairSource:
         Raises:
             DataError: a picture can no longer be read.
         """
-        first = step * self.batch_size
-        visits = [self._order.visit(first + k) for k in range(self.batch_size)]
-        # Two visits of one pair would be each other's copy.
-        shown = list(dict.fromkeys(index for _, index, _ in visits))
-        pairs = [self.pairs[index] for index in shown]
+        pairs = self._shown(step)
         pages = {pair.page.key: pair.page for pair in pairs}
         hard = [self._negatives(pair, step) for pair in pairs]
         pictures = [*pages.values(), *(page for some in hard for page in some)]
@@ -249,6 +245,19 @@ class PairSource:
             page_of=tuple(place_of[pair.page.key] for pair in pairs),
             num_negatives=tuple(map(len, hard)) if any(hard) else (),
         )
+
+    def _shown(self, step: int) -> list[Pair]:
+        """The pairs of a step, each once; later ones follow where all of them share one page."""
+        first = step * self.batch_size
+        shown: dict[int, Pair] = {}
+        for place in range(first, first + self.batch_size + 2 * len(self.pairs)):
+            # A place in the next epoch may show a pair again, which would be its own wrong page.
+            index = self._order.visit(place)[1]
+            shown.setdefault(index, self.pairs[index])
+            is_whole = place + 1 >= first + self.batch_size
+            if is_whole and len({pair.page.key for pair in shown.values()}) > 1:
+                break
+        return list(shown.values())
 
     def ids(self, step: int) -> list[str]:
         """The ids of the rows of a step."""
