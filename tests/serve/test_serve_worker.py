@@ -244,8 +244,9 @@ def test_clients_take_turns(local: PaliGemma) -> None:
 
             flood = [asyncio.create_task(one("flood")) for _ in range(12)]
             await asyncio.sleep(0.02)
+            before = len(order)  # more on a machine that woke this task late
             await asyncio.gather(one("other"), one("third"))
-            assert len(order) <= 6, order
+            assert len(order) - before <= 6, order
             await asyncio.gather(*flood)
 
     run(test())
