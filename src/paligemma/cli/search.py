@@ -95,7 +95,7 @@ def search(
         echo_json(body)
         return
     if text is not None:
-        click.echo(f"{text}  ({_place(hits[0])})\n")
+        click.echo(f"{text or '(the answer is empty)'}  ({_place(hits[0])})\n")
     for hit in hits:
         click.echo(f"{hit.score:7.3f}  {_place(hit)}{start_of_text(hit)}")
     if not hits:
