@@ -66,10 +66,10 @@ class TestSets:
         assert found.relevance["0"] == {"0": 1, "99": 2}
         assert np.array_equal(found.pictures[3].read(10**6), PAGES[3].image)
         assert found.notes == (
-            "1 pages were there twice and count once",
-            "1 queries without words were left out",
-            "1 queries without a judged page were left out",
-            "1 judged pages are not in the corpus and count as not found",
+            "pages that are there twice, counted once: 1",
+            "queries without words, left out: 1",
+            "queries without a judged page, left out: 1",
+            "judged pages that the corpus lacks, counted as not found: 1",
         )
 
     def test_rows_of_query_and_page_become_a_set_whose_pages_are_there_once(

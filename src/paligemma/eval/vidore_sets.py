@@ -165,10 +165,10 @@ def _checked(
         )
     lost = {page for found in relevance.values() for page in found if page not in pages}
     counted = (
-        (twice, "pages were there twice and count once"),
-        (empty, "queries without words were left out"),
-        (len(texts) - len(judged), "queries without a judged page were left out"),
-        (len(lost), "judged pages are not in the corpus and count as not found"),
+        (twice, "pages that are there twice, counted once"),
+        (empty, "queries without words, left out"),
+        (len(texts) - len(judged), "queries without a judged page, left out"),
+        (len(lost), "judged pages that the corpus lacks, counted as not found"),
     )
     return RetrievalSet(
         name=folder.name,
@@ -176,7 +176,7 @@ def _checked(
         pictures=tuple(pages.values()),
         queries=judged,
         relevance=relevance,
-        notes=tuple(f"{number} {words}" for number, words in counted if number),
+        notes=tuple(f"{words}: {number:,}" for number, words in counted if number),
     )
 
 
