@@ -16,7 +16,7 @@ import torch
 from colour_encoder import DIM, ColourEncoder, picture_of
 from killed_adding import item, page_id
 
-from paligemma.errors import ConfigError, DataError
+from paligemma.errors import ConfigError, DataError, RunError
 from paligemma.retrieval import adding, folder_lock
 from paligemma.retrieval import index as index_module
 from paligemma.retrieval.index import PageIndex
@@ -340,6 +340,12 @@ def test_names_that_are_no_index_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no index is at"):
         PageIndex.open(f"memory://{tmp_path / 'new'}", create=False)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_server_that_does_not_answer_is_said() -> None:
+    pytest.importorskip("qdrant_client")
+    with pytest.raises(RunError, match="does not answer"):
+        PageIndex.open("qdrant://127.0.0.1:9/pages")
 
 
 def test_questions_out_of_range_are_refused() -> None:
