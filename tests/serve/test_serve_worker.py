@@ -246,7 +246,8 @@ def test_clients_take_turns(local: PaliGemma) -> None:
             await asyncio.sleep(0.02)
             before = len(order)  # more on a machine that woke this task late
             await asyncio.gather(one("other"), one("third"))
-            assert len(order) - before <= 6, order
+            # Without turns they would be the last two of fourteen.
+            assert len(order) - before <= 9, order
             await asyncio.gather(*flood)
 
     run(test())

@@ -14,7 +14,7 @@ from paligemma.cli.stopping import when_stopped
 @click.command("vidore")
 @click.option(
     "--data",
-    type=NamedPath(exists=True, file_okay=False),
+    type=NamedPath(file_okay=False),
     required=True,
     metavar="DIR",
     help="Copy of a set of the hub, or a folder of several.",
