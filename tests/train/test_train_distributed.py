@@ -125,7 +125,8 @@ def test_an_adapter_trained_by_two_processes_has_the_losses_of_one(
     assert (alone[0], first[0], second[0]) == (0, 0, 0), (alone, first, second)
     assert second[1] == ""
     assert "answer_accuracy" in first[1]
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)  # five decimals are written
+    # Five decimals of a loss are written.
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
     reports = [json.loads((tmp_path / k / "report.json").read_text()) for k in ("one", "two")]
     assert reports[0] == reports[1]
 
@@ -146,7 +147,7 @@ def test_a_model_divided_among_two_processes_is_trained_as_in_one(
     found = [*ended(alone), *ended(pair)]
     assert [code for code, _, _ in found] == [0, 0, 0], found
     expected = losses(one)
-    assert losses(two) == pytest.approx(expected, abs=2e-5)  # five decimals are written
+    assert losses(two) == pytest.approx(expected, abs=2e-5)
     parameters = [dict(load_model(folder / "model").named_parameters()) for folder in (one, two)]
     for name, parameter in parameters[0].items():
         torch.testing.assert_close(parameters[1][name], parameter, atol=2e-4, rtol=0)
@@ -158,7 +159,7 @@ def test_a_model_divided_among_two_processes_is_trained_as_in_one(
     assert again[0] == 0, again
     assert "processes from 2 to 1" in again[2]
     assert "not bit-equal" in again[2]
-    assert losses(two) == pytest.approx(expected, abs=2e-5)  # five decimals are written
+    assert losses(two) == pytest.approx(expected, abs=2e-5)
 
 
 @pytest.mark.parametrize("writers", [1, 2, 3])
