@@ -30,7 +30,6 @@ import torch
 from random_checkpoint import choose_config, count_parameters, random_tensor
 from torch import Tensor
 
-from paligemma.adapt.quant import Quant, place_quantised
 from paligemma.batch import Batch
 from paligemma.bench import machine
 from paligemma.config import PaliGemmaConfig
@@ -39,8 +38,8 @@ from paligemma.model import PaliGemmaModel
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.scenes import SceneOptions, draw_scene
 from paligemma.weights import hf
+from paligemma.weights.fewer_bits import in_fewer_bits
 from paligemma.weights.hf_config import hf_config
-from paligemma.weights.load import take_quantised
 from paligemma.weights.shapes import parameter_shapes
 
 ROOT = Path(__file__).parents[1]
@@ -568,25 +567,12 @@ def measure_second_family(bench: Bench) -> dict[str, Any]:
     }
 
 
-def quantised(model: PaliGemmaModel, quant: str) -> PaliGemmaModel:
-    """The same values in fewer bits on the same device; what is not quantised is shared."""
-    with torch.device("meta"):
-        narrow = PaliGemmaModel(model.config)
-    place_quantised(narrow, Quant.parse(quant), model.dtype, packs=False)
-    for name, parameter in model.named_parameters():
-        if not take_quantised(narrow, name, parameter.detach(), model.device):
-            owner, _, leaf = name.rpartition(".")
-            narrow.get_submodule(owner)._parameters[leaf] = parameter
-    narrow.text.embed_scale = model.text.embed_scale
-    return narrow.eval()
-
-
 def measure_fewer_bits(bench: Bench) -> dict[str, Any]:
     """Every kind of --quant beside bfloat16 at batch 1, and torchao's kinds where it is there."""
     ours = bench.models["ours"]
     batch, found = question(ours, 1), {}
     expected = forced_logits(ours, torch.bfloat16)
-    makers = {kind: partial(quantised, ours, kind) for kind in QUANT_KINDS}
+    makers = {kind: partial(in_fewer_bits, ours, kind) for kind in QUANT_KINDS}
     makers = {"bfloat16": lambda: ours, **makers}
     try:
         from torchao import quantization as torchao

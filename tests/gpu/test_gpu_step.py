@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from paligemma.adapt.lora import Adapter, LoraConfig, attach
-from paligemma.adapt.quant import Quant, place_quantised
 from paligemma.config import release_config
 from paligemma.kernels.gpu_step import SWITCH
 from paligemma.model import PaliGemmaModel
-from paligemma.weights.load import take_quantised
+from paligemma.weights.fewer_bits import in_fewer_bits
 from paligemma.weights.shapes import parameter_shapes
 
 NUM_STEPS = 5
@@ -56,18 +55,6 @@ def two_blocks(variant: str, dtype: torch.dtype, **changed: Any) -> PaliGemmaMod
     model.load_state_dict(tensors, assign=True)
     model.text.set_embed_scale(dtype)
     return model.requires_grad_(False).eval()
-
-
-def in_fewer_bits(model: PaliGemmaModel, quant: str) -> PaliGemmaModel:
-    with torch.device("meta"):
-        narrow = PaliGemmaModel(model.config)
-    place_quantised(narrow, Quant.parse(quant), model.dtype, packs=False)
-    for name, parameter in model.named_parameters():
-        if not take_quantised(narrow, name, parameter.detach(), model.device):
-            owner, _, leaf = name.rpartition(".")
-            narrow.get_submodule(owner)._parameters[leaf] = parameter
-    narrow.text.embed_scale = model.text.embed_scale
-    return narrow.eval()
 
 
 @torch.inference_mode()

@@ -18,13 +18,12 @@ import pytest
 import torch
 from test_model_oracle import SMALL, VOCAB, loud_model
 
-from paligemma.adapt.quant import Quant, place_quantised
 from paligemma.config import release_config
 from paligemma.kernels.gpu_step import SWITCH
 from paligemma.model import PaliGemmaModel
 from paligemma.model.gpu_route import find_step
 from paligemma.tiny.start import tiny_config
-from paligemma.weights.load import take_quantised
+from paligemma.weights.fewer_bits import in_fewer_bits
 
 pytest.importorskip("triton", reason="make test-triton installs it")
 
@@ -41,17 +40,7 @@ def small_model(generation: str, quant: str | None, **changed: Any) -> PaliGemma
     sizes = {"width": 64, "depth": 2, "mlp_dim": 96, "num_heads": 8, "head_dim": 32}
     text = replace(base.text, **{**sizes, **SMALL[generation], **changed})
     model = loud_model(replace(base, vision=vision, text=text)).requires_grad_(False)
-    if quant is None:
-        return model
-    with torch.device("meta"):
-        narrow = PaliGemmaModel(model.config)
-    place_quantised(narrow, Quant.parse(quant), torch.float32, packs=False)
-    for name, parameter in model.named_parameters():
-        if not take_quantised(narrow, name, parameter.detach(), model.device):
-            owner, _, leaf = name.rpartition(".")
-            narrow.get_submodule(owner)._parameters[leaf] = parameter
-    narrow.text.embed_scale = model.text.embed_scale
-    return narrow.eval()
+    return model if quant is None else in_fewer_bits(model, quant)
 
 
 @torch.inference_mode()

@@ -19,6 +19,8 @@ from paligemma.config import TextConfig
 
 # The environment variable that asks for these kernels.
 SWITCH = "PALIGEMMA_GPU_STEP"
+# Kinds of a matrix, as in `narrow_layers`; PLAIN is in the dtype of the hidden states.
+PLAIN, ROWWISE, INT4 = 0, 1, 2
 # Rows of one step; torch's layers compute larger batches.
 MAX_ROWS = 64
 # Shares of a row's attention that are computed side by side, over all rows and key heads.
@@ -42,7 +44,7 @@ class RowMatrix:
     """A matrix [n, k] in rows.
 
     Attributes:
-        kind: PLAIN, ROWWISE or INT4 of `triton_step`.
+        kind: PLAIN, ROWWISE or INT4.
         codes: float[n, k], int8 or float8[n, k], or of int4 uint8[n, k/2].
         scale: float32[n], or of int4 float16[n, k/32]; of a plain matrix its codes.
     """
@@ -84,7 +86,7 @@ class _Tiles:
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-# Found by measuring, see benchmarks/README.md.
+# Not measured on a card yet; `benchmarks/gpu.py --experiments` tries others.
 TILES = {
     "project": _Tiles(outs=16, ins=128, warps=4, stages=4),
     "narrow": _Tiles(outs=16, ins=256, warps=4, stages=4),
@@ -127,7 +129,6 @@ class _State:
         self.logits = wide(rows, step.head.n)
         self.graph: torch.cuda.CUDAGraph | None = None
         self._places: list[int] = []
-        self._slots = [-1] * rows
 
     def take(self, tokens: Tensor, positions: Tensor, slots: Sequence[int], cache: Cache) -> None:
         """Copy what a step reads into the buffers; nothing waits for the device."""

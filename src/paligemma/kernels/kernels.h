@@ -48,10 +48,8 @@ void pg_input_row(pg_input *in, int row, const float *x);                /* any 
 
 /* Panels that a thread takes at once: enough bytes to read in one go, and some turns for every thread. */
 int pg_panels_at_once(const pg_matrix *w, int num_panels, int team);
-/* y[r * ldy + 0..15] = rows of `in` times panel `panel` of w; only the rows that w has are written. */
-void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int panel);
-
-/* The same of several panels side by side: of few rows, each alone would wait for its own sums. */
+/* y[r * ldy + 0..15] = rows of `in` times panel `panel` of w, only as far as w has rows, of several
+   panels side by side: of few rows, each alone would wait for its own sums. */
 typedef struct {
   const pg_matrix *w; /* all of the kind of `in` */
   float *y;

@@ -68,10 +68,6 @@ static void panel_product(const pg_matrix *w, const pg_input *in, const float *b
   }
 }
 
-void pg_panel(const pg_matrix *w, const pg_input *in, float *y, size_t ldy, int panel) {
-  panel_product(w, in, NULL, y, ldy, panel);
-}
-
 static void parts_side_by_side(const pg_part *parts, int count, const pg_input *in, size_t ldy,
                                const float *bias) {
   span s[MOST_PARTS];

@@ -4,17 +4,15 @@ Each kernel reads every weight once and rounds where torch's layers round. They 
 only by number: what a row attends, and where its keys and values go, is read from memory, so that a
 step can be captured once and replayed with any cache.
 
+KIND is that of a matrix in `gpu_step`: 0 plain, 1 with a scale a row, 2 int4, whose 32 columns of a
+group share a scale and lie in 16 bytes.
+
 Axes: M rows (a power of two, 16 at least, of which `num_rows` count), N outputs and K inputs of a
 matrix, H head dim, P programs of one row's attention.
 """
 
 import triton
 import triton.language as tl
-
-# Kinds of a matrix, as in `narrow_layers`; PLAIN is in the dtype of the hidden states.
-PLAIN, ROWWISE, INT4 = 0, 1, 2
-# Columns of int4 that share a scale, and bytes that hold them.
-GROUP, HALF = 32, 16
 
 
 @triton.jit
@@ -78,6 +76,31 @@ def _outputs(product, scale, outs, some, squares, eps, K, KIND: tl.constexpr, NO
 
 
 @triton.jit
+def _two_products(
+    x, norm, wa, wb, sa, sb, outs_a, outs_b, some, num_rows, eps, K,
+    KIND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """[BM, BN] twice: one normed x times some outputs of two matrices, rounded to x's dtype."""
+    rows = tl.arange(0, BM)
+    dtype = x.dtype.element_ty
+    one = tl.zeros([BM, BN], dtype=tl.float32)
+    two = tl.zeros([BM, BN], dtype=tl.float32)
+    squares = tl.zeros([BM], dtype=tl.float32)
+    for start in range(0, K, BK):
+        columns = _columns(start, KIND, BK)
+        tile, more = _inputs(x, norm, rows, num_rows, columns, K, True)
+        squares += more
+        a = _weights(wa, sa, outs_a, some, start, K, KIND, BK, dtype)
+        b = _weights(wb, sb, outs_b, some, start, K, KIND, BK, dtype)
+        one = tl.dot(tile, tl.trans(a), one, input_precision=PRECISION)
+        two = tl.dot(tile, tl.trans(b), two, input_precision=PRECISION)
+    one = _outputs(one, sa, outs_a, some, squares, eps, K, KIND, True)
+    two = _outputs(two, sb, outs_b, some, squares, eps, K, KIND, True)
+    return one.to(dtype), two.to(dtype)
+
+
+@triton.jit
 def begin(
     tokens, positions, slots, memory, table, table_scale, x, embed_scale, capacity_of,
     D, DEPTH: tl.constexpr, KIND: tl.constexpr, BD: tl.constexpr
@@ -131,19 +154,10 @@ def project(
     else:
         codes, scale, first = wv, sv, (head - HEADS - KV) * H
     low, high = first + features, first + half + features
-    one = tl.zeros([BM, BN], dtype=tl.float32)
-    two = tl.zeros([BM, BN], dtype=tl.float32)
-    squares = tl.zeros([BM], dtype=tl.float32)
-    for start in range(0, D, BK):
-        columns = _columns(start, KIND, BK)
-        tile, more = _inputs(x, norm, rows, num_rows, columns, D, True)
-        squares += more
-        a = _weights(codes, scale, low, some, start, D, KIND, BK, dtype)
-        b = _weights(codes, scale, high, some, start, D, KIND, BK, dtype)
-        one = tl.dot(tile, tl.trans(a), one, input_precision=PRECISION)
-        two = tl.dot(tile, tl.trans(b), two, input_precision=PRECISION)
-    one = _outputs(one, scale, low, some, squares, eps, D, KIND, True).to(dtype)
-    two = _outputs(two, scale, high, some, squares, eps, D, KIND, True).to(dtype)
+    one, two = _two_products(
+        x, norm, codes, codes, scale, scale, low, high, some, num_rows, eps, D,
+        KIND, BM, BN, BK, PRECISION,
+    )  # fmt: skip
     real = rows < num_rows
     if head < HEADS + KV:
         position = tl.load(positions + rows, mask=real, other=0).to(tl.float32)
@@ -280,19 +294,11 @@ def gate(
     rows, outs = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     some = outs < N
     dtype = x.dtype.element_ty
-    one = tl.zeros([BM, BN], dtype=tl.float32)
-    two = tl.zeros([BM, BN], dtype=tl.float32)
-    squares = tl.zeros([BM], dtype=tl.float32)
-    for start in range(0, K, BK):
-        columns = _columns(start, KIND, BK)
-        tile, more = _inputs(x, norm, rows, num_rows, columns, K, True)
-        squares += more
-        a = _weights(wg, sg, outs, some, start, K, KIND, BK, dtype)
-        b = _weights(wu, su, outs, some, start, K, KIND, BK, dtype)
-        one = tl.dot(tile, tl.trans(a), one, input_precision=PRECISION)
-        two = tl.dot(tile, tl.trans(b), two, input_precision=PRECISION)
-    one = _outputs(one, sg, outs, some, squares, eps, K, KIND, True).to(dtype).to(tl.float32)
-    two = _outputs(two, su, outs, some, squares, eps, K, KIND, True).to(dtype).to(tl.float32)
+    gated, other = _two_products(
+        x, norm, wg, wu, sg, su, outs, outs, some, num_rows, eps, K,
+        KIND, BM, BN, BK, PRECISION,
+    )  # fmt: skip
+    one, two = gated.to(tl.float32), other.to(tl.float32)
     # gelu(z) by tanh, which is 2 sigmoid(2 x) - 1.
     inner = 0.7978845608028654 * (one + 0.044715 * one * one * one)
     one = (one * tl.sigmoid(2 * inner)).to(dtype).to(tl.float32)

@@ -15,7 +15,17 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from paligemma.kernels.gpu_step import GpuBlock, GpuStep, RowMatrix, is_on, unfit_sizes, why_not
+from paligemma.kernels.gpu_step import (
+    INT4,
+    PLAIN,
+    ROWWISE,
+    GpuBlock,
+    GpuStep,
+    RowMatrix,
+    is_on,
+    unfit_sizes,
+    why_not,
+)
 from paligemma.kernels.linear import Linear, TiedEmbedding, UntiedEmbedding
 from paligemma.kernels.narrow_layers import NarrowEmbedding, NarrowLinear, NarrowMatrix
 from paligemma.kernels.panels import GROUP
@@ -27,9 +37,6 @@ if TYPE_CHECKING:
     from paligemma.model.kv_cache import KVCache
 
 _log = logging.getLogger(__name__)
-
-# Kinds of a matrix in `triton_step`, which is not imported where there is no Triton.
-_PLAIN, _ROWWISE, _INT4 = 0, 1, 2
 
 
 @dataclass
@@ -201,7 +208,7 @@ class _Search:
             raise Unfit(f"{words} is not contiguous")
         self.tensors.append(weight)
         n, k = weight.shape
-        return RowMatrix(kind=_PLAIN, codes=weight, scale=weight, n=n, k=k)
+        return RowMatrix(kind=PLAIN, codes=weight, scale=weight, n=n, k=k)
 
     def _narrow(self, layer: Any, name: str, words: str) -> RowMatrix:
         matrix = self._child(layer, name)
@@ -213,7 +220,7 @@ class _Search:
             raise Unfit(f"{words} has {matrix.k} inputs, no multiple of {GROUP}")
         codes, scale = (self._seen.look(matrix._buffers, one) for one in ("codes", "scale"))
         self.tensors += [codes, scale]
-        kind = _INT4 if matrix.kind == "int4" else _ROWWISE
+        kind = INT4 if matrix.kind == "int4" else ROWWISE
         return RowMatrix(kind=kind, codes=codes, scale=scale, n=matrix.n, k=matrix.k)
 
     def _child(self, parent: nn.Module, name: str) -> Any:
