@@ -26,7 +26,8 @@ from paligemma.retrieval.store import (
     Half,
     Payload,
     best,
-    entry_faults,
+    each_few,
+    faults_of,
     half_of,
     page_id_of,
     point_id,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 _SHARD = "shard"
 _BATCH = 256  # pages whose payloads are read at once
-_FAULTS = 20
 
 
 class EdgeStore:
@@ -161,13 +161,7 @@ class EdgeStore:
 
     def faults(self) -> list[str]:
         """See `Store`."""
-        found: list[str] = []
-        ids = [page_id for page_id, _ in self.payloads()]
-        dim = 0 if self._card is None else self._card.dim
-        for start in range(0, len(ids), _BATCH // 16):
-            for entry in self.get(ids[start : start + _BATCH // 16]):
-                found += entry_faults(entry, dim)
-        return found[:_FAULTS]
+        return faults_of(self, self._card)
 
     def snapshot(self, target: str) -> None:
         """See `Store`."""
@@ -179,9 +173,8 @@ class EdgeStore:
         with staging_folder(place) as staging:
             copy = EdgeStore(staging)
             copy.bind(self._card)
-            ids = [page_id for page_id, _ in self.payloads()]
-            for start in range(0, len(ids), _BATCH // 16):
-                copy.put(self.get(ids[start : start + _BATCH // 16]))
+            for few in each_few(self):
+                copy.put(few)
             copy.close()
             staging.rename(place)
 

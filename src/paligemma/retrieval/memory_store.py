@@ -21,6 +21,7 @@ from paligemma.one_writer import one_writer
 from paligemma.retrieval.card_file import SAFETENSORS, read_card, write_card
 from paligemma.retrieval.scores import max_sim
 from paligemma.retrieval.store import (
+    MAX_FAULTS,
     MAX_VECTORS,
     Card,
     Entry,
@@ -35,7 +36,6 @@ from paligemma.whole_file import staging_folder, whole_file
 
 _SHARD = re.compile(r"pages-(\d{8})\.safetensors")
 _CHUNK = 128  # pages of a file of a snapshot
-_FAULTS = 20
 
 
 class MemoryStore:
@@ -143,7 +143,7 @@ class MemoryStore:
                 _read_shard(path, self._dim)
             except DataError as error:
                 found.append(str(error))
-        return found[:_FAULTS]
+        return found[:MAX_FAULTS]
 
     def snapshot(self, target: str) -> None:
         """See `Store`."""

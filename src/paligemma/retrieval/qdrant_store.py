@@ -23,7 +23,7 @@ from paligemma.retrieval.store import (
     Half,
     Payload,
     best,
-    entry_faults,
+    faults_of,
     half_of,
     page_id_of,
     point_id,
@@ -40,7 +40,6 @@ _CARD = "paligemma"
 _TIMEOUT_S = 60
 _BATCH = 256
 _PUT = 16  # pages sent at once: some 8 MB
-_FAULTS = 20
 
 
 class QdrantStore:
@@ -217,13 +216,7 @@ class QdrantStore:
 
     def faults(self) -> list[str]:
         """See `Store`."""
-        found: list[str] = []
-        ids = [page_id for page_id, _ in self.payloads()]
-        dim = 0 if self._card is None else self._card.dim
-        for start in range(0, len(ids), _PUT):
-            for entry in self.get(ids[start : start + _PUT]):
-                found += entry_faults(entry, dim)
-        return found[:_FAULTS]
+        return faults_of(self, self._card)
 
     def snapshot(self, target: str) -> None:
         """A server keeps its own snapshots.

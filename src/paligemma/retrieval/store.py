@@ -25,6 +25,8 @@ PAGE, CENTRES = "page", "centres"  # names of the two kinds of vectors in Qdrant
 THUMBNAIL = "thumbnail"  # of a payload: a JPEG in base64
 MAX_DIM = 4096
 MAX_VECTORS = 20_000  # of one page
+# Faults that are told, and pages whose vectors are read at once.
+MAX_FAULTS, _AT_ONCE = 20, 16
 _MAX_OFF = 1e-2  # of the length of a vector in float16
 _BLOCKS, _RUN, _ROUNDS = 8, 16, 3
 _SMALLEST = 1e-12
@@ -215,6 +217,20 @@ def page_id_of(payload: Any) -> tuple[str, Payload]:
 def half_of(vectors: Any) -> Half:
     """Vectors as Qdrant gives them, float16[N, D]; [0, 0] if it has none."""
     return np.asarray(vectors, np.float16) if vectors else np.zeros((0, 0), np.float16)
+
+
+def each_few(store: Store) -> Iterator[list[Entry]]:
+    """Every page of a store with its vectors, some 16 at a time; a quarter of a megabyte each."""
+    ids = [page_id for page_id, _ in store.payloads()]
+    for start in range(0, len(ids), _AT_ONCE):
+        yield store.get(ids[start : start + _AT_ONCE])
+
+
+def faults_of(store: Store, card: Card | None) -> list[str]:
+    """What is wrong with the vectors of a store, a sentence each, the first `MAX_FAULTS`."""
+    dim = 0 if card is None else card.dim
+    found = [one for few in each_few(store) for entry in few for one in entry_faults(entry, dim)]
+    return found[:MAX_FAULTS]
 
 
 def entry_faults(entry: Entry, dim: int) -> list[str]:
