@@ -10,7 +10,6 @@ import logging
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import CancelledError
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -186,7 +185,10 @@ class _InputLines:
     """The lines of standard input, read by a thread that never keeps the program from ending."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self._next = loop, asyncio.Queue[bytes](1)
+        self._loop, self._next = loop, asyncio.Queue[bytes]()
+        self._has_room = threading.Semaphore(
+            1
+        )  # one message waits, and is read on when it is taken
         threading.Thread(target=self._read, name="stdin", daemon=True).start()
 
     def _read(self) -> None:
@@ -199,9 +201,10 @@ class _InputLines:
             if not is_whole and not is_rest:
                 logger.warning("a message of more than %d bytes was dropped", MAX_LINE_BYTES)
             if not line or (is_whole and not is_rest):
+                self._has_room.acquire()
                 try:
-                    asyncio.run_coroutine_threadsafe(self._next.put(line), self._loop).result()
-                except (RuntimeError, CancelledError):  # the loop has ended
+                    self._loop.call_soon_threadsafe(self._next.put_nowait, line)
+                except RuntimeError:  # the loop has ended
                     return
             is_rest = not is_whole
 
@@ -210,6 +213,7 @@ class _InputLines:
 
     async def __anext__(self) -> str:
         while line := await self._next.get():
+            self._has_room.release()
             if line.strip():
                 return line.decode(errors="replace")
         raise StopAsyncIteration
