@@ -43,7 +43,8 @@ def test_pages_are_added_listed_searched_and_removed(
     done = paligemma("index", "add", documents, "--model", colpali_dir)
     assert (done.status, done.out) == (0, "3 pages added; library has 3\n")
     again = paligemma("index", "add", documents, "--json").json
-    assert again == {"added": 0, "kept": 3, "pages": 3, "faults": []}
+    counts = {"added": 0, "kept": 3, "moved": 0, "outdated": 0, "removed": False, "pages": 3}
+    assert again == {**counts, "faults": []}
 
     listed = paligemma("index", "list", "--json").json["pages"]
     assert [(Path(page["path"]).name, page["page"]) for page in listed] == [
@@ -73,6 +74,24 @@ def test_pages_are_added_listed_searched_and_removed(
     )
     nothing = paligemma("index", "remove", "nowhere.pdf")
     assert (nothing.status, "no page has such a path" in nothing.err) == (2, True)
+
+
+def test_a_changed_file_is_said_and_replaced_on_request(
+    paligemma: Run, documents: Path, colpali_dir: Path
+) -> None:
+    command = ("index", "add", documents)
+    paligemma(*command, "--model", os.path.relpath(colpali_dir))
+    assert paligemma("index", "stats", "--json").json["model"] == str(colpali_dir)
+    Image.new("RGB", (64, 64), "blue").save(documents / "scan.png")
+    done = paligemma(*command)
+    assert done.out == "1 pages added, 2 there already; library has 4\n"
+    assert "1 pages show what these files held before they were changed; --replace" in done.err
+    Image.new("RGB", (64, 64), "green").save(documents / "scan.png")
+    done = paligemma(*command, "--replace")
+    assert done.out == (
+        "1 pages added, 2 there already, 2 of earlier contents removed; library has 3\n"
+    )
+    assert paligemma("index", "remove", documents).out == "3 pages removed; library has 0\n"
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_added(

@@ -163,6 +163,100 @@ def test_pages_are_removed_by_id_and_by_file(opened: Opened, pictures: list[Path
     assert index.verify() == []
 
 
+def test_a_moved_file_is_found_under_its_new_path(opened: Opened, pictures: list[Path]) -> None:
+    encoder = ColourEncoder()
+    index = opened(encoder)
+    index.add(pictures)
+    folder = pictures[0].parent
+    (folder / "fire.png").rename(folder / "sunset.png")
+    done = index.add(folder)
+    assert (done.added, done.kept, done.moved, done.outdated) == (0, 3, 1, 0)
+    assert Path(index.search("red")[0].path) == folder / "sunset.png"
+    assert index.search("red")[0].thumbnail[:2] == b"\xff\xd8"
+    assert encoder.num_encoded == 3
+    # A copy is no move.
+    (folder / "again.png").write_bytes((folder / "sea.png").read_bytes())
+    done = index.add(folder)
+    assert (done.added, done.kept, done.moved) == (0, 4, 0)
+
+
+def test_what_a_file_held_before_stays_until_it_is_to_be_replaced(
+    opened: Opened, pictures: list[Path]
+) -> None:
+    index = opened(ColourEncoder())
+    index.add(pictures)
+    (fire,) = [path for path in pictures if path.name == "fire.png"]
+    first = index.search("red")[0].id
+    picture_of("gray", "silver").save(fire)
+    done = index.add(pictures)
+    assert (done.added, done.outdated, done.removed, index.count()) == (1, 1, False, 4)
+    assert index.search("red")[0].id == first
+    fire.write_bytes(b"no picture")
+    broken = index.add(pictures, replace_changed=True)
+    assert (broken.outdated, broken.removed, index.count()) == (0, False, 4)
+    picture_of("gray", "black").save(fire)
+    done = index.add(pictures, replace_changed=True)
+    assert (done.added, done.outdated, done.removed, index.count()) == (1, 2, True, 3)
+    assert first not in {hit.id for hit in index.pages()}
+    assert index.verify() == []
+
+
+def test_a_file_that_took_the_place_of_a_moved_one_replaces_nothing(
+    opened: Opened, pictures: list[Path]
+) -> None:
+    index = opened(ColourEncoder())
+    index.add(pictures)
+    folder = pictures[0].parent
+    (folder / "fire.png").rename(folder / "old fire.png")
+    picture_of("gray").save(folder / "fire.png")
+    done = index.add(folder, replace_changed=True)
+    assert (done.added, done.kept, done.moved, done.outdated) == (1, 3, 1, 0)
+    assert Path(index.search("red")[0].path).name == "old fire.png"
+
+
+def test_the_pages_below_a_folder_are_removed(opened: Opened, pictures: list[Path]) -> None:
+    index = opened(ColourEncoder())
+    other = pictures[0].parent.parent / "pictures of others"
+    other.mkdir()
+    picture_of("white").save(other / "white.png")
+    index.add([*pictures, other])
+    assert index.remove([str(pictures[0].parent)]) == 3
+    assert [Path(hit.path).parent for hit in index.pages()] == [other]
+
+
+def test_a_model_in_a_folder_is_found_from_every_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def load(name: str, **options: object) -> ColourEncoder:
+        loaded.append(name)
+        return ColourEncoder()
+
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with PageIndex.open("memory://library", "run/adapter", load=load) as index:
+        index.upsert([item(1)])
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with PageIndex.open(f"memory://{tmp_path / 'library'}", load=load) as index:
+        assert index.model.dim == DIM
+    assert loaded == ["run/adapter", str(tmp_path / "run" / "adapter")]
+
+
+def test_a_snapshot_holds_nothing_of_removed_pages(tmp_path: Path) -> None:
+    url = url_of("edge", tmp_path / "library")
+    with PageIndex.open(url, ColourEncoder()) as index:
+        for number, text in enumerate(("GRANITEROCK", "COBALTBLUES")):
+            vectors = item(number).vectors
+            index.upsert([Item(id=page_id(number), vectors=vectors, payload={"text": text})])
+        index.remove([page_id(0)])
+        index.snapshot(tmp_path / "copy")
+    held = b"".join(path.read_bytes() for path in (tmp_path / "copy").rglob("*.dat"))
+    assert b"COBALTBLUES" in held
+    assert b"GRANITEROCK" not in held
+
+
 def test_the_vectors_of_a_page_come_back_with_their_grid(opened: Opened) -> None:
     index = opened(ColourEncoder())
     index.upsert([item(3)])

@@ -106,12 +106,19 @@ def index_group() -> None:
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(0.1, 86_400), metavar="S", help="For a page."
 )
+@click.option(
+    "--replace",
+    "replace_changed",
+    is_flag=True,
+    help="Remove pages of what these files held before they were changed.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
 @when_stopped("goes on with the page it stopped at")
 def add(
     paths: tuple[str, ...],
     library: Callable[..., PageIndex],
     batch_size: int,
+    replace_changed: bool,
     as_json: bool,
     **limits: Any,
 ) -> None:
@@ -135,17 +142,36 @@ def add(
             else:
                 progress.update()
 
-        done = index.add(paths, batch_size=batch_size, bounds=bounds, on_page=note)
+        done = index.add(
+            paths,
+            batch_size=batch_size,
+            bounds=bounds,
+            replace_changed=replace_changed,
+            on_page=note,
+        )
         total = index.count()
     if as_json:
         faults = [
             {"path": one.path, "page": one.number, "error": one.reason} for one in done.faults
         ]
-        echo_json({"added": done.added, "kept": done.kept, "pages": total, "faults": faults})
+        counts = {"added": done.added, "kept": done.kept, "moved": done.moved}
+        outdated = {"outdated": done.outdated, "removed": done.removed}
+        echo_json({**counts, **outdated, "pages": total, "faults": faults})
     else:
-        kept = f", {done.kept} there already" if done.kept else ""
-        unread = f", {len(done.faults)} not read" if done.faults else ""
-        click.echo(f"{done.added} pages added{kept}{unread}; {index.name} has {total}")
+        counted = (
+            (done.kept, "there already"),
+            (done.moved, "under a new path"),
+            (len(done.faults), "not read"),
+            (done.outdated if done.removed else 0, "of earlier contents removed"),
+        )
+        rest = "".join(f", {number} {what}" for number, what in counted if number)
+        click.echo(f"{done.added} pages added{rest}; {index.name} has {total}")
+    if done.outdated and not done.removed:
+        click.echo(
+            f"paligemma: {done.outdated} pages show what these files held before they were "
+            "changed; --replace removes them",
+            err=True,
+        )
     if done.faults:
         raise click.exceptions.Exit(EXIT_BAD_INPUT)
 
@@ -179,11 +205,14 @@ class _Progress:
 
 
 @index_group.command("remove")
-@click.argument("names", nargs=-1, required=True, metavar="FILE|ID...")
+@click.argument("names", nargs=-1, required=True, metavar="FILE|FOLDER|ID...")
 @_INDEX
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
 def remove(names: tuple[str, ...], index: str, as_json: bool) -> None:
-    """Remove all pages of a file, by its path, or one page, by its id.
+    """Remove all pages of a file or a folder, by its path, or one page, by its id.
+
+    They are no longer found or listed. Their bytes may stay in the index's files, but not in those
+    of a copy from `paligemma index snapshot`.
 
     \b
     paligemma index remove reports/2019.pdf --index library

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from paligemma.retrieval.items import Item, payload_of
 from paligemma.retrieval.page_files import Page, PageFault
+from paligemma.retrieval.store import Store
 from paligemma.retrieval.vectors import Vectors
 
 # How often pages are written, and how many wait at most.
@@ -22,12 +24,69 @@ class Added:
     Attributes:
         added: pages that are new in the index.
         kept: pages that were there already.
+        moved: of these, pages whose file lies elsewhere now; the index has the new path.
+        outdated: pages of earlier contents of the files.
+        removed: whether those were removed.
         faults: what could not be read.
     """
 
     added: int = 0
     kept: int = 0
+    moved: int = 0
+    outdated: int = 0
+    removed: bool = False
     faults: list[PageFault] = field(default_factory=list)
+
+
+def moved_and_outdated(
+    kept: Mapping[str, str], files: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Pages whose file was moved, and pages of what a file held before it was changed.
+
+    Args:
+        kept: id of a page -> path of its file when it was added.
+        files: path of a file that has just been read -> its sha256.
+
+    Returns:
+        id of a page -> the path where its file lies now; ids of pages of earlier contents.
+    """
+    now_at: dict[str, str] = {}
+    for path, digest in files.items():
+        now_at.setdefault(digest, path)
+    moved, outdated = {}, []
+    for page_id, path in kept.items():
+        digest = page_id.partition(":")[0]
+        is_changed = files.get(path, digest) != digest
+        if digest in now_at and (is_changed or not os.path.exists(path)):
+            moved[page_id] = now_at[digest]
+        elif is_changed:
+            outdated.append(page_id)
+    return moved, outdated
+
+
+def settle_files(
+    store: Store,
+    kept: Mapping[str, str],
+    files: Mapping[str, str],
+    result: Added,
+    *,
+    replace_changed: bool,
+) -> None:
+    """Write the new paths of moved files, and count or remove pages of earlier contents.
+
+    Args:
+        kept, files: as in `moved_and_outdated`.
+        result: gets the numbers.
+        replace_changed: whether pages of earlier contents are removed.
+    """
+    moved, outdated = moved_and_outdated(kept, files)
+    for page_id, path in moved.items():
+        for entry in store.get([page_id]):
+            store.put([replace(entry, payload={**entry.payload, "path": path})])
+    if replace_changed:
+        store.drop(outdated)
+    result.moved, result.outdated = len(moved), len(outdated)
+    result.removed = replace_changed and bool(outdated)
 
 
 class Keeping:

@@ -10,50 +10,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from paligemma.errors import ConfigError
-from paligemma.retrieval.adding import Added, Keeping
-from paligemma.retrieval.card_file import SAFETENSORS, kind_of
-from paligemma.retrieval.edge_store import EdgeStore
+from paligemma.retrieval.adding import Added, Keeping, settle_files
+from paligemma.retrieval.encoder import DEFAULT_MODEL, Encoder, lasting_name, load_colpali
+from paligemma.retrieval.index_url import open_store
 from paligemma.retrieval.items import PAGE_ID, Hit, Item, entry_of, hit_of
-from paligemma.retrieval.memory_store import MemoryStore
 from paligemma.retrieval.page_files import Page, PageBounds, PageFault, pages_of
 from paligemma.retrieval.store import Card, Store
 from paligemma.retrieval.vectors import Vectors
 
-DEFAULT_MODEL = "tiny"
-MEMORY, QDRANT = "memory://", "qdrant://"
 # Pages up to which all are scored; beyond, only those whose centres are nearest.
 EXACT_UP_TO = 5_000
 RERANKED = 500
 MAX_K = 1_000
-
-
-class Encoder(Protocol):
-    """What an index asks of a model; `ColPali` is one."""
-
-    @property
-    def identity(self) -> str:
-        """Stable name of weights and preset."""
-
-    @property
-    def dim(self) -> int:
-        """Width of a vector."""
-
-    @property
-    def image_size_px(self) -> int:
-        """Side of the model's input."""
-
-    def encode_pages(self, pictures: Any, *, batch_size: int = ...) -> list[Vectors]:
-        """Vectors of each picture."""
-
-    def encode_queries(self, texts: Any, *, batch_size: int = ...) -> list[Vectors]:
-        """Vectors of each text."""
 
 
 class PageIndex:
@@ -80,7 +54,7 @@ class PageIndex:
         name: str = "the index",
         load: Callable[..., Encoder] | None = None,
     ) -> None:
-        self._store, self.name, self._load = store, name, load or _load_colpali
+        self._store, self.name, self._load = store, name, load or load_colpali
         card = store.card
         self._model_name = model if isinstance(model, str) else ""
         if model is None:
@@ -114,7 +88,7 @@ class PageIndex:
             MissingExtraError: what keeps it is not installed.
         """
         name = os.fspath(url)
-        store = _store_of(name)
+        store = open_store(name)
         try:
             if store.card is None and not create:
                 raise ConfigError(
@@ -154,15 +128,18 @@ class PageIndex:
         *,
         batch_size: int = 1,
         bounds: PageBounds | None = None,
+        replace_changed: bool = False,
         on_page: Callable[[Page | PageFault], None] | None = None,
     ) -> Added:
         """Add the pages of PDFs, pictures, folders and patterns; those already there stay.
 
-        Pages are kept every few seconds, so an interrupted call is resumed by the same call.
+        A page is known by its content, so one whose file was moved gets the new path. Pages are
+        kept every few seconds, so an interrupted call is resumed by the same call.
 
         Args:
             batch_size: pages encoded at once.
             bounds: what pages may cost; `size_px` is that of the model.
+            replace_changed: whether pages of earlier contents of these files are removed.
             on_page: called with each page once it is kept, and with each fault.
 
         Raises:
@@ -173,13 +150,17 @@ class PageIndex:
         size_px = self.model.image_size_px
         bounds = replace(bounds or PageBounds(), size_px=size_px)
         result = Added()
-        known = {page_id for page_id, _ in self._store.payloads()}
+        before = {page_id: str(one.get("path", "")) for page_id, one in self._store.payloads()}
+        known, files = set(before), dict[str, str]()
         kept = Keeping(self.upsert, result, on_page)
 
         def is_known(page_id: str) -> bool:
             if page_id in known:
                 result.kept += 1
             return page_id in known
+
+        def note_file(path: str, digest: str) -> None:
+            files[os.path.abspath(path)] = digest
 
         def encode() -> None:
             pictures = [page.picture for page in waiting]
@@ -190,7 +171,7 @@ class PageIndex:
         waiting: list[Page] = []
         listed = [paths] if isinstance(paths, str | os.PathLike) else paths
         try:
-            for found in pages_of(listed, bounds, is_known=is_known):
+            for found in pages_of(listed, bounds, is_known=is_known, on_file=note_file):
                 if isinstance(found, PageFault):
                     result.faults.append(found)
                     if on_page is not None:
@@ -204,6 +185,10 @@ class PageIndex:
                 encode()
         finally:  # also of an interrupted call: what was computed is kept
             kept.write()
+        # A file of which no page could be read replaces nothing.
+        read = {page_id.partition(":")[0] for page_id in known}
+        files = {path: digest for path, digest in files.items() if digest in read}
+        settle_files(self._store, before, files, result, replace_changed=replace_changed)
         return result
 
     def upsert(self, items: Iterable[Item]) -> int:
@@ -220,7 +205,7 @@ class PageIndex:
             model = self.model
             card = Card(
                 identity=model.identity,
-                model=self._model_name,
+                model=lasting_name(self._model_name),
                 preset=self._preset if self._model_name else "",
                 dim=model.dim,
             )
@@ -232,13 +217,22 @@ class PageIndex:
         return len(entries)
 
     def remove(self, ids: Iterable[str]) -> int:
-        """Forget pages, by their ids or, all pages of a file, by its path. Returns their number."""
+        """Forget pages, by their ids or by the path of a file or of a folder above it.
+
+        Returns:
+            Their number.
+        """
         wanted = set(ids)
-        files = {os.path.abspath(one) for one in wanted if not PAGE_ID.fullmatch(one)}
+        places = {os.path.abspath(one) for one in wanted if not PAGE_ID.fullmatch(one)}
+        below = tuple(os.path.join(place, "") for place in places)
+
+        def is_gone(page_id: str, path: str) -> bool:
+            return page_id in wanted or path in places or path.startswith(below)
+
         gone = [
             page_id
             for page_id, payload in self._store.payloads()
-            if page_id in wanted or payload.get("path") in files
+            if is_gone(page_id, str(payload.get("path", "")))
         ]
         self._store.drop(gone)
         return len(gone)
@@ -336,39 +330,3 @@ class PageIndex:
                 "with that one, or make a new index"
             )
         return model
-
-
-def _load_colpali(name: str, **options: Any) -> Encoder:
-    from paligemma.retrieval.colpali import ColPali
-
-    return ColPali.from_pretrained(name, **options)
-
-
-def _store_of(name: str) -> Store:
-    if name.startswith(MEMORY):
-        place = name.removeprefix(MEMORY)
-        return MemoryStore(_folder(place) if place else None)
-    if name.startswith(QDRANT):
-        from paligemma.retrieval.qdrant_store import QdrantStore
-
-        return QdrantStore.connect(name)
-    if "://" in name:
-        raise ConfigError(
-            f"an index is a folder, memory:// or qdrant://HOST:PORT/COLLECTION, got {name!r:.200}"
-        )
-    folder = _folder(name)
-    return MemoryStore(folder) if kind_of(folder) == SAFETENSORS else EdgeStore(folder)
-
-
-def _folder(name: str) -> Path:
-    folder = Path(name)
-    if not name or "\0" in name:
-        raise ConfigError("the name of an index is not empty; name a folder")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"an index is a folder, {name!r:.300} is a file; name another")
-    if folder.is_dir() and kind_of(folder) is None and any(folder.iterdir()):
-        raise ConfigError(
-            f"a new index begins in a new or empty folder, {name!r:.300} holds other files; name "
-            "another"
-        )
-    return folder

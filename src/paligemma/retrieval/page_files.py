@@ -110,11 +110,13 @@ def pages_of(
     bounds: PageBounds | None = None,
     *,
     is_known: Callable[[str], bool] = lambda page_id: False,
+    on_file: Callable[[str, str], None] = lambda path, digest: None,
 ) -> Iterator[Page | PageFault]:
     """The pages of files, folders and patterns, one by one, in order.
 
     Args:
         is_known: pages of which ids are left out, unread.
+        on_file: called with the path and the sha256 of each file, before its pages.
     """
     bounds = bounds or PageBounds()
     for path in paths:
@@ -125,7 +127,7 @@ def pages_of(
             yield PageFault(path=place, number=None, reason=str(error))
             continue
         for one in [place] if found is None else found:
-            yield from _pages_of_file(one, bounds, is_known)
+            yield from _pages_of_file(one, bounds, is_known, on_file)
 
 
 def read_page(path: str, number: int, bounds: PageBounds | None = None) -> Page:
@@ -147,13 +149,17 @@ def _number(page_id: str) -> int:
 
 
 def _pages_of_file(
-    path: str, bounds: PageBounds, is_known: Callable[[str], bool]
+    path: str,
+    bounds: PageBounds,
+    is_known: Callable[[str], bool],
+    on_file: Callable[[str, str], None] = lambda path, digest: None,
 ) -> Iterator[Page | PageFault]:
     try:
         digest, is_pdf = _digest(path)
     except ImageError as error:
         yield PageFault(path=path, number=None, reason=str(error))
         return
+    on_file(path, digest)
     if is_pdf or path.lower().endswith(PDF):
         yield from _pages_of_pdf(path, digest, bounds, is_known)
         return
