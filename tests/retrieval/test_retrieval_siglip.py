@@ -129,6 +129,9 @@ def test_the_command_finds_pictures_by_words(folder: Path, tmp_path: Path) -> No
     assert done.exit_code == 0, done.stderr
     assert [Path(line.split()[-1]).name for line in done.stdout.splitlines()] == order
     assert "broken.png is left out" in done.stderr
+    assert "small embedded model" not in done.stderr  # SigLIP's towers are compared, not tiny's
+    idle = CliRunner().invoke(main, [*asked, "--model", "tiny"]).stderr
+    assert "--model had no effect: --siglip compares SigLIP's towers" in idle
     like = CliRunner().invoke(main, ["similar", *map(str, pictures), "--siglip", str(folder)])
     cosines = seen[1:] @ seen[0]
     assert [float(line.split()[0]) for line in like.stdout.splitlines()] == pytest.approx(

@@ -81,6 +81,7 @@ class ModelChoice:
 
     name: str
     options: dict[str, Any]
+    is_default: bool = False
 
     @property
     def label(self) -> str:
@@ -131,16 +132,25 @@ def _parameter_names(command: Any) -> list[str]:
 
 
 def _choose_model(values: dict[str, Any]) -> ModelChoice:
+    model = _stated_model(values)
+    tell_default(model)
+    return model
+
+
+def _stated_model(values: dict[str, Any]) -> ModelChoice:
     name = values.pop("model_name")
-    if name is None:
-        name = DEFAULT_MODEL
+    stated = {key: value for key, value in values.items() if value is not None}
+    return ModelChoice(name=name or DEFAULT_MODEL, options=stated, is_default=name is None)
+
+
+def tell_default(model: ModelChoice) -> None:
+    """Name the embedded model on standard error, where nobody chose it."""
+    if model.is_default:
         click.echo(
             "paligemma: using the small embedded model; choose another with --model or "
             "PALIGEMMA_MODEL",
             err=True,
         )
-    stated = {key: value for key, value in values.items() if value is not None}
-    return ModelChoice(name=name, options=stated)
 
 
 _NAME = [
@@ -213,6 +223,8 @@ LOADING = [
 _ALLOW_URL = click.option("--allow-url", is_flag=True, help="Let IMAGE be an http(s) address.")
 
 model_options = gathered_options("model", [*_NAME, *LOADING, _ALLOW_URL], _choose_model)
+# Of commands that may need no PaliGemma: these call `tell_default` where they load it.
+optional_model_options = gathered_options("model", [*_NAME, *LOADING, _ALLOW_URL], _stated_model)
 # Of a server of one model, which is asked for pictures by others.
 served_model_options = gathered_options("model", [*_NAME, *LOADING], _choose_model)
 

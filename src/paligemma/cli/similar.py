@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
-from paligemma.cli.options import ModelChoice, NamedPath, model_options
+from paligemma.cli.options import (
+    ModelChoice,
+    NamedPath,
+    optional_model_options,
+    say_idle,
+    tell_default,
+)
 from paligemma.cli.pictures import expanded, require_pictures
 from paligemma.cli.sections import SectionedCommand
 from paligemma.cli.show import echo_json
@@ -34,10 +41,11 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 10_000),
     default=5,
     show_default=True,
+    metavar="N",
     help="How many are shown, the most similar first.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
-@model_options
+@optional_model_options
 @click.pass_context
 def similar(
     ctx: click.Context,
@@ -81,8 +89,10 @@ def similar(
         from paligemma.retrieval.similar import similar_pictures
 
         assert picture is not None
+        tell_default(model)
         found = similar_pictures(model.load(), picture, others, k=k, on_fault=report)
     else:
+        say_idle(_stated(ctx, {"model_name", *model.options}), "--siglip compares SigLIP's towers")
         found = _by_siglip(siglip, text, picture, others, k, report)
     if not found:
         raise ImageError("none of the other pictures can be read; see the lines above")
@@ -112,6 +122,15 @@ def _by_siglip(
     else:
         query = towers.picture_vectors([str(picture)])[0]
     return nearest(query, others, towers.pixels, towers.pixel_vectors, k=k, on_fault=report)
+
+
+def _stated(ctx: click.Context, names: set[str]) -> list[str]:
+    """Those of the parameters that the command line gives, as options."""
+    return [
+        one.opts[0]
+        for one in ctx.command.params
+        if one.name in names and ctx.get_parameter_source(one.name) is ParameterSource.COMMANDLINE
+    ]
 
 
 def _is_same_file(one: str, other: str) -> bool:
