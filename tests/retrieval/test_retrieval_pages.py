@@ -152,7 +152,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     (tmp_path / "empty").mkdir()
     assert "cannot be recognised" in faults(tmp_path / "a.png")[0]
-    assert "has none" in faults(tmp_path / "empty")[0]
+    assert "of documents holds files such as .pdf, .jpg or .png, " in faults(tmp_path / "empty")[0]
+    (tmp_path / "letter.docx").write_bytes(b"PK\x03\x04")
+    assert "must be a PDF or a picture" in faults(tmp_path / "letter.docx")[0]
     assert "No such file" in faults(tmp_path / "nowhere.pdf")[0]
 
 

@@ -10,7 +10,7 @@ import click
 
 from paligemma.cli.options import NamedPath, gathered_options
 from paligemma.cli.sections import ModelName, NamingGroup
-from paligemma.cli.show import echo_json
+from paligemma.cli.show import counted, echo_json
 from paligemma.cli.start import without_garbage_collection
 from paligemma.cli.stopping import when_stopped
 
@@ -158,18 +158,18 @@ def add(
         outdated = {"outdated": done.outdated, "removed": done.removed}
         echo_json({**counts, **outdated, "pages": total, "faults": faults})
     else:
-        counted = (
+        parts = (
             (done.kept, "there already"),
             (done.moved, "under a new path"),
             (len(done.faults), "not read"),
             (done.outdated if done.removed else 0, "of earlier contents removed"),
         )
-        rest = "".join(f", {number} {what}" for number, what in counted if number)
-        click.echo(f"{done.added} pages added{rest}; {index.name} has {total}")
+        rest = "".join(f", {number} {what}" for number, what in parts if number)
+        click.echo(f"{counted(done.added, 'page')} added{rest}; {index.name} has {total:,}")
     if done.outdated and not done.removed:
         click.echo(
-            f"paligemma: {done.outdated} pages show what these files held before they were "
-            "changed; --replace removes them",
+            f"paligemma: {counted(done.outdated, 'page')} show{'s' * (done.outdated == 1)} what "
+            "these files held before they were changed; --replace removes them",
             err=True,
         )
     if done.faults:
@@ -222,10 +222,11 @@ def remove(names: tuple[str, ...], index: str, as_json: bool) -> None:
     if as_json:
         echo_json({"removed": removed, "pages": total})
     else:
-        click.echo(f"{removed} pages removed; {index} has {total}")
+        click.echo(f"{counted(removed, 'page')} removed; {index} has {total:,}")
     if not removed:
         click.echo(
-            "paligemma: no page has such a path or id; see them with: paligemma index list",
+            "paligemma: no page has such a path or id; see them with: paligemma index list "
+            f"--index {index}",
             err=True,
         )
         raise click.exceptions.Exit(EXIT_BAD_INPUT)
@@ -260,10 +261,10 @@ def stats(index: str, as_json: bool) -> None:
     """
     with _opened(index) as opened:
         card = opened.card
-        files = {page.path for page in opened.pages()}
+        files, total = {page.path for page in opened.pages()}, opened.count()
         body = {
             "index": index,
-            "pages": opened.count(),
+            "pages": total,
             "files": len(files),
             "model": card.model if card else None,
             "identity": card.identity if card else None,
@@ -272,7 +273,7 @@ def stats(index: str, as_json: bool) -> None:
     if as_json:
         echo_json(body)
         return
-    click.echo(f"{body['pages']} pages of {body['files']} files")
+    click.echo(f"{counted(total, 'page')} of {counted(len(files), 'file')}")
     click.echo(f"made with {body['model'] or 'a model'} ({body['identity']}), width {body['dim']}")
 
 
@@ -292,7 +293,8 @@ def verify(index: str, as_json: bool) -> None:
     else:
         for fault in faults:
             click.echo(fault)
-        click.echo(f"{total} pages, {len(faults) or 'no'} faults")
+        shown = counted(len(faults), "fault") if faults else "no faults"
+        click.echo(f"{counted(total, 'page')}, {shown}")
     if faults:
         raise click.exceptions.Exit(1)
 

@@ -11,7 +11,7 @@ import click
 from paligemma.cli.library import library_options, page_json, start_of_text
 from paligemma.cli.options import DEFAULT_MODEL, NamedPath, overwrite_option
 from paligemma.cli.sections import ModelName
-from paligemma.cli.show import echo_json
+from paligemma.cli.show import counted, echo_json
 from paligemma.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _write_page(
 
     vectors = {hit.id: index.vectors(hit.id) for hit in hits}
     answers: list[Any] = [] if answer is None else [PageAnswer(text=answer, hit=0)]
-    about = f"{index.name}, {index.count():,} pages"
+    about = f"{index.name}, {counted(index.count(), 'page')}"
     page = results_page(query, hits, words=words, vectors=vectors, answers=answers, about=about)
     write_whole(path, [page])
     click.echo(f"paligemma: wrote {click.format_filename(path)}", err=True)

@@ -26,6 +26,11 @@ def echo_json(body: dict[str, Any]) -> None:
     click.echo(_json(body))
 
 
+def counted(number: int, thing: str) -> str:
+    """ "1 page" or "2,000 pages": a number with the noun that it counts."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
 def _json(body: Any) -> str:
     """JSON in one line; in ASCII where standard output is not UTF-8."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

@@ -75,8 +75,9 @@ def files_of(place: str, also: frozenset[str] = frozenset()) -> list[str] | None
         return None
     if not found:
         raise ImageError(
-            f"a {kind} of pictures holds files such as .jpg or .png, {place[:_SHOWN]!r} has none; "
-            "check the path"
+            f"a {kind} of {'documents' if also else 'pictures'} holds files such as "
+            f"{', '.join([*sorted(also), '.jpg'])} or .png, {place[:_SHOWN]!r} has none; check the "
+            "path"
         )
     return found
 

@@ -88,7 +88,7 @@ class PageIndex:
             MissingExtraError: what keeps it is not installed.
         """
         name = os.fspath(url)
-        store = open_store(name)
+        store = open_store(name, create=create)
         try:
             if store.card is None and not create:
                 raise ConfigError(

@@ -13,11 +13,13 @@ from paligemma.retrieval.store import Store
 MEMORY, QDRANT = "memory://", "qdrant://"
 
 
-def open_store(name: str) -> Store:
+def open_store(name: str, *, create: bool) -> Store:
     """Open a store, or begin one.
 
     Args:
         name: "memory://", "memory://FOLDER", "FOLDER" or "qdrant://HOST:PORT/COLLECTION".
+        create: whether one that is not there is to be begun, which decides what a folder of other
+            files is told.
 
     Raises:
         ConfigError: a name that is none.
@@ -26,7 +28,7 @@ def open_store(name: str) -> Store:
     """
     if name.startswith(MEMORY):
         place = name.removeprefix(MEMORY)
-        return MemoryStore(_folder(place) if place else None)
+        return MemoryStore(_folder(place, create=create) if place else None)
     if name.startswith(QDRANT):
         from paligemma.retrieval.qdrant_store import QdrantStore
 
@@ -35,17 +37,21 @@ def open_store(name: str) -> Store:
         raise ConfigError(
             f"an index is a folder, memory:// or qdrant://HOST:PORT/COLLECTION, got {name!r:.200}"
         )
-    folder = _folder(name)
+    folder = _folder(name, create=create)
     return MemoryStore(folder) if kind_of(folder) == SAFETENSORS else EdgeStore(folder)
 
 
-def _folder(name: str) -> Path:
+def _folder(name: str, *, create: bool) -> Path:
     folder = Path(name)
     if not name or "\0" in name:
         raise ConfigError("the name of an index is not empty; name a folder")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"an index is a folder, {name!r:.300} is a file; name another")
     if folder.is_dir() and kind_of(folder) is None and any(folder.iterdir()):
+        if not create:
+            raise ConfigError(
+                f"no index is at {name!r:.300}, a folder of other files; name an index"
+            )
         raise ConfigError(
             f"a new index begins in a new or empty folder, {name!r:.300} holds other files; name "
             "another"

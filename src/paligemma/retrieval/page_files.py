@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paligemma.errors import ConfigError, ImageError
-from paligemma.processing.folders import files_of
+from paligemma.processing.folders import files_of, is_picture_name
 from paligemma.processing.image import MAX_PIXELS, load_image, open_heading
 from paligemma.retrieval.page_worker import PdfFailed, PdfPages
 
@@ -179,9 +179,10 @@ def _pages_of_picture(
             try:
                 pixels = load_image(path, frame=number - 1, allow_video=False)
             except ImageError as error:
-                yield PageFault(path=path, number=number if num_pages else None, reason=str(error))
                 if num_pages is None:
+                    yield PageFault(path=path, number=None, reason=_why_no_document(path, error))
                     return
+                yield PageFault(path=path, number=number, reason=str(error))
             else:
                 num_pages = num_pages or _num_pages(path)
                 picture = _within(Image.fromarray(pixels), bounds.max_pixels)
@@ -192,6 +193,17 @@ def _pages_of_picture(
         number += 1
     if num_pages > bounds.max_pages:
         yield _too_many(path, num_pages, bounds)
+
+
+def _why_no_document(path: str, error: ImageError) -> str:
+    """Why a file cannot be read: as a picture, or because it is of another kind altogether."""
+    if is_picture_name(path):
+        return str(error)
+    try:
+        with open_heading(Path(path)):
+            return str(error)
+    except Exception:  # damaged headings raise whatever a plugin stumbles over
+        return "a document must be a PDF or a picture, this file is neither; print it to a PDF"
 
 
 def _num_pages(path: str) -> int:
