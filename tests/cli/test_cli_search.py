@@ -15,6 +15,7 @@ from PIL import Image
 from retrieval_folders import write_colpali
 
 from paligemma.retrieval.page_files import pages_of
+from tests.retrieval.pdf_files import write_pdf
 
 pytest.importorskip("qdrant_edge")
 pytest.importorskip("pypdfium2")
@@ -130,18 +131,38 @@ def test_the_page_of_results_shows_each_hit(
     assert (kept.status, Path("notes.html").read_text()) == (2, "mine")
 
 
-def test_the_best_page_is_read(
+def test_the_best_pages_are_read_and_each_answer_names_its_page(
     paligemma: Run, documents: Path, colpali_dir: Path, tiny_dir: Path
 ) -> None:
-    paligemma("index", "add", documents / "scan.png", "--model", colpali_dir)
-    command = ("search", "which colour?", "--answer", "--answer-model", tiny_dir, "--json")
-    first = paligemma(*command).json["answer"]
+    paligemma("index", "add", documents, "--model", colpali_dir)
+    command = ("search", "which colour?", "--answer", "--answer-model", tiny_dir)
+    found = paligemma(*command, "--answer-pages", 2, "--json", "--html", "found.html").json
+    pages = [one["page"]["id"] for one in found["answers"]]
+    assert pages == [hit["id"] for hit in found["hits"][:2]]
+    assert all(isinstance(one["text"], str) for one in found["answers"])
+    assert Path("found.html").read_text().count('class="answer"') == 2
+    best = found["hits"][0]
+    assert f"  ({best['path']}, page {best['page']})\n\n" in paligemma(*command).out
+
+    paligemma("index", "remove", documents / "report.pdf")
+    (first,) = paligemma(*command, "--json").json["answers"]
     assert first["page"]["path"] == str(documents / "scan.png")
-    assert isinstance(first["text"], str)
     (documents / "scan.png").unlink()
-    done = paligemma(*command)
+    done = paligemma(*command, "--json")
     assert "is read as it was kept, smaller" in done.err
-    assert done.json["answer"]["text"] == first["text"]
+    assert done.json["answers"][0]["text"] == first["text"]
+
+
+def test_a_locked_pdf_is_read_with_its_password(
+    paligemma: Run, documents: Path, colpali_dir: Path, tiny_dir: Path
+) -> None:
+    locked = write_pdf(documents / "locked.pdf", ["red"], password="sesame")
+    paligemma("index", "add", locked, "--model", colpali_dir, "--password", "sesame")
+    command = ("search", "red", "--answer", "--answer-model", tiny_dir)
+    assert "give it with --password" in paligemma(*command).err
+    done = paligemma(*command, "--password", "sesame")
+    assert done.status == 0
+    assert "is read as it was kept" not in done.err
 
 
 @pytest.mark.parametrize(

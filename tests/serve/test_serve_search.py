@@ -154,6 +154,18 @@ def test_what_was_not_asked_for_is_not_sent_and_no_path_ever_is(served: Served) 
     }
 
 
+def test_the_best_pages_are_read_as_the_model_reads_them(served: Served) -> None:
+    hits = served.post("/v1/search", query="what color?", k=3, answers=2)["hits"]
+    paths = {path.name: path for path in served.pages}
+    expected = [served.model.pg.answer(paths[one["file"]], "what color?").text for one in hits[:2]]
+    assert [one["answer"] for one in hits] == [*expected, None]
+    assert served.refused("/v1/search", query=QUERY, answers=1, model="other")[:2] == (
+        404,
+        "model_not_found",
+    )
+    assert "at most 8" in served.refused("/v1/search", query=QUERY, answers=9)[2]
+
+
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 def test_embeddings_are_the_vectors_of_the_model(served: Served, encoding: str) -> None:
     images = [base64.b64encode(path.read_bytes()).decode() for path in served.pages[:2]]
@@ -295,6 +307,10 @@ def test_the_client_searches_embeds_adds_and_removes(served: Served, tmp_path: P
         assert found[0].thumbnail == expected[0].thumbnail
         assert [word for word, _ in found[0].words] == WORDS
         assert [one[:4] for one in found[0].heat] == [b"\x89PNG"] * 3
+        assert {one.answer for one in found} == {None}
+        read = client.search("what color?", k=2, answers=1)
+        assert isinstance(read[0].answer, str)
+        assert read[1].answer is None
         assert client.index_facts()["num_pages"] == NUM_PAGES
         for mine, theirs in (
             (client.embed_queries([QUERY])[0], served.model.encode_queries([QUERY])[0]),

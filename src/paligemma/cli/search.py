@@ -12,11 +12,9 @@ from paligemma.cli.library import library_options, page_json, start_of_text
 from paligemma.cli.options import DEFAULT_MODEL, NamedPath, overwrite_option
 from paligemma.cli.sections import ModelName
 from paligemma.cli.show import counted, echo_json
-from paligemma.errors import ConfigError, ImageError
+from paligemma.errors import ConfigError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from paligemma.retrieval.index import PageIndex
     from paligemma.retrieval.items import Hit
     from paligemma.retrieval.vectors import Vectors
@@ -45,7 +43,18 @@ if TYPE_CHECKING:
 @click.option(
     "--html", type=NamedPath(), metavar="FILE", help="Write a page with what each word matched."
 )
-@click.option("--answer", is_flag=True, help="Let a model read the best page and answer the query.")
+@click.option(
+    "--answer", is_flag=True, help="Let a model read the best pages and answer the query from each."
+)
+@click.option(
+    "--answer-pages",
+    "num_read",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many of the best pages it reads.",
+)
 @click.option(
     "--answer-model",
     type=ModelName(),
@@ -53,6 +62,12 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="MODEL",
     help="The model that reads.",
+)
+@click.option(
+    "--password",
+    envvar="PALIGEMMA_PDF_PASSWORD",
+    metavar="TEXT",
+    help="Of locked PDFs that are read; better in PALIGEMMA_PDF_PASSWORD.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
 @overwrite_option
@@ -63,7 +78,9 @@ def search(
     rerank: str,
     html: Path | None,
     answer: bool,
+    num_read: int,
     answer_model: str,
+    password: str | None,
     as_json: bool,
     overwrite: bool,
 ) -> None:
@@ -82,20 +99,26 @@ def search(
     with library() as index:
         (words,) = index.model.encode_queries([query])
         hits = index.search(words, k, rerank=chosen)
-        text = _answer(query, hits[0], answer_model) if answer and hits else None
+        read = hits[:num_read] if answer else []
+        texts = _answers(query, read, answer_model, password) if read else []
         if html is not None:
-            _write_page(html, query, words, hits, text, index)
+            _write_page(html, query, words, hits, texts, index)
     if as_json:
         body: dict[str, Any] = {
             "query": query,
             "hits": [{"score": hit.score, **page_json(hit)} for hit in hits],
         }
         if answer:
-            body["answer"] = None if text is None else {"text": text, "page": page_json(hits[0])}
+            body["answers"] = [
+                {"text": text, "page": page_json(hit)}
+                for text, hit in zip(texts, read, strict=True)
+            ]
         echo_json(body)
         return
-    if text is not None:
-        click.echo(f"{text or '(the answer is empty)'}  ({_place(hits[0])})\n")
+    for text, hit in zip(texts, read, strict=True):
+        click.echo(f"{text or '(the answer is empty)'}  ({_place(hit)})")
+    if texts:
+        click.echo()
     for hit in hits:
         click.echo(f"{hit.score:7.3f}  {_place(hit)}{start_of_text(hit)}")
     if not hits:
@@ -116,35 +139,19 @@ def _place(hit: Hit) -> str:
     return f"{click.format_filename(hit.path)}, page {hit.page}"
 
 
-def _answer(query: str, hit: Hit, model: str) -> str:
-    """What a model reads on the page."""
+def _answers(query: str, hits: Sequence[Hit], model: str, password: str | None) -> list[str]:
+    """What a model reads on each page."""
     from paligemma.pipeline.paligemma import PaliGemma
+    from paligemma.retrieval.page_picture import page_picture
 
     pg = PaliGemma.from_pretrained(model)
-    return str(pg.answer(_picture(hit, pg.processor.image_size_px), query))
-
-
-def _picture(hit: Hit, size_px: int) -> Image.Image:
-    """The page from its file, or, where that has changed or is gone, as it is kept.
-
-    Raises:
-        ImageError: neither is there.
-    """
-    from paligemma.retrieval.items import thumbnail_of
-    from paligemma.retrieval.page_files import PageBounds, read_page
-
-    try:
-        page = read_page(hit.path, hit.page, PageBounds(size_px=size_px))
-        if page.id == hit.id:
-            return page.picture
-        why = "it has changed"
-    except ImageError as error:
-        why = str(error)
-    small = thumbnail_of(hit)
-    if small is None:
-        raise ImageError(f"{_place(hit)} cannot be read again: {why}")
-    click.echo(f"paligemma: {_place(hit)} is read as it was kept, smaller: {why}", err=True)
-    return small
+    texts = []
+    for hit in hits:
+        picture, why = page_picture(hit, pg.processor.image_size_px, password=password)
+        if why:
+            click.echo(f"paligemma: {_place(hit)} is read as it was kept, smaller: {why}", err=True)
+        texts.append(str(pg.answer(picture, query)))
+    return texts
 
 
 def _write_page(
@@ -152,14 +159,14 @@ def _write_page(
     query: str,
     words: Vectors,
     hits: Sequence[Hit],
-    answer: str | None,
+    texts: Sequence[str],
     index: PageIndex,
 ) -> None:
     from paligemma.retrieval.results_page import PageAnswer, results_page
     from paligemma.whole_file import write_whole
 
     vectors = {hit.id: index.vectors(hit.id) for hit in hits}
-    answers: list[Any] = [] if answer is None else [PageAnswer(text=answer, hit=0)]
+    answers = [PageAnswer(text=text, hit=number) for number, text in enumerate(texts)]
     about = f"{index.name}, {counted(index.count(), 'page')}"
     page = results_page(query, hits, words=words, vectors=vectors, answers=answers, about=about)
     write_whole(path, [page])

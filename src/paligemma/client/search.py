@@ -33,6 +33,7 @@ class FoundPage:
         words: each word of the query, and what it adds to the score.
         thumbnail: a small picture of the page.
         heat: a PNG with transparency of each word, in the order of `words`, a pixel a patch.
+        answer: what a model read on the page, where it was asked.
     """
 
     id: str
@@ -44,25 +45,42 @@ class FoundPage:
     words: tuple[tuple[str, float], ...]
     thumbnail: bytes | None = None
     heat: tuple[bytes, ...] = ()
+    answer: str | None = None
 
 
 class SearchMethods(ABC):
     """What a client of a server with an index can ask."""
+
+    _model: str | None
 
     @abstractmethod
     def _call(self, path: str, fields: Mapping[str, Any] | None) -> Any:
         """The JSON that the server answers; fields of None ask with GET."""
 
     def search(
-        self, query: str, k: int = 5, *, heat: bool = False, thumbnails: bool = True
+        self,
+        query: str,
+        k: int = 5,
+        *,
+        heat: bool = False,
+        thumbnails: bool = True,
+        answers: int = 0,
     ) -> list[FoundPage]:
         """The k pages of the server's index that match a query best, the best first.
+
+        Args:
+            heat: whether pages come with the heat of each word.
+            thumbnails: whether they come with a small picture.
+            answers: how many of the best pages the client's model reads, to answer the query from
+                each.
 
         Raises:
             ConfigError: a field that is wrong, or a server without an index.
             RunError: the server does not answer.
         """
         fields = {"query": query, "k": k, "heat": heat, "thumbnails": thumbnails}
+        if answers:
+            fields |= {"answers": answers, "model": self._model}
         body = self._call("/v1/search", fields)
         return _read(lambda: [_found(one) for one in body["hits"]])
 
@@ -135,6 +153,7 @@ def _found(one: Mapping[str, Any]) -> FoundPage:
         words=tuple((str(word["word"]), float(word["score"])) for word in one["words"]),
         thumbnail=None if one["thumbnail"] is None else _bytes_of(one["thumbnail"]),
         heat=tuple(map(_bytes_of, heat["words"])),
+        answer=None if one.get("answer") is None else str(one["answer"]),
     )
 
 

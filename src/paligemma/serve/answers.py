@@ -205,6 +205,7 @@ class HitBody(BaseModel):
     text: str = Field(description="The start of the page's own text, where its file has some.")
     words: list[WordFacts]
     heat: HeatFacts | None
+    answer: str | None = Field(description="What a model read on the page, where it was asked.")
 
 
 class SearchBody(BaseModel):

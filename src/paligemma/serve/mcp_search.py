@@ -66,11 +66,12 @@ def _found(
 ) -> tuple[dict[str, Any], list[tuple[bytes, str]]]:
     """The body and the pictures with their types; in the library's thread."""
     search = Search.of(
-        SearchRequest(query=asked.query, k=asked.k, heat=False, thumbnails=False), shelf
+        SearchRequest.model_validate({"query": asked.query, "k": asked.k, "thumbnails": False}),
+        shelf,
     )
     body = search.body(shelf)
     for found, hit in zip(body["hits"], search.hits, strict=True):
-        for name in ("width", "height", "thumbnail", "heat"):
+        for name in ("width", "height", "thumbnail", "heat", "answer"):
             del found[name]
         found["path"] = hit.path if roots.holds(Path(hit.path)) else None
     return body, _pictures(asked, search) if asked.pictures or asked.heat else []

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 MAX_PROMPT_CHARS = 20_000
 MAX_QUERY_CHARS = 2000
 MAX_HITS = 100
+MAX_ANSWERS = 8
 MAX_INPUTS = 64  # queries or pages of one request
 # One grey pixel, so that the examples of the API page can be sent as they are.
 PIXEL = (
@@ -115,6 +116,15 @@ class SearchRequest(_Strict):
         False, description="Where on each page each word of the query is found, as pictures."
     )
     thumbnails: bool = Field(True, description="A small picture of each page.")
+    answers: int = Field(
+        0,
+        ge=0,
+        le=MAX_ANSWERS,
+        description="How many of the best pages a model reads, to answer the query from each.",
+    )
+    model: str | None = Field(
+        None, max_length=300, description="The model that reads; the server's first by default."
+    )
 
 
 class EmbeddingsRequest(_Strict):

@@ -40,6 +40,7 @@ from paligemma.serve.bodies import read_json, validation_error
 from paligemma.serve.errors import ServeError
 from paligemma.serve.library import Library, Shelf
 from paligemma.serve.openapi import answers, body_of
+from paligemma.serve.page_answers import page_answers
 from paligemma.serve.pictures import picture_bytes
 from paligemma.serve.schemas import (
     MAX_INPUTS,
@@ -77,7 +78,11 @@ def search_routes(service: Service) -> APIRouter:
     async def search(request: Request) -> JSONResponse:
         library = library_of(service)
         asked = await _fields(request, SearchRequest)
-        return JSONResponse(await library.run(lambda shelf: Search.of(asked, shelf).body(shelf)))
+        body, hits = await library.run(partial(_found, asked))
+        texts = await page_answers(service, library, request.state.client, asked, hits)
+        for hit, text in zip(body["hits"], texts, strict=False):
+            hit["answer"] = text
+        return JSONResponse(body)
 
     async def embed(request: Request) -> JSONResponse:
         library = library_of(service)
@@ -182,7 +187,13 @@ class Search:
                 {"word": word, "score": score} for word, score in zip(words, scores, strict=True)
             ],
             "heat": None,
+            "answer": None,
         }
+
+
+def _found(asked: SearchRequest, shelf: Shelf) -> tuple[dict[str, Any], Sequence[Hit]]:
+    search = Search.of(asked, shelf)
+    return search.body(shelf), search.hits
 
 
 def _facts(shelf: Shelf) -> dict[str, Any]:
