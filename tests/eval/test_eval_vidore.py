@@ -206,6 +206,36 @@ class TestCommand:
         shown = [float(line.split()[1]) for line in lines[4:]]
         assert shown == [*PUBLISHED.values()] == [81.3, 81.5, 83.9, 84.8]
 
+    def test_a_stopped_run_goes_on_with_the_next_page(
+        self, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = beir(tmp_path / "drawn")
+        command = ["eval", "vidore", "--data", str(data), "--model", str(model), "--quiet"]
+        command += ["--json", "--batch-size", "2"]
+        whole = json.loads(CliRunner().invoke(main, command).stdout)
+        encode, read = ColPali.encode_pages, []
+
+        def stopped(self: ColPali, pictures: Any, **options: Any) -> Any:
+            read.append(len(pictures))
+            if len(read) == 3:
+                raise KeyboardInterrupt
+            return encode(self, pictures, **options)
+
+        monkeypatch.setattr(ColPali, "encode_pages", stopped)
+        kept = [*command, "--output", str(tmp_path / "scores")]
+        assert CliRunner().invoke(main, kept).exit_code != 0
+        (file,) = (tmp_path / "scores").iterdir()
+        file.write_bytes(file.read_bytes() + b"torn")
+        assert json.loads(CliRunner().invoke(main, kept).stdout) == whole
+        assert read == [2, 2, 2, 2]
+        assert json.loads(CliRunner().invoke(main, kept).stdout) == whole
+        assert len(read) == 4
+        # Another question, another file.
+        queries = data / "queries" / "test-00000-of-00001.parquet"
+        write(queries, [{"query-id": k, "query": "another"} for k in range(6)])
+        assert CliRunner().invoke(main, kept).exit_code == 0
+        assert len(read) == 7
+
     def test_a_folder_without_a_set_is_an_error_of_one_sentence(self, tmp_path: Path) -> None:
         done = CliRunner().invoke(main, ["eval", "vidore", "--data", str(tmp_path)])
         assert done.exit_code != 0

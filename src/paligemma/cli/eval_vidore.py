@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -25,9 +26,15 @@ from paligemma.cli.stopping import when_stopped
 @click.option("--split", default="test", show_default=True, help="Of sets that have several.")
 @click.option("-k", type=click.IntRange(1, 1000), default=5, show_default=True, help="Of nDCG@k.")
 @click.option("--batch-size", type=click.IntRange(1, 1024), default=4, show_default=True)
+@click.option(
+    "--output",
+    type=NamedPath(file_okay=False),
+    metavar="DIR",
+    help="Keep scores there as they come, and go on with those of a stopped run.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-@when_stopped("begins anew, as nothing was written")
+@when_stopped("goes on if --output keeps its scores, and else begins anew")
 def vidore_command(
     data: Path,
     model: str,
@@ -36,6 +43,7 @@ def vidore_command(
     split: str,
     k: int,
     batch_size: int,
+    output: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -43,23 +51,31 @@ def vidore_command(
 
     \b
     hf download vidore/docvqa_test_subsampled_beir --repo-type dataset --local-dir vidore/docvqa
-    paligemma eval vidore --data vidore/ --model vidore/colpali-v1.3
+    paligemma eval vidore --data vidore/ --model vidore/colpali-v1.3 --output runs/vidore
     """
     from tqdm.auto import tqdm
 
     from paligemma.eval.vidore import score_lines, score_set
+    from paligemma.eval.vidore_kept import KeptScores
     from paligemma.eval.vidore_sets import read_sets
+    from paligemma.one_writer import one_writer
     from paligemma.retrieval.colpali import ColPali
 
     sets = read_sets(data, split=split)
     loaded = ColPali.from_pretrained(model, preset=preset, device=device)
     found = []
-    with tqdm(
-        total=sum(len(one.page_ids) for one in sets), unit="page", disable=quiet or None
-    ) as bar:
+    total = sum(len(one.page_ids) for one in sets)
+    with (
+        one_writer(output) if output is not None else nullcontext(),
+        tqdm(total=total, unit="page", disable=quiet or None) as bar,
+    ):
         for one in sets:
             bar.set_postfix_str(one.name)
-            found.append(score_set(loaded, one, k=k, batch_size=batch_size, on_pages=bar.update))
+            kept = None if output is None else KeptScores(output, loaded.identity, one)
+            scored = score_set(
+                loaded, one, k=k, batch_size=batch_size, kept=kept, on_pages=bar.update
+            )
+            found.append(scored)
     if not as_json:
         for line in score_lines(model, found):
             click.echo(line)

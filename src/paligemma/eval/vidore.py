@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from paligemma.errors import ConfigError, DataError, ImageError
+from paligemma.eval.vidore_kept import KeptScores
 from paligemma.eval.vidore_sets import RetrievalSet
 from paligemma.metrics.measure import Measure, mean_measure
 from paligemma.metrics.ranking import ndcg
@@ -91,6 +92,7 @@ def score_set(
     *,
     k: int = DEFAULT_K,
     batch_size: int = 4,
+    kept: KeptScores | None = None,
     on_pages: Callable[[int], None] | None = None,
 ) -> SetScore:
     """Rank all pages of a set for each of its queries.
@@ -99,7 +101,8 @@ def score_set(
 
     Args:
         batch_size: pages, and queries, that are embedded together.
-        on_pages: called with the number of pages that were just scored.
+        kept: scores of an earlier call, to which those of each batch are added.
+        on_pages: called with the number of pages that were just scored, or were kept.
 
     Raises:
         DataError: a picture of the set cannot be read.
@@ -107,8 +110,11 @@ def score_set(
     if k < 1:
         raise ConfigError(f"nDCG counts the first k pages, k of 1 or more, got {k}")
     queries = [one.values for one in model.encode_queries(list(asked.queries.values()))]
-    columns = []
-    for start in range(0, len(asked.pictures), batch_size):
+    columns = [torch.zeros(len(queries), 0) if kept is None else kept.read()]
+    first = columns[0].shape[1]
+    if on_pages is not None and first:
+        on_pages(first)
+    for start in range(first, len(asked.pictures), batch_size):
         some = asked.pictures[start : start + batch_size]
         try:
             pictures = [one.read(model.pg.processor.reader.max_pixels) for one in some]
@@ -116,6 +122,8 @@ def score_set(
             raise DataError(f"{asked.name}: {error}") from error
         pages = [one.values for one in model.encode_pages(pictures, batch_size=batch_size)]
         columns.append(score_matrix(queries, pages))
+        if kept is not None:
+            kept.write(start, columns[-1])
         if on_pages is not None:
             on_pages(len(some))
     whole = torch.cat(columns, dim=1).numpy().astype(np.float64)
