@@ -35,11 +35,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_an_index_opens_with_the_model_that_made_it_and_keeps_the_bounds_of_the_server(
     made: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    choice = LibraryChoice(index=f"memory://{made[1]}", model=None, uploads=tmp_path)
+    choice = LibraryChoice(index=f"memory://{made[1]}", model=None, uploads=tmp_path, limit=7)
     library = choice.open(ServerOptions(max_pixels=5_000))
     assert library is not None
     shelf = library.shelf
     assert (shelf.name, shelf.index.count(), shelf.uploads) == ("library", 1, tmp_path)
+    assert shelf.max_pages == 7
     reader = shelf.model.pg.processor.reader
     assert (reader.max_pixels, reader.allow_video) == (5_000, False)
     library.close()
@@ -73,3 +74,10 @@ def test_what_cannot_be_searched_is_said_before_anyone_is_served(
     assert done.exit_code == 2
     assert complaint in done.stderr
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_limit_without_uploads_is_refused(tmp_path: Path) -> None:
+    words = ["serve", "--port", "0", "--model", "tiny", "--index-limit", "5"]
+    done = CliRunner().invoke(main, [*words, "--index", str(tmp_path / "none")])
+    assert done.exit_code == 2
+    assert "let them with --index-uploads" in done.stderr

@@ -211,6 +211,26 @@ def test_a_full_index_takes_no_more(served: Served, model: ColPali, pages: list[
     assert response.json()["error"]["code"] == "index_full"
 
 
+def test_one_request_fills_an_index_up_to_its_limit(
+    model: ColPali, pages: list[Path], tmp_path: Path
+) -> None:
+    library = library_of(model, pages, tmp_path)  # takes two pages more
+    sides = [Image.new("RGB", (64, 64), colour) for colour in ("red", "green", "blue")]
+    several = io.BytesIO()
+    sides[0].save(several, "TIFF", save_all=True, append_images=sides[1:])
+    one = io.BytesIO()
+    Image.new("RGB", (64, 64), "white").save(one, "PNG")
+    files = {
+        name: base64.b64encode(data.getvalue()).decode()
+        for name, data in (("several.tiff", several), ("one.png", one))
+    }
+    with TestClient(create_app(service_of(model, library))) as client:
+        body = client.post("/v1/index", json={"files": files}).json()
+    assert (body["added"], body["num_pages"]) == (2, NUM_PAGES + 2)
+    assert [fault.partition(":")[0] for fault in body["faults"]] == ["several.tiff", "one.png"]
+    assert "takes no more" in body["faults"][1]
+
+
 def test_clients_may_only_search_an_index_without_a_folder_for_uploads(
     model: ColPali, pages: list[Path]
 ) -> None:

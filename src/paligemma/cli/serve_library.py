@@ -23,6 +23,7 @@ class LibraryChoice:
     index: str | None
     model: str | None
     uploads: Path | None = None
+    limit: int | None = None
 
     def open(self, options: ServerOptions) -> Library | None:
         """The index with its model; None where none was named.
@@ -30,14 +31,16 @@ class LibraryChoice:
         Raises:
             PaliGemmaError: it cannot be opened.
         """
+        if self.limit is not None and self.uploads is None:
+            raise ConfigError("a limit is one of what clients add; let them with --index-uploads")
         if self.index is None:
             if self.model or self.uploads:
                 raise ConfigError("a retriever and uploads need an index; name it with --index")
             return None
         from paligemma.retrieval.index import PageIndex
-        from paligemma.serve.library import Library, Shelf
+        from paligemma.serve.library import MAX_PAGES, Library, Shelf
 
-        place = self.index
+        place, limit = self.index, self.limit or MAX_PAGES
 
         def open_shelf() -> Shelf:
             index = PageIndex.open(place, self.model, create=self.uploads is not None)
@@ -49,7 +52,7 @@ class LibraryChoice:
             except BaseException:
                 index.close()
                 raise
-            return Shelf(name=_name_of(place), index=index, uploads=self.uploads)
+            return Shelf(name=_name_of(place), index=index, uploads=self.uploads, max_pages=limit)
 
         click.echo(f"paligemma: opening the index {place} …", err=True)
         library = Library(open_shelf, options)
@@ -68,6 +71,7 @@ def _choose(values: dict[str, Any]) -> LibraryChoice:
         index=values.pop("index_url"),
         model=values.pop("retriever"),
         uploads=values.pop("uploads", None),
+        limit=values.pop("limit", None),
     )
 
 
@@ -95,6 +99,13 @@ writable_library_options = gathered_options(
             type=NamedPath(file_okay=False),
             metavar="DIR",
             help="Let clients add pages to the index and remove some; their files are kept in DIR.",
+        ),
+        click.option(
+            "--index-limit",
+            "limit",
+            type=click.IntRange(1, 1_000_000_000),
+            metavar="N",
+            help="Pages of the index from which on clients add no more; 1,000,000 by default.",
         ),
     ],
     _choose,

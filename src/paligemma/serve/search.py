@@ -27,6 +27,7 @@ from paligemma.retrieval.heat import (
     words_of,
 )
 from paligemma.retrieval.items import Hit
+from paligemma.retrieval.page_files import MAX_PAGES, PageBounds
 from paligemma.retrieval.vectors import Vectors
 from paligemma.serve.answers import (
     AddedBody,
@@ -211,21 +212,25 @@ def _added(files: Mapping[str, bytes], shelf: Shelf) -> dict[str, Any]:
     before = shelf.index.count()
     if before >= shelf.max_pages or shelf.uploads is None:
         raise ServeError(
-            f"this index takes no more than {shelf.max_pages} pages, it has {before}; remove some",
+            f"this index takes no more than {shelf.max_pages:,} pages, it has {before:,}; remove "
+            "some, or start the server with a higher --index-limit",
             status=403,
             code="index_full",
         )
-    paths = []
+    added, faults = 0, []
     for name, data in files.items():
         plain = _PLAIN.sub("_", PurePath(name.replace("\\", "/")).name)[-150:].lstrip(".") or "page"
         path = shelf.uploads / hashlib.sha256(data).hexdigest() / plain
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial_path:
             partial_path.write_bytes(data)
-        paths.append(path)
-    result = shelf.index.add(paths)
-    faults = [f"{PurePath(one.path).name}: {one.reason}" for one in result.faults]
-    return {"added": result.added, "num_pages": shelf.index.count(), "faults": faults}
+        if not (room := shelf.max_pages - shelf.index.count()):
+            faults.append(f"{plain}: the index has {shelf.max_pages:,} pages and takes no more")
+            continue
+        result = shelf.index.add([path], bounds=PageBounds(max_pages=min(room, MAX_PAGES)))
+        added += result.added
+        faults += [f"{PurePath(one.path).name}: {one.reason}" for one in result.faults]
+    return {"added": added, "num_pages": shelf.index.count(), "faults": faults}
 
 
 def _removed(ids: Sequence[str], shelf: Shelf) -> dict[str, Any]:
