@@ -93,6 +93,25 @@ def test_pages_are_found_and_each_word_shows_its_own_heat(tab: Tab) -> None:
     assert heat.is_visible()
 
 
+def test_the_best_page_is_read_on_request(tab: Tab) -> None:
+    page = tab.open("documents")
+    search(page)
+    assert page.locator("#documents .page-answer").is_hidden()
+    page.get_by_label("Read the best page and answer").check()
+    with page.expect_response(
+        lambda one: (
+            one.url.endswith("/v1/search") and '"answers":1' in (one.request.post_data or "")
+        )
+    ) as answered:
+        page.click("#documents button[type=submit]")
+    best = answered.value.json()["hits"][0]
+    page.wait_for_selector("#documents .page-answer b")
+    text = " ".join(best["answer"].split()) or "(the answer is empty)"
+    shown = page.locator("#documents .page-answer").inner_text()
+    assert shown == f"{text} from {best['file']}, page {best['page']}"
+    page.wait_for_selector("#documents .status:has-text('3 of 3 pages in')")
+
+
 def test_pages_are_added_beside_files_that_cannot_be_read(tab: Tab, tmp_path: Path) -> None:
     new, broken = tmp_path / "new.png", tmp_path / "broken.png"
     Image.fromarray(draw_scene(40).image).save(new)

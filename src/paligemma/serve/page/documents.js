@@ -18,8 +18,10 @@ export class Documents {
       placeholder: "how much did revenue grow?",
     });
     this.submit = el("button.primary", { type: "submit" }, "Search");
+    this.reads = el("input", { type: "checkbox" });
     this.facts = el("p.quiet");
     this.status = el("p.status", { role: "status" });
+    this.answer = el("p.page-answer", { role: "status" });
     this.problem = el("p.problem", { role: "alert", hidden: true });
     this.words = el("fieldset.words", { hidden: true });
     this.hits = el("div.hits");
@@ -37,6 +39,7 @@ export class Documents {
       { onsubmit: (event) => this.#submitted(event) },
       labelled("What are you looking for?", this.query),
       this.submit,
+      el("label.reads", {}, this.reads, "Read the best page and answer"),
       el("div.search-facts", {}, this.facts, this.tools),
     );
     this.setup = el(
@@ -53,6 +56,7 @@ export class Documents {
       this.setup,
       this.problem,
       this.status,
+      this.answer,
       this.words,
       this.hits,
     );
@@ -86,10 +90,12 @@ export class Documents {
   async search(query) {
     this.submit.disabled = true;
     this.status.textContent = "Searching";
+    this.answer.replaceChildren();
     const before = performance.now();
     await this.#attempt(async () => {
       const answer = await searchPages({ query, k: NUM_HITS, heat: true });
       this.#show(answer, performance.now() - before);
+      if (this.reads.checked && answer.hits.length) await this.#answer(query);
     });
     this.submit.disabled = false;
     if (!this.problem.hidden) this.status.textContent = "";
@@ -111,6 +117,19 @@ export class Documents {
     this.shown = hits.map((hit, k) => ({ hit, ...this.#card(hit, k) }));
     this.hits.replaceChildren(...this.shown.map(({ card }) => card));
     if (words.length) this.#heat((hit) => hit.heat.any);
+  }
+
+  /** Lets the server's model read the best page; pages are shown before it has. */
+  async #answer(query) {
+    const found = this.status.textContent;
+    this.status.textContent = `${found}. Reading the best page`;
+    const { hits } = await searchPages({ query, k: 1, thumbnails: false, answers: 1 });
+    const [best] = hits;
+    this.answer.replaceChildren(
+      el("b", {}, best.answer || "(the answer is empty)"),
+      el("span.quiet", {}, ` from ${best.file}, page ${best.page}`),
+    );
+    this.status.textContent = found;
   }
 
   #choice(text, heatOf, checked = false) {
