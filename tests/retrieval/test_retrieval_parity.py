@@ -378,7 +378,29 @@ def test_a_projection_may_lie_in_a_folder_of_sentence_transformers(
         {"idx": 1, "path": "1_Dense", "type": "sentence_transformers.base.modules.Dense"},
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
+    # As sentence-transformers 6.2 writes it.
+    config = {
+        "in_features": 32,
+        "out_features": DIM,
+        "bias": True,
+        "activation_function": "torch.nn.modules.linear.Identity",
+        "module_input_name": "token_embeddings",
+        "module_output_name": "token_embeddings",
+    }
+    described = folder / "1_Dense" / "config.json"
+    described.write_text(json.dumps(config))
     assert_equal(ColPali.from_pretrained(folder, preset="hf", device="cpu"), them)
+    for other, why in (
+        ({"activation_function": "torch.nn.modules.activation.Tanh"}, "is linear, .* has Tanh"),
+        ({"use_residual": True}, "is linear, .* has a residual"),
+    ):
+        described.write_text(json.dumps(config | other))
+        with pytest.raises(CheckpointError, match=why):
+            ColPali.from_pretrained(folder, preset="hf", device="cpu")
+    described.write_text(json.dumps(config))
+    save_file(dense | {"residual.weight": torch.ones(2)}, described.with_name("model.safetensors"))
+    with pytest.raises(CheckpointError, match=r"holds residual\.weight too"):
+        ColPali.from_pretrained(folder, preset="hf", device="cpu")
     modules[1]["path"] = "../../elsewhere"
     (folder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(CheckpointError):

@@ -170,12 +170,36 @@ def _dense(folder: Path) -> Linear | None:
     ]
     if len(paths) != 1 or Path(paths[0]).name != paths[0]:
         return None
-    with open_safetensors(folder / paths[0] / "model.safetensors") as file:
-        keys = [key for key in ("linear.weight", "linear.bias") if key in file.keys()]  # noqa: SIM118
-        tensors = {key: file.get_tensor(key) for key in keys}
+    place = folder / paths[0]
+    _require_linear(place)
+    with open_safetensors(place / "model.safetensors") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if unused := tensors.keys() - {"linear.weight", "linear.bias"}:
+        raise CheckpointError(
+            f"the projection of a ColPali has weight and bias, {place} holds "
+            f"{', '.join(sorted(unused))[:200]} too; take a checkpoint without it"
+        )
     if "linear.weight" in tensors and "linear.bias" not in tensors:
         tensors["linear.bias"] = torch.zeros(len(tensors["linear.weight"]))
-    return _linear(tensors, "linear", folder / paths[0])
+    return _linear(tensors, "linear", place)
+
+
+def _require_linear(place: Path) -> None:
+    """Refuse a `Dense` that computes more than a product and a sum; by itself it ends in tanh.
+
+    Source: sentence-transformers 6.2, base/modules/dense.py.
+    """
+    path = place / "config.json"
+    if not path.is_file():
+        return
+    config = read_json(path)
+    activation = str(config.get("activation_function", "Identity")).rpartition(".")[2]
+    if activation != "Identity" or config.get("use_residual"):
+        raise CheckpointError(
+            "the projection of a ColPali is linear, that of "
+            f"{place} has {'a residual' if activation == 'Identity' else activation[:80]}; take "
+            "another checkpoint"
+        )
 
 
 def _stated_preset(loaded: Pretrained, source: str) -> Preset:
