@@ -208,6 +208,16 @@ def test_a_preset_is_checked_and_survives_its_file() -> None:
         Preset(name="x", query_prefix="", num_augmentation=1 << 30)
     with pytest.raises(ConfigError, match="missing or unknown"):
         Preset.from_json({"name": "x"})
+    with pytest.raises(ConfigError, match="plain_words of a preset are at most 1000 texts"):
+        Preset.from_json({**PRESETS["tiny"].to_json(), "plain_words": "and"})
+
+
+def test_a_preset_with_plain_words_reads_all_others_in_capitals() -> None:
+    assert PRESETS["tiny"].read_as("a Page about hall, straße and b12?") == (
+        "a Page about HALL, STRAßE and B12?"
+    )
+    assert PRESETS["v1.3"].read_as("a page about hall") == "Query: a page about hall"
+    assert "plain_words" not in PRESETS["v1.3"].to_json()  # identities and files stay as they were
 
 
 def test_a_query_matches_the_page_that_holds_its_vectors(colpali: ColPali) -> None:

@@ -68,3 +68,16 @@ def test_the_model_in_the_package_finds_pages_without_a_download() -> None:
     )
     found = (scores.argmax(dim=1) == torch.arange(12)).sum()
     assert found >= 10
+
+
+def test_the_model_in_the_package_finds_words_in_small_letters() -> None:
+    colpali = ColPali.from_pretrained("tiny", device="cpu")
+    drawn = [draw_page(seed, split="heldout") for seed in range(24)]
+    pages = [page for page in drawn if page.scene is None]
+    queries = [f"a page about {' and '.join(page.words[:2]).lower()}" for page in pages]
+    scores = score_matrix(
+        [one.values for one in colpali.encode_queries(queries)],
+        [one.values for one in colpali.encode_pages([page.image for page in pages])],
+    )
+    found = (scores.argmax(dim=1) == torch.arange(len(pages))).sum()
+    assert found >= len(pages) - 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 
 from paligemma.batch import Batch, TokenRow
 from paligemma.errors import ConfigError, ImageError, PromptError
@@ -62,7 +63,7 @@ def query_ids(preset: Preset, processor: Processor, text: str) -> tuple[int, ...
     if not text.strip():
         raise PromptError("a query must have words, got none; leave it out")
     vocab = processor.vocab
-    ids = processor.tokenizer.encode(preset.query_prefix + text)
+    ids = processor.tokenizer.encode(preset.read_as(text))
     added = [_augmentation_id(preset, processor)] * preset.num_augmentation
     return (vocab.bos, *ids, *added, *((vocab.sep,) if preset.newline else ()))
 
@@ -73,7 +74,7 @@ def query_pieces(preset: Preset, processor: Processor, text: str) -> tuple[str, 
     Joined, they are the query. A character of several tokens stands with the last of them.
     """
     tokenizer = processor.tokenizer
-    ids = tokenizer.encode(preset.query_prefix + text)
+    ids = tokenizer.encode(preset.read_as(text))
     left = len(preset.query_prefix.encode())
     pieces, unread = [], b""
     for token in ids:
@@ -87,6 +88,9 @@ def query_pieces(preset: Preset, processor: Processor, text: str) -> tuple[str, 
         except UnicodeDecodeError:
             pieces.append("")
             unread = read[skipped:]
+    if preset.plain_words:  # shown as they were written, not as they are read
+        ends = list(accumulate(map(len, pieces)))
+        pieces = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     num_added = preset.num_augmentation + preset.newline
     return ("", *pieces, *[""] * num_added)
 

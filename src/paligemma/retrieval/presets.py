@@ -24,6 +24,14 @@ PAD = "<pad>"
 FILE_NAME = "colpali.json"
 _MAX_CHARS = 1000
 _MAX_AUGMENTATION = 256
+_MAX_WORDS = 1000
+_WORD = re.compile(r"[^\W\d_]+")
+# Those of the queries that `tiny` was taught with, and others that name nothing on a page.
+_TINY_WORDS = (
+    "a about an and are black blue by circle cross digit does find for green heart in is it of on "
+    "or orange page picture purple red say saying shows show sign square star that the there to "
+    "triangle what where which white with yellow"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +48,8 @@ class Preset:
         newline: whether a query ends with a line feed, as a page always does.
         query_attention: "bidirectional", or "causal", where a query's token sees those before it;
             those of a page always see each other.
+        plain_words: words that are read as they are written. If there are any, the others of a
+            query are read in capitals, as the pages are that the model was taught with.
     """
 
     name: str
@@ -49,6 +59,7 @@ class Preset:
     num_augmentation: int = 10
     newline: bool = True
     query_attention: str = BIDIRECTIONAL
+    plain_words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("name", "query_prefix", "page_prompt", "augmentation_token"):
@@ -73,10 +84,30 @@ class Preset:
                 f"query_attention of a preset must be {BIDIRECTIONAL} or {CAUSAL}, got "
                 f"{self.query_attention!r:.100}"
             )
+        words = self.plain_words
+        if not (
+            isinstance(words, tuple)
+            and len(words) <= _MAX_WORDS
+            and all(isinstance(word, str) and len(word) <= _MAX_CHARS for word in words)
+        ):
+            raise ConfigError(
+                f"plain_words of a preset are at most {_MAX_WORDS} texts of at most {_MAX_CHARS} "
+                f"characters, got {reprlib.repr(words)}"
+            )
+
+    def read_as(self, query: str) -> str:
+        """The query as the model reads it: as many characters, behind the prefix."""
+        if self.plain_words:
+            plain = frozenset(self.plain_words)
+            query = _WORD.sub(
+                lambda word: word[0] if word[0].lower() in plain else _capitals(word[0]), query
+            )
+        return self.query_prefix + query
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
+        """The fields by name; without `plain_words` where there are none."""
+        words = {"plain_words": list(self.plain_words)} if self.plain_words else {}
+        return {name: one for name, one in asdict(self).items() if name != "plain_words"} | words
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Preset:
@@ -85,13 +116,20 @@ class Preset:
         Raises:
             ConfigError: a field is missing, unknown, or of the wrong kind.
         """
-        names = {field.name for field in fields(cls)}
-        if raw.keys() != names:
+        names = {field.name for field in fields(cls)} - {"plain_words"}
+        stated = raw.keys() - {"plain_words"}
+        if stated != names:
             raise ConfigError(
-                f"{FILE_NAME} must have exactly the fields {', '.join(sorted(names))}, "
-                f"{', '.join(sorted(names ^ raw.keys()))[:300]} is missing or unknown"
+                f"{FILE_NAME} must have exactly the fields {', '.join(sorted(names))}, and perhaps "
+                f"plain_words; {', '.join(sorted(names ^ stated))[:300]} is missing or unknown"
             )
-        return cls(**raw)
+        words = raw.get("plain_words", ())
+        return cls(**{**raw, "plain_words": tuple(words) if isinstance(words, list) else words})
+
+
+def _capitals(word: str) -> str:
+    """The word in capitals; a letter without a single one of its own, such as ß, stays."""
+    return "".join(one.upper() if len(one.upper()) == 1 else one for one in word)
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -110,7 +148,13 @@ PRESETS: Mapping[str, Preset] = {
         Preset(name="colpali2", query_prefix="Query: "),
         Preset(name="engine", query_prefix="", newline=False),
         Preset(name="hf", query_prefix="Question: "),
-        Preset(name="tiny", query_prefix="", page_prompt="", num_augmentation=4),
+        Preset(
+            name="tiny",
+            query_prefix="",
+            page_prompt="",
+            num_augmentation=4,
+            plain_words=tuple(_TINY_WORDS.split()),
+        ),
     )
 }
 _BY_NAME = (

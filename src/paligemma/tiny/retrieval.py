@@ -122,6 +122,7 @@ def train_retrieval(
     training = training or RetrievalTraining()
     asked = PaliGemma.from_pretrained("tiny", mode="exact", device=device or "cpu")
     preset = PRESETS["tiny"]
+    as_drawn = replace(preset, plain_words=())  # half of the queries are in small letters
     model = asked.model
     adapter = Adapter.new(
         model, LoraConfig(rank=training.rank, parts=training.parts), seed=training.seed
@@ -137,7 +138,7 @@ def train_retrieval(
             PairLossConfig(kind="contrastive"),
             compute_dtype=getattr(torch, training.compute),
         ),
-        PageSource(training=training, preset=preset, processor=asked.processor),
+        PageSource(training=training, preset=as_drawn, processor=asked.processor),
         OptimConfig(
             lr=training.lr,
             b2=0.98,
@@ -160,7 +161,7 @@ def train_retrieval(
         ),
         output / "train",
         # A run may end earlier or later than it was begun to.
-        settings={**asdict(replace(training, stop_at=None)), "preset": preset.to_json()},
+        settings={**asdict(replace(training, stop_at=None)), "preset": as_drawn.to_json()},
     )
     folder = save_retriever(
         adapter,
