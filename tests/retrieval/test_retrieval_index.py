@@ -109,6 +109,18 @@ def test_scores_and_order_are_exact(opened: Opened) -> None:
         assert max(abs(hit.score - truth[hit.id]) for hit in hits) < 1e-4
 
 
+def test_pages_of_equal_score_stand_in_the_order_of_their_ids(opened: Opened) -> None:
+    index = opened(ColourEncoder())
+    numbers = list(range(40))
+    random.Random(1).shuffle(numbers)
+    blank = item(1).vectors
+    index.upsert([Item(id=page_id(number), vectors=blank) for number in numbers])
+    index.upsert([item(100)])
+    for k in (1, 5, 40):
+        found = [hit.id for hit in index.search(blank, k=k, rerank=None)]
+        assert found == [page_id(number) for number in range(k)]
+
+
 def test_pages_chosen_by_their_centres_are_scored_exactly(opened: Opened) -> None:
     index = opened(ColourEncoder())
     index.upsert([item(number) for number in range(30)])

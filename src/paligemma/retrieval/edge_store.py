@@ -25,9 +25,10 @@ from paligemma.retrieval.store import (
     Found,
     Half,
     Payload,
-    best,
+    best_with_ties,
     each_few,
     faults_of,
+    found_of,
     half_of,
     page_id_of,
     point_id,
@@ -111,19 +112,17 @@ class EdgeStore:
         if rerank is not None:
             by_centres = edge.Query.Nearest(vectors, using=CENTRES)
             prefetches = [edge.Prefetch(limit=max(rerank, k), query=by_centres)]
-        points = self._opened.query(
-            edge.QueryRequest(
-                limit=k,
+
+        def ask(limit: int) -> list[Found]:
+            request = edge.QueryRequest(
+                limit=limit,
                 query=edge.Query.Nearest(vectors, using=PAGE),
                 prefetches=prefetches,
                 with_payload=True,
             )
-        )
-        found = []
-        for point in points:
-            page_id, payload = page_id_of(point.payload)
-            found.append(Found(id=page_id, score=float(point.score), payload=payload))
-        return best(found, k)
+            return [found_of(point) for point in self._opened.query(request)]
+
+        return best_with_ties(ask, k)
 
     def get(self, ids: Sequence[str]) -> list[Entry]:
         """See `Store`."""

@@ -22,8 +22,9 @@ from paligemma.retrieval.store import (
     Found,
     Half,
     Payload,
-    best,
+    best_with_ties,
     faults_of,
+    found_of,
     half_of,
     page_id_of,
     point_id,
@@ -159,21 +160,21 @@ class QdrantStore:
         first = None
         if rerank is not None:
             first = models.Prefetch(query=vectors, using=CENTRES, limit=max(rerank, k))
-        points = _asked(
-            lambda: self._client.query_points(
-                self._name,
-                query=vectors,
-                using=PAGE,
-                prefetch=first,
-                limit=k,
-                with_payload=True,
+
+        def ask(limit: int) -> list[Found]:
+            answer = _asked(
+                lambda: self._client.query_points(
+                    self._name,
+                    query=vectors,
+                    using=PAGE,
+                    prefetch=first,
+                    limit=limit,
+                    with_payload=True,
+                )
             )
-        ).points
-        found = []
-        for point in points:
-            page_id, payload = page_id_of(point.payload)
-            found.append(Found(id=page_id, score=float(point.score), payload=payload))
-        return best(found, k)
+            return [found_of(point) for point in answer.points]
+
+        return best_with_ties(ask, k)
 
     def get(self, ids: Sequence[str]) -> list[Entry]:
         """See `Store`."""

@@ -8,7 +8,7 @@ Axes: N vectors of a page, Q of a query, C centres of a page, D width of a vecto
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ MAX_FAULTS, _AT_ONCE = 20, 16
 _MAX_OFF = 1e-2  # of the length of a vector in float16
 _BLOCKS, _RUN, _ROUNDS = 8, 16, 3
 _SMALLEST = 1e-12
+_MAX_TIES = 10_000  # pages of one score that are put in order
 _NAMESPACE = uuid.UUID("5f0ff2a5-5a3a-4d0c-9a52-6f0d6a1e4c11")
 
 
@@ -123,7 +124,8 @@ class Store(Protocol):
 
         Args:
             query: float16[Q, D].
-            rerank: compute it only for so many pages whose centres are nearest; None for all.
+            rerank: compute it only for so many pages whose centres are nearest; None for all. Of
+                pages whose centres are equally near, which are taken is the store's affair.
         """
 
     def get(self, ids: Sequence[str]) -> list[Entry]:
@@ -193,6 +195,21 @@ def best(found: Iterable[Found], k: int) -> list[Found]:
     return sorted(found, key=lambda one: (-one.score, one.id))[:k]
 
 
+def best_with_ties(ask: Callable[[int], list[Found]], k: int) -> list[Found]:
+    """The k best of a store that orders pages of equal score in its own way.
+
+    Args:
+        ask: gives so many pages of the highest scores, in any order of ties.
+    """
+    limit = k + 1
+    while True:
+        found = ask(limit)
+        scores = sorted((one.score for one in found), reverse=True)
+        if len(found) < limit or scores[-1] < scores[k - 1] or limit >= _MAX_TIES:
+            return best(found, k)
+        limit *= 8  # the last one is a tie, so others may be
+
+
 def without_thumbnail(payload: Payload) -> Payload:
     """What is listed of a page."""
     return {name: value for name, value in payload.items() if name != THUMBNAIL}
@@ -212,6 +229,16 @@ def page_id_of(payload: Any) -> tuple[str, Payload]:
             "not written by this program"
         )
     return page_id, body
+
+
+def found_of(point: Any) -> Found:
+    """A page as Qdrant finds it.
+
+    Raises:
+        DataError: the point was not written by this program.
+    """
+    page_id, payload = page_id_of(point.payload)
+    return Found(id=page_id, score=float(point.score), payload=payload)
 
 
 def half_of(vectors: Any) -> Half:
