@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from paligemma.retrieval.items import Item, payload_of
+from paligemma.retrieval.items import Item, payload_of, with_path
 from paligemma.retrieval.page_files import Page, PageFault
 from paligemma.retrieval.store import Store
 from paligemma.retrieval.vectors import Vectors
@@ -82,7 +82,7 @@ def settle_files(
     moved, outdated = moved_and_outdated(kept, files)
     for page_id, path in moved.items():
         for entry in store.get([page_id]):
-            store.put([replace(entry, payload={**entry.payload, "path": path})])
+            store.put([replace(entry, payload=with_path(entry.payload, path))])
     if replace_changed:
         store.drop(outdated)
     result.moved, result.outdated = len(moved), len(outdated)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from paligemma.errors import DataError
 from paligemma.json_file import read_json
+from paligemma.one_writer import LOCK_FILE as WRITER
+from paligemma.retrieval.folder_lock import LOCK_FILE as OPEN
 from paligemma.retrieval.store import Card
 from paligemma.whole_file import write_json
 
 CARD_FILE = "index.json"
 SAFETENSORS, EDGE = "safetensors", "edge"
+SHARD = "shard"  # the files of Qdrant Edge
+# What a process that was killed while it wrote leaves beside what it wrote; `.tmp` of safetensors.
+_UNFINISHED = re.compile(
+    r"\.(index|shard|pages-\d{8})\.[0-9a-f]{32}(\.json|\.safetensors)?|\.tmp[0-9A-Za-z]{6}"
+)
 
 
 def read_card(folder: Path, kind: str) -> Card | None:
@@ -43,6 +52,28 @@ def kind_of(folder: Path) -> str | None:
     """
     body = _body(folder)
     return None if body is None else str(body.get("kind"))[:40]
+
+
+def holds_others(folder: Path) -> bool:
+    """Whether a folder without a card holds anything but what a killed beginning of an index left.
+
+    The files of Edge lie there before the card does, and the lock before both.
+    """
+    names = {path.name for path in folder.iterdir()}
+    begun = {SHARD} if OPEN in names else set()
+    left = names - {OPEN, WRITER} - begun
+    return any(_UNFINISHED.fullmatch(name) is None for name in left)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writers left; only for the one that keeps all others out."""
+    for path in folder.iterdir():
+        if _UNFINISHED.fullmatch(path.name) is None:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_card(folder: Path, card: Card, kind: str) -> None:

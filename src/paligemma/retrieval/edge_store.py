@@ -7,14 +7,16 @@ page that is written twice has one id. Several processes may read, or one may wr
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paligemma.errors import ConfigError, DataError, MissingExtraError
-from paligemma.retrieval.card_file import EDGE, read_card, write_card
+from paligemma.errors import ConfigError, DataError, MissingExtraError, RunError
+from paligemma.retrieval.card_file import EDGE, SHARD, read_card, remove_unfinished, write_card
 from paligemma.retrieval.folder_lock import FolderLock
 from paligemma.retrieval.store import (
     CENTRES,
@@ -38,7 +40,7 @@ from paligemma.whole_file import staging_folder
 if TYPE_CHECKING:
     from qdrant_edge import EdgeShard
 
-_SHARD = "shard"
+_ROOM = 8 << 20  # left free by whatever is written, bytes
 _BATCH = 256  # pages whose payloads are read at once
 
 
@@ -71,11 +73,14 @@ class EdgeStore:
         self._begin_writing()
         if self._card is not None:  # another process was first
             return
-        shard = self._folder / _SHARD
-        if not shard.is_dir():
-            with staging_folder(shard) as staging:
+        shard = self._folder / SHARD
+        if shard.is_dir():
+            self._remove_begun(shard)
+        with staging_folder(shard) as staging:
+            _require_room(self._folder, ())
+            with self._whole():
                 self._edge.EdgeShard.create(str(staging), self._config(card.dim)).close()
-                staging.rename(shard)
+            staging.rename(shard)
         write_card(self._folder, card, EDGE)
         self._card, self._shard = card, self._load()
 
@@ -92,16 +97,20 @@ class EdgeStore:
             )
             for entry in entries
         ]
-        self._opened.update(self._edge.UpdateOperation.upsert_points(points))
-        self._opened.flush()
+        _require_room(self._folder, entries)
+        with self._whole():
+            self._opened.update(self._edge.UpdateOperation.upsert_points(points))
+            self._opened.flush()
 
     def drop(self, ids: Sequence[str]) -> None:
         """See `Store`."""
         if ids and self._shard is not None:
             self._begin_writing()
             points = [point_id(one) for one in ids]
-            self._opened.update(self._edge.UpdateOperation.delete_points(points))
-            self._opened.flush()
+            _require_room(self._folder, ())
+            with self._whole():
+                self._opened.update(self._edge.UpdateOperation.delete_points(points))
+                self._opened.flush()
 
     def nearest(self, query: Half, k: int, rerank: int | None) -> list[Found]:
         """See `Store`."""
@@ -120,7 +129,9 @@ class EdgeStore:
                 prefetches=prefetches,
                 with_payload=True,
             )
-            return [found_of(point) for point in self._opened.query(request)]
+            with self._whole():
+                points = self._opened.query(request)
+            return [found_of(point) for point in points]
 
         return best_with_ties(ask, k)
 
@@ -128,9 +139,9 @@ class EdgeStore:
         """See `Store`."""
         if self._shard is None or not ids:
             return []
-        records = self._opened.retrieve(
-            [point_id(one) for one in ids], with_payload=True, with_vector=[PAGE, CENTRES]
-        )
+        wanted: list[Any] = [point_id(one) for one in ids]
+        with self._whole():
+            records = self._opened.retrieve(wanted, with_payload=True, with_vector=[PAGE, CENTRES])
         found = {}
         for record in records:
             page_id, payload = page_id_of(record.payload)
@@ -148,7 +159,8 @@ class EdgeStore:
         offset, shown = None, self._edge.PayloadSelector.Exclude([THUMBNAIL])
         while self._shard is not None:
             request = self._edge.ScrollRequest(offset=offset, limit=_BATCH, with_payload=shown)
-            records, offset = self._opened.scroll(request)
+            with self._whole():
+                records, offset = self._opened.scroll(request)
             for record in records:
                 yield page_id_of(record.payload)
             if offset is None:
@@ -156,7 +168,10 @@ class EdgeStore:
 
     def count(self) -> int:
         """See `Store`."""
-        return 0 if self._shard is None else int(self._opened.count(self._edge.CountRequest()))
+        if self._shard is None:
+            return 0
+        with self._whole():
+            return int(self._opened.count(self._edge.CountRequest()))
 
     def faults(self) -> list[str]:
         """See `Store`."""
@@ -221,9 +236,26 @@ class EdgeStore:
             if self._card is not None:
                 self._begin_reading()
             raise self._taken("has opened")
+        remove_unfinished(self._folder)
         self._card = read_card(self._folder, EDGE)
         if self._card is not None:
             self._shard = self._load()
+
+    def _remove_begun(self, shard: Path) -> None:
+        """Remove files whose card was not written before the process was killed; no page is there.
+
+        Raises:
+            DataError: pages are there, so it is the card that was lost.
+        """
+        begun = self._load()
+        count = int(begun.count(self._edge.CountRequest()))
+        begun.close()
+        if count:
+            raise DataError(
+                f"{self._folder} has {count} pages and no card; take index.json from a copy of the "
+                "index"
+            )
+        shutil.rmtree(shard)
 
     def _taken(self, what: str) -> ConfigError:
         return ConfigError(
@@ -232,11 +264,23 @@ class EdgeStore:
         )
 
     def _load(self) -> EdgeShard:
+        with self._whole():
+            return self._edge.EdgeShard.load(str(self._folder / SHARD))
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Say in a sentence what Edge raises on damaged files; its panics are no `Exception`.
+
+        Raises:
+            DataError: it raised.
+        """
         try:
-            return self._edge.EdgeShard.load(str(self._folder / _SHARD))
-        except Exception as error:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise DataError(
-                f"the files of an index must be whole, {self._folder / _SHARD} cannot be opened "
+                f"the files of an index must be whole, Edge cannot use {self._folder / SHARD} "
                 f"({str(error)[:300]}); take them from a snapshot, or make the index again"
             ) from error
 
@@ -250,6 +294,24 @@ class EdgeStore:
             hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=16, full_scan_threshold=10_000),
         )
         return edge.EdgeConfig(vectors={PAGE: params, CENTRES: params}, wal_enabled=False)
+
+
+def _require_room(folder: Path, entries: Sequence[Entry]) -> None:
+    """Refuse to write to a full disk: Edge maps its files, and the kernel would end the process.
+
+    Raises:
+        RunError: there is not room enough.
+    """
+    wanted = _ROOM
+    for entry in entries:
+        texts = sum(len(value) for value in entry.payload.values() if isinstance(value, str))
+        wanted += 2 * (entry.values.nbytes + entry.centres.nbytes + 4 * texts)
+    disk = shutil.disk_usage(folder)
+    if disk.total and disk.free < wanted:
+        raise RunError(
+            f"an index needs room on its disk, {folder} has {disk.free >> 20} MB left of the "
+            f"{(wanted >> 20) + 1} MB that this takes; make room, and run it again"
+        )
 
 
 def _edge() -> Any:

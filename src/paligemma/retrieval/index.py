@@ -19,7 +19,7 @@ from paligemma.errors import ConfigError
 from paligemma.retrieval.adding import Added, Keeping, settle_files
 from paligemma.retrieval.encoder import DEFAULT_MODEL, Encoder, lasting_name, load_colpali
 from paligemma.retrieval.index_url import open_store
-from paligemma.retrieval.items import PAGE_ID, Hit, Item, entry_of, hit_of
+from paligemma.retrieval.items import PAGE_ID, Hit, Item, entry_of, hit_of, path_of
 from paligemma.retrieval.page_files import Page, PageBounds, PageFault, pages_of
 from paligemma.retrieval.store import Card, Store
 from paligemma.retrieval.vectors import Vectors
@@ -150,7 +150,7 @@ class PageIndex:
         size_px = self.model.image_size_px
         bounds = replace(bounds or PageBounds(), size_px=size_px)
         result = Added()
-        before = {page_id: str(one.get("path", "")) for page_id, one in self._store.payloads()}
+        before = {page_id: path_of(one) for page_id, one in self._store.payloads()}
         known, files = set(before), dict[str, str]()
         kept = Keeping(self.upsert, result, on_page)
 
@@ -232,7 +232,7 @@ class PageIndex:
         gone = [
             page_id
             for page_id, payload in self._store.payloads()
-            if is_gone(page_id, str(payload.get("path", "")))
+            if is_gone(page_id, path_of(payload))
         ]
         self._store.drop(gone)
         return len(gone)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from paligemma.errors import ConfigError
-from paligemma.retrieval.card_file import SAFETENSORS, kind_of
+from paligemma.retrieval.card_file import SAFETENSORS, holds_others, kind_of
 from paligemma.retrieval.edge_store import EdgeStore
 from paligemma.retrieval.memory_store import MemoryStore
 from paligemma.retrieval.store import Store
@@ -47,7 +47,7 @@ def _folder(name: str, *, create: bool) -> Path:
         raise ConfigError("the name of an index is not empty; name a folder")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"an index is a folder, {name!r:.300} is a file; name another")
-    if folder.is_dir() and kind_of(folder) is None and any(folder.iterdir()):
+    if folder.is_dir() and kind_of(folder) is None and holds_others(folder):
         if not create:
             raise ConfigError(
                 f"no index is at {name!r:.300}, a folder of other files; name an index"

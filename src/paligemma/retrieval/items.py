@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PAGE_ID = re.compile(r"[0-9a-f]{64}:[1-9][0-9]{0,8}")
+# Of a payload: the path as a text, and in hexadecimal where no text is that path.
+_PATH, _PATH_BYTES = "path", "path_bytes"
 _THUMBNAIL_PX = 640  # a page of this size is still readable
 
 
@@ -71,7 +74,8 @@ def entry_of(item: Item, dim: int) -> Entry:
         dim: width of the index's vectors.
 
     Raises:
-        ConfigError: an id that is none, or vectors that are not of this index.
+        ConfigError: an id that is none, vectors that are not of this index, or a payload that no
+            store keeps.
     """
     values = item.vectors.values.detach().cpu().float().numpy()
     grid = item.vectors.grid
@@ -86,6 +90,12 @@ def entry_of(item: Item, dim: int) -> Entry:
         raise ConfigError(f"vectors are finite, those of {item.id:.100} are not")
     if grid is not None and grid[0] * grid[1] > len(values):
         raise ConfigError(f"{item.id:.100} has fewer vectors than its grid of {grid} has places")
+    try:
+        json.dumps(dict(item.payload), allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"a payload is JSON, that of {item.id:.100} is not ({str(error)[:200]})"
+        ) from error
     return Entry(
         id=item.id,
         values=values.astype(np.float16),
@@ -97,13 +107,44 @@ def entry_of(item: Item, dim: int) -> Entry:
 def payload_of(page: Page) -> dict[str, Any]:
     """What is kept of a page to be shown."""
     return {
-        "path": os.path.abspath(page.path),
+        **_path_fields(os.path.abspath(page.path)),
         "page": page.number,
         "num_pages": page.num_pages,
         "size": list(page.size),
         "text": page.text,
         THUMBNAIL: base64.b64encode(_thumbnail(page.picture)).decode(),
     }
+
+
+def _path_fields(path: str) -> dict[str, str]:
+    """A path in a payload; one that is no text in UTF-8 as its bytes too, since stores take texts.
+
+    Bytes are empty where the text is enough.
+    """
+    data = os.fsencode(path)
+    shown = data.decode("utf-8", "backslashreplace")
+    return {_PATH: shown, _PATH_BYTES: "" if shown == path else data.hex()}
+
+
+def with_path(payload: Payload, path: str) -> dict[str, Any]:
+    """A payload whose file has moved."""
+    return {**payload, **_path_fields(path)}
+
+
+def path_of(payload: Payload) -> str:
+    """The file of a page when it was added; "" if unknown.
+
+    Raises:
+        DataError: it is no text.
+    """
+    path, as_bytes = payload.get(_PATH, ""), payload.get(_PATH_BYTES)
+    try:
+        found = path if not as_bytes else os.fsdecode(bytes.fromhex(as_bytes))
+    except (TypeError, ValueError):
+        found = None
+    if not isinstance(found, str):
+        raise DataError(f"the path of a page is a text, got {path!r:.100} and {as_bytes!r:.100}")
+    return found
 
 
 def _thumbnail(picture: Image.Image) -> bytes:
@@ -118,15 +159,15 @@ def hit_of(page_id: str, score: float, payload: Payload) -> Hit:
     """A hit of what is kept, whatever wrote it."""
     rest = dict(payload)
     thumbnail, size = rest.pop(THUMBNAIL, ""), rest.pop("size", None)
-    path, page = rest.pop("path", ""), rest.pop("page", None)
+    path, page = path_of(rest), rest.pop("page", None)
+    rest.pop(_PATH, None)
+    rest.pop(_PATH_BYTES, None)
     try:
         small = base64.b64decode(thumbnail) if isinstance(thumbnail, str) else b""
     except (binascii.Error, ValueError):
         small = b""
     if not (isinstance(size, Sequence) and len(size) == 2 and all(type(n) is int for n in size)):
         size = (0, 0)
-    if not isinstance(path, str):
-        raise DataError(f"the path of a page is a text, {page_id!r:.100} has {path!r:.100}")
     return Hit(
         id=page_id,
         score=score,

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from paligemma.errors import CheckpointError, ConfigError, DataError
+from paligemma.errors import CheckpointError, ConfigError, DataError, RunError
 from paligemma.json_file import parse_json
 from paligemma.one_writer import one_writer
-from paligemma.retrieval.card_file import SAFETENSORS, read_card, write_card
+from paligemma.retrieval.card_file import SAFETENSORS, read_card, remove_unfinished, write_card
 from paligemma.retrieval.scores import max_sim
 from paligemma.retrieval.store import (
     MAX_FAULTS,
@@ -172,6 +172,7 @@ class MemoryStore:
         if self._folder is not None and not self._is_writing:
             self._lock.enter_context(one_writer(self._folder))
             self._is_writing = True
+            remove_unfinished(self._folder)
             last = max((number for number, _ in self._shards()), default=0)
             if last > self._last_shard:
                 self.close()
@@ -196,6 +197,12 @@ def _scores(query: Half, pages: Sequence[Half]) -> list[float]:
 
 
 def _write_shard(path: Path, entries: Sequence[Entry]) -> None:
+    """Write a file of pages.
+
+    Raises:
+        RunError: the disk is full, or refuses.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     rows = {
@@ -210,8 +217,14 @@ def _write_shard(path: Path, entries: Sequence[Entry]) -> None:
         }
         for entry in entries
     ]
-    with whole_file(path, sync=True) as partial:
-        save_file(rows, partial, {"pages": json.dumps(about, allow_nan=False)})
+    try:
+        with whole_file(path, sync=True) as partial:
+            save_file(rows, partial, {"pages": json.dumps(about, allow_nan=False)})
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"an index needs a folder with room that can be written, {path.parent} refuses "
+            f"({str(error)[:200]}); make room, and run it again"
+        ) from error
 
 
 def _read_shard(path: Path, dim: int) -> list[Entry]:
