@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -60,3 +61,12 @@ def picture_of(*colours: str) -> Image.Image:
     for place, colour in enumerate(colours):
         picture.paste(Image.new("RGB", (8, 8), colour), (place * 8, 0))
     return picture
+
+
+def write_pictures(folder: Path) -> list[Path]:
+    """Three pictures of two colours or one, in a new folder."""
+    folder.mkdir()
+    colours = {"sea": ("blue", "navy"), "fire": ("red", "orange"), "leaf": ("green",)}
+    for name, stripes in colours.items():
+        picture_of(*stripes).save(folder / f"{name}.png")
+    return sorted(folder.iterdir())
