@@ -231,6 +231,21 @@ def test_one_request_fills_an_index_up_to_its_limit(
     assert "takes no more" in body["faults"][1]
 
 
+def test_vectors_are_asked_for_by_the_name_of_the_model_that_made_the_index(
+    model: ColPali, pages: list[Path]
+) -> None:
+    def open_shelf() -> Shelf:
+        index = PageIndex.open("memory://", "vidore/colpali-v1.3", load=lambda *_, **__: model)
+        index.add(pages[:1])
+        return Shelf(name="library", index=index)
+
+    service = service_of(model, Library(open_shelf, ServerOptions()))
+    with TestClient(create_app(service)) as client:
+        for name, status in (("vidore/colpali-v1.3", 200), (model.identity, 200), ("", 404)):
+            asked = {"model": name, "input": "a star"}  # OpenAI's clients always name a model
+            assert client.post("/v1/embeddings", json=asked).status_code == status
+
+
 def test_clients_may_only_search_an_index_without_a_folder_for_uploads(
     model: ColPali, pages: list[Path]
 ) -> None:

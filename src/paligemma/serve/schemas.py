@@ -130,7 +130,9 @@ class SearchRequest(_Strict):
 class EmbeddingsRequest(_Strict):
     """Queries or pages, each of which becomes many vectors."""
 
-    model: str | None = Field(None, max_length=300, description="Must be the index's, if stated.")
+    model: str | None = Field(
+        None, max_length=300, description="The index's, by name or identity, if stated."
+    )
     input: str | list[str] | None = Field(
         None, max_length=MAX_QUERY_CHARS, examples=["how much did revenue grow?"]
     )

@@ -239,7 +239,8 @@ def _removed(ids: Sequence[str], shelf: Shelf) -> dict[str, Any]:
 
 
 def _embedded(asked: EmbeddingsRequest, pictures: Sequence[bytes], shelf: Shelf) -> dict[str, Any]:
-    if asked.model not in (None, shelf.model.identity):
+    named = shelf.index.card.model if shelf.index.card else ""
+    if asked.model is not None and asked.model not in {shelf.model.identity, named} - {""}:
         raise ServeError(
             f"vectors come from the index's model, {shelf.model.identity}, got {asked.model!r:.100}"
             "; leave it out",
