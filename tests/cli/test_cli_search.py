@@ -14,7 +14,7 @@ from conftest import Run
 from PIL import Image
 from retrieval_folders import write_colpali
 
-from paligemma.retrieval.page_files import pages_of
+from paligemma.retrieval.page_files import PageBounds, pages_of
 from tests.retrieval.pdf_files import write_pdf
 
 pytest.importorskip("qdrant_edge")
@@ -188,6 +188,14 @@ def test_what_is_wrong_is_said(
     assert (done.status, done.out) == (2, "")
     assert why in done.err
     assert not Path("library").exists()
+
+
+def test_the_help_states_the_bounds_that_hold_without_options(paligemma: Run) -> None:
+    text = " ".join(paligemma("index", "add", "--help").out.split())
+    bounds = PageBounds()
+    assert f"Of a file; by default {bounds.max_pages:,}." in text
+    assert f"By default {bounds.max_pixels // 1_000_000} million." in text
+    assert f"For a page; by default {bounds.timeout_s:g}." in text
 
 
 def test_another_model_is_refused(

@@ -60,6 +60,8 @@ def test_each_page_has_a_layer_for_each_word_and_a_rule_that_shows_it() -> None:
     labels = re.findall(r"<label><input[^>]*>([^<]*)</label>", html)
     assert labels == ["any word", "revenue", "growth", "nothing"]
     assert "annual.pdf, page 1" in html
+    assert 'alt="page 1 of annual.pdf"' in html
+    assert "Below a page: what each word adds to its score." in html
     assert "8.50" in html
 
 

@@ -20,12 +20,29 @@ from paligemma.cli.stopping import when_stopped
     metavar="DIR",
     help="Copy of a set of the hub, or a folder of several.",
 )
-@click.option("--model", default="tiny", show_default=True, help="ColPali: a name or a folder.")
-@click.option("--preset", default=None, help="Prompts of the model; its own by default.")
-@click.option("--device", default=None, help="cpu or cuda; the fastest by default.")
-@click.option("--split", default="test", show_default=True, help="Of sets that have several.")
-@click.option("-k", type=click.IntRange(1, 1000), default=5, show_default=True, help="Of nDCG@k.")
-@click.option("--batch-size", type=click.IntRange(1, 1024), default=4, show_default=True)
+@click.option(
+    "--model",
+    default="tiny",
+    show_default=True,
+    metavar="MODEL",
+    help="ColPali: a name or a folder.",
+)
+@click.option("--preset", metavar="NAME", help="Prompts of the model; its own by default.")
+@click.option("--device", metavar="NAME", help="cpu or cuda; the fastest by default.")
+@click.option(
+    "--split", default="test", show_default=True, metavar="NAME", help="Of sets that have several."
+)
+@click.option(
+    "-k", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N", help="Of nDCG@k."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 1024),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Pages encoded at once.",
+)
 @click.option(
     "--output",
     type=NamedPath(file_okay=False),

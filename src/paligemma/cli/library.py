@@ -96,15 +96,24 @@ def index_group() -> None:
     metavar="TEXT",
     help="Of locked PDFs; better in PALIGEMMA_PDF_PASSWORD, where other users do not see it.",
 )
-@click.option("--max-pages", type=click.IntRange(1, 1_000_000), metavar="N", help="Of a file.")
+@click.option(
+    "--max-pages",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    help="Of a file; by default 2,000.",
+)
 @click.option(
     "--max-pixels",
     type=click.IntRange(1, 64_000_000),
     metavar="N",
-    help="Of a page; a larger one is drawn smaller.",
+    help="Of a page; a larger one is drawn smaller. By default 16 million.",
 )
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(0.1, 86_400), metavar="S", help="For a page."
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0.1, 86_400),
+    metavar="S",
+    help="For a page; by default 60.",
 )
 @click.option(
     "--replace",

@@ -27,6 +27,8 @@ _SECTIONS: Sections = {
         "checkpointing",
         "compute",
         "seed",
+        "threads",
+        "quiet",
     ),
 }
 
@@ -81,7 +83,7 @@ _OPTIONS = (
     click.option("--checkpointing", is_flag=True, help="Compute blocks again for gradients."),
     click.option("--compute", metavar="NAME", help="float32 or bfloat16."),
     click.option("--seed", type=int, metavar="N", help="Of new weights, order and dropout."),
-    click.option("--threads", type=click.IntRange(1, 256), help="CPU threads."),
+    click.option("--threads", type=click.IntRange(1, 256), metavar="N", help="CPU threads."),
     click.option("--quiet", is_flag=True, help="No progress bar."),
 )
 

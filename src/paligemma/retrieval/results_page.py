@@ -152,7 +152,8 @@ def _explanation() -> Html:
     return el(
         "p",
         el("i"),
-        "How much more a patch is like the word than most are; one scale for all words and pages.",
+        "How much more a patch is like the word than most are; one scale for all words and pages. "
+        "Below a page: what each word adds to its score.",
         class_="ramp",
     )
 
@@ -167,7 +168,13 @@ def _card(
 ) -> Html:
     shown: list[Html] = []
     if hit.thumbnail:
-        shown.append(el("img", src=data_url(hit.thumbnail), alt=f"page {hit.page}"))
+        shown.append(
+            el(
+                "img",
+                src=data_url(hit.thumbnail),
+                alt=f"page {hit.page} of {PurePath(hit.path).name}",
+            )
+        )
     if maps is not None:
         layers = [maps.amax(0), *maps[: len(names)]]
         shown += [
