@@ -31,7 +31,7 @@ test: $(VENV)/ready-dev ## every test
 test-web: $(VENV)/ready-dev ## the page in Chromium, which Debian installs where it is missing; a minute
 	command -v chromium >/dev/null || { apt-get -q update && apt-get -q install -y chromium; }
 	-npm install --silent --no-save --prefix build/web axe-core
-	$(BIN)/python -m pytest -rs tests/serve/test_serve_page.py
+	$(BIN)/python -m pytest -rs tests/serve/test_serve_page.py tests/serve/test_serve_page_documents.py
 
 test-api: $(VENV)/ready-dev ## 5,000 requests drawn from /openapi.json; a minute
 	$(BIN)/python -m tests.serve.schema_cases
