@@ -121,6 +121,33 @@ def test_a_process_that_ends_costs_one_page(
     assert [one.text for one in found if isinstance(one, Page)] == ["a", "c"]
 
 
+def test_a_file_whose_pages_end_their_process_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_pdf(tmp_path / "hostile.pdf", [f"page {number}" for number in range(40)])
+    draw = page_worker.PdfPages.draw
+
+    def dies(self: page_worker.PdfPages, page: int, *size: int) -> object:
+        if page > 1:
+            self._process.kill()
+        return draw(self, page, *size)
+
+    monkeypatch.setattr(page_worker.PdfPages, "draw", dies)
+    found = list(pages_of([path], SMALL))
+    assert [one.number for one in found] == list(range(1, 9))
+    assert "5 pages of the file ended their process" in str(found[-1])
+
+
+def test_a_module_of_the_current_folder_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("json.py", "pypdfium2.py"):
+        (tmp_path / name).write_text("open('was-run', 'w')")
+    assert len(pages(write_pdf(tmp_path / "a.pdf", ["a"]))) == 1
+    assert not (tmp_path / "was-run").exists()
+
+
 def test_pictures_folders_and_patterns_are_pages_too(tmp_path: Path) -> None:
     Image.new("RGB", (90, 60), "red").save(tmp_path / "a.png")
     write_pdf(tmp_path / "b.pdf", ["x", "y"])

@@ -26,6 +26,7 @@ MAX_PAGES = 2_000  # of one file
 MAX_FILE_BYTES = 1 << 30
 PAGE_TIMEOUT_S = 60.0
 MAX_PAGE_PIXELS = 16_000_000  # of a page that is drawn
+MAX_FAILED = 5  # pages of one PDF that end their process or take too long; then it is given up
 PDF = ".pdf"
 # A page is drawn with a shorter side of so many times the model's, whose resizing then averages.
 OVERSAMPLING = 2
@@ -231,7 +232,7 @@ def _pages_of_pdf(
     path: str, digest: str, bounds: PageBounds, is_known: Callable[[str], bool]
 ) -> Iterator[Page | PageFault]:
     """The pages of a PDF; after a page that ends the process, another process goes on."""
-    number, num_pages = 1, None
+    number, num_pages, num_failed = 1, None, 0
     while num_pages is None or number <= min(num_pages, bounds.max_pages):
         try:
             with PdfPages(path, bounds.password, bounds.timeout_s) as pages:
@@ -259,12 +260,21 @@ def _pages_of_pdf(
             yield PageFault(path=path, number=number if num_pages else None, reason=str(error))
             if num_pages is None:
                 return
-            number += 1
+            number, num_failed = number + 1, num_failed + 1
+            if num_failed == MAX_FAILED:
+                if number <= min(num_pages, bounds.max_pages):
+                    yield _given_up(path, number)
+                return
         except ImageError as error:
             yield PageFault(path=path, number=None, reason=str(error))
             return
     if num_pages > bounds.max_pages:
         yield _too_many(path, num_pages, bounds)
+
+
+def _given_up(path: str, number: int) -> PageFault:
+    reason = f"{MAX_FAILED} pages of the file ended their process or took too long, and the rest is"
+    return PageFault(path=path, number=number, reason=f"{reason} left out; repair or split it")
 
 
 def _too_many(path: str, num_pages: int, bounds: PageBounds) -> PageFault:

@@ -42,7 +42,8 @@ class PdfPages:
         self._timeout_s = timeout_s
         places = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "paligemma.retrieval.page_process"],
+            # Without -P the current folder would come first among the places of modules.
+            [sys.executable, "-P", "-m", "paligemma.retrieval.page_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
