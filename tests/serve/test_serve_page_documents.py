@@ -152,10 +152,30 @@ def test_the_view_fits(browser: Browser, server: Server, width: int) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_the_view_has_no_fault_of_accessibility(tab: Tab) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_view_has_no_fault_of_accessibility(
+    browser: Browser, server: Server, scheme: str
+) -> None:
     source = axe_source()
+    with tab_of(browser, server, color_scheme=scheme) as tab:
+        page = tab.open("documents")
+        search(page)
+        page.evaluate(source)
+        found = page.evaluate("axe.run().then(r => r.violations.map(v => v.id))")
+        assert found == []
+
+
+def test_the_keyboard_leads_from_the_query_to_the_words(tab: Tab) -> None:
     page = tab.open("documents")
-    search(page)
-    page.evaluate(source)
-    found = page.evaluate("axe.run().then(r => r.violations.map(v => v.id))")
-    assert found == []
+    search(page)  # ends in the field, which keeps the focus
+    focus = "(e => e.labels?.[0]?.innerText ?? e.innerText)(document.activeElement)"
+    reached = []
+    while len(reached) < 6 and "any word" not in reached:
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate(focus))
+    assert (reached[0], reached[-1]) == ("Search", "any word")
+    heat = page.locator("#documents .heat").first
+    before = heat.get_attribute("src")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(focus) == "a"
+    assert heat.get_attribute("src") != before
