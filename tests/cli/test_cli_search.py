@@ -206,6 +206,9 @@ def test_another_model_is_refused(
     done = paligemma("search", "red", "--model", other)
     assert done.status == 2
     assert "vectors of another model" in done.err
+    done = paligemma("search", "red", "--preset", "v1.1")
+    assert done.status == 2
+    assert f"made with {colpali_dir} of other weights, preset or resolution (" in done.err
 
 
 def test_a_killed_adding_goes_on_where_it_stopped(

@@ -324,6 +324,12 @@ class PageIndex:
     def _checked(self, model: Encoder) -> Encoder:
         card = self._store.card
         if card is not None and model.identity != card.identity:
+            if self._model_name and lasting_name(self._model_name) == card.model:
+                raise ConfigError(
+                    f"{self.name} was made with {card.model} of other weights, preset or "
+                    f"resolution ({card.identity:.100}, now {model.identity:.100}); open it as it "
+                    "was, or make a new index"
+                )
             raise ConfigError(
                 f"{self.name} was made with {card.model or 'a model'} ({card.identity:.100}), and "
                 f"vectors of another model ({model.identity:.100}) mean nothing there; open it "
