@@ -6,7 +6,9 @@ import asyncio
 import base64
 import io
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,43 @@ def test_a_full_index_takes_no_more(served: Served, model: ColPali, pages: list[
         response = client.post("/v1/index", json={"files": {"a.png": "aGk="}})
     assert response.status_code == 403
     assert response.json()["error"]["code"] == "index_full"
+
+
+def test_a_search_does_not_wait_for_all_pages_of_a_document(
+    model: ColPali, pages: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = library_of(model, pages, tmp_path)
+    sides = [Image.new("RGB", (64, 64), colour) for colour in ("red", "green")]
+    several = io.BytesIO()
+    sides[0].save(several, "TIFF", save_all=True, append_images=sides[1:])
+    files = {"several.tiff": base64.b64encode(several.getvalue()).decode()}
+    encode_pages, encode_queries, done = model.encode_pages, model.encode_queries, []
+    is_adding = threading.Event()
+
+    def page(pictures: Any, **options: Any) -> Any:
+        done.append("page")
+        is_adding.set()
+        end = time.monotonic() + 10
+        while done == ["page"] and library._num_waiting < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        return encode_pages(pictures, **options)
+
+    def query(texts: Any, **options: Any) -> Any:
+        done.append("query")
+        return encode_queries(texts, **options)
+
+    monkeypatch.setattr(model, "encode_pages", page)
+    monkeypatch.setattr(model, "encode_queries", query)
+    with (
+        TestClient(create_app(service_of(model, library))) as client,
+        ThreadPoolExecutor(1) as other,
+    ):
+        adding = other.submit(client.post, "/v1/index", json={"files": files})
+        assert is_adding.wait(10)
+        found = client.post("/v1/search", json={"query": QUERY, "k": 10}).json()["hits"]
+        assert adding.result().json()["added"] == 2
+    assert done == ["page", "query", "page"]
+    assert len(found) in (NUM_PAGES, NUM_PAGES + 1)  # pages are kept every few seconds
 
 
 def test_one_request_fills_an_index_up_to_its_limit(

@@ -8,7 +8,7 @@ Where the vectors lie is the business of a store, which the index's name chooses
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -145,11 +145,39 @@ class PageIndex:
         Raises:
             ConfigError: a batch size below 1, or another process writes to the index.
         """
+        result = Added()
+        for _ in self.add_in_steps(
+            paths,
+            result,
+            batch_size=batch_size,
+            bounds=bounds,
+            replace_changed=replace_changed,
+            on_page=on_page,
+        ):
+            pass
+        return result
+
+    def add_in_steps(
+        self,
+        paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
+        result: Added,
+        *,
+        batch_size: int = 1,
+        bounds: PageBounds | None = None,
+        replace_changed: bool = False,
+        on_page: Callable[[Page | PageFault], None] | None = None,
+    ) -> Generator[None]:
+        """`add`, which pauses after each batch and each fault, so that others may search.
+
+        Closing it early keeps what was computed.
+
+        Args:
+            result: grows with the steps.
+        """
         if type(batch_size) is not int or not 1 <= batch_size <= 1024:
             raise ConfigError(f"batch_size lies in 1..1024, got {batch_size!r:.100}")
         size_px = self.model.image_size_px
         bounds = replace(bounds or PageBounds(), size_px=size_px)
-        result = Added()
         before = {page_id: path_of(one) for page_id, one in self._store.payloads()}
         known, files = set(before), dict[str, str]()
         kept = Keeping(self.upsert, result, on_page)
@@ -176,11 +204,13 @@ class PageIndex:
                     result.faults.append(found)
                     if on_page is not None:
                         on_page(found)
+                    yield
                     continue
                 known.add(found.id)
                 waiting.append(found)
                 if len(waiting) == batch_size:
                     encode()
+                    yield
             if waiting:
                 encode()
         finally:  # also of an interrupted call: what was computed is kept
@@ -189,7 +219,6 @@ class PageIndex:
         read = {page_id.partition(":")[0] for page_id in known}
         files = {path: digest for path, digest in files.items() if digest in read}
         settle_files(self._store, before, files, result, replace_changed=replace_changed)
-        return result
 
     def upsert(self, items: Iterable[Item]) -> int:
         """Keep pages with their vectors; one with the same id is replaced. Returns their number.

@@ -63,8 +63,11 @@ class Library:
             self._thread.shutdown()
             raise
 
-    async def run(self, work: Callable[[Shelf], T]) -> T:
+    async def run(self, work: Callable[[Shelf], T], *, is_begun: bool = False) -> T:
         """The result of a piece of work in the library's thread.
+
+        Args:
+            is_begun: whether it continues what was admitted, so that it is not refused.
 
         Raises:
             ServeError: too many wait, or it is not done in time.
@@ -72,7 +75,7 @@ class Library:
         """
         if self._is_closing:
             raise stopping()
-        if self._num_waiting >= self._options.max_waiting:
+        if self._num_waiting >= self._options.max_waiting and not is_begun:
             raise ServeError(
                 f"{self._num_waiting} searches wait already; try again later",
                 status=429,

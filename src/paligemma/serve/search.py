@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from torch import Tensor
 
+from paligemma.retrieval.adding import Added
 from paligemma.retrieval.heat import (
     contrasts,
     data_url,
@@ -98,7 +99,7 @@ def search_routes(service: Service) -> APIRouter:
         library = _writable(service)
         asked = await _fields(request, AddRequest)
         files = {name: picture_bytes(text, "files") for name, text in asked.files.items()}
-        return JSONResponse(await library.run(partial(_added, files)))
+        return JSONResponse(await _added(library, files))
 
     async def remove(request: Request) -> JSONResponse:
         library = _writable(service)
@@ -207,8 +208,28 @@ def _facts(shelf: Shelf) -> dict[str, Any]:
     }
 
 
-def _added(files: Mapping[str, bytes], shelf: Shelf) -> dict[str, Any]:
-    """Keep files under the names that they came with, and put their pages into the index."""
+async def _added(library: Library, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Put the pages of files into the index, page by page, so that searches need not wait."""
+    added, faults = 0, []
+    for path in await library.run(partial(_kept_files, files)):
+        room = await library.run(_room)
+        if room <= 0:
+            faults.append(f"{path.name}: the index is full and takes no more")
+            continue
+        result, bounds = Added(), PageBounds(max_pages=min(room, MAX_PAGES))
+        steps = library.shelf.index.add_in_steps([path], result, bounds=bounds)
+        try:
+            while await library.run(partial(_is_on, steps), is_begun=True):
+                pass
+        finally:
+            await library.run(partial(_closed, steps), is_begun=True)
+        added += result.added
+        faults += [f"{PurePath(one.path).name}: {one.reason}" for one in result.faults]
+    return {"added": added, "num_pages": await library.run(_num_pages), "faults": faults}
+
+
+def _kept_files(files: Mapping[str, bytes], shelf: Shelf) -> list[Path]:
+    """The files of a request, written under the names that they came with."""
     before = shelf.index.count()
     if before >= shelf.max_pages or shelf.uploads is None:
         raise ServeError(
@@ -217,20 +238,32 @@ def _added(files: Mapping[str, bytes], shelf: Shelf) -> dict[str, Any]:
             status=403,
             code="index_full",
         )
-    added, faults = 0, []
+    paths = []
     for name, data in files.items():
         plain = _PLAIN.sub("_", PurePath(name.replace("\\", "/")).name)[-150:].lstrip(".") or "page"
         path = shelf.uploads / hashlib.sha256(data).hexdigest() / plain
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial_path:
             partial_path.write_bytes(data)
-        if not (room := shelf.max_pages - shelf.index.count()):
-            faults.append(f"{plain}: the index has {shelf.max_pages:,} pages and takes no more")
-            continue
-        result = shelf.index.add([path], bounds=PageBounds(max_pages=min(room, MAX_PAGES)))
-        added += result.added
-        faults += [f"{PurePath(one.path).name}: {one.reason}" for one in result.faults]
-    return {"added": added, "num_pages": shelf.index.count(), "faults": faults}
+        paths.append(path)
+    return paths
+
+
+def _is_on(steps: Iterator[None], shelf: Shelf) -> bool:
+    """Take a step; False where none is left."""
+    return next(steps, False) is None
+
+
+def _closed(steps: Generator[None], shelf: Shelf) -> None:
+    steps.close()
+
+
+def _room(shelf: Shelf) -> int:
+    return shelf.max_pages - shelf.index.count()
+
+
+def _num_pages(shelf: Shelf) -> int:
+    return shelf.index.count()
 
 
 def _removed(ids: Sequence[str], shelf: Shelf) -> dict[str, Any]:
