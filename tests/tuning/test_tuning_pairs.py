@@ -59,6 +59,7 @@ def test_bad_rows_are_named_and_the_rest_is_learnt(tmp_path: Path) -> None:
         {"query": "gone", "image": "pages/99.png"},
         {"query": "outside", "image": "../secret.png"},
         {"query": "its own negative", "image": names[0], "negatives": [names[0]]},
+        {"query": "half \ud800 a pair", "image": names[0]},
         {"query": "too many", "image": names[0], "negatives": [names[1]] * 65},
         [1, 2],
     ]
@@ -72,8 +73,9 @@ def test_bad_rows_are_named_and_the_rest_is_learnt(tmp_path: Path) -> None:
             "99.png",
             "below the folder",
             "right and a negative",
+            "lone surrogate",
             "may have 64 negatives",
-            "row 7",
+            "row 8",
         ),
         start=1,
     ):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from retrieval_folders import write_colpali
 from safetensors.torch import load_file
 
 from paligemma import ColPali
@@ -94,6 +98,38 @@ def test_a_colpali_goes_on_with_its_own_adapter_and_projection(data: Path, tmp_p
     assert max(moved.values()) < 1e-3
     loaded = ColPali.from_pretrained(tmp_path / "run" / "adapter", device="cpu")
     assert loaded.preset == PRESETS["tiny"]
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(
+    data: Path, tmp_path: Path
+) -> None:
+    options = (
+        f"--model {write_colpali(tmp_path / 'model')} --device cpu --steps 11 --batch-size 2 "
+        "--part-size 1 --num-negatives 0 --lora-dropout 0.1 --seed 1 --threads 1 --quiet"
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train(data, whole, options).exit_code == 0
+    command = f"train transfer:colpali --data {data} --output {cut} {options}"
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "paligemma", *command.split()],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (cut / "train" / "step_0000010").exists() and killed.poll() is None:
+        time.sleep(0.002)
+    killed.kill()
+    killed.wait()
+    assert [path.name for path in (cut / "train").glob("step_*")] == ["step_0000010"]
+    assert not (cut / "adapter").exists()
+
+    done = train(data, cut, options)
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(x) for x in (cut / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in lines] == list(range(1, 12))
+    weights = "adapter/adapter_model.safetensors"
+    assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
+    reports = [json.loads((run / "report.json").read_text()) for run in (whole, cut)]
+    assert reports[0]["ndcg@5"] == reports[1]["ndcg@5"]
 
 
 def test_a_model_without_a_projection_asks_for_a_new_head(data: Path, tmp_path: Path) -> None:

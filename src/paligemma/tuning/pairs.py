@@ -188,6 +188,8 @@ def _query(text: object, where: str) -> str:
         raise DataError(
             f"{where}: a query is a text of 1 to {_MAX_QUERY_CHARS:,} characters, got {text!r:.80}"
         )
+    if any("\ud800" <= one <= "\udfff" for one in text):  # JSON may hold half of a pair
+        raise DataError(f"{where}: a query is Unicode, got a lone surrogate in {text!r:.80}")
     return text
 
 
