@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from types import SimpleNamespace
 import pytest
 from colour_encoder import ColourEncoder, picture_of
 from killed_adding import item, page_id
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from paligemma.errors import ConfigError, DataError, RunError
 from paligemma.retrieval import edge_store
@@ -114,6 +117,29 @@ def test_damage_that_makes_edge_panic_is_a_sentence(name: str, when: str, tmp_pa
     whole = pytest.raises(DataError, match="files of an index must be whole")
     with whole, PageIndex.open(folder, ColourEncoder()) as index:
         index.verify()
+
+
+def test_tampered_vectors_and_payloads_are_named_and_the_rest_is_found(tmp_path: Path) -> None:
+    folder, sea = tmp_path / "library", tmp_path / "sea.png"
+    for name, colour in {"sea": "blue", "fire": "red"}.items():
+        picture_of(colour).save(tmp_path / f"{name}.png")
+    with PageIndex.open(f"memory://{folder}", ColourEncoder()) as index:
+        index.add([tmp_path / "fire.png", sea])
+    (shard,) = folder.glob("pages-*")
+    with safe_open(shard, "numpy") as file:
+        pages = json.loads(file.metadata()["pages"])
+        tensors = {name: file.get_tensor(name) for name in ("values", "centres")}
+    pages[1]["payload"] |= {"text": 5, "grid": [-1, "a"], "page": None}
+    pages[1]["id"] = "no id"
+    tensors["values"][0] = float("nan")
+    save_file(tensors, shard, {"pages": json.dumps(pages)})
+    with PageIndex.open(folder, ColourEncoder()) as index:
+        words = " ".join(index.verify())
+        assert "not of length 1" in words
+        assert "its grid has other places" in words
+        (hit,) = index.search("blue")  # the other page has no score
+        assert (hit.path, hit.page, hit.payload.get("text")) == (str(sea), 0, None)
+        assert index.vectors(hit.id).grid is None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from paligemma.retrieval.encoder import DEFAULT_MODEL, Encoder, lasting_name, lo
 from paligemma.retrieval.index_url import open_store
 from paligemma.retrieval.items import PAGE_ID, Hit, Item, entry_of, hit_of, path_of
 from paligemma.retrieval.page_files import Page, PageBounds, PageFault, pages_of
-from paligemma.retrieval.store import Card, Store
+from paligemma.retrieval.store import Card, Store, grid_of
 from paligemma.retrieval.vectors import Vectors
 
 # Pages up to which all are scored; beyond, only those whose centres are nearest.
@@ -312,8 +312,8 @@ class PageIndex:
         entries = self._store.get([page_id])
         if not entries:
             raise ConfigError(f"{self.name} has no page {page_id!r:.200}")
-        grid, values = entries[0].payload.get("grid"), entries[0].values.astype(np.float32)
-        return Vectors(values=torch.from_numpy(values), grid=tuple(grid) if grid else None)
+        values = torch.from_numpy(entries[0].values.astype(np.float32))
+        return Vectors(values=values, grid=grid_of(entries[0]))
 
     def pages(self) -> Iterator[Hit]:
         """Every page, without thumbnail and with score 0; in no particular order."""

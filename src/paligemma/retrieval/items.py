@@ -17,7 +17,7 @@ import numpy as np
 from paligemma.errors import ConfigError, DataError, ImageError
 from paligemma.processing.image import load_image
 from paligemma.retrieval.page_files import Page
-from paligemma.retrieval.store import MAX_VECTORS, THUMBNAIL, Entry, Payload, centres_of
+from paligemma.retrieval.store import GRID, MAX_VECTORS, THUMBNAIL, Entry, Payload, centres_of
 from paligemma.retrieval.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Hit:
         id: "sha256:page".
         score: MaxSim: of each token of the query the best match, summed.
         path: the file when it was added; "" if unknown.
-        page: number in the file, from 1.
+        page: number in the file, from 1; 0 if unknown.
         size: width and height, in pixels, of the picture that the model read.
         thumbnail: JPEG; empty if none was kept.
         payload: the rest that was kept.
@@ -100,7 +100,7 @@ def entry_of(item: Item, dim: int) -> Entry:
         id=item.id,
         values=values.astype(np.float16),
         centres=centres_of(values, grid).astype(np.float16),
-        payload={**item.payload, "grid": list(grid) if grid else None},
+        payload={**item.payload, GRID: list(grid) if grid else None},
     )
 
 
@@ -160,6 +160,9 @@ def hit_of(page_id: str, score: float, payload: Payload) -> Hit:
     rest = dict(payload)
     thumbnail, size = rest.pop(THUMBNAIL, ""), rest.pop("size", None)
     path, page = path_of(rest), rest.pop("page", None)
+    number = page_id.rpartition(":")[2]
+    if not isinstance(rest.get("text", ""), str):
+        del rest["text"]
     rest.pop(_PATH, None)
     rest.pop(_PATH_BYTES, None)
     try:
@@ -172,7 +175,7 @@ def hit_of(page_id: str, score: float, payload: Payload) -> Hit:
         id=page_id,
         score=score,
         path=path,
-        page=page if type(page) is int else int(page_id.rpartition(":")[2]),
+        page=page if type(page) is int else int(number) if number.isdecimal() else 0,
         size=(int(size[0]), int(size[1])),
         thumbnail=small,
         payload=rest,

@@ -29,6 +29,7 @@ from paligemma.retrieval.store import (
     Half,
     Payload,
     best,
+    entry_faults,
     without_thumbnail,
 )
 from paligemma.weights.safetensors_file import open_safetensors
@@ -137,10 +138,11 @@ class MemoryStore:
 
     def faults(self) -> list[str]:
         """See `Store`."""
-        found = []
+        found: list[str] = []
         for _, path in self._shards():
             try:
-                _read_shard(path, self._dim)
+                for entry in _read_shard(path, self._dim):
+                    found += entry_faults(entry, self._dim)
             except DataError as error:
                 found.append(str(error))
         return found[:MAX_FAULTS]
@@ -238,7 +240,7 @@ def _read_shard(path: Path, dim: int) -> list[Entry]:
             about = parse_json((file.metadata() or {}).get("pages", "null"))
             values, rows = file.get_tensor("values"), file.get_tensor("centres")
         lengths = [[int(n) for n in one["lengths"]] for one in about]
-        fits = all(0 <= n <= MAX_VECTORS for pair in lengths for n in pair) and all(
+        fits = all(1 <= n <= MAX_VECTORS for pair in lengths for n in pair) and all(
             part.dtype == torch.float16 and part.shape == (sum(pair), dim)
             for part, pair in zip((values, rows), zip(*lengths, strict=True), strict=True)
         )

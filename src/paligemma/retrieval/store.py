@@ -7,6 +7,7 @@ Axes: N vectors of a page, Q of a query, C centres of a page, D width of a vecto
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ Half = NDArray[np.float16]
 
 FORMAT = 1
 PAGE, CENTRES = "page", "centres"  # names of the two kinds of vectors in Qdrant
+GRID = "grid"  # of a payload: rows and columns of the patches
 THUMBNAIL = "thumbnail"  # of a payload: a JPEG in base64
 MAX_DIM = 4096
 MAX_VECTORS = 20_000  # of one page
@@ -191,8 +193,9 @@ def _centres(values: NDArray[np.float32], group: NDArray[np.intp]) -> NDArray[np
 
 
 def best(found: Iterable[Found], k: int) -> list[Found]:
-    """The k best, ties in the order of their ids."""
-    return sorted(found, key=lambda one: (-one.score, one.id))[:k]
+    """The k best, ties in the order of their ids; pages without a score are damaged: left out."""
+    scored = (one for one in found if math.isfinite(one.score))
+    return sorted(scored, key=lambda one: (-one.score, one.id))[:k]
 
 
 def best_with_ties(ask: Callable[[int], list[Found]], k: int) -> list[Found]:
@@ -260,12 +263,24 @@ def faults_of(store: Store, card: Card | None) -> list[str]:
     return found[:MAX_FAULTS]
 
 
+def grid_of(entry: Entry) -> tuple[int, int] | None:
+    """Rows and columns of a page's first vectors; None if there are none, or none that can be."""
+    grid = entry.payload.get(GRID)
+    if not isinstance(grid, Sequence) or len(grid) != 2 or any(type(n) is not int for n in grid):
+        return None
+    rows, columns = grid
+    fits = min(rows, columns) > 0 and rows * columns <= len(entry.values)
+    return (rows, columns) if fits else None
+
+
 def entry_faults(entry: Entry, dim: int) -> list[str]:
-    """What is wrong with the vectors of a page, a sentence each."""
+    """What is wrong with the vectors of a page and their grid, a sentence each."""
     found = []
     for name, vectors in (("vectors", entry.values), ("centres", entry.centres)):
         if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != dim:
             found.append(f"{entry.id}: its {name} are {list(vectors.shape)}, not of width {dim}")
         elif not (np.abs(np.linalg.norm(vectors.astype(np.float32), axis=1) - 1) < _MAX_OFF).all():
             found.append(f"{entry.id}: its {name} are not of length 1; remove and add it again")
+    if entry.payload.get(GRID) and grid_of(entry) is None:
+        found.append(f"{entry.id}: its grid has other places than its vectors; add it again")
     return found
