@@ -110,6 +110,10 @@ class TestSets:
         write(tmp_path / "one" / "qrels" / "test.parquet", rows)
         with pytest.raises(DataError, match=r"whole number, got 0\.5"):
             read_sets(tmp_path)
+        for grade in (float("nan"), float("inf")):
+            write(tmp_path / "one" / "qrels" / "test.parquet", [{**rows[0], "score": grade}])
+            with pytest.raises(DataError, match=f"whole number, got {grade}"):
+                read_sets(tmp_path)
 
 
 class TestNdcg:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import io
 import threading
 import time
@@ -202,6 +203,15 @@ def test_pages_are_added_beside_faults_and_removed_again(served: Served) -> None
     assert served.post("/v1/index/remove", ids=[new])["num_pages"] == NUM_PAGES
     refused = served.refused("/v1/index/remove", ids=["../../etc"])
     assert refused[:2] == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("name", ["\u9801" * 300, "x." + "\u9801" * 300, "..", ""])
+def test_a_file_may_have_any_name(served: Served, name: str) -> None:
+    data = f"no picture {name!r}".encode()
+    body = served.post("/v1/index", files={name: base64.b64encode(data).decode()})
+    assert (body["added"], len(body["faults"])) == (0, 1)
+    (kept,) = (served.uploads / hashlib.sha256(data).hexdigest()).iterdir()
+    assert 0 < len(kept.name.encode()) <= 100
 
 
 def test_a_full_index_takes_no_more(served: Served, model: ColPali, pages: list[Path]) -> None:

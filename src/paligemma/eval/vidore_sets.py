@@ -123,7 +123,8 @@ def _from_beir(folder: Path, tables: Mapping[str, Sequence[Path]]) -> RetrievalS
             empty += 1
     relevance: dict[str, dict[str, int]] = {}
     for query, page, grade in _rows(tables["qrels"], (_QUERY_ID, _PAGE_ID, ("score",))):
-        if isinstance(grade, bool) or not isinstance(grade, int | float) or not grade == int(grade):
+        # NaN % 1 and infinity % 1 are NaN, which counts as a remainder.
+        if isinstance(grade, bool) or not isinstance(grade, int | float) or grade % 1:
             raise DataError(f"{folder}: a grade of qrels is a whole number, got {grade!r:.80}")
         relevance.setdefault(_id(query), {})[_id(page)] = max(0, int(grade))
     return _checked(folder, pages, texts, relevance, twice=twice, empty=empty)

@@ -55,8 +55,9 @@ from paligemma.serve.schemas import (
 from paligemma.whole_file import whole_file
 
 MAX_TEXT_CHARS = 1000  # of a page's own text, in a hit
-# What is left of a name that a client gives to a file.
+# What is left of a name that a client gives to a file; file systems count its bytes.
 _PLAIN = re.compile(r"[^\w .()+-]")
+_MAX_NAME_BYTES = 100
 BODIES = (
     *(SearchRequest, SearchBody, IndexBody, AddRequest, AddedBody, RemoveRequest, RemovedBody),
     *(EmbeddingsRequest, EmbeddingsBody),
@@ -240,7 +241,7 @@ def _kept_files(files: Mapping[str, bytes], shelf: Shelf) -> list[Path]:
         )
     paths = []
     for name, data in files.items():
-        plain = _PLAIN.sub("_", PurePath(name.replace("\\", "/")).name)[-150:].lstrip(".") or "page"
+        plain = _plain(name)
         path = shelf.uploads / hashlib.sha256(data).hexdigest() / plain
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial_path:
@@ -264,6 +265,12 @@ def _room(shelf: Shelf) -> int:
 
 def _num_pages(shelf: Shelf) -> int:
     return shelf.index.count()
+
+
+def _plain(name: str) -> str:
+    """A name for a file: no folder, not hidden, and the end of a long one."""
+    last = _PLAIN.sub("_", PurePath(name.replace("\\", "/")).name)
+    return last.encode()[-_MAX_NAME_BYTES:].decode(errors="ignore").lstrip(".") or "page"
 
 
 def _removed(ids: Sequence[str], shelf: Shelf) -> dict[str, Any]:
