@@ -7,7 +7,7 @@ import pytest
 import torch
 from scene_training import small_model
 
-from paligemma.scenes import COLORS, LABELS, Scene, SceneObject, SceneOptions, draw_scene
+from paligemma.scenes import COLORS, LABELS, THINGS, Scene, SceneObject, SceneOptions, draw_scene
 from paligemma.tiny.dense import CHARS, MAX_CHARS, PatchHeads, patch_losses, patch_targets
 
 PATCH_PX = 16
@@ -105,7 +105,7 @@ def test_heads_answer_every_question_with_as_many_choices_as_there_are() -> None
     heads = PatchHeads(32)
     answers = heads(torch.randn(2, 16, 32))
     sizes = {name: tuple(answer.shape) for name, answer in answers.items()}
-    assert sizes["label"] == (2, 16, 9)
+    assert sizes["label"] == (2, 16, 1 + len(LABELS) + len(THINGS))
     assert sizes["color"] == (2, 16, 8)
     assert sizes["char_left"] == sizes["char_right"] == (2, 16, 36)
     assert sizes["order_left"] == (2, 16, MAX_CHARS + 1)

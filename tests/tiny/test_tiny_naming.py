@@ -82,7 +82,7 @@ def test_a_region_names_its_object_and_an_answer_names_nothing() -> None:
 def test_every_prompt_of_drawn_scenes_is_understood() -> None:
     seen: Counter[str] = Counter()
     for seed in range(60):
-        scene = draw_scene(seed, SceneOptions(size_px=224))
+        scene = draw_scene(seed, SceneOptions(size_px=224, thing_share=0.5 * (seed % 2)))
         for example in scene_examples(scene, np.random.default_rng(seed)):
             seen[example.kind] += 1
             named = named_objects(scene, example)
@@ -91,7 +91,12 @@ def test_every_prompt_of_drawn_scenes_is_understood() -> None:
                 continue
             assert named is not None
             first, second = named
-            if example.objects:
+            if example.kind == "neighbour":
+                assert len(first) == 1
+                assert second == set(example.objects)
+                (index,) = second
+                assert scene.objects[index].label == example.suffix
+            elif example.objects:
                 assert first == set(example.objects)
             if example.kind == "comparison":
                 assert first

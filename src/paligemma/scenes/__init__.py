@@ -18,6 +18,7 @@ from paligemma.scenes.scene import (
     SceneObject,
     SceneOptions,
 )
+from paligemma.scenes.thing_names import THINGS
 
 __all__ = [
     "COLORS",
@@ -25,6 +26,7 @@ __all__ = [
     "KINDS",
     "LABELS",
     "SHAPES",
+    "THINGS",
     "Scene",
     "SceneExample",
     "SceneObject",

@@ -110,6 +110,7 @@ class Canvas:
                     text=patch.text,
                     box_yxyx=box,
                     char_boxes=chars,
+                    style=patch.style,
                 )
             )
         return Scene(

@@ -10,6 +10,8 @@ from paligemma.scenes.backgrounds import draw_background
 from paligemma.scenes.canvas import Canvas
 from paligemma.scenes.objects import Patch, draw_digit, draw_shape, draw_sign
 from paligemma.scenes.scene import COLORS, SHAPES, SPLITS, Scene, SceneOptions
+from paligemma.scenes.thing_names import THINGS
+from paligemma.scenes.things import Jitter, draw_thing, sprite_file
 from paligemma.scenes.words import WORDS
 
 _COLOR_NAMES = tuple(COLORS)
@@ -23,6 +25,10 @@ _NUM_ATTEMPTS = 3
 
 
 def _draw_label(options: SceneOptions, rng: np.random.Generator) -> str:
+    # Without things nothing more is drawn from the generator: the same pictures as ever.
+    if options.thing_share and rng.random() < options.thing_share:
+        names = sprite_file(options.things).names
+        return names[int(rng.integers(len(names)))]
     shapes, digits, _ = options.label_shares
     share = rng.random()
     if share < shapes:
@@ -62,9 +68,30 @@ def _draw_sign_that_fits(
             return patch
 
 
+def _draw_thing(
+    label: str, options: SceneOptions, shrink: float, rng: np.random.Generator
+) -> Patch:
+    low, high = options.thing_range_px
+    styles = sprite_file(options.things).styles(label)
+    usual, factor = Jitter(), options.thing_jitter
+    jitter = Jitter(
+        degrees=usual.degrees * factor, light=usual.light * factor, hue=usual.hue * factor
+    )
+    return draw_thing(
+        label,
+        styles[int(rng.integers(len(styles)))],
+        max(low, _log_uniform(rng, low, high) * shrink),
+        rng,
+        source=options.things,
+        jitter=jitter,
+    )
+
+
 def _draw_patch(
     label: str, options: SceneOptions, shrink: float, rng: np.random.Generator
 ) -> Patch:
+    if label in THINGS:
+        return _draw_thing(label, options, shrink, rng)
     low, high = options.side_range_px
     color = _COLOR_NAMES[int(rng.integers(len(_COLOR_NAMES)))]
     if label == "sign":
@@ -86,7 +113,7 @@ def draw_scene(seed: int, options: SceneOptions | None = None) -> Scene:
 
     Returns:
         A scene with 1..max_objects objects, each inside the canvas and at least 85 % visible. No
-        two objects share label, colour and text.
+        two objects share label, colour, text and style.
 
     Raises:
         DataError: the seed is negative.
@@ -98,7 +125,7 @@ def draw_scene(seed: int, options: SceneOptions | None = None) -> Scene:
     canvas = Canvas(draw_background(options.hw, rng))
     num_objects = int(rng.integers(options.min_objects, options.num_objects_max + 1))
     crowd = _draw_label(options, rng) if rng.random() < _SHARE_CROWD else None
-    taken: set[tuple[str, str, str]] = set()
+    taken: set[tuple[str, str, str, str]] = set()
     num_signs = 0
     for _ in range(num_objects):
         is_crowd = crowd is not None and rng.random() < _CROWD_PULL
@@ -108,7 +135,7 @@ def draw_scene(seed: int, options: SceneOptions | None = None) -> Scene:
         for attempt in range(_NUM_ATTEMPTS):
             # An object that finds no room is drawn again and smaller.
             patch = _draw_patch(label, options, 0.75**attempt, rng)
-            identity = (patch.label, patch.color, patch.text)
+            identity = (patch.label, patch.color, patch.text, patch.style)
             if identity not in taken and canvas.place(patch, rng):
                 taken.add(identity)
                 num_signs += label == "sign"

@@ -9,9 +9,17 @@ import numpy as np
 
 from paligemma.errors import DataError
 from paligemma.scenes import questions
-from paligemma.scenes.language import describe, join_list, phrase_matches, position_of, raster_order
+from paligemma.scenes.language import (
+    colored,
+    describe,
+    is_are,
+    join_list,
+    phrase_matches,
+    position_of,
+    raster_order,
+)
 from paligemma.scenes.questions import pick
-from paligemma.scenes.scene import LABELS, Scene, SceneExample
+from paligemma.scenes.scene import Scene, SceneExample
 
 Builder = Callable[[Scene, np.random.Generator], SceneExample | None]
 
@@ -55,11 +63,11 @@ def _question(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
             if reading:
                 choices.append((item.text.strip(), reading))
         names = questions.references(scene, index)
-        if item.label in names and all(item.color != o.color for o in others):
+        if item.color and item.label in names and all(item.color != o.color for o in others):
             choices.append((item.color, f"what color is the {item.label}?"))
         is_alone = all(place != position_of(o)[0] for o in others)
         if names and is_alone and margin >= questions.MIN_POSITION_MARGIN:
-            choices.append((place, f"where is the {names[0]}?"))
+            choices.append((place, f"where {is_are(names[0])} the {names[0]}?"))
     if not choices:
         return None
     answer, question = pick(rng, choices)
@@ -91,16 +99,16 @@ def _present_phrases(scene: Scene, rng: np.random.Generator) -> list[str]:
     labels = list(dict.fromkeys(o.label for o in scene.objects))
     phrases = []
     for k in rng.permutation(len(labels)):
-        colors = [o.color for o in scene.objects if o.label == labels[k]]
+        named = [colored(o) for o in scene.objects if o.label == labels[k]]
         with_color = rng.random() < 0.3
-        phrases.append(f"{pick(rng, colors)} {labels[k]}" if with_color else labels[k])
+        phrases.append(pick(rng, named) if with_color else labels[k])
     return phrases
 
 
 def detect_all(scene: Scene, rng: np.random.Generator) -> SceneExample:
     """Ask for every label of the picture and one or two absent labels, in random order."""
     present = sorted({one.label for one in scene.objects})
-    absent = [label for label in LABELS if label not in present]
+    absent = [label for label in questions.labels_asked(scene) if label not in present]
     distractors = rng.permutation(absent)[: int(rng.integers(1, 3))].tolist()
     asked = rng.permutation([*present, *distractors]).tolist()
     return _find("detect", scene, asked)
@@ -140,6 +148,20 @@ def _caption_region(scene: Scene, rng: np.random.Generator) -> SceneExample | No
     )
 
 
+def _neighbour(scene: Scene, rng: np.random.Generator) -> SceneExample | None:
+    found = questions.find_neighbour(scene, rng)
+    if found is None:
+        return None
+    (question, answer), index = found
+    return SceneExample(
+        task="answer",
+        kind="neighbour",
+        prefix=f"answer en {question}",
+        suffix=answer,
+        objects=(index,),
+    )
+
+
 _BUILDERS: dict[str, Builder] = {
     "caption": _caption,
     "ocr": _ocr,
@@ -153,6 +175,7 @@ _BUILDERS: dict[str, Builder] = {
     "detect": _detect,
     "segment": _segment,
     "caption_region": _caption_region,
+    "neighbour": _neighbour,
 }
 KINDS: tuple[str, ...] = tuple(_BUILDERS)
 DEFAULT_WEIGHTS: Mapping[str, float] = {
@@ -168,6 +191,7 @@ DEFAULT_WEIGHTS: Mapping[str, float] = {
     "detect": 4.0,
     "segment": 3.0,
     "caption_region": 0.8,
+    "neighbour": 0.0,
 }
 # Share of the detect prompts that ask for every label.
 _SHARE_DETECT_ALL = 0.5

@@ -3,26 +3,58 @@
 from collections.abc import Sequence
 
 from paligemma.scenes.scene import SceneObject
+from paligemma.scenes.thing_names import PAIRS, UNCOUNTED
 
-_PLURALS = {"cross": "crosses"}
+_AS_THEY_ARE = (*PAIRS, *UNCOUNTED)
+_PLURALS = {
+    "cross": "crosses",
+    "butterfly": "butterflies",
+    "cherry": "cherries",
+    "deer": "deer",
+    "dice": "dice",
+    "knife": "knives",
+    "leaf": "leaves",
+    "mouse": "mice",
+    "strawberry": "strawberries",
+    "trophy": "trophies",
+    "battery": "batteries",
+    "wolf": "wolves",
+}
+_ENDS_IN_ES = ("s", "x", "ch", "sh", "tomato", "tornado", "volcano")
 
 
 def plural(label: str) -> str:
     """The plural of a label: "circle" gives "circles", "cross" gives "crosses"."""
-    return _PLURALS.get(label, f"{label}s")
+    if label in _AS_THEY_ARE:
+        return label
+    ending = "es" if label.endswith(_ENDS_IN_ES) else "s"
+    return _PLURALS.get(label, f"{label}{ending}")
+
+
+def is_are(phrase: str) -> str:
+    """The verb of a phrase: "are" for "scissors", "is" otherwise."""
+    return "are" if phrase in PAIRS else "is"
 
 
 def with_article(phrase: str) -> str:
-    """The phrase with "a" or "an" before it."""
-    return f"{'an' if phrase[:1] in 'aeiou' else 'a'} {phrase}"
+    """The phrase with "a" or "an" before it; "scissors" and "popcorn" stand alone."""
+    if phrase in _AS_THEY_ARE:
+        return phrase
+    has_vowel = phrase[:1] in "aeiou" and not phrase.startswith("uni")
+    return f"{'an' if has_vowel else 'a'} {phrase}"
 
 
 def describe(item: SceneObject) -> str:
     """An object in a caption: "a red circle", "a green digit 7", "a blue sign saying STOP"."""
-    noun = with_article(f"{item.color} {item.label}")
+    noun = with_article(colored(item))
     if item.label == "digit":
         return f"{noun} {item.text}"
     return f"{noun} saying {item.text}" if item.label == "sign" else noun
+
+
+def colored(item: SceneObject) -> str:
+    """Colour and label; the label alone of a thing, which has no one colour."""
+    return f"{item.color} {item.label}".strip()
 
 
 def join_list(parts: Sequence[str]) -> str:
@@ -32,7 +64,7 @@ def join_list(parts: Sequence[str]) -> str:
 
 def phrase_matches(phrase: str, item: SceneObject) -> bool:
     """Whether "circle" or "red circle" names this object."""
-    return phrase in (item.label, f"{item.color} {item.label}")
+    return phrase in (item.label, colored(item))
 
 
 def raster_order(objects: Sequence[SceneObject]) -> list[int]:

@@ -28,6 +28,7 @@ class Patch:
         alpha: uint8[h, w], opacity of the paint, halo included.
         mask: bool[h, w], the object without its halo; never empty.
         char_boxes: (character, y0, x0, y1, x1) in pixels of the patch.
+        style: art style of a thing, "" otherwise.
     """
 
     paint: np.ndarray
@@ -37,6 +38,7 @@ class Patch:
     color: str
     text: str = ""
     char_boxes: tuple[tuple[str, float, float, float, float], ...] = ()
+    style: str = ""
 
     @property
     def hw(self) -> tuple[int, int]:

@@ -5,13 +5,23 @@ from typing import TypeVar
 
 import numpy as np
 
-from paligemma.scenes.language import phrase_matches, plural, position_of, with_article
+from paligemma.scenes.language import (
+    colored,
+    is_are,
+    phrase_matches,
+    plural,
+    position_of,
+    with_article,
+)
 from paligemma.scenes.scene import COLORS, LABELS, Scene
+from paligemma.scenes.thing_names import PAIRS, THINGS, UNCOUNTED
 
 # Questions about near-ties are left out.
 MIN_OFFSET_PX = 8.0
 MIN_AREA_RATIO = 1.25
 MIN_POSITION_MARGIN = 0.03
+# "How many scissors" has no one answer.
+NEVER_COUNTED = (*PAIRS, *UNCOUNTED)
 
 T = TypeVar("T")
 QuestionAnswer = tuple[str, str]
@@ -22,10 +32,16 @@ def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     return items[int(rng.integers(len(items)))]
 
 
+def labels_asked(scene: Scene) -> tuple[str, ...]:
+    """Labels that prompts about a picture may name: things only where it shows things."""
+    has_things = any(item.style for item in scene.objects)
+    return (*LABELS, *THINGS) if has_things else LABELS
+
+
 def references(scene: Scene, index: int) -> list[str]:
     """List the phrases that name objects[index] alone: its label, or its colour and label."""
     item = scene.objects[index]
-    phrases = (item.label, f"{item.color} {item.label}")
+    phrases = dict.fromkeys((item.label, colored(item)))
     return [p for p in phrases if sum(phrase_matches(p, o) for o in scene.objects) == 1]
 
 
@@ -41,7 +57,7 @@ def _named(scene: Scene, rng: np.random.Generator) -> list[tuple[int, str]]:
 
 def ask_color(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
     """Ask for a colour: "what color is the circle?"."""
-    unique = [o for k, o in enumerate(scene.objects) if o.label in references(scene, k)]
+    unique = [o for k, o in enumerate(scene.objects) if o.color and o.label in references(scene, k)]
     if not unique:
         return None
     item = pick(rng, unique)
@@ -52,38 +68,44 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
     """Ask for a number: "how many circles are there?", and sometimes of all objects."""
     if rng.random() < 0.2:
         return "how many objects are there?", str(len(scene.objects))
-    present = sorted({o.label for o in scene.objects})
-    label = pick(rng, present) if rng.random() < 0.8 else pick(rng, LABELS)
+    present = sorted({o.label for o in scene.objects} - set(NEVER_COUNTED))
+    is_present = bool(present) and rng.random() < 0.8
+    absent = [name for name in labels_asked(scene) if name not in NEVER_COUNTED]
+    label = pick(rng, present if is_present else absent)
     count = sum(o.label == label for o in scene.objects)
     return f"how many {plural(label)} are there?", str(count)
 
 
 def _present_phrase(scene: Scene, rng: np.random.Generator) -> str:
     item = pick(rng, scene.objects)
-    return item.label if rng.random() < 0.5 else f"{item.color} {item.label}"
+    return item.label if rng.random() < 0.5 else colored(item)
 
 
 def absent_phrase(scene: Scene, rng: np.random.Generator) -> str:
     """Draw a label, or colour and label, that names no object; half of them are near-misses."""
     # A picture has at most 12 objects but there are 64 colour and label pairs: this ends.
+    labels = labels_asked(scene)
     while True:
         item = pick(rng, scene.objects)
-        if rng.random() < 0.5:
+        if item.style:
+            phrase = pick(rng, THINGS)
+        elif rng.random() < 0.5:
             swap_color = rng.random() < 0.5
             color = pick(rng, tuple(COLORS)) if swap_color else item.color
             phrase = f"{color} {item.label if swap_color else pick(rng, LABELS)}"
         else:
-            label = pick(rng, LABELS)
-            phrase = label if rng.random() < 0.6 else f"{pick(rng, tuple(COLORS))} {label}"
+            label = pick(rng, labels)
+            has_color = label in LABELS and rng.random() >= 0.6
+            phrase = f"{pick(rng, tuple(COLORS))} {label}" if has_color else label
         if not any(phrase_matches(phrase, o) for o in scene.objects):
             return phrase
 
 
 def ask_presence(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
     """Ask for presence: "is there a red star?"; yes and no are equally frequent."""
-    if rng.random() < 0.5:
-        return f"is there {with_article(_present_phrase(scene, rng))}?", "yes"
-    return f"is there {with_article(absent_phrase(scene, rng))}?", "no"
+    is_present = rng.random() < 0.5
+    phrase = (_present_phrase if is_present else absent_phrase)(scene, rng)
+    return f"{is_are(phrase)} there {with_article(phrase)}?", _yes_no(is_present)
 
 
 def ask_position(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
@@ -96,7 +118,7 @@ def ask_position(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | Non
     if not choices:
         return None
     phrase, answer = pick(rng, choices)
-    return f"where is the {phrase}?", answer
+    return f"where {is_are(phrase)} the {phrase}?", answer
 
 
 def reading_question(scene: Scene, index: int, rng: np.random.Generator) -> str | None:
@@ -142,19 +164,14 @@ def _compare_places(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | 
         return None
     (a, phrase_a), (b, phrase_b) = pair
     axis = int(rng.integers(2))
-    side_px = scene.object_map.shape[axis]
-
-    def centre_px(index: int) -> float:
-        box = scene.objects[index].box_yxyx
-        return (box[axis] + box[axis + 2]) / 2 * side_px
-
-    offset_px = centre_px(b) - centre_px(a)
+    offset_px = _centre_px(scene, b, axis) - _centre_px(scene, a, axis)
     if abs(offset_px) < MIN_OFFSET_PX:
         return None
     before, after = (("above", "below"), ("left of", "right of"))[axis]
     asks_before = rng.random() < 0.5
     relation = before if asks_before else after
-    return f"is the {phrase_a} {relation} the {phrase_b}?", _yes_no(asks_before == (offset_px > 0))
+    question = f"{is_are(phrase_a)} the {phrase_a} {relation} the {phrase_b}?"
+    return question, _yes_no(asks_before == (offset_px > 0))
 
 
 def _compare_sizes(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
@@ -172,13 +189,18 @@ def _compare_sizes(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | N
         return None
     asks_bigger = rng.random() < 0.5
     relation = "bigger" if asks_bigger else "smaller"
-    return f"is the {phrase_a} {relation} than the {phrase_b}?", _yes_no(asks_bigger == (ratio > 1))
+    question = f"{is_are(phrase_a)} the {phrase_a} {relation} than the {phrase_b}?"
+    return question, _yes_no(asks_bigger == (ratio > 1))
 
 
 def _compare_counts(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
-    counts = {label: sum(o.label == label for o in scene.objects) for label in LABELS}
-    first = pick(rng, [label for label in LABELS if counts[label]])
-    others = [label for label in LABELS if counts[label] not in (0, counts[first])]
+    labels = [label for label in labels_asked(scene) if label not in NEVER_COUNTED]
+    counts = {label: sum(o.label == label for o in scene.objects) for label in labels}
+    shown = [label for label in labels if counts[label]]
+    if not shown:
+        return None
+    first = pick(rng, shown)
+    others = [label for label in shown if counts[label] != counts[first]]
     if not others:
         return None
     second = pick(rng, others)
@@ -186,6 +208,37 @@ def _compare_counts(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | 
         first, second = second, first
     question = f"are there more {plural(first)} than {plural(second)}?"
     return question, _yes_no(counts[first] > counts[second])
+
+
+def find_neighbour(scene: Scene, rng: np.random.Generator) -> tuple[QuestionAnswer, int] | None:
+    """Ask what lies beside an object: "what is left of the pizza?", with the index of the answer.
+
+    Exactly one object lies on that side, and no other is nearly on it.
+    """
+    choices = []
+    for index, phrase in _named(scene, rng):
+        for axis, (before, after) in enumerate((("above", "below"), ("left of", "right of"))):
+            offsets = [
+                _centre_px(scene, k, axis) - _centre_px(scene, index, axis)
+                for k in range(len(scene.objects))
+            ]
+            others = [k for k in range(len(offsets)) if k != index]
+            if any(abs(offsets[k]) < MIN_OFFSET_PX for k in others):
+                continue
+            for relation, side in ((before, -1), (after, 1)):
+                there = [k for k in others if offsets[k] * side > 0]
+                if len(there) == 1:
+                    choices.append((f"{relation} the {phrase}", there[0]))
+    if not choices:
+        return None
+    place, answer = pick(rng, choices)
+    return (f"what is {place}?", scene.objects[answer].label), answer
+
+
+def _centre_px(scene: Scene, index: int, axis: int) -> float:
+    """Centre of a box along an axis, 0 down and 1 across, in pixels."""
+    box = scene.objects[index].box_yxyx
+    return (box[axis] + box[axis + 2]) / 2 * scene.object_map.shape[axis]
 
 
 def _yes_no(truth: bool) -> str:

@@ -42,6 +42,10 @@ class SceneOptions:
         object_scale: factor on the sizes of objects, 0.5..8; sizes do not grow with the canvas.
         label_shares: shares of shapes, digits and signs among the objects; they sum to 1.
         max_signs: largest number of signs; None means 2, or 1 on a canvas below 168 px.
+        thing_share: share of things among all objects, 0..1; the other objects follow
+            `label_shares`.
+        things: "known" for the sprites of the package, or the path of a file of sprites.
+        thing_jitter: factor on how much sprites are turned and recoloured, 0..10.
 
     Raises:
         DataError: a value is out of bounds.
@@ -55,6 +59,9 @@ class SceneOptions:
     object_scale: float = 1.0
     label_shares: tuple[float, float, float] = (0.55, 0.22, 0.23)
     max_signs: int | None = None
+    thing_share: float = 0.0
+    things: str = "known"
+    thing_jitter: float = 1.0
 
     def __post_init__(self) -> None:
         if not all(64 <= side <= 2048 for side in self.hw):
@@ -77,6 +84,11 @@ class SceneOptions:
             raise DataError(
                 f"min_objects must be 1..{self.num_objects_max}, got {self.min_objects}; "
                 "choose another"
+            )
+        if not (0 <= self.thing_share <= 1 and 0 <= self.thing_jitter <= 10):
+            raise DataError(
+                "thing_share must be 0..1 and thing_jitter 0..10, got "
+                f"{self.thing_share} and {self.thing_jitter}; choose others"
             )
         if not 0.5 <= self.object_scale <= 8:
             raise DataError(f"object_scale must be 0.5..8, got {self.object_scale}; choose another")
@@ -111,6 +123,12 @@ class SceneOptions:
         return min(low * self.object_scale, high), high
 
     @property
+    def thing_range_px(self) -> tuple[float, float]:
+        """Smallest and largest longer side of things, before rotation."""
+        low, high = self.side_range_px
+        return 1.25 * low, min(1.2 * high, 0.6 * min(self.hw))
+
+    @property
     def cap_range_px(self) -> tuple[float, float]:
         """Smallest and largest height of capitals on signs."""
         high = (20.0 if self.is_small else 26.0) * self.object_scale
@@ -123,11 +141,12 @@ class SceneObject:
     """One object of a picture.
 
     Attributes:
-        label: one of LABELS.
-        color: one of COLORS.
+        label: one of LABELS, or of THINGS.
+        color: one of COLORS, or "" for a thing.
         text: value of a digit, word of a sign, or "" for a shape.
         box_yxyx: box (ymin, xmin, ymax, xmax) of the visible mask, normalised to [0, 1].
         char_boxes: (character, y0, x0, y1, x1) in pixels for each character of a sign.
+        style: art style of a thing, "" otherwise.
     """
 
     label: str
@@ -135,6 +154,7 @@ class SceneObject:
     text: str
     box_yxyx: tuple[float, float, float, float]
     char_boxes: tuple[tuple[str, float, float, float, float], ...] = ()
+    style: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,8 +13,10 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paligemma.scenes import COLORS, LABELS, Scene
+from paligemma.scenes import COLORS, LABELS, THINGS, Scene
 
+# Labels that a patch can have.
+ALL_LABELS: tuple[str, ...] = (*LABELS, *THINGS)
 CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 MAX_CHARS = 6
 # A patch shows the object that covers most of it, if that is more than this share of the patch.
@@ -30,8 +32,8 @@ class PatchTargets:
 
     Attributes:
         owner: int64[I], index of the object that the patch shows.
-        label: int64[I], 0 for the background, k for LABELS[k - 1].
-        color: int64[I], index into COLORS.
+        label: int64[I], 0 for the background, k for ALL_LABELS[k - 1].
+        color: int64[I], index into COLORS; a thing has none.
         value: int64[I], value of a handwritten digit.
         chars: int64[I, 2], character left and right of the patch centre, index into CHARS.
         order: int64[I, 2], place of that character in its word, MAX_CHARS where there is none.
@@ -56,10 +58,10 @@ def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
     counts = np.stack([(blocks == k).sum(1) for k in range(1, len(scene.objects) + 1)], axis=1)
     owner = np.where(counts.max(1) > _MIN_SHARE * patch_px**2, counts.argmax(1), -1)
 
-    names, hues = list(LABELS), list(COLORS)
+    names, hues = ALL_LABELS, ["", *COLORS]
     # The last row of each table stands for "no object", which has the index -1.
     label = np.array([names.index(o.label) + 1 for o in scene.objects] + [0])[owner]
-    color = np.array([hues.index(o.color) for o in scene.objects] + [-1])[owner]
+    color = np.array([hues.index(o.color) - 1 for o in scene.objects] + [-1])[owner]
     value = np.array([int(o.text) if o.label == "digit" else -1 for o in scene.objects] + [-1])[
         owner
     ]
@@ -126,7 +128,7 @@ class PatchHeads(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.sizes = {
-            "label": len(LABELS) + 1,
+            "label": len(ALL_LABELS) + 1,
             "color": len(COLORS),
             "value": 10,
             "char_left": len(CHARS),

@@ -13,11 +13,11 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paligemma.scenes import COLORS, LABELS, Scene, SceneExample, plural
+from paligemma.scenes import COLORS, LABELS, THINGS, Scene, SceneExample, plural
 
 # Does the patch show what is named first, or second; is it the centre of the first, or second.
 NUM_ANSWERS = 4
-_SINGULAR = {word: label for label in LABELS for word in (label, plural(label))}
+_SINGULAR = {word: label for label in (*LABELS, *THINGS) for word in (label, plural(label))}
 _MENTION = re.compile(rf"(?:({'|'.join(COLORS)}) )?\b({'|'.join(_SINGULAR)})\b")
 
 
@@ -41,7 +41,8 @@ def named_objects(scene: Scene, example: SceneExample) -> tuple[set[int], set[in
     """Find the objects that a prompt names.
 
     Returns:
-        Two sets of indices into `scene.objects`; the second is for what a comparison names second.
+        Two sets of indices into `scene.objects`; the second is for what a comparison names second,
+        or for the object beside the one that the prompt names.
         A set is empty where the prompt names what is not in the picture. None for a prompt that
         names nothing: an answer whose question is wanted.
     """
@@ -64,6 +65,8 @@ def named_objects(scene: Scene, example: SceneExample) -> tuple[set[int], set[in
         return everything, set()
     if example.kind == "comparison":
         return mentions[0], mentions[1]
+    if example.kind == "neighbour":
+        return mentions[0], set(example.objects)
     return set().union(*mentions), set()
 
 

@@ -1,0 +1,81 @@
+"""Write a file of sprites for `paligemma.scenes` from icon packages of npm.
+
+The package's own file, and one of the art style that its training never shows:
+
+    npm pack @iconify-json/noto @iconify-json/fluent-emoji-flat @iconify-json/fluent-emoji
+    npm pack @iconify-json/twemoji
+    for pack in iconify-json-*.tgz; do mkdir ${pack%.tgz}; tar xzf $pack -C ${pack%.tgz}; done
+    pip install resvg-py
+    python examples/make_things.py things.zip noto=iconify-json-noto-1.2.9 \
+        flat=iconify-json-fluent-emoji-flat-1.2.6 round=iconify-json-fluent-emoji-1.2.7
+    python examples/make_things.py twemoji.zip twemoji=iconify-json-twemoji-1.2.5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from paligemma.scenes import THINGS
+from paligemma.scenes.thing_names import ICONS
+
+SIDE_PX = 96
+# Every entry has this date, so that the same icons give the same file.
+_DATE = (2020, 1, 1, 0, 0, 0)
+
+
+def svg_of(icons: dict[str, Any], name: str) -> str:
+    """The SVG of one icon of a package's icons.json.
+
+    Raises:
+        KeyError: the package has no icon of that name.
+    """
+    while name not in icons["icons"]:
+        name = icons["aliases"][name]["parent"]
+    icon = icons["icons"][name]
+    width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
+    left, top = icon.get("left", 0), icon.get("top", 0)
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
+    )
+
+
+def sprite(svg: str) -> bytes:
+    """WebP with transparency, cut to what is visible, at most SIDE_PX a side."""
+    import resvg_py
+
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIDE_PX, height=2 * SIDE_PX))
+    with Image.open(BytesIO(png)) as picture:
+        drawn = picture.convert("RGBA")
+    drawn = drawn.crop(drawn.getchannel("A").getbbox())
+    drawn.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
+    file = BytesIO()
+    drawn.save(file, "WEBP", quality=72, alpha_quality=70, method=6)
+    return file.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("styles", nargs="+", metavar="STYLE=FOLDER")
+    args = parser.parse_args()
+    with zipfile.ZipFile(args.out, "w") as archive:
+        for style, folder in (part.split("=", 1) for part in args.styles):
+            icons = json.loads((Path(folder) / "package" / "icons.json").read_text())
+            for name in THINGS:
+                entry = zipfile.ZipInfo(f"{style}/{name}.webp", _DATE)
+                archive.writestr(entry, sprite(svg_of(icons, ICONS.get(name, name))))
+    print(f"wrote {args.out}: {args.out.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

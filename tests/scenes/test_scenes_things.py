@@ -1,0 +1,242 @@
+"""Things: sprites in every style, exact masks, sentences, and pictures without things unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma.errors import DataError
+from paligemma.scenes import (
+    KINDS,
+    LABELS,
+    THINGS,
+    SceneOptions,
+    detect_all,
+    draw_scene,
+    plural,
+    sample_example,
+    scene_examples,
+)
+from paligemma.scenes.language import describe, is_are, with_article
+from paligemma.scenes.questions import MIN_OFFSET_PX
+from paligemma.scenes.thing_names import ICONS, PAIRS, UNCOUNTED
+from paligemma.scenes.things import Jitter, draw_thing, sprite_file
+from paligemma.scenes.words import WORDS
+
+STYLES = ("flat", "noto", "round")
+OPTIONS = SceneOptions(thing_share=0.7)
+
+
+def test_two_hundred_names_have_a_sprite_in_each_style() -> None:
+    assert len(THINGS) == len(set(THINGS)) == 200
+    assert not set(THINGS) & {*LABELS, *(plural(label) for label in LABELS)}
+    assert set(ICONS) <= set(THINGS)
+    assert all(name.isalpha() and name.islower() for name in THINGS)
+    known = sprite_file()
+    assert known.names == THINGS
+    for name in THINGS:
+        assert known.styles(name) == STYLES
+        for style in STYLES:
+            sprite = known.sprite(name, style)
+            assert sprite.mode == "RGBA"
+            assert 40 <= max(sprite.size) <= 96
+    assert known.path.stat().st_size < 1_300_000
+
+
+def test_a_thing_is_drawn_with_its_exact_mask_at_the_side_that_was_asked() -> None:
+    for seed, name in enumerate(THINGS[::10]):
+        rng = np.random.default_rng(seed)
+        patch = draw_thing(name, "noto", 60.0, rng, jitter=Jitter(degrees=0.0))
+        assert max(patch.hw) == pytest.approx(62, abs=4)
+        assert np.array_equal(patch.mask, patch.alpha >= 128)
+        assert patch.mask.any(axis=1)[1:-1].all()
+        assert (patch.label, patch.color, patch.style) == (name, "", "noto")
+
+
+def test_no_two_drawings_of_a_thing_are_alike_and_one_seed_draws_one() -> None:
+    def drawn(seed: int) -> bytes:
+        return draw_thing("cat", "flat", 50.0, np.random.default_rng(seed)).paint.tobytes()
+
+    assert len({drawn(seed) for seed in range(10)}) == 10
+    assert drawn(3) == drawn(3)
+
+
+def test_pictures_without_things_are_those_of_earlier_releases() -> None:
+    found = hashlib.sha256()
+    for seed in range(40):
+        scene = draw_scene(seed, SceneOptions(split="heldout" if seed % 2 else "train"))
+        found.update(scene.image.tobytes())
+        for example in scene_examples(scene, np.random.default_rng(seed)):
+            if example.kind != "neighbour":
+                found.update(repr((example.prefix, example.suffix, example.labels)).encode())
+    assert found.hexdigest() == "e09913841eeeb169597bce27cea463c08ccc92c4de752965389d84bac2d13361"
+
+
+def test_scenes_show_things_among_the_others_with_boxes_of_their_masks() -> None:
+    labels = set()
+    for seed in range(60):
+        scene = draw_scene(seed, OPTIONS)
+        for k, item in enumerate(scene.objects):
+            labels.add(item.label)
+            assert (item.style in STYLES, item.color == "") == ((item.label in THINGS),) * 2
+            rows, columns = np.nonzero(scene.mask(k))
+            side = scene.image.shape[0]
+            extent = (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1)
+            assert np.array(item.box_yxyx) * side == pytest.approx(extent)
+    assert len(labels & set(THINGS)) > 60
+    assert set(LABELS) <= labels
+
+
+@pytest.mark.parametrize(
+    ("label", "many"),
+    [
+        ("pizza", "pizzas"),
+        ("mouse", "mice"),
+        ("butterfly", "butterflies"),
+        ("cactus", "cactuses"),
+        ("fox", "foxes"),
+        ("peach", "peaches"),
+        ("toothbrush", "toothbrushes"),
+        ("tomato", "tomatoes"),
+        ("cross", "crosses"),
+        ("scissors", "scissors"),
+        ("popcorn", "popcorn"),
+        ("deer", "deer"),
+        ("monkey", "monkeys"),
+        ("turkey", "turkeys"),
+    ],
+)
+def test_plurals(label: str, many: str) -> None:
+    assert plural(label) == many
+
+
+def test_sentences_about_things_are_english() -> None:
+    assert with_article("umbrella") == "an umbrella"
+    assert with_article("unicorn") == "a unicorn"
+    assert with_article("scissors") == "scissors"
+    assert is_are("jeans") == "are"
+    assert is_are("sushi") == "is"
+    seen = set()
+    for seed in range(150):
+        scene = draw_scene(seed, OPTIONS)
+        rng = np.random.default_rng(seed)
+        for example in scene_examples(scene, rng):
+            text = f"{example.prefix} {example.suffix}"
+            assert "  " not in text.replace("caption  ", "")
+            for name in PAIRS:
+                assert f"is the {name}" not in text
+                assert f"is there {name}" not in text
+                assert f" a {name}" not in text
+            if "how many" in text:
+                assert not any(f"many {name} are" in text for name in (*PAIRS, *UNCOUNTED))
+            if example.kind == "caption_region":
+                (item,) = [o for o in scene.objects if o.box_yxyx == example.prefix_box]
+                assert example.suffix == describe(item)
+            seen.add(example.kind)
+        assert sample_example(scene, rng, {"neighbour": 1.0}).kind in ("neighbour", "caption")
+    assert seen == set(KINDS)
+
+
+def test_what_lies_beside_an_object_is_asked_only_where_one_answer_is_right() -> None:
+    num = 0
+    for seed in range(200):
+        scene = draw_scene(seed, OPTIONS)
+        side = scene.image.shape[0]
+        for example in scene_examples(scene, np.random.default_rng(seed)):
+            if example.kind != "neighbour":
+                continue
+            num += 1
+            question = example.prefix.removeprefix("answer en what is ").removesuffix("?")
+            relation, phrase = question.split(" the ")
+            axis = 0 if relation in ("above", "below") else 1
+            named = [
+                o for o in scene.objects if phrase in (o.label, f"{o.color} {o.label}".strip())
+            ]
+            (start,) = named
+            centre = {
+                id(o): (o.box_yxyx[axis] + o.box_yxyx[axis + 2]) / 2 * side for o in scene.objects
+            }
+            sign = -1 if relation in ("above", "left of") else 1
+            there = [o for o in scene.objects if sign * (centre[id(o)] - centre[id(start)]) > 0]
+            assert [o.label for o in there] == [example.suffix]
+            assert scene.objects[example.objects[0]] is there[0]
+            others = [o for o in scene.objects if o is not start]
+            assert all(abs(centre[id(o)] - centre[id(start)]) >= MIN_OFFSET_PX for o in others)
+    assert num > 80
+
+
+def test_things_are_asked_for_only_where_some_are_shown() -> None:
+    asked = {
+        has: {
+            phrase
+            for seed in range(60)
+            for scene in [draw_scene(seed, SceneOptions(thing_share=share))]
+            if any(o.style for o in scene.objects) == has
+            for phrase in detect_all(scene, np.random.default_rng(seed)).prefix[7:].split(" ; ")
+        }
+        for has, share in ((False, 0.0), (True, 0.7))
+    }
+    assert asked[False] <= set(LABELS)
+    assert len(asked[True] & set(THINGS)) > 80
+
+
+def stored(path: Path, **pictures: Image.Image | bytes) -> Path:
+    """A file of sprites of the style "mine"."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, picture in pictures.items():
+            data = picture
+            if isinstance(picture, Image.Image):
+                file = BytesIO()
+                picture.save(file, "WEBP", lossless=True)
+                data = file.getvalue()
+            archive.writestr(f"mine/{name}.webp", data)
+    return path
+
+
+def test_scenes_take_sprites_from_another_file(tmp_path: Path) -> None:
+    red = Image.new("RGBA", (40, 30), (250, 10, 10, 255))
+    path = stored(tmp_path / "mine.zip", cat=red, unknown=red)
+    options = SceneOptions(thing_share=1.0, things=str(path), min_objects=1, max_objects=3)
+    for seed in range(5):
+        scene = draw_scene(seed, options)
+        assert {(o.label, o.style) for o in scene.objects} == {("cat", "mine")}
+        assert scene.image[scene.mask(0)].mean(axis=0)[0] > 180
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "zip archive"),
+        ({"unknown": Image.new("RGBA", (4, 4))}, "no sprite of a known thing"),
+        ({"cat": Image.new("RGBA", (8, 8))}, "is transparent"),
+        ({"cat": Image.new("RGBA", (600, 8), "red")}, "512 px a side"),
+        ({"cat": b"no picture"}, "cannot be read"),
+    ],
+)
+def test_a_broken_file_of_sprites_is_named(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "mine.zip"
+    if content is None:
+        path.write_bytes(b"nothing")
+    else:
+        assert isinstance(content, dict)
+        stored(path, **content)
+    with pytest.raises(DataError, match=message):
+        draw_scene(0, SceneOptions(thing_share=1.0, things=str(path)))
+
+
+@pytest.mark.parametrize("bad", [{"thing_share": 1.5}, {"thing_jitter": -1.0}])
+def test_shares_and_jitter_have_bounds(bad: dict[str, float]) -> None:
+    with pytest.raises(DataError, match="thing_share must be"):
+        SceneOptions(**bad)  # type: ignore[arg-type]
+
+
+def test_names_of_things_may_stand_on_signs_but_in_capitals() -> None:
+    assert {"PIZZA", "CAT"} <= set(WORDS)
+    scene = draw_scene(11, OPTIONS)
+    assert all(o.text == o.text.upper() for o in scene.objects)
