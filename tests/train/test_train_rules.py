@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from paligemma.errors import CheckpointError
 from paligemma.train.optim import Optimizer
 from paligemma.train.optim_config import OptimConfig
-from paligemma.train.rules import RULES
+from paligemma.train.rules import RULES, orthogonalised
 from paligemma.train.schedule import ScheduleConfig
 
 LR = 0.01
@@ -209,3 +209,57 @@ def test_decay_of_every_rule_is_apart_from_its_direction() -> None:
         run(model, optimizer, gradients(1))
         run(plain, without, gradients(1))
         torch.testing.assert_close(model.wide.detach(), plain.wide.detach() - 0.1 * start)
+
+
+class Block(nn.Module):
+    """A model with the names of one tower block, as patterns see them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.wide = nn.Parameter(torch.randn(96, 64, generator=draw))
+        self.tall = nn.Parameter(torch.randn(64, 96, generator=draw))
+        self.bias = nn.Parameter(torch.randn(96, generator=draw))
+        self.table = nn.Parameter(torch.randn(96, 64, generator=draw))
+
+
+def test_muon_is_torchs_own_on_matrices_of_blocks_and_adam_elsewhere() -> None:
+    model, peer = Block(), Block()
+    names = {name: f"img/Transformer/encoderblock/{name}" for name in ("wide", "tall", "bias")}
+    optimizer = Optimizer(
+        model,
+        OptimConfig(lr=LR, grad_clip_norm=None, rule="muon"),
+        total_steps=20,
+        name_of=lambda name: names.get(name, "llm/embedder/table"),
+    )
+    muon = torch.optim.Muon(
+        [peer.wide, peer.tall], lr=LR, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+    )
+    adam = torch.optim.Adam([peer.bias, peer.table], lr=LR, betas=(0.9, 0.999))
+    draw = torch.Generator().manual_seed(1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for _ in range(6):
+        for (_, one), (_, other) in zip(
+            model.named_parameters(), peer.named_parameters(), strict=True
+        ):
+            one.grad = torch.randn(one.shape, generator=draw)
+            other.grad = one.grad.clone()
+        optimizer.step()
+        muon.step()
+        adam.step()
+    for (name, one), (_, other) in zip(
+        model.named_parameters(), peer.named_parameters(), strict=True
+    ):
+        moved = (other - before[name]).norm()
+        # Newton-Schulz runs in bfloat16 there, and here where the processor multiplies it.
+        bound = 0.02 if name in ("wide", "tall") else 1e-5
+        assert (one - other).norm() <= bound * moved, name
+
+
+def test_orthogonalised_moves_singular_values_close_to_one() -> None:
+    draw = torch.Generator().manual_seed(2)
+    for shape in ((64, 96), (96, 64), (80, 80)):
+        matrix = torch.randn(shape, generator=draw)
+        values = torch.linalg.svdvals(orthogonalised(matrix).float())
+        large = torch.linalg.svdvals(matrix) > 0.15 * torch.linalg.matrix_norm(matrix, 2)
+        assert 0.6 < values[large].min() <= values.max() < 1.3

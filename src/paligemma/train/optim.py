@@ -5,6 +5,7 @@ Source: big_vision optax.py (make) and trainers/proj/paligemma/train.py (update_
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,8 @@ from paligemma.train.sharding import is_divided, own_rows
 
 # Suffix of the averaged parameters in a stored state.
 AVERAGE = "average"
+# Names of the parameters of transformer blocks.
+_IN_BLOCKS = re.compile(r"img/Transformer/encoderblock|llm/layers/")
 # Pattern of the extra parameters.
 _EXTRA = "extra/.*"
 
@@ -89,7 +92,7 @@ class Optimizer:
                 self._schedules[pattern] = learning_rate_schedule(
                     schedule, total_steps=total_steps, batch_size=batch_size, data_size=data_size
                 )
-        groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[str, float, float, bool], list[nn.Parameter]] = {}
         for name, parameter in named.items():
             pattern, schedule = schedules[name]
             parameter.requires_grad_(schedule is not None)
@@ -98,7 +101,8 @@ class Optimizer:
             self._trained[name] = parameter
             lr_mult = lr_mults.get(name, ("", 1.0))[1]
             wd_mult = wd_mults.get(name, ("", 0.0))[1]
-            groups.setdefault((pattern, lr_mult, wd_mult), []).append(parameter)
+            is_hidden = parameter.ndim == 2 and bool(_IN_BLOCKS.match(pattern_names[name]))
+            groups.setdefault((pattern, lr_mult, wd_mult, is_hidden), []).append(parameter)
         if any(is_divided(p) for p in self._trained.values()):
             require_divisible(config.rule)
         if not groups:
@@ -111,8 +115,9 @@ class Optimizer:
                     "schedule": pattern,
                     "peak_lr": config.lr * lr_mult,
                     "decay": config.wd * wd_mult,
+                    "is_hidden": is_hidden,
                 }
-                for (pattern, lr_mult, wd_mult), parameters in groups.items()
+                for (pattern, lr_mult, wd_mult, is_hidden), parameters in groups.items()
             ],
             betas=(config.b1, config.b2),
             eps=config.eps,

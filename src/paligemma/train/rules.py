@@ -1,8 +1,9 @@
-"""Update rules beside Adam: Adam with moments in 8 bits, Adafactor, momentum, plain descent.
+"""Update rules beside Adam: 8-bit Adam, Adafactor, Muon, momentum, plain descent.
 
 A rule is a `torch.optim.Optimizer` that subtracts lr * direction and keeps a state of plain tensors
 for each parameter. `train.optim.Optimizer` clips before it and decays the weights.
-Source: big_vision optax.py (scale_by_adafactor, momentum_hp); 8-bit optimizers arXiv 2110.02861.
+Source: big_vision optax.py (scale_by_adafactor, momentum_hp); 8-bit optimizers arXiv 2110.02861;
+Muon arXiv 2502.16982.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ Groups = list[dict[str, Any]]
 _BLOCK, _MIN_QUANTISED = 256, 4096
 # Elements that are widened at once: 64 MB of float32.
 _CHUNK = 1 << 24
+# Muon: momentum, root mean square of an update at a rate of 1, and the quintic of its iteration.
+_MUON_MOMENTUM, _MUON_RMS = 0.95, 0.2
+_NS_A, _NS_B, _NS_C = 3.4445, -4.7750, 2.0315
 # Adafactor as big_vision sets it.
 _DECAY_EXPONENT, _BETA2_CAP, _SQUARE_EPS, _MIN_FACTORED = 0.8, 0.999, 1e-30, 32
 
@@ -142,6 +146,54 @@ class Adafactor(_Rule):
         p.sub_((direction * group["lr"]).to(p.dtype))
 
 
+class Muon(_Rule):
+    """Orthogonalised momentum for the matrices of the blocks, Adam for all other parameters.
+
+    A group whose option `is_hidden` is true holds matrices of blocks. The step size is scaled so
+    that an update has the root mean square of Adam's, and one learning rate serves both.
+    """
+
+    @classmethod
+    def start(cls, parameter: Tensor) -> dict[str, Tensor]:
+        """Moments as Adam's; of a matrix of a block only the first one moves."""
+        return _zero_moments(parameter)
+
+    def update(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Any) -> None:
+        """One update of Muon with Nesterov momentum, or of Adam."""
+        if not group["is_hidden"]:
+            (b1, b2), step = group["betas"], float(state["step"])
+            first = state["exp_avg"].lerp_(grad, 1 - b1)
+            second = state["exp_avg_sq"].mul_(b2).addcmul_(grad, grad, value=1 - b2)
+            root = (second / (1 - b2**step)).sqrt_().add_(group["eps"])
+            p.addcdiv_(first, root, value=-group["lr"] / (1 - b1**step))
+            return
+        momentum = state["exp_avg"].lerp_(grad, 1 - _MUON_MOMENTUM)
+        direction = orthogonalised(grad.lerp(momentum, _MUON_MOMENTUM))
+        scale = _MUON_RMS * max(p.shape) ** 0.5
+        p.add_(direction.to(p.dtype), alpha=-group["lr"] * scale)
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """Move all singular values of a matrix float[M, N] close to 1, by five Newton-Schulz steps.
+
+    Computed in bfloat16 where the processor multiplies it, in float32 elsewhere.
+    """
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = (x / x.norm().clamp(min=1e-7)).to(_product_dtype(x.device.type))
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_NS_B, alpha=_NS_C), x, beta=_NS_A)
+    return x.T if is_tall else x
+
+
+@cache
+def _product_dtype(device: str) -> torch.dtype:
+    if device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return torch.bfloat16
+
+
 class Momentum(_Rule):
     """Descent along the decayed sum of gradients, which is kept in bfloat16."""
 
@@ -179,6 +231,7 @@ STARTS: Mapping[str, Callable[[Tensor], dict[str, Tensor]]] = {
     "adam": _zero_moments,
     "adam8bit": Adam8bit.start,
     "adafactor": Adafactor.start,
+    "muon": Muon.start,
     "momentum": Momentum.start,
     "sgd": Descent.start,
 }
@@ -197,7 +250,7 @@ def new_rule(
     """The optimiser of a name of `RULES` over some groups of parameters.
 
     Args:
-        betas, eps: of both Adams.
+        betas, eps: of both Adams, and of the Adam in Muon.
         momentum: of Adafactor and momentum.
         parameters: all that is trained; where torch's fused kernel takes them, Adam uses it.
     """
@@ -206,6 +259,8 @@ def new_rule(
         return torch.optim.Adam(groups, betas=betas, eps=eps, fused=fused)
     if name == "adam8bit":
         return Adam8bit(groups, lr=0.0, betas=betas, eps=eps)
+    if name == "muon":
+        return Muon(groups, lr=0.0, betas=betas, eps=eps)
     if name == "adafactor":
         return Adafactor(groups, lr=0.0, momentum=momentum)
     return {"momentum": Momentum, "sgd": Descent}[name](groups, lr=0.0, momentum=momentum)
