@@ -341,16 +341,18 @@ def task_of(run: Run) -> Task:
 
     path = run.path / EXAMPLES
     last = seed = size_px = 0
+    things: str | None = None
     for number, row in read_rows(path):
         match row.get("pictures"):
-            case [{"index": int(index), "seed": int(seed), "size_px": int(size_px)}]:
+            case [{"index": int(index), "seed": int(seed), "size_px": int(size_px), **others}]:
                 last = max(last, index)
+                things = None if others.get("things") is None else str(others["things"])
             case other:
                 raise DataError(
                     f"{path}, line {number} must name one picture by index, seed and size_px, got "
                     f"{other!r:.80}; restore the file or begin a new run"
                 )
-    return scenes_task(limit=last + 1, seed=seed, size_px=size_px)
+    return scenes_task(limit=last + 1, seed=seed, size_px=size_px, things=things)
 
 
 def pictures_of(run: Run, ids: Sequence[str]) -> Pictures | None:

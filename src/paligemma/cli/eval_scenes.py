@@ -31,6 +31,11 @@ _STEP_FILES = ("model.safetensors", "state.json")
 @model_options
 @click.option("--limit", default=1000, show_default=True, help="Pictures.")
 @click.option("--seed", default=0, show_default=True, help="Which pictures.")
+@click.option(
+    "--things",
+    metavar="known|FILE",
+    help="Show everyday things too: those of the package, or the sprites of a zip file.",
+)
 @click.option("--batch-size", default=64, show_default=True, help="Pictures at a time.")
 @click.option("--tasks", default=None, metavar="A,B", help="Only these tasks; all by default.")
 @click.option(
@@ -46,6 +51,7 @@ def scenes_command(
     model: ModelChoice,
     limit: int,
     seed: int,
+    things: str | None,
     batch_size: int,
     tasks: str | None,
     output: Path | None,
@@ -65,10 +71,12 @@ def scenes_command(
 
     kinds = SCENE_KINDS if tasks is None else tuple(part.strip() for part in tasks.split(","))
     # Everything that can be wrong is checked before a model is loaded.
-    task = scenes_task(limit=limit, seed=seed, kinds=kinds)
+    task = scenes_task(limit=limit, seed=seed, kinds=kinds, things=things)
     num_prompts = batch_size * min(_PROMPTS_EACH, len(kinds))
     options = EvalOptions(seed=seed, batch_size=num_prompts, num_workers=1)
     chosen = SimpleNamespace(limit=limit, seed=seed, batch_size=batch_size, kinds=kinds)
+    if things is not None:
+        chosen.things = things
     folder = output or default_folder(task, "heldout", model, None, chosen)
     require_writable(folder)
     click.echo(f"paligemma: the run is kept in {folder}", err=True)
@@ -76,7 +84,11 @@ def scenes_command(
     processor = bundle.processor
     run = evaluate(
         scenes_task(
-            limit=limit, seed=seed, size_px=min(SIZE_PX, processor.image_size_px), kinds=kinds
+            limit=limit,
+            seed=seed,
+            size_px=min(SIZE_PX, processor.image_size_px),
+            kinds=kinds,
+            things=things,
         ),
         bundle,
         None,

@@ -111,7 +111,7 @@ def detection_measures(
         measures += [
             Measure(
                 name=f"ap/{name}",
-                statistic=CocoStatistic(matches=matches, figure=FIGURES["AP"], category=k),
+                statistic=CocoStatistic(matches=matches, figure=FIGURES["AP"], categories=[k]),
                 num=matches.num_images,
                 num_used=int((matches.num_true["all"][k] > 0).sum()),
             )
@@ -258,11 +258,15 @@ class CocoMatches:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CocoStatistic:
-    """One figure as a function of how often each image counts."""
+    """One figure as a function of how often each image counts.
+
+    Attributes:
+        categories: places of the categories that precision is a mean over; None takes all.
+    """
 
     matches: CocoMatches
     figure: CocoFigure
-    category: int | None = None
+    categories: Sequence[int] | None = None
 
     def __call__(self, weights: np.ndarray) -> float:
         figure, matches = self.figure, self.matches
@@ -271,7 +275,7 @@ class CocoStatistic:
         else:
             t = figure.threshold
             chosen = slice(0, _T) if t is None else slice(t, t + 1)
-            only = range(len(matches.names)) if self.category is None else [self.category]
+            only = range(len(matches.names)) if self.categories is None else self.categories
             values = matches.precision(weights, figure.area, chosen, only)
         values = values[~np.isnan(values)]
         return float(np.mean(values)) if len(values) else float("nan")

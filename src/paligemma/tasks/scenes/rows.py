@@ -8,8 +8,8 @@ region.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from paligemma.scenes import (
     draw_scene,
     scene_examples,
 )
+from paligemma.scenes.things import sprite_file
 from paligemma.tasks.scenes.scores import METRICS, SCENE_KINDS, references_of, score_scenes
 from paligemma.tasks.task import Task
 
@@ -45,6 +46,10 @@ NUM_SCENES = 1000
 # Kinds beside the four main ones; one picture in so many has them.
 SECONDARY_KINDS, SECONDARY_EVERY = ("caption", "caption_region"), 4
 ANSWER_KINDS: tuple[str, ...] = ("color", "count", "presence", "position", "reading", "comparison")
+# Pictures of things ask what lies beside an object, too.
+THING_ANSWER_KINDS: tuple[str, ...] = (*ANSWER_KINDS, "neighbour")
+# Share of things among the objects of such pictures.
+THING_SHARE = 0.6
 # Kinds that every picture has; the others stand in for one another where one does not apply.
 _ALWAYS = ("count", "presence")
 # Longer than any prompt with its answer.
@@ -97,8 +102,13 @@ def scene_suffix(
     return format_detections([locate(box) for box in boxes], example.labels, codes)
 
 
-def heldout_scene(index: int, *, seed: int = 0, size_px: int = SIZE_PX) -> Scene:
+def heldout_scene(
+    index: int, *, seed: int = 0, size_px: int = SIZE_PX, things: str | None = None
+) -> Scene:
     """Draw picture `index` of the benchmark `seed`, with held-out handwriting and layout.
+
+    Args:
+        things: file of sprites, "known" for those of the package; None shows no things.
 
     Raises:
         ConfigError: an index or a seed out of bounds.
@@ -109,11 +119,17 @@ def heldout_scene(index: int, *, seed: int = 0, size_px: int = SIZE_PX) -> Scene
             f"got picture {index} of seed {seed}"
         )
     options = SceneOptions(size_px=size_px, split="heldout")
+    if things is not None:
+        options = replace(options, thing_share=THING_SHARE, things=things)
     return draw_scene(EVAL_SEED + seed * MAX_SCENES + index, options)
 
 
 def benchmark_examples(
-    scene: Scene, index: int, kinds: Collection[str] = SCENE_KINDS
+    scene: Scene,
+    index: int,
+    kinds: Collection[str] = SCENE_KINDS,
+    *,
+    questions: Sequence[str] = ANSWER_KINDS,
 ) -> list[SceneExample]:
     """Choose the prompts of one picture, at most one a kind, the same for any choice of kinds.
 
@@ -122,11 +138,12 @@ def benchmark_examples(
             where a kind does not apply, another scarce kind is drawn.
         kinds: some of SCENE_KINDS; a picture without writing has no "ocr", three of four have no
             captions.
+        questions: kinds of question that take turns.
     """
     rng = np.random.default_rng((scene.seed, 1))
     by_kind = {example.kind: example for example in scene_examples(scene, rng)}
-    turn = ANSWER_KINDS[index % len(ANSWER_KINDS)]
-    scarce = [k for k in ANSWER_KINDS if k in by_kind and k not in _ALWAYS] or list(_ALWAYS)
+    turn = questions[index % len(questions)]
+    scarce = [k for k in questions if k in by_kind and k not in _ALWAYS] or list(_ALWAYS)
     substitute = scarce[int(rng.integers(len(scarce)))]
     by_kind["answer"] = by_kind[turn] if turn in by_kind else by_kind[substitute]
     by_kind["detect"] = detect_all(scene, rng)
@@ -143,10 +160,13 @@ class ScenePicture:
     index: int
     seed: int
     size_px: int
+    things: str | None = None
 
     def read(self, max_pixels: int) -> np.ndarray:
         """uint8[size_px, size_px, 3]."""
-        return heldout_scene(self.index, seed=self.seed, size_px=self.size_px).image
+        return heldout_scene(
+            self.index, seed=self.seed, size_px=self.size_px, things=self.things
+        ).image
 
 
 def asking_for(example: Example) -> Asking:
@@ -160,11 +180,13 @@ def scenes_task(
     seed: int = 0,
     size_px: int = SIZE_PX,
     kinds: Collection[str] = SCENE_KINDS,
+    things: str | None = None,
 ) -> Task:
     """Build the benchmark over the pictures 0..limit - 1 of a seed.
 
     Args:
         seed: seed of the benchmark; every seed has its own pictures.
+        things: file of sprites, "known" for those of the package; None shows no things.
     """
     if not 1 <= limit <= MAX_SCENES:
         raise ConfigError(f"limit must lie in 1..{MAX_SCENES} pictures, got {limit}")
@@ -176,11 +198,15 @@ def scenes_task(
             f"tasks must be some of {', '.join(SCENE_KINDS)}, got {', '.join(unknown) or 'none'}"
         )
 
+    questions = ANSWER_KINDS if things is None else THING_ANSWER_KINDS
+    if things is not None:
+        sprite_file(things)
+
     def read(data: Path, split: str) -> Iterator[Example]:
         for index in range(limit):
-            scene = heldout_scene(index, seed=seed, size_px=size_px)
-            picture = ScenePicture(index=index, seed=seed, size_px=size_px)
-            for one in benchmark_examples(scene, index, kinds):
+            scene = heldout_scene(index, seed=seed, size_px=size_px, things=things)
+            picture = ScenePicture(index=index, seed=seed, size_px=size_px, things=things)
+            for one in benchmark_examples(scene, index, kinds, questions=questions):
                 yield Example(
                     id=f"scenes/{scene.seed}/{one.task}",
                     prefix=scene_prefix(one),

@@ -1,17 +1,19 @@
 """How answers about drawn pictures are scored, one by one and together."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from paligemma.example import Example, Prediction
+from paligemma.example import Example, FoundObject, Prediction
 from paligemma.metrics.detection import FIGURES, CocoStatistic, match_images
 from paligemma.metrics.measure import Measure, Statistic, ratio_measure
 from paligemma.metrics.pairs import edit_distance
+from paligemma.outputs.boxes import box_iou
 from paligemma.outputs.masks import mask_iou
 from paligemma.outputs.rle import decode_rle, encode_rle
-from paligemma.scenes import Scene, SceneExample
+from paligemma.scenes import THINGS, Scene, SceneExample
 from paligemma.tasks.scoring import coco_bbox, coco_results
 
 SCENE_KINDS: tuple[str, ...] = ("detect", "segment", "answer", "ocr", "caption", "caption_region")
@@ -24,16 +26,24 @@ METRICS: dict[str, str] = {
     "caption": "exact_match",
     "caption_region": "exact_match",
 }
+# Of two boxes of one label that overlap more, only the likelier counts as distinct.
+_MAX_OVERLAP = 0.5
+# The slice of all things.
+_THINGS = "things"
 
 
 def references_of(scene: Scene, example: SceneExample) -> dict[str, Any]:
     """Build what an answer is compared with: words, or objects with box and mask.
 
     Returns:
-        `task`, one of SCENE_KINDS; `slice`, by which its score is broken down (kind of question, or
-        label of the mask); and `text` or `objects`. JSON can hold all of it.
+        `task`, one of SCENE_KINDS; `slice`, by which its score is broken down (kind of question,
+        label of the mask, number of objects that a caption tells); and `text` or `objects`. JSON
+        can hold all of it.
     """
     found: dict[str, Any] = {"task": example.task, "slice": example.kind}
+    if example.task == "caption":
+        num = len(scene.objects)
+        found["slice"] = f"{num} object{'s' if num > 1 else ''}"
     if example.suffix is not None:
         return {**found, "text": example.suffix}
     objects: list[dict[str, Any]] = []
@@ -43,7 +53,8 @@ def references_of(scene: Scene, example: SceneExample) -> dict[str, Any]:
             row["mask"] = encode_rle(scene.mask(k))
         objects.append(row)
     if example.task == "segment":
-        found["slice"] = scene.objects[example.objects[0]].label
+        label = scene.objects[example.objects[0]].label
+        found["slice"] = _THINGS if label in THINGS else label
     return {**found, "objects": objects}
 
 
@@ -63,12 +74,21 @@ def score_answer(example: Example, answer: Prediction) -> tuple[float, float]:
     return float(text in (truth["text"], *truth.get("others", ()))), 1.0
 
 
-def _joined_iou(objects: Sequence[Mapping[str, Any]], answer: Prediction) -> float:
-    """Overlap of all masks of the answer with all objects that were meant; 0 without a mask."""
+def _joined_iou(
+    objects: Sequence[Mapping[str, Any]], answer: Prediction, *, filled: bool = False
+) -> float:
+    """Overlap of all masks of the answer with all objects that were meant; 0 without a mask.
+
+    Args:
+        filled: takes the whole box of each mask instead.
+    """
     truth = np.any([decode_rle(one["mask"]) for one in objects], axis=0)
     found = np.zeros_like(truth)
     for one in answer.objects:
-        if one.mask is not None:
+        if one.mask is not None and filled:
+            y0, x0, y1, x1 = (round(v * found.shape[k % 2]) for k, v in enumerate(one.box_yxyx))
+            found[y0:y1, x0:x1] = True
+        elif one.mask is not None:
             found |= decode_rle(one.mask)
     return mask_iou(found, truth)
 
@@ -102,11 +122,27 @@ def _ratio_measures(
     found = [measure(name, where)]
     if kind == "ocr":
         found.append(ratio_measure("ocr_exact_match", (parts == 0) & where, where))
+    if kind == "segment":
+        # What a mask is worth: the overlap where the boxes of the answer are filled.
+        for k in np.flatnonzero(where).tolist():
+            parts[k] = _joined_iou(examples[k].references["objects"], predictions[k], filled=True)
+        found.append(measure("segment_miou_filled_boxes", where))
+        parts = scores[:, 0]
     groups = np.array([one.references["slice"] for one in examples])
     slices = sorted(set(groups[where].tolist()))
     if len(slices) > 1:
         found += [measure(f"{name}/{group}", where & (groups == group)) for group in slices]
     return found
+
+
+def _distinct(objects: Sequence[FoundObject]) -> tuple[FoundObject, ...]:
+    """Without boxes of one label that overlap a likelier one, as `Detections.distinct`."""
+    kept: list[FoundObject] = []
+    for one in sorted(objects, key=lambda o: 0.0 if o.score is None else -o.score):
+        rivals = [o.box_yxyx for o in kept if o.label == one.label]
+        if not rivals or box_iou(rivals, one.box_yxyx).max() <= _MAX_OVERLAP:
+            kept.append(one)
+    return tuple(kept)
 
 
 def _detection_measures(
@@ -122,10 +158,15 @@ def _detection_measures(
         ]
         for k in positions.tolist()
     ]
+    distinct = [
+        coco_results(replace(predictions[k], objects=_distinct(predictions[k].objects)))
+        for k in positions.tolist()
+    ]
     labels = sorted({row["label"] for rows in true for row in rows})
     number = {label: k for k, label in enumerate(labels)}
     numbered = [[{**row, "category_id": number[row["label"]]} for row in rows] for rows in true]
     matches = match_images(found, numbered, dict(enumerate(labels)))
+    of_distinct = match_images(distinct, numbered, dict(enumerate(labels)))
     # In one ranking of all labels a box still has to name the right one: each label of a picture
     # is matched as a picture of its own, with a single category.
     parts = [
@@ -158,12 +199,28 @@ def _detection_measures(
         total = float(weights[pooled.image].sum())
         return hits(weights) / total if total else float("nan")
 
+    # Shapes, digits and signs one by one; two hundred things together.
+    groups = {label: [k] for label, k in number.items() if label not in THINGS}
+    if things := [k for label, k in number.items() if label in THINGS]:
+        groups[_THINGS] = things
+    sizes = np.array([len(rows) for rows in true])
+
+    def of_size(size: int) -> Statistic:
+        chosen = sizes == size
+        return lambda weights: in_distinct(weights * chosen)
+
     ap50 = FIGURES["AP50"]
+    in_distinct = CocoStatistic(matches=of_distinct, figure=ap50)
     statistics: dict[str, Statistic] = {
         "ap50": CocoStatistic(matches=matches, figure=ap50),
+        "ap50_distinct": in_distinct,
         **{
-            f"ap50/{label}": CocoStatistic(matches=matches, figure=ap50, category=k)
-            for label, k in number.items()
+            f"ap50_distinct/{size} object{'s' if size > 1 else ''}": of_size(size)
+            for size in sorted(set(sizes.tolist()) - {0})
+        },
+        **{
+            f"ap50/{name}": CocoStatistic(matches=matches, figure=ap50, categories=members)
+            for name, members in groups.items()
         },
         "ap": CocoStatistic(matches=matches, figure=FIGURES["AP"]),
         "ap50_pooled": over_parts(CocoStatistic(matches=pooled, figure=ap50)),
@@ -175,8 +232,12 @@ def _detection_measures(
         return lambda weights: statistic(weights[positions])
 
     num_used = {
-        f"ap50/{label}": int((matches.num_true["all"][k] > 0).sum()) for label, k in number.items()
+        f"ap50/{name}": int((matches.num_true["all"][members].sum(axis=0) > 0).sum())
+        for name, members in groups.items()
     }
+    for name in statistics:
+        if name.startswith("ap50_distinct/"):
+            num_used[name] = int((sizes == int(name.split("/")[1].split()[0])).sum())
     return [
         Measure(
             name=f"{kind}_{name}",
