@@ -197,11 +197,11 @@ _LEARNT = {"step", "loss", "text", "grad_norm", "param_norm"}
 
 @pytest.fixture
 def two_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two stages of a step or two instead of fifteen of thousands."""
+    """Two stages of a step or two instead of three of thousands."""
     second = replace(
         SHORT, name="second-224", window_px=224, boxes_in_field=True, losses=LossWeights(edge=0.5)
     )
-    monkeypatch.setattr(training, "STAGES", (SHORT, second))
+    monkeypatch.setattr(training, "BUDGETS", {"cpu": (SHORT, second)})
     monkeypatch.setattr(training, "init_tiny", init_weights)
 
 

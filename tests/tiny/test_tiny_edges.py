@@ -10,7 +10,6 @@ import torch
 
 from paligemma.errors import ConfigError
 from paligemma.tiny.edges import EdgeHead, edge_loss, patch_centres
-from paligemma.tiny.objective import LossWeights
 from paligemma.tiny.stages import STAGES
 
 
@@ -69,4 +68,4 @@ def test_patches_of_a_window_lie_where_the_window_lies() -> None:
 
 def test_a_stage_with_edges_wants_boxes_in_the_field() -> None:
     with pytest.raises(ConfigError, match="boxes_in_field"):
-        replace(STAGES[0], losses=LossWeights(edge=1.0))
+        replace(STAGES[0], boxes_in_field=False)

@@ -50,17 +50,26 @@ def test_each_side_has_a_count_and_one_thing_has_a_place(
 
 def test_counts_and_places_are_means_over_those_that_are_asked() -> None:
     torch.manual_seed(0)
-    answers = torch.randn(3, 2, MAX_COUNT + 4)
+    answers, apart = torch.randn(3, 2, MAX_COUNT + 4), torch.randn(3, 3)
     targets = torch.full((3, 2, 4), NAN)
     targets[0, 0] = torch.tensor([1.0, 2.5, 7.5, -2.0])
     targets[2, 1, 0] = 3.0
-    counts = [-answers[0, 0, :9].log_softmax(0)[1], -answers[2, 1, :9].log_softmax(0)[3]]
-    place = 0.0
-    for off in (answers[0, 0, 9:] - targets[0, 0, 1:]).abs().tolist():
-        place += 0.5 * off**2 / 0.3 if off < 0.3 else off - 0.15
-    expected = float(torch.stack(counts).mean()) + place
-    assert gathering_loss(answers, targets).item() == pytest.approx(expected, rel=1e-5)
-    nothing = gathering_loss(answers, torch.full((3, 2, 4), NAN))
+    # Both sides of the second prompt are single things.
+    targets[1] = torch.tensor([[1.0, 1.0, 2.0, -3.0], [1.0, 4.0, 1.0, -4.0]])
+    counts = [
+        -answers[row, side, :9].log_softmax(0)[number]
+        for row, side, number in ((0, 0, 1), (2, 1, 3), (1, 0, 1), (1, 1, 1))
+    ]
+
+    def distance(off: torch.Tensor) -> float:
+        return sum(0.5 * x**2 / 0.3 if x < 0.3 else x - 0.15 for x in off.abs().tolist())
+
+    sides = ((0, 0), (1, 0), (1, 1))
+    places = [distance(answers[row, k, 9:] - targets[row, k, 1:]) for row, k in sides]
+    between = distance(apart[1] - torch.tensor([3.0, -1.0, -1.0]))
+    expected = float(torch.stack(counts).mean()) + sum(places) / 3 + between
+    assert gathering_loss(answers, apart, targets).item() == pytest.approx(expected, rel=1e-5)
+    nothing = gathering_loss(answers, apart, torch.full((3, 2, 4), NAN))
     assert nothing.item() == 0.0
 
 
@@ -68,8 +77,10 @@ def test_a_head_begins_with_a_place_in_the_middle() -> None:
     head = GatheringHead(16)
     with torch.no_grad():
         head.proj.weight.zero_()
-        place = head(torch.randn(2, 16))[..., MAX_COUNT + 1 :]
+        sides, apart = head(torch.randn(2, 16))
+    place = sides[..., MAX_COUNT + 1 :]
     assert place.shape == (2, 2, 3)
+    assert apart.tolist() == [[0.0] * 3] * 2
     assert place[1, 1].tolist() == pytest.approx([5.0, 5.0, math.log2(0.04)])
 
 

@@ -67,3 +67,21 @@ def test_targets_that_are_no_locations_keep_their_loss() -> None:
     targets = torch.tensor([LOC0 - 1, LOC0, LOC0 + NUM_LOC - 1, LOC0 + NUM_LOC])
     spread = spread_losses(logits, targets, loc0=LOC0, sigma_bins=2.0)
     assert (spread != token_losses(logits, targets)).tolist() == [False, True, True, False]
+
+
+def test_a_mask_target_becomes_its_row_of_similarity() -> None:
+    seg0, num = LOC0 + NUM_LOC, 128
+    similarity = torch.rand(num, num, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    logits = torch.zeros(3, VOCAB_SIZE, requires_grad=True)
+    targets = torch.tensor([seg0, seg0 + 7, 3])
+    losses = spread_losses(
+        logits, targets, loc0=LOC0, sigma_bins=2.0, seg0=seg0, similarity=similarity
+    )
+    (gradient,) = torch.autograd.grad(losses.sum(), logits)
+    weights = 1 / VOCAB_SIZE - gradient
+    for row, code in ((0, 0), (1, 7)):
+        assert weights[row, seg0 : seg0 + num].tolist() == pytest.approx(
+            similarity[code].tolist(), abs=1e-6
+        )
+        assert weights[row, :seg0].abs().max() < 1e-6
+    assert weights[2, 3].item() == pytest.approx(1.0, abs=1e-5)

@@ -13,7 +13,12 @@ from paligemma.outputs.vqvae import mask_to_codes
 from paligemma.scenes import SceneOptions, draw_scene
 from paligemma.tiny.data import SceneSource
 from paligemma.tiny.dense import NO_TARGET, masked_cross_entropy
-from paligemma.tiny.mask_tokens import MaskTokenHead, mask_token_targets
+from paligemma.tiny.mask_tokens import (
+    MaskTokenHead,
+    mask_token_targets,
+    similar_codewords,
+    soft_cross_entropy,
+)
 
 
 def test_points_take_the_codeword_of_their_cell() -> None:
@@ -98,3 +103,41 @@ def test_the_loss_is_the_mean_over_the_points_that_are_asked() -> None:
     assert nothing.item() == 0.0
     ignorant = masked_cross_entropy(torch.zeros(3, 4, 128), targets).item()
     assert ignorant == pytest.approx(math.log(128), rel=1e-5)
+
+
+def test_codewords_share_their_weight_with_those_that_lie_close() -> None:
+    codec = mask_codec()
+    weights = similar_codewords(codec)
+    table = codec.codewords()
+    assert weights.shape == (128, 128)
+    assert torch.allclose(weights.sum(dim=1), torch.ones(128))
+    assert torch.equal(weights[len(table) :], torch.eye(128)[len(table) :])
+    square = weights[: len(table), : len(table)]
+    distances = torch.cdist(table, table)
+    for row in range(len(table)):
+        by_distance = square[row][distances[row].argsort()]
+        assert int(square[row].argmax()) == row
+        assert (by_distance[1:] <= by_distance[:-1] + 1e-7).all()
+    nearest = (distances + torch.diag(torch.full((len(table),), torch.inf))).amin(dim=1)
+    row = int((nearest.square() - nearest.square().median()).abs().argmin())
+    other = int((distances[row] + torch.eye(len(table))[row] * 1e9).argmin())
+    ratio = square[row, row] / square[row, other]
+    assert ratio.log().item() == pytest.approx(1.4, rel=0.01)
+
+
+def test_the_soft_loss_is_its_slow_definition_and_sharp_it_is_the_usual_one() -> None:
+    logits = torch.randn(3, 4, 128, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[0, 5, NO_TARGET, 3], [31, NO_TARGET, 2, 2], [NO_TARGET] * 4])
+    weights = similar_codewords(mask_codec())
+    expected, num = 0.0, 0
+    for row, target in zip(logits.flatten(0, 1).numpy(), targets.flatten().tolist(), strict=True):
+        if target == NO_TARGET:
+            continue
+        log_p = row - np.log(np.exp(row).sum())
+        expected -= float((weights[target].numpy() * log_p).sum())
+        num += 1
+    found = soft_cross_entropy(logits, targets, weights)
+    assert found.item() == pytest.approx(expected / num, rel=1e-5)
+    sharp = soft_cross_entropy(logits, targets, torch.eye(128))
+    usual = masked_cross_entropy(logits, targets)
+    assert sharp.item() == pytest.approx(usual.item(), rel=1e-6)

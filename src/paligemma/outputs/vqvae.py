@@ -190,6 +190,10 @@ class MaskCodec(nn.Module):
         x = self.encoder(2.0 * (masks[:, None].float() - 0.5))  # [B, D, 4, 4]
         return x.flatten(2).transpose(1, 2)
 
+    def codewords(self) -> Tensor:
+        """The codebook float32[K, D], without gradient."""
+        return self._vq_vae._embedding.detach().float()
+
     @torch.no_grad()
     def encode(self, masks: Tensor) -> Tensor:
         """Codewords of masks: int64[B, 16] in [0, K), raster order.

@@ -1,5 +1,6 @@
 """Batches of drawn scenes with their targets, by step number."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -41,6 +42,16 @@ class SceneBatch:
     named: Tensor | None = None
     gathered: Tensor | None = None
 
+    def to(self, device: torch.device) -> "SceneBatch":
+        """The same batch with all tensors on a device."""
+        return replace(
+            self,
+            text=self.text.to(device),
+            patches={name: x.to(device) for name, x in self.patches.items()},
+            named=None if self.named is None else self.named.to(device),
+            gathered=None if self.gathered is None else self.gathered.to(device),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSource:
@@ -79,11 +90,8 @@ class SceneSource:
             boxes = boxes_in_field(patches["box"].numpy(), grid, self.patch_px, corner or (0, 0))
             patches["box"] = torch.from_numpy(boxes)
         if self.stage.losses.mask_token and self.codec is not None:
-            tokens = [
-                self._mask_tokens(scene, one.owner, self.codec)
-                for scene, one in zip(scenes, targets, strict=True)
-            ]
-            patches["mask_tokens"] = torch.from_numpy(np.stack(tokens))
+            owners = [one.owner for one in targets]
+            patches["mask_tokens"] = self._mask_tokens(scenes, owners, self.codec)
         pictures = torch.stack([self.processor.pixels(scene.image) for scene in scenes])
         if self.codec is None or not self.stage.prompts_per_scene:
             text = Batch.from_rows([], pad=self.processor.vocab.pad, images=pictures)
@@ -97,7 +105,7 @@ class SceneSource:
                 suffixes.append(scene_suffix(scene, example, self.codec, locate))
                 if self.stage.losses.naming:
                     of_prompt = named_objects(scene, example)
-                    has_two = example.kind == "comparison"
+                    has_two = example.kind in ("comparison", "neighbour")
                     named.append(self._named(scene, target.owner, of_prompt))
                     known.append(gathered(of_prompt, scene, has_two=has_two))
         rows = self.processor.training_batch(None, prefixes, suffixes, text_len=self.text_len)
@@ -109,11 +117,24 @@ class SceneSource:
             gathered=torch.from_numpy(np.stack(known)) if known else None,
         )
 
-    def _mask_tokens(self, scene: Scene, owners: np.ndarray, codec: MaskCodec) -> np.ndarray:
-        boxes = np.array([one.box_yxyx for one in scene.objects])
-        crops = [crop_mask(scene.mask(k), box) for k, box in enumerate(boxes)]
-        codes = codec.encode(torch.from_numpy(np.stack(crops))).numpy()
-        return mask_token_targets(owners, boxes * scene.image.shape[0], codes, self.patch_px)
+    def _mask_tokens(
+        self, scenes: Sequence[Scene], owners: Sequence[np.ndarray], codec: MaskCodec
+    ) -> Tensor:
+        """Codewords under the points of every patch, int64[B, I, 4]; all masks go in at once."""
+        boxes = [np.array([one.box_yxyx for one in scene.objects]) for scene in scenes]
+        crops = [
+            crop_mask(scene.mask(k), box)
+            for scene, of_scene in zip(scenes, boxes, strict=True)
+            for k, box in enumerate(of_scene)
+        ]
+        codes = codec.encode(torch.from_numpy(np.stack(crops))).split([len(one) for one in boxes])
+        found = [
+            mask_token_targets(
+                of_scene, box * scene.image.shape[0], of_objects.numpy(), self.patch_px
+            )
+            for scene, of_scene, box, of_objects in zip(scenes, owners, boxes, codes, strict=True)
+        ]
+        return torch.from_numpy(np.stack(found))
 
     def _named(
         self, scene: Scene, owners: np.ndarray, named: tuple[set[int], set[int]] | None
@@ -143,10 +164,13 @@ class SceneSource:
     def _draw(self, seed: int, rng: np.random.Generator) -> Scene:
         side = self.processor.image_size_px
         hw = (side, side)
+        options = self.stage.scenes
+        if self.stage.thing_pictures and rng.random() >= self.stage.thing_pictures:
+            options = replace(options, thing_share=0.0)
         if rng.random() < self.stage.squashed_share:
             long_side = int(side * rng.uniform(1.0, 1.5))
             hw = (side, long_side) if rng.random() < 0.75 else (long_side, side)
-        return _squashed(draw_scene(seed, replace(self.stage.scenes, size_hw=hw)), side)
+        return _squashed(draw_scene(seed, replace(options, size_hw=hw)), side)
 
 
 def _squashed(scene: Scene, side: int) -> Scene:

@@ -2,8 +2,9 @@
 
 The last token of the prompt decides the first word of an answer. "Is the star left of the heart?"
 teaches one bit, and only if both places are available there. With this loss the hidden state of
-that token, one block before the end, predicts for each side of the prompt how many things it names
-and, of a single thing, its place and size. The head is dropped from the saved model.
+that token, after half of the decoder and again one block before its end, predicts for each side of
+the prompt how many things it names and, of a single thing, its place and size; and the differences
+of places and sizes between the sides. The heads are dropped from the saved model.
 
 Axes: B prompts, T tokens, D width of the decoder.
 """
@@ -19,6 +20,7 @@ from paligemma.scenes import Scene
 
 MAX_COUNT = 8
 _NUM_SIDES = 2
+_NUM_PLACES = 3
 # Down, right and the logarithm of the area; a tenth of the picture weighs as much as a doubling.
 _PLACE_UNIT = 0.1
 
@@ -29,18 +31,22 @@ class GatheringHead(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.proj = nn.Linear(width, _NUM_SIDES * (MAX_COUNT + 1 + 3))
+        self.proj = nn.Linear(width, _NUM_SIDES * (MAX_COUNT + 1 + _NUM_PLACES) + _NUM_PLACES)
         nn.init.normal_(self.proj.weight, std=0.02)
         # The first guess is the middle of the picture and a fifth of its sides.
         guess = torch.tensor(
             [0.0] * (MAX_COUNT + 1) + [0.5 / _PLACE_UNIT] * 2 + [2 * math.log2(0.2)]
         )
         with torch.no_grad():
-            self.proj.bias.copy_(guess.repeat(_NUM_SIDES))
+            self.proj.bias.copy_(torch.cat((guess.repeat(_NUM_SIDES), torch.zeros(_NUM_PLACES))))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Map float[B, D] to float[B, 2, 12]: logits of the counts 0..8, then the place."""
-        return self.proj(self.norm(hidden)).unflatten(-1, (_NUM_SIDES, -1))
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Map float[B, D] to float[B, 2, 12], logits of the counts 0..8, then the place of each
+        side; and to float[B, 3], the second place minus the first.
+        """
+        found = self.proj(self.norm(hidden)).float()
+        sides, apart = found[:, :-_NUM_PLACES], found[:, -_NUM_PLACES:]
+        return sides.unflatten(-1, (_NUM_SIDES, -1)), apart
 
 
 def gathered(named: tuple[set[int], set[int]] | None, scene: Scene, *, has_two: bool) -> np.ndarray:
@@ -67,13 +73,14 @@ def gathered(named: tuple[set[int], set[int]] | None, scene: Scene, *, has_two: 
     return targets
 
 
-def gathering_loss(answers: Tensor, targets: Tensor) -> Tensor:
-    """Compute the cross-entropy of the counts plus the distance of the places.
+def gathering_loss(answers: Tensor, apart: Tensor, targets: Tensor) -> Tensor:
+    """Compute the cross-entropy of the counts plus the distances of places and of differences.
 
-    Both are means over the targets that apply.
+    All are means over the targets that apply.
 
     Args:
-        answers: float[B, 2, 12], output of the head.
+        answers: float[B, 2, 12], first output of the head.
+        apart: float[B, 3], second output of the head.
         targets: float32[B, 2, 4], stacked results of `gathered`.
     """
     counted, placed = ~targets[..., 0].isnan(), ~targets[..., 1].isnan()
@@ -83,7 +90,14 @@ def gathering_loss(answers: Tensor, targets: Tensor) -> Tensor:
     places = F.smooth_l1_loss(
         answers[placed][:, MAX_COUNT + 1 :], targets[placed][:, 1:], reduction="sum", beta=0.3
     )
-    return counts / counted.sum().clamp(min=1) + places / placed.sum().clamp(min=1)
+    differences = targets[:, 1, 1:] - targets[:, 0, 1:]
+    both = placed.all(dim=1)
+    between = F.smooth_l1_loss(apart[both], differences[both], reduction="sum", beta=0.3)
+    return (
+        counts / counted.sum().clamp(min=1)
+        + places / placed.sum().clamp(min=1)
+        + between / both.sum().clamp(min=1)
+    )
 
 
 def ends_of_prompts(mask_loss: Tensor) -> Tensor:

@@ -32,6 +32,9 @@ from paligemma.train.schedule import ScheduleConfig
 from paligemma.vocab import SEG_PER_MASK
 from paligemma.whole_file import require_writable, write_json
 
+# All things count as one label of masks.
+THING = "thing"
+MASK_LABELS: tuple[str, ...] = (*LABELS, THING)
 # Thinner boxes are left out, as AiT leaves them out: their masks have no shape.
 _MIN_SIDE_PX = 2
 # torch's generators take no larger seed.
@@ -48,6 +51,7 @@ class MaskCodecTraining:
     Attributes:
         num_masks: number of masks that are drawn once and then shown repeatedly, 1..1_000_000.
         canvas_px: sides of the square scenes from which masks are cut, in turn.
+        thing_share: share of things among the objects of these scenes.
         learning_rate: peak learning rate; the warm-up is linear and the decay a cosine.
         decay: share of the old codebook average that a step keeps, 0..1.
         reseed_below: uses a batch below which a codeword is moved onto a latent; 0 moves none.
@@ -57,10 +61,11 @@ class MaskCodecTraining:
         ConfigError: a number is out of bounds.
     """
 
-    steps: int = 3600
+    steps: int = 6000
     batch_size: int = 32
-    num_masks: int = 16_000
+    num_masks: int = 32_000
     canvas_px: tuple[int, ...] = (112, 224)
+    thing_share: float = 0.5
     channels: tuple[int, int, int] = (8, 16, 32)
     hidden: int = 56
     code_dim: int = 32
@@ -97,7 +102,7 @@ class MaskSet:
 
     Attributes:
         masks: uint8[N, 64, 64], 255 is foreground.
-        labels: int64[N], indices into `paligemma.scenes.LABELS`.
+        labels: int64[N], indices into `MASK_LABELS`.
     """
 
     masks: np.ndarray
@@ -112,6 +117,7 @@ def collect_masks(
     *,
     split: str = "train",
     canvas_px: tuple[int, ...] = (112, 224),
+    thing_share: float = 0.0,
     first_scene: int = 0,
     box_shift_px: int = 0,
 ) -> MaskSet:
@@ -119,6 +125,7 @@ def collect_masks(
 
     Args:
         split: handwriting that is shown, "train" or "heldout".
+        thing_share: share of things among the objects.
         box_shift_px: largest shift of each edge of a box in pixels, drawn from the scene's seed.
     """
     masks = np.empty((num_masks, MASK_SIZE_PX, MASK_SIZE_PX), np.uint8)
@@ -126,7 +133,8 @@ def collect_masks(
     seed, done = first_scene, 0
     while done < num_masks:
         size_px = canvas_px[seed % len(canvas_px)]
-        scene = draw_scene(seed, SceneOptions(size_px=size_px, split=split))
+        options = SceneOptions(size_px=size_px, split=split, thing_share=thing_share)
+        scene = draw_scene(seed, options)
         rng = np.random.default_rng(seed)
         for i, item in enumerate(scene.objects[: num_masks - done]):
             edges = np.round(np.array(item.box_yxyx) * size_px)
@@ -136,7 +144,7 @@ def collect_masks(
                 continue
             crop = crop_mask(scene.mask(i), edges / size_px)
             masks[done] = np.round(crop * 255)
-            labels[done] = LABELS.index(item.label)
+            labels[done] = MASK_LABELS.index(THING if item.style else item.label)
             done += 1
         seed += 1
     return MaskSet(masks=masks, labels=labels)
@@ -261,7 +269,10 @@ def train_mask_codec(
 
 def _drawn(options: MaskCodecTraining) -> MaskSet:
     return collect_masks(
-        options.num_masks, canvas_px=options.canvas_px, first_scene=options.first_scene
+        options.num_masks,
+        canvas_px=options.canvas_px,
+        thing_share=options.thing_share,
+        first_scene=options.first_scene,
     )
 
 
@@ -290,7 +301,7 @@ def measure_mask_codec(
     codes, ious = _encode_all(codec, data)
     moved = _encode_all(codec, shifted)[0] if shifted is not None else None
     groups = {"all": np.ones(len(data), bool)}
-    groups |= {name: data.labels == i for i, name in enumerate(LABELS)}
+    groups |= {name: data.labels == i for i, name in enumerate(MASK_LABELS)}
     report = {}
     for name, rows in groups.items():
         if not rows.any():
@@ -369,7 +380,13 @@ def train_codec_file(
 
     # Measured as stored: rounding to float16 moves codewords.
     heldout, shifted = (
-        collect_masks(num_heldout, split="heldout", canvas_px=options.canvas_px, box_shift_px=px)
+        collect_masks(
+            num_heldout,
+            split="heldout",
+            canvas_px=options.canvas_px,
+            thing_share=options.thing_share,
+            box_shift_px=px,
+        )
         for px in (0, 1)
     )
     metrics = folder / METRICS_FILE

@@ -9,13 +9,49 @@ Axes: N objects or soft tokens, I patches of a picture, K mask tokens, D width o
 """
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from paligemma.outputs.vqvae import MaskCodec
 from paligemma.tiny.dense import NO_TARGET
-from paligemma.vocab import SEG_PER_SIDE
+from paligemma.vocab import NUM_SEG, SEG_PER_SIDE
 
 # Points of a patch with a target: (down, right) from its centre in sides of a patch.
 _POINTS = np.array([(-0.25, -0.25), (-0.25, 0.25), (0.25, -0.25), (0.25, 0.25)])
+
+
+def similar_codewords(codec: MaskCodec, sharpness: float = 1.4) -> Tensor:
+    """Soft targets of mask tokens: how well each codeword stands for another.
+
+    The weight falls with the squared distance of two codewords, in units of the median distance
+    from a codeword to its nearest neighbour.
+
+    Args:
+        sharpness: logarithm of the ratio between a codeword's own weight and that of another one
+            at the unit distance.
+
+    Returns:
+        float32[NUM_SEG, NUM_SEG], rows sum to 1; tokens beyond the codebook keep to themselves.
+    """
+    table = codec.codewords()
+    squares = torch.cdist(table, table).square()
+    apart = squares + torch.diag(torch.full((len(table),), torch.inf))
+    unit = apart.amin(dim=1).median()
+    weights = torch.eye(NUM_SEG)
+    weights[: len(table), : len(table)] = (-sharpness * squares / unit).softmax(dim=1)
+    return weights
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor, similarity: Tensor) -> Tensor:
+    """Mean cross-entropy of float[..., K] against rows of float32[K, K] without NO_TARGET.
+
+    Args:
+        targets: int64[...], codewords.
+        similarity: result of `similar_codewords`.
+    """
+    there = targets != NO_TARGET
+    log_p = logits[there].float().log_softmax(dim=-1)
+    return -(similarity[targets[there]] * log_p).sum() / there.sum().clamp(min=1)
 
 
 class MaskTokenHead(nn.Module):

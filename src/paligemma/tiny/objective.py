@@ -1,5 +1,7 @@
 """The training objective of the embedded model: the loss on text and the auxiliary losses."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -7,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from paligemma.model import PaliGemmaModel
+from paligemma.outputs.vqvae import MaskCodec
 from paligemma.tiny.data import SceneBatch
-from paligemma.tiny.dense import BOX_UNIT_PX, PatchHeads, masked_cross_entropy, patch_losses
+from paligemma.tiny.dense import BOX_UNIT_PX, PatchHeads, patch_losses
 from paligemma.tiny.edges import EdgeHead, edge_loss, patch_centres
 from paligemma.tiny.gathering import GatheringHead, ends_of_prompts, gathering_loss, tokens_at
 from paligemma.tiny.locations import spread_losses
-from paligemma.tiny.mask_tokens import MaskTokenHead
+from paligemma.tiny.mask_tokens import MaskTokenHead, similar_codewords, soft_cross_entropy
 from paligemma.tiny.naming import NamingHead, naming_loss
 from paligemma.tiny.stages import LossWeights
 from paligemma.train.loss import TokenLoss, token_losses, training_loss
@@ -30,6 +33,8 @@ PATCH_WEIGHTS = {
     "box": 1.2,
 }
 
+# Shares of the decoder after which counts and places are asked for; 1 is one block before its end.
+_GATHERED_AT = (1 / 2, 1)
 # Spread of the target of a patch's own place; a patch is 73 bins wide.
 _PLACE_SIGMA_BINS = 8.0
 
@@ -40,36 +45,62 @@ class SceneObjective(nn.Module):
     Args:
         weights: factors of the auxiliary losses. A head exists where its factor is above 0, and
             needs a batch with its targets; the patch heads always exist.
+        codec: makes the targets of masks soft; None keeps them one-hot.
+        precision: type in which matrices are multiplied; parameters stay float32.
     """
 
-    def __init__(self, vision_width: int, *, text_width: int, weights: LossWeights) -> None:
+    similarity: Tensor
+
+    def __init__(
+        self,
+        vision_width: int,
+        *,
+        text_width: int,
+        weights: LossWeights,
+        codec: MaskCodec | None = None,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.heads = PatchHeads(vision_width)
         self.edges = EdgeHead(text_width) if weights.edge else None
         self.mask_tokens = MaskTokenHead(text_width) if weights.mask_token else None
         self.naming = NamingHead(text_width) if weights.naming else None
-        self.gathering = GatheringHead(text_width) if weights.gathering else None
+        self.gathering = (
+            nn.ModuleList(GatheringHead(text_width) for _ in _GATHERED_AT)
+            if weights.gathering
+            else None
+        )
         self.weights = weights
+        self.precision = precision
+        similarity = torch.eye(NUM_SEG) if codec is None else similar_codewords(codec)
+        self.register_buffer("similarity", similarity, persistent=False)
 
     def forward(self, model: PaliGemmaModel, batch: SceneBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss float32[] and its unweighted parts, which the metrics log."""
+        batch = batch.to(self.similarity.device)
+        is_narrow = self.precision != torch.float32
+        with torch.autocast(self.similarity.device.type, self.precision, enabled=is_narrow):
+            return self._loss(model, batch)
+
+    def _loss(self, model: PaliGemmaModel, batch: SceneBatch) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.text.images
         assert images is not None
         weights = self.weights
         features = model.vision(images, _window(model, batch))
         parts: dict[str, Tensor] = {}
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=images.device)
         if weights.patch:
             patch = patch_losses(self.heads(features), batch.patches)
             parts |= {f"patch_{name}": value.detach() for name, value in patch.items()}
             loss = loss + weights.patch * sum(
-                (PATCH_WEIGHTS[name] * value for name, value in patch.items()), torch.zeros(())
+                (PATCH_WEIGHTS[name] * value for name, value in patch.items()),
+                torch.zeros_like(loss),
             )
         soft = model.projector(features)
         if self.edges is not None:
             located = self._edge_losses(self.edges, model, soft, batch)
             parts |= {name: value.detach() for name, value in located.items()}
-            loss = loss + weights.edge * sum(located.values(), torch.zeros(()))
+            loss = loss + weights.edge * sum(located.values(), torch.zeros_like(loss))
         if self.mask_tokens is not None:
             masks = self._mask_token_loss(self.mask_tokens, model, soft, batch)
             parts["mask_tokens"] = masks.detach()
@@ -92,7 +123,7 @@ class SceneObjective(nn.Module):
         edges = batch.patches["box"][shown] / (vision.image_size_px / BOX_UNIT_PX)
         side = round(soft.shape[1] ** 0.5)
         places = patch_centres(side, vision.grid, batch.corner or (0, 0))
-        places = places.expand(len(soft), -1, -1)
+        places = places.to(soft.device).expand(len(soft), -1, -1)
         return {
             "edge": edge_loss(head(soft[shown], table), edges, sigma),
             # Every fifth patch is enough.
@@ -106,7 +137,8 @@ class SceneObjective(nn.Module):
         start = model.config.vocab.seg0
         table = model.text.embedding_rows(start, NUM_SEG)
         shown = batch.patches["label"] > 0
-        return masked_cross_entropy(head(soft[shown], table), batch.patches["mask_tokens"][shown])
+        targets = batch.patches["mask_tokens"][shown]
+        return soft_cross_entropy(head(soft[shown], table), targets, self.similarity)
 
     def _text_losses(
         self, model: PaliGemmaModel, soft: Tensor, batch: SceneBatch
@@ -115,7 +147,8 @@ class SceneObjective(nn.Module):
         text, num_image = batch.text, soft.shape[1]
         assert text.mask_loss is not None
         soft = soft.repeat_interleave(len(text.tokens) // len(soft), dim=0)
-        half_way, late = _Watched(model, 1 / 2), _Watched(model, 1)
+        half_way = _Watched(model, 1 / 2)
+        gather_at = [_Watched(model, share) for share in _GATHERED_AT]
         rows = replace(text, images=None)
         token_loss: TokenLoss = token_losses
         if self.weights.loc_sigma_bins:
@@ -123,12 +156,16 @@ class SceneObjective(nn.Module):
                 spread_losses,
                 loc0=model.config.vocab.loc0,
                 sigma_bins=self.weights.loc_sigma_bins,
+                seg0=model.config.vocab.seg0,
+                similarity=self.similarity,
             )
         order: list[Tensor] = []
         per_example: list[Tensor] = []
         named: list[Tensor] = []
-        known: list[Tensor] = []
-        with half_way, late:
+        known: list[list[tuple[Tensor, Tensor]]] = []
+        with ExitStack() as stack:
+            for watched in (half_way, *gather_at):
+                stack.enter_context(watched)
             # Rows of like length together, each part cut to its longest row: less padding.
             for index in text.mask_input.sum(dim=1).argsort().chunk(2):
                 found = training_loss(
@@ -143,14 +180,27 @@ class SceneObjective(nn.Module):
                     named.append(self.naming(half_way.hidden[:, :num_image]))
                 if self.gathering is not None:
                     place = num_image + ends_of_prompts(text.mask_loss[index])
-                    known.append(self.gathering(tokens_at(late.hidden, place)))
+                    known.append(
+                        [
+                            head(tokens_at(watched.hidden, place))
+                            for head, watched in zip(self.gathering, gather_at, strict=True)
+                        ]
+                    )
         losses = {"text": torch.cat(per_example).mean()}
         if named and batch.named is not None:
             losses["naming"] = naming_loss(torch.cat(named), batch.named[torch.cat(order)])
         if known and batch.gathered is not None:
             asked = batch.gathered[torch.cat(order)]
-            losses["gathering"] = gathering_loss(torch.cat(known), asked)
+            losses["gathering"] = torch.stack(
+                [_gathering_loss(parts, asked) for parts in zip(*known, strict=True)]
+            ).mean()
         return losses
+
+
+def _gathering_loss(parts: Sequence[tuple[Tensor, Tensor]], targets: Tensor) -> Tensor:
+    """The loss of one head, whose answers come in parts."""
+    sides, apart = (torch.cat(found) for found in zip(*parts, strict=True))
+    return gathering_loss(sides, apart, targets)
 
 
 class _Watched:

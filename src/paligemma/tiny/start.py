@@ -13,7 +13,7 @@ from paligemma.model.siglip import Block as SigLIPBlock
 from paligemma.model.siglip import SelfAttention
 from paligemma.processing.resize import to_unit_range
 from paligemma.processing.sentencepiece_model import train_tokenizer
-from paligemma.scenes import SceneOptions, draw_scene, scene_examples
+from paligemma.scenes import THINGS, SceneOptions, draw_scene, plural, scene_examples
 from paligemma.tasks.scenes.rows import scene_prefix
 from paligemma.vocab import NUM_LOC, Vocab
 from paligemma.whole_file import require_writable
@@ -155,7 +155,7 @@ def _waves_2d(grid: int, width: int) -> Tensor:
     return torch.cat((rows, columns), dim=2).flatten(0, 1)
 
 
-def make_tokenizer(path: Path, *, num_scenes: int = 3000, vocab_size: int = 512) -> None:
+def make_tokenizer(path: Path, *, num_scenes: int = 6000, vocab_size: int = 768) -> None:
     """Train the small SentencePiece vocabulary on prompts and answers of training scenes.
 
     Args:
@@ -169,9 +169,13 @@ def make_tokenizer(path: Path, *, num_scenes: int = 3000, vocab_size: int = 512)
     lines: list[str] = []
     rng = np.random.default_rng(TRAIN_SEED)
     for seed in range(TRAIN_SEED, TRAIN_SEED + num_scenes):
-        for example in scene_examples(draw_scene(seed, SceneOptions(size_px=224)), rng):
+        # Every second picture shows things.
+        options = SceneOptions(size_px=224, thing_share=0.7 * (seed % 2))
+        for example in scene_examples(draw_scene(seed, options), rng):
             if example.kind not in ("ocr", "reading"):
                 lines += [scene_prefix(example), example.suffix or " ; ".join(example.labels)]
+    # A name is one piece wherever it stands.
+    lines += [name for thing in THINGS for name in (thing, plural(thing), f"a {thing}")] * 20
     # Words on signs are spelled letter by letter: the model is to read, not to recall.
     lines = [line for line in lines if line and not any(c.isupper() for c in line)]
     train_tokenizer(lines, vocab_size=vocab_size, out_path=path)

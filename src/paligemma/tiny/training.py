@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
@@ -21,7 +21,7 @@ from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.tiny.data import SceneSource
 from paligemma.tiny.objective import SceneObjective
-from paligemma.tiny.stages import STAGES, Stage
+from paligemma.tiny.stages import BUDGETS, Stage
 from paligemma.tiny.start import PATCH_PX, TRAIN_SEED, init_tiny, tiny_config
 from paligemma.train.checkpoint import checkpoints
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
@@ -38,7 +38,15 @@ _SEEDS_A_STAGE = 10_000_000
 
 
 def train_tiny(
-    output: Path, *, parts: Path = EMBEDDED, only: str | None = None, progress: bool = True
+    output: Path,
+    *,
+    parts: Path = EMBEDDED,
+    only: str | None = None,
+    budget: str = "cpu",
+    precision: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    num_workers: int = 1,
+    progress: bool = True,
 ) -> Path | None:
     """Train the embedded model, or continue its training, and write it as a folder.
 
@@ -46,6 +54,10 @@ def train_tiny(
         output: folder of the stages; the model is written to `output/model`.
         parts: folder of the tokenizer and the mask codec, named as in `PART_FILES`.
         only: name of the one stage to run; the stages before it must be complete.
+        budget: one of `stages.BUDGETS`: how large the steps are, and how many.
+        precision: type in which matrices are multiplied; parameters and updates are float32.
+        device: where the updates are computed.
+        num_workers: processes that draw pictures.
 
     Returns:
         The model's folder, or None while the last stage has not been run.
@@ -54,7 +66,8 @@ def train_tiny(
         ConfigError: a stage of that name does not exist, the stage before it is not complete, a
             file of `parts` is missing, or another process writes to the folder.
     """
-    names = [stage.name for stage in STAGES]
+    stages = BUDGETS[budget]
+    names = [stage.name for stage in stages]
     if only is not None and only not in names:
         raise ConfigError(f"a stage must be one of {', '.join(names)}, got {only!r}")
     files = {part: parts / name for part, name in PART_FILES.items()}
@@ -74,7 +87,7 @@ def train_tiny(
     hashes = {part: sha256(path) for part, path in files.items()}
     model = None
     with one_writer(output):
-        for index, stage in enumerate(STAGES):
+        for index, stage in enumerate(stages):
             if only not in (None, stage.name):
                 continue
             model = run_stage(
@@ -82,19 +95,23 @@ def train_tiny(
                 output,
                 tokenizer=tokenizer,
                 codec=codec,
-                before=_last_checkpoint(output, STAGES[index - 1]) if index else None,
+                before=_last_checkpoint(output, stages[index - 1]) if index else None,
                 seed=TRAIN_SEED + index * _SEEDS_A_STAGE,
                 settings=hashes,
+                precision=precision,
+                device=device,
+                num_workers=num_workers,
                 progress=progress,
             )
         if model is None or only not in (None, names[-1]):
             return None
+        model.cpu()
         # The model knows places to some pixels, not to a bin; see `LocationGreedy`.
         model.config = replace(model.config, weigh_locations=True)
         folder = save_model(
             model, output / "model", dtype="float16", extra_files=files.values(), overwrite=True
         )
-        (folder / "training.json").write_text(json.dumps(training_record(output), indent=1))
+        (folder / "training.json").write_text(json.dumps(training_record(output, stages), indent=1))
         return folder
 
 
@@ -108,6 +125,8 @@ def run_stage(
     seed: int,
     settings: Mapping[str, Any] | None = None,
     num_workers: int = 1,
+    precision: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> PaliGemmaModel:
     """Run or resume one stage; equal arguments, machine and thread count give an equal model.
@@ -123,13 +142,19 @@ def run_stage(
         torch.manual_seed(seed)
         model = PaliGemmaModel(tiny_config(tokenizer.vocab))
         objective = SceneObjective(
-            model.config.vision.width, text_width=model.config.text.width, weights=stage.losses
+            model.config.vision.width,
+            text_width=model.config.text.width,
+            weights=stage.losses,
+            codec=codec,
+            precision=precision,
         )
     if before is None:
         init_tiny(model)
     else:
         model.load_state_dict(load_file(before / "model.safetensors"))
         _load_objective(objective, load_file(before / "objective.safetensors"))
+    model.to(device)
+    objective.to(device)
     source = SceneSource(
         stage=stage,
         processor=Processor(tokenizer, stage.window_px),
@@ -152,7 +177,12 @@ def run_stage(
         stage.optim(),
         options,
         folder / stage.name,
-        settings={"stage": asdict(stage), "seed": seed, **(settings or {})},
+        settings={
+            "stage": asdict(stage),
+            "seed": seed,
+            "precision": str(precision).removeprefix("torch."),
+            **(settings or {}),
+        },
     )
     return model
 
@@ -174,13 +204,13 @@ def _last_checkpoint(output: Path, stage: Stage) -> Path:
     return last
 
 
-def training_record(output: Path) -> dict[str, Any]:
+def training_record(output: Path, stages: Sequence[Stage]) -> dict[str, Any]:
     """Collect what was run: stages with their options, wall time and curves; and the machine."""
-    stages = []
-    for stage in STAGES:
+    found = []
+    for stage in stages:
         lines = (output / stage.name / METRICS_FILE).read_text().splitlines()
         metrics = [json.loads(line) for line in lines]
-        stages.append(
+        found.append(
             {
                 **asdict(stage),
                 "wall_minutes": round(sum(line["seconds"] for line in metrics) / 60, 1),
@@ -196,5 +226,5 @@ def training_record(output: Path) -> dict[str, Any]:
         "machine": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "stages": stages,
+        "stages": found,
     }
