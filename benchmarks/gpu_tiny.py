@@ -26,7 +26,7 @@ from paligemma.one_writer import one_writer
 from paligemma.train.checkpoint import checkpoints
 
 SHARD_BYTES = 15 << 20
-_GRACE_S = 45
+_GRACE_S = 90
 
 
 def train(run: Path, options: argparse.Namespace) -> float:
@@ -55,6 +55,8 @@ def shards(run: Path, output: Path) -> list[Path]:
     stages = [path for path in run.iterdir() if path.is_dir() and path.name != "model"]
     for stage in stages:
         kept += [path for path in checkpoints(stage)[-1:] for path in path.glob("*")]
+    if not kept:
+        raise SystemExit(f"{run} holds no checkpoint yet; give it more --seconds")
     buffer = BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path in sorted(path for path in kept if path.is_file()):
@@ -71,6 +73,9 @@ def shards(run: Path, output: Path) -> list[Path]:
 def join(folder: Path, run: Path) -> None:
     """Unpack what `shards` wrote into the folder of a run."""
     data = b"".join(path.read_bytes() for path in sorted(folder.glob("tiny.tar.*")))
+    if not data:
+        raise SystemExit(f"{folder} holds no tiny.tar.000; name the folder of --output")
+    run.mkdir(parents=True, exist_ok=True)
     with one_writer(run), tarfile.open(fileobj=BytesIO(data)) as archive:
         archive.extractall(run, filter="data")
 
