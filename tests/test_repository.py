@@ -83,7 +83,8 @@ def runs_offline(words: list[str]) -> bool:
     if words[0] != "paligemma" or "train" in words or words[1] in ("serve", "mcp"):
         return False
     return not any(
-        word.startswith(("google/", "photo", "runs/", "cards/", "reports/")) for word in words
+        word.startswith(("google/", "photo", "runs/", "cards/", "data/", "reports/"))
+        for word in words
     )
 
 

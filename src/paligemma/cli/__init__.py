@@ -60,6 +60,7 @@ COMMANDS: dict[str, Entry] = {
     "train": Entry("train", "train_group", "Teach a model your task; or make the embedded one."),
     "data": Entry("data", "data_group", "Check, convert or show labelled pictures."),
     "plan": Entry("plan", "plan_command", "Say what a training needs: memory, cards, time."),
+    "reproduce": Entry("reproduce", "reproduce", "Run a row of the papers: train, measure."),
     "bench": Entry("bench", "bench", "Measure how fast a model answers on this machine."),
     "similar": Entry("similar", "similar", "Find pictures like a picture."),
     "serve": Entry("serve", "serve", "Serve a model over HTTP, with a page."),
@@ -82,7 +83,7 @@ SECTIONS = {
     ),
     "Search documents and pictures": ("index", "search", "similar"),
     "Teach a model": ("train", "data", "plan", "adapter"),
-    "Measure a model": ("eval", "bench"),
+    "Measure a model": ("eval", "reproduce", "bench"),
     "Files of models": ("models", "convert", "doctor", "inspect"),
     "Serve a model": ("serve", "mcp"),
 }

@@ -19,7 +19,7 @@ from paligemma.weights.load import OpenCheckpoint
 # Shares of a card's memory that torch, its kernels and fragments take; ours, from an H100 run.
 _HEADROOM = 0.08
 # Share of a card's peak that training is assumed to reach; the original reports 0.55 on a TPU.
-_UTILISATION = 0.4
+UTILISATION = 0.4
 _GB = 10**9
 
 
@@ -92,7 +92,7 @@ class Plan:
         """Hours of the run on as many cards as processes, at the assumed utilisation."""
         if self.steps is None:
             return None
-        return self.steps * self.flops_a_step / (card.flops * _UTILISATION * self.processes) / 3600
+        return self.steps * self.flops_a_step / (card.flops * UTILISATION * self.processes) / 3600
 
 
 def config_of(model: str) -> PaliGemmaConfig:
@@ -176,6 +176,26 @@ def _gathered(found: Footprint) -> int:
     return round(1.5 * found.table + 3 * found.block)
 
 
+def cards_needed(single: Plan, card: Card, most: int = 64) -> int | None:
+    """The fewest cards among which a whole model can be divided so that each share fits.
+
+    Args:
+        single: plan of one process that computes as few rows at once as it may.
+        most: number of cards that is not exceeded.
+
+    Returns:
+        1 or a power of two; None where more than `most` would be needed.
+    """
+    count = 1
+    while count <= most:
+        kept = (single.weights + single.gradients + single.state) // count
+        gathered = _gathered(single.footprint) if count > 1 else 0
+        if kept + single.working + gathered <= (1 - _HEADROOM) * card.memory:
+            return count
+        count *= 2
+    return None
+
+
 def rows_that_fit(first: Plan, second: Plan, card: Card) -> int:
     """About the most rows that fit into a card at once; 0 if not even one does.
 
@@ -247,6 +267,6 @@ def plan_lines(
         )
     yield ""
     yield (
-        f"{_HEADROOM:.0%} of a card is left to torch; hours assume {_UTILISATION:.0%} of its "
+        f"{_HEADROOM:.0%} of a card is left to torch; hours assume {UTILISATION:.0%} of its "
         "peak. Rows that fit are those computed at once (--micro-size)."
     )

@@ -1,0 +1,199 @@
+"""`paligemma reproduce`: every row of both papers, its commands, its needs and its cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from task_files import write_json, write_picture
+
+from paligemma.cli import main
+from paligemma.config import PaliGemmaConfig, release_config
+from paligemma.example import Prediction
+from paligemma.model.paligemma import PaliGemmaModel
+from paligemma.tasks.catalog import tasks
+from paligemma.tasks.published import published
+from paligemma.tiny.start import tiny_config
+from paligemma.tuning.plan import CARDS, cards_needed, plan
+from paligemma.tuning.recipe import Recipe
+from paligemma.tuning.reproduce import flops_a_row, rows
+from paligemma.tuning.watching import Judge
+from paligemma.vocab import GEMMA_VOCAB
+
+ROWS = rows()
+
+
+def docvqa(data: Path) -> None:
+    """Two questions of each split that DocVQA has."""
+    for split, file in (
+        ("train", "train_v1.0_withQT.json"),
+        ("val", "val_v1.0_withQT.json"),
+        ("test", "test_v1.0.json"),
+    ):
+        found = []
+        for k in range(2):
+            write_picture(
+                data / "docvqa" / split / "documents" / f"{split}{k}.png", color=(90 * k, 10, 10)
+            )
+            row = {"questionId": k, "question": f"q{k}?", "image": f"documents/{split}{k}.png"}
+            answers = {} if split == "test" else {"answers": ["0.28"], "question_types": ["form"]}
+            found.append(row | answers)
+        write_json(data / "docvqa" / file, {"data": found})
+
+
+def test_every_published_figure_of_a_model_stands_in_a_row() -> None:
+    shown = [one for row in ROWS.values() for one in row.figures]
+    known = [one for task in tasks().values() for one in published(task)]
+    assert len(shown) == len(known) == 625
+    assert set(shown) == set(known)
+    assert len(ROWS) == 327
+
+
+def test_the_list_states_hours_and_figures(paligemma) -> None:
+    lines = paligemma("reproduce", "--list", "--rate", "2").out.splitlines()
+    (row,) = (line for line in lines if line.startswith("docvqa/paligemma-3b-pt-448 "))
+    # 5.0 hours at 2 an hour.
+    assert row.split(maxsplit=3)[1:3] == ["5.0", "(10)"]
+    assert "anls 74.1 val" in row
+    listed = paligemma("reproduce", "--list", "--json").json["rows"]
+    assert [one["name"] for one in listed] == list(ROWS)
+
+
+@pytest.mark.parametrize("benchmark", sorted({row.task.name for row in ROWS.values()}))
+def test_a_dry_run_of_every_row_passes(benchmark: str) -> None:
+    for name in (name for name, row in ROWS.items() if row.task.name == benchmark):
+        done = CliRunner().invoke(main, ["reproduce", name, "--dry-run", "--json"])
+        assert done.exit_code == 0, done.output
+        told = json.loads(done.stdout)
+        assert told["found"], name
+        measured = [one for one in told["commands"] if f"paligemma eval {benchmark} " in one]
+        assert len(measured) == len(told["splits"])
+        trains = [one for one in told["commands"] if one.startswith("paligemma train ")]
+        assert len(trains) == (told["trained_on"] is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("docvqa/paligemma-3b-pt-448", "train transfer:docvqa --data data/docvqa"),
+        ("countbenchqa/paligemma2-3b-pt-224", "train transfer:tallyqa --data data/tallyqa"),
+        ("countbenchqa/paligemma2-3b-pt-224", "--lr published"),
+        ("refcocog/paligemma2-28b-pt-448", "--data data/refcoco --model"),
+        ("icdar15/paligemma2-3b-pt-896", "train --recipe simple --task icdar15"),
+        ("molecules/paligemma2-10b-pt-448", "train --recipe simple --data data/molecules-train"),
+        ("docvqa/paligemma-3b-pt-448", "eval submission"),
+    ],
+)
+def test_a_row_is_trained_as_it_was_published(paligemma, name: str, words: str) -> None:
+    told = paligemma("reproduce", name, "--dry-run", "--json").json
+    assert any(words in one for one in told["commands"])
+
+
+def test_a_row_says_what_it_needs(paligemma) -> None:
+    told = paligemma("reproduce", "pope/paligemma-3b-mix-224", "--dry-run", "--rate", "3").out
+    assert "google/paligemma-3b-mix-224, gated" in told
+    assert "coco_pope_{random|popular|adversarial}.json" in told
+    assert "training   none" in told
+
+
+def sizes() -> PaliGemmaConfig:
+    return tiny_config(replace(GEMMA_VOCAB))
+
+
+@pytest.mark.parametrize("config", [sizes(), release_config("gemma_2b", 224)], ids=["tiny", "3b"])
+def test_hours_follow_the_work_that_a_plan_measures(config: PaliGemmaConfig) -> None:
+    recipe = Recipe(lora=None, batch_size=1)
+    measured = plan(config, recipe, num_text=64, num_answer=16).flops_a_step
+    # The plan leaves attention among the tokens out, a few percent at this resolution.
+    assert flops_a_row(config, 1, 64) == pytest.approx(measured, rel=0.1)
+
+
+def test_more_cards_are_asked_for_where_one_holds_too_little() -> None:
+    single = plan(sizes(), Recipe(lora=None, batch_size=1), num_text=32, num_answer=8)
+    tight = replace(CARDS["t4-16"], memory=int(single.total / 0.92) + 1)
+    assert cards_needed(single, tight) == 1
+    assert (cards_needed(single, replace(tight, memory=tight.memory - 10)) or 0) > 1
+    assert cards_needed(single, replace(tight, memory=1000)) is None
+
+
+def test_the_files_of_a_row_are_tried(paligemma, tmp_path: Path) -> None:
+    name = "docvqa/paligemma-3b-pt-448"
+    missing = paligemma("reproduce", name, "--dry-run", "--data", tmp_path)
+    assert missing.status == 2
+    for split in ("train", "val", "test"):
+        assert f"docvqa {split}: " in missing.err
+    docvqa(tmp_path)
+    found = paligemma("reproduce", name, "--dry-run", "--data", tmp_path, "--json").json["found"]
+    assert found == [
+        "docvqa train: first row 0, asked 'q0?'",
+        "docvqa val: first row 0, asked 'q0?'",
+        "docvqa test: first row 0, asked 'q0?'",
+    ]
+
+
+def test_one_command_trains_and_measures_a_row(
+    paligemma, tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docvqa(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    # An untrained model writes on to its bound, so nobody answers while it is trained.
+    monkeypatch.setattr(
+        Judge, "answers", lambda self: [Prediction(id=one.id, text="1") for one in self.examples]
+    )
+    words = ("reproduce", "docvqa/paligemma-3b-pt-448", "--data", tmp_path, "--output", "run")
+    short = ("--model", tiny_dir, "--steps", 1, "--batch-size", 1, "--limit", 1)
+    done = paligemma(*words, *short)
+    assert done.status == 0, done.err
+    scores = json.loads((tmp_path / "run" / "val" / "scores.json").read_text())
+    assert scores["num_asked"] == 1
+    assert (tmp_path / "run" / "test.json").is_file()
+    # Started again, nothing is trained or asked twice.
+    weights = tmp_path / "run/train/train/step_0000001/model.safetensors"
+    made, asked = weights.stat().st_mtime_ns, (tmp_path / "run/val/predictions.jsonl").read_bytes()
+    assert paligemma(*words, *short).status == 0
+    assert weights.stat().st_mtime_ns == made
+    assert (tmp_path / "run/val/predictions.jsonl").read_bytes() == asked
+
+
+def test_a_fine_tuned_model_is_measured_without_training(paligemma, tmp_path: Path) -> None:
+    told = paligemma(
+        *("reproduce", "docvqa/paligemma-3b-pt-448", "--dry-run", "--json"),
+        *("--trained", "google/paligemma-3b-ft-docvqa-448"),
+    ).json
+    assert not any("train" in one.split()[1] for one in told["commands"])
+    assert all("ft-docvqa-448" in one for one in told["commands"] if " docvqa " in one)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("docvqa/paligemma-3b-pt-44", "--dry-run"), "did you mean docvqa/paligemma-3b-pt-448"),
+        (("docvqa/paligemma-3b-pt-448",), "needs its files in --data"),
+        ((), "name a row"),
+        (("docvqa/paligemma-3b-pt-448", "--list"), "leave NAME out"),
+        (("--list", "--card", "abacus"), "a card must be one of"),
+        (
+            ("docvqa/paligemma-3b-pt-448", "--dry-run", "--trained", "a", "--model", "b"),
+            "leave --model out",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_a_sentence(
+    paligemma, words: tuple[str, ...], complaint: str
+) -> None:
+    done = paligemma("reproduce", *words)
+    assert done.status == 2
+    assert complaint in done.err
+
+
+def test_the_parameters_of_the_work_are_those_of_the_model() -> None:
+    # The products of a row without attention are six operations a weight and token.
+    config = sizes()
+    model = PaliGemmaModel(config)
+    grid = config.vision.grid**2
+    blocks = sum(p.numel() for p in model.text.blocks.parameters() if p.ndim == 2)
+    assert blocks > 0
+    assert flops_a_row(config, 1, 64) > 6 * blocks * (grid + 64)
