@@ -9,13 +9,20 @@ The package's own file, and one of the art style that its training never shows:
     python examples/make_things.py things.zip noto=iconify-json-noto-1.2.9 \
         flat=iconify-json-fluent-emoji-flat-1.2.6 round=iconify-json-fluent-emoji-1.2.7
     python examples/make_things.py twemoji.zip twemoji=iconify-json-twemoji-1.2.5
+
+Photographs that are cut out, where a stamp of Debian's tuxpaint-stamps-default has the name:
+
+    apt-get download tuxpaint-stamps-default && dpkg-deb -x tuxpaint-stamps-default_*.deb stamps
+    python examples/make_things.py photographs.zip photograph=stamps/usr/share/tuxpaint/stamps
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import zipfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -47,13 +54,40 @@ def svg_of(icons: dict[str, Any], name: str) -> str:
     )
 
 
-def sprite(svg: str) -> bytes:
-    """WebP with transparency, cut to what is visible, at most SIDE_PX a side."""
+def rendered(svg: str) -> Image.Image:
+    """An SVG as RGBA."""
     import resvg_py
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIDE_PX, height=2 * SIDE_PX))
     with Image.open(BytesIO(png)) as picture:
-        drawn = picture.convert("RGBA")
+        return picture.convert("RGBA")
+
+
+def icons_of(folder: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Name and picture of every thing, from an icon package."""
+    icons = json.loads((folder / "package" / "icons.json").read_text())
+    for name in THINGS:
+        yield name, rendered(svg_of(icons, ICONS.get(name, name)))
+
+
+def stamps_of(folder: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Name and photograph of the things that a stamp's description names, and nothing else."""
+    found: set[str] = set()
+    for path in sorted(folder.rglob("*.png")):
+        text = path.with_suffix(".txt")
+        if "cartoon" in path.parts or not text.is_file():
+            continue
+        said = re.fullmatch(
+            r"An? (\w+)\.", text.read_text(errors="replace").splitlines()[0].strip()
+        )
+        if said and said[1] in THINGS and said[1] not in found:
+            found.add(said[1])
+            with Image.open(path) as picture:
+                yield said[1], picture.convert("RGBA")
+
+
+def sprite(drawn: Image.Image) -> bytes:
+    """WebP with transparency, cut to what is visible, at most SIDE_PX a side."""
     drawn = drawn.crop(drawn.getchannel("A").getbbox())
     drawn.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
     file = BytesIO()
@@ -70,10 +104,10 @@ def main() -> None:
     args = parser.parse_args()
     with zipfile.ZipFile(args.out, "w") as archive:
         for style, folder in (part.split("=", 1) for part in args.styles):
-            icons = json.loads((Path(folder) / "package" / "icons.json").read_text())
-            for name in THINGS:
+            is_package = (Path(folder) / "package" / "icons.json").is_file()
+            for name, picture in (icons_of if is_package else stamps_of)(Path(folder)):
                 entry = zipfile.ZipInfo(f"{style}/{name}.webp", _DATE)
-                archive.writestr(entry, sprite(svg_of(icons, ICONS.get(name, name))))
+                archive.writestr(entry, sprite(picture))
     print(f"wrote {args.out}: {args.out.stat().st_size:,} bytes")
 
 
