@@ -1,0 +1,208 @@
+"""What the first paper's choices are worth at the scale of the embedded model.
+
+    paligemma train tiny --output runs/tiny --stage tower-112 --precision bfloat16
+    python benchmarks/tiny_ablations.py --tower runs/tiny/tower-112 --output runs/ablations
+
+Every variant starts from the same tower and trains the stage joint-112 for some steps, on the same
+pictures and prompts in the same order; the projector starts anew. Measured on held-out windows are
+the loss of the true answers in nats a token, and the share of answers of which every token is the
+likeliest (teacher-forced). Intervals are 95 % percentile bootstraps over pictures, and differences
+from the first variant are paired. A variant whose folder is complete is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from paligemma.bench.machine import describe
+from paligemma.model.paligemma import PaliGemmaModel
+from paligemma.outputs.vqvae import load_mask_codec
+from paligemma.processing.processor import Processor
+from paligemma.processing.tokenizer import Tokenizer
+from paligemma.scenes import KINDS
+from paligemma.tasks.scenes.rows import EVAL_SEED
+from paligemma.tiny.data import SceneBatch, SceneSource
+from paligemma.tiny.objective import SceneObjective
+from paligemma.tiny.stages import STAGES, Stage
+from paligemma.tiny.start import PATCH_PX, TRAIN_SEED, init_tiny, tiny_config
+from paligemma.tiny.training import EMBEDDED, PART_FILES
+from paligemma.train.checkpoint import checkpoints
+from paligemma.train.loop import LoopOptions, train
+from paligemma.train.optim_config import OptimConfig
+
+BASE = "prefix-LM, open tower, linear"
+VARIANTS = {
+    BASE: "as the embedded model is trained",
+    "causal text": "each token of the prompt sees those before it alone",
+    "frozen tower": "the tower keeps the weights of its own stage",
+    "MLP connector": "two layers with GELU between tower and decoder",
+    "no tower stage": "the tower starts from random weights",
+}
+_TEXT_LEN = 128
+_BOOTSTRAPS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Causal:
+    """A source whose prompts are read causally."""
+
+    source: SceneSource
+
+    def batch(self, step: int) -> SceneBatch:
+        made = self.source.batch(step)
+        return replace(made, text=replace(made.text, mask_ar=torch.ones_like(made.text.mask_ar)))
+
+
+class Connector(nn.Sequential):
+    """Two layers; `PaliGemmaModel` calls its projector and knows no more of it."""
+
+    def __init__(self, width: int, text_width: int) -> None:
+        super().__init__(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, text_width))
+
+
+def source_of(stage: Stage, parts: Path, seed: int, *, causal: bool) -> SceneSource | Causal:
+    tokenizer = Tokenizer.from_file(parts / PART_FILES["tokenizer"])
+    source = SceneSource(
+        stage=stage,
+        processor=Processor(tokenizer, stage.window_px),
+        field_px=224,
+        codec=load_mask_codec(parts / PART_FILES["mask_codec"]),
+        patch_px=PATCH_PX,
+        text_len=_TEXT_LEN,
+        seed=seed,
+    )
+    return Causal(source=source) if causal else source
+
+
+def start(variant: str, tower: Path, parts: Path) -> PaliGemmaModel:
+    """The model before its first update; all variants have the same decoder."""
+    vocab = Tokenizer.from_file(parts / PART_FILES["tokenizer"]).vocab
+    model = PaliGemmaModel(tiny_config(vocab))
+    init_tiny(model)
+    if variant != "no tower stage":
+        found = load_file(checkpoints(tower)[-1] / "model.safetensors")
+        kept = {name: value for name, value in found.items() if name.startswith("vision.")}
+        model.load_state_dict(kept, strict=False)
+    if variant == "MLP connector":
+        torch.manual_seed(0)
+        config = model.config
+        model.projector = Connector(config.vision.width, config.text.width)  # type: ignore[assignment]
+    return model
+
+
+def optim_of(variant: str, stage: Stage) -> OptimConfig:
+    optim = stage.optim()
+    if variant != "frozen tower":
+        return optim
+    return replace(optim, schedule=(("img/(?!head).*", None), *optim.schedule))
+
+
+@torch.no_grad()
+def measure(model: PaliGemmaModel, source: Any, num_batches: int) -> dict[str, list[Any]]:
+    """Kind, picture, loss and exactness of every held-out prompt."""
+    from paligemma.train.loss import token_losses
+
+    found: dict[str, list[Any]] = {"picture": [], "loss": [], "exact": []}
+    for step in range(num_batches):
+        batch = source.batch(step)
+        text, images = batch.text, batch.text.images
+        grid = model.vision.pos_embedding.unflatten(1, (model.config.vision.grid,) * 2)
+        row, column = batch.corner
+        side = images.shape[1] // PATCH_PX
+        place = grid[:, row : row + side, column : column + side].flatten(1, 2)
+        soft = model.projector(model.vision(images, place))
+        soft = soft.repeat_interleave(len(text.tokens) // len(soft), dim=0)
+        logits = model(soft, text.tokens[:, :-1], text.mask_ar[:, :-1])
+        targets, weights = text.tokens[:, 1:], text.mask_loss[:, 1:].float()
+        losses = token_losses(logits, targets) * weights
+        right = (logits.argmax(dim=-1) == targets) | (weights == 0)
+        found["loss"] += (losses.sum(dim=1) / weights.sum(dim=1)).tolist()
+        found["exact"] += right.all(dim=1).tolist()
+        each = len(text.tokens) // len(images)
+        found["picture"] += [step * len(images) + k // each for k in range(len(text.tokens))]
+    return found
+
+
+def interval(values: np.ndarray, pictures: np.ndarray) -> list[float]:
+    """Mean and 95 % percentile interval over pictures."""
+    draw = np.random.default_rng(0)
+    number = pictures.max() + 1
+    sums = np.bincount(pictures, values, number)
+    counts = np.bincount(pictures, minlength=number)
+    picks = draw.integers(0, number, (_BOOTSTRAPS, number))
+    means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return [round(float(x), 4) for x in (values.mean(), low, high)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tower", type=Path, required=True, help="folder of the stage tower-112")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--parts", type=Path, default=EMBEDDED)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batches", type=int, default=24, help="of 16 held-out pictures")
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warmup = min(STAGES[1].warmup_steps, options.steps // 6)
+    stage = replace(STAGES[1], total_steps=options.steps, warmup_steps=warmup)
+    measured: dict[str, dict[str, np.ndarray]] = {}
+    record: dict[str, Any] = {"machine": describe("torch"), "steps": options.steps, "kinds": KINDS}
+    for variant in options.variants:
+        model = start(variant, options.tower, options.parts)
+        torch.manual_seed(0)
+        objective = SceneObjective(
+            model.config.vision.width,
+            text_width=model.config.text.width,
+            weights=stage.losses,
+            codec=load_mask_codec(options.parts / PART_FILES["mask_codec"]),
+            precision=getattr(torch, options.precision),
+        )
+        began = time.monotonic()
+        causal = variant == "causal text"
+        train(
+            model,
+            objective,
+            source_of(stage, options.parts, TRAIN_SEED + 10_000_000, causal=causal),
+            optim_of(variant, stage),
+            LoopOptions(total_steps=options.steps, num_workers=1, keeps_frozen=False),
+            options.output / variant.replace(" ", "-").replace(",", ""),
+            settings={"variant": variant, "steps": options.steps},
+        )
+        held_out = replace(stage, scenes=replace(stage.scenes, split="heldout", thing_jitter=1.0))
+        source = source_of(held_out, options.parts, EVAL_SEED, causal=causal)
+        rows = {k: np.array(v) for k, v in measure(model, source, options.batches).items()}
+        measured[variant] = rows
+        first = measured[options.variants[0]]
+        record[variant] = {
+            "what": VARIANTS[variant],
+            "seconds": round(time.monotonic() - began, 1),
+            "loss": interval(rows["loss"], rows["picture"]),
+            "exact": interval(rows["exact"].astype(float), rows["picture"]),
+            "loss_difference": interval(rows["loss"] - first["loss"], rows["picture"]),
+            "exact_difference": interval(
+                rows["exact"].astype(float) - first["exact"], rows["picture"]
+            ),
+        }
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "ablations.json").write_text(json.dumps(record, indent=1))
+        print(variant, json.dumps(record[variant]))
+
+
+if __name__ == "__main__":
+    main()
