@@ -113,7 +113,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_added(
     done = paligemma("index", "add", documents, "--model", colpali_dir, "--max-pages", 1)
     assert (done.status, done.out) == (2, "2 pages added, 2 not read; library has 2\n")
     assert f"{documents / 'broken.pdf'}: a PDF must be whole" in done.err
-    assert f"{documents / 'report.pdf'}, page 2: a file may have 1 pages, it has 2" in done.err
+    assert f"{documents / 'report.pdf'}, page 2: --max-pages is 1, the file has 2" in done.err
 
 
 def test_the_page_of_results_shows_each_hit(
@@ -235,3 +235,23 @@ def test_a_killed_adding_goes_on_where_it_stopped(
     assert paligemma("index", "verify", "--json").json == {"pages": 15, "faults": []}
     assert len({page.id for page in pages_of([documents])}) == 15  # type: ignore[union-attr]
     assert json.loads((library / "index.json").read_text())["kind"] == "edge"
+
+
+def test_an_index_that_ends_with_the_command_takes_no_pages(
+    paligemma: Run, documents: Path, colpali_dir: Path
+) -> None:
+    done = paligemma("index", "add", documents, "--index", "memory://", "--model", colpali_dir)
+    assert done.status == 2
+    assert "memory:// ends with this command" in done.err
+
+
+def test_a_name_with_a_line_break_is_listed_on_one_line(
+    paligemma: Run, documents: Path, colpali_dir: Path
+) -> None:
+    path = documents / "two\nlines.png"
+    Image.new("RGB", (64, 64), "green").save(path, "PNG")
+    assert paligemma("index", "add", path, "--model", colpali_dir).status == 0
+    assert paligemma("index", "list").out.endswith("two\\nlines.png, page 1\n")
+    found = paligemma("search", "green", "-k", 1)
+    assert "two\\nlines.png, page 1" in found.out
+    assert json.loads(paligemma("index", "list", "--json").out)["pages"][0]["path"] == str(path)

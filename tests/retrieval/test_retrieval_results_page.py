@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from html import unescape
 
 import pytest
@@ -87,7 +88,10 @@ def test_pages_without_vectors_or_thumbnails_are_shown_without_heat() -> None:
     object.__setattr__(bare, "thumbnail", b"")
     words = query_of("revenue")
     hits = [hit_of(1), bare, hit_of(3)]
-    vectors = {hits[0].id: vectors_of(1, 14, grid=(3, 4))}
+    vectors = {
+        hits[0].id: vectors_of(1, 14, grid=(3, 4)),
+        hits[2].id: replace(vectors_of(2, 14, grid=(3, 4)), grid=None),
+    }
     html = results_page("revenue", hits, words=words, vectors=vectors)
     assert html.count('class="heat w1"') == 1
     assert html.count("no picture") == 1

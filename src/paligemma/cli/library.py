@@ -13,6 +13,7 @@ from paligemma.cli.sections import ModelName, NamingGroup
 from paligemma.cli.show import counted, echo_json
 from paligemma.cli.start import without_garbage_collection
 from paligemma.cli.stopping import when_stopped
+from paligemma.errors import ConfigError
 
 if TYPE_CHECKING:
     from paligemma.retrieval.index import PageIndex
@@ -139,10 +140,16 @@ def add(
     \b
     paligemma index add reports/*.pdf scans/ --index library
     """
+    from paligemma.retrieval.index_url import MEMORY
     from paligemma.retrieval.page_files import Page, PageBounds
 
     bounds = PageBounds(**{name: value for name, value in limits.items() if value is not None})
     with library(create=True) as index, _Progress() as progress:
+        if index.name == MEMORY:
+            raise ConfigError(
+                f"{MEMORY} ends with this command, and so would its pages; name a folder, or "
+                f"{MEMORY}FOLDER"
+            )
 
         def note(one: Page | PageFault) -> None:
             if not isinstance(one, Page):
@@ -256,7 +263,7 @@ def list_pages(index: str, as_json: bool) -> None:
         echo_json({"pages": [page_json(page) for page in pages]})
         return
     for page in pages:
-        click.echo(f"{click.format_filename(page.path)}, page {page.page}{start_of_text(page)}")
+        click.echo(f"{shown_path(page.path)}, page {page.page}{start_of_text(page)}")
 
 
 @index_group.command("stats")
@@ -331,6 +338,12 @@ def page_json(page: Hit) -> dict[str, Any]:
         "size": list(page.size),
         "text": page.payload.get("text", ""),
     }
+
+
+def shown_path(path: str) -> str:
+    """A path on one line: what cannot be printed is escaped."""
+    shown = click.format_filename(path)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def start_of_text(page: Hit) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paligemma.cli.library import library_options, page_json, start_of_text
+from paligemma.cli.library import library_options, page_json, shown_path, start_of_text
 from paligemma.cli.options import DEFAULT_MODEL, NamedPath, overwrite_option
 from paligemma.cli.sections import ModelName
 from paligemma.cli.show import counted, echo_json
@@ -136,7 +136,7 @@ def _rerank(value: str, k: int) -> str | int | None:
 
 
 def _place(hit: Hit) -> str:
-    return f"{click.format_filename(hit.path)}, page {hit.page}"
+    return f"{shown_path(hit.path)}, page {hit.page}"
 
 
 def _answers(query: str, hits: Sequence[Hit], model: str, password: str | None) -> list[str]:

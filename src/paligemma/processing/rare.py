@@ -8,7 +8,7 @@ from paligemma.stand_ins import stand_in
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1")
 _KINDS = (
-    (b"%PDF", "it is a PDF, whose pages pdftoppm -png makes pictures of"),
+    (b"%PDF", "it is a PDF, whose pages pdftoppm -png makes pictures of and paligemma index finds"),
     (b"\x93NUMPY", "it is an array of NumPy; pass what numpy.load gives"),
     (b"PK\x03\x04", "it is an archive, which may hold pictures"),
     (b"8BPS", "it is a document of Photoshop"),

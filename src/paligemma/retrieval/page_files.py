@@ -281,8 +281,8 @@ def _too_many(path: str, num_pages: int, bounds: PageBounds) -> PageFault:
     return PageFault(
         path=path,
         number=bounds.max_pages + 1,
-        reason=f"a file may have {bounds.max_pages} pages, it has {num_pages}, and the rest is "
-        "left out; allow more with --max-pages",
+        reason=f"--max-pages is {bounds.max_pages}, the file has {num_pages}, and the rest is left "
+        "out; allow more",
     )
 
 

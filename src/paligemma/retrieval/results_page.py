@@ -86,6 +86,8 @@ def results_page(
         answers: what was read on pages, if they were asked.
         about: index and model in a few words.
     """
+    # Vectors that lie on no grid have no place on the picture.
+    vectors = {one: kept for one, kept in (vectors or {}).items() if kept.grid is not None}
     maps = _maps(hits, words, vectors or {})
     scale = heat_range(list(maps.values()))
     names = [] if words is None else [word.text for word in words_of(words)][:MAX_WORDS]

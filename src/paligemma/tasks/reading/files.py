@@ -90,7 +90,7 @@ def parse_json(data: bytes, where: str) -> Any:
         return json_file.parse_json(data, finite=False, max_depth=MAX_JSON_DEPTH)
     except ValueError as error:
         raise DataError(
-            f"{where} must be JSON: {str(error)[:200]}; take the official file, whole"
+            f"{where} must be JSON: {str(error)[:200]}; take the whole file again"
         ) from error
 
 
