@@ -47,7 +47,7 @@ ROWS: tuple[dict[str, tuple[str, ...]], ...] = (
         "client": ("client",),
     },
     {"eval": ("eval",), "serve": ("serve",)},
-    {"tiny": ("tiny",), "tuning": ("tuning",), "bench": ("bench",)},
+    {"tiny": ("tiny",), "tuning": ("tuning",), "bench": ("bench",), "export": ("export",)},
     {"cli": ("cli", "__main__")},
 )
 ROOM_OF = {module: room for row in ROWS for room, modules in row.items() for module in modules}

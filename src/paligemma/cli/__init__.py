@@ -54,6 +54,7 @@ COMMANDS: dict[str, Entry] = {
     "convert": Entry(
         "models", "convert", "Rewrite a checkpoint in another layout, dtype or packing."
     ),
+    "export": Entry("export", "export_command", "Write a model for other programs: ONNX, hub."),
     "doctor": Entry("models", "doctor", "Check a checkpoint and say what is wrong with it."),
     "demo": Entry("demo", "demo", "Ask the embedded model five things about a picture."),
     "eval": Entry("eval", "eval_group", "Score a model on a benchmark or on your own rows."),
@@ -84,7 +85,7 @@ SECTIONS = {
     "Search documents and pictures": ("index", "search", "similar"),
     "Teach a model": ("train", "data", "plan", "adapter"),
     "Measure a model": ("eval", "reproduce", "bench"),
-    "Files of models": ("models", "convert", "doctor", "inspect"),
+    "Files of models": ("models", "convert", "export", "doctor", "inspect"),
     "Serve a model": ("serve", "mcp"),
 }
 _WIDTH = max(map(len, COMMANDS))

@@ -1,0 +1,1 @@
+"""Models for other programs: ONNX, a compiled package, a folder of the hub."""

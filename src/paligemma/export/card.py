@@ -1,0 +1,109 @@
+"""README.md of an exported model: what it is, how it is run, what was measured.
+
+Begins with the metadata that the hub reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from paligemma.config import PaliGemmaConfig, named_release, release_of
+
+_LIBRARIES = {"hub": "transformers", "onnx": "transformers.js", "aoti": "pytorch"}
+_TINY = "tiny"
+
+
+def write_card(
+    folder: Path,
+    *,
+    name: str,
+    config: PaliGemmaConfig,
+    kind: str,
+    measured: Sequence[str] = (),
+) -> Path:
+    """Write README.md.
+
+    Args:
+        name: of the model that was exported.
+        kind: "hub", "onnx" or "aoti".
+        measured: lines of Markdown about the export.
+    """
+    lines = [
+        *_metadata(name, config, kind),
+        f"# {_title(name)}",
+        "",
+        _sentence(name, config),
+        "",
+        *_usage(kind, config),
+        *([] if not measured else ["", "## Checked", "", *measured]),
+        "",
+    ]
+    path = folder / "README.md"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def _title(name: str) -> str:
+    """The last part of a name, on one line."""
+    return " ".join(Path(name).name.split())[:100] or "PaliGemma"
+
+
+def _metadata(name: str, config: PaliGemmaConfig, kind: str) -> list[str]:
+    fields = {"pipeline_tag": "image-text-to-text", "library_name": _LIBRARIES[kind]}
+    if named_release(name):
+        fields |= {"license": "gemma", "base_model": name.partition("@")[0]}
+    elif name == _TINY:
+        fields["license"] = "apache-2.0"
+    elif release_of(config):
+        fields["license"] = "gemma"
+    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
+    tags = ["paligemma", *(["onnx"] if kind == "onnx" else [])]
+    return ["---", *lines, "tags:", *(f"- {one}" for one in tags), "---", ""]
+
+
+def _sentence(name: str, config: PaliGemmaConfig) -> str:
+    family = "PaliGemma 2" if config.generation == 2 else "PaliGemma"
+    text, vision = config.text, config.vision
+    return (
+        f"A model of the architecture of {family}: pictures of {vision.image_size_px} px as "
+        f"{vision.num_tokens} soft tokens, a decoder of {text.depth} blocks and width "
+        f"{text.width}, a vocabulary of {config.vocab.size:,} tokens. Exported from "
+        f"`{_title(name)}`."
+    )
+
+
+def _usage(kind: str, config: PaliGemmaConfig) -> list[str]:
+    if kind == "onnx":
+        return [
+            "## Use",
+            "",
+            "`onnx/` holds the graphs `vision_encoder`, `embed_tokens` and "
+            "`decoder_model_merged`, for onnxruntime and transformers.js. `example.py` runs them:",
+            "",
+            "```bash",
+            "pip install onnxruntime numpy pillow tokenizers",
+            'python example.py photo.jpg "caption en"',
+            "```",
+            "",
+            "Text embeddings are scaled in `embed_tokens`, image features are not scaled. With an "
+            "empty cache all tokens see each other, as image and prompt do; behind a cache a new "
+            "token sees what is before it. `num_logits_to_keep` is the number of last positions "
+            "whose logits are computed, 0 for all. Weights of eight bits are `*_quantized.onnx` "
+            '(dtype "q8"), of four `*_q4.onnx`.',
+        ]
+    return [
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoProcessor, PaliGemmaForConditionalGeneration",
+        "",
+        'processor = AutoProcessor.from_pretrained("FOLDER")',
+        'model = PaliGemmaForConditionalGeneration.from_pretrained("FOLDER")',
+        "```",
+        "",
+        "```bash",
+        'paligemma run photo.jpg "caption en" --model FOLDER',
+        "```",
+    ]

@@ -1,0 +1,120 @@
+"""`paligemma export --to hub`: what transformers makes of the folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny_folder import DESK, EMBEDDED
+
+from paligemma import PaliGemma
+from paligemma.errors import TokenizerError
+from paligemma.export.tokenizer_json import tokenizer_json
+from paligemma.processing.tokenizer import load_tokenizer
+
+# Its own deprecations are not ours to mend.
+pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
+
+Run = Callable[..., tuple[int, str, str]]
+PROMPT = "answer en what color is the star?"
+
+
+@pytest.fixture
+def hub_folder(small: Path, tmp_path: Path, program: Run) -> Path:
+    status, _, err = program("export", small, tmp_path / "hub", "--to", "hub")
+    assert status == 0, err
+    return tmp_path / "hub"
+
+
+def theirs(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype="float32", attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    return AutoProcessor.from_pretrained(folder), model.eval()
+
+
+def test_transformers_opens_it_and_answers_with_the_same_ids(small: Path, hub_folder: Path) -> None:
+    processor, model = theirs(hub_folder)
+    picture = Image.open(DESK).convert("RGB")
+    asked = processor(images=picture, text=f"<image>{PROMPT}", return_tensors="pt")
+    ours = PaliGemma.from_pretrained(small, kv_cache_dtype="float32")
+    row = ours.processor.prompt_row(PROMPT)
+    assert asked["input_ids"][0].tolist() == [1661] * 4 + list(row.tokens)
+    asked.pop("labels", None)
+    told = model.generate(**asked, max_new_tokens=12)[0, asked["input_ids"].shape[1] :]
+    answer = ours.generate(DESK, PROMPT, max_new_tokens=12).text
+    assert processor.decode(told, skip_special_tokens=True) == answer
+    assert len(answer) > 5
+
+
+def test_the_folder_is_complete_and_described(hub_folder: Path) -> None:
+    names = {path.name for path in hub_folder.iterdir()}
+    assert names == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    }
+    assert (hub_folder / "README.md").read_text().startswith("---\npipeline_tag: ")
+    settings = json.loads((hub_folder / "generation_config.json").read_text())
+    assert (settings["eos_token_id"], settings["do_sample"]) == (1, False)
+
+
+def test_we_read_it_back_and_from_its_tokenizer_json_alone(small: Path, hub_folder: Path) -> None:
+    first = PaliGemma.from_pretrained(small).generate(DESK, PROMPT, max_new_tokens=12).text
+    (hub_folder / "tokenizer.model").unlink()
+    model = PaliGemma.from_pretrained(hub_folder)
+    assert model.generate(DESK, PROMPT, max_new_tokens=12).text == first
+
+
+def test_a_dtype_is_that_of_the_weights(small: Path, tmp_path: Path, program: Run) -> None:
+    from safetensors.torch import load_file
+
+    done = program("export", small, tmp_path / "out", "--to", "hub", "--dtype", "bfloat16")
+    assert done[0] == 0, done[2]
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {one.dtype for one in weights.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "caption en",
+        "find the dog  and\ncat 12",
+        "detect star ; digit<loc0001><seg002>",
+        "  ünïcode?? ▁x",
+        "what color is it?\n\n",
+        "a" * 50 + "  the then there",
+        "",
+    ],
+)
+def test_a_written_tokenizer_json_gives_the_ids_of_the_sentencepiece_model(text: str) -> None:
+    import tokenizers
+
+    content = tokenizer_json((EMBEDDED / "tokenizer.model").read_bytes(), image_id=1661)
+    written = tokenizers.Tokenizer.from_str(json.dumps(content))
+    own = load_tokenizer(EMBEDDED)
+    assert written.encode(text, add_special_tokens=False).ids == own.encode(text)
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.9])
+def test_a_damaged_sentencepiece_model_ends_in_a_sentence(cut: float) -> None:
+    whole = (EMBEDDED / "tokenizer.model").read_bytes()
+    damaged = bytes([whole[0] ^ 7]) + whole[1 : int(len(whole) * cut)]
+    with pytest.raises(TokenizerError, match="must be a SentencePiece model"):
+        tokenizer_json(damaged, image_id=1661)
