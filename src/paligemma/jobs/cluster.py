@@ -8,6 +8,7 @@ with it after a kill. Machines must see the pictures under the same paths.
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,9 +57,11 @@ class Cluster:
             MissingExtraError: Ray is not installed.
             PaliGemmaError: the answerer cannot be made.
         """
-        probe = self._ray().remote(_settings_of)
+        probe = self.connected().remote(_settings_of)
         probe = probe.options(num_cpus=self.cpus_each, num_gpus=self.gpus_each)
-        settings: Mapping[str, Any] = _opened(self._ray().get(probe.remote(self.make_answerer)))
+        settings: Mapping[str, Any] = _opened(
+            self.connected().get(probe.remote(self.make_answerer))
+        )
         return settings
 
     def answered(self, batches: Iterable[NumberedBatch]) -> Iterator[NumberedAnswers]:
@@ -66,7 +69,8 @@ class Cluster:
         rows = [{"number": number, "examples": pickle.dumps(one)} for number, one in batches]
         if not rows:
             return
-        data = self._ray().data
+        self.require_room()
+        data = self.connected().data
         data.DataContext.get_current().enable_progress_bars = False
         # A block a batch, so that each is here and on disk as soon as it is answered.
         answers = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -80,8 +84,28 @@ class Cluster:
         for row in answers.iter_rows():
             yield int(row["number"]), _opened(row["predictions"])
 
-    def _ray(self) -> Any:
-        """Ray, connected."""
+    def require_room(self) -> None:
+        """Check that all workers fit at once; Ray would wait for the rest without a word.
+
+        Raises:
+            ConfigError: the cluster has too few cores or GPUs; names both numbers.
+        """
+        have = self.connected().cluster_resources()
+        for name, what, each in (("CPU", "cores", self.cpus_each), ("GPU", "GPUs", self.gpus_each)):
+            wanted, there = each * self.num_workers, have.get(name, 0.0)
+            if wanted > there + 1e-6:
+                raise ConfigError(
+                    f"{self.num_workers} workers need {wanted:g} {what}, the cluster has "
+                    f"{there:g}; ask for fewer with --processes, or add machines"
+                )
+
+    def connected(self) -> Any:
+        """Ray, connected.
+
+        Raises:
+            MissingExtraError: Ray is not installed.
+            ConfigError: there is no cluster at the address.
+        """
         try:
             import ray
             import ray.data
@@ -92,9 +116,16 @@ class Cluster:
             if self.address is None:
                 num_cpus = max(1, round(self.num_workers * self.cpus_each))
                 local = {"num_cpus": num_cpus, "include_dashboard": False}
-            ray.init(
-                address=self.address, logging_level=logging.ERROR, log_to_driver=False, **local
-            )
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            try:
+                ray.init(
+                    address=self.address, logging_level=logging.ERROR, log_to_driver=False, **local
+                )
+            except (ConnectionError, ValueError) as error:
+                raise ConfigError(
+                    f"a Ray cluster must run at {self.address!r} ({str(error)[:200]}); start it "
+                    "with ray start --head, or leave --ray-address out"
+                ) from error
         return ray
 
 

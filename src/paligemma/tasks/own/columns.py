@@ -22,7 +22,7 @@ def wanted_columns(names: Iterable[str], form: OwnForm) -> list[str]:
         DataError: none holds an answer, or a template names one that is not there.
     """
     names = set(names)
-    wanted = [*_FIELD.findall(form.prefix + form.suffix)]
+    wanted = fields_of(form.prefix + form.suffix)
     if missing := [one for one in wanted if one not in names]:
         raise DataError(
             f"the templates of own-format.json name the column {missing[0]!r}, there are "
@@ -62,6 +62,11 @@ def texts_of(row: FileRow, form: OwnForm) -> tuple[str, list[str]]:
     if not texts:
         raise RowError("no answer", f"{row.where}: it has no answer; remove it or add one")
     return prefix, texts
+
+
+def fields_of(template: str) -> list[str]:
+    """Names of the fields that a template asks for."""
+    return _FIELD.findall(template)
 
 
 def filled(template: str, row: FileRow) -> str:

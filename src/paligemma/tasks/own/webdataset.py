@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -89,7 +89,7 @@ def _rows(paths: list[Path], form: OwnForm) -> Iterator[OwnRow]:
             )
         number = 0
         try:
-            for key, group in _groups(path):
+            for key, group in row_groups(path):
                 number += 1
                 yield _row(path, key, group, number, form)
         except (tarfile.TarError, OSError, EOFError) as error:
@@ -100,19 +100,22 @@ def _rows(paths: list[Path], form: OwnForm) -> Iterator[OwnRow]:
 
 
 # Ending, place and content of a text, of each part of a row.
-_Part = tuple[str, tarfile.TarInfo, bytes]
+Part = tuple[str, tarfile.TarInfo, bytes]
 
 
-def _groups(path: Path) -> Iterator[tuple[str, list[_Part]]]:
+def row_groups(path: Path, start: int = 0) -> Iterator[tuple[str, list[Part]]]:
     """The parts of each row: members that follow each other and share a name up to its first dot.
+
+    Args:
+        start: byte of the tar file at which a member begins, from which rows are read.
 
     Raises:
         TarError, OSError, EOFError: the file is damaged; rows before that come first.
     """
     key: str | None = None
-    group: list[_Part] = []
+    group: list[Part] = []
     damage: Exception | None = None
-    with tarfile.open(path, "r:") as archive:
+    with path.open("rb") as file, tarfile.open(fileobj=_at(file, start), mode="r:") as archive:
         while damage is None:
             try:
                 member = archive.next()
@@ -134,13 +137,18 @@ def _groups(path: Path) -> Iterator[tuple[str, list[_Part]]]:
                 group = []
             key = found
             content = b""
-            if kind in _TEXTS and (file := archive.extractfile(member)) is not None:
-                content = file.read(_MAX_TEXT_BYTES + 1)
+            if kind in _TEXTS and (inside := archive.extractfile(member)) is not None:
+                content = inside.read(_MAX_TEXT_BYTES + 1)
             group.append((kind, member, content))
     if key is not None:
         yield key, group
     if damage is not None:
         raise damage
+
+
+def _at(file: BinaryIO, start: int) -> BinaryIO:
+    file.seek(start)
+    return file
 
 
 def _wrong_end(path: Path, end: int) -> tarfile.TarError | None:
@@ -154,41 +162,55 @@ def _wrong_end(path: Path, end: int) -> tarfile.TarError | None:
     return tarfile.ReadError(f"no end mark, and no further row, at byte {end}")
 
 
-def _row(path: Path, key: str, group: list[_Part], number: int, form: OwnForm) -> OwnRow:
+def _row(path: Path, key: str, group: list[Part], number: int, form: OwnForm) -> OwnRow:
     where = f"{path}, {key[:100]}"
     try:
-        fields: dict[str, Any] = {}
-        pictures = []
-        for kind, member, content in group:
-            bound = _MAX_TEXT_BYTES if kind in _TEXTS else MAX_ENCODED_BYTES
-            if member.size > bound or member.issparse():
-                raise RowError(
-                    "row",
-                    f"{where}: {member.name[-80:]} may have {bound} bytes in one piece, it has "
-                    f"{member.size}; remove it",
-                )
-            if kind in _PICTURES:
-                pictures.append(
-                    TarPicture(
-                        path=path,
-                        name=member.name,
-                        start=member.offset_data,
-                        num_bytes=member.size,
-                    )
-                )
-                continue
-            if kind == "json":
-                fields = {**fields, **require_object(parse_json(content, where), where)}
-            else:
-                fields.setdefault("text", content.decode().strip())
-        if not pictures:
-            raise RowError(
-                "picture", f"{where}: a row needs a picture, {', '.join(_PICTURES)}, it has none"
-            )
+        fields, pictures = read_group(path, where, group)
         prefix, texts = texts_of(row := FileRow(fields, where, number), form)
-        return row_example(row, f"{path.stem}/{number}", tuple(pictures), prefix, *texts)
+        return row_example(row, f"{path.stem}/{number}", pictures, prefix, *texts)
     except RowError as error:
         return error
-    except (DataError, PromptError, UnicodeDecodeError) as error:
+    except (DataError, PromptError) as error:
         said = str(error)
         return RowError("row", said if where in said else f"{where}: {said}")
+
+
+def read_group(
+    path: Path, where: str, group: list[Part]
+) -> tuple[dict[str, Any], tuple[TarPicture, ...]]:
+    """Fields and pictures of one row, by the parts that `row_groups` found.
+
+    Raises:
+        DataError: no picture, a part beyond its bound, or a text that cannot be read.
+    """
+    fields: dict[str, Any] = {}
+    pictures = []
+    for kind, member, content in group:
+        bound = _MAX_TEXT_BYTES if kind in _TEXTS else MAX_ENCODED_BYTES
+        if member.size > bound or member.issparse():
+            raise RowError(
+                "row",
+                f"{where}: {member.name[-80:]} may have {bound} bytes in one piece, it has "
+                f"{member.size}; remove it",
+            )
+        if kind in _PICTURES:
+            pictures.append(
+                TarPicture(
+                    path=path,
+                    name=member.name,
+                    start=member.offset_data,
+                    num_bytes=member.size,
+                )
+            )
+        elif kind == "json":
+            fields = {**fields, **require_object(parse_json(content, where), where)}
+        else:
+            try:
+                fields.setdefault("text", content.decode().strip())
+            except UnicodeDecodeError as error:
+                raise RowError("row", f"{where}: {error}") from error
+    if not pictures:
+        raise RowError(
+            "picture", f"{where}: a row needs a picture, {', '.join(_PICTURES)}, it has none"
+        )
+    return fields, tuple(pictures)

@@ -1,0 +1,255 @@
+"""`paligemma batch`: labels for pictures by the million, on one machine or a cluster."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from paligemma.cli.options import (
+    ModelChoice,
+    NamedPath,
+    decoding_options,
+    model_options,
+    object_options,
+)
+from paligemma.cli.sections import ASKING, SectionedCommand
+from paligemma.cli.stopping import when_stopped
+from paligemma.errors import ConfigError
+
+TASKS = ("detect", "segment", "caption", "answer", "read")
+_LABELLED = ("detect", "segment")
+_SECTIONS = {
+    "Input and output": ("source", "output", "form", "coco", "yolo", "pictures", "column", "split"),
+    "Question": ("task", "labels", "question", "lang", "prompt", "in_words"),
+    "Speed": ("batch_size", "part_rows", "num_threads", "processes", "gpus_each", "cpus_each"),
+    **ASKING,
+}
+
+
+def prompt_of(
+    task: str | None, labels: str | None, question: str | None, lang: str, prompt: str | None
+) -> str:
+    """The prompt, or its template, that the options state.
+
+    Raises:
+        ConfigError: none or several are stated, or one needs another.
+    """
+    from paligemma.processing import prompts
+
+    if (task is None) == (prompt is None):
+        raise ConfigError(
+            f"a batch asks one thing: state --task ({', '.join(TASKS)}) or --prompt TEMPLATE"
+        )
+    needed = {**dict.fromkeys(_LABELLED, "labels"), "answer": "question"}.get(task or "")
+    for name, value in (("labels", labels), ("question", question)):
+        if (value is not None) != (name == needed):
+            rule = "needs" if name == needed else "takes no"
+            raise ConfigError(f"{f'--task {task}' if task else '--prompt'} {rule} --{name}")
+    if prompt is not None:
+        return prompt
+    if task in _LABELLED:
+        make = prompts.detect_prompt if task == "detect" else prompts.segment_prompt
+        return make([one.strip() for one in str(labels).split(";") if one.strip()])
+    if task == "caption":
+        return prompts.caption_prompt(lang)
+    return prompts.read_prompt() if task == "read" else prompts.answer_prompt(str(question), lang)
+
+
+@click.command(cls=SectionedCommand, sections=_SECTIONS)
+@click.option(
+    "--input",
+    "source",
+    required=True,
+    metavar="INPUT",
+    help="A folder or a pattern of pictures; .jsonl, .parquet or .tar (WebDataset) files; "
+    "hub:owner/name.",
+)
+@click.option(
+    "--output",
+    required=True,
+    type=NamedPath(file_okay=False),
+    metavar="DIR",
+    help="Folder of the labels; one that is there goes on.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["jsonl", "parquet"]),
+    default="jsonl",
+    show_default=True,
+    help="Of the files of labels.",
+)
+@click.option("--coco", type=NamedPath(dir_okay=False), metavar="FILE", help="Then also as COCO.")
+@click.option("--yolo", type=NamedPath(file_okay=False), metavar="DIR", help="Then also as YOLO.")
+@click.option(
+    "--pictures",
+    type=NamedPath(file_okay=False),
+    metavar="DIR",
+    help="Folder below which named pictures lie; that of their file by default.",
+)
+@click.option(
+    "--image-column",
+    "column",
+    default="image",
+    show_default=True,
+    metavar="NAME",
+    help="Field or column of the picture.",
+)
+@click.option("--split", metavar="NAME", help="Of a data set; all its files by default.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Rows; all by default.")
+@click.option("--task", type=click.Choice(TASKS), help="What is asked of every picture.")
+@click.option("--labels", metavar="LABELS", help='For detect and segment: "cat ; dog".')
+@click.option("--question", metavar="TEXT", help="For answer; {column} stands for a field.")
+@click.option("--lang", default="en", show_default=True, help="Of captions and answers.")
+@click.option(
+    "--prompt",
+    metavar="TEMPLATE",
+    help='Any prompt in the place of --task, such as "answer en {question}".',
+)
+@click.option("--in-words", is_flag=True, help="Keep answers as text, whatever the model writes.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 4096),
+    default=32,
+    show_default=True,
+    help="Rows at once.",
+)
+@click.option(
+    "--part-rows",
+    type=click.IntRange(1, 1_000_000),
+    default=256,
+    show_default=True,
+    help="Rows of a file of labels; a kill loses at most those under way.",
+)
+@click.option(
+    "--workers",
+    "num_threads",
+    type=click.IntRange(0, 64),
+    default=2,
+    show_default=True,
+    help="Threads that read pictures.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 65_536),
+    default=1,
+    show_default=True,
+    help="Models that answer at once, through Ray.",
+)
+@click.option("--gpus-each", type=click.FloatRange(0), default=0.0, help="GPUs of each; none.")
+@click.option(
+    "--cpus-each", type=click.FloatRange(0), default=1.0, show_default=True, help="Cores of each."
+)
+@click.option("--ray-address", metavar="HOST:PORT", help="A Ray cluster; this machine alone.")
+@click.option("--retry", is_flag=True, help="Ask again what was quarantined, with its parts.")
+@click.option(
+    "--timing", is_flag=True, help="Write seconds beside every row; bytes then differ by run."
+)
+@model_options
+@object_options
+@decoding_options
+@when_stopped("goes on where it stopped")
+def batch(
+    *,
+    source: str,
+    output: Path,
+    coco: Path | None,
+    yolo: Path | None,
+    task: str | None,
+    labels: str | None,
+    question: str | None,
+    lang: str,
+    prompt: str | None,
+    in_words: bool,
+    batch_size: int,
+    num_threads: int,
+    processes: int,
+    gpus_each: float,
+    cpus_each: float,
+    ray_address: str | None,
+    retry: bool,
+    model: ModelChoice,
+    objects: dict[str, Any],
+    decoding: dict[str, Any],
+    **where: Any,
+) -> None:
+    """Label all pictures of INPUT: rows into files, each exactly once.
+
+    A run that is stopped or killed goes on by the same command, on one machine or on a cluster, and
+    ends with the same files. Rows without an answer, such as pictures that cannot be read, are kept
+    with their reasons in DIR/quarantine and stop nothing.
+
+    \b
+    paligemma batch --input photos/ --output labels --task detect --labels "cat ; dog"
+    paligemma batch --input rows.jsonl --output answers --prompt "answer en {question}" \\
+        --format parquet --processes 2
+    """
+    from paligemma.jobs.labelling.run import Labelling, label
+
+    template = prompt_of(task, labels, question, lang, prompt)
+    job = Labelling(input=source, output=output, prompt=template, batch_size=batch_size, **where)
+    labelling = _labelling(template, objects, decoding, in_words=in_words, batch_size=batch_size)
+    record = {"model": model.label, "command": shlex.join(["paligemma", *sys.argv[1:]])}
+    how: dict[str, Any] = {"num_threads": num_threads, "retry": retry, "record": record}
+    how["progress"] = sys.stderr.isatty()
+    if processes == 1 and ray_address is None:
+        from paligemma.jobs.labelling.answering import ModelLabeller
+
+        found = label(job, ModelLabeller(model.load(), **labelling), **how)
+    else:
+        from paligemma.jobs.cluster import Cluster
+        from paligemma.jobs.labelling.answering import load_labeller
+
+        cluster = Cluster(
+            make_answerer=cast(Any, partial(load_labeller, model.name, model.options, **labelling)),
+            num_workers=processes,
+            gpus_each=gpus_each,
+            cpus_each=cpus_each,
+            address=ray_address,
+        )
+        found = label(job, cluster, **how)
+    rate = found.num_new / found.seconds if found.num_new else 0.0
+    num_labelled = found.num_rows - found.num_quarantined
+    click.echo(
+        f"{found.num_rows:,} rows in {output}: {num_labelled:,} labelled, "
+        f"{found.num_quarantined:,} quarantined; {found.num_new:,} now, {rate:.2f} a second"
+    )
+    if coco is not None or yolo is not None:
+        from paligemma.jobs.labelling.exports import write_coco, write_yolo
+
+        asked = [] if labels is None else [one.strip() for one in labels.split(";") if one.strip()]
+        if coco is not None:
+            write_coco(coco, found.folder, asked)
+            click.echo(f"wrote {coco}", err=True)
+        if yolo is not None:
+            write_yolo(yolo, found.folder, asked)
+            click.echo(f"wrote {yolo}", err=True)
+
+
+def _labelling(
+    template: str,
+    objects: dict[str, Any],
+    decoding: dict[str, Any],
+    *,
+    in_words: bool,
+    batch_size: int,
+) -> dict[str, Any]:
+    """The arguments of `ModelLabeller`."""
+    calibration = objects.pop("calibration")
+    stated = {name: value for name, value in objects.items() if value not in (None, False)}
+    if in_words and stated:
+        raise ConfigError(
+            f"options of objects, {', '.join(sorted(stated))}, are not for answers --in-words"
+        )
+    return {
+        "options": {**stated, **decoding},
+        "in_words": in_words,
+        "batch_size": batch_size,
+        "masks": template.startswith(("segment", "{")),
+        "calibration": calibration,
+    }

@@ -1,0 +1,140 @@
+"""Labels as the files of other tools, written row by row: COCO and YOLO."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from paligemma.errors import DataError
+from paligemma.jobs.labelling.folder import LabelFolder
+from paligemma.jobs.labelling.records import Record
+from paligemma.outputs.detections import Detections
+from paligemma.outputs.export import to_coco
+from paligemma.outputs.words import detection_from_json
+from paligemma.whole_file import require_writable, write_whole
+
+logger = logging.getLogger(__name__)
+
+# Parts of a path that lead elsewhere.
+_NO_FOLDERS = (os.curdir, os.pardir, os.sep)
+
+
+def detections_of(record: Record) -> Detections:
+    """The objects of a labelled row.
+
+    Raises:
+        DataError: the record is damaged; names its row.
+    """
+    try:
+        size = (int(record["width"]), int(record["height"]))
+        items = tuple(detection_from_json(one, size) for one in record["detections"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"row {record.get('row')} of the labels is damaged ({error}); restore its file"
+        ) from error
+    return Detections(items=items, image_wh=size, text=str(record.get("text", "")))
+
+
+def _valid(folder: LabelFolder) -> Iterator[tuple[str, Detections]]:
+    """Picture and objects of every row that has some, without boxes that have no area.
+
+    Raises:
+        DataError: no row has objects.
+    """
+    has_objects = False
+    for record in folder.records():
+        if "detections" not in record:
+            continue
+        has_objects = True
+        found = detections_of(record)
+        yield (
+            str(record["image"]),
+            replace(found, items=tuple(one for one in found if one.is_valid)),
+        )
+    if not has_objects:
+        raise DataError(
+            f"{folder.path} has no boxes to write as COCO or YOLO; ask for some, as with --task "
+            "detect"
+        )
+
+
+def _classes(folder: LabelFolder, asked: Sequence[str]) -> list[str]:
+    """Labels that were asked for, then further ones as they come."""
+    names = dict.fromkeys(asked)
+    for _, found in _valid(folder):
+        names.update(dict.fromkeys(one.name for one in found))
+    return list(names)
+
+
+def _short(name: str) -> bytes:
+    """Eight bytes a picture, so that millions fit."""
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+
+def write_coco(path: Path, folder: LabelFolder, asked: Sequence[str]) -> None:
+    """Write all objects as one COCO file, whole or not at all; rows of a picture share it.
+
+    Args:
+        asked: labels of the prompt, which get the first numbers.
+
+    Raises:
+        DataError: no row has objects, or a file is damaged.
+        ConfigError: the file cannot be written.
+    """
+    numbers = {name: number for number, name in enumerate(_classes(folder, asked), start=1)}
+    ids: dict[bytes, int] = {}
+
+    def pieces() -> Iterator[str]:
+        yield '{"images": ['
+        for name, found in _valid(folder):
+            if (short := _short(name)) not in ids:
+                ids[short] = len(ids) + 1
+                width, height = found.image_wh
+                image = {"id": len(ids), "file_name": name, "width": width, "height": height}
+                yield (", " if len(ids) > 1 else "") + json.dumps(image)
+        yield '], "annotations": ['
+        num = 0
+        for name, found in _valid(folder):
+            for one in to_coco(
+                found.items, image_id=ids[_short(name)], category_ids=numbers, first_id=num + 1
+            ):
+                yield (", " if num else "") + json.dumps(one, allow_nan=False)
+                num += 1
+        categories = [{"id": number, "name": name} for name, number in numbers.items()]
+        yield '], "categories": ' + json.dumps(categories) + "}\n"
+
+    write_whole(path, pieces())
+
+
+def write_yolo(path: Path, folder: LabelFolder, asked: Sequence[str]) -> None:
+    """Write labels/NAME.txt of each picture, and data.yaml.
+
+    Raises:
+        DataError: no row has objects, two pictures differ only in their suffix, or a file is
+            damaged.
+        ConfigError: the folder cannot be written.
+    """
+    names = _classes(folder, asked)
+    written: dict[bytes, bytes] = {}
+    for name, found in _valid(folder):
+        parts = [part for part in Path(name).parts if part not in _NO_FOLDERS]
+        target = path / "labels" / Path(*parts).with_suffix(".txt")
+        stem, picture = _short(str(target)), _short(name)
+        if written.get(stem, picture) != picture:
+            raise DataError(
+                f"label files are named after their pictures, but {target.name} would be of "
+                "several; label these pictures apart"
+            )
+        require_writable(target.parent)
+        outlined = any(one.region is not None for one in found)
+        before = target.read_text() if stem in written else ""
+        text = found.to_yolo(class_names=names, polygons=outlined)
+        write_whole(target, [before, text])
+        written[stem] = picture
+    lines = (f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(names))
+    write_whole(path / "data.yaml", ["names:\n", *lines])

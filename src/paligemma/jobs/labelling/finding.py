@@ -1,0 +1,122 @@
+"""What a user names as input, by its form: a folder, a pattern, files of rows, a set of the hub."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from paligemma.errors import DataError, ImageError
+from paligemma.jobs.labelling.inputs import Input, JsonLines, Parquet, TarShards, listing_lines
+from paligemma.processing.folders import files_of
+from paligemma.tasks.own.found import split_names
+from paligemma.tasks.own.hub_set import is_hub_set, local_folder
+from paligemma.whole_file import write_whole
+
+_ROWS = (".jsonl", ".parquet", ".tar")
+
+
+def open_input(
+    named: str | os.PathLike[str],
+    listing: Path,
+    *,
+    pictures: Path | None = None,
+    column: str = "image",
+    columns: Sequence[str] = (),
+    split: str | None = None,
+) -> Input:
+    """Find the rows that are named; no picture is opened.
+
+    Args:
+        named: folder of pictures, or of parquet or tar files; a pattern of file names; a .jsonl,
+            .parquet or .tar file; or `hub:owner/name`.
+        listing: file to which the names of found pictures are written once, and from which they
+            are read then, so that a picture which appears later moves no row.
+        pictures: folder below which named pictures lie; that of their file by default.
+        column: field or column of the picture.
+        columns: further columns that are needed.
+        split: of a data set, such as train; all its files by default.
+
+    Raises:
+        DataError: there is nothing of the name, or of several kinds.
+        PaliGemmaError: the hub refuses or cannot be reached.
+    """
+    place = os.fspath(named)
+    if is_hub_set(place):
+        folder = local_folder(Path(place))
+        return Parquet(paths=_of_split(folder, split), column=column, columns=tuple(columns))
+    paths = _row_files(place, split)
+    kinds = {path.suffix for path in paths}
+    if len(kinds) > 1:
+        raise DataError(
+            f"an input is of one kind, {place[:200]} names {', '.join(sorted(kinds))}; name one"
+        )
+    if kinds == {".jsonl"}:
+        return JsonLines(paths=paths, folder=pictures, column=column)
+    if kinds == {".parquet"}:
+        return Parquet(paths=paths, folder=pictures, column=column, columns=tuple(columns))
+    if kinds == {".tar"}:
+        return TarShards(paths=paths)
+    return _listed(place, listing)
+
+
+def _row_files(place: str, split: str | None) -> tuple[Path, ...]:
+    """Files of rows; none where pictures are named."""
+    if os.path.isfile(place):
+        return (Path(place),) if Path(place).suffix in _ROWS else ()
+    if os.path.isdir(place):
+        folder = Path(place)
+        for suffix in (".parquet", ".tar"):
+            if any(folder.rglob(f"*{suffix}")):
+                return _of_split(folder, split, suffix)
+        return ()
+    found = sorted(glob.glob(place, recursive=True))
+    return tuple(Path(one) for one in found if Path(one).suffix in _ROWS and os.path.isfile(one))
+
+
+def _of_split(folder: Path, split: str | None, suffix: str = ".parquet") -> tuple[Path, ...]:
+    paths = sorted(folder.rglob(f"*{suffix}"))
+    if split is None:
+        return tuple(paths)
+    names = (split, *split_names(split)) if split in ("train", "valid", "test") else (split,)
+
+    def is_of_it(path: Path) -> bool:
+        first = path.relative_to(folder).parts
+        return any(
+            part in names
+            or part.startswith(tuple(f"{name}{mark}" for name in names for mark in "-_."))
+            for part in first
+        )
+
+    found = tuple(path for path in paths if is_of_it(path))
+    if not found:
+        raise DataError(
+            f"{folder} has no files of the split {split!r:.80}; they are named {split}-*{suffix} "
+            f"or lie in a folder {split}, and it holds such as "
+            f"{', '.join(path.name for path in paths[:3])}"
+        )
+    return found
+
+
+def _listed(place: str, listing: Path) -> JsonLines:
+    """The pictures of a folder or a pattern, or one picture, by way of their listing."""
+    root = Path(place)
+    if not root.exists():
+        parts = root.parts
+        magic = next((k for k, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+        root = Path(*parts[:magic])
+    elif root.is_file():
+        root = root.parent
+    if not listing.exists():
+        try:
+            found = [place] if os.path.isfile(place) else files_of(place)
+        except ImageError as error:
+            raise DataError(str(error)) from error
+        if found is None:
+            raise DataError(
+                "an input is a folder or a pattern of pictures, a .jsonl, .parquet or .tar file, "
+                f"or hub:owner/name, there is no {place[:200]}; check the path"
+            )
+        write_whole(listing, listing_lines([os.path.relpath(one, root) for one in found]))
+    return JsonLines(paths=(listing,), folder=root)

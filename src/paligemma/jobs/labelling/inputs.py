@@ -1,0 +1,282 @@
+"""The rows of an input, readable from any place on: no row is held, and none is read twice.
+
+A place is a few whole numbers, such as the number of a file and a byte in it, so that a run of a
+million rows goes on from its middle at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from paligemma.errors import DataError, PaliGemmaError
+from paligemma.example import Picture
+from paligemma.json_file import parse_json
+from paligemma.tasks.own.labels import UprightPicture
+from paligemma.tasks.own.parquet import UprightParquetPicture
+from paligemma.tasks.own.webdataset import read_group, row_groups
+from paligemma.tasks.reading.file_rows import FileRow
+from paligemma.tasks.reading.files import relative_name
+from paligemma.tasks.reading.parquet import open_parquet
+
+Place: TypeAlias = tuple[int, ...]
+START: Place = (0, 0)
+# A line with its prompt and fields; pictures are named, not held.
+_MAX_LINE_BYTES = 16 << 20
+_READ_ROWS = 1024
+_PROBED_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputRow:
+    """One row of an input.
+
+    Attributes:
+        name: the picture, as the input names it.
+        pictures: one; several are the frames of one example; none where the row is bad.
+        fields: further fields, for templates; with the place of the row, for errors.
+        error: why the row cannot be asked; None where it can.
+    """
+
+    name: str
+    pictures: tuple[Picture, ...]
+    fields: FileRow
+    error: str | None = None
+
+
+class Input(Protocol):
+    """Rows in a fixed order."""
+
+    def identity(self) -> list[Any]:
+        """Names, sizes and some bytes of its files, as JSON: what must not change under a run.
+
+        Raises:
+            DataError: a file is missing.
+        """
+        ...
+
+    def rows(self, start: Place = START) -> Iterator[tuple[Place, InputRow]]:
+        """Each row from `start` on, with its place.
+
+        Raises:
+            DataError: a file cannot be read to its end.
+        """
+        ...
+
+
+def _identity(paths: Sequence[Path]) -> list[Any]:
+    return [[path.name, *_probe(path)] for path in paths]
+
+
+def _probe(path: Path) -> tuple[int, str]:
+    """Size and a hash of the beginning and the end of a file."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest = hashlib.sha256()
+            for at in (0, max(0, size - _PROBED_BYTES)):
+                file.seek(at)
+                digest.update(file.read(_PROBED_BYTES))
+    except OSError as error:
+        raise DataError(f"{path} must be a file that can be read ({error.strerror})") from error
+    return size, digest.hexdigest()[:16]
+
+
+def _bad(name: str, where: str, error: object) -> InputRow:
+    said = str(error)
+    words = said if where in said else f"{where}: {said}"
+    return InputRow(name=name, pictures=(), fields=FileRow({}, where), error=words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonLines:
+    """Lines such as `{"image": "a/1.jpg", "question": "..."}`; a place is (file, byte).
+
+    Attributes:
+        paths: the files in order.
+        folder: folder that all pictures lie below; None takes that of each file.
+        column: field with the name of the picture, or a list of names: frames of one example.
+        known: identity of the files where it needs no probing.
+    """
+
+    paths: tuple[Path, ...]
+    folder: Path | None = None
+    column: str = "image"
+    known: tuple[Any, ...] = ()
+
+    def identity(self) -> list[Any]:
+        """See `Input.identity`."""
+        return list(self.known) or _identity(self.paths)
+
+    def rows(self, start: Place = START) -> Iterator[tuple[Place, InputRow]]:
+        """See `Input.rows`."""
+        for number in range(start[0], len(self.paths)):
+            path = self.paths[number]
+            at = start[1] if number == start[0] else 0
+            try:
+                with path.open("rb") as file:
+                    file.seek(at)
+                    while line := file.readline(_MAX_LINE_BYTES):
+                        begin, at = at, at + len(line)
+                        if len(line) == _MAX_LINE_BYTES and not line.endswith(b"\n"):
+                            while rest := file.readline(_MAX_LINE_BYTES):
+                                at += len(rest)
+                                if rest.endswith(b"\n"):
+                                    break
+                            where = f"{path}, byte {begin}"
+                            rule = f"a line may have {_MAX_LINE_BYTES} bytes, this one has more"
+                            yield (number, begin), _bad("", where, rule)
+                        elif line.strip():
+                            yield (number, begin), self._row(path, begin, line)
+            except OSError as error:
+                raise DataError(f"{path} must be a readable file ({error}); check it") from error
+
+    def _row(self, path: Path, begin: int, line: bytes) -> InputRow:
+        where, name = f"{path}, byte {begin}", ""
+        try:
+            fields = parse_json(line)
+            if not isinstance(fields, dict):
+                raise DataError(f"a row is a JSON object, got {repr(fields)[:80]}")
+            row = FileRow(fields, where)
+            many = isinstance(fields.get(self.column), list)
+            names = row.texts(self.column) if many else [row.text(self.column)]
+            name = " ".join(names)[:1000]
+            if not names:
+                raise row.error(f"{self.column!r} names no picture")
+            folder = self.folder or path.parent
+            pictures = tuple(_named_picture(folder, one, where) for one in names)
+        except (ValueError, PaliGemmaError) as error:
+            return _bad(name, where, error)
+        return InputRow(name=name, pictures=pictures, fields=row)
+
+
+def _named_picture(folder: Path, name: str, where: str) -> UprightPicture:
+    """The picture of a name from a folder; an absolute name is taken where it lies below it."""
+    if os.path.isabs(name) and not os.path.relpath(name, folder).startswith(os.pardir):
+        name = os.path.relpath(name, folder)
+    return UprightPicture(path=folder / relative_name(name, where), folder=folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parquet:
+    """Rows of parquet files, whose pictures stay there; a place is (file, group of rows, row).
+
+    Attributes:
+        paths: the files in order.
+        folder: folder of pictures that the column only names; None takes that of each file.
+        column: column of pictures: bytes, objects of `bytes` and `path`, or names.
+        columns: further columns that are read, where a file has them.
+    """
+
+    paths: tuple[Path, ...]
+    folder: Path | None = None
+    column: str = "image"
+    columns: tuple[str, ...] = ()
+
+    def identity(self) -> list[Any]:
+        """See `Input.identity`."""
+        return _identity(self.paths)
+
+    def rows(self, start: Place = START) -> Iterator[tuple[Place, InputRow]]:
+        """See `Input.rows`."""
+        for number in range(start[0], len(self.paths)):
+            path = self.paths[number]
+            file = open_parquet(path)
+            wanted = self._wanted(path, file.schema_arrow)
+            first, skipped = (*start[1:], 0)[:2] if number == start[0] else (0, 0)
+            for group in range(first, file.num_row_groups):
+                place, before = 0, skipped if group == first else 0
+                try:
+                    for records in _records(file, group, wanted):
+                        for fields in records:
+                            if place >= before:
+                                yield (number, group, place), self._row(path, group, place, fields)
+                            place += 1
+                except (OSError, ValueError) as error:
+                    raise DataError(
+                        f"{path}, group {group} of its rows, is damaged ({str(error)[:200]}); "
+                        "get it again"
+                    ) from error
+
+    def _wanted(self, path: Path, schema: Any) -> list[str]:
+        """Columns that a plan reads: of pictures only their names."""
+        import pyarrow as pa
+
+        if self.column not in schema.names:
+            raise DataError(
+                f"{path}: one column must be {self.column}, there are "
+                f"{', '.join(schema.names)[:200]}; name it with --image-column"
+            )
+        kind = schema.field(self.column).type
+        found = [one for one in self.columns if one in schema.names and one != self.column]
+        if pa.types.is_struct(kind) and any(one.name == "path" for one in kind):
+            found.append(f"{self.column}.path")
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            found.append(self.column)
+        return found
+
+    def _row(self, path: Path, group: int, place: int, fields: Mapping[str, Any]) -> InputRow:
+        where = f"{path}, group {group}, row {place}"
+        found = fields.get(self.column)
+        named = found.get("path") if isinstance(found, dict) else None
+        name = named or f"{path.name}/{group}/{place}"
+        row = FileRow(fields, where)
+        try:
+            if isinstance(found, str):
+                picture: Picture = _named_picture(self.folder or path.parent, found, where)
+                return InputRow(name=found, pictures=(picture,), fields=row)
+        except DataError as error:
+            return _bad(str(found), where, error)
+        picture = UprightParquetPicture(path=path, row_group=group, row=place, column=self.column)
+        return InputRow(name=str(name), pictures=(picture,), fields=row)
+
+
+def _records(file: Any, group: int, wanted: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """The wanted columns of a group of rows, some rows at a time."""
+    if not wanted:
+        yield [{}] * file.metadata.row_group(group).num_rows
+        return
+    for batch in file.iter_batches(_READ_ROWS, row_groups=[group], columns=wanted):
+        yield batch.to_pylist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarShards:
+    """WebDataset shards; a place is (file, byte of a member)."""
+
+    paths: tuple[Path, ...]
+
+    def identity(self) -> list[Any]:
+        """See `Input.identity`."""
+        return _identity(self.paths)
+
+    def rows(self, start: Place = START) -> Iterator[tuple[Place, InputRow]]:
+        """See `Input.rows`."""
+        for number in range(start[0], len(self.paths)):
+            path = self.paths[number]
+            at = start[1] if number == start[0] else 0
+            try:
+                for key, group in row_groups(path, at):
+                    at = group[0][1].offset
+                    where = f"{path}, {key[:100]}"
+                    try:
+                        fields, pictures = read_group(path, where, group)
+                        row = InputRow(name=key, pictures=pictures, fields=FileRow(fields, where))
+                    except DataError as error:
+                        row = _bad(key, where, error)
+                    yield (number, at), row
+            except (tarfile.TarError, OSError, EOFError) as error:
+                raise DataError(
+                    f"{path} is no whole tar file ({error}); get it again, or leave it out"
+                ) from error
+
+
+def listing_lines(names: Sequence[str]) -> Iterator[str]:
+    """The lines that `JsonLines` reads, for files of pictures that were found by their place."""
+    return (json.dumps({"image": name}) + "\n" for name in names)

@@ -1,0 +1,59 @@
+"""Answers that come in any order become parts that are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from paligemma.jobs.labelling.folder import LabelFolder
+from paligemma.jobs.labelling.labeller import Refused
+from paligemma.jobs.labelling.records import Record
+from paligemma.jobs.labelling.work import Work
+
+
+class Kept:
+    """Writes parts as soon as their last answer is there; see `LabelFolder.note_begun`.
+
+    Attributes:
+        num_rows: rows of the parts that were written.
+    """
+
+    def __init__(self, folder: LabelFolder, *, timing: bool, bar: Any) -> None:
+        self.folder, self._timing, self._bar = folder, timing, bar
+        self.num_rows = 0
+        self._begun: set[int] = set()
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Not reached by a kill: what that leaves open counts as a death."""
+        for number in self._begun:
+            self.folder.note_begun(number, ended=True)
+
+    def begin(self, work: Work) -> None:
+        """Note that a part is about to be answered; one without a row to ask is written."""
+        self.folder.note_begun(work.part.number)
+        self._begun.add(work.part.number)
+        if work.is_done:
+            self._write(work, "")
+
+    def take(
+        self,
+        work: Work,
+        number: int,
+        answers: Sequence[Record | Refused],
+        seconds: float,
+        worker: str = "",
+    ) -> None:
+        """Keep the answers to one batch of a part."""
+        work.take(number, answers, seconds)
+        if work.is_done:
+            self._write(work, worker)
+
+    def _write(self, work: Work, worker: str) -> None:
+        work.write(self.folder, timing=self._timing, worker=worker)
+        self._begun.discard(work.part.number)
+        self.folder.note_begun(work.part.number, ended=True)
+        self.num_rows += work.part.num_rows
+        self._bar.update(work.part.num_rows)

@@ -1,0 +1,102 @@
+"""`paligemma batch` with the embedded model: the labels are those of `paligemma detect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from task_files import write_json_lines, write_pixels
+
+from paligemma.cli import main
+from paligemma.pipeline.paligemma import PaliGemma
+
+DESK = Path(__file__).parents[2] / "examples" / "desk.png"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four parts of the desk, and a file that is no picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    desk = np.asarray(Image.open(DESK).convert("RGB"))
+    for k in range(4):
+        write_pixels(folder / f"{k}.png", desk[k * 8 : 400 + k * 8, k * 12 : 500 + k * 12])
+    (folder / "bad.jpg").write_text("no picture")
+    return folder
+
+
+def batch(*words: object) -> str:
+    result = CliRunner().invoke(main, ["batch", "--model", "tiny", *map(str, words)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_folder_becomes_labels_coco_and_yolo(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels"
+    words = ["--input", pictures, "--output", out, "--task", "detect", "--labels", "star;heart"]
+    files = ["--coco", tmp_path / "found.json", "--yolo", tmp_path / "yolo"]
+    said = batch(*words, *files, "--part-rows", 3, "--batch-size", 2)
+    assert "5 rows in" in said
+    assert "4 labelled, 1 quarantined; 5 now" in said
+    (bad,) = (out / "quarantine").iterdir()
+    assert json.loads(bad.read_text())["image"] == "bad.jpg"
+
+    lines = "".join(path.read_text() for path in sorted(out.glob("labels-*"))).splitlines()
+    records = [json.loads(line) for line in lines]
+    pg = PaliGemma.from_pretrained("tiny")
+    for record in records:
+        found = pg.detect(pictures / record["image"], ["star", "heart"])
+        assert record["text"] == found.text
+        assert [one["label"] for one in record["detections"]] == [one.label for one in found]
+        assert (record["width"], record["height"]) == found.image_wh
+        assert record["logprob"] < 0
+        assert len(record["key"]) == 16
+    assert any(record["detections"] for record in records)
+
+    coco = json.loads((tmp_path / "found.json").read_text())
+    assert [one["file_name"] for one in coco["images"]] == [f"{k}.png" for k in range(4)]
+    assert [one["name"] for one in coco["categories"]] == ["star", "heart"]
+    num_valid = sum(one.get("valid", True) for r in records for one in r["detections"])
+    assert len(coco["annotations"]) == num_valid
+    yolo = [(tmp_path / "yolo" / "labels" / f"{k}.txt").read_text() for k in range(4)]
+    assert sum(text.count("\n") for text in yolo) == num_valid
+
+    assert "0 now" in batch(*words, "--part-rows", 3, "--batch-size", 2)
+
+
+def test_masks_and_parquet_hold_what_the_lines_of_json_hold(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from paligemma.jobs.labelling.folder import LabelFolder
+
+    rows = [
+        {"image": f"{k % 2}.png", "thing": name} for k, name in enumerate(["star", "heart"] * 2)
+    ]
+    source = write_json_lines(pictures / "rows.jsonl", rows)
+    asked = ["--input", source, "--prompt", "segment {thing}"]
+    batch(*asked, "--output", tmp_path / "a")
+    batch(*asked, "--output", tmp_path / "b", "--format", "parquet")
+    one, two = (list(LabelFolder(tmp_path / name).records()) for name in "ab")
+    without = [{k: v for k, v in row.items() if k != "key"} for row in one]
+    assert [{k: v for k, v in row.items() if k != "key"} for row in two] == without
+    masks = [found["mask"] for row in one for found in row["detections"] if "mask" in found]
+    assert masks
+    assert set(masks[0]) == {"size", "counts"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "state --task"),
+        (["--task", "detect"], "--task detect needs --labels"),
+        (["--task", "caption", "--labels", "cat"], "--task caption takes no --labels"),
+        (["--prompt", "caption en", "--question", "why?"], "--prompt takes no --question"),
+    ],
+)
+def test_one_thing_is_asked(words: list[str], said: str, tmp_path: Path) -> None:
+    folder = ["--input", str(tmp_path), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, ["batch", *folder, *words], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert said in result.output

@@ -1,0 +1,126 @@
+"""Rows of every kind of input: the same from any place on, and nothing but names is read."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from task_files import write_json_lines, write_picture
+
+from paligemma.errors import DataError
+from paligemma.jobs.labelling.finding import open_input
+from paligemma.jobs.labelling.inputs import Input
+
+NUM = 7
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for k in range(NUM):
+        write_picture(folder / "in" / f"{k}.png", color=(30 * k, 5, 9))
+    return folder / "in"
+
+
+def folder_of(pictures: Path, tmp_path: Path) -> str:
+    return str(pictures)
+
+
+def pattern_of(pictures: Path, tmp_path: Path) -> str:
+    return f"{pictures.parent}/*/*.png"
+
+
+def json_lines_of(pictures: Path, tmp_path: Path) -> str:
+    rows = [{"image": f"{k}.png", "question": f"{k}?"} for k in range(NUM)]
+    write_json_lines(pictures.parent / "in" / "a.jsonl", rows[:4])
+    write_json_lines(pictures.parent / "in" / "b.jsonl", rows[4:])
+    return f"{pictures}/[ab].jsonl"
+
+
+def parquet_of(pictures: Path, tmp_path: Path) -> str:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    rows = [
+        {"image": {"bytes": (pictures / f"{k}.png").read_bytes(), "path": f"{k}.png"}, "n": k}
+        for k in range(NUM)
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows[:5]), tmp_path / "a.parquet", row_group_size=2)
+    parquet.write_table(pa.Table.from_pylist(rows[5:]), tmp_path / "b.parquet")
+    return str(tmp_path)
+
+
+def tar_of(pictures: Path, tmp_path: Path) -> str:
+    for name, numbers in {"a.tar": range(3), "b.tar": range(3, NUM)}.items():
+        with tarfile.open(tmp_path / name, "w") as archive:
+            for k in numbers:
+                for member, data in {
+                    f"{k}.json": json.dumps({"question": f"{k}?"}).encode(),
+                    f"{k}.png": (pictures / f"{k}.png").read_bytes(),
+                }.items():
+                    info = tarfile.TarInfo(member)
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+    return str(tmp_path / "*.tar")
+
+
+KINDS = [folder_of, pattern_of, json_lines_of, parquet_of, tar_of]
+
+
+def reds(source: Input, start: tuple[int, ...] | None = None) -> list[int]:
+    """Red of the picture of each row, which tells it from the others."""
+    rows = source.rows() if start is None else source.rows(start)
+    return [int(row.pictures[0].read(1 << 20)[0, 0, 0]) for _, row in rows]
+
+
+@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+def test_rows_come_in_order_and_from_any_place_on(
+    make: object, pictures: Path, tmp_path: Path
+) -> None:
+    source = open_input(make(pictures, tmp_path), tmp_path / "listing", columns=("n",))  # type: ignore[operator]
+    everything = reds(source)
+    assert everything == [30 * k for k in range(NUM)]
+    for k, (place, _) in enumerate(source.rows()):
+        assert reds(source, place) == everything[k:]
+
+
+def test_a_picture_that_appears_later_moves_no_row(pictures: Path, tmp_path: Path) -> None:
+    write_picture(tmp_path / "in" / "b.png")
+    before = open_input(tmp_path / "in", tmp_path / "listing")
+    names = [row.name for _, row in before.rows()]
+    write_picture(tmp_path / "in" / "a.png")
+    again = open_input(tmp_path / "in", tmp_path / "listing")
+    assert [row.name for _, row in again.rows()] == names == ["b.png"]
+    assert again.identity() == before.identity()
+
+
+def test_a_split_takes_its_files_alone(pictures: Path, tmp_path: Path) -> None:
+    parquet_of(pictures, tmp_path)
+    (tmp_path / "a.parquet").rename(tmp_path / "train-00000.parquet")
+    (tmp_path / "b.parquet").rename(tmp_path / "validation-00000.parquet")
+    source = open_input(tmp_path, tmp_path / "listing", split="valid")
+    assert len(reds(source)) == 2
+    with pytest.raises(DataError, match="no files of the split 'dev2'"):
+        open_input(tmp_path, tmp_path / "listing", split="dev2")
+
+
+def test_a_damaged_shard_is_named(pictures: Path, tmp_path: Path) -> None:
+    tar_of(pictures, tmp_path)
+    whole = (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(whole[: len(whole) // 2])
+    source = open_input(tmp_path / "b.tar", tmp_path / "listing")
+    with pytest.raises(DataError, match=r"b\.tar is no whole tar file"):
+        list(source.rows())
+
+
+def test_an_overlong_line_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paligemma.jobs.labelling.inputs._MAX_LINE_BYTES", 100)
+    lines = ['{"image": "a.png"}', json.dumps({"image": "x" * 350}), '{"image": "b.png"}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    rows = [row for _, row in open_input(tmp_path / "rows.jsonl", tmp_path / "l").rows()]
+    assert [row.name for row in rows] == ["a.png", "", "b.png"]
+    assert rows[1].error is not None
+    assert "may have 100 bytes" in rows[1].error
