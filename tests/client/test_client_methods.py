@@ -40,6 +40,7 @@ OF_THIS_PROCESS = {
     "reader",
     "mask_codec",
     "question",
+    "map",
 }
 
 

@@ -5,24 +5,47 @@ A picture that several rows of a batch are about is read and encoded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import re
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, Unpack
 
-from paligemma.errors import ImageError, PaliGemmaError
-from paligemma.pipeline.engine import MAX_ROWS, Written
-from paligemma.pipeline.pictures import EncodedImage, ReadPicture, about, read_picture
-from paligemma.pipeline.question import Question
+from paligemma.errors import ConfigError, ImageError, PaliGemmaError
+from paligemma.pipeline.engine import MAX_ROWS, Engine, Written
+from paligemma.pipeline.options import AskKeywords
+from paligemma.pipeline.pictures import Asked, EncodedImage, ReadPicture, about, read_picture
+from paligemma.pipeline.question import Question, Reader
 from paligemma.pipeline.task_methods import Answer
-
-if TYPE_CHECKING:
-    from paligemma.pipeline.paligemma import PaliGemma
+from paligemma.processing.processor import Processor
 
 # Opens a picture: a source of `PaliGemma.encode_image`, or raises ImageError.
 Open: TypeAlias = Callable[[], Any]
 # Grammars of label lists are kept with their questions.
 _KEPT_QUESTIONS = 64
+# Batches among which rows are sorted; prepared pictures of twice as many are in memory.
+_WINDOW = 4
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+class Askable(Asked, Protocol):
+    """A model that answers prompts about pictures, as `PaliGemma` does."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def reader(self) -> Reader: ...
+
+    processor: Processor
+
+    def question(
+        self, prompt: str, *, in_words: bool = ..., **options: Unpack[AskKeywords]
+    ) -> Question: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +82,7 @@ class RowAnswerer:
 
     def __init__(
         self,
-        asked: PaliGemma,
+        asked: Askable,
         options: Mapping[str, Any] | None = None,
         *,
         in_words: bool = False,
@@ -147,3 +170,116 @@ class RowAnswerer:
             num_tokens=sum(len(one.record.ids) for one in written),
             is_cut=any(one.is_cut for one in written),
         )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MappedRow:
+    """One row of a data set with its answer.
+
+    Attributes:
+        row: as the data set gave it.
+        prompt: that was asked; "" where it could not be made.
+        answer: text or objects; None where there is none.
+        error: why not.
+    """
+
+    row: Any
+    prompt: str
+    answer: Answer | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Asked:
+    """A row as it is asked: key and opener of its picture, prompt; or why it is not."""
+
+    row: Any
+    key: Hashable = None
+    open: Open | None = None
+    prompt: str = ""
+    error: str | None = None
+
+
+def map_rows(
+    answerer: RowAnswerer,
+    rows: Iterable[Any],
+    prompt: str,
+    *,
+    image: str = "image",
+    batch_size: int = MAX_ROWS,
+    num_threads: int = 2,
+) -> Iterator[MappedRow]:
+    """Answers to the rows of a data set, in its order; see `PaliGemma.map`.
+
+    Among some batches rows are sorted, those about one picture together and then by the length of
+    their prompts; pictures of the batches to come are read by threads.
+
+    Raises:
+        ConfigError: a batch without a row, or a negative number of threads.
+    """
+    if batch_size < 1 or num_threads < 0:
+        raise ConfigError(
+            "rows are mapped in batches of at least 1 by 0 threads or more, got "
+            f"{batch_size} and {num_threads}"
+        )
+    left = iter(rows)
+    with ThreadPoolExecutor(max(1, num_threads), thread_name_prefix="pictures") as pool:
+        ahead: deque[tuple[list[_Asked], list[tuple[list[int], Future[Any]]]]] = deque()
+        while True:
+            while len(ahead) < 2 and (some := list(islice(left, _WINDOW * batch_size))):
+                asked = [_asked(row, prompt, image) for row in some]
+                batches = [
+                    (batch, pool.submit(answerer.read, _openers(asked, batch)))
+                    for batch in _batches(asked, batch_size)
+                ]
+                ahead.append((asked, batches))
+            if not ahead:
+                return
+            asked, batches = ahead.popleft()
+            found: dict[int, MappedAnswer | PaliGemmaError] = {}
+            while batches:
+                batch, read = batches.pop(0)
+                pairs = [(asked[k].key, asked[k].prompt) for k in batch]
+                found.update(zip(batch, answerer.answer(pairs, read.result()), strict=True))
+            for position, one in enumerate(asked):
+                answer = found.get(position)
+                yield MappedRow(
+                    row=one.row,
+                    prompt=one.prompt,
+                    answer=answer.answer if isinstance(answer, MappedAnswer) else None,
+                    error=str(answer) if isinstance(answer, PaliGemmaError) else one.error,
+                )
+
+
+def _openers(asked: Sequence[_Asked], batch: Sequence[int]) -> dict[Hashable, Open]:
+    return {asked[k].key: opened for k in batch if (opened := asked[k].open) is not None}
+
+
+def _batches(asked: Sequence[_Asked], batch_size: int) -> list[list[int]]:
+    """Positions of rows that are asked together."""
+    groups: dict[Hashable, list[int]] = {}
+    for position, one in enumerate(asked):
+        if one.open is not None:
+            groups.setdefault(one.key, []).append(position)
+    longest = {key: max(len(asked[k].prompt) for k in group) for key, group in groups.items()}
+    ordered = [k for key in sorted(groups, key=lambda key: -longest[key]) for k in groups[key]]
+    return [ordered[at : at + batch_size] for at in range(0, len(ordered), batch_size)]
+
+
+def _asked(row: Any, prompt: str, image: str) -> _Asked:
+    fields = row if isinstance(row, Mapping) else {image: row}
+    picture = fields.get(image)
+    if isinstance(picture, Mapping):  # as data sets of the hub have encoded pictures
+        picture = picture.get("bytes") or picture.get("path")
+    if picture is None:
+        return _Asked(row=row, error=f"a row needs a picture in {image!r}, this one has none")
+    missing = [name for name in _FIELD.findall(prompt) if not _is_plain(fields.get(name))]
+    if missing:
+        return _Asked(row=row, error=f"the prompt needs the text {missing[0]!r} of its row")
+    words = _FIELD.sub(lambda place: str(fields[place[1]]), prompt)
+    key: Hashable = picture if isinstance(picture, str | bytes | Path) else id(picture)
+    return _Asked(row=row, key=key, open=lambda: picture, prompt=words)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)

@@ -25,6 +25,7 @@ from paligemma.pipeline.engine import MAX_PREFIX_TOKENS, MAX_ROWS, Engine, Reque
 from paligemma.pipeline.following import AnswerEvent, events
 from paligemma.pipeline.habits import for_asking, for_loading
 from paligemma.pipeline.loading import LoadKeywords, LoadOptions, load_pretrained, opened_codec
+from paligemma.pipeline.mapping import MappedRow, RowAnswerer, map_rows
 from paligemma.pipeline.notices import warn_of_cuts
 from paligemma.pipeline.options import (
     AnswerKeywords,
@@ -267,6 +268,29 @@ class PaliGemma(TaskMethods[Picture]):
             pairs = zip(requests[some], encoded_some, strict=True)
             answers += self._texts([about(request, encoded) for request, encoded in pairs])
         return answers
+
+    def map(
+        self,
+        rows: Iterable[Any],
+        prompt: str,
+        *,
+        image: str = "image",
+        batch_size: int = MAX_ROWS,
+        num_threads: int = 2,
+        **options: Unpack[AskKeywords],
+    ) -> Iterator[MappedRow]:
+        """Rows of a data set with their answers, in order and in memory that does not grow, or an
+        error where a row is bad. Files of millions are for `paligemma batch`.
+
+        Args:
+            rows: mappings, such as a data set of the hub, or pictures.
+            prompt: in which `{name}` stands for a field of the row.
+            image, num_threads: field of the picture; threads that read pictures.
+            options: as in `ask`.
+        """
+        one = RowAnswerer(self, options, max_rows=batch_size)
+        how = {"batch_size": batch_size, "num_threads": num_threads}
+        return map_rows(one, rows, prompt, image=image, **how)
 
     def stream_events(
         self, image: Picture, prompt: str, **options: Unpack[AskKeywords]

@@ -1,0 +1,76 @@
+"""`PaliGemma.map`: rows of a data set answered by the batch, in order, none lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma.errors import ConfigError
+from paligemma.outputs.detections import Detections
+from paligemma.outputs.types import TextAnswer
+from paligemma.pipeline.paligemma import PaliGemma
+
+DESK = Path(__file__).parents[2] / "examples" / "desk.png"
+
+
+@pytest.fixture(scope="module")
+def pg() -> PaliGemma:
+    return PaliGemma.from_pretrained("tiny")
+
+
+def test_rows_come_back_in_order_with_the_answers_of_the_same_questions_asked_alone(
+    pg: PaliGemma,
+) -> None:
+    desk = np.asarray(Image.open(DESK).convert("RGB"))
+    half = np.ascontiguousarray(desk[:, : desk.shape[1] // 2])
+    questions = ["what color is the star?", "how many hearts are there?", "is there a star?"]
+    rows = [
+        {"picture": (desk, half)[k % 2], "question": questions[k % 3], "number": k}
+        for k in range(7)
+    ]
+    found = list(pg.map(rows, "answer en {question}", image="picture", batch_size=3))
+    assert [one.row["number"] for one in found] == list(range(7))
+    for one in found:
+        assert isinstance(one.answer, TextAnswer)
+        alone = pg.answer(one.row["picture"], one.row["question"])
+        assert one.answer.text == alone.text
+        assert one.prompt == f"answer en {one.row['question']}"
+
+
+def test_pictures_alone_and_bad_rows_have_their_place(pg: PaliGemma, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("no picture")
+    encoded = {"image": {"bytes": DESK.read_bytes(), "path": None}}
+    rows: list[Any] = [DESK, tmp_path / "bad.png", {"other": 1}, encoded]
+    found = list(pg.map(rows, "detect star", threshold=0.3))
+    assert isinstance(found[0].answer, Detections)
+    assert found[0].answer.text == pg.detect(DESK, "star").text
+    assert all(one.score >= 0.3 for one in found[0].answer)
+    assert "cannot be recognised" in str(found[1].error)
+    assert found[2].error == "a row needs a picture in 'image', this one has none"
+    assert isinstance(found[3].answer, Detections)
+    (odd,) = pg.map([{"image": DESK}], "answer en {question}")
+    assert odd.error == "the prompt needs the text 'question' of its row"
+
+
+def test_rows_are_taken_as_they_are_needed(pg: PaliGemma) -> None:
+    taken = []
+
+    def endless() -> Iterator[Path]:
+        while True:
+            taken.append(None)
+            yield DESK
+
+    mapped = pg.map(endless(), "detect star", batch_size=2)
+    assert next(mapped).error is None
+    mapped.close()  # type: ignore[attr-defined]
+    assert len(taken) <= 16
+
+
+def test_an_option_that_is_out_of_range_is_refused_before_a_row_is_taken(pg: PaliGemma) -> None:
+    with pytest.raises(ConfigError, match="threshold"):
+        pg.map([], "detect star", threshold=3)
