@@ -56,6 +56,8 @@ COMMANDS: dict[str, Entry] = {
         "models", "convert", "Rewrite a checkpoint in another layout, dtype or packing."
     ),
     "export": Entry("export", "export_command", "Write a model for other programs: ONNX, hub."),
+    "push": Entry("hub", "push_command", "Send a model's folder to the hub, with its figures."),
+    "pull": Entry("hub", "pull_command", "Download a repository of the hub as a folder."),
     "doctor": Entry("models", "doctor", "Check a checkpoint and say what is wrong with it."),
     "demo": Entry("demo", "demo", "Ask the embedded model five things about a picture."),
     "eval": Entry("eval", "eval_group", "Score a model on a benchmark or on your own rows."),
@@ -87,7 +89,7 @@ SECTIONS = {
     "Search documents and pictures": ("index", "search", "similar"),
     "Teach a model": ("train", "data", "plan", "adapter"),
     "Measure a model": ("eval", "reproduce", "bench"),
-    "Files of models": ("models", "convert", "export", "doctor", "inspect"),
+    "Files of models": ("models", "convert", "export", "push", "pull", "doctor", "inspect"),
     "Serve a model": ("serve", "mcp"),
 }
 _WIDTH = max(map(len, COMMANDS))

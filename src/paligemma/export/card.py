@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from paligemma.config import PaliGemmaConfig, named_release, release_of
 
@@ -15,15 +16,10 @@ _LIBRARIES = {"hub": "transformers", "onnx": "transformers.js", "aoti": "pytorch
 _TINY = "tiny"
 
 
-def write_card(
-    folder: Path,
-    *,
-    name: str,
-    config: PaliGemmaConfig,
-    kind: str,
-    measured: Sequence[str] = (),
-) -> Path:
-    """Write README.md.
+def card_text(
+    *, name: str, config: PaliGemmaConfig, kind: str, measured: Sequence[str] = ()
+) -> str:
+    """The text of a card.
 
     Args:
         name: of the model that was exported.
@@ -36,12 +32,17 @@ def write_card(
         "",
         _sentence(name, config),
         "",
-        *_usage(kind, config),
+        *_usage(kind),
         *([] if not measured else ["", "## Checked", "", *measured]),
         "",
     ]
+    return "\n".join(lines)
+
+
+def write_card(folder: Path, **fields: Any) -> Path:
+    """Write README.md; `fields` as for `card_text`."""
     path = folder / "README.md"
-    path.write_text("\n".join(lines), encoding="utf-8")
+    path.write_text(card_text(**fields), encoding="utf-8")
     return path
 
 
@@ -74,7 +75,7 @@ def _sentence(name: str, config: PaliGemmaConfig) -> str:
     )
 
 
-def _usage(kind: str, config: PaliGemmaConfig) -> list[str]:
+def _usage(kind: str) -> list[str]:
     if kind == "onnx":
         return [
             "## Use",

@@ -139,7 +139,7 @@ def _snapshot(
     # What the library raises depends on its version and on whoever answers in the hub's place.
     except Exception as error:
         shown = hub_id if kind == "model" else f"{kind}s/{hub_id}"
-        raise _explain(error, shown, revision) from error
+        raise explain_download(error, shown, revision) from error
 
 
 def _holds_model(folder: Path) -> bool:
@@ -162,7 +162,7 @@ def _others_of(hub_id: str, revision: str | None) -> tuple[str, ...]:
     try:
         names = HfApi().list_repo_files(hub_id, revision=revision)
     except Exception as error:  # as in `_snapshot`
-        raise _explain(error, hub_id, revision) from error
+        raise explain_download(error, hub_id, revision) from error
     for patterns in _OTHER_FILES:
         if any(
             fnmatchcase(one, patterns[0]) for one in names if one not in CODECS and "/" not in one
@@ -204,7 +204,7 @@ def _is_offline(error: BaseException) -> bool:
     return any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error))
 
 
-def _explain(error: Exception, hub_id: str, revision: str | None) -> PaliGemmaError:
+def explain_download(error: Exception, hub_id: str, revision: str | None) -> PaliGemmaError:
     from huggingface_hub import errors
 
     causes = list(_causes(error))

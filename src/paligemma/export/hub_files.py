@@ -1,0 +1,169 @@
+"""Which files travel between a folder and the hub, and what the errors of the hub say."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from paligemma.errors import (
+    AccessError,
+    ConfigError,
+    MissingExtraError,
+    ModelNotFoundError,
+    PaliGemmaError,
+)
+from paligemma.weights.model_files import UNFINISHED_NAME
+
+# Files that run code when they are opened, by their endings.
+PICKLED = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+MAX_FILES = 1_000
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MAX_ID = 96
+_SIGNS = ("config.json", "adapter_config.json")
+_MAX_SHOWN = 160
+
+
+def require_hub() -> None:
+    """Raise MissingExtraError unless huggingface_hub is installed."""
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "the hub is reached through huggingface_hub; pip install 'paligemma[hub]'"
+        ) from error
+
+
+def require_id(name: str) -> str:
+    """The name of a repository, checked.
+
+    Raises:
+        ConfigError: it is not owner/name.
+    """
+    if len(name) > _MAX_ID or not _ID.fullmatch(name) or ".." in name or "--" in name:
+        raise ConfigError(
+            f"a repository of the hub is owner/name, of letters, digits, '-', '_' and '.', got "
+            f"{name!r:.200}"
+        )
+    return name
+
+
+def files_to_push(folder: Path) -> list[Path]:
+    """The files of a model's folder in order, without hidden ones.
+
+    Raises:
+        ConfigError: the folder holds no model, a model half written, pickled files, a link that
+            leads out of it, or too many files.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"a folder is pushed, there is none named {str(folder)!r:.200}")
+    if (folder / UNFINISHED_NAME).exists():
+        raise ConfigError(f"{folder} was being overwritten; finish that first")
+    if not any((folder / name).is_file() for name in _SIGNS):
+        raise ConfigError(
+            f"a model's folder has {' or '.join(_SIGNS)}, {folder} has neither; name a folder that "
+            "convert, export, train or adapter merge wrote"
+        )
+    files = list(_walk(folder))
+    if len(files) > MAX_FILES:
+        raise ConfigError(f"a folder to push has at most {MAX_FILES:,} files, {folder} has more")
+    pickled = [path for path in files if path.suffix.lower() in PICKLED]
+    if pickled:
+        names = ", ".join(str(path.relative_to(folder)) for path in pickled[:3])
+        raise ConfigError(
+            f"pickled files run code when they are opened and are not pushed, {folder} has "
+            f"{names}; convert them or move them away"
+        )
+    return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    inside = os.path.realpath(folder)
+    count = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(one for one in folders if not one.startswith("."))
+        for name in sorted(names):
+            path = Path(place) / name
+            if name.startswith(".") or not path.is_file():
+                continue
+            if os.path.commonpath([inside, os.path.realpath(path)]) != inside:
+                raise ConfigError(
+                    f"files of a folder lie in it, {path} is a link that leads elsewhere; replace "
+                    "it by the file"
+                )
+            yield path
+            count += 1
+            if count > MAX_FILES:
+                return
+
+
+def require_safe(name: str) -> None:
+    """Raise AccessError where a name that the hub lists would leave the folder."""
+    path = PurePosixPath(name)
+    odd = not name or "\\" in name or "\0" in name or path.is_absolute() or ".." in path.parts
+    if odd or len(name) > 500:
+        raise AccessError(f"the hub lists a file that cannot be kept ({name!r:.100})")
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it arose from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def explain_push(error: Exception, hub_id: str) -> PaliGemmaError:
+    """What a failed push means, in a sentence."""
+    from huggingface_hub import errors
+
+    for cause in causes(error):
+        if isinstance(cause, errors.LocalTokenNotFoundError):
+            return no_token()
+        if isinstance(cause, errors.RevisionNotFoundError):
+            return ModelNotFoundError(
+                f"a branch must exist on the hub, {hub_id} has none of that name; make it there"
+            )
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(cause, errors.HfHubHTTPError) and status is not None:
+            return _answered(int(status), hub_id, cause)
+    first = list(causes(error))[-1]
+    said = f"{type(first).__name__}: {' '.join(str(first).split())}"
+    names = {name.__name__ for cause in causes(error) for name in type(cause).__mro__}
+    if names & {"TransportError", "ConnectionError", "OfflineModeIsEnabled"}:
+        return AccessError(
+            f"the hub cannot be reached ({said[:_MAX_SHOWN]}); connect, unset HF_HUB_OFFLINE, and "
+            "run the same command: what arrived is not sent again"
+        )
+    return AccessError(f"the hub did not take {hub_id} ({said[:_MAX_SHOWN]}); try again later")
+
+
+def no_token() -> AccessError:
+    """The error of a push without a token."""
+    return AccessError(
+        "a push needs a token of the hub, none is set; make one with the right to write at "
+        "https://huggingface.co/settings/tokens and set HF_TOKEN to it"
+    )
+
+
+def _answered(status: int, hub_id: str, error: BaseException) -> PaliGemmaError:
+    again = "run the same command again: what arrived is not sent again"
+    sentences = {
+        400: f"the hub refuses what was sent to {hub_id} ({_said(error)})",
+        401: "the hub does not know the token in HF_TOKEN (or of the stored login); make another "
+        "one at https://huggingface.co/settings/tokens",
+        403: f"the account of the token may not write to {hub_id}; name a repository of your own, "
+        "or use a token with the right to write",
+        404: f"the hub has no repository {hub_id} that this token may see; check the name",
+        409: f"{hub_id} was changed meanwhile; {again}",
+        412: f"{hub_id} was changed meanwhile; {again}",
+        413: f"a file for {hub_id} is larger than the hub takes; write smaller shards",
+        429: f"too many requests came from here (429); wait some minutes and {again}",
+    }
+    sentence = sentences.get(status, f"the hub answered {status} to the push of {hub_id}; {again}")
+    return ModelNotFoundError(sentence) if status == 404 else AccessError(sentence)
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split())[-_MAX_SHOWN:]

@@ -1,0 +1,124 @@
+"""A folder to a repository of the hub, in one commit: all its files appear there, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paligemma.errors import ConfigError, PaliGemmaError
+from paligemma.export.card import card_text
+from paligemma.export.hub_card import Scores, read_scores, with_scores
+from paligemma.export.hub_files import (
+    explain_push,
+    files_to_push,
+    no_token,
+    require_hub,
+    require_id,
+)
+from paligemma.weights.hf_config import config_from_hf, read_json
+
+CARD = "README.md"
+_MAX_CARD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """What is sent, decided before anything is.
+
+    Attributes:
+        folder: whose files are sent.
+        hub_id: owner/name.
+        files: in order, the card too where the folder has one.
+        card: its text, with the evaluation table; the file in the folder stays as it is.
+    """
+
+    folder: Path
+    hub_id: str
+    files: tuple[Path, ...]
+    card: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.files)
+
+
+def plan_push(folder: Path, hub_id: str, *, runs: Sequence[Path] = ()) -> Push:
+    """Check a folder and write its card.
+
+    Args:
+        runs: folders of `paligemma eval`, whose figures the card shows.
+
+    Raises:
+        ConfigError: the folder holds no model or what is not sent, or the name is none.
+        DataError: a run has no scores.
+    """
+    require_id(hub_id)
+    files = files_to_push(folder)
+    scores: list[Scores] = [read_scores(run) for run in runs]
+    card = _card(folder)
+    if scores:
+        card = with_scores(card, scores, name=hub_id.partition("/")[2])
+    return Push(folder=folder, hub_id=hub_id, files=tuple(files), card=card)
+
+
+def push(
+    plan: Push, *, public: bool = False, revision: str | None = None, message: str | None = None
+) -> str:
+    """Send a folder.
+
+    Files that the hub has already, also from a push that was cut off, are not sent again.
+
+    Args:
+        public: who may see a repository that is made; one that is there stays as it is.
+        revision: branch, which must be there; None is the main branch.
+        message: of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        AccessError: no token, no right to write, or the hub fails.
+        ModelNotFoundError: no such branch.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    require_hub()
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    if get_token() is None:
+        raise no_token()
+    additions = [
+        CommitOperationAdd(path.relative_to(plan.folder).as_posix(), path)
+        for path in plan.files
+        if path != plan.folder / CARD
+    ]
+    additions.append(CommitOperationAdd(CARD, plan.card.encode()))
+    api = HfApi()
+    try:
+        api.create_repo(plan.hub_id, private=not public, exist_ok=True)
+        done = api.create_commit(
+            plan.hub_id,
+            additions,
+            commit_message=message or "Upload with paligemma push",
+            revision=revision,
+            num_threads=2,
+        )
+    except PaliGemmaError:
+        raise
+    # What the library raises depends on its version and on whoever answers in the hub's place.
+    except Exception as error:
+        raise explain_push(error, plan.hub_id) from error
+    return str(done.commit_url)
+
+
+def _card(folder: Path) -> str:
+    path = folder / CARD
+    if path.is_file():
+        if path.stat().st_size > _MAX_CARD_BYTES:
+            raise ConfigError(f"a card may have {_MAX_CARD_BYTES:,} bytes, {path} has more")
+        return path.read_text(encoding="utf-8", errors="replace")
+    if not (folder / "config.json").is_file():
+        return f"# {folder.resolve().name}\n\nAn adapter for PaliGemma.\n"
+    config = config_from_hf(read_json(folder / "config.json"))
+    return card_text(name=folder.resolve().name, config=config, kind="hub")

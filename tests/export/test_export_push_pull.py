@@ -1,0 +1,324 @@
+"""`paligemma push` and `pull` against a stand-in of the hub on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_small
+from huggingface_hub import constants
+from stand_in_hub import READS, StandInHub, stand_in_hub
+
+from paligemma.export.hub_card import BEGIN, END
+
+# Of httpx about huggingface_hub, in threads of the latter.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+Run = Callable[..., tuple[int, str, str]]
+NAME = "me/cards"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
+    with stand_in_hub(tmp_path / "scratch", monkeypatch) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_small(tmp_path_factory.mktemp("push") / "cards", 2)
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "graph.onnx").write_bytes(bytes(range(256)) * 500)
+    (folder / ".hidden").write_text("mine")
+    return folder
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """What `paligemma eval` writes, as far as a card needs it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    figure = {"measure": "ap|50", "value": 88.02, "low": 87.1, "high": 89.4, "num": 1000}
+    empty = {"measure": "miou", "value": None, "low": None, "high": None, "num": 0}
+    body = {
+        "task": "cards",
+        "split": "heldout",
+        "model": "runs/cards",
+        "num_scored": 999,
+        "num_asked": 1000,
+        "figures": [figure, empty],
+        "run": {
+            "command": "paligemma eval cards --model runs/cards",
+            "environment": {"paligemma": "0.1.0", "torch": "2.13.0", "python": "3.11"},
+        },
+    }
+    (folder / "scores.json").write_text(json.dumps(body))
+    return folder
+
+
+def visible(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def test_what_is_pushed_comes_back_with_the_same_bytes(
+    hub: StandInHub, model: Path, tmp_path: Path, program: Run
+) -> None:
+    status, out, err = program("push", model, NAME, "--message", "First of all")
+    assert status == 0, err
+    assert out == f"{hub.url}/{NAME}/commit/{1:040x}\n"
+    assert hub.commits[NAME] == ["First of all"]
+    assert hub.private == {NAME}
+    sent = visible(model)
+    kept = dict(hub.repositories[NAME])
+    assert kept.pop("README.md").startswith(b"---\npipeline_tag:")
+    assert kept == sent
+    status, _, err = program("pull", NAME, tmp_path / "back")
+    assert status == 0, err
+    assert {**visible(tmp_path / "back"), "README.md": b""} == {**sent, "README.md": b""}
+    assert not (tmp_path / "back.part").exists()
+    assert not (tmp_path / "back" / ".cache").exists()
+    assert program("doctor", tmp_path / "back", "--quick")[0] == 0
+
+
+def test_a_public_repository_is_made_only_on_request(
+    hub: StandInHub, model: Path, program: Run
+) -> None:
+    assert program("push", model, NAME, "--public")[0] == 0
+    assert hub.private == set()
+
+
+def test_the_card_carries_the_table_of_a_run_and_the_folder_stays(
+    hub: StandInHub, model: Path, run_folder: Path, program: Run
+) -> None:
+    status, _, err = program("push", model, NAME, "--eval", run_folder)
+    assert status == 0, err
+    card = hub.repositories[NAME]["README.md"].decode()
+    assert "| cards | heldout | `ap\\|50` | 88.02 [87.10, 89.40] | 1,000 |" in card
+    assert "| cards | heldout | `miou` | - | 0 |" in card
+    assert "999 of 1,000 examples; paligemma 0.1.0, torch 2.13.0;" in card
+    (line,) = [one for one in card.splitlines() if one.startswith("model-index: ")]
+    ((index,), *_) = [json.loads(line.removeprefix("model-index: "))]
+    assert index["results"][0]["metrics"] == [
+        {"type": "ap\\|50", "name": "ap\\|50", "value": 88.02}
+    ]
+    assert not (model / "README.md").exists()
+
+
+def test_a_card_of_the_folder_keeps_its_words_and_gets_one_table(
+    hub: StandInHub, tmp_path: Path, run_folder: Path, program: Run
+) -> None:
+    folder = write_small(tmp_path / "own", 1)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n\nMy words.\n")
+    for _ in range(2):
+        status, _, err = program("push", folder, NAME, "--eval", run_folder)
+        assert status == 0, err
+        card = hub.repositories[NAME]["README.md"]
+        (folder / "README.md").write_bytes(card)
+    text = card.decode()
+    assert text.startswith("---\nlicense: mit\nmodel-index: [{")
+    assert "# Mine\n\nMy words.\n" in text
+    for once in (BEGIN, END, "model-index:", "## Evaluation"):
+        assert text.count(once) == 1
+
+
+def test_a_dry_run_sends_nothing_and_shows_the_card(
+    hub: StandInHub, model: Path, run_folder: Path, program: Run
+) -> None:
+    status, out, err = program("push", model, NAME, "--eval", run_folder, "--dry-run")
+    assert status == 0, err
+    assert "## Evaluation" in out
+    assert "onnx/graph.onnx" in err
+    assert hub.repositories == {}
+
+
+def test_a_push_that_was_cut_off_sends_only_what_is_missing(
+    hub: StandInHub, model: Path, program: Run
+) -> None:
+    seen: list[str] = []
+
+    def fail_at_the_second(method: str, path: str) -> int | None:
+        if method == "PUT":
+            seen.append(path)
+            return 500 if len(set(seen)) > 1 and path != seen[0] else None
+        return None
+
+    hub.fault = fail_at_the_second
+    status, _, err = program("push", model, NAME)
+    assert status == 2
+    assert "what arrived is not sent again" in err
+    assert hub.repositories[NAME] == {}
+    first = list(hub.uploads)
+    assert len(first) == 1
+    hub.fault = lambda method, path: None
+    assert program("push", model, NAME)[0] == 0
+    assert len(hub.uploads) == len(set(hub.uploads)) == 2
+    assert hub.uploads[0] == first[0]
+    assert len(hub.repositories[NAME]) == len(visible(model)) + 1
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, "the hub does not know the token"),
+        (403, "the account of the token may not write to me/cards"),
+        (412, "was changed meanwhile"),
+        (429, "too many requests"),
+        (503, "the hub answered 503"),
+    ],
+)
+def test_each_refusal_of_a_push_is_a_sentence(
+    status: int, said: str, hub: StandInHub, model: Path, program: Run
+) -> None:
+    hub.fault = lambda method, path: status if "/commit/" in path else None
+    ended, out, err = program("push", model, NAME)
+    assert (ended, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+    assert hub.repositories[NAME] == {}
+
+
+def test_a_push_without_a_token_or_without_rights_says_so(
+    hub: StandInHub, model: Path, program: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", READS)
+    status, _, err = program("push", model, NAME)
+    assert status == 2
+    assert "may not write to me/cards" in err
+    monkeypatch.delenv("HF_TOKEN")
+    status, _, err = program("push", model, NAME)
+    assert status == 2
+    assert "a push needs a token of the hub, none is set" in err
+    assert hub.repositories == {}
+
+
+def test_a_hub_that_is_not_there_is_a_sentence(
+    hub: StandInHub, model: Path, tmp_path: Path, program: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for words in (("push", model, NAME), ("pull", NAME, tmp_path / "back")):
+        status, _, err = program(*words)
+        assert status == 2
+        assert "the hub cannot be reached" in err
+        assert "Traceback" not in err
+
+
+def test_a_repository_that_is_not_there_is_a_sentence(
+    hub: StandInHub, tmp_path: Path, program: Run
+) -> None:
+    status, _, err = program("pull", "me/nothing", tmp_path / "back")
+    assert status == 2
+    assert "does not (or is private" in err
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_pull_that_broke_off_goes_on_and_appears_whole(
+    hub: StandInHub, model: Path, tmp_path: Path, program: Run
+) -> None:
+    assert program("push", model, NAME)[0] == 0
+    hub.fault = lambda method, path: 500 if path.endswith("graph.onnx") else None
+    assert program("pull", NAME, tmp_path / "back")[0] == 2
+    assert not (tmp_path / "back").exists()
+    assert (tmp_path / "back.part" / "config.json").is_file()
+    asked: list[str] = []
+
+    def note(method: str, path: str) -> None:
+        if method == "GET" and "/resolve/" in path:
+            asked.append(path.rpartition("/")[2])
+
+    hub.fault = note
+    assert program("pull", NAME, tmp_path / "back")[0] == 0
+    assert "graph.onnx" in asked
+    assert "model.safetensors" not in asked
+    assert visible(tmp_path / "back").keys() == {*visible(model), "README.md"}
+
+
+def test_pickled_files_of_a_repository_stay_there(
+    hub: StandInHub, model: Path, tmp_path: Path, program: Run
+) -> None:
+    assert program("push", model, NAME)[0] == 0
+    hub.repositories[NAME]["optimizer.pt"] = b"pickle"
+    status, _, err = program("pull", NAME, tmp_path / "back")
+    assert status == 0
+    assert "optimizer.pt stays on the hub: it is pickled" in err
+    assert not (tmp_path / "back" / "optimizer.pt").exists()
+
+
+def test_other_bytes_than_the_hub_states_are_refused(
+    hub: StandInHub, model: Path, tmp_path: Path, program: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert program("push", model, NAME)[0] == 0
+    path = "onnx/graph.onnx"
+    true = hub.repositories[NAME][path]
+    serve = hub._file
+
+    def serve_another(request: Any, data: bytes) -> None:
+        serve(request, bytes([data[0] ^ 1]) + data[1:] if data == true else data)
+
+    monkeypatch.setattr(hub, "_file", serve_another)
+    status, _, err = program("pull", NAME, tmp_path / "back")
+    assert status == 2
+    assert f"{path} of me/cards did not arrive as the hub has it" in err
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil", "a\\..\\b"])
+def test_names_that_leave_the_folder_are_refused(
+    name: str, hub: StandInHub, model: Path, tmp_path: Path, program: Run
+) -> None:
+    assert program("push", model, NAME)[0] == 0
+    hub.repositories[NAME][name] = b"evil"
+    status, _, err = program("pull", NAME, tmp_path / "back")
+    assert status == 2
+    assert "the hub lists a file that cannot be kept" in err
+    assert not (tmp_path / "back.part").exists()
+
+
+def test_folders_that_hold_no_model_or_pickles_are_not_pushed(
+    hub: StandInHub, tmp_path: Path, program: Run
+) -> None:
+    (tmp_path / "empty").mkdir()
+    status, _, err = program("push", tmp_path / "empty", NAME)
+    assert status == 2
+    assert "has neither; name a folder that" in err
+    folder = write_small(tmp_path / "pickled", 1)
+    (folder / "training_args.bin").write_bytes(b"pickle")
+    status, _, err = program("push", folder, NAME)
+    assert status == 2
+    assert "pickled files run code when they are opened" in err
+    (folder / "training_args.bin").unlink()
+    (tmp_path / "secret.txt").write_text("secret")
+    (folder / "notes.txt").symlink_to(tmp_path / "secret.txt")
+    status, _, err = program("push", folder, NAME)
+    assert status == 2
+    assert "is a link that leads elsewhere" in err
+    assert hub.repositories == {}
+
+
+@pytest.mark.parametrize("name", ["cards", "me/", "me/a/b", "me/a--b", "me/" + "a" * 100, "m e/x"])
+def test_an_impossible_name_is_a_sentence(
+    name: str, hub: StandInHub, model: Path, tmp_path: Path, program: Run
+) -> None:
+    for words in (("push", model, name), ("pull", name, tmp_path / "back")):
+        status, _, err = program(*words)
+        assert status == 2
+        assert "a repository of the hub is owner/name" in err
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"figures": []}', '{"task": 3}'])
+def test_a_run_without_scores_is_a_sentence(
+    text: str, hub: StandInHub, model: Path, tmp_path: Path, program: Run
+) -> None:
+    status, _, err = program("push", model, NAME, "--eval", tmp_path)
+    assert status == 2
+    assert "cannot be read" in err
+    (tmp_path / "scores.json").write_text(text)
+    status, _, err = program("push", model, NAME, "--eval", tmp_path)
+    assert status == 2
+    assert "must be what paligemma eval writes" in err
