@@ -194,7 +194,11 @@ def batch(
     template = prompt_of(task, labels, question, lang, prompt)
     job = Labelling(input=source, output=output, prompt=template, batch_size=batch_size, **where)
     labelling = _labelling(template, objects, decoding, in_words=in_words, batch_size=batch_size)
-    record = {"model": model.label, "command": shlex.join(["paligemma", *sys.argv[1:]])}
+    record: dict[str, Any] = {
+        "model": model.label,
+        "loading": {name: str(value) for name, value in model.options.items()},
+    }
+    record |= {"command": shlex.join(["paligemma", *sys.argv[1:]])}
     how: dict[str, Any] = {"num_threads": num_threads, "retry": retry, "record": record}
     how["progress"] = sys.stderr.isatty()
     if processes == 1 and ray_address is None:

@@ -9,6 +9,7 @@ import click
 
 from paligemma.cli.finetune import stated_recipe
 from paligemma.cli.finetune_options import finetune_options
+from paligemma.cli.plan_batch import plan_batch
 
 # Options of a training that change what it needs.
 _SHARED = (
@@ -41,7 +42,8 @@ def _shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command("plan")
+@click.group("plan", invoke_without_command=True)
+@click.pass_context
 @click.option("--transfer", metavar="NAME", help="Take the recipe of a published transfer.")
 @click.option("--rows", type=click.IntRange(1), metavar="N", help="Rows of the data, for updates.")
 @click.option(
@@ -65,6 +67,7 @@ def _shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--card", metavar="NAME", help="One GPU of the table alone, such as h100-80.")
 @_shared_options
 def plan_command(
+    ctx: click.Context,
     *,
     transfer: str | None,
     rows: int | None,
@@ -83,8 +86,11 @@ def plan_command(
     paligemma plan --model google/paligemma2-28b-pt-896 --full --checkpointing --processes 8
 
     Published models are known by name, without their files. Memory is measured on a model without
-    values that runs forward and backward, so it takes some seconds.
+    values that runs forward and backward, so it takes some seconds. `paligemma plan batch` says
+    what labelling many pictures takes.
     """
+    if ctx.invoked_subcommand is not None:
+        return
     stated: Any = stated_recipe(follows_published=transfer is not None, **options)
     from paligemma.tuning.plan import plan_lines
 
@@ -100,3 +106,6 @@ def plan_command(
         parallel=parallel,
     ):
         click.echo(line)
+
+
+plan_command.add_command(plan_batch)

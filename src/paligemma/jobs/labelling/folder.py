@@ -165,10 +165,16 @@ class LabelFolder:
         return count
 
     def log(self) -> Iterator[Record]:
-        """The lines of the log: part, rows, quarantined, seconds, bytes."""
+        """The lines of the log: of a run, which has `processes` and `ready`, the seconds until
+        they could begin; then of its parts: part, rows, quarantined, bytes, seconds of computing,
+        and `at`, seconds since the run began."""
         return (row for _, row in read_rows(self.path / LOG, drop_torn=True))
 
     # What is added
+
+    def note_run(self, num_processes: int, ready: float) -> None:
+        """Note in the log that so many processes begin, so many seconds after the command."""
+        self._append(LOG, {"processes": num_processes, "ready": round(ready, 3)})
 
     def add_part(self, part: Part) -> None:
         """Note where a part begins."""

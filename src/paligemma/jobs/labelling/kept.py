@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +15,17 @@ from paligemma.jobs.labelling.work import Work
 class Kept:
     """Writes parts as soon as their last answer is there; see `LabelFolder.note_begun`.
 
+    Args:
+        timing: see `Work.write`.
+        bar: shows progress.
+        began: when the run began, by `time.monotonic`.
+
     Attributes:
         num_rows: rows of the parts that were written.
     """
 
-    def __init__(self, folder: LabelFolder, *, timing: bool, bar: Any) -> None:
-        self.folder, self._timing, self._bar = folder, timing, bar
+    def __init__(self, folder: LabelFolder, *, timing: bool, bar: Any, began: float) -> None:
+        self.folder, self._timing, self._bar, self._began = folder, timing, bar, began
         self.num_rows = 0
         self._begun: set[int] = set()
 
@@ -52,7 +58,8 @@ class Kept:
             self._write(work, worker)
 
     def _write(self, work: Work, worker: str) -> None:
-        work.write(self.folder, timing=self._timing, worker=worker)
+        at = time.monotonic() - self._began
+        work.write(self.folder, timing=self._timing, at=at, worker=worker)
         self._begun.discard(work.part.number)
         self.folder.note_begun(work.part.number, ended=True)
         self.num_rows += work.part.num_rows

@@ -136,7 +136,9 @@ def label(
             limit=job.limit,
         )
         bar = stack.enter_context(tqdm(unit="row", disable=not progress, smoothing=0.05))
-        kept = Kept(folder, timing=job.timing, bar=bar)
+        kept = Kept(folder, timing=job.timing, bar=bar, began=began)
+        num_processes = labeller.num_workers if isinstance(labeller, Cluster) else 1
+        folder.note_run(num_processes, time.monotonic() - began)
         if isinstance(labeller, Cluster):
             workers.answer(plan, kept)
         else:

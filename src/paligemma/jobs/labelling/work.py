@@ -75,8 +75,16 @@ class Work:
         self.found.update(zip(positions, answers, strict=True))
         self.seconds += seconds
 
-    def write(self, folder: LabelFolder, *, timing: bool, worker: str = "") -> tuple[int, int]:
-        """Write the part; returns how many rows were answered and how many were not."""
+    def write(
+        self, folder: LabelFolder, *, timing: bool, at: float, worker: str = ""
+    ) -> tuple[int, int]:
+        """Write the part; returns how many rows were answered and how many were not.
+
+        Args:
+            timing: write seconds beside each row.
+            at: seconds since the run began, for the log.
+            worker: who answered, for the log.
+        """
         records: list[Record] = []
         refused = list(self.refused)
         share = round(self.seconds / max(1, len(self.examples)), 6)
@@ -89,7 +97,7 @@ class Work:
                 timed = {"seconds": share} if timing else {}
                 records.append({**head, "prompt": one.prefix, **answer, **timed})
         refused.sort(key=lambda one: one["row"])
-        figures = {"seconds": round(self.seconds, 4), "worker": worker}
+        figures = {"seconds": round(self.seconds, 4), "at": round(at, 3), "worker": worker}
         folder.finish(self.part, records, refused, figures)
         return len(records), len(refused)
 

@@ -1,0 +1,169 @@
+"""What labelling so many pictures will take: parts over workers that straggle and are lost."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from paligemma.bench.batch_costs import RowCost
+from paligemma.errors import ConfigError
+
+# Parts that are simulated; of more, their first, and the rest at the same rate.
+_MAX_PARTS = 50_000
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """The workers of a labelling, and how they fail.
+
+    Attributes:
+        num_workers: processes with a model each.
+        part_rows: rows of a part.
+        stragglers: share of the parts that take `slowdown` times as long.
+        slowdown: how much longer.
+        hours_to_loss: mean hours until a machine is lost, and another one takes its place.
+        workers_each: workers of a machine, all of which are lost with it.
+    """
+
+    num_workers: int
+    part_rows: int
+    stragglers: float = 0.01
+    slowdown: float = 4.0
+    hours_to_loss: float = 1000.0
+    workers_each: int = 1
+
+    def __post_init__(self) -> None:
+        wrong = self.num_workers < 1 or self.part_rows < 1 or self.workers_each < 1
+        if wrong or not 0 <= self.stragglers <= 1 or self.slowdown < 1 or self.hours_to_loss <= 0:
+            raise ConfigError(
+                "a plan needs workers, rows and hours above 0, a share of stragglers in [0, 1] and "
+                f"a slowdown of 1 or more, got {self}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a labelling will take.
+
+    Attributes:
+        hours: from the command to the last row.
+        ideal_hours: the same without stragglers and lost machines.
+        worker_hours: of all workers, for the bill.
+        num_parts: files of labels.
+        num_lost: machines that are lost on the way.
+        rows_again: rows that are asked again for it.
+    """
+
+    hours: float
+    ideal_hours: float
+    worker_hours: float
+    num_parts: int
+    num_lost: float
+    rows_again: float
+
+
+def forecast(num_rows: int, cost: RowCost, fleet: Fleet, seed: int = 0) -> Forecast:
+    """Simulate a labelling, part by part, from a seed.
+
+    Raises:
+        ConfigError: no row.
+    """
+    if num_rows < 1:
+        raise ConfigError(f"a plan needs a row, got {num_rows}")
+    num_parts = math.ceil(num_rows / fleet.part_rows)
+    num_simulated = min(num_parts, max(_MAX_PARTS, 20 * fleet.num_workers))
+    draw = random.Random(seed)
+    # So that the mean of the drawn seconds is the measured one.
+    shift = -(cost.spread**2) / 2
+    left = [fleet.part_rows] * (num_parts - 1) + [num_rows - (num_parts - 1) * fleet.part_rows]
+    sizes = left[-num_simulated:]
+    free = [(cost.start, worker) for worker in range(fleet.num_workers)]
+    heapq.heapify(free)
+    num_lost, rows_again, busy, end = 0.0, 0.0, 0.0, cost.start
+    mean_hours = fleet.hours_to_loss
+    for rows in sizes:
+        at, worker = heapq.heappop(free)
+        while True:
+            seconds = rows * cost.seconds * math.exp(shift + cost.spread * draw.gauss(0, 1))
+            if draw.random() < fleet.stragglers:
+                seconds *= fleet.slowdown
+            lives = draw.expovariate(1 / (mean_hours * _HOUR))
+            if lives >= seconds:
+                break
+            # Lost with what it had done of the part; another begins anew.
+            num_lost += 1 / fleet.workers_each
+            rows_again += rows * lives / seconds
+            at += lives + cost.start
+            busy += lives + cost.start
+        busy += seconds
+        at += seconds
+        end = max(end, at)
+        heapq.heappush(free, (at, worker))
+    whole = num_parts / len(sizes)
+    computing = (end - cost.start) * whole
+    per_worker = math.ceil(num_parts / fleet.num_workers) * fleet.part_rows
+    ideal = cost.start + min(per_worker, num_rows) * cost.seconds
+    hours = (cost.start + computing) / _HOUR
+    return Forecast(
+        hours=hours,
+        ideal_hours=ideal / _HOUR,
+        worker_hours=hours * fleet.num_workers,
+        num_parts=num_parts,
+        num_lost=num_lost * whole,
+        rows_again=rows_again * whole,
+    )
+
+
+def forecast_lines(
+    num_rows: int,
+    cost: RowCost,
+    fleet: Fleet,
+    found: Forecast,
+    *,
+    rate: float | None = None,
+    picture_bytes: float | None = None,
+) -> Iterator[str]:
+    """A forecast as lines of text.
+
+    Args:
+        rate: money a worker hour; None leaves money out.
+        picture_bytes: of a picture as it is stored.
+    """
+    steps = ", ".join(f"{name} {value * 1000:.3g} ms" for name, value in cost.parts.items())
+    yield f"figures          {cost.source}"
+    yield f"a row            {cost.seconds * 1000:.4g} ms of a worker ({steps})"
+    yield f"rows             {num_rows:,} in {found.num_parts:,} parts of {fleet.part_rows:,}"
+    yield f"workers          {fleet.num_workers:,}, each ready after {cost.start:.0f} s"
+    slower = found.hours / found.ideal_hours - 1
+    yield (
+        f"hours            {found.hours:,.4g} ({found.ideal_hours:,.4g} without stragglers and "
+        f"lost machines, {slower:.1%} less)"
+    )
+    yield f"worker hours     {found.worker_hours:,.4g}"
+    if rate is not None:
+        yield f"money            {found.worker_hours * rate:,.2f} at {rate:g} a worker hour"
+    yield (
+        f"written          {_size(cost.label_bytes * num_rows)} "
+        f"({cost.label_bytes:.0f} bytes a row)"
+    )
+    if picture_bytes is not None:
+        yield f"read             {_size(picture_bytes * num_rows)} of pictures"
+    again = found.rows_again / num_rows
+    yield (
+        f"failure budget   {found.num_lost:,.1f} machines lost, one in {fleet.hours_to_loss:g} "
+        f"hours; {found.rows_again:,.0f} rows asked again ({again:.3%}), at most "
+        f"{fleet.part_rows * fleet.num_workers:,} at a time"
+    )
+    yield f"quarantined      {cost.quarantined:.2%} of the rows, as in the pilot"
+
+
+def _size(num_bytes: float) -> str:
+    for name in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or name == "TB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} {name}"
