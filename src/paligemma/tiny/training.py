@@ -45,6 +45,7 @@ def train_tiny(
     budget: str = "cpu",
     precision: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    compiled: bool = False,
     num_workers: int = 1,
     progress: bool = True,
 ) -> Path | None:
@@ -57,6 +58,7 @@ def train_tiny(
         budget: one of `stages.BUDGETS`: how large the steps are, and how many.
         precision: type in which matrices are multiplied; parameters and updates are float32.
         device: where the updates are computed.
+        compiled: compiles attention and MLPs by `torch.compile`, which needs a C++ compiler.
         num_workers: processes that draw pictures.
 
     Returns:
@@ -100,6 +102,7 @@ def train_tiny(
                 settings=hashes,
                 precision=precision,
                 device=device,
+                compiled=compiled,
                 num_workers=num_workers,
                 progress=progress,
             )
@@ -127,6 +130,7 @@ def run_stage(
     num_workers: int = 1,
     precision: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    compiled: bool = False,
     progress: bool = True,
 ) -> PaliGemmaModel:
     """Run or resume one stage; equal arguments, machine and thread count give an equal model.
@@ -155,6 +159,11 @@ def run_stage(
         _load_objective(objective, load_file(before / "objective.safetensors"))
     model.to(device)
     objective.to(device)
+    if compiled:
+        for block in (*model.vision.blocks, *model.text.blocks):
+            for part in (block.attn, block.mlp):
+                assert isinstance(part, torch.nn.Module)
+                part.compile(dynamic=True)
     source = SceneSource(
         stage=stage,
         processor=Processor(tokenizer, stage.window_px),
