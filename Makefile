@@ -14,12 +14,13 @@ SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo finetune-demo test test-web test-api check test-kernels test-triton fuzz bench clean distclean
+.PHONY: help demo finetune-demo test test-web test-api check test-kernels test-triton fuzz bench
+.PHONY: package docs clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/ready-run ## caption, answer, read, detect and segment on a picture; overlays and a sheet in demo/
+demo: $(VENV)/ready-run ## caption, answer, read, detect and segment on a picture; overlay in demo/
 	$(BIN)/paligemma demo
 
 finetune-demo: $(VENV)/ready-run ## teach the embedded model a class it has never seen; minutes
@@ -59,6 +60,13 @@ fuzz: $(VENV)/ready-dev ## try hostile inputs for SECONDS (300) from SEED (0)
 
 bench: $(VENV)/ready-dev ## measure speed and memory, beside transformers (minutes)
 	$(BIN)/python benchmarks/full_size.py
+
+package: $(VENV)/ready-dev ## build and try the packages in dist/; a minute
+	$(BIN)/python .ci/package.py
+
+docs: $(VENV)/ready-dev ## run the notebooks and build the site in build/site; a minute
+	$(BIN)/python docs/site.py
+	$(BIN)/zensical build --clean --strict --config-file mkdocs.yml
 
 clean: ## delete what tools leave behind, and demo/
 	rm -rf build dist demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

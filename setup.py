@@ -1,6 +1,7 @@
 """What pyproject.toml cannot say: a plain C library that may fail to build, for any Python."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -35,6 +36,9 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+# `PALIGEMMA_KERNELS=off python -m build --wheel` makes the wheel that any machine takes.
+BUILDS_KERNELS = os.environ.get("PALIGEMMA_KERNELS") != "off"
+
 setup(
     ext_modules=[
         Extension(
@@ -60,6 +64,8 @@ setup(
             libraries=["m"],
             optional=True,
         )
-    ],
+    ]
+    if BUILDS_KERNELS
+    else [],
     cmdclass={"build_ext": SharedLibrary, "bdist_wheel": AnyPython},
 )
