@@ -39,8 +39,12 @@ from paligemma.tasks.reading.pictures import held_end
 logger = logging.getLogger(__name__)
 
 NAME = "JSON lines"
-_PATTERNS = ("{}.jsonl", "_annotations.{}.jsonl", "dataset/_annotations.{}.jsonl")
-LOOKS_FOR = "train.jsonl or _annotations.train.jsonl"
+# Roboflow's exports have the second and third, maestro's data sets the last.
+_PATTERNS = (
+    *("{}.jsonl", "_annotations.{}.jsonl", "dataset/_annotations.{}.jsonl"),
+    "{}/annotations.jsonl",
+)
+LOOKS_FOR = "train.jsonl or _annotations.train.jsonl or train/annotations.jsonl"
 # What may be meant as a location or mask token, and what is one.
 _TOKEN = re.compile(r"</?\s*(?:loc|seg)[^<>]{0,12}>?", re.IGNORECASE)
 _WHOLE_TOKEN = re.compile(r"<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d\d|1[01]\d|12[0-7])>")
