@@ -38,9 +38,11 @@ def test_the_pages_that_show_python_are_these() -> None:
     assert [name_of(page) for page in WITH_PYTHON] == [
         "README.md",
         "docs/agents.md",
+        "docs/batch.md",
         "docs/evaluation.md",
         "docs/faithfulness.md",
         "docs/finetuning.md",
+        "docs/index.md",
         "docs/outputs.md",
         "docs/prompts.md",
         "docs/quantisation.md",
