@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/ready-run ## caption, answer, read, detect and segment on a picture; overlay in demo/
+demo: $(VENV)/ready-run ## caption, answer, read, detect and segment on a picture; overlays and a sheet in demo/
 	$(BIN)/paligemma demo
 
 finetune-demo: $(VENV)/ready-run ## teach the embedded model a class it has never seen; minutes

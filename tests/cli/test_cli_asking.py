@@ -222,7 +222,12 @@ def test_the_demo_asks_five_things_and_writes_overlays(
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
         "detect.png",
         "segment.png",
+        "sheet.png",
     ]
+    with Image.open(tmp_path / "demo" / "sheet.png") as sheet:
+        # Boxes beside masks, words below.
+        assert sheet.width > 2 * 448
+        assert sheet.height > 448
 
 
 def test_the_scene_of_the_demo_shows_all_it_asks_for() -> None:

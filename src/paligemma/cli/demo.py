@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -15,7 +16,9 @@ from paligemma.whole_file import require_writable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from PIL import Image
 
+    from paligemma.outputs.detections import Detections
     from paligemma.scenes import Scene
 
 PROMPTS = (
@@ -26,6 +29,7 @@ PROMPTS = (
     "segment star",
 )
 DRAWN = ("detect", "segment")
+SHEET = "sheet.png"
 # One thing is shown once.
 MAX_OVERLAP = 0.5
 # A scene that shows all of these, where the repository's picture is not at hand.
@@ -49,16 +53,18 @@ SCENE_SIZE_PX = 448
 def demo(
     image: str | None, folder: Path, overwrite: bool, as_json: bool, model: ModelChoice
 ) -> None:
-    """Caption, question, reading, detection and segmentation of IMAGE; overlays go to demo/.
+    """Caption, question, reading, detection and segmentation of IMAGE; pictures go to demo/.
 
     Without IMAGE it is examples/desk.png of the repository, or else a drawn scene.
     """
+    from paligemma.outputs.export import save_png
     from paligemma.processing.image import load_image
 
     picture = None
     images = [] if image is None else [image]
     require_pictures(images, model)
-    require_kept(images, [folder / f"{task}.png" for task in DRAWN], overwrite=overwrite)
+    files = [*(folder / f"{task}.png" for task in DRAWN), folder / SHEET]
+    require_kept(images, files, overwrite=overwrite)
     if image is not None:
         how = {name: model.options.get(name) for name in ("allow_url", "background")}
         picture = load_image(image, **{name: value for name, value in how.items() if value})
@@ -68,6 +74,8 @@ def demo(
         picture = _picture()
     encoded = pg.encode_image(picture)  # once, for all five
     answers = []
+    lines: list[str] = []
+    drawn: list[Detections] = []
     for prompt in PROMPTS:
         found = encoded.ask(prompt, max_overlap=MAX_OVERLAP)
         answers.append({"prompt": prompt, **found.to_json()})
@@ -76,8 +84,27 @@ def demo(
         task = prompt.split()[0]
         if task in DRAWN:
             write_overlay(folder / f"{task}.png", picture, prompt, found)
+            drawn.append(cast("Detections", found))
+        else:
+            lines.append(f"{prompt} → {found}")
+    save_png(_sheet(picture, drawn, lines), folder / SHEET)
+    click.echo(f"paligemma: wrote {folder / SHEET}", err=True)
     if as_json:
         echo_json({"model": model.name, "answers": answers})
+
+
+def _sheet(picture: NDArray[Any], drawn: Sequence[Detections], lines: Sequence[str]) -> Image.Image:
+    """All answers on one picture: boxes beside masks, words below."""
+    from paligemma.outputs.draw import DrawStyle
+    from paligemma.outputs.sheet import on_sheet, with_heads, with_lines
+
+    heads = [prompt for prompt in PROMPTS if prompt.split()[0] in DRAWN]
+    style = DrawStyle(legend=False)
+    tiles = [
+        with_heads(found.draw(picture, style=style), [head])
+        for found, head in zip(drawn, heads, strict=True)
+    ]
+    return with_lines(on_sheet(tiles, len(tiles)), lines)
 
 
 def _picture() -> NDArray[Any]:
