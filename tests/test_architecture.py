@@ -46,7 +46,7 @@ ROWS: tuple[dict[str, tuple[str, ...]], ...] = (
         "retrieval": ("retrieval",),
         "client": ("client",),
     },
-    {"eval": ("eval",), "serve": ("serve",)},
+    {"eval": ("eval",), "serve": ("serve",), "review": ("review",)},
     {"tiny": ("tiny",), "tuning": ("tuning",), "bench": ("bench",), "export": ("export",)},
     {"cli": ("cli", "__main__")},
 )

@@ -24,6 +24,7 @@ from paligemma.jobs.labelling.labeller import Labeller, Refused
 from paligemma.jobs.labelling.records import Record
 from paligemma.jobs.labelling.work import Plan, Work
 from paligemma.tasks.own.columns import fields_of
+from paligemma.tasks.own.hub_set import is_hub_set
 
 logger = logging.getLogger(__name__)
 
@@ -173,8 +174,8 @@ def _begin(
         "labeller": dict(labeller),
     }
     named = {
-        "named": os.fspath(job.input),
-        "pictures": None if job.pictures is None else str(job.pictures),
+        "named": job.input if is_hub_set(str(job.input)) else os.path.abspath(job.input),
+        "pictures": None if job.pictures is None else os.path.abspath(job.pictures),
         "column": job.column,
         "split": job.split,
     }

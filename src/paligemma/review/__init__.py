@@ -1,0 +1,1 @@
+"""Labels looked at by a person, in a browser, and kept as rows to learn from."""

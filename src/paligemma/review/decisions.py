@@ -1,0 +1,200 @@
+"""What a person decided about rows, kept as it comes, and the rows that come of it.
+
+decisions.jsonl   every decision, appended; the last one about a row counts
+train.jsonl       accepted and corrected rows, as `paligemma train` reads them
+images/           their pictures
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from paligemma.errors import ConfigError, DataError, PaliGemmaError
+from paligemma.example import Picture
+from paligemma.jobs.json_lines import read_rows
+from paligemma.jobs.labelling.finding import open_input
+from paligemma.jobs.labelling.folder import BATCH, LISTING, LabelFolder
+from paligemma.jobs.labelling.records import Record
+from paligemma.jobs.run_folder import cut_torn_line, read_json_object
+from paligemma.outputs.boxes import encode_boxes, format_detections
+from paligemma.outputs.parse import parse_objects
+from paligemma.processing.image import MAX_PIXELS
+from paligemma.whole_file import whole_file, write_whole
+
+DECISIONS, TRAIN, IMAGES = "decisions.jsonl", "train.jsonl", "images"
+STATES = ("accepted", "rejected")
+_MAX_OBJECTS, _MAX_TEXT = 1024, 8192
+
+
+def checked(decision: Any, record: Record) -> Record:
+    """A decision about a row as it is kept.
+
+    Args:
+        decision: `{"state": "accepted" or "rejected", "objects": [{"label", "box_yxyx"}]}`, or
+            "text" in the place of objects where the answer is words.
+
+    Raises:
+        DataError: it is no such object; names what is wrong.
+    """
+    if not isinstance(decision, dict) or decision.get("state") not in STATES:
+        raise DataError(f"a decision has a state, {' or '.join(STATES)}, got {repr(decision)[:80]}")
+    kept: Record = {"row": record["row"], "state": decision["state"]}
+    if decision["state"] == "rejected":
+        return kept
+    if "detections" not in record:
+        text = decision.get("text")
+        if not isinstance(text, str) or not text.strip() or len(text) > _MAX_TEXT:
+            raise DataError(f"an answer has 1 to {_MAX_TEXT} characters, got {repr(text)[:80]}")
+        return {**kept, "text": text.strip()}
+    objects = decision.get("objects")
+    if not isinstance(objects, list) or len(objects) > _MAX_OBJECTS:
+        raise DataError(f"objects are a list of at most {_MAX_OBJECTS}, got {repr(objects)[:80]}")
+    return {**kept, "objects": [_object(one) for one in objects]}
+
+
+def _object(one: Any) -> Record:
+    fields = one if isinstance(one, dict) else {}
+    box: Any = fields.get("box_yxyx")
+    label = fields.get("label")
+    is_box = isinstance(box, list) and len(box) == 4
+    if not (is_box and all(type(v) in (int, float) for v in box) and isinstance(label, str)):
+        raise DataError(f"an object has a label and a box_yxyx, got {repr(one)[:80]}")
+    y0, x0, y1, x1 = (min(1.0, max(0.0, float(value))) for value in box)
+    if not (y0 < y1 and x0 < x1):  # NaN too
+        raise DataError(f"a box has ymin < ymax and xmin < xmax within the picture, got {box}")
+    label = label.strip()
+    format_detections([(y0, x0, y1, x1)], [label])  # A label that cannot be read back is refused.
+    return {"label": label, "box_yxyx": [y0, x0, y1, x1]}
+
+
+class Reviewed:
+    """The folder of a review.
+
+    Args:
+        path: folder, which may be new.
+        labels: folder of the labels.
+        records: rows that are looked at.
+
+    Raises:
+        DataError: there are no labels.
+    """
+
+    def __init__(self, path: Path, labels: Path, records: Sequence[Record]) -> None:
+        self.path, self._labels = path, LabelFolder(labels)
+        self.records = {int(one["row"]): one for one in records}
+        self.order = list(self.records)
+        named = read_json_object(labels / BATCH)["input"]
+        self._source = open_input(
+            named["named"],
+            labels / LISTING,
+            pictures=None if named["pictures"] is None else Path(named["pictures"]),
+            column=named["column"],
+            split=named["split"],
+        )
+        self._parts = self._labels.parts()
+        self.decisions: dict[int, Record] = {}
+        path.mkdir(parents=True, exist_ok=True)
+        if (path / DECISIONS).exists():
+            with open(path / DECISIONS, "r+b") as file:
+                cut_torn_line(file)
+            for _, row in read_rows(path / DECISIONS):
+                self.decisions[row["row"]] = row
+
+    def picture(self, row: int) -> np.ndarray:
+        """uint8[H, W, 3] of a row's picture.
+
+        Raises:
+            PaliGemmaError: it can no longer be read.
+        """
+        part = next((one for one in reversed(self._parts) if one.first_row <= row), None)
+        if part is None:
+            raise DataError(f"{self._labels.path} has no row {row}")
+        for number, (_, found) in enumerate(self._source.rows(part.start), part.first_row):
+            if number == row:
+                if found.error is not None:
+                    raise DataError(found.error)
+                first: Picture = found.pictures[0]
+                return first.read(MAX_PIXELS)
+        raise DataError(f"the input has no row {row} any more; it was changed")
+
+    def decide(self, row: int, decision: Any) -> Record:
+        """Keep a decision; it is on disk once this returns.
+
+        Raises:
+            DataError: no such row, or no decision.
+            ConfigError: the disk takes no more.
+        """
+        if row not in self.records:
+            raise DataError(f"row {row} is not among those that are looked at")
+        kept = checked(decision, self.records[row])
+        try:
+            with open(self.path / DECISIONS, "ab") as file:
+                file.write(json.dumps(kept).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ConfigError(
+                f"decisions are kept in {self.path / DECISIONS}, which failed ({error.strerror})"
+            ) from error
+        self.decisions[row] = kept
+        return kept
+
+    def counts(self) -> Counter[str]:
+        """Rows by state, "open" among them."""
+        states = [self.decisions.get(row, {}).get("state", "open") for row in self.order]
+        return Counter(states)
+
+    def write_rows(self) -> int:
+        """Write train.jsonl and the pictures of the rows that were accepted; returns their number.
+
+        A row whose picture can no longer be read is left out.
+        """
+        (self.path / IMAGES).mkdir(exist_ok=True)
+        rows = list(self._accepted())
+        write_whole(self.path / TRAIN, (json.dumps(row) + "\n" for row in rows))
+        return len(rows)
+
+    def _accepted(self) -> Iterator[Mapping[str, Any]]:
+        for row, decision in sorted(self.decisions.items()):
+            record = self.records.get(row)
+            if decision["state"] != "accepted" or record is None:
+                continue
+            name = f"{IMAGES}/{row:010d}.png"
+            if not (self.path / name).exists():
+                try:
+                    picture = Image.fromarray(self.picture(row))
+                except PaliGemmaError:
+                    continue
+                with whole_file(self.path / name) as partial:
+                    picture.save(partial)
+            prefix, suffix = taught(record, decision)
+            yield {"image": name, "prefix": prefix, "suffix": suffix}
+
+
+def taught(record: Record, decision: Record) -> tuple[str, str]:
+    """Prompt and answer that a reviewed row teaches.
+
+    Objects that stand as the model wrote them keep its codewords; where one was moved or added,
+    a row of `segment` teaches `detect`, for nobody drew its mask.
+    """
+    prompt = str(record["prompt"])
+    if "text" in decision:
+        return prompt, str(decision["text"])
+    written = {(one.loc, one.label): one.seg for one in parse_objects(str(record["text"])).objects}
+    boxes = [one["box_yxyx"] for one in decision["objects"]]
+    labels = [one["label"] for one in decision["objects"]]
+    if not boxes:
+        return prompt, ""
+    bins = [tuple(int(b) for b in one) for one in encode_boxes(boxes).tolist()]
+    codes = [written.get((one, label)) for one, label in zip(bins, labels, strict=True)]  # type: ignore[arg-type]
+    if prompt.startswith("segment ") and not all(codes):
+        prompt, codes = prompt.replace("segment ", "detect ", 1), [None] * len(codes)
+    return prompt, format_detections(boxes, labels, codes if any(codes) else None)

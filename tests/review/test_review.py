@@ -1,0 +1,235 @@
+"""Labels looked at by a person: which rows, what is kept, and the rows that are learnt from."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from task_files import write_json_lines, write_picture
+from toy_labeller import ToyLabeller, label_toys
+
+from paligemma.errors import DataError
+from paligemma.jobs.labelling.folder import LabelFolder
+from paligemma.review.choice import chosen, confidence
+from paligemma.review.decisions import Reviewed, checked, taught
+from paligemma.review.server import ReviewServer
+from paligemma.tasks.own.files import read_own
+
+NUM = 12
+THING = {"label": "thing", "box_yxyx": [0.1, 0.2, 0.5, 0.6]}
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """Labels of a dozen pictures."""
+    for k in range(NUM):
+        write_picture(tmp_path / "in" / f"{k}.png", color=(20 * k, 0, 0))
+    rows = [{"image": f"{k}.png"} for k in range(NUM)]
+    label_toys(
+        write_json_lines(tmp_path / "in" / "rows.jsonl", rows), tmp_path / "l", ToyLabeller()
+    )
+    return tmp_path / "l"
+
+
+def reviewed_of(labels: Path, limit: int = NUM) -> Reviewed:
+    records = chosen(LabelFolder(labels).records(), limit, "rows")
+    return Reviewed(labels.parent / "reviewed", labels, records)
+
+
+def found(*scores: float) -> dict[str, Any]:
+    return {"detections": [{"score": score} for score in scores]}
+
+
+def test_the_least_sure_rows_come_first() -> None:
+    records = [
+        {"row": 0, "logprob": -0.1, "num_tokens": 2, **found(0.9, 0.4)},
+        {"row": 1, "logprob": -8.0, "num_tokens": 2, **found(0.8)},
+        {"row": 2, "logprob": -2.4, "num_tokens": 2, **found()},  # exp(-1.2) = 0.30
+        {"row": 3, "logprob": -0.2, "num_tokens": 2},  # exp(-0.1) = 0.90
+    ]
+    assert [round(confidence(one), 2) for one in records] == [0.4, 0.8, 0.3, 0.9]
+    assert [one["row"] for one in chosen(records, 3)] == [2, 0, 1]
+    drawn = [[one["row"] for one in chosen(records, 2, "random", seed)] for seed in range(8)]
+    assert drawn[0] == [one["row"] for one in chosen(records, 2, "random", 0)]
+    assert len(set(map(tuple, drawn))) > 1
+
+
+def test_decisions_survive_a_kill_and_accepted_rows_are_learnt_from(labels: Path) -> None:
+    reviewed = reviewed_of(labels)
+    reviewed.decide(3, {"state": "accepted", "objects": [THING]})
+    reviewed.decide(5, {"state": "rejected"})
+    reviewed.decide(7, {"state": "rejected"})
+    with open(reviewed.path / "decisions.jsonl", "ab") as file:
+        file.write(b'{"row": 7, "sta')  # as a kill leaves it
+    again = reviewed_of(labels)
+    again.decide(7, {"state": "accepted", "objects": [THING, {**THING, "label": "other"}]})
+    assert again.counts() == {"open": NUM - 3, "accepted": 2, "rejected": 1}
+    assert again.write_rows() == 2
+    examples = list(read_own(again.path / "train.jsonl", "train"))
+    assert [one.prefix for one in examples] == ["detect thing"] * 2
+    assert examples[0].targets == ("<loc0102><loc0205><loc0512><loc0614> thing",)
+    assert examples[1].targets[0].count("<loc0102><loc0205><loc0512><loc0614>") == 2
+    assert examples[1].targets[0].endswith(" other")
+    assert examples[0].pictures[0].read(1 << 20)[0, 0, 0] == 60
+
+
+@pytest.mark.parametrize(
+    ("decision", "said"),
+    [
+        ("accepted", "has a state"),
+        ({"state": "maybe"}, "has a state"),
+        ({"state": "accepted", "objects": 3}, "a list"),
+        ({"state": "accepted", "objects": [{"label": "a"}]}, "a label and a box_yxyx"),
+        ({"state": "accepted", "objects": [{**THING, "label": "a;b"}]}, "a label must be"),
+        (
+            {"state": "accepted", "objects": [{**THING, "box_yxyx": [0.5, 0, 0.5, 1]}]},
+            "ymin < ymax",
+        ),
+    ],
+)
+def test_what_is_no_decision_is_refused(decision: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        checked(decision, {"row": 1, "detections": []})
+
+
+def test_an_answer_in_words_is_corrected_as_text() -> None:
+    record = {"row": 1, "prompt": "caption en", "text": "a cat"}
+    kept = checked({"state": "accepted", "text": " a dog "}, record)
+    assert taught(record, kept) == ("caption en", "a dog")
+    with pytest.raises(DataError, match="characters"):
+        checked({"state": "accepted", "text": " "}, record)
+
+
+def test_a_mask_is_kept_until_its_box_is_moved() -> None:
+    codes = "".join(f"<seg{k:03d}>" for k in range(16))
+    record = {
+        "row": 1,
+        "prompt": "segment thing",
+        "text": f"<loc0102><loc0205><loc0512><loc0614>{codes} thing",
+        "detections": [THING],
+    }
+    box = [b / 1023 for b in (102, 205, 512, 614)]
+    kept = checked({"state": "accepted", "objects": [{"label": "thing", "box_yxyx": box}]}, record)
+    assert taught(record, kept) == ("segment thing", record["text"])
+    moved = {"label": "thing", "box_yxyx": [0.0, *box[1:]]}
+    kept = checked({"state": "accepted", "objects": [moved]}, record)
+    assert taught(record, kept) == ("detect thing", "<loc0000><loc0205><loc0512><loc0614> thing")
+
+
+@pytest.fixture
+def server(labels: Path) -> Iterator[ReviewServer]:
+    with ReviewServer(reviewed_of(labels)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def ask(server: ReviewServer, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    try:
+        data = None if body is None else json.dumps(body)
+        kind = {} if body is None else {"Content-Type": "application/json"}
+        connection.request("GET" if data is None else "POST", path, data, {**kind, **headers})
+        reply = connection.getresponse()
+        return reply.status, reply.read()
+    finally:
+        connection.close()
+
+
+def test_the_server_shows_rows_and_keeps_decisions(server: ReviewServer) -> None:
+    status, body = ask(server, "/rows")
+    assert status == 200
+    assert [one["row"] for one in json.loads(body)["rows"]] == list(range(NUM))
+    record = json.loads(ask(server, "/rows/4")[1])["record"]
+    assert record["image"] == "4.png"
+    (server.reviewed.path / "shown.jpg").write_bytes(ask(server, "/pictures/4")[1])
+    shown = np.asarray(Image.open(server.reviewed.path / "shown.jpg"))
+    assert abs(int(shown[0, 0, 0]) - 80) < 4
+    status, body = ask(server, "/decisions/4", {"state": "rejected"})
+    assert json.loads(body)["counts"] == {"open": NUM - 1, "rejected": 1}
+
+
+def test_other_hosts_forms_and_rows_are_refused(server: ReviewServer) -> None:
+    decision = {"state": "rejected"}
+    assert ask(server, "/rows", Host="evil.example:80")[0] == 403
+    assert ask(server, "/decisions/4", decision, Host="evil.example:80")[0] == 403
+    assert ask(server, "/decisions/4", decision, **{"Content-Type": "text/plain"})[0] == 415
+    assert ask(server, "/decisions/99", decision)[0] == 400
+    assert ask(server, "/rows/99")[0] == 404
+    assert ask(server, "/../decisions.jsonl")[0] == 404
+    assert ask(server, "/decisions/4", decision, **{"Content-Length": "9999999"})[0] == 413
+    assert not server.reviewed.decisions
+
+
+def test_the_program_writes_the_rows_when_it_is_stopped(labels: Path) -> None:
+    out = labels.parent / "reviewed"
+    words = ["review", labels, "--output", out, "--no-open", "--choose", "rows", "--limit", "5"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "paligemma", *map(str, words)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        said = process.stdout.readline()
+        port = re.search(r"5 rows at http://127\.0\.0\.1:(\d+)/", said)
+        assert port is not None, said
+        server: Any = type("Server", (), {"server_port": int(port[1])})
+        assert ask(server, "/decisions/2", {"state": "accepted", "objects": [THING]})[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert "1 accepted, 0 rejected, 4 open" in process.communicate(timeout=30)[0]
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert (out / "images" / "0000000002.png").exists()
+    assert len((out / "train.jsonl").read_text().splitlines()) == 1
+
+
+def test_rows_are_decided_by_the_keyboard_alone(server: ReviewServer) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = os.environ.get("PALIGEMMA_CHROMIUM") or shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        faults: list[str] = []
+        page.on("console", lambda one: faults.append(one.text) if one.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(server.url)
+        place = page.locator("#place")
+        playwright.expect(place).to_contain_text("1 of 12")
+        page.keyboard.press("ArrowDown")  # moves the only box
+        page.keyboard.press("b")
+        page.keyboard.press("e")
+        page.keyboard.press("ControlOrMeta+a")
+        page.keyboard.type("cup")
+        page.keyboard.press("Enter")
+        page.keyboard.press("a")
+        playwright.expect(place).to_contain_text("2 of 12")
+        page.keyboard.press("x")
+        playwright.expect(place).to_contain_text("3 of 12")
+        page.keyboard.press("d")
+        page.keyboard.press("a")
+        playwright.expect(place).to_contain_text("4 of 12")
+        browser.close()
+    assert faults == []
+    kept = server.reviewed.decisions
+    assert [one["label"] for one in kept[0]["objects"]] == ["thing", "cup"]
+    assert kept[0]["objects"][0]["box_yxyx"][0] == pytest.approx(0.105)
+    assert kept[1]["state"] == "rejected"
+    assert kept[2]["objects"] == []
