@@ -140,6 +140,25 @@ def test_another_question_or_a_changed_input_is_refused(tmp_path: Path) -> None:
         label_toys(rows, out, ToyLabeller())
 
 
+def test_another_folder_of_pictures_is_not_taken_for_the_one_that_was_listed(
+    tmp_path: Path,
+) -> None:
+    for name in "ab":
+        write_picture(tmp_path / name / "1.png")
+    label_toys(tmp_path / "a", tmp_path / "out", ToyLabeller())
+    with pytest.raises(ConfigError, match="input was"):
+        label_toys(tmp_path / "b", tmp_path / "out", ToyLabeller())
+
+
+def test_labels_without_their_record_are_not_gone_on_with(tmp_path: Path) -> None:
+    rows, out = rows_of(tmp_path / "in"), tmp_path / "out"
+    label_toys(rows, out, ToyLabeller())
+    (out / "batch.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds files of labels but no batch\.json"):
+        label_toys(rows, out, ToyLabeller())
+    assert len(labelled(out)) == NUM_ROWS
+
+
 def test_an_input_that_is_not_there_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no"):
         label_toys(tmp_path / "nothing", tmp_path / "out", ToyLabeller())

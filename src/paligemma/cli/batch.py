@@ -24,9 +24,15 @@ from paligemma.errors import ConfigError
 TASKS = ("detect", "segment", "caption", "answer", "read")
 _LABELLED = ("detect", "segment")
 _SECTIONS = {
-    "Input and output": ("source", "output", "form", "coco", "yolo", "pictures", "column", "split"),
+    "Input and output": (
+        *("source", "output", "form", "coco", "yolo", "pictures", "column", "split", "limit"),
+        *("retry", "timing"),
+    ),
     "Question": ("task", "labels", "question", "lang", "prompt", "in_words"),
-    "Speed": ("batch_size", "part_rows", "num_threads", "processes", "gpus_each", "cpus_each"),
+    "Speed": (
+        *("batch_size", "part_rows", "num_threads", "processes", "gpus_each", "cpus_each"),
+        "ray_address",
+    ),
     **ASKING,
 }
 

@@ -119,4 +119,4 @@ def _listed(place: str, listing: Path) -> JsonLines:
                 f"or hub:owner/name, there is no {place[:200]}; check the path"
             )
         write_whole(listing, listing_lines([os.path.relpath(one, root) for one in found]))
-    return JsonLines(paths=(listing,), folder=root)
+    return JsonLines(paths=(listing,), folder=root, known=(os.path.abspath(place),))

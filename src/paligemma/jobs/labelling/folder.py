@@ -81,13 +81,18 @@ class LabelFolder:
             record: what else a reader wants to know, such as the command.
 
         Raises:
-            ConfigError: the folder holds another labelling; names what differs.
+            ConfigError: the folder holds another labelling, or files of none; names what differs.
         """
         settings = json.loads(json.dumps({**settings, "format": self.form}))
         text = json.dumps(settings, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
         path = self.path / BATCH
         if not path.is_file():
+            if self._done():
+                raise ConfigError(
+                    f"{self.path} holds files of labels but no {BATCH}, so it is not of a "
+                    "labelling; name another folder"
+                )
             write_json(path, {"key": self.key, "settings": settings, **record})
             return
         before = read_json_object(path).get("settings")

@@ -102,7 +102,7 @@ class JsonLines:
         paths: the files in order.
         folder: folder that all pictures lie below; None takes that of each file.
         column: field with the name of the picture, or a list of names: frames of one example.
-        known: identity of the files where it needs no probing.
+        known: what else tells this input from another.
     """
 
     paths: tuple[Path, ...]
@@ -112,7 +112,7 @@ class JsonLines:
 
     def identity(self) -> list[Any]:
         """See `Input.identity`."""
-        return list(self.known) or _identity(self.paths)
+        return [*_identity(self.paths), *self.known]
 
     def rows(self, start: Place = START) -> Iterator[tuple[Place, InputRow]]:
         """See `Input.rows`."""
