@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from task_files import write_json, write_picture
@@ -132,6 +137,65 @@ def test_the_files_of_a_row_are_tried(paligemma, tmp_path: Path) -> None:
         "docvqa val: first row 0, asked 'q0?'",
         "docvqa test: first row 0, asked 'q0?'",
     ]
+
+
+READING = Path(__file__).parents[1] / "tasks" / "reading"
+_SPLIT = re.compile(r"(?<![A-Za-z])(train|validation|val2014|val|testdev|testA|test)(?![A-Za-z])")
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parquet copies of the benchmarks that have some, with the rows of one split in each."""
+    data = tmp_path_factory.mktemp("copies")
+    for module in ("test_tasks_hub_copies", "test_tasks_hub_captions"):
+        spec = importlib.util.spec_from_file_location(module, READING / f"{module}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        cases = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(cases)
+        for case in cases.CASES:
+            folder = data / case.task
+            if folder.exists():
+                continue
+            case.copy(folder, case.official(data / "official" / case.task))
+            for path in sorted(folder.rglob("*.parquet")):
+                of_all_splits(path, folder)
+    return data
+
+
+def of_all_splits(path: Path, folder: Path) -> None:
+    """Give the rows of a file to every split: as files of other names, or in its column."""
+    table = pq.read_table(path)
+    if "split" in table.column_names:
+        place = table.column_names.index("split")
+        others = [pa.array([split] * len(table)) for split in ("train", "val", "test")]
+        pq.write_table(
+            pa.concat_tables(table.set_column(place, "split", one) for one in others), path
+        )
+        return
+    # The rows of a test server have no answers.
+    if path.name.startswith("test-") and any(path.parent.glob("validation-*")):
+        return
+    for split in ("train", "validation", "test", "testB"):
+        copy = folder / _SPLIT.sub(split, str(path.relative_to(folder)))
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
+def test_a_dry_run_reads_the_files_of_every_row_whose_benchmark_has_a_copy(copies: Path) -> None:
+    tried = 0
+    for name, row in ROWS.items():
+        if not all((copies / folder).exists() for folder in row.folders()):
+            continue
+        words = ["reproduce", name, "--dry-run", "--json", "--data", str(copies)]
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0, f"{name}: {done.output}"
+        found = json.loads(done.stdout)["found"]
+        for split, _ in row.splits():
+            assert any(one.startswith(f"{row.task.name} {split}: first row") for one in found)
+        tried += 1
+    assert tried == 185
 
 
 def test_one_command_trains_and_measures_a_row(

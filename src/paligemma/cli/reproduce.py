@@ -18,6 +18,7 @@ from paligemma.cli.stopping import when_stopped
 from paligemma.errors import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
+    from paligemma.tasks.task import Task
     from paligemma.tuning.reproduce import Row
 
 
@@ -198,6 +199,28 @@ def _torchrun(words: Sequence[str], count: int) -> int:
     return subprocess.run([sys.executable, "-m", "torch.distributed.run", *typed]).returncode
 
 
+def _training_rows(task: Task, data: Path, splits: Sequence[str]) -> tuple[list[str], list[str]]:
+    """First rows of the published training splits, and what is said of those that are missing.
+
+    As in a training, `train` alone is learnt from where none of them is there, and it may not be
+    missing where it is one of them.
+    """
+    from paligemma.tuning.reproduce import first_row
+
+    read: list[str] = []
+    missing: list[str] = []
+    for split in (*splits, *(() if "train" in splits else ("train",))):
+        if split == "train" and read and split not in splits:
+            break
+        try:
+            read.append(f"{data.name} {split}: {first_row(task, data, split)}")
+        except DataError as error:
+            missing.append(f"{data.name} {split}: {error}")
+            if split == "train":
+                return [], missing
+    return read, missing
+
+
 def _typed(words: Sequence[str], count: int) -> list[str]:
     """A command as it is typed."""
     if count == 1:
@@ -214,14 +237,18 @@ def _checked(row: Row, data: Path | None, *, is_trained: bool) -> list[str]:
     from paligemma.tuning.reproduce import first_row, training_splits_of
 
     found, missing = [], []
+    learnt = [] if is_trained else training_splits_of(row)
     for folder, task in row.folders().items():
         splits = [split for split, _ in row.splits()] if task is row.task else []
-        if task is row.trained_on and not is_trained:
-            splits = [*training_splits_of(row), *splits]
         if data is None:
-            if splits:
+            if splits or (task is row.trained_on and learnt):
                 found += [f"{folder}/{one.path}  from {one.source}" for one in task.files]
             continue
+        if task is row.trained_on and learnt:
+            read, left_out = _training_rows(task, data / folder, learnt)
+            found += read
+            missing += left_out if not read else []
+            found += [f"left out of the training: {one}" for one in left_out if read]
         for split in splits:
             try:
                 found.append(f"{folder} {split}: {first_row(task, data / folder, split)}")

@@ -112,12 +112,17 @@ class Row:
         return needed
 
     def splits(self) -> list[tuple[str, bool]]:
-        """Splits that are measured, each with whether only a test server can score it."""
-        found = [
-            (split, False)
-            for split in self.task.splits
-            if any(one in self.figures for one in published(self.task, our_split=split))
-        ]
+        """Splits that are measured, each with whether only a test server can score it.
+
+        Of two splits that compare with the same figures, the first is.
+        """
+        found: list[tuple[str, bool]] = []
+        compared: set[PublishedScore] = set()
+        for split in self.task.splits:
+            own = set(published(self.task, our_split=split)) & set(self.figures)
+            if own - compared:
+                found.append((split, False))
+                compared |= own
         if any(one.is_test_server for one in self.figures) and self.task.submission is not None:
             found += [(split, True) for split in self.task.server_splits[:1]]
         return found or [(self.task.splits[0], False)]
