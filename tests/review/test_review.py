@@ -160,6 +160,7 @@ def test_the_server_shows_rows_and_keeps_decisions(server: ReviewServer) -> None
     (server.reviewed.path / "shown.jpg").write_bytes(ask(server, "/pictures/4")[1])
     shown = np.asarray(Image.open(server.reviewed.path / "shown.jpg"))
     assert abs(int(shown[0, 0, 0]) - 80) < 4
+    assert shown.shape == (427, 640, 3)  # 12x8 pixels are shown larger
     status, body = ask(server, "/decisions/4", {"state": "rejected"})
     assert json.loads(body)["counts"] == {"open": NUM - 1, "rejected": 1}
 

@@ -30,7 +30,7 @@ _POLICY = (
 )
 _ROW = re.compile(r"/(rows|pictures|decisions)/(\d{1,15})")
 _MAX_BODY = 1 << 20
-_SHOWN_PX = 1600
+_SHOWN_PX, _LEAST_PX = 1600, 640
 
 
 class ReviewServer(ThreadingHTTPServer):
@@ -131,6 +131,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._refuse(HTTPStatus.NOT_FOUND, str(error))
                 return
             picture.thumbnail((_SHOWN_PX, _SHOWN_PX))
+            scale = _LEAST_PX / max(picture.size)
+            if scale > 1:  # Boxes on a stamp are hard to see.
+                width, height = (max(1, round(side * scale)) for side in picture.size)
+                picture = picture.resize((width, height))
             file = io.BytesIO()
             picture.save(file, "JPEG", quality=90)
             self._send(file.getvalue(), "image/jpeg")
