@@ -75,7 +75,7 @@ def notebook(content: dict[str, Any], folder: Path, name: str) -> str:
             continue
         parts.append(f"```python\n{source}\n```")
         outputs = cell.get("outputs", ())
-        printed = "".join("".join(one.get("text", ())) for one in outputs)
+        printed = "".join("".join(one["text"]) for one in outputs if one.get("name") == "stdout")
         if printed:
             parts.append(f"```text\n{printed.rstrip()}\n```")
         for one in outputs:

@@ -18,7 +18,7 @@ NAMES = {path.stem for path in FOLDER.glob("*.ipynb")}
 SHOWN = {
     "detect": ("star", "pixels", "what color is the star?", "category_id"),
     "finetune": ("->", "red -> ", "blue -> "),
-    "search": ("page0.png", "['"),
+    "search": ("page0.png", " of ["),
 }
 
 

@@ -65,7 +65,8 @@ def test_a_notebook_becomes_a_page_with_what_it_printed(tmp_path: Path) -> None:
             "cell_type": "code",
             "source": ["print(1)"],
             "outputs": [
-                {"output_type": "stream", "text": ["1\n"]},
+                {"output_type": "stream", "name": "stdout", "text": ["1\n"]},
+                {"output_type": "stream", "name": "stderr", "text": ["a warning\n"]},
                 {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo=\n"}},
             ],
         },
@@ -94,7 +95,9 @@ def test_the_site_is_built_without_a_warning(pages: Path) -> None:
     words = ["-m", "zensical", "build", "--strict", "--config-file", str(root / "mkdocs.yml")]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    # Methods of the tasks, which the class inherits, are shown.
     api = (root / "out" / "api.html").read_text()
-    for words in ("from_pretrained", "Raises", "PageIndex"):
+    for words in ("from_pretrained", "Raises", "PageIndex", "max_overlap"):
         assert words in api
+    assert 'id="paligemma.pipeline.paligemma.PaliGemma.detect"' in api
     assert "<h1" in (root / "out" / "index.html").read_text()
