@@ -246,7 +246,7 @@ def test_pickled_files_of_a_repository_stay_there(
     hub.repositories[NAME]["optimizer.pt"] = b"pickle"
     status, _, err = program("pull", NAME, tmp_path / "back")
     assert status == 0
-    assert "optimizer.pt stays on the hub: it is pickled" in err
+    assert "optimizer.pt stays on the hub: opening it runs code" in err
     assert not (tmp_path / "back" / "optimizer.pt").exists()
 
 
@@ -291,7 +291,7 @@ def test_folders_that_hold_no_model_or_pickles_are_not_pushed(
     (folder / "training_args.bin").write_bytes(b"pickle")
     status, _, err = program("push", folder, NAME)
     assert status == 2
-    assert "pickled files run code when they are opened" in err
+    assert "pickled and compiled files run code when they are opened" in err
     (folder / "training_args.bin").unlink()
     (tmp_path / "secret.txt").write_text("secret")
     (folder / "notes.txt").symlink_to(tmp_path / "secret.txt")

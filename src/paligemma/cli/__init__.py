@@ -56,7 +56,9 @@ COMMANDS: dict[str, Entry] = {
     "convert": Entry(
         "models", "convert", "Rewrite a checkpoint in another layout, dtype or packing."
     ),
-    "export": Entry("export", "export_command", "Write a model for other programs: ONNX, hub."),
+    "export": Entry(
+        "export", "export_command", "Write a model for other programs: ONNX, AOTInductor, hub."
+    ),
     "push": Entry("hub", "push_command", "Send a model's folder to the hub, with its figures."),
     "pull": Entry("hub", "pull_command", "Download a repository of the hub as a folder."),
     "doctor": Entry("models", "doctor", "Check a checkpoint and say what is wrong with it."),

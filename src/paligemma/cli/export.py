@@ -12,7 +12,11 @@ from paligemma.cli.sections import ModelName
 from paligemma.cli.stopping import when_stopped
 
 # Which options go with each target.
-_OPTIONS = {"onnx": ("--quant", "--image-size-px", "--no-check"), "hub": ("--dtype",)}
+_OPTIONS = {
+    "onnx": ("--quant", "--image-size-px", "--no-check"),
+    "aoti": ("--image-size-px",),
+    "hub": ("--dtype",),
+}
 
 
 @click.command("export")
@@ -21,10 +25,10 @@ _OPTIONS = {"onnx": ("--quant", "--image-size-px", "--no-check"), "hub": ("--dty
 @click.option(
     "--to",
     "target",
-    type=click.Choice(["onnx", "hub"]),
+    type=click.Choice(["onnx", "aoti", "hub"]),
     required=True,
-    help="onnx: graphs for onnxruntime and transformers.js; hub: a folder for transformers, vLLM "
-    "and the hub.",
+    help="onnx: graphs for onnxruntime and transformers.js; aoti: packages that AOTInductor "
+    "compiles for this kind of CPU; hub: a folder for transformers, vLLM and the hub.",
 )
 @click.option(
     "--quant",
@@ -37,7 +41,7 @@ _OPTIONS = {"onnx": ("--quant", "--image-size-px", "--no-check"), "hub": ("--dty
     "--image-size-px",
     type=click.IntRange(min=1),
     metavar="PX",
-    help="onnx: another resolution than the model's.",
+    help="onnx, aoti: another resolution than the model's.",
 )
 @click.option(
     "--no-check",
@@ -67,8 +71,8 @@ def export_command(
     paligemma export tiny tiny-onnx --to onnx --quant int8 --quant int4
     paligemma export runs/cards/merged cards --to hub
 
-    An adapter is merged first: paligemma adapter merge. The ONNX graphs are run beside the model
-    before the folder appears, and the largest difference of a logit is told.
+    An adapter is merged first: paligemma adapter merge. What is written as onnx or aoti is run
+    beside the model before the folder appears, and the largest difference of a logit is told.
     """
     given = {
         "--quant": kinds,
@@ -83,6 +87,14 @@ def export_command(
         from paligemma.export.hub_folder import export_hub
 
         export_hub(model, folder, dtype=dtype, revision=revision)
+    elif target == "aoti":
+        from paligemma.export.aoti_folder import export_aoti
+
+        differences = export_aoti(
+            model, folder, revision=revision, image_size_px=image_size_px, on_step=_say
+        )
+        largest = max(one.largest for one in differences)
+        click.echo(f"float32: logits differ by {largest:.1e} at most")
     else:
         _to_onnx(
             model,

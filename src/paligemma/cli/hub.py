@@ -41,7 +41,8 @@ def push_command(
     paligemma push runs/cards/merged me/cards --eval runs/cards-eval
 
     HF_TOKEN is a token with the right to write. A repository that is not there is made, private
-    unless --public is named. Hidden files stay here, and pickled files are refused. The card is
+    unless --public is named. Hidden files stay here; pickled and compiled files are
+    refused. The card is
     DIR's README.md, or one that is written, with a table of the runs' figures.
     """
     from paligemma.export.push import plan_push, push
@@ -68,15 +69,14 @@ def pull_command(repository: str, folder: Path, revision: str | None) -> None:
     paligemma pull google/paligemma2-3b-mix-224 mix-224
 
     Files arrive in DIR.part, are compared with the sizes and hashes that the hub states, and the
-    folder is renamed when all are there. Pickled files are left on the hub.
+    folder is renamed when all are there. Files that run code when they are
+    opened, pickled or compiled, are left on the hub.
     """
     from paligemma.export.pull import pull
 
     done = pull(repository, folder, revision=revision)
-    for name in done.pickled[:10]:
-        click.echo(
-            f"paligemma: {name} stays on the hub: it is pickled, and opening it runs code", err=True
-        )
+    for name in done.left[:10]:
+        click.echo(f"paligemma: {name} stays on the hub: opening it runs code", err=True)
     click.echo(
         f"paligemma: wrote {click.format_filename(folder)}: {done.num_files} files, "
         f"{done.num_bytes / 1e6:,.1f} MB, commit {done.commit[:12]}",

@@ -94,6 +94,19 @@ def _usage(kind: str) -> list[str]:
             "whose logits are computed, 0 for all. Weights of eight bits are `*_quantized.onnx` "
             '(dtype "q8"), of four `*_q4.onnx`.',
         ]
+    if kind == "aoti":
+        return [
+            "## Use",
+            "",
+            "`prefill.pt2` and `step.pt2` are native code that AOTInductor compiled for one kind "
+            "of CPU, `weights.safetensors` the weights of both. Loading a package runs its code. "
+            "`example.py` shows how:",
+            "",
+            "```bash",
+            "pip install torch safetensors numpy pillow tokenizers",
+            'python example.py photo.jpg "caption en"',
+            "```",
+        ]
     return [
         "## Use",
         "",

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from paligemma.config import TextConfig
-from paligemma.kernels.attention import soft_cap
 from paligemma.model import PaliGemmaModel
+from paligemma.model.gemma import Gemma
 from paligemma.model.kv_cache import KVCache
 from paligemma.vocab import Vocab
 
@@ -50,23 +50,36 @@ class TokenEmbedding(nn.Module):
         return self.text.embed_tokens(torch.where(input_ids < self.num_tokens, input_ids, self.pad))
 
 
+def decoder_of(model: PaliGemmaModel) -> Gemma:
+    """The decoder of a model in big_vision's conventions, which all models are exported in.
+
+    Raises:
+        ValueError: it has a final soft-cap or a sliding window, which the graphs do not compute.
+    """
+    text = model.config.text
+    if text.final_softcap is not None or text.sliding_window is not None:
+        raise ValueError("graphs have no final soft-cap and no sliding window; load without them")
+    return model.text
+
+
 class GrownCache(KVCache):
     """Keys and values that new ones are put behind: float[B, K, P, H] of each layer.
 
     Args:
-        past: keys and values of the first layer, then of the second, and so on.
-        positions: int64[B, S], from which a sliding window is computed.
+        past: keys and values of the first layer, then of the second, and so on; none at all where
+            nothing is cached yet.
     """
 
-    def __init__(self, past: Sequence[Tensor], positions: Tensor) -> None:
+    def __init__(self, past: Sequence[Tensor]) -> None:
         self.keys, self.values = list(past[0::2]), list(past[1::2])
-        self.positions = positions
-        self.length = positions.shape[1]
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put float[B, T, K, H] behind what is there; all of it as float[B, S, K, H]."""
-        self.keys[layer] = torch.cat((self.keys[layer], k.transpose(1, 2)), dim=2)
-        self.values[layer] = torch.cat((self.values[layer], v.transpose(1, 2)), dim=2)
+        for tensors, new in ((self.keys, k.transpose(1, 2)), (self.values, v.transpose(1, 2))):
+            if layer < len(tensors):
+                tensors[layer] = torch.cat((tensors[layer], new), dim=2)
+            else:
+                tensors.append(new.contiguous())  # a compiled step takes no other strides
         return self.keys[layer].transpose(1, 2), self.values[layer].transpose(1, 2)
 
     def flat(self) -> tuple[Tensor, ...]:
@@ -84,8 +97,7 @@ class Decoder(nn.Module):
 
     def __init__(self, model: PaliGemmaModel) -> None:
         super().__init__()
-        self.text = model.text
-        self.softcap = model.config.text.final_softcap
+        self.text = decoder_of(model)
 
     def forward(
         self,
@@ -95,7 +107,7 @@ class Decoder(nn.Module):
         num_logits_to_keep: Tensor,
         past: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Logits of the last positions, capped if the config has a final soft-cap, and the cache.
+        """Logits of the last positions, and the cache.
 
         Args:
             inputs_embeds: float[B, T, D].
@@ -113,12 +125,47 @@ class Decoder(nn.Module):
         slots = torch.arange(num_new, device=valid.device) + num_past
         begins = torch.full((1, 1), 1, device=valid.device) * num_past == 0
         mask = ((key_slots[None] <= slots[:, None]) | begins)[None] & valid[:, None]
-        cache = GrownCache(past, attention_mask.cumsum(dim=1) - 1)
+        cache = GrownCache(past)
         hidden = self.text(inputs_embeds, position_ids, mask, cache)
         logits = self.text.logits(last_positions(hidden, num_logits_to_keep))
-        if self.softcap is not None:
-            logits = soft_cap(logits, self.softcap)
         return (logits, *cache.flat())
+
+
+class Prefill(nn.Module):
+    """A picture and a prompt to the logits of the first answer token, and the cache."""
+
+    def __init__(self, model: PaliGemmaModel) -> None:
+        super().__init__()
+        self.encoder, self.embedding = VisionEncoder(model), TokenEmbedding(model)
+        self.text = decoder_of(model)
+
+    def forward(self, pixel_values: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        """float[B, 3, R, R] and int64[B, T] -> float32[B, V], and float[B, K, I + T, H] of each
+        layer as `GrownCache.flat` has it."""
+        x = torch.cat((self.encoder(pixel_values), self.embedding(tokens)), dim=1)
+        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        cache = GrownCache(())
+        hidden = self.text(x, positions, None, cache, num_outputs=1)  # all see each other
+        return (self.text.logits(hidden[:, 0]), *cache.flat())
+
+
+class Step(nn.Module):
+    """One more token of each row: ids and cache to logits and a longer cache."""
+
+    def __init__(self, model: PaliGemmaModel) -> None:
+        super().__init__()
+        self.embedding, self.text = TokenEmbedding(model), decoder_of(model)
+
+    def forward(self, tokens: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """int64[B] and float[B, K, P, H] of each layer -> float32[B, V] and the cache, one longer.
+
+        The rows have no padding; the new token follows the P before it.
+        """
+        slots = torch.arange(past[0].shape[2] + 1, device=tokens.device)
+        positions = slots.expand(tokens.shape[0], -1)
+        cache = GrownCache(past)
+        hidden = self.text(self.embedding(tokens[:, None]), positions[:, -1:], None, cache)
+        return (self.text.logits(hidden[:, 0]), *cache.flat())
 
 
 def last_positions(hidden: Tensor, count: Tensor) -> Tensor:

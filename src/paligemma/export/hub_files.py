@@ -17,7 +17,10 @@ from paligemma.errors import (
 from paligemma.weights.model_files import UNFINISHED_NAME
 
 # Files that run code when they are opened, by their endings.
-PICKLED = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+RUNS_CODE = (
+    *(".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth"),  # pickled
+    *(".dll", ".dylib", ".pt2", ".so"),  # compiled
+)
 MAX_FILES = 1_000
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAX_ID = 96
@@ -53,8 +56,8 @@ def files_to_push(folder: Path) -> list[Path]:
     """The files of a model's folder in order, without hidden ones.
 
     Raises:
-        ConfigError: the folder holds no model, a model half written, pickled files, a link that
-            leads out of it, or too many files.
+        ConfigError: the folder holds no model, a model half written, files that run code, a link
+            that leads out of it, or too many files.
     """
     if not folder.is_dir():
         raise ConfigError(f"a folder is pushed, there is none named {str(folder)!r:.200}")
@@ -68,12 +71,12 @@ def files_to_push(folder: Path) -> list[Path]:
     files = list(_walk(folder))
     if len(files) > MAX_FILES:
         raise ConfigError(f"a folder to push has at most {MAX_FILES:,} files, {folder} has more")
-    pickled = [path for path in files if path.suffix.lower() in PICKLED]
-    if pickled:
-        names = ", ".join(str(path.relative_to(folder)) for path in pickled[:3])
+    risky = [path for path in files if path.suffix.lower() in RUNS_CODE]
+    if risky:
+        names = ", ".join(str(path.relative_to(folder)) for path in risky[:3])
         raise ConfigError(
-            f"pickled files run code when they are opened and are not pushed, {folder} has "
-            f"{names}; convert them or move them away"
+            f"pickled and compiled files run code when they are opened and are not pushed, "
+            f"{folder} has {names}; convert them or move them away"
         )
     return files
 

@@ -142,7 +142,7 @@ class _Rows:
             tokens = self._tokens[row : row + 1, : length + NUM_STEPS]
             mask_ar = (torch.arange(tokens.shape[1]) >= length).long()[None]
             beside = None if soft is None else soft[row : row + 1]
-            logits = self._model(beside, tokens, mask_ar, final_softcap=True)[0]
+            logits = self._model(beside, tokens, mask_ar)[0]
             prompts.append(logits[:length])
             steps.append(logits[length:])
         return prompts, steps

@@ -11,7 +11,7 @@ from pathlib import Path
 from paligemma.errors import AccessError, ConfigError, PaliGemmaError
 from paligemma.export.hub_files import (
     MAX_FILES,
-    PICKLED,
+    RUNS_CODE,
     require_hub,
     require_id,
     require_safe,
@@ -37,13 +37,13 @@ class Pulled:
     Attributes:
         commit: the state of the repository.
         num_files, num_bytes: of the folder.
-        pickled: names of files that were left there because opening them runs code.
+        left: names of files that were left there because opening them runs code.
     """
 
     commit: str
     num_files: int
     num_bytes: int
-    pickled: tuple[str, ...]
+    left: tuple[str, ...]
 
 
 def pull(hub_id: str, folder: Path, *, revision: str | None = None) -> Pulled:
@@ -71,8 +71,8 @@ def pull(hub_id: str, folder: Path, *, revision: str | None = None) -> Pulled:
     require_writable(Path(os.path.abspath(folder)).parent)
     try:
         commit, listed = _listing(hub_id, revision)
-        pickled = [one.name for one in listed if one.name.lower().endswith(PICKLED)]
-        wanted = [one for one in listed if one.name not in pickled and one.name not in _LEFT_OUT]
+        left = [one.name for one in listed if one.name.lower().endswith(RUNS_CODE)]
+        wanted = [one for one in listed if one.name not in left and one.name not in _LEFT_OUT]
         _require_room(part, wanted)
         _download(hub_id, commit, part)
     except PaliGemmaError:
@@ -84,7 +84,7 @@ def pull(hub_id: str, folder: Path, *, revision: str | None = None) -> Pulled:
     _remove_others(part, {one.name for one in wanted})
     part.replace(folder)
     num_bytes = sum((folder / one.name).stat().st_size for one in wanted)
-    return Pulled(commit=commit, num_files=len(wanted), num_bytes=num_bytes, pickled=tuple(pickled))
+    return Pulled(commit=commit, num_files=len(wanted), num_bytes=num_bytes, left=tuple(left))
 
 
 def _listing(hub_id: str, revision: str | None) -> tuple[str, list[_Listed]]:
@@ -122,7 +122,7 @@ def _download(hub_id: str, commit: str, part: Path) -> None:
         hub_id,
         revision=commit,
         local_dir=part,
-        ignore_patterns=[*(f"*{ending}" for ending in PICKLED), *_LEFT_OUT],
+        ignore_patterns=[*(f"*{ending}" for ending in RUNS_CODE), *_LEFT_OUT],
         max_workers=2,
     )
 

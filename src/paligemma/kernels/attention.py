@@ -109,6 +109,8 @@ def _attend_capped(
 ) -> Tensor:
     """The definition, few queries at a time where all scores would take much memory."""
     batch, num_queries, num_heads, _ = q.shape
+    if torch.compiler.is_exporting():  # a traced graph serves every number of queries
+        return _attend_capped_at_once(q, k, v, mask, scale=scale, softcap=softcap)
     at_once = max(SCORES_AT_ONCE // (batch * num_heads * k.shape[1]), 1)
     if num_queries <= at_once:
         return _attend_capped_at_once(q, k, v, mask, scale=scale, softcap=softcap)
