@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,3 +17,36 @@ from paligemma.jobs.cluster import Cluster
 def test_a_run_needs_workers(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="at least 1 worker"):
         Cluster(make_answerer=ToyAnswerer, **change)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, cores: float) -> dict[str, Any]:
+    """A Ray that notes how it is started, of a cluster with so many cores."""
+    begun: dict[str, Any] = {}
+    ray: Any = ModuleType("ray")
+    ray.is_initialized = lambda: bool(begun)
+    ray.init = lambda **words: begun.update(words)
+    ray.cluster_resources = lambda: {"CPU": cores}
+    ray.data = ModuleType("ray.data")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.data", ray.data)
+    return begun
+
+
+def test_without_an_address_no_cluster_that_was_left_here_is_joined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun = stand_in(monkeypatch, cores=3)
+    Cluster(make_answerer=ToyAnswerer, num_workers=3).require_room()
+    assert (begun["address"], begun["num_cpus"]) == ("local", 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"num_workers": 5}, "5 workers need 5 cores"), ({"gpus_each": 0.5}, "need 1 GPUs")],
+)
+def test_workers_beyond_the_cluster_are_refused(
+    change: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, cores=4)
+    with pytest.raises(ConfigError, match=said):
+        Cluster(**{"make_answerer": ToyAnswerer, "num_workers": 2, **change}).require_room()

@@ -119,7 +119,11 @@ class Cluster:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:
                 ray.init(
-                    address=self.address, logging_level=logging.ERROR, log_to_driver=False, **local
+                    # "local": whatever cluster was left on this machine is not joined.
+                    address=self.address or "local",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    **local,
                 )
             except (ConnectionError, ValueError) as error:
                 raise ConfigError(
