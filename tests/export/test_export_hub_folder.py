@@ -15,6 +15,7 @@ from tiny_folder import DESK, EMBEDDED
 from paligemma import PaliGemma
 from paligemma.errors import TokenizerError
 from paligemma.export.tokenizer_json import tokenizer_json
+from paligemma.processing.sentencepiece_model import train_tokenizer
 from paligemma.processing.tokenizer import load_tokenizer
 
 # Its own deprecations are not ours to mend.
@@ -110,6 +111,24 @@ def test_a_written_tokenizer_json_gives_the_ids_of_the_sentencepiece_model(text:
     written = tokenizers.Tokenizer.from_str(json.dumps(content))
     own = load_tokenizer(EMBEDDED)
     assert written.encode(text, add_special_tokens=False).ids == own.encode(text)
+
+
+def test_unknown_characters_are_bytes_where_the_sentencepiece_model_has_them(
+    tmp_path: Path,
+) -> None:
+    import tokenizers
+
+    lines = ["a red circle on a table", "detect star ; digit", "what color is the star?"] * 20
+    path = train_tokenizer(
+        lines, vocab_size=420, out_path=tmp_path / "tokenizer.model", byte_fallback=True
+    )
+    own = load_tokenizer(path)
+    content = tokenizer_json(path.read_bytes(), image_id=own.vocab.size)
+    written = tokenizers.Tokenizer.from_str(json.dumps(content))
+    for text in ("a red star\n", "ünï 猫 on a table", "\ttab", "🎈"):
+        ids = own.encode(text)
+        assert written.encode(text, add_special_tokens=False).ids == ids
+        assert written.decode(ids) == text
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.9])

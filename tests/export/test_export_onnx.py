@@ -18,14 +18,14 @@ from tiny_folder import DESK
 
 from paligemma import PaliGemma
 from paligemma.cli.export import export_command
-from paligemma.export import onnx_check, onnx_folder
+from paligemma.export import onnx_check, onnx_folder, onnx_graphs, onnx_quant
 from paligemma.export.onnx_check import OnnxModel
-from paligemma.export.onnx_graphs import GRAPHS
+from paligemma.export.onnx_graphs import EMBEDDING, GRAPHS
 from paligemma.model import PaliGemmaModel
 from paligemma.weights.load import load_model
 
 pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 Run = Callable[..., tuple[int, str, str]]
@@ -81,8 +81,6 @@ def test_the_check_sees_a_graph_of_another_model(small: Path, exported: Path) ->
 
 
 def test_files_and_inputs_have_the_names_that_transformers_js_feeds(exported: Path) -> None:
-    import onnxruntime
-
     names = {path.name for path in (exported / "onnx").iterdir()}
     assert names == {f"{g}{s}.onnx" for g in GRAPHS for s in ("", "_quantized", "_q4")}
     sessions = [onnxruntime.InferenceSession(exported / "onnx" / f"{g}.onnx") for g in GRAPHS]
@@ -148,6 +146,32 @@ def test_fewer_bits_are_smaller_and_say_how_far_they_are_off(exported: Path) -> 
     assert worst[0] <= 1e-4 < worst[2]
     card = (exported / "README.md").read_text()
     assert "| int4 | rows padded on the left: 3 steps more |" in card
+
+
+def test_large_weights_lie_beside_their_graph_under_the_name_that_is_looked_for(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if small.name != "pg2":
+        pytest.skip("the same for both generations")
+    some = {EMBEDDING: onnx_graphs._graphs(load_model(small))[EMBEDDING]}
+    monkeypatch.setattr(onnx_graphs, "_graphs", lambda _: some)
+    monkeypatch.setattr(onnx_quant, "GRAPHS", (EMBEDDING,))
+    for module in (onnx_graphs, onnx_quant):
+        monkeypatch.setattr(module, "MAX_INLINE_BYTES", 1000)
+    onnx_graphs.write_graphs(load_model(small), tmp_path)
+    for kind in ("int8", "int4"):
+        onnx_quant.quantise(tmp_path, kind)
+    files = [f"{EMBEDDING}{suffix}.onnx" for suffix in ("", "_q4", "_quantized")]
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted(
+        [*files, *(f"{name}_data" for name in files)]
+    )
+    stated = onnx_folder._external_data(tmp_path)
+    assert stated == {
+        "transformers.js_config": {"use_external_data_format": dict.fromkeys(files, 1)}
+    }
+    for name in files:
+        session = onnxruntime.InferenceSession(tmp_path / name)
+        assert session.run(None, {"input_ids": np.array([[2, 1661]])})[0].shape == (1, 2, 48)
 
 
 def test_the_example_beside_the_graphs_answers_as_the_model(

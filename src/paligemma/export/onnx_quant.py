@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from paligemma.export.onnx_graphs import GRAPHS, MAX_INLINE_BYTES
 
@@ -36,18 +38,23 @@ def quantise(folder: Path, kind: str) -> list[Path]:
 
 
 def _int8(source: Path, target: Path) -> None:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     num_bytes = sum(one.stat().st_size for one in source.parent.glob(f"{source.name}*"))
-    quantize_dynamic(
-        source,
-        target,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        # Seven bits: processors without VNNI add pairs of products in sixteen, which eight exceed.
-        reduce_range=True,
-        use_external_data_format=num_bytes > 4 * MAX_INLINE_BYTES,
-    )
+    with TemporaryDirectory(dir=target.parent) as scratch:
+        written = Path(scratch) / target.name
+        quantize_dynamic(
+            source,
+            written,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            # Seven bits: processors without VNNI add pairs of products in sixteen, which eight
+            # exceed.
+            reduce_range=True,
+            use_external_data_format=num_bytes > MAX_INLINE_BYTES,
+        )
+        _save(onnx.load(written), target)
 
 
 def _int4(source: Path, target: Path) -> None:
@@ -58,8 +65,21 @@ def _int4(source: Path, target: Path) -> None:
         onnx.load(source), bits=4, block_size=_BLOCK, is_symmetric=True, accuracy_level=None
     )
     quantiser.process()
-    num_bytes = quantiser.model.model.ByteSize()
-    quantiser.model.save_model_to_file(str(target), num_bytes > MAX_INLINE_BYTES)
+    _save(quantiser.model.model, target)
+
+
+def _save(graph: Any, target: Path) -> None:
+    """Write a graph; weights too large for it beside it, named as `write_graphs` does."""
+    import onnx
+
+    num_bytes = sum(len(one.raw_data) for one in graph.graph.initializer)
+    beside = num_bytes > MAX_INLINE_BYTES
+    onnx.save_model(
+        graph,
+        target,
+        save_as_external_data=beside,
+        location=f"{target.name}_data" if beside else None,
+    )
 
 
 @contextmanager
