@@ -10,7 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,19 +121,35 @@ class Cluster:
                 local = {"num_cpus": num_cpus, "include_dashboard": False}
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:
-                ray.init(
-                    # "local": whatever cluster was left on this machine is not joined.
-                    address=self.address or "local",
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    **local,
-                )
+                with _own_signals():
+                    ray.init(
+                        # "local": whatever cluster was left on this machine is not joined.
+                        address=self.address or "local",
+                        logging_level=logging.ERROR,
+                        log_to_driver=False,
+                        **local,
+                    )
             except (ConnectionError, ValueError) as error:
                 raise ConfigError(
                     f"a Ray cluster must run at {self.address!r} ({str(error)[:200]}); start it "
                     "with ray start --head, or leave --ray-address out"
                 ) from error
         return ray
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray ends the program at SIGTERM from then on; whoever imported this keeps its own handler."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is not before and _is_main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 class _Worker:
