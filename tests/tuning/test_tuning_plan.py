@@ -155,3 +155,19 @@ def test_the_published_28b_has_a_plan_for_eight_large_cards() -> None:
     assert block == pytest.approx(2.265e9, rel=0.01)
     with pytest.raises(ConfigError, match="one process or more"):
         plan(shallow, Recipe(lora=LoraConfig()), processes=0)
+
+
+def test_attention_is_counted_in_tower_and_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, rows = config(), Rows(count=2, num_text=NUM_TEXT, num_answer=NUM_ANSWER)
+    dtypes = {"base_dtype": torch.float32, "compute_dtype": torch.float32}
+    whole = footprint(sizes, recipe("full"), rows, **dtypes).flops
+    monkeypatch.setattr("paligemma.tuning.footprint._SAME_WORK", {})
+    missing = whole - footprint(sizes, recipe("full"), rows, **dtypes).flops
+    vision, text = sizes.vision, sizes.text
+    in_tower = vision.depth * vision.num_tokens**2 * vision.width
+    # The last block computes the positions of the text alone.
+    length = vision.num_tokens + NUM_TEXT
+    pairs = (text.depth - 1) * length**2 + NUM_TEXT * length
+    in_decoder = pairs * text.num_heads * text.head_dim
+    # Two products of this size forward and five backward, two operations each.
+    assert missing == 7 * 2 * rows.count * (in_tower + in_decoder)

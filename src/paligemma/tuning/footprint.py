@@ -76,6 +76,17 @@ class Footprint:
         return self.weights + self.gradients + self.state + self.working
 
 
+# The registry has the attention of a GPU alone; that of a CPU multiplies the same matrices.
+_SAME_WORK = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ),
+}
+
+
 class _Meter(TorchDispatchMode):
     """Counts the storages that operations allocate, while they live, and the operations.
 
@@ -94,7 +105,8 @@ class _Meter(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())
-        count = flop_registry.get(func.overloadpacket)
+        packet = func.overloadpacket
+        count = flop_registry.get(_SAME_WORK.get(packet, packet))
         if count is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=out)
         return out
