@@ -81,7 +81,7 @@ def test_more_pages_than_the_bound_are_left_out_with_a_word(tmp_path: Path) -> N
     path = write_pdf(tmp_path / "long.pdf", ["a", "b", "c"])
     found = list(pages_of([path], PageBounds(size_px=64, max_pages=2)))
     assert [isinstance(one, Page) for one in found] == [True, True, False]
-    assert "may have 2 pages, it has 3" in str(found[2])
+    assert "--max-pages is 2, the file has 3" in str(found[2])
 
 
 def test_a_pdf_is_known_by_its_content(tmp_path: Path) -> None:

@@ -140,7 +140,8 @@ def _choose_model(values: dict[str, Any]) -> ModelChoice:
 def _stated_model(values: dict[str, Any]) -> ModelChoice:
     name = values.pop("model_name")
     stated = {key: value for key, value in values.items() if value is not None}
-    return ModelChoice(name=name or DEFAULT_MODEL, options=stated, is_default=name is None)
+    chosen = DEFAULT_MODEL if name is None else name
+    return ModelChoice(name=chosen, options=stated, is_default=name is None)
 
 
 def tell_default(model: ModelChoice) -> None:

@@ -78,7 +78,7 @@ def test_a_json_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> No
 
 
 def test_json_that_is_torn_damaged_or_deep_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"torn.json must be JSON.*take the official file"):
+    with pytest.raises(DataError, match=r"torn.json must be JSON.*take the whole file again"):
         read_json(write_text(tmp_path / "torn.json", '{"a": '))
     with pytest.raises(DataError, match=r"deep.json must be JSON"):
         read_json(write_text(tmp_path / "deep.json", "[" * 100_000))
