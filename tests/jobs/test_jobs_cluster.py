@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,12 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, cores: float) -> dict[str, Any]:
     begun: dict[str, Any] = {}
     ray: Any = ModuleType("ray")
     ray.is_initialized = lambda: bool(begun)
-    ray.init = lambda **words: begun.update(words)
+
+    def init(**words: Any) -> None:
+        begun.update(words)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does
+
+    ray.init = init
     ray.cluster_resources = lambda: {"CPU": cores}
     ray.data = ModuleType("ray.data")
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -38,6 +44,13 @@ def test_without_an_address_no_cluster_that_was_left_here_is_joined(
     begun = stand_in(monkeypatch, cores=3)
     Cluster(make_answerer=ToyAnswerer, num_workers=3).require_room()
     assert (begun["address"], begun["num_cpus"]) == ("local", 3)
+
+
+def test_ray_ends_no_program_that_has_a_handler_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, cores=3)
+    before = signal.getsignal(signal.SIGTERM)
+    Cluster(make_answerer=ToyAnswerer, num_workers=1).require_room()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -27,7 +28,10 @@ def client() -> Iterator[httpx.Client]:
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    before = signal.getsignal(signal.SIGTERM)
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    # Ray sets one that ends the program.
+    signal.signal(signal.SIGTERM, before)
     try:
         serve.start(http_options={"port": port, "host": "127.0.0.1"})
         serve.run(build({"model": "tiny", "replicas": "2"}))
