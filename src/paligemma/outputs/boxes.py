@@ -157,3 +157,26 @@ def _format_object(loc: Sequence[int], seg: Sequence[int] | None, label: str | N
             f"{label!r}; it could not be read back, rename it"
         )
     return f"{format_loc(loc)}{format_seg(seg)} {label}"
+
+
+def distinct_places(
+    labels: Sequence[str | None],
+    boxes_yxyx: ArrayLike,
+    scores: Sequence[float | None],
+    max_overlap: float,
+) -> list[int]:
+    """Places of the most confident of the boxes of one label that overlap more than that.
+
+    Args:
+        boxes_yxyx: float[N, 4].
+        scores: confidences; among equal or missing ones the first stays.
+        max_overlap: intersection over union, in [0, 1].
+    """
+    boxes = np.asarray(boxes_yxyx, np.float64).reshape(-1, 4)
+    order = sorted(range(len(labels)), key=lambda k: -(scores[k] or 0.0))
+    kept: list[int] = []
+    for place in order:
+        rivals = [k for k in kept if labels[k] == labels[place]]
+        if not rivals or box_iou(boxes[rivals], boxes[place]).max() <= max_overlap:
+            kept.append(place)
+    return sorted(kept)

@@ -17,7 +17,7 @@ import numpy as np
 
 from paligemma.errors import ConfigError, DataError, ImageError
 from paligemma.outputs import export
-from paligemma.outputs.boxes import SEPARATOR, box_iou
+from paligemma.outputs.boxes import SEPARATOR, distinct_places
 from paligemma.outputs.types import Detection
 from paligemma.outputs.words import detections_json, detections_text
 from paligemma.whole_file import write_whole
@@ -212,14 +212,15 @@ class Detections(Sequence[Detection]):
             ConfigError: the overlap is not in [0, 1].
         """
         require_overlap(max_overlap)
-        kept: list[Detection] = []
-        for one in sorted(self, key=lambda d: 0.0 if d.score is None else -d.score):
-            rivals = [d.box_yxyx for d in kept if d.is_valid and d.label == one.label]
-            if not (one.is_valid and rivals) or (
-                box_iou(rivals, one.box_yxyx).max() <= max_overlap
-            ):
-                kept.append(one)
-        return replace(self, items=tuple(d for d in self if any(d is k for k in kept)))
+        valid = [d for d in self if d.is_valid]
+        places = distinct_places(
+            [d.label for d in valid],
+            [d.box_yxyx for d in valid],
+            [d.score for d in valid],
+            max_overlap,
+        )
+        kept = {id(valid[place]) for place in places}
+        return replace(self, items=tuple(d for d in self if not d.is_valid or id(d) in kept))
 
     def selected(self, threshold: float | None, max_overlap: float | None) -> Detections:
         """`distinct`, then `above`, each where its number is given."""

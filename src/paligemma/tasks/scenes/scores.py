@@ -10,7 +10,7 @@ from paligemma.example import Example, FoundObject, Prediction
 from paligemma.metrics.detection import FIGURES, CocoStatistic, match_images
 from paligemma.metrics.measure import Measure, Statistic, ratio_measure
 from paligemma.metrics.pairs import edit_distance
-from paligemma.outputs.boxes import box_iou
+from paligemma.outputs.boxes import distinct_places
 from paligemma.outputs.masks import mask_iou
 from paligemma.outputs.rle import decode_rle, encode_rle
 from paligemma.scenes import THINGS, Scene, SceneExample
@@ -136,13 +136,14 @@ def _ratio_measures(
 
 
 def _distinct(objects: Sequence[FoundObject]) -> tuple[FoundObject, ...]:
-    """Without boxes of one label that overlap a likelier one, as `Detections.distinct`."""
-    kept: list[FoundObject] = []
-    for one in sorted(objects, key=lambda o: 0.0 if o.score is None else -o.score):
-        rivals = [o.box_yxyx for o in kept if o.label == one.label]
-        if not rivals or box_iou(rivals, one.box_yxyx).max() <= _MAX_OVERLAP:
-            kept.append(one)
-    return tuple(kept)
+    """Without boxes of one label that overlap a likelier one."""
+    places = distinct_places(
+        [one.label for one in objects],
+        [one.box_yxyx for one in objects],
+        [one.score for one in objects],
+        _MAX_OVERLAP,
+    )
+    return tuple(objects[place] for place in places)
 
 
 def _detection_measures(
