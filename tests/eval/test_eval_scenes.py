@@ -126,6 +126,16 @@ def silent(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return report(_Silent(), scenes_task(**SMALL), tmp_path_factory.mktemp("silent"))
 
 
+def test_slices_of_the_mask_score_are_of_masks_not_of_filled_boxes(perfect: Report) -> None:
+    whole, filled = (row(perfect, f"segment_{name}") for name in ("miou", "miou_filled_boxes"))
+    slices = [one for one in perfect.figures if one.measure.startswith("segment_miou/")]
+    total = sum(one.num for one in slices)
+    assert total == whole.num
+    mean = sum(one.value * one.num for one in slices) / total
+    assert mean == pytest.approx(whole.value, abs=0.01)
+    assert filled.value < whole.value - 5
+
+
 def test_the_taught_answers_are_worth_everything_but_what_the_mask_codec_loses(
     perfect: Report,
 ) -> None:

@@ -43,7 +43,7 @@ def references_of(scene: Scene, example: SceneExample) -> dict[str, Any]:
     found: dict[str, Any] = {"task": example.task, "slice": example.kind}
     if example.task == "caption":
         num = len(scene.objects)
-        found["slice"] = f"{num} object{'s' if num > 1 else ''}"
+        found["slice"] = _of_objects(num)
     if example.suffix is not None:
         return {**found, "text": example.suffix}
     objects: list[dict[str, Any]] = []
@@ -56,6 +56,11 @@ def references_of(scene: Scene, example: SceneExample) -> dict[str, Any]:
         label = scene.objects[example.objects[0]].label
         found["slice"] = _THINGS if label in THINGS else label
     return {**found, "objects": objects}
+
+
+def _of_objects(number: int) -> str:
+    """The slice of pictures with so many objects."""
+    return f"{number} object{'s' if number > 1 else ''}"
 
 
 def score_answer(example: Example, answer: Prediction) -> tuple[float, float]:
@@ -124,10 +129,10 @@ def _ratio_measures(
         found.append(ratio_measure("ocr_exact_match", (parts == 0) & where, where))
     if kind == "segment":
         # What a mask is worth: the overlap where the boxes of the answer are filled.
+        filled = np.zeros(len(examples))
         for k in np.flatnonzero(where).tolist():
-            parts[k] = _joined_iou(examples[k].references["objects"], predictions[k], filled=True)
-        found.append(measure("segment_miou_filled_boxes", where))
-        parts = scores[:, 0]
+            filled[k] = _joined_iou(examples[k].references["objects"], predictions[k], filled=True)
+        found.append(ratio_measure("segment_miou_filled_boxes", filled, totals * where))
     groups = np.array([one.references["slice"] for one in examples])
     slices = sorted(set(groups[where].tolist()))
     if len(slices) > 1:
@@ -205,9 +210,12 @@ def _detection_measures(
     if things := [k for label, k in number.items() if label in THINGS]:
         groups[_THINGS] = things
     sizes = np.array([len(rows) for rows in true])
+    of_size = {
+        f"ap50_distinct/{_of_objects(size)}": sizes == size
+        for size in sorted(set(sizes.tolist()) - {0})
+    }
 
-    def of_size(size: int) -> Statistic:
-        chosen = sizes == size
+    def in_those(chosen: np.ndarray) -> Statistic:
         return lambda weights: in_distinct(weights * chosen)
 
     ap50 = FIGURES["AP50"]
@@ -215,10 +223,7 @@ def _detection_measures(
     statistics: dict[str, Statistic] = {
         "ap50": CocoStatistic(matches=matches, figure=ap50),
         "ap50_distinct": in_distinct,
-        **{
-            f"ap50_distinct/{size} object{'s' if size > 1 else ''}": of_size(size)
-            for size in sorted(set(sizes.tolist()) - {0})
-        },
+        **{name: in_those(chosen) for name, chosen in of_size.items()},
         **{
             f"ap50/{name}": CocoStatistic(matches=matches, figure=ap50, categories=members)
             for name, members in groups.items()
@@ -236,9 +241,7 @@ def _detection_measures(
         f"ap50/{name}": int((matches.num_true["all"][members].sum(axis=0) > 0).sum())
         for name, members in groups.items()
     }
-    for name in statistics:
-        if name.startswith("ap50_distinct/"):
-            num_used[name] = int((sizes == int(name.split("/")[1].split()[0])).sum())
+    num_used |= {name: int(chosen.sum()) for name, chosen in of_size.items()}
     return [
         Measure(
             name=f"{kind}_{name}",
