@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_small
+from example_answers import require_the_models_answer
 from safetensors.torch import load_file
-from tiny_folder import DESK
 
-from paligemma import PaliGemma
 from paligemma.export import aoti_folder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -56,20 +53,7 @@ def test_packages_share_their_weights_and_answer_as_the_model(
             assert all(some not in files.read(one) for one in files.namelist())
     assert num_bytes > 400_000
 
-    settings = json.loads((folder / "generation_config.json").read_text())
-    short = json.dumps(settings | {"max_new_tokens": 12})
-    (folder / "generation_config.json").write_text(short)
-    done = subprocess.run(
-        [sys.executable, folder / "example.py", DESK, "caption en"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    loaded = PaliGemma.from_pretrained(model, kv_cache_dtype="float32")
-    answer = loaded.generate(DESK, "caption en", max_new_tokens=12).text
-    assert done.stdout.strip() == answer.strip()
-    assert len(answer) > 5
+    require_the_models_answer(folder, model)
 
 
 def test_without_a_compiler_nothing_is_begun(

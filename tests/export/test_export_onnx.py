@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tiny_folder import DESK
+from example_answers import require_the_models_answer
 
-from paligemma import PaliGemma
 from paligemma.cli.export import export_command
 from paligemma.export import onnx_check, onnx_folder, onnx_graphs, onnx_quant
 from paligemma.export.onnx_check import OnnxModel
@@ -177,21 +174,7 @@ def test_large_weights_lie_beside_their_graph_under_the_name_that_is_looked_for(
 def test_the_example_beside_the_graphs_answers_as_the_model(
     small: Path, exported: Path, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(exported, tmp_path / "copy")
-    settings = json.loads((folder / "generation_config.json").read_text())
-    short = json.dumps(settings | {"max_new_tokens": 12})
-    (folder / "generation_config.json").write_text(short)
-    done = subprocess.run(
-        [sys.executable, folder / "example.py", DESK, "caption en"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    model = PaliGemma.from_pretrained(small, kv_cache_dtype="float32")
-    answer = model.generate(DESK, "caption en", max_new_tokens=12).text
-    assert done.stdout.strip() == answer.strip()
-    assert len(answer) > 5
+    require_the_models_answer(shutil.copytree(exported, tmp_path / "copy"), small)
 
 
 def test_the_program_tells_the_largest_difference_it_measured(told: Told) -> None:

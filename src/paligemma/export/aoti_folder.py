@@ -18,20 +18,18 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from paligemma.errors import ConfigError, RunError
+from paligemma.errors import ConfigError
 from paligemma.export import aoti_example
 from paligemma.export.aoti_example import Compiled
 from paligemma.export.card import write_card
 from paligemma.export.graphs import Prefill, Step, empty_cache
 from paligemma.export.new_folder import new_folder
 from paligemma.export.onnx_check import NUM_STEPS, Difference
-from paligemma.export.side_files import model_config, write_side_files
+from paligemma.export.opening import open_for_export, require_close
+from paligemma.export.side_files import model_config
 from paligemma.model import PaliGemmaModel
-from paligemma.weights.load import OpenCheckpoint
 from paligemma.whole_file import write_json
 
-# Of float32 logits; more is a fault of the export.
-MAX_DIFFERENCE = 1e-4
 _COMPILERS = ("c++", "g++", "clang++")
 _LENGTHS = (3, 8)
 
@@ -57,7 +55,7 @@ def export_aoti(
         What was measured of the packages that were loaded again.
 
     Raises:
-        RunError: logits differ by more than `MAX_DIFFERENCE`; no folder is left.
+        RunError: logits differ by more than `opening.MAX_DIFFERENCE`; no folder is left.
         ConfigError: the folder exists, or no C++ compiler is installed.
     """
     if not any(map(shutil.which, _COMPILERS)):
@@ -66,12 +64,9 @@ def export_aoti(
             "installed; install g++"
         )
     with new_folder(folder) as staging:
-        with OpenCheckpoint(source, revision=revision, image_size_px=image_size_px) as opened:
-            opened.checkpoint.require_plain("an export")
-            write_side_files(opened.checkpoint, opened.config, staging)
-            on_step(f"loading {source}")
-            model = opened.load(dtype="float32")
-            name = opened.checkpoint.name
+        model, name = open_for_export(
+            source, staging, revision=revision, image_size_px=image_size_px, on_step=on_step
+        )
         _write_weights(model, staging)
         for stem, module, inputs, shapes in _modules(model):
             on_step(f"compiling {stem}")
@@ -80,13 +75,7 @@ def export_aoti(
         (staging / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
         on_step("comparing the packages with the model")
         found = _compare(model, staging)
-        largest = max(one.largest for one in found)
-        if not largest <= MAX_DIFFERENCE:
-            raise RunError(
-                f"float32 logits of an export may differ by {MAX_DIFFERENCE:.0e}, those of "
-                f"{source} differ by {largest:.1e}; report it with the versions of torch and the "
-                "compiler"
-            )
+        require_close(max(one.largest for one in found), source, "the compiler")
         write_json(staging / "check.json", [asdict(one) for one in found])
         shutil.copyfile(aoti_example.__file__, staging / "example.py")
         measured = [f"- {one.situation}: {one.largest:.1e}" for one in found]

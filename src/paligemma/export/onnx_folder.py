@@ -9,21 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from paligemma.errors import ConfigError, RunError
+from paligemma.errors import ConfigError
 from paligemma.export import onnx_example
 from paligemma.export.card import write_card
 from paligemma.export.new_folder import new_folder
 from paligemma.export.onnx_check import Difference, OnnxModel, compare
 from paligemma.export.onnx_graphs import require_onnx, write_graphs
 from paligemma.export.onnx_quant import SUFFIXES, quantise
-from paligemma.export.side_files import model_config, write_side_files
-from paligemma.weights.load import OpenCheckpoint
+from paligemma.export.opening import open_for_export, require_close
+from paligemma.export.side_files import model_config
 from paligemma.whole_file import write_json
 
 logger = logging.getLogger(__name__)
 
-# Of float32 logits; more is a fault of the export.
-MAX_DIFFERENCE = 1e-4
 CHECK_NAME = "check.json"
 
 
@@ -75,7 +73,7 @@ def export_onnx(
         What was measured of float32 and of each kind.
 
     Raises:
-        RunError: float32 logits differ by more than `MAX_DIFFERENCE`; no folder is left.
+        RunError: float32 logits differ by more than `opening.MAX_DIFFERENCE`; no folder is left.
         ConfigError: the folder exists, or a kind is unknown.
         MissingExtraError: a package of the extra `onnx` is missing.
     """
@@ -84,12 +82,9 @@ def export_onnx(
         raise ConfigError(f"ONNX weights are {', '.join(SUFFIXES)}, got {', '.join(unknown)}")
     require_onnx()
     with new_folder(folder) as staging:
-        with OpenCheckpoint(source, revision=revision, image_size_px=image_size_px) as opened:
-            opened.checkpoint.require_plain("an export")
-            write_side_files(opened.checkpoint, opened.config, staging)
-            on_step(f"loading {source}")
-            model = opened.load(dtype="float32")
-            name = opened.checkpoint.name
+        model, name = open_for_export(
+            source, staging, revision=revision, image_size_px=image_size_px, on_step=on_step
+        )
         graphs = staging / "onnx"
         graphs.mkdir()
         on_step("tracing the three graphs")
@@ -105,12 +100,7 @@ def export_onnx(
                 exported = OnnxModel(graphs, SUFFIXES.get(precision, ""))
                 differences = tuple(compare(model, exported))
             found.append(Checked(precision=precision, differences=differences))
-        if not found[0].largest <= MAX_DIFFERENCE:
-            raise RunError(
-                f"float32 logits of an export may differ by {MAX_DIFFERENCE:.0e}, those of "
-                f"{source} differ by {found[0].largest:.1e}; report it with the versions of torch "
-                "and onnxruntime"
-            )
+        require_close(found[0].largest, source, "onnxruntime")
         body = model_config(model.config, **_external_data(graphs))
         (staging / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
         if check:
