@@ -297,16 +297,14 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         with ExitStack() as stack:
             stack.enter_context(one_writer(self.path))
-            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
             try:
-                descriptor = os.open(self.path / PREDICTIONS, flags, 0o666)
+                file = open_for_lines(self.path / PREDICTIONS)
             except OSError as error:
                 raise ConfigError(
                     f"answers are added to {self.path / PREDICTIONS}, which cannot be written "
                     f"({error.strerror}); make it writable, or name another folder"
                 ) from error
-            self._file = stack.enter_context(os.fdopen(descriptor, "r+b"))
-            cut_torn_line(self._file)
+            self._file = stack.enter_context(file)
             self._open = stack.pop_all()
         return self
 
@@ -351,6 +349,18 @@ def examples_digest(examples: Iterable[Example]) -> str:
     for one in examples:
         digest.update(json.dumps([one.id, one.prefix, one.mark_box_yxyx]).encode() + b"\n")
     return digest.hexdigest()[:_KEY_DIGITS]
+
+
+def open_for_lines(path: Path) -> BufferedRandom:
+    """Open a file that lines are added to, after its last complete one; it may be new.
+
+    Raises:
+        OSError: it cannot be written, or is a link.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    file = os.fdopen(os.open(path, flags, 0o666), "r+b")
+    cut_torn_line(file)
+    return file
 
 
 def cut_torn_line(file: BufferedRandom) -> None:

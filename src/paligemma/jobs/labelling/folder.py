@@ -29,7 +29,7 @@ from paligemma.errors import ConfigError
 from paligemma.jobs.json_lines import read_rows
 from paligemma.jobs.labelling.inputs import Place
 from paligemma.jobs.labelling.records import FORMATS, Record, encoded, read_records
-from paligemma.jobs.run_folder import cut_torn_line, differences, read_json_object
+from paligemma.jobs.run_folder import differences, open_for_lines, read_json_object
 from paligemma.one_writer import one_writer
 from paligemma.whole_file import whole_file, write_json
 
@@ -109,16 +109,14 @@ class LabelFolder:
             stack.enter_context(one_writer(self.path))
             (self.path / QUARANTINE).mkdir(exist_ok=True)
             for name in (PARTS, LOG, BEGUN):
-                flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
                 try:
-                    descriptor = os.open(self.path / name, flags, 0o666)
+                    file = open_for_lines(self.path / name)
                 except OSError as error:
                     raise ConfigError(
                         f"{self.path / name} cannot be written ({error.strerror}); make it "
                         "writable, or name another folder"
                     ) from error
-                self._files[name] = stack.enter_context(os.fdopen(descriptor, "r+b"))
-                cut_torn_line(self._files[name])
+                self._files[name] = stack.enter_context(file)
             self._open = stack.pop_all()
         return self
 
