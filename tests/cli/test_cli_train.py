@@ -262,6 +262,9 @@ def test_the_command_run_twice_writes_the_same_bytes(tmp_path: Path) -> None:
         (["--stage", "third"], "must be one of first-112, second-224, got 'third'"),
         (["--stage", "second-224"], "run it with --stage first-112"),
         (["--parts", "."], "lacks tokenizer.model and mask_codec.safetensors; make them with"),
+        (["--device", "nowhere"], "the device must be one that torch finds here"),
+        (["--device", "cuda:99"], "the device must be one that torch finds here"),
+        (["--device", "meta"], "the device must be one that computes"),
     ],
 )
 def test_what_a_training_lacks_is_named_with_the_command_that_makes_it(

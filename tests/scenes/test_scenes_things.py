@@ -230,6 +230,11 @@ def test_a_broken_file_of_sprites_is_named(tmp_path: Path, content: object, mess
         draw_scene(0, SceneOptions(thing_share=1.0, things=str(path)))
 
 
+def test_a_file_of_sprites_has_a_name() -> None:
+    with pytest.raises(DataError, match="needs a name"):
+        draw_scene(0, SceneOptions(thing_share=1.0, things=""))
+
+
 @pytest.mark.parametrize("bad", [{"thing_share": 1.5}, {"thing_jitter": -1.0}])
 def test_shares_and_jitter_have_bounds(bad: dict[str, float]) -> None:
     with pytest.raises(DataError, match="thing_share must be"):

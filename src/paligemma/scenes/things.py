@@ -103,6 +103,8 @@ class SpriteFile:
 @lru_cache(maxsize=8)
 def sprite_file(source: str = KNOWN) -> SpriteFile:
     """The file of the package, or another one by its path."""
+    if not source:
+        raise DataError(f'a file of sprites needs a name, got ""; name a zip file, or {KNOWN}')
     if source != KNOWN:
         return SpriteFile(Path(source))
     with resources.as_file(resources.files("paligemma.scenes") / "data" / "things.zip") as path:

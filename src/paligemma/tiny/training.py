@@ -17,6 +17,7 @@ from paligemma.errors import ConfigError
 from paligemma.model.paligemma import PaliGemmaModel
 from paligemma.one_writer import one_writer
 from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
+from paligemma.pipeline.devices import find_devices
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.tiny.data import SceneSource
@@ -65,9 +66,12 @@ def train_tiny(
         The model's folder, or None while the last stage has not been run.
 
     Raises:
-        ConfigError: a stage of that name does not exist, the stage before it is not complete, a
-            file of `parts` is missing, or another process writes to the folder.
+        ConfigError: a stage of that name or the device does not exist, the stage before it is not
+            complete, a file of `parts` is missing, or another process writes to the folder.
     """
+    where, *others = find_devices(device)
+    if others:
+        raise ConfigError(f"a training of the embedded model takes one device, got {device}")
     stages = BUDGETS[budget]
     names = [stage.name for stage in stages]
     if only is not None and only not in names:
@@ -101,7 +105,7 @@ def train_tiny(
                 seed=TRAIN_SEED + index * _SEEDS_A_STAGE,
                 settings=hashes,
                 precision=precision,
-                device=device,
+                device=where,
                 compiled=compiled,
                 num_workers=num_workers,
                 progress=progress,
