@@ -82,7 +82,7 @@ def train_group(ctx: click.Context, /, **values: Any) -> None:
     type=click.Choice(["cpu", "card"]),
     default="cpu",
     show_default=True,
-    help="About five hours of two cores, or about ten minutes of an H100.",
+    help="Small steps for some hours of two cores, or few large ones for a GPU.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where updates are computed.")
 @click.option("--compile", "compiled", is_flag=True, help="A sixth faster; needs g++.")

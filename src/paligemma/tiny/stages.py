@@ -200,5 +200,5 @@ _CARD_STAGES = (
     _for_a_card(STAGES[1], num_scenes=96, total_steps=450, prompts=4),
     _for_a_card(STAGES[2], num_scenes=72, total_steps=1900, prompts=5),
 )
-# What the training may cost: about five hours of two cores, or about ten minutes of one H100.
+# What the training may cost: some hours of two cores, or some minutes of one H100 (not run yet).
 BUDGETS: Mapping[str, tuple[Stage, ...]] = {"cpu": STAGES, "card": _CARD_STAGES}
