@@ -47,14 +47,26 @@ def golden_dir(request: pytest.FixtureRequest) -> Path:
     return request.config.getoption("--golden")
 
 
+_LOGGER = logging.getLogger("paligemma")
+_AT_START = (_LOGGER.level, list(_LOGGER.handlers))
+
+
 @pytest.fixture(autouse=True)
 def _untouched_logger() -> Iterator[None]:
-    """The command line sets up the package's logger; the next test finds it as it was."""
-    logger = logging.getLogger("paligemma")
-    level, handlers = logger.level, list(logger.handlers)
+    """The command line sets up the package's logger; every test finds it as it was at the start.
+
+    What a fixture of a module or of the whole run left is undone too: such a fixture runs
+    before this one.
+    """
+
+    def undo() -> None:
+        level, handlers = _AT_START
+        _LOGGER.setLevel(level)
+        _LOGGER.handlers[:] = handlers
+
+    undo()
     yield
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
+    undo()
 
 
 @pytest.fixture(params=["plain C", "AVX2", "AVX-512", "NEON"])
