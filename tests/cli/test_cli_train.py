@@ -182,8 +182,7 @@ def test_a_tokenizer_without_a_place_is_refused_before_any_picture_is_drawn(
 SHORT = Stage(
     name="first-112",
     window_px=112,
-    total_steps=2,
-    stop_at=1,
+    total_steps=1,
     num_scenes=1,
     prompts_per_scene=1,
     lr=1e-3,
@@ -198,9 +197,7 @@ _LEARNT = {"step", "loss", "text", "grad_norm", "param_norm"}
 @pytest.fixture
 def two_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two stages of a step or two instead of three of thousands."""
-    second = replace(
-        SHORT, name="second-224", window_px=224, boxes_in_field=True, losses=LossWeights(edge=0.5)
-    )
+    second = replace(SHORT, name="second-224", window_px=224, losses=LossWeights(edge=0.5))
     monkeypatch.setattr(training, "BUDGETS", {"cpu": (SHORT, second)})
     monkeypatch.setattr(training, "init_tiny", init_weights)
 

@@ -56,7 +56,7 @@ def small_objective(model: PaliGemmaModel, **weights: float) -> SceneObjective:
 
 def small_source(**changes: object) -> SceneSource:
     """Two scenes a step, two prompts each; windows of 64 px in a field of 96 px."""
-    chosen: dict[str, Any] = {"num_scenes": 2, "prompts_per_scene": 2, "boxes_in_field": True}
+    chosen: dict[str, Any] = {"num_scenes": 2, "prompts_per_scene": 2}
     chosen |= {"window_px": WINDOW_PX, "seed": 0, "mask_tokens": False, "naming": False, **changes}
     seed = chosen.pop("seed")
     losses = LossWeights(

@@ -191,7 +191,7 @@ def test_the_share_of_squashed_pictures_is_what_was_asked() -> None:
 
 
 def test_patch_targets_in_a_batch_are_those_of_each_scene() -> None:
-    batch = small_source(window_px=FIELD_PX, boxes_in_field=False).batch(0)
+    batch = small_source(window_px=FIELD_PX).batch(0)
     for index in range(2):
         scene: Scene = draw_scene(index, SceneOptions(size_hw=(FIELD_PX, FIELD_PX)))
         targets = patch_targets(scene, 16)

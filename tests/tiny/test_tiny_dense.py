@@ -26,7 +26,7 @@ def owner_of(scene: Scene, row: int, column: int) -> SceneObject | None:
 @pytest.mark.parametrize("seed", range(8))
 def test_label_colour_value_and_box_are_those_of_the_object_that_covers_most(seed: int) -> None:
     scene = draw_scene(seed, SceneOptions(size_px=112))
-    targets = patch_targets(scene, PATCH_PX)
+    targets = patch_targets(scene, PATCH_PX, corner=(2, 5))
     shown = 0
     for patch in range(49):
         row, column = divmod(patch, 7)
@@ -40,10 +40,9 @@ def test_label_colour_value_and_box_are_those_of_the_object_that_covers_most(see
         assert list(COLORS)[targets.color[patch]] == owner.color
         expected = int(owner.text) if owner.label == "digit" else -1
         assert targets.value[patch] == expected
-        centre = np.array([row, column, row, column]) * PATCH_PX + PATCH_PX / 2
-        box_px = np.array(owner.box_yxyx) * 112
-        # Units of 32 pixels.
-        assert np.abs(targets.box[patch] * 32 - (box_px - centre)).max() <= 1e-3
+        # In units of 32 pixels from the corner of the field; the scene begins at patch (2, 5).
+        box_px = np.array(owner.box_yxyx) * 112 + np.array([2, 5, 2, 5]) * PATCH_PX
+        assert np.abs(targets.box[patch] * 32 - box_px).max() <= 1e-3
     assert 0 < shown < 49
 
 

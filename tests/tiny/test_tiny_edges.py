@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
-from paligemma.errors import ConfigError
 from paligemma.tiny.edges import EdgeHead, edge_loss, patch_centres
-from paligemma.tiny.stages import STAGES
 
 
 def test_a_head_compares_each_edge_with_every_location_embedding() -> None:
@@ -64,8 +61,3 @@ def test_patches_of_a_window_lie_where_the_window_lies() -> None:
     window = patch_centres(7, 14, corner=(2, 5)).view(7, 7, 2)
     assert torch.equal(window, whole[2:9, 5:12])
     assert whole[0, 0].tolist() == pytest.approx([0.5 / 14, 0.5 / 14])
-
-
-def test_a_stage_with_edges_wants_boxes_in_the_field() -> None:
-    with pytest.raises(ConfigError, match="boxes_in_field"):
-        replace(STAGES[0], boxes_in_field=False)

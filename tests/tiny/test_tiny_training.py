@@ -31,7 +31,6 @@ ALL_HEADS = Stage(
     prompts_per_scene=2,
     lr=1e-3,
     warmup_steps=0,
-    boxes_in_field=True,
     losses=LossWeights(edge=0.5, mask_token=0.5, naming=1.0, gathering=0.5),
 )
 

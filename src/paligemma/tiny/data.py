@@ -14,7 +14,7 @@ from paligemma.processing.processor import Processor
 from paligemma.processing.resize import BICUBIC, resize
 from paligemma.scenes import Scene, draw_scene, sample_example
 from paligemma.tasks.scenes.rows import Box, scene_prefix, scene_suffix
-from paligemma.tiny.dense import boxes_in_field, patch_targets
+from paligemma.tiny.dense import patch_targets
 from paligemma.tiny.gathering import gathered
 from paligemma.tiny.mask_tokens import mask_token_targets
 from paligemma.tiny.naming import named_objects, named_patches
@@ -80,15 +80,11 @@ class SceneSource:
         first = self.seed + step * self.stage.num_scenes
         scenes = [self._draw(first + k, rng) for k in range(self.stage.num_scenes)]
         corner = self._corner(rng)
-        targets = [patch_targets(scene, self.patch_px) for scene in scenes]
+        targets = [patch_targets(scene, self.patch_px, corner or (0, 0)) for scene in scenes]
         patches = {
             name: torch.from_numpy(np.stack([getattr(one, name) for one in targets]))
             for name in ("label", "color", "value", "chars", "order", "box")
         }
-        if self.stage.boxes_in_field:
-            grid = self.processor.image_size_px // self.patch_px
-            boxes = boxes_in_field(patches["box"].numpy(), grid, self.patch_px, corner or (0, 0))
-            patches["box"] = torch.from_numpy(boxes)
         if self.stage.losses.mask_token and self.codec is not None:
             owners = [one.owner for one in targets]
             patches["mask_tokens"] = self._mask_tokens(scenes, owners, self.codec)

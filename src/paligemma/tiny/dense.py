@@ -37,8 +37,9 @@ class PatchTargets:
         value: int64[I], value of a handwritten digit.
         chars: int64[I, 2], character left and right of the patch centre, index into CHARS.
         order: int64[I, 2], place of that character in its word, MAX_CHARS where there is none.
-        box: float32[I, 4], top, left, bottom and right edge of the object's box relative to the
-            patch centre, in units of BOX_UNIT_PX.
+        box: float32[I, 4], top, left, bottom and right edge of the object's box from the field's
+            upper left corner, in units of BOX_UNIT_PX. Targets relative to the patch would cost the
+            tower the place of a patch, which the decoder needs.
     """
 
     owner: np.ndarray
@@ -50,8 +51,12 @@ class PatchTargets:
     box: np.ndarray
 
 
-def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
-    """Compute the targets of every patch of a square scene."""
+def patch_targets(scene: Scene, patch_px: int, corner: tuple[int, int] = (0, 0)) -> PatchTargets:
+    """Compute the targets of every patch of a square scene.
+
+    Args:
+        corner: (row, column) of the scene's first patch in the field.
+    """
     grid = scene.image.shape[0] // patch_px
     cut = scene.object_map.reshape(grid, patch_px, grid, patch_px)
     blocks = cut.transpose(0, 2, 1, 3).reshape(grid * grid, -1)
@@ -68,10 +73,9 @@ def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
 
     size = scene.image.shape[0]
     boxes = np.array([o.box_yxyx for o in scene.objects] + [(0, 0, 0, 0)])[owner] * size
-    centre = (np.arange(grid) + 0.5) * patch_px
-    centres = np.stack(np.meshgrid(centre, centre, indexing="ij"), axis=-1).reshape(-1, 2)
-    box = (boxes - np.concatenate((centres, centres), axis=1)) / BOX_UNIT_PX
+    box = (boxes + np.tile(corner, 2) * patch_px) / BOX_UNIT_PX
 
+    centre = (np.arange(grid) + 0.5) * patch_px
     chars, order = _char_targets(scene, centre, patch_px)
     order[label == 0] = -1
     return PatchTargets(
@@ -83,27 +87,6 @@ def patch_targets(scene: Scene, patch_px: int) -> PatchTargets:
         order=order,
         box=box.astype(np.float32),
     )
-
-
-def boxes_in_field(
-    box: np.ndarray, grid: int, patch_px: int, corner: tuple[int, int]
-) -> np.ndarray:
-    """Turn distances from each patch into places in the field.
-
-    With these targets the tower keeps the position of a patch for the decoder; with distances
-    alone it loses it.
-
-    Args:
-        box: float32[B, I, 4] of `PatchTargets`.
-        grid: number of patches along a side of the picture.
-        corner: (row, column) of the picture's first patch in the field.
-
-    Returns:
-        float32[B, I, 4], edges from the field's upper left corner in units of BOX_UNIT_PX.
-    """
-    rows, columns = ((np.arange(grid) + first + 0.5) * patch_px for first in corner)
-    centres = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
-    return (box + np.tile(centres, 2) / BOX_UNIT_PX).astype(np.float32)
 
 
 def _char_targets(scene: Scene, centre: np.ndarray, patch_px: int) -> tuple[np.ndarray, np.ndarray]:

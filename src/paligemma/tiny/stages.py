@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from paligemma.errors import ConfigError
 from paligemma.scenes import SceneOptions
 from paligemma.train.optim_config import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
@@ -42,13 +41,10 @@ class Stage:
         window_px: side of the window of the field that is shown; 224 shows the whole field. A
             window holds fewer objects at the same scale and costs less; its place in the field is
             drawn for every step, and coordinates are those of the field.
-        total_steps: length of the learning-rate schedule in steps.
-        stop_at: step after which the next stage takes over, before the schedule has ended; None
-            runs the whole schedule.
+        total_steps: number of updates, over which the learning rate falls.
         prompts_per_scene: prompts for each picture; 0 trains the image tower alone.
         lr: peak learning rate of Adam; matrices of the blocks learn `_HIDDEN_LR` times as fast.
         warmup_steps: length of the linear warm-up.
-        boxes_in_field: patch targets hold edges in the field instead of distances from the patch.
         kinds: kind of prompt -> relative frequency; None takes the default frequencies of `scenes`.
         squashed_share: share of the pictures that are drawn wider or higher than square and then
             squashed to a square, as photographs are.
@@ -58,29 +54,15 @@ class Stage:
     name: str
     window_px: int
     total_steps: int
-    stop_at: int | None = None
     num_scenes: int
     prompts_per_scene: int
     lr: float
     warmup_steps: int = 200
     losses: LossWeights = field(default_factory=LossWeights)
-    boxes_in_field: bool = False
     kinds: Mapping[str, float] | None = None
     squashed_share: float = 0.0
     thing_pictures: float = 0.0
     scenes: SceneOptions = field(default_factory=SceneOptions)
-
-    def __post_init__(self) -> None:
-        if self.losses.edge and not self.boxes_in_field:
-            raise ConfigError(
-                f"the loss on edges needs boxes in the field, but {self.name} has an edge weight "
-                f"of {self.losses.edge} and boxes_in_field False; set boxes_in_field"
-            )
-
-    @property
-    def last_step(self) -> int:
-        """Number of updates that the stage makes."""
-        return self.stop_at or self.total_steps
 
     def optim(self) -> OptimConfig:
         """The update rule: Muon and Adam, with a cosine schedule and a linear warm-up."""
@@ -142,7 +124,6 @@ STAGES: tuple[Stage, ...] = (
         lr=1e-3,
         warmup_steps=100,
         losses=LossWeights(patch=1.0, edge=0.4, mask_token=0.4, loc_sigma_bins=6.0),
-        boxes_in_field=True,
         thing_pictures=_THINGS,
         scenes=replace(_WINDOW_SCENES, min_objects=2, max_objects=8, max_signs=5),
     ),
@@ -157,7 +138,6 @@ STAGES: tuple[Stage, ...] = (
         losses=LossWeights(
             patch=0.5, edge=0.4, mask_token=0.4, naming=5.0, gathering=0.3, loc_sigma_bins=5.0
         ),
-        boxes_in_field=True,
         kinds=_WINDOW_KINDS,
         thing_pictures=_THINGS,
         scenes=_WINDOW_SCENES,
@@ -165,7 +145,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="joint-224",
         window_px=224,
-        total_steps=8000,
+        total_steps=7000,
         num_scenes=12,
         prompts_per_scene=3,
         lr=6e-4,
@@ -173,7 +153,6 @@ STAGES: tuple[Stage, ...] = (
         losses=LossWeights(
             patch=0.35, edge=0.4, mask_token=0.4, naming=5.0, gathering=0.3, loc_sigma_bins=3.0
         ),
-        boxes_in_field=True,
         kinds=_WHOLE_KINDS,
         squashed_share=0.25,
         thing_pictures=_THINGS,

@@ -179,7 +179,6 @@ def run_stage(
     )
     options = LoopOptions(
         total_steps=stage.total_steps,
-        stop_at=stage.stop_at,
         num_workers=num_workers,
         progress=progress,
     )
@@ -208,7 +207,7 @@ def _load_objective(objective: SceneObjective, tensors: dict[str, Tensor]) -> No
 
 
 def _last_checkpoint(output: Path, stage: Stage) -> Path:
-    last = output / stage.name / f"step_{stage.last_step:07d}"
+    last = output / stage.name / f"step_{stage.total_steps:07d}"
     if last not in checkpoints(output / stage.name):
         raise ConfigError(
             f"stage {stage.name} must be complete first, but {last} does not exist; run it with "
