@@ -21,7 +21,7 @@ from PIL import Image
 from task_files import write_json_lines, write_picture
 from toy_labeller import ToyLabeller, label_toys
 
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
 from paligemma.jobs.labelling.folder import LabelFolder
 from paligemma.review.choice import chosen, confidence
 from paligemma.review.decisions import Reviewed, checked, taught
@@ -86,6 +86,60 @@ def test_decisions_survive_a_kill_and_accepted_rows_are_learnt_from(labels: Path
     assert examples[0].pictures[0].read(1 << 20)[0, 0, 0] == 60
 
 
+def test_rows_of_an_earlier_choice_stay_among_those_that_are_learnt_from(labels: Path) -> None:
+    reviewed_of(labels).decide(9, {"state": "accepted", "objects": [THING]})
+    again = reviewed_of(labels, 4)  # rows 0 to 3 alone
+    again.decide(1, {"state": "accepted", "objects": []})
+    assert again.counts() == {"open": 3, "accepted": 2}
+    assert again.write_rows() == 2
+    examples = list(read_own(again.path / "train.jsonl", "train"))
+    assert [one.pictures[0].read(1 << 20)[0, 0, 0] for one in examples] == [20, 180]
+    assert [len(one.references["objects"]) for one in examples] == [0, 1]
+
+
+def test_decisions_about_other_labels_are_not_taken_for_those_of_the_same_numbers(
+    labels: Path,
+) -> None:
+    reviewed_of(labels).decide(3, {"state": "accepted", "objects": [THING]})
+    other = labels.parent / "other"
+    label_toys(labels.parent / "in" / "rows.jsonl", other, ToyLabeller(), prompt="detect cup")
+    with pytest.raises(ConfigError, match="decisions about other labels"):
+        reviewed_of(other)
+    assert reviewed_of(labels).counts()["accepted"] == 1
+
+
+def test_a_row_without_its_picture_is_left_out_with_a_warning(
+    labels: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reviewed = reviewed_of(labels)
+    for row in (2, 4):
+        reviewed.decide(row, {"state": "accepted", "objects": [THING]})
+    (labels.parent / "in" / "2.png").unlink()
+    assert reviewed.write_rows() == 1
+    assert "1 accepted rows are left out of train.jsonl, such as row 2: " in caplog.text
+
+
+def test_frames_of_one_example_are_learnt_from_together(tmp_path: Path) -> None:
+    for k in range(2):
+        write_picture(tmp_path / "in" / f"{k}.png", color=(100 * k, 0, 0))
+    rows = write_json_lines(tmp_path / "in" / "rows.jsonl", [{"image": ["0.png", "1.png"]}])
+    label_toys(rows, tmp_path / "l", ToyLabeller())
+    reviewed = reviewed_of(tmp_path / "l")
+    reviewed.decide(0, {"state": "accepted", "objects": [THING]})
+    reviewed.write_rows()
+    (example,) = read_own(reviewed.path / "train.jsonl", "train")
+    assert [int(one.read(1 << 20)[0, 0, 0]) for one in example.pictures] == [0, 100]
+
+
+def test_a_damaged_decision_is_named(labels: Path) -> None:
+    reviewed = reviewed_of(labels)
+    reviewed.decide(3, {"state": "rejected"})
+    with open(reviewed.path / "decisions.jsonl", "ab") as file:
+        file.write(b'{"row": "4"}\n')
+    with pytest.raises(DataError, match=r"decisions\.jsonl, line 2 is no decision"):
+        reviewed_of(labels)
+
+
 @pytest.mark.parametrize(
     ("decision", "said"),
     [
@@ -124,6 +178,9 @@ def test_a_mask_is_kept_until_its_box_is_moved() -> None:
     box = [b / 1023 for b in (102, 205, 512, 614)]
     kept = checked({"state": "accepted", "objects": [{"label": "thing", "box_yxyx": box}]}, record)
     assert taught(record, kept) == ("segment thing", record["text"])
+    renamed = {"label": "cup", "box_yxyx": box}
+    kept = checked({"state": "accepted", "objects": [renamed]}, record)
+    assert taught(record, kept) == ("segment thing", record["text"].replace("thing", "cup"))
     moved = {"label": "thing", "box_yxyx": [0.0, *box[1:]]}
     kept = checked({"state": "accepted", "objects": [moved]}, record)
     assert taught(record, kept) == ("detect thing", "<loc0000><loc0205><loc0512><loc0614> thing")
@@ -163,6 +220,15 @@ def test_the_server_shows_rows_and_keeps_decisions(server: ReviewServer) -> None
     assert shown.shape == (427, 640, 3)  # 12x8 pixels are shown larger
     status, body = ask(server, "/decisions/4", {"state": "rejected"})
     assert json.loads(body)["counts"] == {"open": NUM - 1, "rejected": 1}
+
+
+def test_no_other_page_may_frame_or_embed_the_review(server: ReviewServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection.request("GET", "/")
+    reply = connection.getresponse()
+    assert "frame-ancestors 'none'" in (reply.getheader("Content-Security-Policy") or "")
+    assert reply.getheader("Cross-Origin-Resource-Policy") == "same-origin"
+    connection.close()
 
 
 def test_other_hosts_forms_and_rows_are_refused(server: ReviewServer) -> None:

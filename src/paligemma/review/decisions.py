@@ -1,6 +1,6 @@
 """What a person decided about rows, kept as it comes, and the rows that come of it.
 
-decisions.jsonl   every decision, appended; the last one about a row counts
+decisions.jsonl   every decision with the key of its labels, appended; the last one of a row counts
 train.jsonl       accepted and corrected rows, as `paligemma train` reads them
 images/           their pictures
 """
@@ -8,6 +8,7 @@ images/           their pictures
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from paligemma.outputs.boxes import encode_boxes, format_detections
 from paligemma.outputs.parse import parse_objects
 from paligemma.processing.image import MAX_PIXELS
 from paligemma.whole_file import whole_file, write_whole
+
+logger = logging.getLogger(__name__)
 
 DECISIONS, TRAIN, IMAGES = "decisions.jsonl", "train.jsonl", "images"
 STATES = ("accepted", "rejected")
@@ -84,35 +87,54 @@ class Reviewed:
         records: rows that are looked at.
 
     Raises:
-        DataError: there are no labels.
+        DataError: there are no labels, or the decisions that are there are damaged.
+        ConfigError: the decisions that are there are about other labels.
     """
 
     def __init__(self, path: Path, labels: Path, records: Sequence[Record]) -> None:
         self.path, self._labels = path, LabelFolder(labels)
         self.records = {int(one["row"]): one for one in records}
         self.order = list(self.records)
-        named = read_json_object(labels / BATCH)["input"]
-        self._source = open_input(
-            named["named"],
-            labels / LISTING,
-            pictures=None if named["pictures"] is None else Path(named["pictures"]),
-            column=named["column"],
-            split=named["split"],
-        )
+        about = read_json_object(labels / BATCH)
+        try:
+            named, self._key = about["input"], str(about["key"])
+            self._source = open_input(
+                named["named"],
+                labels / LISTING,
+                pictures=None if named["pictures"] is None else Path(named["pictures"]),
+                column=named["column"],
+                split=named["split"],
+            )
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{labels / BATCH} is damaged ({error!r}); restore it") from error
         self._parts = self._labels.parts()
         self.decisions: dict[int, Record] = {}
         path.mkdir(parents=True, exist_ok=True)
         if (path / DECISIONS).exists():
             with open(path / DECISIONS, "r+b") as file:
                 cut_torn_line(file)
-            for _, row in read_rows(path / DECISIONS):
-                self.decisions[row["row"]] = row
+            for number, row in read_rows(path / DECISIONS):
+                self._keep(row, number)
 
-    def picture(self, row: int) -> np.ndarray:
-        """uint8[H, W, 3] of a row's picture.
+    def _keep(self, decision: Record, line: int) -> None:
+        """A decision of an earlier review."""
+        row, key = decision.get("row"), decision.get("key")
+        if type(row) is not int or decision.get("state") not in STATES:
+            raise DataError(
+                f"{self.path / DECISIONS}, line {line} is no decision about a row; remove the line"
+            )
+        if key != self._key:
+            raise ConfigError(
+                f"{self.path} holds decisions about other labels (key {key!r:.40}) than those of "
+                f"{self._labels.path} (key {self._key}); name a new --output"
+            )
+        self.decisions[row] = decision
+
+    def pictures(self, row: int) -> tuple[Picture, ...]:
+        """The picture of a row, or the frames of its example; none is read yet.
 
         Raises:
-            PaliGemmaError: it can no longer be read.
+            PaliGemmaError: they can no longer be found.
         """
         part = next((one for one in reversed(self._parts) if one.first_row <= row), None)
         if part is None:
@@ -121,9 +143,16 @@ class Reviewed:
             if number == row:
                 if found.error is not None:
                     raise DataError(found.error)
-                first: Picture = found.pictures[0]
-                return first.read(MAX_PIXELS)
+                return found.pictures
         raise DataError(f"the input has no row {row} any more; it was changed")
+
+    def picture(self, row: int) -> np.ndarray:
+        """uint8[H, W, 3] of a row's picture, or of its first frame.
+
+        Raises:
+            PaliGemmaError: it can no longer be read.
+        """
+        return self.pictures(row)[0].read(MAX_PIXELS)
 
     def decide(self, row: int, decision: Any) -> Record:
         """Keep a decision; it is on disk once this returns.
@@ -134,7 +163,7 @@ class Reviewed:
         """
         if row not in self.records:
             raise DataError(f"row {row} is not among those that are looked at")
-        kept = checked(decision, self.records[row])
+        kept = {**checked(decision, self.records[row]), "key": self._key}
         try:
             with open(self.path / DECISIONS, "ab") as file:
                 file.write(json.dumps(kept).encode() + b"\n")
@@ -148,14 +177,16 @@ class Reviewed:
         return kept
 
     def counts(self) -> Counter[str]:
-        """Rows by state, "open" among them."""
-        states = [self.decisions.get(row, {}).get("state", "open") for row in self.order]
-        return Counter(states)
+        """Decided rows by state, those of earlier reviews too, and "open" ones of this."""
+        counts = Counter(str(one["state"]) for one in self.decisions.values())
+        counts["open"] = sum(row not in self.decisions for row in self.order)
+        return counts
 
     def write_rows(self) -> int:
         """Write train.jsonl and the pictures of the rows that were accepted; returns their number.
 
-        A row whose picture can no longer be read is left out.
+        Rows that another choice of this folder showed are among them. A row whose picture can no
+        longer be read is left out, with a warning.
         """
         (self.path / IMAGES).mkdir(exist_ok=True)
         rows = list(self._accepted())
@@ -163,20 +194,57 @@ class Reviewed:
         return len(rows)
 
     def _accepted(self) -> Iterator[Mapping[str, Any]]:
-        for row, decision in sorted(self.decisions.items()):
-            record = self.records.get(row)
-            if decision["state"] != "accepted" or record is None:
+        left_out: list[str] = []
+        for record in self._decided_records():
+            row, decision = int(record["row"]), self.decisions[int(record["row"])]
+            try:
+                prefix, suffix = taught(record, checked(decision, record))
+                names = self._saved(row)
+            except PaliGemmaError as error:
+                left_out.append(f"row {row}: {error}")
                 continue
-            name = f"{IMAGES}/{row:010d}.png"
-            if not (self.path / name).exists():
-                try:
-                    picture = Image.fromarray(self.picture(row))
-                except PaliGemmaError:
-                    continue
-                with whole_file(self.path / name) as partial:
-                    picture.save(partial)
-            prefix, suffix = taught(record, decision)
-            yield {"image": name, "prefix": prefix, "suffix": suffix}
+            image = names if len(names) > 1 else names[0]
+            yield {"image": image, "prefix": prefix, "suffix": suffix}
+        if left_out:
+            logger.warning(
+                "%d accepted rows are left out of %s, such as %s",
+                len(left_out),
+                TRAIN,
+                left_out[0],
+            )
+
+    def _decided_records(self) -> Iterator[Record]:
+        """The labels of all accepted rows, in order; those of this review are at hand."""
+        wanted = {row for row, one in self.decisions.items() if one["state"] == "accepted"}
+        elsewhere = wanted - self.records.keys()
+        found = {row: self.records[row] for row in wanted & self.records.keys()}
+        if elsewhere:
+            every = self._labels.records()
+            found |= {int(one["row"]): one for one in every if int(one["row"]) in elsewhere}
+        if gone := sorted(wanted - found.keys()):
+            logger.warning(
+                "%d accepted rows, such as row %d, are no longer among the labels of %s, and are "
+                "left out of %s",
+                len(gone),
+                gone[0],
+                self._labels.path,
+                TRAIN,
+            )
+        for row in sorted(found):
+            yield found[row]
+
+    def _saved(self, row: int) -> list[str]:
+        """Names of the files with the pictures of a row, which are written once."""
+        pictures = self.pictures(row)
+        names = []
+        for number, picture in enumerate(pictures):
+            frame = f"-{number}" if len(pictures) > 1 else ""
+            names.append(f"{IMAGES}/{row:010d}{frame}.png")
+            if not (self.path / names[-1]).exists():
+                image = Image.fromarray(picture.read(MAX_PIXELS))
+                with whole_file(self.path / names[-1]) as partial:
+                    image.save(partial)
+        return names
 
 
 def taught(record: Record, decision: Record) -> tuple[str, str]:
@@ -188,13 +256,19 @@ def taught(record: Record, decision: Record) -> tuple[str, str]:
     prompt = str(record["prompt"])
     if "text" in decision:
         return prompt, str(decision["text"])
-    written = {(one.loc, one.label): one.seg for one in parse_objects(str(record["text"])).objects}
+    parsed = parse_objects(str(record["text"])).objects
+    # A corrected label leaves the mask of its box, where that has one object alone.
+    places = Counter(one.loc for one in parsed)
+    written: dict[Any, Any] = {one.loc: one.seg for one in parsed if places[one.loc] == 1}
+    written |= {(one.loc, one.label): one.seg for one in parsed}
     boxes = [one["box_yxyx"] for one in decision["objects"]]
     labels = [one["label"] for one in decision["objects"]]
     if not boxes:
         return prompt, ""
     bins = [tuple(int(b) for b in one) for one in encode_boxes(boxes).tolist()]
-    codes = [written.get((one, label)) for one, label in zip(bins, labels, strict=True)]  # type: ignore[arg-type]
+    codes = [
+        written.get((one, label), written.get(one)) for one, label in zip(bins, labels, strict=True)
+    ]
     if prompt.startswith("segment ") and not all(codes):
         prompt, codes = prompt.replace("segment ", "detect ", 1), [None] * len(codes)
     return prompt, format_detections(boxes, labels, codes if any(codes) else None)

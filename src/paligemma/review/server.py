@@ -1,7 +1,8 @@
 """The page of a review on this machine: what it shows, and the decisions that it sends.
 
 Only this machine is served, and only a page that this program sent may decide: the host must be a
-local one, and a decision comes as JSON, which no page of another origin may send.
+local one, a decision comes as JSON, which no page of another origin may send, and none may frame
+this one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ PAGE = Path(__file__).parent / "page"
 _FILES = {"/": "index.html", "/review.js": "review.js", "/review.css": "review.css"}
 _KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 _ROW = re.compile(r"/(rows|pictures|decisions)/(\d{1,15})")
 _MAX_BODY = 1 << 20
@@ -152,6 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             "Content-Type": kind,
             "Content-Length": str(len(data)),
             "Content-Security-Policy": _POLICY,
+            "Cross-Origin-Resource-Policy": "same-origin",
             "X-Content-Type-Options": "nosniff",
             "Cache-Control": "no-store",
         }.items():
