@@ -86,10 +86,27 @@ class StandIn:
         pass
 
 
-def spread(monkeypatch: pytest.MonkeyPatch, ray: StandIn) -> Any:
+class LosesWorkers(StandIn):
+    """Some workers die once, as those of one machine do, before any of them answers."""
+
+    def __init__(self, num: int) -> None:
+        super().__init__(lambda row: False)
+        self.left, self.lost = num, set[int]()
+
+    def get(self, reference: Any) -> Any:
+        is_new = reference.run[0] == "label" and id(reference.owner) not in self.lost
+        if self.left and is_new and not reference.dead:
+            self.left -= 1
+            self.lost.add(id(reference.owner))
+            for other in self.calls:
+                other.dead |= other.owner is reference.owner
+        return super().get(reference)
+
+
+def spread(monkeypatch: pytest.MonkeyPatch, ray: StandIn, num_workers: int = 2) -> Any:
     monkeypatch.setattr(Cluster, "connected", lambda self: ray)
     monkeypatch.setattr(Cluster, "require_room", lambda self: None)
-    return Cluster(make_answerer=ToyLabeller, num_workers=2)  # type: ignore[arg-type]
+    return Cluster(make_answerer=ToyLabeller, num_workers=num_workers)  # type: ignore[arg-type]
 
 
 def test_a_row_that_kills_workers_is_quarantined_and_the_other_parts_keep_their_bytes(
@@ -115,3 +132,14 @@ def test_workers_that_never_answer_end_the_run(
     rows = rows_of(tmp_path / "in")
     with pytest.raises(RunError, match="workers died 13 times"):
         label_toys(rows, tmp_path / "out", spread(monkeypatch, StandIn(lambda row: True)))
+
+
+def test_a_lost_machine_with_many_workers_costs_its_parts_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, out = rows_of(tmp_path / "in"), tmp_path / "out"
+    label_toys(rows, tmp_path / "one", ToyLabeller(), part_rows=1)
+    ray = LosesWorkers(14)
+    label_toys(rows, out, spread(monkeypatch, ray, 16), part_rows=1)
+    assert len(ray.lost) == 14
+    assert contents(out) == contents(tmp_path / "one")

@@ -8,6 +8,7 @@ with it after a kill. Machines must see the pictures under the same paths.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import signal
@@ -90,10 +91,13 @@ class Cluster:
     def require_room(self) -> None:
         """Check that all workers fit at once; Ray would wait for the rest without a word.
 
+        A worker is on one machine, so cores of one and GPUs of another make no room for it.
+
         Raises:
             ConfigError: the cluster has too few cores or GPUs; names both numbers.
         """
-        have = self.connected().cluster_resources()
+        ray = self.connected()
+        have = ray.cluster_resources()
         for name, what, each in (("CPU", "cores", self.cpus_each), ("GPU", "GPUs", self.gpus_each)):
             wanted, there = each * self.num_workers, have.get(name, 0.0)
             if wanted > there + 1e-6:
@@ -101,6 +105,26 @@ class Cluster:
                     f"{self.num_workers} workers need {wanted:g} {what}, the cluster has "
                     f"{there:g}; ask for fewer with --processes, or add machines"
                 )
+        machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+        fitting = sum(map(self._num_on, machines))
+        if fitting < self.num_workers:
+            raise ConfigError(
+                f"{self.num_workers} workers with {self.cpus_each:g} cores and "
+                f"{self.gpus_each:g} GPUs each are asked for, the {len(machines)} machines of the "
+                f"cluster have room for {fitting}; ask for fewer with --processes, or for less "
+                "with --cpus-each"
+            )
+
+    def _num_on(self, machine: Mapping[str, float]) -> int:
+        """How many workers a machine has room for."""
+        room = [self.num_workers]
+        if self.cpus_each:
+            room.append(int(machine.get("CPU", 0.0) / self.cpus_each + 1e-6))
+        if 0 < self.gpus_each < 1:  # A share is of one GPU.
+            room.append(int(machine.get("GPU", 0.0)) * int(1 / self.gpus_each + 1e-6))
+        elif self.gpus_each:
+            room.append(int(machine.get("GPU", 0.0) / self.gpus_each + 1e-6))
+        return min(room)
 
     def connected(self) -> Any:
         """Ray, connected.
@@ -117,7 +141,7 @@ class Cluster:
         if not ray.is_initialized():
             local: dict[str, Any] = {}
             if self.address is None:
-                num_cpus = max(1, round(self.num_workers * self.cpus_each))
+                num_cpus = max(1, math.ceil(self.num_workers * self.cpus_each))
                 local = {"num_cpus": num_cpus, "include_dashboard": False}
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:

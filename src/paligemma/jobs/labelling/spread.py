@@ -26,8 +26,10 @@ from paligemma.jobs.labelling.work import MAX_DEATHS, Plan, Work, died_reason
 
 _PARTS_AHEAD = 2
 _PAUSE_S = 0.2
-# Every row of a part may be asked while it dies; this is for workers that never come up.
-_MAX_DEATHS_IN_A_ROW = 12
+# How often each worker, of two or more, may die without an answer from any; this is for workers
+# that never come up, since every row of a part may be asked while it dies, and a lost machine takes
+# all of its workers with it.
+_MAX_DEATHS_EACH = 6
 
 
 @dataclass(kw_only=True, eq=False)
@@ -240,9 +242,9 @@ class _Spread:
             raise error
         if number not in self._starting.values():
             self._starting[self._workers[number].ping.remote()] = number
+            self._deaths_in_a_row += 1  # Once for all that the worker had.
         task.deaths += 1
-        self._deaths_in_a_row += 1
-        if self._deaths_in_a_row > _MAX_DEATHS_IN_A_ROW:
+        if self._deaths_in_a_row > _MAX_DEATHS_EACH * max(2, len(self._workers)):
             raise RunError(
                 f"workers died {self._deaths_in_a_row} times without an answer between "
                 f"({str(error)[:300]}); see to their memory, or ask fewer rows with --batch-size"
