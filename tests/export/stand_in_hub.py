@@ -153,7 +153,7 @@ class StandInHub:
         self._answer(request, {"transfer": "basic", "objects": rows})
 
     def _commit(self, request: BaseHTTPRequestHandler, name: str, body: bytes) -> None:
-        new, message = {}, ""
+        new, gone, message = {}, [], ""
         for line in body.splitlines():
             row = json.loads(line)
             value = row["value"]
@@ -161,9 +161,13 @@ class StandInHub:
                 message = value["summary"]
             elif row["key"] == "file":
                 new[value["path"]] = base64.b64decode(value["content"])
+            elif row["key"] == "deletedFile":
+                gone.append(value["path"])
             else:
                 assert row["key"] == "lfsFile"
                 new[value["path"]] = self.objects[value["oid"]]
+        for path in gone:
+            del self.repositories[name][path]
         self.repositories[name] |= new
         self.commits[name].append(message)
         commit = self.commit_of(name)

@@ -163,6 +163,39 @@ def test_a_push_that_was_cut_off_sends_only_what_is_missing(
     assert len(hub.repositories[NAME]) == len(visible(model)) + 1
 
 
+def test_weights_of_an_earlier_push_are_not_left_beside_the_new_ones(
+    hub: StandInHub, model: Path, program: Run
+) -> None:
+    assert program("push", model, NAME)[0] == 0
+    outdated = {
+        *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+        "model.safetensors.index.json",
+    }
+    others = ("adapter_model.safetensors", "onnx/vision_encoder.onnx", "own.safetensors", "a.txt")
+    for name in (*outdated, *others):
+        hub.repositories[NAME][name] = b"old"
+    status, _, err = program("push", model, NAME)
+    assert status == 0, err
+    assert hub.repositories[NAME].keys() == {*visible(model), *others, "README.md"}
+    for name in outdated:
+        assert f"removed {name}, weights of an earlier push" in err
+
+
+def test_graphs_of_an_earlier_push_go_with_their_quantised_kinds(
+    hub: StandInHub, tmp_path: Path, program: Run
+) -> None:
+    folder = write_small(tmp_path / "graphs", 1)
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "embed_tokens.onnx").write_bytes(b"new")
+    assert program("push", folder, NAME)[0] == 0
+    old = {"onnx/embed_tokens_q4.onnx", "onnx/embed_tokens_q4.onnx_data"}
+    for name in (*old, "onnx/model_of_mine.onnx"):
+        hub.repositories[NAME][name] = b"old"
+    assert program("push", folder, NAME)[0] == 0
+    assert not old & hub.repositories[NAME].keys()
+    assert hub.repositories[NAME]["onnx/model_of_mine.onnx"] == b"old"
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [
@@ -294,10 +327,17 @@ def test_folders_that_hold_no_model_or_pickles_are_not_pushed(
     assert "pickled and compiled files run code when they are opened" in err
     (folder / "training_args.bin").unlink()
     (tmp_path / "secret.txt").write_text("secret")
-    (folder / "notes.txt").symlink_to(tmp_path / "secret.txt")
-    status, _, err = program("push", folder, NAME)
-    assert status == 2
-    assert "is a link that leads elsewhere" in err
+    (tmp_path / "private").mkdir()
+    (folder / "same").mkdir()
+    for target in (
+        *(tmp_path / "secret.txt", tmp_path / "private", tmp_path / "gone"),
+        *(folder / "same", folder / "gone"),
+    ):
+        (folder / "notes.txt").symlink_to(target)
+        status, _, err = program("push", folder, NAME)
+        (folder / "notes.txt").unlink()
+        assert status == 2
+        assert "is a link that leads elsewhere or to a folder" in err
     assert hub.repositories == {}
 
 

@@ -41,9 +41,9 @@ def push_command(
     paligemma push runs/cards/merged me/cards --eval runs/cards-eval
 
     HF_TOKEN is a token with the right to write. A repository that is not there is made, private
-    unless --public is named. Hidden files stay here; pickled and compiled files are
-    refused. The card is
-    DIR's README.md, or one that is written, with a table of the runs' figures.
+    unless --public is named. Hidden files stay here; pickled and compiled files are refused.
+    Weights of an earlier push that DIR does not have are removed. The card is DIR's README.md, or
+    one that is written, with a table of the runs' figures.
     """
     from paligemma.export.push import plan_push, push
 
@@ -54,7 +54,10 @@ def push_command(
         click.echo(plan.card)
         return
     click.echo(f"paligemma: {len(plan.files)} files, {plan.num_bytes / 1e6:,.1f} MB", err=True)
-    click.echo(push(plan, public=public, revision=revision, message=message))
+    done = push(plan, public=public, revision=revision, message=message)
+    for name in done.removed:
+        click.echo(f"paligemma: removed {name}, weights of an earlier push", err=True)
+    click.echo(done.commit_url)
 
 
 @click.command("pull")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from paligemma.errors import (
@@ -19,12 +19,20 @@ from paligemma.weights.model_files import UNFINISHED_NAME
 # Files that run code when they are opened, by their endings.
 RUNS_CODE = (
     *(".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth"),  # pickled
-    *(".dll", ".dylib", ".pt2", ".so"),  # compiled
+    *(".dll", ".dylib", ".pt2", ".pyc", ".so"),  # compiled
 )
 MAX_FILES = 1_000
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAX_ID = 96
 _SIGNS = ("config.json", "adapter_config.json")
+# Weights under the names that are written here, and the kind of each: readers take them by name.
+_WEIGHTS = {
+    "model": re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"),
+    "adapter": re.compile(r"adapter_model\.safetensors"),
+    "onnx": re.compile(
+        r"onnx/(vision_encoder|embed_tokens|decoder_model_merged)\w*\.onnx(_data(_\d+)?)?"
+    ),
+}
 _MAX_SHOWN = 160
 
 
@@ -81,20 +89,36 @@ def files_to_push(folder: Path) -> list[Path]:
     return files
 
 
+def outdated(there: Iterable[str], sent: Collection[str]) -> list[str]:
+    """Weights of an earlier state of a repository that a reader could take for those sent now.
+
+    Args:
+        there: names of the repository's files.
+        sent: names of the files that are pushed.
+    """
+    kinds = [one for one in _WEIGHTS.values() if any(map(one.fullmatch, sent))]
+    return sorted(
+        name for name in there if name not in sent and any(one.fullmatch(name) for one in kinds)
+    )
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     inside = os.path.realpath(folder)
     count = 0
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(one for one in folders if not one.startswith("."))
-        for name in sorted(names):
-            path = Path(place) / name
-            if name.startswith(".") or not path.is_file():
+        for path in (Path(place) / one for one in (*folders, *sorted(names))):
+            if path.name.startswith("."):
                 continue
-            if os.path.commonpath([inside, os.path.realpath(path)]) != inside:
+            target = os.path.realpath(path)
+            is_lost = path.is_symlink() and (path.is_dir() or not path.exists())
+            if is_lost or os.path.commonpath([inside, target]) != inside:
                 raise ConfigError(
-                    f"files of a folder lie in it, {path} is a link that leads elsewhere; replace "
-                    "it by the file"
+                    f"files of a folder lie in it, {path} is a link that leads elsewhere or to a "
+                    "folder; replace it by what it names"
                 )
+            if not path.is_file():
+                continue
             yield path
             count += 1
             if count > MAX_FILES:

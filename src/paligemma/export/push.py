@@ -13,6 +13,7 @@ from paligemma.export.hub_files import (
     explain_push,
     files_to_push,
     no_token,
+    outdated,
     require_hub,
     require_id,
 )
@@ -63,20 +64,32 @@ def plan_push(folder: Path, hub_id: str, *, runs: Sequence[Path] = ()) -> Push:
     return Push(folder=folder, hub_id=hub_id, files=tuple(files), card=card)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What a push did.
+
+    Attributes:
+        commit_url: the address of the commit.
+        removed: names of weights of an earlier push that the folder does not have.
+    """
+
+    commit_url: str
+    removed: tuple[str, ...]
+
+
 def push(
     plan: Push, *, public: bool = False, revision: str | None = None, message: str | None = None
-) -> str:
+) -> Pushed:
     """Send a folder.
 
-    Files that the hub has already, also from a push that was cut off, are not sent again.
+    Files that the hub has already, also from a push that was cut off, are not sent again. Weights
+    of an earlier push that the folder does not have are removed by the same commit, as a reader
+    could take them for the new ones; other files of the repository stay.
 
     Args:
         public: who may see a repository that is made; one that is there stays as it is.
         revision: branch, which must be there; None is the main branch.
         message: of the commit.
-
-    Returns:
-        The address of the commit.
 
     Raises:
         AccessError: no token, no right to write, or the hub fails.
@@ -84,7 +97,7 @@ def push(
         MissingExtraError: huggingface_hub is not installed.
     """
     require_hub()
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
     if get_token() is None:
         raise no_token()
@@ -97,9 +110,11 @@ def push(
     api = HfApi()
     try:
         api.create_repo(plan.hub_id, private=not public, exist_ok=True)
+        there = api.list_repo_files(plan.hub_id, revision=revision)
+        removed = outdated(there, {one.path_in_repo for one in additions})
         done = api.create_commit(
             plan.hub_id,
-            additions,
+            [*additions, *map(CommitOperationDelete, removed)],
             commit_message=message or "Upload with paligemma push",
             revision=revision,
             num_threads=2,
@@ -109,7 +124,7 @@ def push(
     # What the library raises depends on its version and on whoever answers in the hub's place.
     except Exception as error:
         raise explain_push(error, plan.hub_id) from error
-    return str(done.commit_url)
+    return Pushed(commit_url=str(done.commit_url), removed=tuple(removed))
 
 
 def _card(folder: Path) -> str:
