@@ -236,7 +236,9 @@ def _body(request: BaseHTTPRequestHandler) -> bytes:
 
 
 def _listed(path: str, data: bytes) -> dict[str, Any]:
-    row: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": "0" * 40}
+    oid = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+    row: dict[str, Any] = {"type": "file", "path": path, "size": len(data)}
+    row |= {"oid": oid, "blobId": oid}
     if len(data) > _LARGE:
         digest = hashlib.sha256(data).hexdigest()
         row["lfs"] = {"oid": digest, "sha256": digest, "size": len(data), "pointerSize": 130}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from huggingface_hub import constants
 from stand_in_hub import READS, StandInHub, stand_in_hub
 
 from paligemma.export.hub_card import BEGIN, END
+from paligemma.one_writer import one_writer
 
 # Of httpx about huggingface_hub, in threads of the latter.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -276,18 +278,35 @@ def test_pickled_files_of_a_repository_stay_there(
     hub: StandInHub, model: Path, tmp_path: Path, program: Run
 ) -> None:
     assert program("push", model, NAME)[0] == 0
-    hub.repositories[NAME]["optimizer.pt"] = b"pickle"
+    hub.repositories[NAME] |= {"optimizer.pt": b"pickle", "OTHER.PKL": b"pickle"}
+    asked: list[str] = []
+
+    def note(method: str, path: str) -> None:
+        asked.append(path)
+
+    hub.fault = note
     status, _, err = program("pull", NAME, tmp_path / "back")
     assert status == 0
     assert "optimizer.pt stays on the hub: opening it runs code" in err
-    assert not (tmp_path / "back" / "optimizer.pt").exists()
+    assert "OTHER.PKL stays on the hub" in err
+    assert visible(tmp_path / "back").keys() == {*visible(model), "README.md"}
+    assert not [one for one in asked if one.endswith((".pt", ".PKL"))]
+    hub.repositories[NAME] = {"optimizer.pt": b"pickle"}
+    status, _, err = program("pull", NAME, tmp_path / "nothing")
+    assert status == 2
+    assert "me/cards has 1 that do" in err
 
 
+@pytest.mark.parametrize("path", ["onnx/graph.onnx", "config.json"])
 def test_other_bytes_than_the_hub_states_are_refused(
-    hub: StandInHub, model: Path, tmp_path: Path, program: Run, monkeypatch: pytest.MonkeyPatch
+    path: str,
+    hub: StandInHub,
+    model: Path,
+    tmp_path: Path,
+    program: Run,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert program("push", model, NAME)[0] == 0
-    path = "onnx/graph.onnx"
     true = hub.repositories[NAME][path]
     serve = hub._file
 
@@ -301,7 +320,36 @@ def test_other_bytes_than_the_hub_states_are_refused(
     assert not (tmp_path / "back").exists()
 
 
-@pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil", "a\\..\\b"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_folder_of_the_user_that_is_named_like_half_a_pull_is_left_alone(
+    is_link: bool, hub: StandInHub, model: Path, tmp_path: Path, program: Run
+) -> None:
+    assert program("push", model, NAME)[0] == 0
+    own = tmp_path / ("own" if is_link else "back.part")
+    own.mkdir()
+    (own / "thesis.txt").write_text("mine")
+    if is_link:
+        (own / ".cache" / "huggingface").mkdir(parents=True)
+        (tmp_path / "back.part").symlink_to(own)
+    status, _, err = program("pull", NAME, tmp_path / "back")
+    assert status == 2
+    assert "back.part, which is there and not of one; move it away" in err
+    assert (own / "thesis.txt").read_text() == "mine"
+
+
+def test_a_second_pull_into_the_same_folder_is_refused_while_one_runs(
+    hub: StandInHub, model: Path, tmp_path: Path, program: Run
+) -> None:
+    assert program("push", model, NAME)[0] == 0
+    with one_writer(tmp_path, "back.part"):
+        status, _, err = program("pull", NAME, tmp_path / "back")
+    assert status == 2
+    assert str(os.getpid()) in err
+    assert program("pull", NAME, tmp_path / "back")[0] == 0
+    assert not list(tmp_path.glob(".*writer"))
+
+
+@pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil", "a\\..\\b", "a\x1b[2J"])
 def test_names_that_leave_the_folder_are_refused(
     name: str, hub: StandInHub, model: Path, tmp_path: Path, program: Run
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -16,18 +17,24 @@ from paligemma.export.hub_files import (
     require_id,
     require_safe,
 )
+from paligemma.one_writer import one_writer
 from paligemma.weights.hub import explain_download
 from paligemma.whole_file import require_writable
 
 _LEFT_OUT = (".gitattributes", ".gitignore")
 _BLOCK = 1 << 20
+# Where the library notes what arrived, in the folder itself.
+_NOTES = Path(".cache", "huggingface")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Listed:
+    """A file of the hub. Git hashes small files itself; of large ones it has a pointer."""
+
     name: str
     size: int | None
     sha256: str | None
+    git_sha1: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +56,15 @@ class Pulled:
 def pull(hub_id: str, folder: Path, *, revision: str | None = None) -> Pulled:
     """Download a repository into a new folder.
 
-    What arrives lies in FOLDER.part until all is there and has the size and, for large files, the
-    SHA-256 that the hub states; the same call goes on with it.
+    What arrives lies in FOLDER.part until all is there and has the size and the hash that the hub
+    states (SHA-256 of large files, git's of small ones); the same call goes on with it.
 
     Args:
         revision: branch, tag or commit; None is the main branch.
 
     Raises:
-        ConfigError: the folder exists, cannot be written or has no room, or the name is none.
+        ConfigError: the folder exists, cannot be written, has no room or is being pulled by another
+            process, FOLDER.part is not of a pull, or the name is none.
         AccessError: the hub refuses, fails, cannot be reached, or sent other bytes.
         ModelNotFoundError: no such repository or revision.
         MissingExtraError: huggingface_hub is not installed.
@@ -67,14 +75,25 @@ def pull(hub_id: str, folder: Path, *, revision: str | None = None) -> Pulled:
         raise ConfigError(
             f"a pull goes to a folder that is not there yet, got {str(folder)!r:.200}; name another"
         )
+    folder = Path(os.path.abspath(folder))
+    require_writable(folder.parent)
     part = folder.with_name(f"{folder.name}.part")
-    require_writable(Path(os.path.abspath(folder)).parent)
+    with one_writer(part.parent, part.name):
+        return _pull(hub_id, folder, part, revision)
+
+
+def _pull(hub_id: str, folder: Path, part: Path, revision: str | None) -> Pulled:
+    _require_own(part)
     try:
         commit, listed = _listing(hub_id, revision)
         left = [one.name for one in listed if one.name.lower().endswith(RUNS_CODE)]
         wanted = [one for one in listed if one.name not in left and one.name not in _LEFT_OUT]
+        if not wanted:
+            raise AccessError(
+                f"a repository to pull has files that run no code, {hub_id} has {len(left)} that do"
+            )
         _require_room(part, wanted)
-        _download(hub_id, commit, part)
+        _download(hub_id, commit, part, wanted)
     except PaliGemmaError:
         raise
     # What the library raises depends on its version and on whoever answers in the hub's place.
@@ -99,15 +118,30 @@ def _listing(hub_id: str, revision: str | None) -> tuple[str, list[_Listed]]:
     listed = []
     for one in siblings:
         require_safe(one.rfilename)
-        sha256 = None if one.lfs is None else one.lfs.sha256
-        listed.append(_Listed(name=one.rfilename, size=one.size, sha256=sha256))
+        listed.append(
+            _Listed(
+                name=one.rfilename,
+                size=one.size,
+                sha256=None if one.lfs is None else one.lfs.sha256,
+                git_sha1=one.blob_id if one.lfs is None else None,
+            )
+        )
     return info.sha, listed
+
+
+def _require_own(part: Path) -> None:
+    is_own = (part / _NOTES).is_dir() and not part.is_symlink()
+    if os.path.lexists(part) and not is_own and not (part.is_dir() and not any(part.iterdir())):
+        raise ConfigError(
+            f"files of a pull arrive in {part}, which is there and not of one; move it away, or "
+            "name another folder"
+        )
 
 
 def _require_room(part: Path, wanted: list[_Listed]) -> None:
     there = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
     needed = sum(one.size or 0 for one in wanted) - there
-    free = shutil.disk_usage(Path(os.path.abspath(part)).parent).free
+    free = shutil.disk_usage(part.parent).free
     if needed > free:
         raise ConfigError(
             f"{needed / 1e9:,.1f} GB more need room, the disk has {free / 1e9:,.1f} GB; "
@@ -115,15 +149,13 @@ def _require_room(part: Path, wanted: list[_Listed]) -> None:
         )
 
 
-def _download(hub_id: str, commit: str, part: Path) -> None:
+def _download(hub_id: str, commit: str, part: Path, wanted: list[_Listed]) -> None:
     from huggingface_hub import snapshot_download
 
+    # The library asks for the list again; nothing comes that was not in the one that was checked.
+    patterns = [glob.escape(one.name) for one in wanted]
     snapshot_download(
-        hub_id,
-        revision=commit,
-        local_dir=part,
-        ignore_patterns=[*(f"*{ending}" for ending in RUNS_CODE), *_LEFT_OUT],
-        max_workers=2,
+        hub_id, revision=commit, local_dir=part, allow_patterns=patterns, max_workers=2
     )
 
 
@@ -131,9 +163,7 @@ def _require_bytes(hub_id: str, part: Path, wanted: list[_Listed]) -> None:
     for one in wanted:
         path = part / one.name
         found = path.stat().st_size if path.is_file() else None
-        is_whole = found is not None and one.size in (None, found)
-        if is_whole and one.sha256 is not None:
-            is_whole = _sha256(path) == one.sha256
+        is_whole = found is not None and one.size in (None, found) and _has_hash(path, one)
         if not is_whole:
             path.unlink(missing_ok=True)
             raise AccessError(
@@ -142,17 +172,24 @@ def _require_bytes(hub_id: str, part: Path, wanted: list[_Listed]) -> None:
             )
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _has_hash(path: Path, one: _Listed) -> bool:
+    """Whether a file has the hash that the hub states, if it states one."""
+    if one.sha256 is None and one.git_sha1 is None:
+        return True
+    if one.sha256 is not None:
+        digest = hashlib.sha256()
+    else:  # git's hash of a file: of a heading, and what it holds
+        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    return digest.hexdigest()
+    return digest.hexdigest() in (one.sha256, one.git_sha1)
 
 
 def _remove_others(part: Path, names: set[str]) -> None:
-    """The library's notes, and files of an earlier state of the repository."""
-    shutil.rmtree(part / ".cache", ignore_errors=True)
+    """Files of an earlier state of the repository, and the library's notes, which end the pull."""
     for path in part.rglob("*"):
-        if path.is_file() and path.relative_to(part).as_posix() not in names:
+        is_note = path.is_relative_to(part / _NOTES)
+        if path.is_file() and not is_note and path.relative_to(part).as_posix() not in names:
             path.unlink()
+    shutil.rmtree(part / _NOTES.parts[0], ignore_errors=True)
