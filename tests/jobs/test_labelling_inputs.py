@@ -107,6 +107,44 @@ def test_a_split_takes_its_files_alone(pictures: Path, tmp_path: Path) -> None:
         open_input(tmp_path, tmp_path / "listing", split="dev2")
 
 
+def test_rows_of_shards_that_number_them_alike_have_names_of_their_own(tmp_path: Path) -> None:
+    for shard in "ab":
+        path = write_picture(tmp_path / "0.png", size_wh=(12, 8) if shard == "a" else (8, 12))
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+            archive.add(path, "0.png")
+    several = open_input(tmp_path / "*.tar", tmp_path / "listing")
+    assert [row.name for _, row in several.rows()] == ["a/0.png", "b/0.png"]
+    alone = open_input(tmp_path / "a.tar", tmp_path / "listing")
+    assert [row.name for _, row in alone.rows()] == ["0.png"]
+
+
+def test_what_is_there_besides_the_rows_that_are_taken_is_not_passed_over(
+    pictures: Path, tmp_path: Path
+) -> None:
+    json_lines_of(pictures, tmp_path)
+    with pytest.raises(DataError, match=r"of one kind, .* has \.jsonl, .*0\.png"):
+        open_input(f"{pictures}/*", tmp_path / "listing")
+    write_picture(tmp_path / "0.png")
+    parquet_of(pictures, tmp_path)
+    with pytest.raises(DataError, match=r"of one kind, .* has \.parquet, .*0\.png"):
+        open_input(tmp_path, tmp_path / "listing")
+    assert len(reds(open_input(f"{tmp_path}/*.parquet", tmp_path / "listing"))) == NUM
+
+
+@pytest.mark.parametrize("make", [folder_of, json_lines_of, pattern_of])
+def test_a_split_of_what_has_none_is_refused(make: object, pictures: Path, tmp_path: Path) -> None:
+    place = make(pictures, tmp_path)  # type: ignore[operator]
+    with pytest.raises(DataError, match=r"--split is of a folder of \.parquet or \.tar files"):
+        open_input(place, tmp_path / "listing", split="train")
+
+
+def test_a_folder_of_names_is_refused_where_pictures_are_not_named(
+    pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"--pictures is of \.jsonl and \.parquet files"):
+        open_input(tar_of(pictures, tmp_path), tmp_path / "listing", pictures=pictures)
+
+
 def test_a_damaged_shard_is_named(pictures: Path, tmp_path: Path) -> None:
     tar_of(pictures, tmp_path)
     whole = (tmp_path / "b.tar").read_bytes()

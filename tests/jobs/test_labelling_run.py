@@ -150,6 +150,14 @@ def test_another_folder_of_pictures_is_not_taken_for_the_one_that_was_listed(
         label_toys(tmp_path / "b", tmp_path / "out", ToyLabeller())
 
 
+def test_labels_may_lie_among_the_pictures_that_they_are_of(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    write_picture(tmp_path / "in" / "1.png")
+    for expected in (1, 0):
+        found = label_toys(tmp_path / "in", tmp_path / "in" / "out", ToyLabeller(), form="parquet")
+        assert found.num_new == expected
+
+
 def test_labels_without_their_record_are_not_gone_on_with(tmp_path: Path) -> None:
     rows, out = rows_of(tmp_path / "in"), tmp_path / "out"
     label_toys(rows, out, ToyLabeller())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from paligemma.errors import DataError, ImageError
 from paligemma.jobs.labelling.inputs import Input, JsonLines, Parquet, TarShards, listing_lines
-from paligemma.processing.folders import files_of
+from paligemma.processing.folders import files_of, is_picture_name
 from paligemma.tasks.own.found import split_names
 from paligemma.tasks.own.hub_set import is_hub_set, local_folder
 from paligemma.whole_file import write_whole
@@ -39,40 +39,77 @@ def open_input(
         split: of a data set, such as train; all its files by default.
 
     Raises:
-        DataError: there is nothing of the name, or of several kinds.
+        DataError: there is nothing of the name, or of several kinds, or an option has no effect on
+            what is there.
         PaliGemmaError: the hub refuses or cannot be reached.
     """
     place = os.fspath(named)
     if is_hub_set(place):
+        _require_none(place, "--pictures", pictures)
         folder = local_folder(Path(place))
         return Parquet(paths=_of_split(folder, split), column=column, columns=tuple(columns))
-    paths = _row_files(place, split)
-    kinds = {path.suffix for path in paths}
-    if len(kinds) > 1:
-        raise DataError(
-            f"an input is of one kind, {place[:200]} names {', '.join(sorted(kinds))}; name one"
-        )
-    if kinds == {".jsonl"}:
+    # Pictures that were listed stay the input, whatever files of rows were written beside them.
+    paths = () if listing.exists() else _row_files(place, split)
+    kind = paths[0].suffix if paths else ""
+    if kind == ".jsonl":
+        _require_none(place, "--split", split)
         return JsonLines(paths=paths, folder=pictures, column=column)
-    if kinds == {".parquet"}:
+    if kind == ".parquet":
         return Parquet(paths=paths, folder=pictures, column=column, columns=tuple(columns))
-    if kinds == {".tar"}:
+    _require_none(place, "--pictures", pictures)
+    if kind == ".tar":
         return TarShards(paths=paths)
+    _require_none(place, "--split", split)
     return _listed(place, listing)
 
 
+_TAKEN = {
+    "--split": "a folder of .parquet or .tar files, or of hub:owner/name",
+    "--pictures": ".jsonl and .parquet files that name their pictures",
+}
+
+
+def _require_none(place: str, option: str, value: object) -> None:
+    if value is not None:
+        raise DataError(
+            f"{option} is of {_TAKEN[option]}, and {place[:200]} is no such input; leave it out"
+        )
+
+
 def _row_files(place: str, split: str | None) -> tuple[Path, ...]:
-    """Files of rows; none where pictures are named."""
+    """Files of rows, all of one kind; none where pictures are named."""
     if os.path.isfile(place):
         return (Path(place),) if Path(place).suffix in _ROWS else ()
     if os.path.isdir(place):
         folder = Path(place)
-        for suffix in (".parquet", ".tar"):
-            if any(folder.rglob(f"*{suffix}")):
-                return _of_split(folder, split, suffix)
-        return ()
-    found = sorted(glob.glob(place, recursive=True))
-    return tuple(Path(one) for one in found if Path(one).suffix in _ROWS and os.path.isfile(one))
+        suffixes = [one for one in (".parquet", ".tar") if any(folder.rglob(f"*{one}"))]
+        if not suffixes:
+            return ()
+        _require_one_kind(place, [*suffixes, *_pictures_of(place)])
+        return _of_split(folder, split, suffixes[0])
+    named = [one for one in sorted(glob.glob(place, recursive=True)) if os.path.isfile(one)]
+    found = tuple(Path(one) for one in named if Path(one).suffix in _ROWS)
+    if found:
+        _require_none(place, "--split", split)
+        pictures = [one for one in named if is_picture_name(one)]
+        _require_one_kind(place, [*{path.suffix: 0 for path in found}, *pictures[:1]])
+    return found
+
+
+def _require_one_kind(place: str, kinds: Sequence[str]) -> None:
+    if len(kinds) > 1:
+        raise DataError(
+            f"an input is of one kind, {place[:200]} has {', '.join(kinds)[:300]}; name one kind "
+            "by a pattern that ends in its suffix, such as DIR/**/*.jpg"
+        )
+
+
+def _pictures_of(place: str) -> list[str]:
+    """The first picture of a folder."""
+    try:
+        return (files_of(place) or [])[:1]
+    except ImageError:
+        return []
 
 
 def _of_split(folder: Path, split: str | None, suffix: str = ".parquet") -> tuple[Path, ...]:

@@ -30,6 +30,8 @@ START: Place = (0, 0)
 # A line with its prompt and fields; pictures are named, not held.
 _MAX_LINE_BYTES = 16 << 20
 _READ_ROWS = 1024
+# Characters of a picture's name that are kept.
+_MAX_NAME = 1000
 _PROBED_BYTES = 1 << 16
 
 
@@ -146,7 +148,7 @@ class JsonLines:
             row = FileRow(fields, where)
             many = isinstance(fields.get(self.column), list)
             names = row.texts(self.column) if many else [row.text(self.column)]
-            name = " ".join(names)[:1000]
+            name = " ".join(names)[:_MAX_NAME]
             if not names:
                 raise row.error(f"{self.column!r} names no picture")
             folder = self.folder or path.parent
@@ -232,9 +234,9 @@ class Parquet:
                 picture: Picture = _named_picture(self.folder or path.parent, found, where)
                 return InputRow(name=found, pictures=(picture,), fields=row)
         except DataError as error:
-            return _bad(str(found), where, error)
+            return _bad(str(found)[:_MAX_NAME], where, error)
         picture = UprightParquetPicture(path=path, row_group=group, row=place, column=self.column)
-        return InputRow(name=str(name), pictures=(picture,), fields=row)
+        return InputRow(name=str(name)[:_MAX_NAME], pictures=(picture,), fields=row)
 
 
 def _records(file: Any, group: int, wanted: list[str]) -> Iterator[list[dict[str, Any]]]:
@@ -248,7 +250,11 @@ def _records(file: Any, group: int, wanted: list[str]) -> Iterator[list[dict[str
 
 @dataclass(frozen=True, kw_only=True)
 class TarShards:
-    """WebDataset shards; a place is (file, byte of a member)."""
+    """WebDataset shards; a place is (file, byte of a member).
+
+    A row is named like its first picture; of several shards, which number their rows alike, the
+    shard goes before it as a folder.
+    """
 
     paths: tuple[Path, ...]
 
@@ -261,20 +267,28 @@ class TarShards:
         for number in range(start[0], len(self.paths)):
             path = self.paths[number]
             at = start[1] if number == start[0] else 0
+            folder = self._folder(path)
             try:
                 for key, group in row_groups(path, at):
                     at = group[0][1].offset
                     where = f"{path}, {key[:100]}"
                     try:
                         fields, pictures = read_group(path, where, group)
-                        row = InputRow(name=key, pictures=pictures, fields=FileRow(fields, where))
+                        name = (folder + pictures[0].name)[:_MAX_NAME]
+                        row = InputRow(name=name, pictures=pictures, fields=FileRow(fields, where))
                     except DataError as error:
-                        row = _bad(key, where, error)
+                        row = _bad((folder + key)[:_MAX_NAME], where, error)
                     yield (number, at), row
             except (tarfile.TarError, OSError, EOFError) as error:
                 raise DataError(
                     f"{path} is no whole tar file ({error}); get it again, or leave it out"
                 ) from error
+
+    def _folder(self, path: Path) -> str:
+        if len(self.paths) == 1:
+            return ""
+        top = os.path.commonpath([one.parent for one in self.paths])
+        return os.path.relpath(path.with_suffix(""), top) + "/"
 
 
 def listing_lines(names: Sequence[str]) -> Iterator[str]:
