@@ -93,6 +93,8 @@ def test_masks_and_parquet_hold_what_the_lines_of_json_hold(pictures: Path, tmp_
         (["--task", "detect"], "--task detect needs --labels"),
         (["--task", "caption", "--labels", "cat"], "--task caption takes no --labels"),
         (["--prompt", "caption en", "--question", "why?"], "--prompt takes no --question"),
+        (["--task", "caption", "--coco", "c.json"], "--coco and --yolo hold objects"),
+        (["--prompt", "detect cat", "--in-words", "--yolo", "y"], "--coco and --yolo hold objects"),
     ],
 )
 def test_one_thing_is_asked(words: list[str], said: str, tmp_path: Path) -> None:

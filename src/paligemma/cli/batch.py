@@ -198,6 +198,11 @@ def batch(
     from paligemma.jobs.labelling.run import Labelling, label
 
     template = prompt_of(task, labels, question, lang, prompt)
+    if (coco or yolo) and (in_words or (task is not None and task not in _LABELLED)):
+        raise ConfigError(
+            "--coco and --yolo hold objects, which answers in words have none of; leave them out, "
+            "or ask with --task detect"
+        )
     job = Labelling(input=source, output=output, prompt=template, batch_size=batch_size, **where)
     labelling = _labelling(template, objects, decoding, in_words=in_words, batch_size=batch_size)
     record: dict[str, Any] = {

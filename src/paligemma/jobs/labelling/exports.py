@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 # Parts of a path that lead elsewhere.
 _NO_FOLDERS = (os.curdir, os.pardir, os.sep)
+# What no file system, or no person at a terminal, takes in a name; and how long a part may be.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
+_MAX_NAME_BYTES = 200
 
 
 def detections_of(record: Record) -> Detections:
@@ -64,9 +68,19 @@ def _valid(folder: LabelFolder) -> Iterator[tuple[str, Detections]]:
 
 
 def _classes(folder: LabelFolder, asked: Sequence[str]) -> list[str]:
-    """Labels that were asked for, then further ones as they come."""
-    names = dict.fromkeys(asked)
-    for _, found in _valid(folder):
+    """Labels that were asked for, then further ones as they come.
+
+    Raises:
+        DataError: pictures of unequal size have one name, and would be taken for one.
+    """
+    names, sizes = dict.fromkeys(asked), dict[bytes, int]()
+    for name, found in _valid(folder):
+        size = hash(found.image_wh)
+        if sizes.setdefault(_short(name), size) != size:
+            raise DataError(
+                f"pictures of unequal size are named {name[:200]!r}, so that their objects cannot "
+                "be told apart in COCO or YOLO; give each picture a name of its own"
+            )
         names.update(dict.fromkeys(one.name for one in found))
     return list(names)
 
@@ -76,6 +90,22 @@ def _short(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
+def _label_name(name: str) -> Path:
+    """Where the labels of a picture lie below their folder, whatever its name."""
+    parts = [_UNSAFE.sub("_", part) for part in Path(name).parts if part not in _NO_FOLDERS]
+    *folders, last = parts or ["picture"]
+    stem = os.path.splitext(last)[0]
+    return Path(*map(_bounded, folders), _bounded(stem) + ".txt")
+
+
+def _bounded(part: str) -> str:
+    """The part of a path, where it is too long with a digest in the place of its end."""
+    data = part.encode("utf-8", "replace")
+    if len(data) <= _MAX_NAME_BYTES:
+        return part
+    return data[: _MAX_NAME_BYTES - 17].decode("utf-8", "ignore") + "-" + _short(part).hex()
+
+
 def write_coco(path: Path, folder: LabelFolder, asked: Sequence[str]) -> None:
     """Write all objects as one COCO file, whole or not at all; rows of a picture share it.
 
@@ -83,7 +113,8 @@ def write_coco(path: Path, folder: LabelFolder, asked: Sequence[str]) -> None:
         asked: labels of the prompt, which get the first numbers.
 
     Raises:
-        DataError: no row has objects, or a file is damaged.
+        DataError: no row has objects, pictures of unequal size have one name, or a file is
+            damaged.
         ConfigError: the file cannot be written.
     """
     numbers = {name: number for number, name in enumerate(_classes(folder, asked), start=1)}
@@ -115,15 +146,14 @@ def write_yolo(path: Path, folder: LabelFolder, asked: Sequence[str]) -> None:
     """Write labels/NAME.txt of each picture, and data.yaml.
 
     Raises:
-        DataError: no row has objects, two pictures differ only in their suffix, or a file is
-            damaged.
+        DataError: no row has objects, two pictures differ only in their suffix or have one name
+            and unequal sizes, or a file is damaged.
         ConfigError: the folder cannot be written.
     """
     names = _classes(folder, asked)
     written: dict[bytes, bytes] = {}
     for name, found in _valid(folder):
-        parts = [part for part in Path(name).parts if part not in _NO_FOLDERS]
-        target = path / "labels" / Path(*parts).with_suffix(".txt")
+        target = path / "labels" / _label_name(name)
         stem, picture = _short(str(target)), _short(name)
         if written.get(stem, picture) != picture:
             raise DataError(
