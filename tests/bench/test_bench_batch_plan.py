@@ -14,8 +14,11 @@ from toy_labeller import ToyLabeller, label_toys
 from paligemma.bench.batch_costs import RowCost, card_cost, read_pilot
 from paligemma.bench.batch_plan import Fleet, forecast
 from paligemma.cli import main
+from paligemma.cli.batch import batch
+from paligemma.cli.plan_batch import plan_batch
 from paligemma.config import release_config
 from paligemma.errors import ConfigError, DataError
+from paligemma.jobs.labelling.run import PART_ROWS
 
 STEADY = RowCost(
     seconds=0.1,
@@ -119,9 +122,55 @@ def test_too_small_a_pilot_is_refused(tmp_path: Path) -> None:
         ("--images 1e6", "takes either --pilot DIR, or --model and --gpu"),
         ("--images 1.5 --model tiny --gpu h100", "no whole number"),
         ("--images 1e6 --model tiny --gpu a100", "one of a100-40, a100-80"),
+        ("--images 1e6 --pilot x --model tiny", "leave either out"),
+        ("--images 1e6 --pilot x --quant int8", "leave either out"),
+        ("--images 1e6 --model tiny --gpu h100 --rate nan", "finite numbers"),
+        ("--images 1e6 --model tiny --gpu h100 --hours-to-loss nan", "a plan needs workers"),
+        ("--images 1e6 --model tiny --gpu h100 --hours-to-loss 1e-9", "hardly a part would end"),
+        (
+            "--images 1e6 --model tiny --gpu h100 --stragglers 1 --slowdown 1e9",
+            "hardly a part would end",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_said(words: str, said: str) -> None:
     result = CliRunner().invoke(main, ["plan", "batch", *words.split()])
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_machines_that_are_never_lost_and_storage_are_planned() -> None:
+    words = "--images 1e6 --model google/paligemma2-3b-mix-448 --gpu h100 --hours-to-loss inf"
+    more = [*words.split(), "--picture-bytes", "2e5", "--json"]
+    result = CliRunner().invoke(main, ["plan", "batch", *more])
+    assert result.exit_code == 0, result.output
+    (plan,) = json.loads(result.output)["plans"]
+    assert (plan["num_lost"], plan["rows_again"]) == (0, 0)
+    assert plan["read_bytes"] == 2e11
+    assert plan["written_bytes"] == pytest.approx(1e6 * plan["cost"]["label_bytes"])
+
+
+def test_a_plan_cuts_the_rows_as_a_batch_does() -> None:
+    sizes = [
+        next(one.default for one in command.params if one.name == "part_rows")
+        for command in (plan_batch, batch)
+    ]
+    assert sizes == [PART_ROWS, PART_ROWS]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([{"part": k} for k in range(3)], "is damaged"),
+        ([{"rows": 1, "at": "now"}] * 3, "is damaged"),
+        (
+            [{"rows": 1, "at": 1.0, "seconds": 0.0, "bytes": 9, "quarantined": 0}] * 3,
+            "at one moment",
+        ),
+    ],
+)
+def test_a_damaged_pilot_is_named(tmp_path: Path, lines: list[dict], said: str) -> None:
+    out, _ = pilot(tmp_path, 18)
+    write_json_lines(out / "log.jsonl", [{"processes": 1, "ready": 0.1}, *lines])
+    with pytest.raises(DataError, match=said):
+        read_pilot(out)

@@ -101,8 +101,17 @@ def read_pilot(path: Path) -> Pilot:
     to the last, without the rows of the first.
 
     Raises:
-        DataError: no such run, or too short a one.
+        DataError: no such run, one that is damaged, or too short a one.
     """
+    try:
+        return _pilot(path)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"the record of the pilot {path} is damaged ({error!r:.200}); label its rows again"
+        ) from error
+
+
+def _pilot(path: Path) -> Pilot:
     record = read_json_object(path / BATCH)
     runs: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
     for line in LabelFolder(path).log():
@@ -123,7 +132,12 @@ def read_pilot(path: Path) -> Pilot:
     # Each worker's first part has the start of its model in it.
     first, last = lines[num_workers - 1]["at"], lines[-1]["at"]
     rows = sum(one["rows"] for one in lines[num_workers:])
-    seconds = (last - first) * num_workers / rows
+    seconds = (last - first) * num_workers / max(1, rows)
+    if not seconds > 0:
+        raise DataError(
+            f"a pilot needs parts that take time, {path} has its {len(lines)} parts at one moment; "
+            "label more rows"
+        )
     each = [one["seconds"] / max(1, one["rows"]) for one in lines if one["rows"]]
     logs = [math.log(max(one, 1e-9)) for one in each]
     loading = " ".join(f"{k}={v}" for k, v in record.get("loading", {}).items())

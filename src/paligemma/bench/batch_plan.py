@@ -14,6 +14,8 @@ from paligemma.errors import ConfigError
 # Parts that are simulated; of more, their first, and the rest at the same rate.
 _MAX_PARTS = 50_000
 _HOUR = 3600.0
+# Share of the attempts at a part that must succeed for a plan to have a sense.
+_LEAST_ENDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,8 @@ class Fleet:
         part_rows: rows of a part.
         stragglers: share of the parts that take `slowdown` times as long.
         slowdown: how much longer.
-        hours_to_loss: mean hours until a machine is lost, and another one takes its place.
+        hours_to_loss: mean hours until a machine is lost, and another one takes its place; infinite
+            where none is.
         workers_each: workers of a machine, all of which are lost with it.
     """
 
@@ -38,7 +41,8 @@ class Fleet:
 
     def __post_init__(self) -> None:
         wrong = self.num_workers < 1 or self.part_rows < 1 or self.workers_each < 1
-        if wrong or not 0 <= self.stragglers <= 1 or self.slowdown < 1 or self.hours_to_loss <= 0:
+        wrong |= not 0 <= self.stragglers <= 1 or not 1 <= self.slowdown < math.inf
+        if wrong or not self.hours_to_loss > 0:  # NaN too
             raise ConfigError(
                 "a plan needs workers, rows and hours above 0, a share of stragglers in [0, 1] and "
                 f"a slowdown of 1 or more, got {self}"
@@ -70,10 +74,11 @@ def forecast(num_rows: int, cost: RowCost, fleet: Fleet, seed: int = 0) -> Forec
     """Simulate a labelling, part by part, from a seed.
 
     Raises:
-        ConfigError: no row.
+        ConfigError: no row, or machines that are lost before their parts end.
     """
     if num_rows < 1:
         raise ConfigError(f"a plan needs a row, got {num_rows}")
+    _require_ends(cost, fleet)
     num_parts = math.ceil(num_rows / fleet.part_rows)
     num_simulated = min(num_parts, max(_MAX_PARTS, 20 * fleet.num_workers))
     draw = random.Random(seed)
@@ -91,7 +96,7 @@ def forecast(num_rows: int, cost: RowCost, fleet: Fleet, seed: int = 0) -> Forec
             seconds = rows * cost.seconds * math.exp(shift + cost.spread * draw.gauss(0, 1))
             if draw.random() < fleet.stragglers:
                 seconds *= fleet.slowdown
-            lives = draw.expovariate(1 / (mean_hours * _HOUR))
+            lives = draw.expovariate(1) * mean_hours * _HOUR
             if lives >= seconds:
                 break
             # Lost with what it had done of the part; another begins anew.
@@ -116,6 +121,19 @@ def forecast(num_rows: int, cost: RowCost, fleet: Fleet, seed: int = 0) -> Forec
         num_lost=num_lost * whole,
         rows_again=rows_again * whole,
     )
+
+
+def _require_ends(cost: RowCost, fleet: Fleet) -> None:
+    """Check that a part ends before its machine is lost, once in twenty times at least."""
+    seconds = fleet.part_rows * cost.seconds
+    lost = seconds / (fleet.hours_to_loss * _HOUR)
+    slow = fleet.stragglers * math.exp(-lost * fleet.slowdown)
+    if (1 - fleet.stragglers) * math.exp(-lost) + slow < _LEAST_ENDS:
+        raise ConfigError(
+            f"a part of {fleet.part_rows:,} rows takes {seconds / _HOUR:.4g} hours, and a machine "
+            f"is lost every {fleet.hours_to_loss:g}, so hardly a part would end; take smaller "
+            "--part-rows"
+        )
 
 
 def forecast_lines(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,8 @@ class Count(click.ParamType):
     help="Of a stored picture, with --gpu.",
 )  # fmt: skip
 @click.option(
-    "--part-rows", type=click.IntRange(1, 10**6), default=10_000, show_default=True,
-    help="Rows of a file of labels.",
+    "--part-rows", type=click.IntRange(1, 10**6), default=256, show_default=True,
+    help="Rows of a file of labels, as of `paligemma batch`.",
 )  # fmt: skip
 @click.option("--picture-bytes", type=click.FloatRange(0), help="Of a stored picture, for storage.")
 @click.option("--rate", type=click.FloatRange(0), help="Money a worker hour.")
@@ -122,6 +123,15 @@ def plan_batch(
         raise ConfigError(
             "a plan takes either --pilot DIR, or --model and --gpu; state one of them"
         )
+    if pilots and any(one is not None for one in (model, gpu, quant)):
+        raise ConfigError(
+            "--model, --gpu and --quant estimate a card, and --pilot has what was measured; leave "
+            "either out"
+        )
+    if not all(math.isfinite(one) for one in (rate or 0.0, picture_bytes or 0.0)):
+        raise ConfigError(
+            f"--rate and --picture-bytes are finite numbers, got {rate} and {picture_bytes}"
+        )
     costs: list[tuple[str, RowCost, int]] = []
     for path in pilots:
         one = read_pilot(path)
@@ -145,6 +155,8 @@ def plan_batch(
         if as_json:
             money = None if rate is None else found.worker_hours * rate
             body = {"name": name, "rows": images, "money": money, **dataclasses.asdict(found)}
+            body["written_bytes"] = images * cost.label_bytes
+            body["read_bytes"] = None if picture_bytes is None else images * picture_bytes
             shown.append({**body, "cost": dataclasses.asdict(cost)})
             continue
         click.echo(f"{'of':16} {name}")
