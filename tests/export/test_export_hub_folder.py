@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from tiny_folder import DESK, EMBEDDED
 
 from paligemma import PaliGemma
+from paligemma.config import release_config
 from paligemma.errors import TokenizerError
+from paligemma.export.card import card_text
 from paligemma.export.tokenizer_json import tokenizer_json
 from paligemma.processing.sentencepiece_model import train_tokenizer
 from paligemma.processing.tokenizer import load_tokenizer
@@ -71,9 +74,28 @@ def test_the_folder_is_complete_and_described(hub_folder: Path) -> None:
         "tokenizer.model",
         "tokenizer_config.json",
     }
-    assert (hub_folder / "README.md").read_text().startswith("---\npipeline_tag: ")
+    card = ModelCard.load(hub_folder / "README.md").data
+    assert (card.library_name, card.pipeline_tag) == ("transformers", "image-text-to-text")
+    assert (card.license, card.base_model) == (None, None)
     settings = json.loads((hub_folder / "generation_config.json").read_text())
     assert (settings["eos_token_id"], settings["do_sample"]) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("google/paligemma2-3b-mix-224", "google/paligemma2-3b-mix-224"),
+        ("google/paligemma2-3b-mix-224@main", "google/paligemma2-3b-mix-224"),
+        ("pt_3b_224", "google/paligemma2-3b-pt-224"),
+        ("runs/cards/merged", None),
+    ],
+)
+def test_a_card_states_the_terms_of_released_weights_and_of_what_was_made_of_them(
+    name: str, base: str | None
+) -> None:
+    config = release_config("gemma2_2b", 336)
+    card = ModelCard(card_text(name=name, config=config, kind="hub")).data
+    assert (card.license, card.base_model) == ("gemma", base)
 
 
 def test_we_read_it_back_and_from_its_tokenizer_json_alone(small: Path, hub_folder: Path) -> None:

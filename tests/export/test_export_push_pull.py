@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import write_small
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from stand_in_hub import READS, StandInHub, stand_in_hub
 
 from paligemma.export.hub_card import BEGIN, END
@@ -46,7 +46,7 @@ def run_folder(tmp_path: Path) -> Path:
     figure = {"measure": "ap|50", "value": 88.02, "low": 87.1, "high": 89.4, "num": 1000}
     empty = {"measure": "miou", "value": None, "low": None, "high": None, "num": 0}
     body = {
-        "task": "cards",
+        "task": "cards\x07🃏",
         "split": "heldout",
         "model": "runs/cards",
         "num_scored": 999,
@@ -102,14 +102,13 @@ def test_the_card_carries_the_table_of_a_run_and_the_folder_stays(
     status, _, err = program("push", model, NAME, "--eval", run_folder)
     assert status == 0, err
     card = hub.repositories[NAME]["README.md"].decode()
-    assert "| cards | heldout | `ap\\|50` | 88.02 [87.10, 89.40] | 1,000 |" in card
-    assert "| cards | heldout | `miou` | - | 0 |" in card
+    assert "| cards 🃏 | heldout | `ap\\|50` | 88.02 [87.10, 89.40] | 1,000 |" in card
+    assert "| cards 🃏 | heldout | `miou` | - | 0 |" in card
     assert "999 of 1,000 examples; paligemma 0.1.0, torch 2.13.0;" in card
-    (line,) = [one for one in card.splitlines() if one.startswith("model-index: ")]
-    ((index,), *_) = [json.loads(line.removeprefix("model-index: "))]
-    assert index["results"][0]["metrics"] == [
-        {"type": "ap\\|50", "name": "ap\\|50", "value": 88.02}
-    ]
+    # As the hub reads it, in YAML.
+    (result,) = ModelCard(card).data.eval_results
+    assert (result.metric_type, result.metric_value) == ("ap|50", 88.02)
+    assert (result.dataset_name, result.dataset_split) == ("cards 🃏", "heldout")
     assert not (model / "README.md").exists()
 
 
@@ -128,6 +127,27 @@ def test_a_card_of_the_folder_keeps_its_words_and_gets_one_table(
     assert "# Mine\n\nMy words.\n" in text
     for once in (BEGIN, END, "model-index:", "## Evaluation"):
         assert text.count(once) == 1
+
+
+@pytest.mark.parametrize(
+    ("base", "terms"),
+    [
+        ("google/paligemma2-3b-pt-224", ("google/paligemma2-3b-pt-224", "gemma")),
+        ("pt_3b_448", ("google/paligemma2-3b-pt-448", "gemma")),
+        ("runs/first/model", (None, None)),
+    ],
+)
+def test_the_card_of_an_adapter_names_its_base_and_its_terms(
+    base: str, terms: tuple[str | None, str | None], hub: StandInHub, tmp_path: Path, program: Run
+) -> None:
+    (tmp_path / "king").mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": base}
+    (tmp_path / "king" / "adapter_config.json").write_text(json.dumps(config))
+    assert program("push", tmp_path / "king", NAME)[0] == 0
+    card = ModelCard(hub.repositories[NAME]["README.md"].decode())
+    assert (card.data.base_model, card.data.license) == terms
+    assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "image-text-to-text")
+    assert f"An adapter for `{base.rpartition('/')[2]}`." in card.content
 
 
 def test_a_dry_run_sends_nothing_and_shows_the_card(

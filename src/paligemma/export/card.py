@@ -6,14 +6,31 @@ Begins with the metadata that the hub reads.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paligemma.config import PaliGemmaConfig, named_release, release_of
+from paligemma.config import PaliGemmaConfig, canonical_name, named_release, release_of
 
 _LIBRARIES = {"hub": "transformers", "onnx": "transformers.js", "aoti": "pytorch"}
 _TINY = "tiny"
+_JAVASCRIPT = (
+    "import {",
+    "  AutoProcessor, PaliGemmaForConditionalGeneration, RawImage,",
+    '} from "@huggingface/transformers";',
+    "",
+    'const name = "OWNER/NAME";',
+    "const processor = await AutoProcessor.from_pretrained(name);",
+    "const model = await PaliGemmaForConditionalGeneration.from_pretrained(name, {",
+    '  dtype: "fp32",',
+    "});",
+    'const image = await RawImage.read("photo.jpg");',
+    'const asked = await processor(image, "<image>caption en");',
+    "const ids = await model.generate({ ...asked, max_new_tokens: 64 });",
+    "const answer = ids.slice(null, [asked.input_ids.dims.at(-1), null]);",
+    "console.log(processor.batch_decode(answer, { skip_special_tokens: true })[0]);",
+)
+_TASK, _TAGS = "image-text-to-text", ("paligemma",)
 
 
 def card_text(
@@ -39,6 +56,27 @@ def card_text(
     return "\n".join(lines)
 
 
+def adapter_card_text(*, name: str, base: str) -> str:
+    """The text of the card of an adapter.
+
+    Args:
+        base: name of the model that it changes, as adapter_config.json has it.
+    """
+    fields = {"pipeline_tag": _TASK, "library_name": "peft", **_terms_of_release(base)}
+    return "\n".join(
+        [
+            *_front(fields, _TAGS),
+            f"# {_title(name)}",
+            "",
+            f"An adapter for `{_title(base)}`.",
+            "",
+            *("## Use", "", "```bash"),
+            'paligemma run photo.jpg "caption en" --model BASE --adapter FOLDER',
+            *("```", ""),
+        ]
+    )
+
+
 def write_card(folder: Path, **fields: Any) -> Path:
     """Write README.md; `fields` as for `card_text`."""
     path = folder / "README.md"
@@ -52,15 +90,23 @@ def _title(name: str) -> str:
 
 
 def _metadata(name: str, config: PaliGemmaConfig, kind: str) -> list[str]:
-    fields = {"pipeline_tag": "image-text-to-text", "library_name": _LIBRARIES[kind]}
-    if named_release(name):
-        fields |= {"license": "gemma", "base_model": name.partition("@")[0]}
-    elif name == _TINY:
+    fields = {"pipeline_tag": _TASK, "library_name": _LIBRARIES[kind], **_terms_of_release(name)}
+    if name == _TINY:
         fields["license"] = "apache-2.0"
     elif release_of(config):
         fields["license"] = "gemma"
+    return _front(fields, [*_TAGS, *(["onnx"] if kind == "onnx" else [])])
+
+
+def _terms_of_release(name: str) -> dict[str, str]:
+    """What is stated of a model that is a release, or made of one; nothing of others."""
+    if named_release(name) is None:
+        return {}
+    return {"license": "gemma", "base_model": canonical_name(name.partition("@")[0])}
+
+
+def _front(fields: Mapping[str, str], tags: Sequence[str]) -> list[str]:
     lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
-    tags = ["paligemma", *(["onnx"] if kind == "onnx" else [])]
     return ["---", *lines, "tags:", *(f"- {one}" for one in tags), "---", ""]
 
 
@@ -93,6 +139,12 @@ def _usage(kind: str) -> list[str]:
             "token sees what is before it. `num_logits_to_keep` is the number of last positions "
             "whose logits are computed, 0 for all. Weights of eight bits are `*_quantized.onnx` "
             '(dtype "q8"), of four `*_q4.onnx`.',
+            "",
+            "In JavaScript, with `@huggingface/transformers`:",
+            "",
+            "```js",
+            *_JAVASCRIPT,
+            "```",
         ]
     if kind == "aoti":
         return [

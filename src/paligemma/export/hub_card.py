@@ -95,14 +95,15 @@ def with_scores(card: str, scores: Sequence[Scores], *, name: str) -> str:
         card = card[:begin] + block + card[end + len(END) :]
     else:
         card = card.rstrip("\n") + "\n\n" + block + "\n"
-    return _with_index(card, _INDEX + json.dumps([_index(scores, name)]))
+    return _with_index(card, _INDEX + json.dumps([_index(scores, name)], ensure_ascii=False))
 
 
 def _words(value: object) -> str:
-    """Text on one line that breaks no table."""
+    """Printable text on one line."""
     if not isinstance(value, str):
         raise TypeError(f"a text was expected, got {value!r:.50}")
-    return " ".join(value.split())[:_MAX_WORDS].replace("|", "\\|").replace("<!--", "")
+    printable = "".join(one if one.isprintable() else " " for one in value)
+    return " ".join(printable.split())[:_MAX_WORDS].replace("<!--", "")
 
 
 def _figure(row: Any) -> dict[str, Any]:
@@ -128,7 +129,8 @@ def _table(scores: Sequence[Scores]) -> list[str]:
             if row["low"] is not None and row["high"] is not None:
                 value += f" [{row['low']:.2f}, {row['high']:.2f}]"
             cells = (one.task, one.split, f"`{row['measure']}`", value, f"{row['num'] or 0:,}")
-            lines.append(f"| {' | '.join(cells)} |")
+            escaped = (cell.replace("|", "\\|") for cell in cells)
+            lines.append(f"| {' | '.join(escaped)} |")
     lines.append("")
     for one in scores:
         extent = f"{one.num_scored:,} of {one.num_asked:,} examples"

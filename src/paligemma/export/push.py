@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paligemma.errors import ConfigError, PaliGemmaError
-from paligemma.export.card import card_text
+from paligemma.export.card import adapter_card_text, card_text
 from paligemma.export.hub_card import Scores, read_scores, with_scores
 from paligemma.export.hub_files import (
     explain_push,
@@ -134,6 +134,7 @@ def _card(folder: Path) -> str:
             raise ConfigError(f"a card may have {_MAX_CARD_BYTES:,} bytes, {path} has more")
         return path.read_text(encoding="utf-8", errors="replace")
     if not (folder / "config.json").is_file():
-        return f"# {folder.resolve().name}\n\nAn adapter for PaliGemma.\n"
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        return adapter_card_text(name=folder.resolve().name, base=str(base or "PaliGemma"))
     config = config_from_hf(read_json(folder / "config.json"))
     return card_text(name=folder.resolve().name, config=config, kind="hub")
