@@ -14,7 +14,7 @@ SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo finetune-demo test test-web test-api check test-kernels test-triton fuzz bench
+.PHONY: help demo finetune-demo test test-web test-api test-js check test-kernels test-triton fuzz bench
 .PHONY: package docs clean distclean
 
 help: ## this list
@@ -42,6 +42,10 @@ check: $(VENV)/ready-dev ## format, lint, types and the order of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+test-js: $(VENV)/ready-dev ## exports under transformers.js in Node.js, which is there already; two minutes
+	npm install --silent --no-save --ignore-scripts --prefix build/js @huggingface/transformers@4
+	$(BIN)/python -m pytest -rs tests/export/test_export_onnx.py
 
 test-kernels: $(VENV)/ready-dev ## the compiled kernels under the compiler's sanitizers; a minute
 	mkdir -p build

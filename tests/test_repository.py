@@ -164,7 +164,7 @@ def test_make_help_lists_every_target_with_a_line() -> None:
     )
     listed = {line.split()[1]: line.split()[2:] for line in done.stdout.splitlines()}
     targets = {"demo", "finetune-demo", "test", "check", "test-kernels", "fuzz", "bench"}
-    targets |= {"test-web", "test-api", "test-triton", "package", "docs"}
+    targets |= {"test-web", "test-api", "test-js", "test-triton", "package", "docs"}
     targets |= {"clean", "distclean", "help"}
     assert listed.keys() == targets
     assert all(len(line) >= 2 for line in listed.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from example_answers import require_the_models_answer
+from PIL import Image
+from tiny_folder import DESK
 
+from paligemma import PaliGemma
 from paligemma.cli.export import export_command
 from paligemma.export import onnx_check, onnx_folder, onnx_graphs, onnx_quant
 from paligemma.export.onnx_check import OnnxModel
@@ -24,6 +28,12 @@ from paligemma.weights.load import load_model
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+
+MODULES = Path(__file__).parents[2] / "build" / "js" / "node_modules"
+needs_javascript = pytest.mark.skipif(
+    not (MODULES / "@huggingface" / "transformers").is_dir() or shutil.which("node") is None,
+    reason="transformers.js is not installed, make test-js does it",
+)
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -136,6 +146,8 @@ def test_fewer_bits_are_smaller_and_say_how_far_they_are_off(exported: Path) -> 
     }
     assert sizes["_quantized"] < 0.6 * sizes[""]
     assert sizes["_q4"] < 0.6 * sizes[""]
+    sizes = [(exported / "onnx" / f"embed_tokens{s}.onnx").stat().st_size for s in ("", "_q4")]
+    assert sizes[1] < 0.25 * sizes[0]
     checked = json.loads((exported / "check.json").read_text())
     assert [one["precision"] for one in checked] == ["float32", "int8", "int4"]
     worst = [max(each["largest"] for each in one["differences"]) for one in checked]
@@ -169,6 +181,62 @@ def test_large_weights_lie_beside_their_graph_under_the_name_that_is_looked_for(
     for name in files:
         session = onnxruntime.InferenceSession(tmp_path / name)
         assert session.run(None, {"input_ids": np.array([[2, 1661]])})[0].shape == (1, 2, 48)
+
+
+@needs_javascript
+@pytest.mark.parametrize("dtype", ["fp32", "q8", "q4"])
+def test_transformers_js_answers_by_the_code_of_the_card(
+    dtype: str, small: Path, exported: Path, tmp_path: Path
+) -> None:
+    answer = told_in_javascript(exported, tmp_path, dtype)
+    own = PaliGemma.from_pretrained(small, kv_cache_dtype="float32")
+    assert len(answer) > 5
+    if dtype == "fp32":
+        picture = tmp_path / "photo.png"
+        assert answer == own.generate(picture, "caption en", max_new_tokens=12).text
+
+
+@needs_javascript
+def test_transformers_js_finds_large_weights_beside_their_graphs(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (onnx_graphs, onnx_quant):
+        monkeypatch.setattr(module, "MAX_INLINE_BYTES", 1000)
+    onnx_folder.export_onnx(str(small), tmp_path / "out", kinds=("int8", "int4"))
+    assert len(list((tmp_path / "out" / "onnx").glob("*.onnx_data"))) == 9
+    own = PaliGemma.from_pretrained(small, kv_cache_dtype="float32")
+    answers = [told_in_javascript(tmp_path / "out", tmp_path, one) for one in ("fp32", "q8", "q4")]
+    picture = tmp_path / "photo.png"
+    assert answers[0] == own.generate(picture, "caption en", max_new_tokens=12).text
+    assert all(len(one) > 5 for one in answers)
+
+
+def told_in_javascript(folder: Path, scratch: Path, dtype: str) -> str:
+    """Run the code of a card under Node.js for 12 tokens, on a folder of this machine.
+
+    The picture, photo.png, has the model's size: libraries shrink pictures each in its own way.
+    """
+    Image.open(DESK).convert("RGB").resize((28, 28)).save(scratch / "photo.png")
+    (code,) = re.findall(r"^```js\n(.*?)^```", (folder / "README.md").read_text(), re.M | re.S)
+    changes = {
+        '"OWNER/NAME"': json.dumps(str(folder)),
+        '"photo.jpg"': json.dumps(str(scratch / "photo.png")),
+        '"fp32"': json.dumps(dtype),
+        "max_new_tokens: 64": "max_new_tokens: 12",
+        "\n\nconst name": '\nimport { env } from "@huggingface/transformers";\n'
+        'env.allowRemoteModels = false;\nenv.localModelPath = "/";\nconst name',
+    }
+    for old, new in changes.items():
+        assert old in code
+        code = code.replace(old, new)
+    (scratch / "ask.mjs").write_text(code)
+    (scratch / "node_modules").unlink(missing_ok=True)
+    (scratch / "node_modules").symlink_to(MODULES)
+    done = subprocess.run(
+        ["node", scratch / "ask.mjs"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.removesuffix("\n")
 
 
 def test_the_example_beside_the_graphs_answers_as_the_model(

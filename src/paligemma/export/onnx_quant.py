@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from paligemma.export.onnx_graphs import GRAPHS, MAX_INLINE_BYTES
+from paligemma.export.onnx_graphs import EMBEDDING, GRAPHS, MAX_INLINE_BYTES
 
 # What is asked for -> the suffix by which transformers.js finds the file (its dtypes q8 and q4).
 SUFFIXES = {"int8": "_quantized", "int4": "_q4"}
@@ -21,8 +21,8 @@ def quantise(folder: Path, kind: str) -> list[Path]:
     """Write every graph of a folder in fewer bits beside it.
 
     int8: weights per output channel, activations by their range while running. int4: blocks of 32
-    weights with a scale each, activations in float32; only matrices, so what is no matrix product
-    stays as it is.
+    weights with a scale each, activations in float32; matrix products and the table of embeddings,
+    all else stays as it is.
 
     Args:
         kind: key of `SUFFIXES`.
@@ -62,7 +62,12 @@ def _int4(source: Path, target: Path) -> None:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     quantiser = MatMulNBitsQuantizer(
-        onnx.load(source), bits=4, block_size=_BLOCK, is_symmetric=True, accuracy_level=None
+        onnx.load(source),
+        bits=4,
+        block_size=_BLOCK,
+        is_symmetric=True,
+        accuracy_level=None,
+        op_types_to_quantize=("Gather",) if source.stem == EMBEDDING else ("MatMul",),
     )
     quantiser.process()
     _save(quantiser.model.model, target)
