@@ -94,25 +94,40 @@ def test_a_shell_completes_commands_benchmarks_and_models() -> None:
     assert completed("doctor", "google/paligemma2-3b-mix") == mix
 
 
+def test_a_shell_completes_the_rows_of_the_papers() -> None:
+    found = completed("reproduce", "docvqa/paligemma-3b-pt-")
+    assert found == [f"docvqa/paligemma-3b-pt-{side}" for side in (224, 448, 896)]
+    assert completed("reproduce", "no such row") == []
+
+
 def test_a_path_in_the_place_of_a_model_is_completed_as_a_file() -> None:
     complete = ShellComplete(cli.main, {}, "paligemma", "_PALIGEMMA_COMPLETE")
     items = complete.get_completions(["detect", "--model"], "./ru")
     assert [(item.type, item.value) for item in items] == [("file", "./ru")]
 
 
-def test_completion_of_a_benchmark_is_quick_to_start_and_writes_plain_lines() -> None:
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("eval score --task docv", "docvqa"),
+        ("reproduce docvqa/paligemma-3b-pt-44", "docvqa/paligemma-3b-pt-448"),
+    ],
+)
+def test_completion_of_a_benchmark_is_quick_to_start_and_writes_plain_lines(
+    typed: str, completed: str
+) -> None:
     environment = {
         **os.environ,
         "_PALIGEMMA_COMPLETE": "bash_complete",
-        "COMP_WORDS": "paligemma eval score --task docv",
-        "COMP_CWORD": "4",
+        "COMP_WORDS": f"paligemma {typed}",
+        "COMP_CWORD": str(typed.count(" ") + 1),
     }
     code = "import sys\nfrom paligemma.cli import main\ntry:\n    main()\nfinally:\n"
     code += "    print('torch' in sys.modules, file=sys.stderr)"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert (done.stdout, done.stderr) == ("plain,docvqa\n", "False\n")
+    assert (done.stdout, done.stderr) == (f"plain,{completed}\n", "False\n")
 
 
 def test_verbose_names_the_files_that_are_loaded(paligemma: Run, tiny_dir: Any) -> None:

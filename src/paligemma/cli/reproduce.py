@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from paligemma.cli.options import NamedPath
 from paligemma.cli.paper_rows import described, overview, row_json
@@ -22,8 +23,26 @@ if TYPE_CHECKING:
     from paligemma.tuning.reproduce import Row
 
 
+class RowName(click.ParamType):
+    """The name of a row, which a shell completes."""
+
+    name = "row"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names that begin so, each with the title of its benchmark."""
+        from paligemma.tuning.row_figures import rows_by_name
+
+        return [
+            CompletionItem(name, help=one.task.title)
+            for name, one in rows_by_name().items()
+            if name.startswith(incomplete)
+        ]
+
+
 @click.command("reproduce")
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=RowName())
 @click.option("--list", "lists", is_flag=True, help="List the rows with figures and cost.")
 @click.option(
     "--dry-run",

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from paligemma.config import PaliGemmaConfig, find_release, release_config
 from paligemma.errors import ConfigError, DataError
-from paligemma.tasks.catalog import find_task, tasks
 from paligemma.tasks.published import (
     PublishedScore,
     learning_rate_sweep,
@@ -27,13 +26,10 @@ from paligemma.tasks.published import (
 from paligemma.tasks.task import Task
 from paligemma.tuning.plan import UTILISATION, Card
 from paligemma.tuning.recipe import Recipe
+from paligemma.tuning.row_figures import rows_by_name
 from paligemma.tuning.setup import recipe_of, task_of
 from paligemma.tuning.stages import PUBLISHED_LR, swept_lr
 
-_OWNERS = {"PaliGemma": "google/paligemma", "PaliGemma 2": "google/paligemma2"}
-# A zero-shot figure whose model was trained on VQAv2 is named so; the others are of the model as
-# it was released.
-_FIRST_TRAINED = "VQAv2"
 _ANY_TASK = "simple"
 _TRAINING_FOLDER = "{}-train"
 
@@ -145,27 +141,17 @@ class Row:
 @cache
 def rows() -> dict[str, Row]:
     """Every row of both papers by its name, in the order of the benchmarks."""
-    figures: dict[tuple[str, str, bool], list[PublishedScore]] = {}
-    for task in tasks().values():
-        for one in published(task):
-            trains = one.kind == "transfer" or _FIRST_TRAINED in one.model
-            figures.setdefault((task.name, _model(one), trains), []).append(one)
-    found = {}
-    for (name, model, trains), scores in figures.items():
-        task = find_task(name)
-        trained_on = _trained_on(task) if trains else None
-        label = f"{name}/{model.removeprefix('google/')}"
-        if not trains and "-pt-" in model:
-            label += "-untrained"
-        found[label] = Row(
-            name=label,
-            task=task,
-            model=model,
-            figures=tuple(scores),
-            trained_on=trained_on,
-            transfer=task.transfer if trains else None,
+    return {
+        name: Row(
+            name=name,
+            task=one.task,
+            model=one.model,
+            figures=one.figures,
+            trained_on=_trained_on(one.task) if one.is_trained else None,
+            transfer=one.task.transfer if one.is_trained else None,
         )
-    return found
+        for name, one in rows_by_name().items()
+    }
 
 
 def find_row(name: str) -> Row:
@@ -249,15 +235,6 @@ def flops_a_row(config: PaliGemmaConfig, num_pictures: int, num_text: int) -> fl
     read = tokens * text.depth * (2 * block + 4 * tokens * inner)
     logits = 2 * (num_text // 4) * text.width * config.vocab.size
     return 3.0 * (seen + read + logits)
-
-
-def _model(score: PublishedScore) -> str:
-    kind = "mix" if score.kind == "mix" else "pt"
-    if score.size is None or score.resolution is None:
-        raise ConfigError(f"a figure of {score.model} states no size; name a released model")
-    name = f"{_OWNERS[score.family]}-{score.size.lower()}-{kind}-{score.resolution}"
-    find_release(name)
-    return name
 
 
 def _trained_on(task: Task) -> Task:
