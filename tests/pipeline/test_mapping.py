@@ -13,6 +13,7 @@ from PIL import Image
 from paligemma.errors import ConfigError
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.types import TextAnswer
+from paligemma.pipeline.engine import Engine
 from paligemma.pipeline.paligemma import PaliGemma
 
 DESK = Path(__file__).parents[2] / "examples" / "desk.png"
@@ -69,6 +70,36 @@ def test_rows_are_taken_as_they_are_needed(pg: PaliGemma) -> None:
     assert next(mapped).error is None
     mapped.close()  # type: ignore[attr-defined]
     assert len(taken) <= 16
+
+
+@pytest.fixture
+def overflows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Black pictures are encoded as no numbers, as where float16 overflows."""
+    encode = Engine.encode
+
+    def encoded(self: Engine, pixels: Any, **more: Any) -> Any:
+        pairs = zip(pixels, encode(self, pixels, **more), strict=True)
+        return [soft * float("nan") if bool(one.max() < -0.99) else soft for one, soft in pairs]
+
+    monkeypatch.setattr(Engine, "encode", encoded)
+
+
+def test_a_row_that_makes_numbers_overflow_costs_no_other_its_answer(
+    pg: PaliGemma, overflows: None
+) -> None:
+    black = np.zeros((40, 60, 3), np.uint8)
+    bad, good, *_ = pg.map([black, DESK, DESK], "detect star", batch_size=3)
+    assert "the model produced NaN" in str(bad.error)
+    assert isinstance(good.answer, Detections)
+    assert good.answer.text == pg.detect(DESK, "star").text
+
+
+def test_a_model_that_answers_nothing_is_no_fault_of_its_rows(
+    pg: PaliGemma, overflows: None
+) -> None:
+    black = [np.zeros((40, 60 + k, 3), np.uint8) for k in range(3)]
+    with pytest.raises(ConfigError, match="the model produced NaN"):
+        list(pg.map(black, "detect star"))
 
 
 def test_an_option_that_is_out_of_range_is_refused_before_a_row_is_taken(pg: PaliGemma) -> None:

@@ -90,6 +90,7 @@ class RowAnswerer:
     ) -> None:
         self.asked = asked
         self._max_rows = None if max_rows is None or max_rows <= MAX_ROWS else max_rows
+        self._has_answered = False
         stated = dict(options or {})
 
         @lru_cache(_KEPT_QUESTIONS)
@@ -116,35 +117,57 @@ class RowAnswerer:
         rows: Sequence[tuple[Hashable, str]],
         read: Mapping[Hashable, ReadPicture | PaliGemmaError],
     ) -> list[MappedAnswer | PaliGemmaError]:
-        """Answers to rows of (key of the picture, prompt), in order; an error where one is bad."""
-        asked = self.asked
+        """Answers to rows of (key of the picture, prompt), in order; an error where one is bad.
+
+        A batch that cannot be answered, as where one of its rows makes numbers overflow, is asked
+        row by row.
+
+        Raises:
+            PaliGemmaError: none of the rows, about several pictures, can be answered, and none was
+                before: that is the fault of no row.
+        """
         questions: list[Question | PaliGemmaError] = []
         for key, prompt in rows:
             picture = read[key]
             questions.append(
                 picture if isinstance(picture, PaliGemmaError) else self._asked(prompt)
             )
-        wanted = {
-            key: read[key]
-            for (key, _), question in zip(rows, questions, strict=True)
-            if isinstance(question, Question)
-        }
+        asked = {k: one for k, one in enumerate(questions) if isinstance(one, Question)}
+        wanted = {rows[k][0]: read[rows[k][0]] for k in asked}
         encoded = self._encoded({k: v for k, v in wanted.items() if isinstance(v, ReadPicture)})
-        requests = [
-            about(request, encoded[key])
-            for (key, _), question in zip(rows, questions, strict=True)
-            if isinstance(question, Question)
-            for request in question.requests
+        pairs = [(question, encoded[rows[k][0]]) for k, question in asked.items()]
+        answers = dict(zip(asked, self._answers(pairs), strict=True))
+        return [
+            one if isinstance(one, PaliGemmaError) else answers[k]
+            for k, one in enumerate(questions)
         ]
-        written = iter(asked.engine.answer(requests, max_rows=self._max_rows))
-        found: list[MappedAnswer | PaliGemmaError] = []
-        for (key, _), question in zip(rows, questions, strict=True):
-            if isinstance(question, PaliGemmaError):
-                found.append(question)
-            else:
-                some = [next(written) for _ in question.requests]
-                found.append(self._answer(question, some, encoded[key]))
+
+    def _answers(
+        self, pairs: Sequence[tuple[Question, EncodedImage]]
+    ) -> Sequence[MappedAnswer | PaliGemmaError]:
+        """Answers to questions about pictures, together, or one by one where that fails."""
+        found: list[MappedAnswer | PaliGemmaError]
+        try:
+            found = [*self._together(pairs)]
+        except PaliGemmaError as error:
+            if len(pairs) == 1:
+                return [error]
+            found = [one for pair in pairs for one in self._answers([pair])]
+            is_answered = any(isinstance(one, MappedAnswer) for one in found)
+            has_several = len({id(encoded) for _, encoded in pairs}) > 1
+            if has_several and not is_answered and not self._has_answered:
+                raise
+        self._has_answered |= any(isinstance(one, MappedAnswer) for one in found)
         return found
+
+    def _together(self, pairs: Sequence[tuple[Question, EncodedImage]]) -> Iterator[MappedAnswer]:
+        requests = [
+            about(request, encoded) for question, encoded in pairs for request in question.requests
+        ]
+        written = iter(self.asked.engine.answer(requests, max_rows=self._max_rows))
+        for question, encoded in pairs:
+            some = [next(written) for _ in question.requests]
+            yield self._answer(question, some, encoded)
 
     def _asked(self, prompt: str) -> Question | PaliGemmaError:
         try:

@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from paligemma.errors import RunError
 from paligemma.example import Example
 from paligemma.jobs.labelling.labeller import Refused
 from paligemma.jobs.labelling.records import Record
@@ -80,13 +83,25 @@ class ModelLabeller:
         return self._rows.read({key: partial(opened, one) for key, one in by_key.items()})
 
     def answer(self, examples: Sequence[Example], prepared: Any) -> list[Record | Refused]:
-        """A record for each example, in order, or why there is none."""
+        """A record for each example, in order, or why there is none.
+
+        Raises:
+            RunError: the device has too little memory for the batch.
+            PaliGemmaError: see `RowAnswerer.answer`.
+        """
         rows = [(picture_key(one), one.prefix) for one in examples]
+        try:
+            answers = self._rows.answer(rows, prepared)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"a batch of {len(examples)} rows needs more memory than the device has "
+                f"({str(error)[:200]}); ask fewer with --batch-size, into a new folder"
+            ) from error
         return [
             record_of(self._calibrated(one))
             if isinstance(one, MappedAnswer)
             else Refused(reason=str(one))
-            for one in self._rows.answer(rows, prepared)
+            for one in answers
         ]
 
     def _calibrated(self, found: MappedAnswer) -> MappedAnswer:
