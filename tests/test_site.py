@@ -95,9 +95,26 @@ def test_the_site_is_built_without_a_warning(pages: Path) -> None:
     words = ["-m", "zensical", "build", "--strict", "--config-file", str(root / "mkdocs.yml")]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    # What docstrings state of parameters is stated of parameters that are there.
+    assert "griffe:" not in done.stdout + done.stderr
     # Methods of the tasks, which the class inherits, are shown.
     api = (root / "out" / "api.html").read_text()
     for words in ("from_pretrained", "Raises", "PageIndex", "max_overlap"):
         assert words in api
     assert 'id="paligemma.pipeline.paligemma.PaliGemma.detect"' in api
     assert "<h1" in (root / "out" / "index.html").read_text()
+    assert lost_anchors(root / "out") == []
+
+
+def lost_anchors(site: Path) -> list[str]:
+    """Links of a built site to places that its pages do not have."""
+    texts = {path.resolve(): path.read_text() for path in site.rglob("*.html")}
+    places = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in texts.items()}
+    assert sum(map(len, places.values())) > 100
+    lost = []
+    for path, text in texts.items():
+        for name, anchor in re.findall(r'href="([^":#]*)#([^"]+)"', text):
+            page = (path.parent / name).resolve() if name else path
+            if anchor not in places.get(page, ()):
+                lost.append(f"{path.name}: {name}#{anchor}")
+    return lost

@@ -158,7 +158,8 @@ class Client(TaskMethods[Picture], SearchMethods):
 
         Args:
             image: a picture, or `Frames`.
-            frames, layout: see `PaliGemma.encode_image`; prepared pixels are not sent.
+            frames: see `PaliGemma.encode_image`.
+            layout: see `PaliGemma.encode_image`; prepared pixels are not sent.
             adapter: is the client's `model`, and not stated here.
 
         Raises:

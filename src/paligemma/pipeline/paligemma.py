@@ -279,13 +279,13 @@ class PaliGemma(TaskMethods[Picture]):
         num_threads: int = 2,
         **options: Unpack[AskKeywords],
     ) -> Iterator[MappedRow]:
-        """Rows of a data set with their answers, in order and in memory that does not grow, or an
-        error where a row is bad. Files of millions are for `paligemma batch`.
+        """Rows with their answers, in order, or an error where one is bad; memory does not grow.
 
         Args:
-            rows: mappings, such as a data set of the hub, or pictures.
+            rows: mappings, as a data set of the hub has, or pictures; see also `paligemma batch`.
             prompt: in which `{name}` stands for a field of the row.
-            image, num_threads: field of the picture; threads that read pictures.
+            image: field of the picture.
+            num_threads: number of threads that read pictures.
             options: as in `ask`.
         """
         one = RowAnswerer(self, options, max_rows=batch_size)

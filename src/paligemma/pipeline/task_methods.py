@@ -194,7 +194,8 @@ class TaskMethods(ABC, Generic[PictureT]):
         Args:
             image: a picture; a list of pictures gives a list of `Detections`.
             labels: "cat ; dog" or ["cat", "dog"].
-            tile, tile_overlap: for small objects, see `ask_tiled`.
+            tile: columns and rows, as "2x2", for small objects; see `ask_tiled`.
+            tile_overlap: share of a tile's side that it has in common with the next.
             options: as in `ask`, such as threshold, max_overlap, constrain and max_new_tokens.
         """
         _require_picture(image, "detect")
@@ -315,7 +316,8 @@ class TaskMethods(ABC, Generic[PictureT]):
         Args:
             images: a folder, a pattern such as "photos/*.jpg", or pictures, taken a batch at a
                 time.
-            prompt, options: as in `ask`.
+            prompt: as in `ask`.
+            options: as in `ask`.
 
         Raises:
             ImageError: the folder or pattern holds no picture, or not one picture can be read;

@@ -16,17 +16,18 @@ _Frame = TypeVar("_Frame")
 
 
 class Frames(tuple[Any, ...]):
-    """Pictures that are the frames of one example, in time order; they go wherever a picture does.
-
-    Args:
-        pictures: the pictures, or one list of them, or an array or a tensor with an axis of frames
-            in front.
-
-    Raises:
-        ImageError: none, more than `MAX_FRAMES`, or frames of frames.
-    """
+    """Pictures that are the frames of one example, in time order; they go where a picture does."""
 
     def __new__(cls, *pictures: Any) -> Frames:
+        """Put frames together.
+
+        Args:
+            *pictures: the pictures, or one list of them, or an array or a tensor with an axis of
+                frames in front.
+
+        Raises:
+            ImageError: none, more than `MAX_FRAMES`, or frames of frames.
+        """
         if len(pictures) == 1 and several_of(pictures[0]) is not None:
             (pictures,) = pictures
         found = super().__new__(cls, pictures)

@@ -79,7 +79,9 @@ class PageIndex:
 
         Args:
             url: its name, see the module.
-            model, preset, load: see the class.
+            model: see the class.
+            preset: see the class.
+            load: see the class.
             create: whether one that is not there may be begun.
 
         Raises:
