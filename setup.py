@@ -1,7 +1,10 @@
-"""What pyproject.toml cannot say: a plain C library that may fail to build, for any Python."""
+"""What pyproject.toml cannot say: a plain C library that may fail to build, for any Python, and a
+description whose links hold where nobody has the clone."""
 
 import hashlib
 import os
+import re
+import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -17,6 +20,35 @@ def fingerprint(folder: str) -> str:
     for path in sorted(Path(folder).glob("*.[ch]")):
         found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()[:16]
+
+
+def description(text: str, address: str | None) -> str:
+    """README.md for an index of packages, where relative links and pictures lead nowhere.
+
+    Args:
+        address: of a release's files; without one, links become the paths of the files, and
+            pictures the words that describe them.
+    """
+
+    def link(match: re.Match[str]) -> str:
+        picture, words, path = match.groups()
+        if address is not None:
+            return f"{picture}[{words}]({address}/{path})"
+        if picture:
+            return f"*{words}*"
+        return words if words.strip("`") == path else f"{words} (`{path}`)"
+
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
+    relative = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)")
+    # Every second part is code, of which nothing is a link.
+    return "".join(part if k % 2 else relative.sub(link, part) for k, part in enumerate(parts))
+
+
+def release_address() -> str | None:
+    """Where GitHub shows the files of this version, if the project's address is stated."""
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    repository = project.get("urls", {}).get("Repository")
+    return repository and f"{repository.rstrip('/')}/raw/v{project['version']}"
 
 
 class SharedLibrary(build_ext):
@@ -40,6 +72,8 @@ class AnyPython(bdist_wheel):
 BUILDS_KERNELS = os.environ.get("PALIGEMMA_KERNELS") != "off"
 
 setup(
+    long_description=description(Path("README.md").read_text(encoding="utf-8"), release_address()),
+    long_description_content_type="text/markdown",
     ext_modules=[
         Extension(
             "paligemma.kernels._native",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
+
+from packaging.metadata import ExceptionGroup, Metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds of processor time; what the tests demand of a clone, with room for a busy machine.
@@ -51,15 +54,18 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="paligemma-package-") as made:
         folder = Path(made)
-        source = build(tracked(folder / "clone"), "sdist", folder / "sdist")
+        clone = tracked(folder / "clone")
+        source = build(clone, "sdist", folder / "sdist")
         with tarfile.open(source) as archive:
             archive.extractall(folder / "source", filter="data")
         (unpacked,) = (folder / "source").iterdir()
+        check_metadata((unpacked / "PKG-INFO").read_bytes(), source.name)
+        require(not (unpacked / "tests").exists(), f"{source.name} holds tests without their data")
         built = [source]
         for kind in options.kind or ("pure", "kernels"):
             kernels = "off" if kind == "pure" else None
             wheel = build(unpacked, "wheel", folder / kind, kernels=kernels)
-            check_contents(wheel, kind)
+            check_contents(wheel, kind, clone / "src")
             told = try_wheel(wheel, folder / f"{kind}-venv", options)
             print(json.dumps({"wheel": wheel.name, "bytes": wheel.stat().st_size, **told}))
             built.append(wheel)
@@ -90,15 +96,36 @@ def build(source: Path, what: str, output: Path, *, kernels: str | None = None) 
     return found
 
 
-def check_contents(wheel: Path, kind: str) -> None:
-    """A wheel holds the package and its licences, and nothing beside it."""
-    names = zipfile.ZipFile(wheel).namelist()
-    tops = {name.split("/")[0] for name in names}
-    require(len(tops) == 2 and "paligemma" in tops, f"{wheel.name} holds {sorted(tops)}")
-    for needed in ("py.typed", "models/tiny/model.safetensors", "serve/page/index.html"):
-        require(f"paligemma/{needed}" in names, f"{wheel.name} lacks {needed}")
-    has_kernels = any(name.endswith(".so") for name in names)
-    require(has_kernels == (kind == "kernels"), f"{wheel.name}: compiled kernels {has_kernels}")
+def check_metadata(written: bytes, name: str) -> None:
+    """What an index of packages asks of metadata, and a description that reads well there."""
+    try:
+        metadata = Metadata.from_email(written, validate=True)
+    except ExceptionGroup as errors:
+        sys.exit(f"the metadata of {name} is refused: {'; '.join(map(str, errors.exceptions))}")
+    text = metadata.description or ""
+    require(len(text) > 1_000, f"{name} has no description")
+    require(metadata.description_content_type == "text/markdown", f"{name} is not in Markdown")
+    relative = re.findall(r"\]\((?![a-z]+:|#)([^)]+)\)", text)
+    require(not relative, f"the description of {name} has links that lead nowhere: {relative[:3]}")
+
+
+def check_contents(wheel: Path, kind: str, source: Path) -> None:
+    """A wheel holds the package as the clone has it and its licences, and nothing beside it."""
+    archive = zipfile.ZipFile(wheel)
+    names = set(archive.namelist())
+    (described,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+    check_metadata(archive.read(described), wheel.name)
+    packed = {name for name in names if not name.startswith(f"{described.split('/')[0]}/")}
+    expected = {
+        path.relative_to(source).as_posix()
+        for path in (source / "paligemma").rglob("*")
+        if path.is_file() and path.suffix not in (".c", ".h")
+    }
+    libraries = {name for name in packed if name.endswith(".so")}
+    lost, more = sorted(expected - packed), sorted(packed - libraries - expected)
+    require(not lost, f"{wheel.name} lacks {lost[:5]}")
+    require(not more, f"{wheel.name} holds {more[:5]}, which are no part of the package")
+    require(bool(libraries) == (kind == "kernels"), f"{wheel.name}: compiled kernels {libraries}")
     require(wheel.name.endswith("-any.whl") == (kind == "pure"), wheel.name)
 
 
