@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from task_files import write_json_lines, write_picture
 
-from paligemma.errors import DataError
+from paligemma.errors import DataError, ImageError
 from paligemma.jobs.labelling.finding import open_input
 from paligemma.jobs.labelling.inputs import Input
 
@@ -95,6 +95,32 @@ def test_a_picture_that_appears_later_moves_no_row(pictures: Path, tmp_path: Pat
     again = open_input(tmp_path / "in", tmp_path / "listing")
     assert [row.name for _, row in again.rows()] == names == ["b.png"]
     assert again.identity() == before.identity()
+
+
+def test_pictures_of_a_folder_are_read_where_they_were_found(tmp_path: Path) -> None:
+    write_picture(tmp_path / "disk" / "a.png", color=(30, 0, 0))
+    write_picture(tmp_path / "in" / "b.png", color=(60, 0, 0))
+    write_picture(tmp_path / "in" / "sub" / "b.jpg", color=(90, 0, 0))
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "disk")
+    source = open_input(tmp_path / "in", tmp_path / "listing")
+    assert [row.name for _, row in source.rows()] == ["b.png", "sub/b.jpg", "linked/a.png"]
+    (tmp_path / "in" / "b.png").unlink()
+    first, _, linked = (row.pictures[0] for _, row in source.rows())
+    assert int(linked.read(1 << 20)[0, 0, 0]) == 30
+    with pytest.raises(ImageError, match=r"b\.png"):  # and not sub/b.jpg in its place
+        first.read(1 << 20)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "shard.tar.gz", "rows.json", "rows.csv"])
+def test_a_file_of_another_kind_is_no_picture(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(DataError, match="an input is pictures or"):
+        open_input(tmp_path / name, tmp_path / "listing")
+
+
+def test_suffixes_may_be_capitals(pictures: Path, tmp_path: Path) -> None:
+    source = write_json_lines(pictures / "ROWS.JSONL", [{"image": "1.png"}])
+    assert reds(open_input(source, tmp_path / "listing")) == [30]
 
 
 def test_a_split_takes_its_files_alone(pictures: Path, tmp_path: Path) -> None:

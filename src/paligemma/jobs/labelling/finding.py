@@ -50,7 +50,7 @@ def open_input(
         return Parquet(paths=_of_split(folder, split), column=column, columns=tuple(columns))
     # Pictures that were listed stay the input, whatever files of rows were written beside them.
     paths = () if listing.exists() else _row_files(place, split)
-    kind = paths[0].suffix if paths else ""
+    kind = _suffix(paths[0]) if paths else ""
     if kind == ".jsonl":
         _require_none(place, "--split", split)
         return JsonLines(paths=paths, folder=pictures, column=column)
@@ -79,7 +79,12 @@ def _require_none(place: str, option: str, value: object) -> None:
 def _row_files(place: str, split: str | None) -> tuple[Path, ...]:
     """Files of rows, all of one kind; none where pictures are named."""
     if os.path.isfile(place):
-        return (Path(place),) if Path(place).suffix in _ROWS else ()
+        if _suffix(place) not in _ROWS and not is_picture_name(place):
+            raise DataError(
+                f"an input is pictures or {', '.join(_ROWS)} files, {place[:200]} ends in "
+                f"{_suffix(place)[:20]!r}; unpack or convert it"
+            )
+        return (Path(place),) if _suffix(place) in _ROWS else ()
     if os.path.isdir(place):
         folder = Path(place)
         suffixes = [one for one in (".parquet", ".tar") if any(folder.rglob(f"*{one}"))]
@@ -88,12 +93,16 @@ def _row_files(place: str, split: str | None) -> tuple[Path, ...]:
         _require_one_kind(place, [*suffixes, *_pictures_of(place)])
         return _of_split(folder, split, suffixes[0])
     named = [one for one in sorted(glob.glob(place, recursive=True)) if os.path.isfile(one)]
-    found = tuple(Path(one) for one in named if Path(one).suffix in _ROWS)
+    found = tuple(Path(one) for one in named if _suffix(one) in _ROWS)
     if found:
         _require_none(place, "--split", split)
         pictures = [one for one in named if is_picture_name(one)]
-        _require_one_kind(place, [*{path.suffix: 0 for path in found}, *pictures[:1]])
+        _require_one_kind(place, [*{_suffix(path): 0 for path in found}, *pictures[:1]])
     return found
+
+
+def _suffix(path: str | Path) -> str:
+    return Path(path).suffix.lower()
 
 
 def _require_one_kind(place: str, kinds: Sequence[str]) -> None:
@@ -156,4 +165,5 @@ def _listed(place: str, listing: Path) -> JsonLines:
                 f"or hub:owner/name, there is no {place[:200]}; check the path"
             )
         write_whole(listing, listing_lines([os.path.relpath(one, root) for one in found]))
-    return JsonLines(paths=(listing,), folder=root, known=(os.path.abspath(place),))
+    known = (os.path.abspath(place),)
+    return JsonLines(paths=(listing,), folder=root, known=known, is_listing=True)

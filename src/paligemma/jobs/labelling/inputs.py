@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+
 from paligemma.errors import DataError, PaliGemmaError
 from paligemma.example import Picture
 from paligemma.json_file import parse_json
+from paligemma.processing.image import load_image
 from paligemma.tasks.own.labels import UprightPicture
 from paligemma.tasks.own.parquet import UprightParquetPicture
 from paligemma.tasks.own.webdataset import read_group, row_groups
@@ -105,12 +108,14 @@ class JsonLines:
         folder: folder that all pictures lie below; None takes that of each file.
         column: field with the name of the picture, or a list of names: frames of one example.
         known: what else tells this input from another.
+        is_listing: whether its names were found below the folder, and are no data of others.
     """
 
     paths: tuple[Path, ...]
     folder: Path | None = None
     column: str = "image"
     known: tuple[Any, ...] = ()
+    is_listing: bool = False
 
     def identity(self) -> list[Any]:
         """See `Input.identity`."""
@@ -152,10 +157,24 @@ class JsonLines:
             if not names:
                 raise row.error(f"{self.column!r} names no picture")
             folder = self.folder or path.parent
+            if self.is_listing:
+                listed = ListedPicture(path=folder / names[0])
+                return InputRow(name=name, pictures=(listed,), fields=row)
             pictures = tuple(_named_picture(folder, one, where) for one in names)
         except (ValueError, PaliGemmaError) as error:
             return _bad(name, where, error)
         return InputRow(name=name, pictures=pictures, fields=row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedPicture:
+    """A picture that was found in a folder: read from there alone, wherever links lead."""
+
+    path: Path
+
+    def read(self, max_pixels: int) -> np.ndarray:
+        """Decode to uint8[H, W, 3]; raise ImageError where that fails."""
+        return load_image(self.path, max_pixels=max_pixels)
 
 
 def _named_picture(folder: Path, name: str, where: str) -> UprightPicture:
