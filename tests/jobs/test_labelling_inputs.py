@@ -171,13 +171,50 @@ def test_a_folder_of_names_is_refused_where_pictures_are_not_named(
         open_input(tar_of(pictures, tmp_path), tmp_path / "listing", pictures=pictures)
 
 
-def test_a_damaged_shard_is_named(pictures: Path, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_named_and_those_behind_it_are_read(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tar_of(pictures, tmp_path)
-    whole = (tmp_path / "b.tar").read_bytes()
-    (tmp_path / "b.tar").write_bytes(whole[: len(whole) // 2])
-    source = open_input(tmp_path / "b.tar", tmp_path / "listing")
-    with pytest.raises(DataError, match=r"b\.tar is no whole tar file"):
-        list(source.rows())
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: 4 * tarfile.BLOCKSIZE])  # the parts of one row
+    source = open_input(tmp_path / "*.tar", tmp_path / "listing")
+    rows = list(source.rows())
+    (at,) = (k for k, (_, row) in enumerate(rows) if row.error is not None)
+    assert "a.tar is no whole tar file" in str(rows[at][1].error)
+    assert "a.tar is no whole tar file" in caplog.text
+    assert [row.name for _, row in rows[at + 1 :]] == [f"b/{k}.png" for k in range(3, NUM)]
+    assert at == 1
+    names = [row.name for _, row in rows]
+    for k, (place, _) in enumerate(rows):
+        assert [row.name for _, row in source.rows(place)] == names[k:]
+
+
+def test_a_damaged_group_of_parquet_costs_its_rows_alone(pictures: Path, tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    parquet_of(pictures, tmp_path)
+    found = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(2)  # n
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    begin = found.dictionary_page_offset or found.data_page_offset
+    data[begin : begin + 20] = bytes(20)
+    (tmp_path / "a.parquet").write_bytes(data)
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 cut short")
+    (tmp_path / "c.parquet").write_bytes(bytes(data))
+    source = open_input(tmp_path, tmp_path / "listing", columns=("n",))
+    rows = list(source.rows())
+    bad = [k for k, (_, row) in enumerate(rows) if row.error is not None]
+    assert bad == [2, 3, 5, 8, 9]  # group 1 of a, all of b, group 1 of c
+    assert "group 1 of its rows, is damaged" in str(rows[2][1].error)
+    assert "b.parquet is no parquet file" in str(rows[5][1].error)
+    for k, (place, _) in enumerate(rows):
+        again = [row.name for _, row in source.rows(place)]
+        assert again == [row.name for _, row in rows[k:]]
+
+
+def test_a_first_file_of_another_kind_is_refused_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(DataError, match="is no parquet file"):
+        list(open_input(tmp_path, tmp_path / "listing").rows())
 
 
 def test_an_overlong_line_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

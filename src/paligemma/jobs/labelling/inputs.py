@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ from paligemma.tasks.own.webdataset import read_group, row_groups
 from paligemma.tasks.reading.file_rows import FileRow
 from paligemma.tasks.reading.files import relative_name
 from paligemma.tasks.reading.parquet import open_parquet
+
+logger = logging.getLogger(__name__)
 
 Place: TypeAlias = tuple[int, ...]
 START: Place = (0, 0)
@@ -67,10 +70,10 @@ class Input(Protocol):
         ...
 
     def rows(self, start: Place = START) -> Iterator[tuple[Place, InputRow]]:
-        """Each row from `start` on, with its place.
+        """Each row from `start` on, with its place; what is damaged is a bad row, or several.
 
         Raises:
-            DataError: a file cannot be read to its end.
+            DataError: the system does not read a file, or the first one is of another kind.
         """
         ...
 
@@ -97,6 +100,17 @@ def _bad(name: str, where: str, error: object) -> InputRow:
     said = str(error)
     words = said if where in said else f"{where}: {said}"
     return InputRow(name=name, pictures=(), fields=FileRow({}, where), error=words)
+
+
+def _lost(name: str, where: str, error: DataError) -> InputRow:
+    """A row in the place of what is damaged, of which a warning tells, too."""
+    logger.warning("%s", error)
+    return _bad(name, where, error)
+
+
+def _is_of_system(error: BaseException | None) -> bool:
+    """Whether the system failed, which may pass, and not the content, which stays as it is."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,11 +222,18 @@ class Parquet:
         """See `Input.rows`."""
         for number in range(start[0], len(self.paths)):
             path = self.paths[number]
-            file = open_parquet(path)
-            wanted = self._wanted(path, file.schema_arrow)
+            try:
+                file = open_parquet(path)
+                wanted = self._wanted(path, file.schema_arrow)
+            except DataError as error:
+                if number == 0 or _is_of_system(error.__cause__):
+                    raise
+                yield (number, 0, 0), _lost(path.name, str(path), error)
+                continue
             first, skipped = (*start[1:], 0)[:2] if number == start[0] else (0, 0)
             for group in range(first, file.num_row_groups):
                 place, before = 0, skipped if group == first else 0
+                where = f"{path}, group {group} of its rows"
                 try:
                     for records in _records(file, group, wanted):
                         for fields in records:
@@ -220,10 +241,12 @@ class Parquet:
                                 yield (number, group, place), self._row(path, group, place, fields)
                             place += 1
                 except (OSError, ValueError) as error:
-                    raise DataError(
-                        f"{path}, group {group} of its rows, is damaged ({str(error)[:200]}); "
-                        "get it again"
-                    ) from error
+                    damage = DataError(f"{where}, is damaged ({str(error)[:200]})")
+                    if _is_of_system(error):
+                        raise damage from error
+                    for lost in range(max(place, before), file.metadata.row_group(group).num_rows):
+                        name = f"{path.name}/{group}/{lost}"
+                        yield (number, group, lost), _lost(name, where, damage)
 
     def _wanted(self, path: Path, schema: Any) -> list[str]:
         """Columns that a plan reads: of pictures only their names."""
@@ -269,7 +292,7 @@ def _records(file: Any, group: int, wanted: list[str]) -> Iterator[list[dict[str
 
 @dataclass(frozen=True, kw_only=True)
 class TarShards:
-    """WebDataset shards; a place is (file, byte of a member).
+    """WebDataset shards; a place is (file, byte of a member), or the damage behind that row.
 
     A row is named like its first picture; of several shards, which number their rows alike, the
     shard goes before it as a folder.
@@ -285,11 +308,13 @@ class TarShards:
         """See `Input.rows`."""
         for number in range(start[0], len(self.paths)):
             path = self.paths[number]
-            at = start[1] if number == start[0] else 0
-            folder = self._folder(path)
+            at, skipped = (*start[1:], 0)[:2] if number == start[0] else (0, 0)
+            folder, num = self._folder(path), 0
             try:
                 for key, group in row_groups(path, at):
-                    at = group[0][1].offset
+                    at, num = group[0][1].offset, num + 1
+                    if num <= skipped:
+                        continue
                     where = f"{path}, {key[:100]}"
                     try:
                         fields, pictures = read_group(path, where, group)
@@ -298,10 +323,14 @@ class TarShards:
                     except DataError as error:
                         row = _bad((folder + key)[:_MAX_NAME], where, error)
                     yield (number, at), row
-            except (tarfile.TarError, OSError, EOFError) as error:
-                raise DataError(
-                    f"{path} is no whole tar file ({error}); get it again, or leave it out"
-                ) from error
+            except (tarfile.TarError, EOFError) as error:
+                damage = DataError(
+                    f"{path} is no whole tar file ({error}); its rows from here on are lost"
+                )
+                # Behind the last row, if there is one.
+                yield (number, at, min(num, 1)), _lost(path.name, str(path), damage)
+            except OSError as error:
+                raise DataError(f"{path} must be a readable file ({error}); check it") from error
 
     def _folder(self, path: Path) -> str:
         if len(self.paths) == 1:
