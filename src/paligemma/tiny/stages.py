@@ -145,7 +145,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="joint-224",
         window_px=224,
-        total_steps=7000,
+        total_steps=6000,
         num_scenes=12,
         prompts_per_scene=3,
         lr=6e-4,
