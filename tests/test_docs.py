@@ -109,8 +109,6 @@ def test_the_page_on_training_lists_every_stage_as_the_recipe_has_it() -> None:
 
 def row_of(stage: Stage) -> str:
     steps = f"{stage.total_steps:,}"
-    if stage.stop_at is not None:
-        steps = f"{stage.stop_at:,} of {steps}"
     return (
         f"| `{stage.name}` | {stage.window_px} px | {steps} | {stage.num_scenes} | "
         f"{stage.prompts_per_scene} | {stage.lr:g} | "
