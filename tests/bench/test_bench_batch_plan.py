@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -33,7 +34,7 @@ STEADY = RowCost(
 
 
 def test_without_failures_the_hours_are_those_of_the_division() -> None:
-    fleet = Fleet(num_workers=4, part_rows=100, stragglers=0.0, hours_to_loss=1e12)
+    fleet = Fleet(num_workers=4, part_rows=100, stragglers=0.0, hours_to_loss=math.inf)
     found = forecast(10_000, STEADY, fleet)
     assert found.hours * 3600 == pytest.approx(60 + 25 * 100 * 0.1)
     assert found.hours == pytest.approx(found.ideal_hours)
@@ -53,6 +54,15 @@ def test_stragglers_and_lost_machines_cost_what_their_shares_say() -> None:
     found = forecast(40_000_000, STEADY, frail)
     assert found.num_lost == pytest.approx(found.worker_hours / 5.0, rel=0.05)
     assert found.rows_again == pytest.approx(found.num_lost * 500, rel=0.05)
+
+
+def test_losses_that_are_rarer_than_simulated_parts_are_in_the_budget() -> None:
+    # 50,000 of 4 million parts of 26 s are simulated, in which no machine may be lost.
+    fleet = Fleet(num_workers=64, part_rows=256, stragglers=0.0, hours_to_loss=10_000.0)
+    for seed in range(3):
+        found = forecast(10**9, STEADY, fleet, seed)
+        assert found.num_lost == pytest.approx(found.worker_hours / 10_000, rel=0.02)
+        assert found.rows_again == pytest.approx(found.num_lost * 128, rel=0.02)
 
 
 def test_more_parts_than_are_simulated_go_on_at_the_same_rate() -> None:

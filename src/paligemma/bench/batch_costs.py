@@ -56,7 +56,7 @@ class RowCost:
         start: seconds until a worker can begin.
         label_bytes: written, compressed as the files are.
         picture_bytes: read; None where unknown.
-        quarantined: share of rows without an answer.
+        quarantined: share of rows without an answer; None where unknown.
         parts: names of the steps with their seconds, for a reader.
         source: where the figures come from.
     """
@@ -66,7 +66,7 @@ class RowCost:
     start: float
     label_bytes: float
     picture_bytes: float | None
-    quarantined: float
+    quarantined: float | None
     parts: Mapping[str, float]
     source: str
 
@@ -212,7 +212,7 @@ def card_cost(
         start=_START,
         label_bytes=_ROW_BYTES + _TOKEN_BYTES * num_answer,
         picture_bytes=None,
-        quarantined=0.0,
+        quarantined=None,
         parts=parts,
         source=f"estimated for {card}, not measured: a pilot run is surer",
     )

@@ -58,8 +58,8 @@ class Forecast:
         ideal_hours: the same without stragglers and lost machines.
         worker_hours: of all workers, for the bill.
         num_parts: files of labels.
-        num_lost: machines that are lost on the way.
-        rows_again: rows that are asked again for it.
+        num_lost: machines that are lost on the way, on average.
+        rows_again: rows that are asked again for it, on average.
     """
 
     hours: float
@@ -96,12 +96,14 @@ def forecast(num_rows: int, cost: RowCost, fleet: Fleet, seed: int = 0) -> Forec
             seconds = rows * cost.seconds * math.exp(shift + cost.spread * draw.gauss(0, 1))
             if draw.random() < fleet.stragglers:
                 seconds *= fleet.slowdown
+            # Losses are rare: what is expected of them is counted, and not those that were drawn.
+            share, lost = _expected_loss(seconds / (mean_hours * _HOUR))
+            num_lost += share / fleet.workers_each
+            rows_again += rows * lost
             lives = draw.expovariate(1) * mean_hours * _HOUR
             if lives >= seconds:
                 break
             # Lost with what it had done of the part; another begins anew.
-            num_lost += 1 / fleet.workers_each
-            rows_again += rows * lives / seconds
             at += lives + cost.start
             busy += lives + cost.start
         busy += seconds
@@ -121,6 +123,18 @@ def forecast(num_rows: int, cost: RowCost, fleet: Fleet, seed: int = 0) -> Forec
         num_lost=num_lost * whole,
         rows_again=rows_again * whole,
     )
+
+
+def _expected_loss(lives: float) -> tuple[float, float]:
+    """How likely a part loses its machine, and the share of it that is lost on average.
+
+    Args:
+        lives: length of the part, in mean lives of a machine, which end at random.
+    """
+    if not lives:
+        return 0.0, 0.0
+    is_lost = -math.expm1(-lives)
+    return is_lost, is_lost / lives - math.exp(-lives)
 
 
 def _require_ends(cost: RowCost, fleet: Fleet) -> None:
@@ -156,10 +170,10 @@ def forecast_lines(
     yield f"a row            {cost.seconds * 1000:.4g} ms of a worker ({steps})"
     yield f"rows             {num_rows:,} in {found.num_parts:,} parts of {fleet.part_rows:,}"
     yield f"workers          {fleet.num_workers:,}, each ready after {cost.start:.0f} s"
-    slower = found.hours / found.ideal_hours - 1
+    less = 1 - found.ideal_hours / found.hours
     yield (
         f"hours            {found.hours:,.4g} ({found.ideal_hours:,.4g} without stragglers and "
-        f"lost machines, {slower:.1%} less)"
+        f"lost machines, {less:.1%} less)"
     )
     yield f"worker hours     {found.worker_hours:,.4g}"
     if rate is not None:
@@ -176,7 +190,8 @@ def forecast_lines(
         f"hours; {found.rows_again:,.0f} rows asked again ({again:.3%}), at most "
         f"{fleet.part_rows * fleet.num_workers:,} at a time"
     )
-    yield f"quarantined      {cost.quarantined:.2%} of the rows, as in the pilot"
+    if cost.quarantined is not None:
+        yield f"quarantined      {cost.quarantined:.2%} of the rows, as in the pilot"
 
 
 def _size(num_bytes: float) -> str:
