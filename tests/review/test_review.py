@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from task_files import write_json_lines, write_picture
 from toy_labeller import ToyLabeller, label_toys
 
+from paligemma.cli import main
 from paligemma.errors import ConfigError, DataError
 from paligemma.jobs.labelling.folder import LabelFolder
 from paligemma.review.choice import chosen, confidence
@@ -264,6 +266,15 @@ def test_the_program_writes_the_rows_when_it_is_stopped(labels: Path) -> None:
         process.wait()
     assert (out / "images" / "0000000002.png").exists()
     assert len((out / "train.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["nothing", "in"])
+def test_a_folder_without_labels_is_named(labels: Path, name: str) -> None:
+    words = ["review", labels.parent / name, "--output", labels.parent / "r", "--no-open"]
+    result = CliRunner().invoke(main, [*map(str, words)])
+    assert result.exit_code == 2
+    assert "holds no batch.json" in result.output
+    assert not (labels.parent / "r").exists()
 
 
 def test_rows_are_decided_by_the_keyboard_alone(server: ReviewServer) -> None:

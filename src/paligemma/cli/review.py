@@ -45,12 +45,17 @@ def review(
     Accepted and corrected rows lie in DIR/train.jsonl with their pictures when the program is
     stopped by Ctrl-C.
     """
-    from paligemma.jobs.labelling.folder import LabelFolder
+    from paligemma.jobs.labelling.folder import BATCH, LabelFolder
     from paligemma.one_writer import one_writer
     from paligemma.review.choice import chosen
     from paligemma.review.decisions import TRAIN, Reviewed
     from paligemma.review.server import ReviewServer
 
+    if not (labels / BATCH).is_file():
+        raise ConfigError(
+            f"labels are the folder of --output of paligemma batch, and {labels} holds no {BATCH}; "
+            "check the path"
+        )
     records = chosen(LabelFolder(labels).records(), limit, order, seed)
     if not records:
         raise ConfigError(f"{labels} holds no labelled row; run paligemma batch first")

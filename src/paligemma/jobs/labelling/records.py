@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -105,12 +105,6 @@ def _without_nulls(record: Mapping[str, Any]) -> Record:
 
 # Fields of an object that stand there even where nothing is known.
 _SHOWN = ("label", "score")
-
-
-def joined(parts: Iterable[Path]) -> Iterator[Record]:
-    """The rows of several files, one after the other."""
-    for path in parts:
-        yield from read_records(path)
 
 
 def _pyarrow() -> Any:
