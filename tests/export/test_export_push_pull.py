@@ -253,6 +253,16 @@ def test_a_push_without_a_token_or_without_rights_says_so(
     assert hub.repositories == {}
 
 
+def test_a_token_with_odd_characters_is_named_and_not_shown(
+    hub: StandInHub, model: Path, program: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret\x1bpart")
+    status, out, err = program("push", model, NAME)
+    assert (status, out) == (2, "")
+    assert "HF_TOKEN (or the stored login) holds other characters" in err
+    assert "secret" not in err
+
+
 def test_a_hub_that_is_not_there_is_a_sentence(
     hub: StandInHub, model: Path, tmp_path: Path, program: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

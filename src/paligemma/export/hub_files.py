@@ -14,6 +14,7 @@ from paligemma.errors import (
     ModelNotFoundError,
     PaliGemmaError,
 )
+from paligemma.weights.hub import causes
 from paligemma.weights.model_files import UNFINISHED_NAME
 
 # Files that run code when they are opened, by their endings.
@@ -131,14 +132,6 @@ def require_safe(name: str) -> None:
     odd = not name or "\\" in name or "\0" in name or path.is_absolute() or ".." in path.parts
     if odd or len(name) > 500 or not name.isprintable():
         raise AccessError(f"the hub lists a file that cannot be kept ({name!r:.100})")
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it arose from."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
 
 
 def explain_push(error: Exception, hub_id: str) -> PaliGemmaError:

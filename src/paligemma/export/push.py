@@ -18,6 +18,7 @@ from paligemma.export.hub_files import (
     require_id,
 )
 from paligemma.weights.hf_config import config_from_hf, read_json
+from paligemma.weights.hub import odd_token
 
 CARD = "README.md"
 _MAX_CARD_BYTES = 1 << 20
@@ -99,6 +100,8 @@ def push(
     require_hub()
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
+    if (odd := odd_token()) is not None:
+        raise odd
     if get_token() is None:
         raise no_token()
     additions = [

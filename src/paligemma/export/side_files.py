@@ -26,7 +26,7 @@ _BICUBIC = 3  # Pillow's number
 
 
 def write_side_files(checkpoint: Checkpoint, config: PaliGemmaConfig, folder: Path) -> None:
-    """Write processor, tokenizer and generation settings; files that the source has are kept.
+    """Write processor, tokenizer and generation settings; tokenizer files of the source are kept.
 
     Args:
         checkpoint: where the model came from.

@@ -191,7 +191,8 @@ def _cached(hub_id: str, revision: str | None, files: tuple[str, ...]) -> Path |
     return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it arose from."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -201,14 +202,14 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _is_offline(error: BaseException) -> bool:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    return any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error))
+    return any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error))
 
 
 def explain_download(error: Exception, hub_id: str, revision: str | None) -> PaliGemmaError:
     from huggingface_hub import errors
 
-    causes = list(_causes(error))
-    for cause in causes:
+    chain = list(causes(error))
+    for cause in chain:
         if isinstance(cause, errors.RevisionNotFoundError):
             return ModelNotFoundError(
                 f"a revision must exist on the hub, {hub_id} has no {revision!r}; leave it out"
@@ -222,14 +223,11 @@ def explain_download(error: Exception, hub_id: str, revision: str | None) -> Pal
             return _answered(int(status), hub_id, cause)
         if type(cause) is not FileNotFoundError and isinstance(cause, OSError) and cause.errno:
             return _cache_fault(cause, hub_id)
-    if _has_odd_token():
-        return AccessError(
-            "a token of the hub is letters, digits and underscores, HF_TOKEN (or the stored login) "
-            "holds other characters; copy it again"
-        )
+    if (odd := odd_token()) is not None:
+        return odd
     said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     said = said[:_MAX_SHOWN]
-    names = {name.__name__ for cause in causes for name in type(cause).__mro__}
+    names = {name.__name__ for cause in chain for name in type(cause).__mro__}
     if "RemoteProtocolError" in names or "ReadError" in names or "Consistency" in str(error):
         return AccessError(
             f"the download of {hub_id} broke off ({said}); start it again, complete files are kept"
@@ -295,14 +293,19 @@ def _cache_fault(error: OSError, hub_id: str) -> AccessError:
     )
 
 
-def _has_odd_token() -> bool:
+def odd_token() -> AccessError | None:
+    """The error of a token that no request can carry; the library's own would show it."""
     from huggingface_hub import get_token
 
     try:
-        token = get_token() or ""
-    except (OSError, ValueError):
-        return True
-    return not all("!" <= character <= "~" for character in token)
+        if all("!" <= character <= "~" for character in get_token() or ""):
+            return None
+    except (OSError, ValueError):  # a stored one that cannot be read
+        pass
+    return AccessError(
+        "a token of the hub is letters, digits and underscores, HF_TOKEN (or the stored login) "
+        "holds other characters; copy it again"
+    )
 
 
 def _hint(hub_id: str) -> str:
