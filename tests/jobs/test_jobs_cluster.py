@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections import Counter
@@ -16,7 +17,16 @@ from paligemma.errors import ConfigError
 from paligemma.jobs.cluster import Cluster
 
 
-@pytest.mark.parametrize("change", [{"num_workers": 0}, {"num_workers": 2, "gpus_each": -1.0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_workers": 0},
+        {"num_workers": 2, "gpus_each": -1.0},
+        {"num_workers": 2, "gpus_each": 1.5},
+        {"num_workers": 2, "cpus_each": math.nan},
+        {"num_workers": 2, "cpus_each": math.inf},
+    ],
+)
 def test_a_run_needs_workers(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="at least 1 worker"):
         Cluster(make_answerer=ToyAnswerer, **change)

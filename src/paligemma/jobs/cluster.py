@@ -38,7 +38,7 @@ class Cluster:
         address: address of a Ray cluster, such as "auto"; None starts one on this machine.
 
     Raises:
-        ConfigError: no worker, or a negative share of a machine.
+        ConfigError: no worker, or a share of a machine that is none.
     """
 
     make_answerer: MakeAnswerer
@@ -48,10 +48,14 @@ class Cluster:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        if self.num_workers < 1 or self.gpus_each < 0 or self.cpus_each < 0:
+        shares = (self.gpus_each, self.cpus_each)
+        is_share = all(0 <= one < math.inf for one in shares)
+        # Several GPUs are whole ones.
+        if self.num_workers < 1 or not is_share or (self.gpus_each > 1 and self.gpus_each % 1):
             raise ConfigError(
-                "a run needs at least 1 worker, and no negative share of machines, got "
-                f"{self.num_workers} workers with {self.gpus_each} GPUs and {self.cpus_each} cores"
+                "a run needs at least 1 worker, and of machines neither a negative share nor GPUs "
+                f"and a half, got {self.num_workers} workers with {self.gpus_each} GPUs and "
+                f"{self.cpus_each} cores"
             )
 
     def settings(self) -> Mapping[str, Any]:
