@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 from collections import Counter
@@ -251,8 +250,9 @@ class Exports:
             valid = ((name, _valid(found)) for name, found in self._found())
             save_coco(self._choice.coco, valid, category_ids=names)
         if self._choice.yolo is not None:
-            lines = (f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(names))
-            write_whole(self._choice.yolo / DATA_YAML, ["names:\n", *lines])
+            from paligemma.outputs.export import yolo_names
+
+            write_whole(self._choice.yolo / DATA_YAML, [yolo_names(list(names))])
         if num_done == len(self._names):
             self._kept.remove()
         self._say_what_is_written(num_done)

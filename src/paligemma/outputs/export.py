@@ -6,6 +6,7 @@ counted in a log message; JSON keeps them (`words.detections_json`).
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,6 +106,15 @@ def to_yolo(
         values = " ".join(f"{v:.6f}" for v in numbers)
         lines.append(f"{_look_up(item, classes, 'class_names')} {values}\n")
     return "".join(lines)
+
+
+def yolo_names(class_names: Sequence[str]) -> str:
+    """The text of YOLO's data.yaml with the names of its classes, in UTF-8 for any reader."""
+    lines = (
+        f"  {number}: {json.dumps(name, ensure_ascii=False)}\n"
+        for number, name in enumerate(class_names)
+    )
+    return "".join(["names:\n", *lines])
 
 
 def to_supervision(items: Sequence[Detection], *, class_names: Sequence[str]) -> Any:

@@ -23,6 +23,7 @@ from task_files import write_json, write_json_lines, write_picture, write_pixels
 
 from paligemma.errors import DataError, ImageError
 from paligemma.outputs.boxes import encode_boxes
+from paligemma.outputs.export import yolo_names
 from paligemma.outputs.parse import parse_objects
 from paligemma.tasks.own.data_yaml import read_data_yaml
 from paligemma.tasks.own.files import recognise
@@ -235,6 +236,15 @@ def test_class_names_are_read_in_every_form_that_exports_use(
     text: str, names: Any, tmp_path: Path
 ) -> None:
     assert read_data_yaml(write_text(tmp_path / "d.yaml", text), ("names",)) == {"names": names}
+
+
+@pytest.mark.parametrize("name", ["café", "🐈 cat", '7 "inch"', "it's", "a: b", "x\ty"])
+def test_names_of_classes_come_back_as_they_were_written(tmp_path: Path, name: str) -> None:
+    path = write_text(tmp_path / "d.yaml", yolo_names(["cup", name]))
+    assert read_data_yaml(path, ("names",)) == {"names": {"0": "cup", "1": name}}
+    escaped = f"names: [{json.dumps(name)}]\n"
+    found = read_data_yaml(write_text(tmp_path / "e.yaml", escaped), ("names",))
+    assert found == {"names": [name]}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from paligemma.errors import DataError
 from paligemma.jobs.labelling.folder import LabelFolder
 from paligemma.jobs.labelling.records import Record
 from paligemma.outputs.detections import Detections
-from paligemma.outputs.export import to_coco
+from paligemma.outputs.export import to_coco, yolo_names
 from paligemma.outputs.words import detection_from_json
 from paligemma.whole_file import require_writable, write_whole
 
@@ -166,5 +166,4 @@ def write_yolo(path: Path, folder: LabelFolder, asked: Sequence[str]) -> None:
         text = found.to_yolo(class_names=names, polygons=outlined)
         write_whole(target, [before, text])
         written[stem] = picture
-    lines = (f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(names))
-    write_whole(path / "data.yaml", ["names:\n", *lines])
+    write_whole(path / "data.yaml", [yolo_names(names)])

@@ -6,6 +6,7 @@ not asked for anything may stand.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,5 +123,10 @@ def _plain(text: str) -> str:
     text = text.strip()
     if _QUOTED.fullmatch(text):
         inner = text[1:-1]
-        return inner.replace("''", "'") if text[0] == "'" else re.sub(r"\\(.)", r"\1", inner)
+        if text[0] == "'":
+            return inner.replace("''", "'")
+        try:
+            return str(json.loads(text))  # Escapes such as \u00e9 are those of JSON.
+        except ValueError:
+            return re.sub(r"\\(.)", r"\1", inner)
     return text
