@@ -12,7 +12,10 @@ from PIL import Image
 from task_files import write_json_lines, write_pixels
 
 from paligemma.cli import main
+from paligemma.jobs.labelling.folder import LabelFolder
 from paligemma.pipeline.paligemma import PaliGemma
+from paligemma.review.choice import chosen
+from paligemma.review.decisions import Reviewed
 
 DESK = Path(__file__).parents[2] / "examples" / "desk.png"
 
@@ -69,8 +72,6 @@ def test_a_folder_becomes_labels_coco_and_yolo(pictures: Path, tmp_path: Path) -
 
 def test_masks_and_parquet_hold_what_the_lines_of_json_hold(pictures: Path, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    from paligemma.jobs.labelling.folder import LabelFolder
-
     rows = [
         {"image": f"{k % 2}.png", "thing": name} for k, name in enumerate(["star", "heart"] * 2)
     ]
@@ -84,6 +85,30 @@ def test_masks_and_parquet_hold_what_the_lines_of_json_hold(pictures: Path, tmp_
     masks = [found["mask"] for row in one for found in row["detections"] if "mask" in found]
     assert masks
     assert set(masks[0]) == {"size", "counts"}
+
+
+def test_accepted_labels_are_learnt_from_with_the_boxes_that_the_model_wrote(
+    pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels"
+    words = ["--input", pictures / "0.png", "--output", out, "--task", "detect"]
+    batch(*words, "--labels", "star;heart")
+    (record,) = chosen(LabelFolder(out).records(), 1)
+    reviewed = Reviewed(tmp_path / "reviewed", out, [record])
+    objects = [{name: one[name] for name in ("label", "box_yxyx")} for one in record["detections"]]
+    assert objects
+    reviewed.decide(0, {"state": "accepted", "objects": objects})
+    reviewed.write_rows()
+    (row,) = map(json.loads, (tmp_path / "reviewed" / "train.jsonl").read_text().splitlines())
+    assert (row["prefix"], row["suffix"]) == ("detect star ; heart", record["text"])
+    before, after = (
+        np.asarray(Image.open(path).convert("RGB"))
+        for path in (pictures / "0.png", tmp_path / "reviewed" / row["image"])
+    )
+    assert (before == after).all()
+    result = CliRunner().invoke(main, ["data", "check", str(tmp_path / "reviewed")])
+    assert result.exit_code == 0, result.output
+    assert "of which 1 can be learnt from" in result.output
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -131,6 +132,24 @@ def test_frames_of_one_example_are_learnt_from_together(tmp_path: Path) -> None:
     reviewed.write_rows()
     (example,) = read_own(reviewed.path / "train.jsonl", "train")
     assert [int(one.read(1 << 20)[0, 0, 0]) for one in example.pictures] == [0, 100]
+
+
+def test_a_full_disk_leaves_no_half_of_a_decision(
+    labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reviewed = reviewed_of(labels)
+    reviewed.decide(2, {"state": "rejected"})
+
+    def full(descriptor: int) -> None:
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size - 9)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(ConfigError, match="No space left"):
+            reviewed.decide(3, {"state": "rejected"})
+    reviewed.decide(4, {"state": "rejected"})
+    assert sorted(reviewed_of(labels).decisions) == sorted(reviewed.decisions) == [2, 4]
 
 
 def test_a_damaged_decision_is_named(labels: Path) -> None:

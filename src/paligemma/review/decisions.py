@@ -12,6 +12,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,16 +166,26 @@ class Reviewed:
             raise DataError(f"row {row} is not among those that are looked at")
         kept = {**checked(decision, self.records[row]), "key": self._key}
         try:
-            with open(self.path / DECISIONS, "ab") as file:
-                file.write(json.dumps(kept).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            self._append(json.dumps(kept).encode() + b"\n")
         except OSError as error:
             raise ConfigError(
                 f"decisions are kept in {self.path / DECISIONS}, which failed ({error.strerror})"
             ) from error
         self.decisions[row] = kept
         return kept
+
+    def _append(self, line: bytes) -> None:
+        path = self.path / DECISIONS
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):  # The next decision must not follow half a line.
+                os.truncate(path, before)
+            raise
 
     def counts(self) -> Counter[str]:
         """Decided rows by state, those of earlier reviews too, and "open" ones of this."""
