@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -103,6 +104,19 @@ def test_we_read_it_back_and_from_its_tokenizer_json_alone(small: Path, hub_fold
     (hub_folder / "tokenizer.model").unlink()
     model = PaliGemma.from_pretrained(hub_folder)
     assert model.generate(DESK, PROMPT, max_new_tokens=12).text == first
+
+
+def test_only_weights_are_safetensors_and_the_mask_codec_is_found_beside_them(
+    tmp_path: Path, program: Run
+) -> None:
+    assert program("export", "tiny", tmp_path / "out", "--to", "hub")[0] == 0
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+    masks = [
+        PaliGemma.from_pretrained(name).segment(DESK, "heart")[0].mask
+        for name in ("tiny", tmp_path / "out")
+    ]
+    assert masks[0].sum() > 100
+    np.testing.assert_array_equal(*masks)
 
 
 def test_a_dtype_is_that_of_the_weights(small: Path, tmp_path: Path, program: Run) -> None:

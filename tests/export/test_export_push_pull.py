@@ -209,8 +209,9 @@ def test_graphs_of_an_earlier_push_go_with_their_quantised_kinds(
     folder = write_small(tmp_path / "graphs", 1)
     (folder / "onnx").mkdir()
     (folder / "onnx" / "embed_tokens.onnx").write_bytes(b"new")
+    (folder / "mask_codec.npz").write_bytes(b"new")
     assert program("push", folder, NAME)[0] == 0
-    old = {"onnx/embed_tokens_q4.onnx", "onnx/embed_tokens_q4.onnx_data"}
+    old = {"mask_codec.safetensors", "onnx/embed_tokens_q4.onnx", "onnx/embed_tokens_q4.onnx_data"}
     for name in (*old, "onnx/model_of_mine.onnx"):
         hub.repositories[NAME][name] = b"old"
     assert program("push", folder, NAME)[0] == 0

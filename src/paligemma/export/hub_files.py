@@ -29,6 +29,7 @@ _SIGNS = ("config.json", "adapter_config.json")
 # Weights under the names that are written here, and the kind of each: readers take them by name.
 _WEIGHTS = {
     "model": re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"),
+    "codec": re.compile(r"mask_codec\.(safetensors|npz)"),
     "adapter": re.compile(r"adapter_model\.safetensors"),
     "onnx": re.compile(
         r"onnx/(vision_encoder|embed_tokens|decoder_model_merged)\w*\.onnx(_data(_\d+)?)?"

@@ -7,7 +7,9 @@ from pathlib import Path
 from paligemma.export.card import write_card
 from paligemma.export.new_folder import new_folder
 from paligemma.export.side_files import write_side_files
+from paligemma.outputs.codec_file import read_arrays, write_arrays
 from paligemma.weights.load import OpenCheckpoint
+from paligemma.weights.model_files import CODECS
 from paligemma.weights.save import convert
 
 
@@ -34,5 +36,14 @@ def export_hub(
         for path in weights.iterdir():
             path.replace(staging / path.name)
         weights.rmdir()
+        _set_codec_apart(staging)
         write_side_files(checkpoint, config, staging)
         write_card(staging, name=checkpoint.name, config=config, kind="hub")
+
+
+def _set_codec_apart(folder: Path) -> None:
+    """Write a mask codec in NumPy's format: mlx-vlm takes every safetensors file for weights."""
+    for path in (folder / name for name in CODECS):
+        if path.suffix == ".safetensors" and path.is_file():
+            write_arrays(path.with_suffix(".npz"), read_arrays(path))
+            path.unlink()

@@ -24,7 +24,7 @@ PACKED_NAME = "model-packed.safetensors"
 # Stands in a folder while the files of one checkpoint take the place of another's.
 UNFINISHED_NAME = ".paligemma-unfinished"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "paligemma_tokenizer.model")
-CODECS = ("mask_codec.safetensors", "vae-oid.npz")
+CODECS = ("mask_codec.safetensors", "mask_codec.npz", "vae-oid.npz")
 _SHARD = re.compile(r"(.*)-(\d{1,5})-of-(\d{1,5})\.safetensors")
 _MAX_SHARDS = 1000
 _MAX_DIGITS = 9
