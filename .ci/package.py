@@ -21,7 +21,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from packaging.metadata import ExceptionGroup, Metadata
+from packaging.metadata import Metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds of processor time; what the tests demand of a clone, with room for a busy machine.
