@@ -82,7 +82,7 @@ def test_decisions_survive_a_kill_and_accepted_rows_are_learnt_from(labels: Path
     assert again.counts() == {"open": NUM - 3, "accepted": 2, "rejected": 1}
     assert again.write_rows() == 2
     examples = list(read_own(again.path / "train.jsonl", "train"))
-    assert [one.prefix for one in examples] == ["detect thing"] * 2
+    assert [one.prefix for one in examples] == ["detect thing", "detect thing ; other"]
     assert examples[0].targets == ("<loc0102><loc0205><loc0512><loc0614> thing",)
     assert examples[1].targets[0].count("<loc0102><loc0205><loc0512><loc0614>") == 2
     assert examples[1].targets[0].endswith(" other")
@@ -201,7 +201,8 @@ def test_a_mask_is_kept_until_its_box_is_moved() -> None:
     assert taught(record, kept) == ("segment thing", record["text"])
     renamed = {"label": "cup", "box_yxyx": box}
     kept = checked({"state": "accepted", "objects": [renamed]}, record)
-    assert taught(record, kept) == ("segment thing", record["text"].replace("thing", "cup"))
+    expected = ("segment thing ; cup", record["text"].replace("thing", "cup"))
+    assert taught(record, kept) == expected
     moved = {"label": "thing", "box_yxyx": [0.0, *box[1:]]}
     kept = checked({"state": "accepted", "objects": [moved]}, record)
     assert taught(record, kept) == ("detect thing", "<loc0000><loc0205><loc0512><loc0614> thing")

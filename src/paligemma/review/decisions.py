@@ -29,6 +29,7 @@ from paligemma.jobs.run_folder import cut_torn_line, read_json_object
 from paligemma.outputs.boxes import encode_boxes, format_detections
 from paligemma.outputs.parse import parse_objects
 from paligemma.processing.image import MAX_PIXELS
+from paligemma.processing.prompts import object_prompt
 from paligemma.whole_file import whole_file, write_whole
 
 logger = logging.getLogger(__name__)
@@ -262,7 +263,8 @@ def taught(record: Record, decision: Record) -> tuple[str, str]:
     """Prompt and answer that a reviewed row teaches.
 
     Objects that stand as the model wrote them keep its codewords; where one was moved or added,
-    a row of `segment` teaches `detect`, for nobody drew its mask.
+    a row of `segment` teaches `detect`, for nobody drew its mask. Labels of the answer that the
+    prompt does not name are added to it: nothing is taught to be told unasked.
     """
     prompt = str(record["prompt"])
     if "text" in decision:
@@ -282,4 +284,13 @@ def taught(record: Record, decision: Record) -> tuple[str, str]:
     ]
     if prompt.startswith("segment ") and not all(codes):
         prompt, codes = prompt.replace("segment ", "detect ", 1), [None] * len(codes)
-    return prompt, format_detections(boxes, labels, codes if any(codes) else None)
+    return _naming(prompt, labels), format_detections(boxes, labels, codes if any(codes) else None)
+
+
+def _naming(prompt: str, labels: Sequence[str]) -> str:
+    """A prompt of `detect` or `segment` that names all labels; any other as it is."""
+    asked = object_prompt(prompt)
+    if asked is None:
+        return prompt
+    more = dict.fromkeys(label for label in labels if label not in asked.labels)
+    return " ; ".join((prompt.rstrip(), *more))
