@@ -16,6 +16,8 @@ from paligemma.weights.save import save_model
 
 EMBEDDED = Path(str(resources.files("paligemma"))) / "models" / "tiny"
 DESK = Path(__file__).parents[1] / "examples" / "desk.png"
+# Of the embedded model.
+VOCAB = load_tokenizer(EMBEDDED).vocab
 
 
 def write_random_tiny(folder: Path, *, dtype: str = "float16", layout: str = "hf") -> Path:

@@ -14,6 +14,7 @@ import torch
 from conftest import write_small
 from example_answers import require_the_models_answer
 from safetensors.torch import load_file
+from tiny_folder import VOCAB
 
 from paligemma.export import aoti_folder
 
@@ -76,10 +77,10 @@ def test_packages_that_differ_leave_no_folder(
             assert (folder / "weights.safetensors").is_file()
 
         def prefill(self, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple:
-            return torch.zeros(1, 1661), []
+            return torch.zeros(1, VOCAB.size), []
 
         def step(self, tokens: torch.Tensor, past: list) -> tuple:
-            return torch.zeros(1, 1661), past
+            return torch.zeros(1, VOCAB.size), past
 
     monkeypatch.setattr(aoti_folder, "_compile", lambda *_: None)
     monkeypatch.setattr(aoti_folder, "Compiled", Another)

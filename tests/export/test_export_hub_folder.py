@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from tiny_folder import DESK, EMBEDDED
+from tiny_folder import DESK, EMBEDDED, VOCAB
 
 from paligemma import PaliGemma
 from paligemma.config import release_config
@@ -54,7 +54,7 @@ def test_transformers_opens_it_and_answers_with_the_same_ids(small: Path, hub_fo
     asked = processor(images=picture, text=f"<image>{PROMPT}", return_tensors="pt")
     ours = PaliGemma.from_pretrained(small, kv_cache_dtype="float32")
     row = ours.processor.prompt_row(PROMPT)
-    assert asked["input_ids"][0].tolist() == [1661] * 4 + list(row.tokens)
+    assert asked["input_ids"][0].tolist() == [VOCAB.size] * 4 + list(row.tokens)
     asked.pop("labels", None)
     told = model.generate(**asked, max_new_tokens=12)[0, asked["input_ids"].shape[1] :]
     answer = ours.generate(DESK, PROMPT, max_new_tokens=12).text
@@ -143,7 +143,7 @@ def test_a_dtype_is_that_of_the_weights(small: Path, tmp_path: Path, program: Ru
 def test_a_written_tokenizer_json_gives_the_ids_of_the_sentencepiece_model(text: str) -> None:
     import tokenizers
 
-    content = tokenizer_json((EMBEDDED / "tokenizer.model").read_bytes(), image_id=1661)
+    content = tokenizer_json((EMBEDDED / "tokenizer.model").read_bytes(), image_id=VOCAB.size)
     written = tokenizers.Tokenizer.from_str(json.dumps(content))
     own = load_tokenizer(EMBEDDED)
     assert written.encode(text, add_special_tokens=False).ids == own.encode(text)
@@ -172,4 +172,4 @@ def test_a_damaged_sentencepiece_model_ends_in_a_sentence(cut: float) -> None:
     whole = (EMBEDDED / "tokenizer.model").read_bytes()
     damaged = bytes([whole[0] ^ 7]) + whole[1 : int(len(whole) * cut)]
     with pytest.raises(TokenizerError, match="must be a SentencePiece model"):
-        tokenizer_json(damaged, image_id=1661)
+        tokenizer_json(damaged, image_id=VOCAB.size)

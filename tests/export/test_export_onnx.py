@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from example_answers import require_the_models_answer
 from PIL import Image
-from tiny_folder import DESK
+from tiny_folder import DESK, VOCAB
 
 from paligemma import PaliGemma
 from paligemma.cli.export import export_command
@@ -136,7 +136,7 @@ def test_only_the_last_logits_are_computed_where_so_many_are_asked_for(exported:
     for keep in (1, 3, 4):
         some, _ = graphs.decode(embeds, mask, empty, keep=keep)
         np.testing.assert_allclose(some, whole[:, -keep:], atol=1e-5)
-    assert whole.shape == (1, 4, 1661)
+    assert whole.shape == (1, 4, VOCAB.size)
 
 
 def test_fewer_bits_are_smaller_and_say_how_far_they_are_off(exported: Path) -> None:
@@ -180,7 +180,7 @@ def test_large_weights_lie_beside_their_graph_under_the_name_that_is_looked_for(
     }
     for name in files:
         session = onnxruntime.InferenceSession(tmp_path / name)
-        assert session.run(None, {"input_ids": np.array([[2, 1661]])})[0].shape == (1, 2, 48)
+        assert session.run(None, {"input_ids": np.array([[2, VOCAB.size]])})[0].shape == (1, 2, 48)
 
 
 @needs_javascript

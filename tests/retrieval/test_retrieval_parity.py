@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_folder import VOCAB
 from torch import Tensor
 
 from paligemma import ColPali
@@ -35,8 +36,8 @@ pytestmark = [
     pytest.mark.filterwarnings("default::UserWarning"),
 ]
 generations = pytest.mark.parametrize("generation", [1, 2])
-IMAGE_ID, DIM = 1661, 16
-OBJECTS = {"pad": 0, "sep": 4, "loc0": 509, "seg0": 1533}
+IMAGE_ID, DIM = VOCAB.size, 16
+OBJECTS = {name: getattr(VOCAB, name) for name in ("pad", "sep", "loc0", "seg0")}
 # The image tower's rounding, which large weights carry on, is 8e-6.
 TOLERANCE = 1e-4
 
@@ -72,7 +73,7 @@ def make(generation: int, folder: Path) -> Theirs:
     second = generation == 2
     text = {
         "model_type": "gemma2" if second else "gemma",
-        "vocab_size": 1664,
+        "vocab_size": VOCAB.size + 3,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 3,

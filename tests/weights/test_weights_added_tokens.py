@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_folder import EMBEDDED, write_random_tiny
+from tiny_folder import EMBEDDED, VOCAB, write_random_tiny
 from torch import Tensor
 
 from paligemma import PaliGemma
@@ -19,7 +19,7 @@ from paligemma.weights.save import convert
 
 EMBED = "language_model.model.embed_tokens.weight"
 NAMES = ("<s_total>", "<s_date>", "</s>")
-SIZE = 1661  # of the embedded model's vocabulary
+SIZE = VOCAB.size
 
 
 def fine_tune(folder: Path, *, rows: int, names: tuple[str, ...] = NAMES) -> Tensor:
@@ -50,7 +50,9 @@ def test_their_rows_are_read_whatever_the_table_was_padded_to(tmp_path: Path, ro
     assert (ids[0], ids[-1]) == (SIZE + 2, SIZE + 3)
     assert pg.processor.tokenizer.decode(ids) == "<s_date>42</s>"
     findings = diagnose(tmp_path / "a", hash_files=False, read_weights=False)
-    assert any("3 tokens of a fine-tune from 1662 on: <s_total>" in f.message for f in findings)
+    assert any(
+        f"3 tokens of a fine-tune from {SIZE + 1} on: <s_total>" in f.message for f in findings
+    )
 
 
 @pytest.mark.parametrize("layout", ["hf", "npz"])
@@ -76,7 +78,7 @@ def test_rows_without_a_name_are_said_or_refused(tmp_path: Path, caplog) -> None
     assert worst(findings) == "warning"
     assert any("10 rows of the embedding table" in f.message for f in findings)
     fine_tune(tmp_path / "b", rows=101, names=())
-    with pytest.raises(PaliGemmaError, match=r"should be \(1661, \d+\), is \(1762"):
+    with pytest.raises(PaliGemmaError, match=rf"should be \({SIZE}, \d+\), is \({SIZE + 101}"):
         load_model(tmp_path / "b")
     caplog.clear()
     for rows in (1, 3):  # `<image>` alone, and its padding to 1,664 rows
@@ -87,7 +89,7 @@ def test_rows_without_a_name_are_said_or_refused(tmp_path: Path, caplog) -> None
 
 def test_a_table_without_their_rows_is_refused(tmp_path: Path) -> None:
     fine_tune(tmp_path / "a", rows=3)
-    with pytest.raises(PaliGemmaError, match=r"should be \(1665, \d+\), is \(1664"):
+    with pytest.raises(PaliGemmaError, match=rf"should be \({SIZE + 4}, \d+\), is \({SIZE + 3}"):
         load_model(tmp_path / "a")
     assert worst(diagnose(tmp_path / "a", hash_files=False, read_weights=False)) == "error"
 
