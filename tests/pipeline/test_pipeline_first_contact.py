@@ -16,22 +16,33 @@ SAID = "tiny knows drawn scenes only"
 
 
 def photograph() -> np.ndarray:
-    """Colours that run into one another with some noise, as those of a camera."""
+    """Colours of many kinds beside one another everywhere, with some noise of a camera."""
     y, x = np.mgrid[:300, :400] / 400
-    colours = np.stack([x, y, 1 - x * y], -1) * 200 + np.sin(40 * x * y)[..., None] * 30
-    noise = np.random.default_rng(0).normal(0, 8, colours.shape)
-    return np.clip(colours + noise, 0, 255).astype(np.uint8)
+    waves = [np.sin(9 * x + 7 * y), np.sin(11 * y - 8 * x), np.sin(13 * x * y + 2)]
+    noise = np.random.default_rng(0).normal(0, 30, (300, 400, 3))
+    return np.clip(128 + 90 * np.stack(waves, -1) + noise, 0, 255).astype(np.uint8)
 
 
 def test_tiny_says_once_that_it_knows_no_photographs(caplog: pytest.LogCaptureFixture) -> None:
     pg = PaliGemma.from_pretrained("tiny")
-    scenes = [draw_scene(seed, SceneOptions(size_px=224)).image for seed in range(12)]
+    scenes = [
+        draw_scene(seed, SceneOptions(size_px=224, thing_share=share)).image
+        for seed in range(12)
+        for share in (0.0, 0.6)
+    ]
     for drawn in (DESK, *scenes):
         pg.encode_image(drawn)
     assert SAID not in caplog.text
     for _ in range(2):
         pg.encode_image(photograph())
     assert caplog.text.count(SAID) == 1
+
+
+def test_a_photograph_of_the_real_world_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    # Roofs before a bright sky.
+    PaliGemma.from_pretrained("tiny").encode_image(datasets.load_sample_image("china.jpg"))
+    assert SAID in caplog.text
 
 
 def test_a_model_of_ones_own_says_nothing_of_photographs(
