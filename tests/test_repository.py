@@ -79,8 +79,8 @@ def complaint_about(words: list[str]) -> str | None:
 def runs_offline(words: list[str]) -> bool:
     """Whether a line asks the embedded model about a picture of the repository, or asks nothing.
 
-    A server has no end of its own; tests/serve starts it as a process and stops it."""
-    if words[0] != "paligemma" or "train" in words or words[1] in ("serve", "mcp"):
+    A server has no end of its own; tests/serve and tests/review start them and stop them."""
+    if words[0] != "paligemma" or "train" in words or words[1] in ("serve", "mcp", "review"):
         return False
     return not any(
         word.startswith(("google/", "photo", "runs/", "cards/", "data/", "reports/"))
