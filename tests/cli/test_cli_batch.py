@@ -127,3 +127,23 @@ def test_one_thing_is_asked(words: list[str], said: str, tmp_path: Path) -> None
     result = CliRunner().invoke(main, ["batch", *folder, *words], catch_exceptions=False)
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_a_batch_without_any_label_fails(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.jpg").write_text("no picture")
+    words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--task", "read"]
+    result = CliRunner().invoke(main, ["batch", "--model", "tiny", *words])
+    assert "0 labelled, 1 quarantined" in result.output
+    assert result.exit_code == 2
+    assert "no row was labelled" in result.output
+
+
+@pytest.mark.parametrize("asked", [("--task", "read"), ("--prompt", "caption de")])
+def test_a_language_beside_a_task_without_one_is_refused(
+    pictures: Path, tmp_path: Path, asked: tuple[str, str]
+) -> None:
+    words = ["--input", str(pictures), "--output", str(tmp_path / "out"), *asked, "--lang", "de"]
+    result = CliRunner().invoke(main, ["batch", "--model", "tiny", *words])
+    assert result.exit_code == 2
+    assert "--lang is of captions and answers" in result.output

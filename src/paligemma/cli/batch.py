@@ -19,7 +19,7 @@ from paligemma.cli.options import (
 )
 from paligemma.cli.sections import ASKING, SectionedCommand
 from paligemma.cli.stopping import when_stopped
-from paligemma.errors import ConfigError
+from paligemma.errors import ConfigError, DataError
 
 TASKS = ("detect", "segment", "caption", "answer", "read")
 _LABELLED = ("detect", "segment")
@@ -38,7 +38,7 @@ _SECTIONS = {
 
 
 def prompt_of(
-    task: str | None, labels: str | None, question: str | None, lang: str, prompt: str | None
+    task: str | None, labels: str | None, question: str | None, lang: str | None, prompt: str | None
 ) -> str:
     """The prompt, or its template, that the options state.
 
@@ -56,6 +56,10 @@ def prompt_of(
         if (value is not None) != (name == needed):
             rule = "needs" if name == needed else "takes no"
             raise ConfigError(f"{f'--task {task}' if task else '--prompt'} {rule} --{name}")
+    if lang is not None and task not in ("caption", "answer"):
+        name = f"--task {task}" if task else "--prompt"
+        raise ConfigError(f"--lang is of captions and answers, {name} takes none")
+    lang = lang or "en"
     if prompt is not None:
         return prompt
     if task in _LABELLED:
@@ -111,7 +115,7 @@ def prompt_of(
 @click.option("--task", type=click.Choice(TASKS), help="What is asked of every picture.")
 @click.option("--labels", metavar="LABELS", help='For detect and segment: "cat ; dog".')
 @click.option("--question", metavar="TEXT", help="For answer; {column} stands for a field.")
-@click.option("--lang", default="en", show_default=True, help="Of captions and answers.")
+@click.option("--lang", help="Of captions and answers; en by default.")
 @click.option(
     "--prompt",
     metavar="TEMPLATE",
@@ -169,7 +173,7 @@ def batch(
     task: str | None,
     labels: str | None,
     question: str | None,
-    lang: str,
+    lang: str | None,
     prompt: str | None,
     in_words: bool,
     batch_size: int,
@@ -195,6 +199,7 @@ def batch(
     paligemma batch --input rows.jsonl --output answers --prompt "answer en {question}" \\
         --format parquet --processes 2
     """
+    from paligemma.jobs.labelling.folder import QUARANTINE
     from paligemma.jobs.labelling.run import Labelling, label
 
     template = prompt_of(task, labels, question, lang, prompt)
@@ -234,6 +239,8 @@ def batch(
         f"{found.num_rows:,} rows in {output}: {num_labelled:,} labelled, "
         f"{found.num_quarantined:,} quarantined; {found.num_new:,} now, {rate:.2f} a second"
     )
+    if found.num_rows and not num_labelled:
+        raise DataError(f"no row was labelled; {output}/{QUARANTINE} says why")
     if coco is not None or yolo is not None:
         from paligemma.jobs.labelling.exports import write_coco, write_yolo
 
