@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from paligemma.cli.options import NamedPath
 from paligemma.cli.paper_rows import described, overview, row_json
+from paligemma.cli.sections import RowName
 from paligemma.cli.show import echo_json
 from paligemma.cli.stopping import when_stopped
 from paligemma.errors import ConfigError, DataError, RunError
@@ -21,24 +21,6 @@ from paligemma.errors import ConfigError, DataError, RunError
 if TYPE_CHECKING:
     from paligemma.tasks.task import Task
     from paligemma.tuning.reproduce import Row
-
-
-class RowName(click.ParamType):
-    """The name of a row, which a shell completes."""
-
-    name = "row"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Names that begin so, each with the title of its benchmark."""
-        from paligemma.tuning.row_figures import rows_by_name
-
-        return [
-            CompletionItem(name, help=one.task.title)
-            for name, one in rows_by_name().items()
-            if name.startswith(incomplete)
-        ]
 
 
 @click.command("reproduce")

@@ -132,12 +132,28 @@ def benchmarks_beginning(incomplete: str) -> list[CompletionItem]:
     """Benchmarks whose names begin so, each with its title."""
     from paligemma.tasks.catalog import tasks
 
-    return [
-        CompletionItem(name, help=task.title)
-        for name, task in tasks().items()
-        if name.startswith(incomplete)
-    ]
+    return _beginning({name: task.title for name, task in tasks().items()}, incomplete)
+
+
+class RowName(click.ParamType):
+    """The name of a row of the papers, which a shell completes."""
+
+    name = "row"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names that begin so, each with the title of its benchmark."""
+        from paligemma.tuning.row_figures import rows_by_name
+
+        return _beginning(
+            {name: one.task.title for name, one in rows_by_name().items()}, incomplete
+        )
 
 
 def _beginning(names: Iterable[str], incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    """Names that begin so; a mapping has a line of help for each."""
+    helps = names if isinstance(names, Mapping) else {}
+    return [
+        CompletionItem(name, help=helps.get(name)) for name in names if name.startswith(incomplete)
+    ]
