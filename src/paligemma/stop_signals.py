@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = tuple(
@@ -29,3 +29,17 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+@contextmanager
+def handler_kept(number: int) -> Iterator[None]:
+    """Who handles a signal now does so afterwards, whatever a library has set in between.
+
+    Outside the main thread, which alone may handle signals, nothing changes.
+    """
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            signal.signal(number, before)

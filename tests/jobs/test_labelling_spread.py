@@ -18,6 +18,7 @@ from toy_labeller import ToyLabeller, label_toys
 
 from paligemma.errors import ConfigError
 from paligemma.jobs.cluster import Cluster
+from paligemma.stop_signals import handler_kept
 
 ray = pytest.importorskip("ray")
 
@@ -29,15 +30,13 @@ def _cluster() -> Iterator[None]:
     path = os.pathsep.join(
         [str(Path(paligemma.__file__).parents[1]), str(Path(__file__).parents[1])]
     )
-    before = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
-    # Ray sets one that ends the program.
-    signal.signal(signal.SIGTERM, before)
+    with handler_kept(signal.SIGTERM):
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+        )
     yield
     ray.shutdown()
 

@@ -25,13 +25,12 @@ def client() -> Iterator[httpx.Client]:
     import ray
 
     from paligemma.serve.ray_app import build
+    from paligemma.stop_signals import handler_kept
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    before = signal.getsignal(signal.SIGTERM)
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
-    # Ray sets one that ends the program.
-    signal.signal(signal.SIGTERM, before)
+    with handler_kept(signal.SIGTERM):
+        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"port": port, "host": "127.0.0.1"})
         serve.run(build({"model": "tiny", "replicas": "2"}))

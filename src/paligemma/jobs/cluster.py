@@ -12,9 +12,7 @@ import math
 import os
 import pickle
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +20,7 @@ from paligemma.errors import ConfigError, PaliGemmaError
 from paligemma.example import Prediction
 from paligemma.jobs.answerer import Answerer, NumberedAnswers, NumberedBatch
 from paligemma.metrics.extras import missing_extra
+from paligemma.stop_signals import handler_kept
 
 MakeAnswerer = Callable[[], Answerer]
 
@@ -149,7 +148,8 @@ class Cluster:
                 local = {"num_cpus": num_cpus, "include_dashboard": False}
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:
-                with _own_signals():
+                # Ray sets one that ends the program.
+                with handler_kept(signal.SIGTERM):
                     ray.init(
                         # "local": whatever cluster was left on this machine is not joined.
                         address=self.address or "local",
@@ -163,21 +163,6 @@ class Cluster:
                     "with ray start --head, or leave --ray-address out"
                 ) from error
         return ray
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray ends the program at SIGTERM from then on; whoever imported this keeps its own handler."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is not before and _is_main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
-def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 class _Worker:
