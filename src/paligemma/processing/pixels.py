@@ -258,8 +258,7 @@ def looks_photographed(pixels: torch.Tensor) -> bool:
     """Whether prepared pixels, or the first of several frames, have the colours of a photograph."""
     levels = ((pixels.reshape(-1, *pixels.shape[-3:])[0] + 1) * 7.999).long().clamp(0, 15)
     side = levels.shape[0] // _TILES_A_SIDE
-    cut = slice(side * _TILES_A_SIDE)
-    colours = (levels[cut, cut] * torch.tensor([256, 16, 1])).sum(-1)
-    tiles = colours.unflatten(1, (_TILES_A_SIDE, side)).unflatten(0, (_TILES_A_SIDE, side))
-    counts = [len(tile.unique()) for tile in tiles.transpose(1, 2).flatten(0, 1)]
+    colours = (levels * torch.tensor([256, 16, 1])).sum(-1)
+    tiles = colours.unfold(0, side, side).unfold(1, side, side).flatten(2).flatten(0, 1)
+    counts = [int(tile.bincount().count_nonzero()) for tile in tiles]
     return statistics.median_high(counts) > _MAX_DRAWN_COLOURS
