@@ -146,18 +146,17 @@ class RowAnswerer:
         self, pairs: Sequence[tuple[Question, EncodedImage]]
     ) -> Sequence[MappedAnswer | PaliGemmaError]:
         """Answers to questions about pictures, together, or one by one where that fails."""
-        found: list[MappedAnswer | PaliGemmaError]
         try:
-            found = [*self._together(pairs)]
+            found = list(self._together(pairs))
         except PaliGemmaError as error:
             if len(pairs) == 1:
                 return [error]
-            found = [one for pair in pairs for one in self._answers([pair])]
-            is_answered = any(isinstance(one, MappedAnswer) for one in found)
+            each = [one for pair in pairs for one in self._answers([pair])]
             has_several = len({id(encoded) for _, encoded in pairs}) > 1
-            if has_several and not is_answered and not self._has_answered:
+            if has_several and not self._has_answered:
                 raise
-        self._has_answered |= any(isinstance(one, MappedAnswer) for one in found)
+            return each
+        self._has_answered |= bool(found)
         return found
 
     def _together(self, pairs: Sequence[tuple[Question, EncodedImage]]) -> Iterator[MappedAnswer]:
