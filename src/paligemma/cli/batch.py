@@ -51,15 +51,15 @@ def prompt_of(
         raise ConfigError(
             f"a batch asks one thing: state --task ({', '.join(TASKS)}) or --prompt TEMPLATE"
         )
+    stated = f"--task {task}" if task else "--prompt"
     needed = {**dict.fromkeys(_LABELLED, "labels"), "answer": "question"}.get(task or "")
     for name, value in (("labels", labels), ("question", question)):
         if (value is not None) != (name == needed):
             rule = "needs" if name == needed else "takes no"
-            raise ConfigError(f"{f'--task {task}' if task else '--prompt'} {rule} --{name}")
+            raise ConfigError(f"{stated} {rule} --{name}")
     if lang is not None and task not in ("caption", "answer"):
-        name = f"--task {task}" if task else "--prompt"
-        raise ConfigError(f"--lang is of captions and answers, {name} takes none")
-    lang = lang or "en"
+        raise ConfigError(f"--lang is of captions and answers, {stated} takes none")
+    lang = "en" if lang is None else lang
     if prompt is not None:
         return prompt
     if task in _LABELLED:

@@ -270,17 +270,20 @@ def taught(record: Record, decision: Record) -> tuple[str, str]:
     if "text" in decision:
         return prompt, str(decision["text"])
     parsed = parse_objects(str(record["text"])).objects
+    as_written = {(*one.loc, one.label): one.seg for one in parsed}
     # A corrected label leaves the mask of its box, where that has one object alone.
     places = Counter(one.loc for one in parsed)
-    written: dict[Any, Any] = {one.loc: one.seg for one in parsed if places[one.loc] == 1}
-    written |= {(one.loc, one.label): one.seg for one in parsed}
+    alone: dict[tuple[int, ...], Sequence[int] | None] = {
+        one.loc: one.seg for one in parsed if places[one.loc] == 1
+    }
     boxes = [one["box_yxyx"] for one in decision["objects"]]
     labels = [one["label"] for one in decision["objects"]]
     if not boxes:
         return prompt, ""
-    bins = [tuple(int(b) for b in one) for one in encode_boxes(boxes).tolist()]
+    bins = [tuple(map(int, one)) for one in encode_boxes(boxes).tolist()]
     codes = [
-        written.get((one, label), written.get(one)) for one, label in zip(bins, labels, strict=True)
+        as_written.get((*one, label), alone.get(one))
+        for one, label in zip(bins, labels, strict=True)
     ]
     if prompt.startswith("segment ") and not all(codes):
         prompt, codes = prompt.replace("segment ", "detect ", 1), [None] * len(codes)

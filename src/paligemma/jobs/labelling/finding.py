@@ -97,7 +97,7 @@ def _row_files(place: str, split: str | None) -> tuple[Path, ...]:
     if found:
         _require_none(place, "--split", split)
         pictures = [one for one in named if is_picture_name(one)]
-        _require_one_kind(place, [*{_suffix(path): 0 for path in found}, *pictures[:1]])
+        _require_one_kind(place, [*dict.fromkeys(map(_suffix, found)), *pictures[:1]])
     return found
 
 
