@@ -8,11 +8,11 @@ import sys
 import time
 
 from paligemma.cli import main
-from paligemma.cli.options import ModelChoice
 from paligemma.pipeline.engine_queue import EngineQueue
+from paligemma.serve.offered import Named
 
 STEP_S, LOAD_S = (float(os.environ[name]) for name in ("STEP_S", "LOAD_S"))
-step, load = EngineQueue.step, ModelChoice.load
+step, load = EngineQueue.step, Named.load
 
 
 def slowly(queue: EngineQueue) -> object:
@@ -20,13 +20,13 @@ def slowly(queue: EngineQueue) -> object:
     return step(queue)
 
 
-def later(choice: ModelChoice) -> object:
+def later(model: Named) -> object:
     time.sleep(LOAD_S)
-    return load(choice)
+    return load(model)
 
 
 EngineQueue.step = slowly  # type: ignore[method-assign]
-ModelChoice.load = later  # type: ignore[method-assign, assignment]
+Named.load = later  # type: ignore[method-assign, assignment]
 
 if __name__ == "__main__":
     sys.argv[1:1] = ["serve", "--model", "tiny", "--port", "0"]

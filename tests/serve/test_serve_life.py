@@ -19,7 +19,7 @@ import httpx
 import pytest
 from cli.conftest import Run, paligemma, tiny_dir
 
-from paligemma.cli.options import ModelChoice
+from paligemma.serve.offered import Named
 
 __all__ = ["paligemma", "tiny_dir"]  # fixtures
 
@@ -173,7 +173,7 @@ def test_a_signal_while_the_model_loads_ends_it_at_once_and_who_waits_is_told(de
 def test_a_port_that_is_taken_is_a_sentence_before_the_model_is_loaded(
     paligemma: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ModelChoice, "load", lambda self: pytest.fail("it was loaded"))
+    monkeypatch.setattr(Named, "load", lambda self: pytest.fail("it was loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = paligemma("serve", "--model", "tiny", "--port", port)
