@@ -25,7 +25,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
-from paligemma.errors import ConfigError
+from paligemma.errors import ConfigError, DataError
 from paligemma.jobs.json_lines import read_rows
 from paligemma.jobs.labelling.inputs import Place
 from paligemma.jobs.labelling.records import FORMATS, Record, encoded, read_records
@@ -36,6 +36,7 @@ from paligemma.whole_file import whole_file, write_json
 BATCH, PARTS, LOG, BEGUN = "batch.json", "parts.jsonl", "log.jsonl", "begun.jsonl"
 LISTING = "pictures.jsonl"
 QUARANTINE = "quarantine"
+_LINES = (PARTS, LOG, BEGUN)
 _KEY_DIGITS = 16
 _PART = re.compile(r"labels-(\d{8,12})\.(?:jsonl|parquet)")
 
@@ -81,18 +82,13 @@ class LabelFolder:
             record: what else a reader wants to know, such as the command.
 
         Raises:
-            ConfigError: the folder holds another labelling, or files of none; names what differs.
+            ConfigError: the folder holds another labelling; names what differs.
         """
         settings = json.loads(json.dumps({**settings, "format": self.form}))
         text = json.dumps(settings, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
         path = self.path / BATCH
         if not path.is_file():
-            if self._done():
-                raise ConfigError(
-                    f"{self.path} holds files of labels but no {BATCH}, so it is not of a "
-                    "labelling; name another folder"
-                )
             write_json(path, {"key": self.key, "settings": settings, **record})
             return
         before = read_json_object(path).get("settings")
@@ -107,27 +103,49 @@ class LabelFolder:
     def __enter__(self) -> LabelFolder:
         with ExitStack() as stack:
             stack.enter_context(one_writer(self.path))
-            (self.path / QUARANTINE).mkdir(exist_ok=True)
-            for name in (PARTS, LOG, BEGUN):
-                try:
-                    file = open_for_lines(self.path / name)
-                except OSError as error:
-                    raise ConfigError(
-                        f"{self.path / name} cannot be written ({error.strerror}); make it "
-                        "writable, or name another folder"
-                    ) from error
-                self._files[name] = stack.enter_context(file)
+            if not (self.path / BATCH).is_file():
+                self._require_none_of_others()
+            path = self.path / QUARANTINE
+            try:
+                path.mkdir(exist_ok=True)
+                for name in _LINES:
+                    path = self.path / name
+                    self._files[name] = stack.enter_context(open_for_lines(path))
+            except OSError as error:
+                raise ConfigError(
+                    f"{path} cannot be written ({error.strerror}); make it writable, or name "
+                    "another folder"
+                ) from error
             self._open = stack.pop_all()
         return self
 
     def __exit__(self, *raised: object) -> None:
         self._files = {}
         if not (self.path / BATCH).exists():  # Nothing was begun, and nothing is left.
-            for name in (PARTS, LOG, BEGUN, LISTING):
+            for name in (*_LINES, LISTING):
                 (self.path / name).unlink(missing_ok=True)
             with suppress(OSError):
                 (self.path / QUARANTINE).rmdir()
         self._open.close()
+
+    def _require_none_of_others(self) -> None:
+        """Refuse a folder without a labelling that holds files of the names of one.
+
+        A run that was killed before it began leaves its files of lines, all empty, and a listing,
+        which may be of another input and is written anew.
+        """
+        lines = [name for name in _LINES if os.path.lexists(self.path / name)]
+        others = [name for name in lines if os.lstat(self.path / name).st_size]
+        if os.path.lexists(self.path / LISTING) and (others or len(lines) < len(_LINES)):
+            others.append(LISTING)
+        if self._done():
+            others = ["files of labels"]
+        if others:
+            raise ConfigError(
+                f"{self.path} holds {', '.join(others)} but no {BATCH}, so it is not of a "
+                "labelling; name another folder"
+            )
+        (self.path / LISTING).unlink(missing_ok=True)
 
     # What is there
 
@@ -149,22 +167,41 @@ class LabelFolder:
         return {int(found[1]): name for name in names if (found := _PART.fullmatch(name))}
 
     def parts(self) -> list[Part]:
-        """The parts that were planned, in order."""
-        return [
-            Part(
-                number=row["part"],
-                first_row=row["first_row"],
-                num_rows=row["num_rows"],
-                start=tuple(row["start"]),
-            )
-            for _, row in read_rows(self.path / PARTS, drop_torn=True)
-        ]
+        """The parts that were planned, in order.
+
+        Raises:
+            DataError: a line is damaged, or does not follow the one before.
+        """
+        found: list[Part] = []
+        number = first = 0
+        for line, row in read_rows(self.path / PARTS, drop_torn=True):
+            num, start = row.get("num_rows"), row.get("start")
+            follows = row.get("part") == number and row.get("first_row") == first
+            is_place = isinstance(start, list) and all(type(at) is int and at >= 0 for at in start)
+            if not (follows and type(num) is int and num > 0 and is_place):
+                raise DataError(
+                    f"{self.path / PARTS}, line {line} is no part behind those before it; remove "
+                    "the file, and repeat the command, which plans them again"
+                )
+            found.append(Part(number=number, first_row=first, num_rows=num, start=tuple(start)))
+            number, first = number + 1, first + num
+        return found
 
     def deaths(self) -> Counter[tuple[int, int | None]]:
-        """How often a process died over a part, and over a row of a part that is asked alone."""
+        """How often a process died over a part, and over a row of a part that is asked alone.
+
+        Raises:
+            DataError: a line is damaged.
+        """
         count: Counter[tuple[int, int | None]] = Counter()
-        for _, row in read_rows(self.path / BEGUN, drop_torn=True):
-            count[row["part"], row.get("row")] += -1 if row.get("ended") else 1
+        for line, note in read_rows(self.path / BEGUN, drop_torn=True):
+            part, row = note.get("part"), note.get("row")
+            if type(part) is not int or not isinstance(row, int | None):
+                raise DataError(
+                    f"{self.path / BEGUN}, line {line} names no part; remove the file, and repeat "
+                    "the command"
+                )
+            count[part, row] += -1 if note.get("ended") else 1
         return count
 
     def log(self) -> Iterator[Record]:

@@ -69,6 +69,11 @@ class Input(Protocol):
         """
         ...
 
+    def folders(self) -> list[str]:
+        """Folders from which its files name pictures, as absolute paths; also part of what must
+        not change."""
+        ...
+
     def rows(self, start: Place = START) -> Iterator[tuple[Place, InputRow]]:
         """Each row from `start` on, with its place; what is damaged is a bad row, or several.
 
@@ -134,6 +139,11 @@ class JsonLines:
     def identity(self) -> list[Any]:
         """See `Input.identity`."""
         return [*_identity(self.paths), *self.known]
+
+    def folders(self) -> list[str]:
+        """See `Input.folders`."""
+        folders = [self.folder or path.parent for path in self.paths]
+        return list(dict.fromkeys(map(os.path.abspath, folders)))
 
     def rows(self, start: Place = START) -> Iterator[tuple[Place, InputRow]]:
         """See `Input.rows`."""
@@ -217,6 +227,10 @@ class Parquet:
     def identity(self) -> list[Any]:
         """See `Input.identity`."""
         return _identity(self.paths)
+
+    def folders(self) -> list[str]:
+        """See `Input.folders`."""
+        return [] if self.folder is None else [os.path.abspath(self.folder)]
 
     def rows(self, start: Place = START) -> Iterator[tuple[Place, InputRow]]:
         """See `Input.rows`."""
@@ -303,6 +317,10 @@ class TarShards:
     def identity(self) -> list[Any]:
         """See `Input.identity`."""
         return _identity(self.paths)
+
+    def folders(self) -> list[str]:
+        """See `Input.folders`; its pictures lie inside."""
+        return []
 
     def rows(self, start: Place = START) -> Iterator[tuple[Place, InputRow]]:
         """See `Input.rows`."""

@@ -171,6 +171,8 @@ def _begin(
         "limit": job.limit,
         "timing": job.timing,
         "input": source.identity(),
+        "column": job.column,
+        "folders": source.folders(),
         "labeller": dict(labeller),
     }
     named = {
