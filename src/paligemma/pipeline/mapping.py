@@ -5,6 +5,7 @@ A picture that several rows of a batch are about is read and encoded once.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ Open: TypeAlias = Callable[[], Any]
 _KEPT_QUESTIONS = 64
 # Batches among which rows are sorted; prepared pictures of twice as many are in memory.
 _WINDOW = 4
-_FIELD = re.compile(r"\{(\w+)\}")
+_FIELD = re.compile(r"\{([^{}]+)\}")
 
 
 class Askable(Asked, Protocol):
@@ -304,4 +305,7 @@ def _asked(row: Any, prompt: str, image: str) -> _Asked:
 
 
 def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
+    """Whether it is text or a finite number; tables have NaN where a number is missing."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | int) and not isinstance(value, bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from paligemma.tasks.own.hub_set import is_hub_set, local_folder
 from paligemma.whole_file import write_whole
 
 _ROWS = (".jsonl", ".parquet", ".tar")
+# What a labelling writes into its folder, which may lie in that of the input.
+_OWN = re.compile(
+    r"(labels-\d{8,12}|quarantine/part-\d{8,12}|parts|log|begun|pictures)\.(jsonl|parquet)"
+)
 
 
 def open_input(
@@ -47,9 +52,10 @@ def open_input(
     if is_hub_set(place):
         _require_none(place, "--pictures", pictures)
         folder = local_folder(Path(place))
-        return Parquet(paths=_of_split(folder, split), column=column, columns=tuple(columns))
+        paths = _of_split(folder, _files_below(folder, ".parquet", listing.parent), split)
+        return Parquet(paths=paths, column=column, columns=tuple(columns))
     # Pictures that were listed stay the input, whatever files of rows were written beside them.
-    paths = () if listing.exists() else _row_files(place, split)
+    paths = () if listing.exists() else _row_files(place, split, listing.parent)
     kind = _suffix(paths[0]) if paths else ""
     if kind == ".jsonl":
         _require_none(place, "--split", split)
@@ -76,8 +82,9 @@ def _require_none(place: str, option: str, value: object) -> None:
         )
 
 
-def _row_files(place: str, split: str | None) -> tuple[Path, ...]:
-    """Files of rows, all of one kind; none where pictures are named."""
+def _row_files(place: str, split: str | None, own: Path) -> tuple[Path, ...]:
+    """Files of rows, all of one kind, without those that a labelling in the folder `own` wrote;
+    none where pictures are named."""
     if os.path.isfile(place):
         if _suffix(place) not in _ROWS and not is_picture_name(place):
             raise DataError(
@@ -87,12 +94,14 @@ def _row_files(place: str, split: str | None) -> tuple[Path, ...]:
         return (Path(place),) if _suffix(place) in _ROWS else ()
     if os.path.isdir(place):
         folder = Path(place)
-        suffixes = [one for one in (".parquet", ".tar") if any(folder.rglob(f"*{one}"))]
+        of_kind = {one: _files_below(folder, one, own) for one in (".parquet", ".tar")}
+        suffixes = [one for one, paths in of_kind.items() if paths]
         if not suffixes:
             return ()
         _require_one_kind(place, [*suffixes, *_pictures_of(place)])
-        return _of_split(folder, split, suffixes[0])
-    named = [one for one in sorted(glob.glob(place, recursive=True)) if os.path.isfile(one)]
+        return _of_split(folder, of_kind[suffixes[0]], split, suffixes[0])
+    matching = sorted(glob.glob(place, recursive=True))
+    named = [one for one in matching if os.path.isfile(one) and not _is_own(one, own)]
     found = tuple(Path(one) for one in named if _suffix(one) in _ROWS)
     if found:
         _require_none(place, "--split", split)
@@ -121,8 +130,24 @@ def _pictures_of(place: str) -> list[str]:
         return []
 
 
-def _of_split(folder: Path, split: str | None, suffix: str = ".parquet") -> tuple[Path, ...]:
-    paths = sorted(folder.rglob(f"*{suffix}"))
+def _files_below(folder: Path, suffix: str, own: Path) -> list[Path]:
+    """The files of a folder by their suffix, without hidden ones and those of the labelling."""
+    return sorted(
+        path
+        for path in folder.rglob(f"*{suffix}")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not _is_own(path, own)
+    )
+
+
+def _is_own(path: str | Path, own: Path) -> bool:
+    return _OWN.fullmatch(os.path.relpath(path, own)) is not None
+
+
+def _of_split(
+    folder: Path, paths: Sequence[Path], split: str | None, suffix: str = ".parquet"
+) -> tuple[Path, ...]:
     if split is None:
         return tuple(paths)
     names = (split, *split_names(split)) if split in ("train", "valid", "test") else (split,)

@@ -177,13 +177,14 @@ class LabelFolder:
         for line, row in read_rows(self.path / PARTS, drop_torn=True):
             num, start = row.get("num_rows"), row.get("start")
             follows = row.get("part") == number and row.get("first_row") == first
-            is_place = isinstance(start, list) and all(type(at) is int and at >= 0 for at in start)
+            place = tuple(start) if isinstance(start, list) else ()
+            is_place = bool(place) and all(type(at) is int and at >= 0 for at in place)
             if not (follows and type(num) is int and num > 0 and is_place):
                 raise DataError(
                     f"{self.path / PARTS}, line {line} is no part behind those before it; remove "
                     "the file, and repeat the command, which plans them again"
                 )
-            found.append(Part(number=number, first_row=first, num_rows=num, start=tuple(start)))
+            found.append(Part(number=number, first_row=first, num_rows=num, start=place))
             number, first = number + 1, first + num
         return found
 

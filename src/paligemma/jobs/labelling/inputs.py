@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from paligemma.errors import DataError, PaliGemmaError
+from paligemma.errors import DataError, ImageError, PaliGemmaError
 from paligemma.example import Picture
 from paligemma.json_file import parse_json
 from paligemma.processing.image import load_image
@@ -39,6 +39,8 @@ _READ_ROWS = 1024
 # Characters of a picture's name that are kept.
 _MAX_NAME = 1000
 _PROBED_BYTES = 1 << 16
+# Types of parquet columns that are names.
+_TEXTS = ("string", "large_string", "string_view")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +210,20 @@ def _named_picture(folder: Path, name: str, where: str) -> UprightPicture:
     return UprightPicture(path=folder / relative_name(name, where), folder=folder)
 
 
+class _OnlyPicture(UprightParquetPicture):
+    """The picture of a row that has one alone."""
+
+    def read(self, max_pixels: int) -> np.ndarray:
+        """Decode to uint8[H, W, 3]; raise ImageError where that fails, or there are several."""
+        cell = self.cell()
+        if isinstance(cell, list) and len(cell) > 1:
+            raise ImageError(
+                f"a row has one picture, row {self.row} of group {self.row_group} in {self.path} "
+                f"has {len(cell)}; make a row of each, or name them in a .jsonl file as frames"
+            )
+        return super().read(max_pixels)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parquet:
     """Rows of parquet files, whose pictures stay there; a place is (file, group of rows, row).
@@ -266,16 +282,18 @@ class Parquet:
         """Columns that a plan reads: of pictures only their names."""
         import pyarrow as pa
 
-        if self.column not in schema.names:
+        if schema.names.count(self.column) != 1:
             raise DataError(
                 f"{path}: one column must be {self.column}, there are "
                 f"{', '.join(schema.names)[:200]}; name it with --image-column"
             )
         kind = schema.field(self.column).type
+        if pa.types.is_dictionary(kind):  # as tables write categories
+            kind = kind.value_type
         found = [one for one in self.columns if one in schema.names and one != self.column]
         if pa.types.is_struct(kind) and any(one.name == "path" for one in kind):
             found.append(f"{self.column}.path")
-        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        elif str(kind) in _TEXTS:
             found.append(self.column)
         return found
 
@@ -291,7 +309,7 @@ class Parquet:
                 return InputRow(name=found, pictures=(picture,), fields=row)
         except DataError as error:
             return _bad(str(found)[:_MAX_NAME], where, error)
-        picture = UprightParquetPicture(path=path, row_group=group, row=place, column=self.column)
+        picture = _OnlyPicture(path=path, row_group=group, row=place, column=self.column)
         return InputRow(name=str(name)[:_MAX_NAME], pictures=(picture,), fields=row)
 
 

@@ -189,6 +189,8 @@ class Plan:
 def _id_of(row: InputRow) -> str:
     """The row's own id, or else the name of its picture."""
     found: Any = row.fields.fields.get("id")
+    if isinstance(found, float) and found.is_integer():  # as tables write them
+        found = int(found)
     named = isinstance(found, str | int) and not isinstance(found, bool)
     return _printable(str(found))[:1000] if named else _printable(row.name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -12,7 +13,7 @@ from paligemma.tasks.own.labels import RowError
 from paligemma.tasks.reading.file_rows import FileRow
 
 ANSWERS = ("suffix", "answer", "answers", "text", "caption", "captions")
-_FIELD = re.compile(r"\{(\w+)\}")
+_FIELD = re.compile(r"\{([^{}]+)\}")
 
 
 def wanted_columns(names: Iterable[str], form: OwnForm) -> list[str]:
@@ -70,11 +71,18 @@ def fields_of(template: str) -> list[str]:
 
 
 def filled(template: str, row: FileRow) -> str:
-    """A template such as `answer en {question}` with the fields of a row in its places."""
+    """A template such as `answer en {question}` with the fields of a row in its places.
+
+    Raises:
+        DataError: a field is missing, or is neither text nor a finite number; tables have NaN where
+            a number is missing.
+    """
 
     def value(name: str) -> str:
         found = row.fields.get(name)
-        if isinstance(found, int | float) and not isinstance(found, bool):
+        if isinstance(found, int) and not isinstance(found, bool):
+            return str(found)
+        if isinstance(found, float) and math.isfinite(found):
             return str(found)
         return row.text(name)
 

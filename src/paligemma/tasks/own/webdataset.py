@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from paligemma.errors import DataError, ImageError, PromptError
+from paligemma.processing.folders import SUFFIXES
 from paligemma.processing.image import MAX_ENCODED_BYTES, load_image
 from paligemma.tasks.own.columns import texts_of
 from paligemma.tasks.own.found import SPLITS, Found, OwnForm, split_names
@@ -27,8 +28,14 @@ NAME = "WebDataset"
 LOOKS_FOR = "train-*.tar, train.tar or train/*.tar"
 _ENDS = (".tar", ".tar.gz", ".tgz")
 _PICTURES = ("jpg", "jpeg", "png", "webp")
+# Taken where a row has none of those, beside which they are masks or depths.
+_RARE_PICTURES = frozenset(suffix[1:] for suffix in SUFFIXES) - {*_PICTURES}
 _TEXTS = ("json", "txt")
+_KINDS = _RARE_PICTURES | {*_PICTURES, *_TEXTS}
+# Of the files that hold what macOS keeps beside each file.
+_OF_SYSTEM = "._"
 _MAX_TEXT_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +136,7 @@ def row_groups(path: Path, start: int = 0) -> Iterator[tuple[str, list[Part]]]:
             folder, _, name = member.name.rpartition("/")
             stem, _, ending = name.partition(".")
             kind = ending.rpartition(".")[2].lower()
-            if not member.isreg() or kind not in _PICTURES + _TEXTS:
+            if member.isdir() or kind not in _KINDS or name.startswith(_OF_SYSTEM):
                 continue
             found = f"{folder}/{stem}" if folder else stem
             if found != key and key is not None:
@@ -137,7 +144,11 @@ def row_groups(path: Path, start: int = 0) -> Iterator[tuple[str, list[Part]]]:
                 group = []
             key = found
             content = b""
-            if kind in _TEXTS and (inside := archive.extractfile(member)) is not None:
+            if (
+                kind in _TEXTS
+                and member.isreg()
+                and (inside := archive.extractfile(member)) is not None
+            ):
                 content = inside.read(_MAX_TEXT_BYTES + 1)
             group.append((kind, member, content))
     if key is not None:
@@ -152,14 +163,19 @@ def _at(file: BinaryIO, start: int) -> BinaryIO:
 
 
 def _wrong_end(path: Path, end: int) -> tarfile.TarError | None:
-    """What is wrong with the block behind the last member, which must be zeros; the library ends
-    without a word at anything else."""
+    """What is wrong behind the last member, where all must be zeros; the library ends without a
+    word at anything else."""
     with path.open("rb") as file:
         file.seek(end)
         block = file.read(tarfile.BLOCKSIZE)
-    if len(block) == tarfile.BLOCKSIZE and not any(block):
-        return None
-    return tarfile.ReadError(f"no end mark, and no further row, at byte {end}")
+        if len(block) < tarfile.BLOCKSIZE or any(block):
+            return tarfile.ReadError(f"no end mark, and no further row, at byte {end}")
+        while piece := file.read(_PIECE_BYTES):
+            if piece.strip(b"\0"):
+                return tarfile.ReadError(
+                    f"its end mark is at byte {end}, and more follows, as where files were joined"
+                )
+    return None
 
 
 def _row(path: Path, key: str, group: list[Part], number: int, form: OwnForm) -> OwnRow:
@@ -181,11 +197,21 @@ def read_group(
     """Fields and pictures of one row, by the parts that `row_groups` found.
 
     Raises:
-        DataError: no picture, a part beyond its bound, or a text that cannot be read.
+        DataError: no picture, a link, two parts of one name, a part beyond its bound, or a text
+            that cannot be read.
     """
     fields: dict[str, Any] = {}
     pictures = []
+    taken = _RARE_PICTURES if all(kind not in _PICTURES for kind, _, _ in group) else _PICTURES
+    if len({member.name for _, member, _ in group}) < len(group):
+        raise RowError("row", f"{where}: two of its parts have one name; remove one")
     for kind, member, content in group:
+        if not member.isreg():
+            raise RowError(
+                "row",
+                f"{where}: {member.name[-80:]} is a link or a device; pack the file itself, as "
+                "tar --dereference --hard-dereference does",
+            )
         bound = _MAX_TEXT_BYTES if kind in _TEXTS else MAX_ENCODED_BYTES
         if member.size > bound or member.issparse():
             raise RowError(
@@ -193,7 +219,7 @@ def read_group(
                 f"{where}: {member.name[-80:]} may have {bound} bytes in one piece, it has "
                 f"{member.size}; remove it",
             )
-        if kind in _PICTURES:
+        if kind in taken:
             pictures.append(
                 TarPicture(
                     path=path,
@@ -204,7 +230,7 @@ def read_group(
             )
         elif kind == "json":
             fields = {**fields, **require_object(parse_json(content, where), where)}
-        else:
+        elif kind == "txt":
             try:
                 fields.setdefault("text", content.decode().strip())
             except UnicodeDecodeError as error:

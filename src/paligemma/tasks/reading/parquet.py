@@ -156,10 +156,7 @@ class ParquetPicture:
 
     def encoded(self) -> bytes:
         """The bytes of the picture; raise ImageError where there are none."""
-        column = _groups.column(self.path, self.row_group, self.column)
-        if self.row >= len(column):
-            raise ImageError(f"{self.path} was replaced while it was read; begin again")
-        cell = column[self.row].as_py()
+        cell = self.cell()
         if isinstance(cell, list):
             cell = cell[0] if cell else None
         found = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -170,6 +167,13 @@ class ParquetPicture:
         raise ImageError(
             f"{self.path}: row {self.row} of group {self.row_group} has no image{only}"
         )
+
+    def cell(self) -> Any:
+        """What the column holds; raise ImageError where the file cannot be read."""
+        column = _groups.column(self.path, self.row_group, self.column)
+        if self.row >= len(column):
+            raise ImageError(f"{self.path} was replaced while it was read; begin again")
+        return column[self.row].as_py()
 
     def is_there(self) -> bool:
         """Whether the row holds a picture."""
