@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import threading
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -54,6 +56,8 @@ def test_pictures_alone_and_bad_rows_have_their_place(pg: PaliGemma, tmp_path: P
     assert "cannot be recognised" in str(found[1].error)
     assert found[2].error == "a row needs a picture in 'image', this one has none"
     assert isinstance(found[3].answer, Detections)
+    (odd,) = pg.map([{"image": DESK, "q a": float("nan")}], "answer en {q a}")
+    assert odd.error == "the prompt needs the text 'q a' of its row"
     (odd,) = pg.map([{"image": DESK}], "answer en {question}")
     assert odd.error == "the prompt needs the text 'question' of its row"
 
@@ -105,3 +109,47 @@ def test_a_model_that_answers_nothing_is_no_fault_of_its_rows(
 def test_an_option_that_is_out_of_range_is_refused_before_a_row_is_taken(pg: PaliGemma) -> None:
     with pytest.raises(ConfigError, match="threshold"):
         pg.map([], "detect star", threshold=3)
+
+
+def test_rows_before_an_error_of_their_iterator_are_answered_first(pg: PaliGemma) -> None:
+    def rows() -> Iterator[Path]:
+        yield from [DESK] * 3
+        raise OSError("the connection was lost")
+
+    answered = []
+
+    def take_all() -> None:
+        for one in pg.map(rows(), "caption en", batch_size=2):
+            answered.append(one.answer)
+
+    with pytest.raises(OSError, match="connection was lost"):
+        take_all()
+    assert len(answered) == 3
+    assert None not in answered
+
+
+def test_pictures_of_rows_that_nobody_takes_are_not_read(pg: PaliGemma) -> None:
+    begun: set[int] = set()
+    goes_on = threading.Event()
+
+    class Slow(io.BytesIO):
+        """A picture that does not come before it may, beyond those of the first batches."""
+
+        number = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            begun.add(self.number)
+            if self.number >= 4:
+                goes_on.wait(60)
+            return super().read(size)
+
+    rows = [Slow(DESK.read_bytes()) for _ in range(8)]
+    for number, row in enumerate(rows):
+        row.number = number
+    found = cast(
+        Generator[Any, None, None], pg.map(rows, "caption en", batch_size=1, num_threads=1)
+    )
+    next(found)
+    threading.Timer(0.2, goes_on.set).start()
+    found.close()
+    assert begun <= {0, 1, 2, 3, 4}  # of eight that were to be read ahead

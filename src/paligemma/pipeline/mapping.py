@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -246,10 +247,24 @@ def map_rows(
             f"{batch_size} and {num_threads}"
         )
     left = iter(rows)
-    with ThreadPoolExecutor(max(1, num_threads), thread_name_prefix="pictures") as pool:
+    failed: list[Exception] = []
+
+    def taken() -> list[Any]:
+        """Rows of the next batches; those before an error of their iterator are answered first."""
+        some: list[Any] = []
+        try:
+            for row in islice(left, 0 if failed else _WINDOW * batch_size):
+                some.append(row)
+        except Exception as error:
+            failed.append(error)
+        return some
+
+    with ExitStack() as stack:
+        pool = ThreadPoolExecutor(max(1, num_threads), thread_name_prefix="pictures")
+        stack.callback(pool.shutdown, cancel_futures=True)  # also where nobody takes the rest
         ahead: deque[tuple[list[_Asked], list[tuple[list[int], Future[Any]]]]] = deque()
         while True:
-            while len(ahead) < 2 and (some := list(islice(left, _WINDOW * batch_size))):
+            while len(ahead) < 2 and (some := taken()):
                 asked = [_asked(row, prompt, image) for row in some]
                 batches = [
                     (batch, pool.submit(answerer.read, _openers(asked, batch)))
@@ -257,6 +272,8 @@ def map_rows(
                 ]
                 ahead.append((asked, batches))
             if not ahead:
+                if failed:
+                    raise failed[0]
                 return
             asked, batches = ahead.popleft()
             found: dict[int, MappedAnswer | PaliGemmaError] = {}
