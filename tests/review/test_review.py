@@ -169,6 +169,9 @@ def test_a_damaged_decision_is_named(labels: Path) -> None:
         ({"state": "accepted", "objects": 3}, "a list"),
         ({"state": "accepted", "objects": [{"label": "a"}]}, "a label and a box_yxyx"),
         ({"state": "accepted", "objects": [{**THING, "label": "a;b"}]}, "a label must be"),
+        ({"state": "accepted", "objects": [{**THING, "label": "a\nb"}]}, "a label is one line"),
+        ({"state": "accepted", "objects": [{**THING, "label": "\ud800"}]}, "a label is one line"),
+        ({"state": "accepted", "objects": [{**THING, "label": "x" * 300}]}, "at most 256"),
         (
             {"state": "accepted", "objects": [{**THING, "box_yxyx": [0.5, 0, 0.5, 1]}]},
             "ymin < ymax",
@@ -184,8 +187,9 @@ def test_an_answer_in_words_is_corrected_as_text() -> None:
     record = {"row": 1, "prompt": "caption en", "text": "a cat"}
     kept = checked({"state": "accepted", "text": " a dog "}, record)
     assert taught(record, kept) == ("caption en", "a dog")
-    with pytest.raises(DataError, match="characters"):
-        checked({"state": "accepted", "text": " "}, record)
+    for text in (" ", "\ud800", "a\0b"):
+        with pytest.raises(DataError, match="characters of Unicode"):
+            checked({"state": "accepted", "text": text}, record)
 
 
 def test_a_mask_is_kept_until_its_box_is_moved() -> None:
@@ -263,6 +267,30 @@ def test_other_hosts_forms_and_rows_are_refused(server: ReviewServer) -> None:
     assert ask(server, "/../decisions.jsonl")[0] == 404
     assert ask(server, "/decisions/4", decision, **{"Content-Length": "9999999"})[0] == 413
     assert not server.reviewed.decisions
+
+
+def test_a_browser_that_leaves_early_is_no_error(
+    server: ReviewServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def left(*_: Any) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr("paligemma.review.server._Handler._send", left)
+    with pytest.raises(http.client.RemoteDisconnected):
+        ask(server, "/rows/4")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "change", [{"row": "x"}, {"detections": 5}, {"detections": [{"score": "high"}]}]
+)
+def test_a_damaged_label_is_named(labels: Path, change: dict[str, Any]) -> None:
+    (file,) = labels.glob("labels-00000001*")
+    record = json.loads(file.read_text().splitlines()[0])
+    file.write_text(json.dumps(record | change) + "\n")
+    result = CliRunner().invoke(main, ["review", str(labels), "--output", str(labels.parent / "r")])
+    assert result.exit_code == 2
+    assert "of the labels is damaged" in result.output
 
 
 def test_the_program_writes_the_rows_when_it_is_stopped(labels: Path) -> None:

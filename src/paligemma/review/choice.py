@@ -7,7 +7,7 @@ import heapq
 import math
 from collections.abc import Iterable
 
-from paligemma.errors import ConfigError
+from paligemma.errors import ConfigError, DataError
 from paligemma.jobs.labelling.records import Record
 
 ORDERS = ("uncertain", "random", "rows")
@@ -38,6 +38,7 @@ def chosen(
 
     Raises:
         ConfigError: no such order, or no row.
+        DataError: a row is damaged.
     """
     if order not in ORDERS or limit < 1:
         raise ConfigError(
@@ -46,6 +47,15 @@ def chosen(
         )
 
     def rank(record: Record) -> tuple[float, int]:
+        try:
+            return _rank(record)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"row {record.get('row')!r:.40} of the labels is damaged ({error!r:.100}); restore "
+                "its file"
+            ) from error
+
+    def _rank(record: Record) -> tuple[float, int]:
         row = int(record["row"])
         if order == "uncertain":
             return confidence(record), row

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -36,7 +37,10 @@ logger = logging.getLogger(__name__)
 
 DECISIONS, TRAIN, IMAGES = "decisions.jsonl", "train.jsonl", "images"
 STATES = ("accepted", "rejected")
-_MAX_OBJECTS, _MAX_TEXT = 1024, 8192
+_MAX_OBJECTS, _MAX_TEXT, _MAX_LABEL = 1024, 8192, 256
+# What no tokenizer takes, and what no label has: surrogates, control characters.
+_NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
+_NO_LABEL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def checked(decision: Any, record: Record) -> Record:
@@ -56,8 +60,11 @@ def checked(decision: Any, record: Record) -> Record:
         return kept
     if "detections" not in record:
         text = decision.get("text")
-        if not isinstance(text, str) or not text.strip() or len(text) > _MAX_TEXT:
-            raise DataError(f"an answer has 1 to {_MAX_TEXT} characters, got {repr(text)[:80]}")
+        is_text = isinstance(text, str) and text.strip() and len(text) <= _MAX_TEXT
+        if not isinstance(text, str) or not is_text or _NO_TEXT.search(text):
+            raise DataError(
+                f"an answer has 1 to {_MAX_TEXT} characters of Unicode, got {repr(text)[:80]}"
+            )
         return {**kept, "text": text.strip()}
     objects = decision.get("objects")
     if not isinstance(objects, list) or len(objects) > _MAX_OBJECTS:
@@ -76,6 +83,10 @@ def _object(one: Any) -> Record:
     if not (y0 < y1 and x0 < x1):  # NaN too
         raise DataError(f"a box has ymin < ymax and xmin < xmax within the picture, got {box}")
     label = label.strip()
+    if _NO_LABEL.search(label) or len(label) > _MAX_LABEL:
+        raise DataError(
+            f"a label is one line of at most {_MAX_LABEL} characters, got {repr(label)[:80]}"
+        )
     format_detections([(y0, x0, y1, x1)], [label])  # A label that cannot be read back is refused.
     return {"label": label, "box_yxyx": [y0, x0, y1, x1]}
 
@@ -190,7 +201,7 @@ class Reviewed:
 
     def counts(self) -> Counter[str]:
         """Decided rows by state, those of earlier reviews too, and "open" ones of this."""
-        counts = Counter(str(one["state"]) for one in self.decisions.values())
+        counts = Counter(str(one["state"]) for one in list(self.decisions.values()))
         counts["open"] = sum(row not in self.decisions for row in self.order)
         return counts
 
