@@ -135,6 +135,8 @@ def test_too_small_a_pilot_is_refused(tmp_path: Path) -> None:
         ("--images 1e6 --pilot x --model tiny", "leave either out"),
         ("--images 1e6 --pilot x --quant int8", "leave either out"),
         ("--images 1e6 --model tiny --gpu h100 --rate nan", "finite numbers"),
+        ("--images 1e6 --model tiny --gpu h100 --megapixels nan", "--megapixels takes finite"),
+        ("--images 1e6 --model tiny --gpu h100 --rate 1e308 --json", "--rate"),
         ("--images 1e6 --model tiny --gpu h100 --hours-to-loss nan", "a plan needs workers"),
         ("--images 1e6 --model tiny --gpu h100 --hours-to-loss 1e-9", "hardly a part would end"),
         (

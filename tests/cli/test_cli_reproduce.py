@@ -262,3 +262,9 @@ def test_the_parameters_of_the_work_are_those_of_the_model() -> None:
     blocks = sum(p.numel() for p in model.text.blocks.parameters() if p.ndim == 2)
     assert blocks > 0
     assert flops_a_row(config, 1, 64) > 6 * blocks * (grid + 64)
+
+
+def test_a_rate_that_is_no_number_is_refused() -> None:
+    result = CliRunner().invoke(main, ["reproduce", "--list", "--rate", "nan", "--json"])
+    assert result.exit_code == 2
+    assert "--rate takes finite numbers, got nan" in result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,19 @@ def test_a_damaged_sentencepiece_model_ends_in_a_sentence(cut: float) -> None:
     damaged = bytes([whole[0] ^ 7]) + whole[1 : int(len(whole) * cut)]
     with pytest.raises(TokenizerError, match="must be a SentencePiece model"):
         tokenizer_json(damaged, image_id=VOCAB.size)
+
+
+@pytest.mark.parametrize("name", [".", "dangling", "link", "pipe"])
+def test_a_place_that_is_taken_is_refused_before_the_work(
+    name: str, tmp_path: Path, program: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "real").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    os.mkfifo(tmp_path / "pipe")
+    place = name if name == "." else tmp_path / name
+    status, _, err = program("export", "tiny", place, "--to", "hub")
+    assert status == 2
+    assert "an export goes to a folder that is not there yet" in err

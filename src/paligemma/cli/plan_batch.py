@@ -67,8 +67,10 @@ class Count(click.ParamType):
     "--part-rows", type=click.IntRange(1, 10**6), default=256, show_default=True,
     help="Rows of a file of labels, as of `paligemma batch`.",
 )  # fmt: skip
-@click.option("--picture-bytes", type=click.FloatRange(0), help="Of a stored picture, for storage.")
-@click.option("--rate", type=click.FloatRange(0), help="Money a worker hour.")
+@click.option(
+    "--picture-bytes", type=click.FloatRange(0, 1e12), help="Of a stored picture, for storage."
+)
+@click.option("--rate", type=click.FloatRange(0, 1e6), help="Money a worker hour.")
 @click.option(
     "--hours-to-loss", type=click.FloatRange(min=0, min_open=True), default=1000.0,
     show_default=True, help="Mean hours until a machine is lost.",
@@ -128,10 +130,10 @@ def plan_batch(
             "--model, --gpu and --quant estimate a card, and --pilot has what was measured; leave "
             "either out"
         )
-    if not all(math.isfinite(one) for one in (rate or 0.0, picture_bytes or 0.0)):
-        raise ConfigError(
-            f"--rate and --picture-bytes are finite numbers, got {rate} and {picture_bytes}"
-        )
+    numbers = {"--rate": rate, "--picture-bytes": picture_bytes, "--megapixels": megapixels}
+    for name, value in numbers.items():
+        if value is not None and math.isnan(value):  # which no range of click's refuses
+            raise ConfigError(f"{name} takes finite numbers, got {value}")
     costs: list[tuple[str, RowCost, int]] = []
     for path in pilots:
         one = read_pilot(path)

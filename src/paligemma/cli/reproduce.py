@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import subprocess
 import sys
@@ -90,6 +91,8 @@ def reproduce(
     from paligemma.tuning.plan import CARDS
     from paligemma.tuning.reproduce import find_row, rows
 
+    if rate is not None and math.isnan(rate):  # which no range of click's refuses
+        raise ConfigError(f"--rate takes finite numbers, got {rate}")
     if card not in CARDS:
         raise ConfigError(f"a card must be one of {', '.join(CARDS)}, got {card!r:.80}")
     if lists:

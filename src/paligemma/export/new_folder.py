@@ -16,14 +16,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A folder beside the target that takes its place when the block succeeds.
 
     Raises:
-        ConfigError: the target exists with something in it, or cannot be written.
+        ConfigError: the target is there, unless as an empty folder that is not the current one, or
+            cannot be written.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    shown, folder = folder, Path(os.path.abspath(folder))
+    is_empty = folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
+    if os.path.lexists(folder) and not (is_empty and folder != Path.cwd()):
         raise ConfigError(
-            f"an export goes to a folder that is not there yet, got {str(folder)!r:.200}; name "
+            f"an export goes to a folder that is not there yet, got {str(shown)!r:.200}; name "
             "another, or move that one away"
         )
-    require_writable(Path(os.path.abspath(folder)).parent)
+    require_writable(folder.parent)
     with staging_folder(folder) as staging:
         yield staging
         staging.replace(folder)
