@@ -328,6 +328,18 @@ def test_pickled_files_of_a_repository_stay_there(
     assert "me/cards has 1 that do" in err
 
 
+def test_settings_of_git_and_the_notes_of_the_library_are_left_there(
+    hub: StandInHub, model: Path, tmp_path: Path, program: Run
+) -> None:
+    assert program("push", model, NAME)[0] == 0
+    for name in (".git/config", "onnx/.git/hooks/post-checkout", ".cache/huggingface/own"):
+        hub.repositories[NAME][name] = b"evil"
+    status, _, err = program("pull", NAME, tmp_path / "back")
+    assert status == 0, err
+    assert visible(tmp_path / "back").keys() == {*visible(model), "README.md"}
+    assert not list((tmp_path / "back").rglob(".git"))
+
+
 @pytest.mark.parametrize("path", ["onnx/graph.onnx", "config.json"])
 def test_other_bytes_than_the_hub_states_are_refused(
     path: str,
@@ -380,7 +392,9 @@ def test_a_second_pull_into_the_same_folder_is_refused_while_one_runs(
     assert not list(tmp_path.glob(".*writer"))
 
 
-@pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil", "a\\..\\b", "a\x1b[2J"])
+@pytest.mark.parametrize(
+    "name", ["../evil.txt", "/etc/evil", "a\\..\\b", "a\x1b[2J", "a//b", "./config.json", "a/"]
+)
 def test_names_that_leave_the_folder_are_refused(
     name: str, hub: StandInHub, model: Path, tmp_path: Path, program: Run
 ) -> None:

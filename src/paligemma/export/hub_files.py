@@ -130,7 +130,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 def require_safe(name: str) -> None:
     """Raise AccessError where a name that the hub lists would leave the folder."""
     path = PurePosixPath(name)
-    odd = not name or "\\" in name or "\0" in name or path.is_absolute() or ".." in path.parts
+    odd = not name or "\\" in name or "\0" in name or path.as_posix() != name
+    odd |= path.is_absolute() or ".." in path.parts
     if odd or len(name) > 500 or not name.isprintable():
         raise AccessError(f"the hub lists a file that cannot be kept ({name!r:.100})")
 

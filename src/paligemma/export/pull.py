@@ -87,7 +87,7 @@ def _pull(hub_id: str, folder: Path, part: Path, revision: str | None) -> Pulled
     try:
         commit, listed = _listing(hub_id, revision)
         left = [one.name for one in listed if one.name.lower().endswith(RUNS_CODE)]
-        wanted = [one for one in listed if one.name not in left and one.name not in _LEFT_OUT]
+        wanted = [one for one in listed if one.name not in left and not _is_of_tools(one.name)]
         if not wanted:
             raise AccessError(
                 f"a repository to pull has files that run no code, {hub_id} has {len(left)} that do"
@@ -127,6 +127,13 @@ def _listing(hub_id: str, revision: str | None) -> tuple[str, list[_Listed]]:
             )
         )
     return info.sha, listed
+
+
+def _is_of_tools(name: str) -> bool:
+    """Whether a file is git's, whose settings may run programs, or lies where the library's notes
+    do, which are removed in the end."""
+    folders = name.split("/")[:-1]
+    return name in _LEFT_OUT or ".git" in folders or folders[:1] == [_NOTES.parts[0]]
 
 
 def _require_own(part: Path) -> None:
