@@ -153,3 +153,14 @@ def test_pictures_of_rows_that_nobody_takes_are_not_read(pg: PaliGemma) -> None:
     threading.Timer(0.2, goes_on.set).start()
     found.close()
     assert begun <= {0, 1, 2, 3, 4}  # of eight that were to be read ahead
+
+
+@pytest.mark.parametrize("row", [str(DESK), DESK, {"image": DESK}, b"bytes", 3], ids=repr)
+def test_one_row_is_not_taken_for_the_rows_that_are_its_parts(pg: PaliGemma, row: Any) -> None:
+    with pytest.raises(ConfigError, match="put one row into a list"):
+        pg.map(row, "detect star")
+
+
+def test_a_batch_without_a_row_is_refused_at_the_call(pg: PaliGemma) -> None:
+    with pytest.raises(ConfigError, match="batches of at least 1"):
+        pg.map([DESK], "detect star", batch_size=0)

@@ -32,6 +32,8 @@ _KEPT_QUESTIONS = 64
 # Batches among which rows are sorted; prepared pictures of twice as many are in memory.
 _WINDOW = 4
 _FIELD = re.compile(r"\{([^{}]+)\}")
+# One row, whose parts would be taken for rows: the characters of a path, the names of fields.
+_ONE_ROW = (str, bytes, Path, Mapping)
 
 
 class Askable(Asked, Protocol):
@@ -239,14 +241,38 @@ def map_rows(
     their prompts; pictures of the batches to come are read by threads.
 
     Raises:
-        ConfigError: a batch without a row, or a negative number of threads.
+        ConfigError: one row in the place of several, a batch without a row, or a negative number of
+            threads.
     """
     if batch_size < 1 or num_threads < 0:
         raise ConfigError(
             "rows are mapped in batches of at least 1 by 0 threads or more, got "
             f"{batch_size} and {num_threads}"
         )
-    left = iter(rows)
+    return _mapped(answerer, _each(rows), prompt, image, batch_size, num_threads)
+
+
+def _each(rows: Iterable[Any]) -> Iterator[Any]:
+    """The rows one by one; a data set may have no more than `__getitem__`."""
+    try:
+        if isinstance(rows, _ONE_ROW):
+            raise TypeError
+        return iter(rows)
+    except TypeError:
+        raise ConfigError(
+            f"rows are a data set or a list of mappings or pictures, got {rows!r:.80}; put one row "
+            "into a list, and name a folder to ask_many or to paligemma batch"
+        ) from None
+
+
+def _mapped(
+    answerer: RowAnswerer,
+    left: Iterator[Any],
+    prompt: str,
+    image: str,
+    batch_size: int,
+    num_threads: int,
+) -> Iterator[MappedRow]:
     failed: list[Exception] = []
 
     def taken() -> list[Any]:

@@ -285,7 +285,7 @@ class PaliGemma(TaskMethods[Picture]):
             rows: mappings, as a data set of the hub has, or pictures; see also `paligemma batch`.
             prompt: in which `{name}` stands for a field of the row.
             image: field of the picture.
-            num_threads: number of threads that read pictures.
+            batch_size, num_threads: rows answered together; threads that read pictures.
             options: as in `ask`.
         """
         one = RowAnswerer(self, options, max_rows=batch_size)
