@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -118,6 +119,19 @@ def test_a_pilot_foretells_the_whole(tmp_path: Path) -> None:
     (plan,) = json.loads(result.output)["plans"]
     assert plan["money"] == pytest.approx(2 * plan["worker_hours"])
     assert plan["hours"] * 3600 == pytest.approx(250_000 * cost.seconds, rel=0.1)
+
+
+def test_a_plan_names_the_options_that_a_pilot_was_given_and_counts_without_exponents(
+    tmp_path: Path,
+) -> None:
+    small, _ = pilot(tmp_path, 240, limit=48)
+    record = json.loads((small / "batch.json").read_text())
+    record["loading"] = {"allow_url": "False", "adapter": "None", "image_size": "448"}
+    (small / "batch.json").write_text(json.dumps({**record, "model": "toy"}))
+    result = CliRunner().invoke(main, ["plan", "batch", "--images", "1e9", "--pilot", str(small)])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^of +toy image_size=448, ", result.output)
+    assert re.search(r"^worker hours +\d?\d,\d{3}$", result.output, re.MULTILINE)
 
 
 def test_too_small_a_pilot_is_refused(tmp_path: Path) -> None:

@@ -140,7 +140,9 @@ def _pilot(path: Path) -> Pilot:
         )
     each = [one["seconds"] / max(1, one["rows"]) for one in lines if one["rows"]]
     logs = [math.log(max(one, 1e-9)) for one in each]
-    loading = " ".join(f"{k}={v}" for k, v in record.get("loading", {}).items())
+    # Options that were left out are written as "None" and "False".
+    stated = {k: v for k, v in record.get("loading", {}).items() if v not in ("None", "False")}
+    loading = " ".join(f"{k}={v}" for k, v in stated.items())
     cost = RowCost(
         seconds=seconds,
         spread=min(1.0, statistics.stdev(logs)) if len(logs) > 2 else 0.0,
@@ -148,8 +150,8 @@ def _pilot(path: Path) -> Pilot:
         label_bytes=sum(one["bytes"] for one in lines) / num_rows,
         picture_bytes=None,
         quarantined=sum(one["quarantined"] for one in lines) / num_rows,
-        parts={"busy": statistics.fmean(each)},
-        source=f"measured in {path}: {num_rows:,} rows, {num_workers} workers",
+        parts={"mean over parts": statistics.fmean(each)},
+        source=f"measured in {path}: {num_rows:,} rows, workers: {num_workers}",
     )
     return Pilot(
         path=path,

@@ -172,10 +172,10 @@ def forecast_lines(
     yield f"workers          {fleet.num_workers:,}, each ready after {cost.start:.0f} s"
     less = 1 - found.ideal_hours / found.hours
     yield (
-        f"hours            {found.hours:,.4g} ({found.ideal_hours:,.4g} without stragglers and "
-        f"lost machines, {less:.1%} less)"
+        f"hours            {_number(found.hours)} ({_number(found.ideal_hours)} without stragglers "
+        f"and lost machines, {less:.1%} less)"
     )
-    yield f"worker hours     {found.worker_hours:,.4g}"
+    yield f"worker hours     {_number(found.worker_hours)}"
     if rate is not None:
         yield f"money            {found.worker_hours * rate:,.2f} at {rate:g} a worker hour"
     yield (
@@ -192,6 +192,11 @@ def forecast_lines(
     )
     if cost.quarantined is not None:
         yield f"quarantined      {cost.quarantined:.2%} of the rows, as in the pilot"
+
+
+def _number(value: float) -> str:
+    """Four digits, and never an exponent where there are more."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _size(num_bytes: float) -> str:
