@@ -70,7 +70,9 @@ def main() -> None:
     """Print the answer."""
     from tokenizers import Tokenizer
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("picture")
     parser.add_argument("prompt")
     asked = parser.parse_args()

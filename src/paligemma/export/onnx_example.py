@@ -35,7 +35,9 @@ def main() -> None:
     import onnxruntime
     from tokenizers import Tokenizer
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("picture")
     parser.add_argument("prompt")
     parser.add_argument("--dtype", choices=sorted(SUFFIXES), default="fp32")
