@@ -13,8 +13,10 @@ from conftest import write_small
 from huggingface_hub import ModelCard, constants
 from stand_in_hub import READS, StandInHub, stand_in_hub
 
+from paligemma.export.card import card_text
 from paligemma.export.hub_card import BEGIN, END
 from paligemma.one_writer import one_writer
+from paligemma.weights.hf_config import config_from_hf, read_json
 
 # Of httpx about huggingface_hub, in threads of the latter.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -112,6 +114,22 @@ def test_the_card_carries_the_table_of_a_run_and_the_folder_stays(
     assert not (model / "README.md").exists()
 
 
+@pytest.mark.parametrize("kind", ["hub", "onnx"])
+def test_the_code_of_a_card_names_the_repository_that_it_was_pushed_to(
+    kind: str, hub: StandInHub, tmp_path: Path, program: Run
+) -> None:
+    folder = write_small(tmp_path / "own", 1)
+    config = config_from_hf(read_json(folder / "config.json"))
+    exported = card_text(name="own", config=config, kind=kind)
+    (folder / "README.md").write_text(exported)
+    assert program("push", folder, NAME)[0] == 0
+    card = hub.repositories[NAME]["README.md"].decode()
+    left_open = {"hub": "FOLDER", "onnx": "OWNER/NAME"}[kind]
+    assert left_open in exported
+    assert card == exported.replace(left_open, NAME)
+    assert (folder / "README.md").read_text() == exported
+
+
 def test_a_card_of_the_folder_keeps_its_words_and_gets_one_table(
     hub: StandInHub, tmp_path: Path, run_folder: Path, program: Run
 ) -> None:
@@ -148,6 +166,7 @@ def test_the_card_of_an_adapter_names_its_base_and_its_terms(
     assert (card.data.base_model, card.data.license) == terms
     assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "image-text-to-text")
     assert f"An adapter for `{base.rpartition('/')[2]}`." in card.content
+    assert f"--model {terms[0] or 'BASE'} --adapter {NAME}\n" in card.content
 
 
 def test_a_dry_run_sends_nothing_and_shows_the_card(

@@ -30,6 +30,13 @@ _JAVASCRIPT = (
     "const answer = ids.slice(null, [asked.input_ids.dims.at(-1), null]);",
     "console.log(processor.batch_decode(answer, { skip_special_tokens: true })[0]);",
 )
+# How the code of a card names the model until it has a repository.
+_PLACES = (
+    ('from_pretrained("FOLDER")', 'from_pretrained("{}")'),
+    ("--model FOLDER", "--model {}"),
+    ("--adapter FOLDER", "--adapter {}"),
+    ('const name = "OWNER/NAME";', 'const name = "{}";'),
+)
 _TASK, _TAGS = "image-text-to-text", ("paligemma",)
 
 
@@ -62,7 +69,10 @@ def adapter_card_text(*, name: str, base: str) -> str:
     Args:
         base: name of the model that it changes, as adapter_config.json has it.
     """
-    fields = {"pipeline_tag": _TASK, "library_name": "peft", **_terms_of_release(base)}
+    terms = _terms_of_release(base)
+    fields = {"pipeline_tag": _TASK, "library_name": "peft", **terms}
+    # Readers do not have the folder of whoever trained it.
+    model = terms.get("base_model", "BASE")
     return "\n".join(
         [
             *_front(fields, _TAGS),
@@ -71,10 +81,17 @@ def adapter_card_text(*, name: str, base: str) -> str:
             f"An adapter for `{_title(base)}`.",
             "",
             *("## Use", "", "```bash"),
-            'paligemma run photo.jpg "caption en" --model BASE --adapter FOLDER',
+            f'paligemma run photo.jpg "caption en" --model {model} --adapter FOLDER',
             *("```", ""),
         ]
     )
+
+
+def addressed(card: str, hub_id: str) -> str:
+    """A card whose code names a repository where an export left the name open."""
+    for left_open, named in _PLACES:
+        card = card.replace(left_open, named.format(hub_id))
+    return card
 
 
 def write_card(folder: Path, **fields: Any) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paligemma.errors import ConfigError, PaliGemmaError
-from paligemma.export.card import adapter_card_text, card_text
+from paligemma.export.card import adapter_card_text, addressed, card_text
 from paligemma.export.hub_card import Scores, read_scores, with_scores
 from paligemma.export.hub_files import (
     explain_push,
@@ -59,7 +59,7 @@ def plan_push(folder: Path, hub_id: str, *, runs: Sequence[Path] = ()) -> Push:
     require_id(hub_id)
     files = files_to_push(folder)
     scores: list[Scores] = [read_scores(run) for run in runs]
-    card = _card(folder)
+    card = addressed(_card(folder), hub_id)
     if scores:
         card = with_scores(card, scores, name=hub_id.partition("/")[2])
     return Push(folder=folder, hub_id=hub_id, files=tuple(files), card=card)
