@@ -282,6 +282,7 @@ def test_what_is_there_is_kept(small: Path, tmp_path: Path, program: Run) -> Non
     ("options", "said"),
     [
         (("--to", "hub", "--quant", "int8"), "--quant does not go with --to hub"),
+        (("--to", "hub", "--image-size", "448"), "--image-size does not go with --to hub"),
         (("--to", "onnx", "--dtype", "float16"), "--dtype does not go with --to onnx"),
         (("--to", "onnx", "--quant", "int2"), "'int2' is not one of 'int8', 'int4'"),
         ((), "Missing option '--to'"),

@@ -13,8 +13,8 @@ from paligemma.cli.stopping import when_stopped
 
 # Which options go with each target.
 _OPTIONS = {
-    "onnx": ("--quant", "--image-size-px", "--no-check"),
-    "aoti": ("--image-size-px",),
+    "onnx": ("--quant", "--image-size", "--no-check"),
+    "aoti": ("--image-size",),
     "hub": ("--dtype",),
 }
 
@@ -38,7 +38,9 @@ _OPTIONS = {
     help="onnx: also write the graphs with weights of fewer bits; may be named twice.",
 )
 @click.option(
+    "--image-size",
     "--image-size-px",
+    "image_size_px",
     type=click.IntRange(min=1),
     metavar="PX",
     help="onnx, aoti: another resolution than the model's.",
@@ -76,7 +78,7 @@ def export_command(
     """
     given = {
         "--quant": kinds,
-        "--image-size-px": image_size_px,
+        "--image-size": image_size_px,
         "--no-check": no_check,
         "--dtype": dtype,
     }
