@@ -43,7 +43,7 @@ class AdapterInPlaceError(CheckpointError):
     def __init__(self, folder: Path) -> None:
         super().__init__(
             f"{folder} holds an adapter, not a model; name the model it was trained on, and this "
-            "folder as adapter"
+            "folder as adapter, or make one model of both with paligemma adapter merge"
         )
         self.folder = folder
 
