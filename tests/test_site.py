@@ -102,6 +102,8 @@ def test_the_site_is_built_without_a_warning(pages: Path) -> None:
     for words in ("from_pretrained", "Raises", "PageIndex", "max_overlap"):
         assert words in api
     assert 'id="paligemma.pipeline.paligemma.PaliGemma.detect"' in api
+    # A sentence about what is returned stays whole.
+    assert "tokens are all\nthere, of at least the threshold" in api
     assert "<h1" in (root / "out" / "index.html").read_text()
     assert lost_anchors(root / "out") == []
 
