@@ -92,10 +92,14 @@ def prompt_of(
     type=click.Choice(["jsonl", "parquet"]),
     default="jsonl",
     show_default=True,
-    help="Of the files of labels.",
+    help="Kind of the files of labels.",
 )
-@click.option("--coco", type=NamedPath(dir_okay=False), metavar="FILE", help="Then also as COCO.")
-@click.option("--yolo", type=NamedPath(file_okay=False), metavar="DIR", help="Then also as YOLO.")
+@click.option(
+    "--coco", type=NamedPath(dir_okay=False), metavar="FILE", help="At the end, also write COCO."
+)
+@click.option(
+    "--yolo", type=NamedPath(file_okay=False), metavar="DIR", help="At the end, also write YOLO."
+)
 @click.option(
     "--pictures",
     type=NamedPath(file_okay=False),
@@ -110,12 +114,16 @@ def prompt_of(
     metavar="NAME",
     help="Field or column of the picture.",
 )
-@click.option("--split", metavar="NAME", help="Of a data set; all its files by default.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Rows; all by default.")
+@click.option("--split", metavar="NAME", help="Part of a data set; all by default.")
+@click.option(
+    "--limit", type=click.IntRange(1), metavar="N", help="Ask the first N rows; all by default."
+)
 @click.option("--task", type=click.Choice(TASKS), help="What is asked of every picture.")
 @click.option("--labels", metavar="LABELS", help='For detect and segment: "cat ; dog".')
-@click.option("--question", metavar="TEXT", help="For answer; {column} stands for a field.")
-@click.option("--lang", help="Of captions and answers; en by default.")
+@click.option(
+    "--question", metavar="TEXT", help="For answer; {column} stands for a field of the row."
+)
+@click.option("--lang", help="Language of captions and answers; en by default.")
 @click.option(
     "--prompt",
     metavar="TEMPLATE",
@@ -127,7 +135,7 @@ def prompt_of(
     type=click.IntRange(1, 4096),
     default=32,
     show_default=True,
-    help="Rows at once.",
+    help="Rows asked at once.",
 )
 @click.option(
     "--part-rows",
@@ -151,11 +159,17 @@ def prompt_of(
     show_default=True,
     help="Models that answer at once, through Ray.",
 )
-@click.option("--gpus-each", type=click.FloatRange(0), default=0.0, help="GPUs of each; none.")
 @click.option(
-    "--cpus-each", type=click.FloatRange(0), default=1.0, show_default=True, help="Cores of each."
+    "--gpus-each", type=click.FloatRange(0), default=0.0, help="GPUs of each process; 0 by default."
 )
-@click.option("--ray-address", metavar="HOST:PORT", help="A Ray cluster; this machine alone.")
+@click.option(
+    "--cpus-each",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Cores of each process.",
+)
+@click.option("--ray-address", metavar="HOST:PORT", help="A Ray cluster; by default this machine.")
 @click.option("--retry", is_flag=True, help="Ask again what was quarantined, with its parts.")
 @click.option(
     "--timing", is_flag=True, help="Write seconds beside every row; bytes then differ by run."

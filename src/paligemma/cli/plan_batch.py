@@ -36,7 +36,9 @@ class Count(click.ParamType):
 
 
 @click.command("batch")
-@click.option("--images", required=True, type=Count(), metavar="N", help="Rows, such as 1e9.")
+@click.option(
+    "--images", required=True, type=Count(), metavar="N", help="Rows of the whole, such as 1e9."
+)
 @click.option(
     "--pilot",
     "pilots",
@@ -49,34 +51,56 @@ class Count(click.ParamType):
 @click.option("--model", metavar="MODEL", help="With --gpu: a model, which need not be here.")
 @click.option("--gpu", metavar="CARD", help="With --model: estimate for a card, such as H100.")
 @click.option("--quant", metavar="NAME", help="With --gpu: weights in fewer bits.")
-@click.option("--workers", type=click.IntRange(1, 10**6), help="Models at once; the pilot's, or 1.")
 @click.option(
-    "--batch-size", type=click.IntRange(1, 4096), default=32, show_default=True, help="With --gpu."
+    "--workers",
+    type=click.IntRange(1, 10**6),
+    help="Models at once, which `paligemma batch` calls --processes; those of the pilot, or 1.",
 )
 @click.option(
-    "--prompt-tokens", type=click.IntRange(1, 8192), default=16, show_default=True, help="Likewise."
+    "--batch-size",
+    type=click.IntRange(1, 4096),
+    default=32,
+    show_default=True,
+    help="With --gpu: rows asked at once.",
 )
 @click.option(
-    "--answer-tokens", type=click.IntRange(1, 8192), default=24, show_default=True, help="Likewise."
+    "--prompt-tokens",
+    type=click.IntRange(1, 8192),
+    default=16,
+    show_default=True,
+    help="With --gpu: tokens of a prompt.",
+)
+@click.option(
+    "--answer-tokens",
+    type=click.IntRange(1, 8192),
+    default=24,
+    show_default=True,
+    help="With --gpu: tokens of an answer.",
 )
 @click.option(
     "--megapixels", type=click.FloatRange(0.001, 1000), default=1.0, show_default=True,
-    help="Of a stored picture, with --gpu.",
+    help="With --gpu: size of a stored picture.",
 )  # fmt: skip
 @click.option(
     "--part-rows", type=click.IntRange(1, 10**6), default=256, show_default=True,
     help="Rows of a file of labels, as of `paligemma batch`.",
 )  # fmt: skip
 @click.option(
-    "--picture-bytes", type=click.FloatRange(0, 1e12), help="Of a stored picture, for storage."
+    "--picture-bytes",
+    type=click.FloatRange(0, 1e12),
+    help="Size of a stored picture, for what is read.",
 )
-@click.option("--rate", type=click.FloatRange(0, 1e6), help="Money a worker hour.")
+@click.option("--rate", type=click.FloatRange(0, 1e6), help="Price of an hour of a worker.")
 @click.option(
     "--hours-to-loss", type=click.FloatRange(min=0, min_open=True), default=1000.0,
     show_default=True, help="Mean hours until a machine is lost.",
 )  # fmt: skip
 @click.option(
-    "--workers-each", type=click.IntRange(1), default=1, show_default=True, help="Of a machine."
+    "--workers-each",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Workers of a machine.",
 )
 @click.option(
     "--stragglers", type=click.FloatRange(0, 1), default=0.01, show_default=True,
@@ -86,7 +110,7 @@ class Count(click.ParamType):
     "--slowdown", type=click.FloatRange(1), default=4.0, show_default=True,
     help="How many times as long these take.",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the simulation.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the simulation.")
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
 def plan_batch(
     *,

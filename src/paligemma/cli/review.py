@@ -29,9 +29,20 @@ from paligemma.errors import ConfigError
     show_default=True,
     help="Which rows: the least sure, drawn ones, or the first.",
 )
-@click.option("--limit", type=click.IntRange(1, 100_000), default=200, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="A free one by default.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=200,
+    show_default=True,
+    help="Rows that are shown.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of --choose random.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Port of the page; a free one by default.",
+)
 @click.option("--open/--no-open", "opens", default=True, help="Open a browser; yes by default.")
 def review(
     labels: Path, output: Path, order: str, limit: int, seed: int, port: int, opens: bool
