@@ -12,6 +12,7 @@ from PIL import Image
 from task_files import write_json_lines, write_pixels
 
 from paligemma.cli import main
+from paligemma.jobs.labelling.answering import ModelLabeller
 from paligemma.jobs.labelling.folder import LabelFolder
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.review.choice import chosen
@@ -85,6 +86,29 @@ def test_masks_and_parquet_hold_what_the_lines_of_json_hold(pictures: Path, tmp_
     masks = [found["mask"] for row in one for found in row["detections"] if "mask" in found]
     assert masks
     assert set(masks[0]) == {"size", "counts"}
+
+
+def test_objects_without_a_mask_are_counted_once_a_run_beside_what_helps(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    box = {"label": "star", "score": 0.5, "box_yxyx": [0.1, 0.1, 0.5, 0.5]}
+    mask = {"size": [4, 4], "counts": "0"}
+    record = {"text": "", "width": 4, "height": 4, "detections": [box, {**box, "mask": mask}]}
+    monkeypatch.setattr(
+        ModelLabeller, "answer", lambda self, examples, prepared: [dict(record) for _ in examples]
+    )
+    words = ["--input", pictures / "*.png", "--task", "segment", "--part-rows", 2]
+    said = batch(*words, "--labels", "star", "--output", tmp_path / "one")
+    assert said.count("without a mask") == 1
+    assert "4 of 8 objects came without a mask; --constrain" in said
+    log = list(LabelFolder(tmp_path / "one").log())
+    assert [(one["objects"], one["without_mask"]) for one in log[1:]] == [(4, 2)] * 2
+    said = batch(*words, "--labels", "star;heart", "--output", tmp_path / "two")
+    assert "4 of 8 objects came without a mask; ask for one label at a time" in said
+    assert caplog.records == []
 
 
 def test_accepted_labels_are_learnt_from_with_the_boxes_that_the_model_wrote(

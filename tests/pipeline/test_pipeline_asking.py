@@ -269,6 +269,26 @@ def test_objects_of_a_segmentation_without_a_mask_are_counted_in_a_warning(
     assert caplog.records == []
 
 
+def test_objects_without_a_mask_are_counted_over_many_pictures_in_one_warning(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    pg = scripted(STAR)
+    assert len(list(pg.map([DESK] * 3, "segment star", batch_size=1))) == 3
+    (record,) = caplog.records
+    assert record.getMessage().startswith("3 of 3 objects came without a mask; --constrain")
+    caplog.clear()
+    mapped = pg.map([DESK] * 3, "segment star ; heart", batch_size=1)
+    next(mapped)
+    mapped.close()  # type: ignore[attr-defined]
+    (record,) = caplog.records
+    assert "1 of 1 objects came without a mask; ask for one label" in record.getMessage()
+    caplog.clear()
+    assert len(pg.segment(DESK, "star")) == 1
+    (record,) = caplog.records
+    assert "one label at a time" not in record.getMessage()
+    assert "constrain=True" in record.getMessage()
+
+
 def test_a_bad_mask_codec_is_refused_before_the_answer_is_written(scripted: Scripted) -> None:
     pg = scripted(CIRCLE)
     pg._mask_codec = DESK

@@ -253,6 +253,8 @@ def batch(
         f"{found.num_rows:,} rows in {output}: {num_labelled:,} labelled, "
         f"{found.num_quarantined:,} quarantined; {found.num_new:,} now, {rate:.2f} a second"
     )
+    if found.missing.num_missing:
+        click.echo(f"paligemma: {found.missing.sentence}", err=True)
     if found.num_rows and not num_labelled:
         raise DataError(f"no row was labelled; {output}/{QUARANTINE} says why")
     if coco is not None or yolo is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias, Unpack
 
 from paligemma.errors import ConfigError, ImageError, PaliGemmaError
+from paligemma.outputs.missing_masks import MissingMasks
 from paligemma.pipeline.engine import MAX_ROWS, Engine, Written
 from paligemma.pipeline.options import AskKeywords
 from paligemma.pipeline.pictures import Asked, EncodedImage, ReadPicture, about, read_picture
@@ -62,6 +63,7 @@ class MappedAnswer:
         logprob: sum over the tokens, end token included.
         num_tokens: number of these tokens.
         is_cut: whether the bound cut the answer.
+        missing: objects of a segment prompt that came without a mask.
     """
 
     answer: Answer
@@ -69,6 +71,7 @@ class MappedAnswer:
     logprob: float
     num_tokens: int
     is_cut: bool
+    missing: MissingMasks
 
 
 class RowAnswerer:
@@ -189,12 +192,14 @@ class RowAnswerer:
     def _answer(
         self, question: Question, written: Sequence[Written], encoded: EncodedImage
     ) -> MappedAnswer:
+        missing = MissingMasks()
         return MappedAnswer(
-            answer=self.asked.reader.answer(question, written, encoded),
+            answer=self.asked.reader.answer(question, written, encoded, missing=missing),
             image_wh=encoded.image_wh,
             logprob=sum(one.logprob for one in written),
             num_tokens=sum(len(one.record.ids) for one in written),
             is_cut=any(one.is_cut for one in written),
+            missing=missing,
         )
 
 
@@ -286,6 +291,7 @@ def _mapped(
         return some
 
     with ExitStack() as stack:
+        missing = stack.enter_context(MissingMasks())
         pool = ThreadPoolExecutor(max(1, num_threads), thread_name_prefix="pictures")
         stack.callback(pool.shutdown, cancel_futures=True)  # also where nobody takes the rest
         ahead: deque[tuple[list[_Asked], list[tuple[list[int], Future[Any]]]]] = deque()
@@ -309,6 +315,8 @@ def _mapped(
                 found.update(zip(batch, answerer.answer(pairs, read.result()), strict=True))
             for position, one in enumerate(asked):
                 answer = found.get(position)
+                if isinstance(answer, MappedAnswer):
+                    missing.include(answer.missing)
                 yield MappedRow(
                     row=one.row,
                     prompt=one.prompt,

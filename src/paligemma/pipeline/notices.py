@@ -1,4 +1,4 @@
-"""Warnings about answers: what a bound cut off, and which masks are missing."""
+"""Warnings about answers that a bound cut off."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 
 from paligemma.generate import BeamOptions
-from paligemma.outputs.detections import Detections
 from paligemma.pipeline.engine import Request
 
 logger = logging.getLogger(__name__)
@@ -28,18 +27,3 @@ def warn_of_cuts(num_cut: int, requests: Sequence[Request]) -> None:
         decoder.max_new_tokens,
         what,
     )
-
-
-def warn_of_missing_masks(found: Detections, *, has_codec: bool) -> None:
-    """Warn of objects of a segment prompt that came as boxes alone.
-
-    Args:
-        has_codec: whether codewords were decoded; a missing codec has its own warning.
-    """
-    num_maskless = sum((item.region if has_codec else item.codes) is None for item in found)
-    if num_maskless:
-        logger.warning(
-            "%d of %d objects came without a mask; ask for one label at a time",
-            num_maskless,
-            len(found),
-        )

@@ -5,7 +5,6 @@ picture + prompt -> Processor -> Engine -> ids -> parser -> text, boxes, masks, 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from paligemma.config import PaliGemmaConfig
 from paligemma.errors import ConfigError, ImageError
 from paligemma.generate import Constraint, JsonGrammar, JsonTokens
 from paligemma.model import PaliGemmaModel
+from paligemma.outputs.missing_masks import MissingMasks
 from paligemma.outputs.types import TextAnswer
 from paligemma.pipeline.engine import MAX_PREFIX_TOKENS, MAX_ROWS, Engine, Request, Written
 from paligemma.pipeline.following import AnswerEvent, events
@@ -59,8 +59,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from paligemma.outputs.vqvae import MaskCodec
-
-logger = logging.getLogger(__name__)
 
 MAX_TEXT_TOKENS = 128
 MAX_OBJECT_TOKENS = 512
@@ -168,18 +166,20 @@ class PaliGemma(TaskMethods[Picture]):
         asked = self.question(prompt, in_words=in_words, **options)
         adapter, num = asked.requests[0].adapter, len(asked.requests)
         left = iter(images)
-        while some := list(islice(left, max(1, self._num_at_once // num))):
-            encoded = encode_readable(
-                some, self.engine, self.processor, owner=self, adapter=adapter
-            )
-            good = [one for one in encoded if not isinstance(one, ImageError)]
-            requests = [about(request, one) for one in good for request in asked.requests]
-            written = iter(self._written(requests))
-            for image, one in zip(some, encoded, strict=True):
-                if isinstance(one, ImageError):
-                    yield image, one
-                else:
-                    yield image, self.reader.answer(asked, list(islice(written, num)), one)
+        with MissingMasks() as missing:
+            while some := list(islice(left, max(1, self._num_at_once // num))):
+                encoded = encode_readable(
+                    some, self.engine, self.processor, owner=self, adapter=adapter
+                )
+                good = [one for one in encoded if not isinstance(one, ImageError)]
+                requests = [about(request, one) for one in good for request in asked.requests]
+                written = iter(self._written(requests))
+                for image, one in zip(some, encoded, strict=True):
+                    if isinstance(one, ImageError):
+                        yield image, one
+                    else:
+                        parts = list(islice(written, num))
+                        yield image, self.reader.answer(asked, parts, one, missing=missing)
 
     def _pixels(self, image: Any) -> NDArray[Any]:
         if not isinstance(image, EncodedImage):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.detections import Detections, join_detections
+from paligemma.outputs.missing_masks import MissingMasks
 from paligemma.outputs.parse import Decode, parse_tokens, text_answer
 from paligemma.outputs.types import Detection, ParsedOutput, TextAnswer
 from paligemma.pipeline.engine import Request, Written
-from paligemma.pipeline.notices import warn_of_missing_masks
 from paligemma.pipeline.options import ObjectOptions
 from paligemma.pipeline.pictures import EncodedImage
 from paligemma.processing.prompts import ObjectPrompt
@@ -61,18 +61,30 @@ class Reader:
         return text_answer(written.record, self.vocab, self.decode)
 
     def answer(
-        self, question: Question, written: Sequence[Written], encoded: EncodedImage | None
+        self,
+        question: Question,
+        written: Sequence[Written],
+        encoded: EncodedImage | None,
+        *,
+        missing: MissingMasks | None = None,
     ) -> TextAnswer | Detections:
-        """What the prompt asked for, from one `Written` for each of its requests."""
+        """What the prompt asked for, from one `Written` for each of its requests.
+
+        Args:
+            missing: counts the objects that came without a mask; by default a warning does.
+        """
         if question.objects is None or encoded is None:
             return self.text(written[0])
         parsed = [parse_tokens(one.record, self.vocab, self.decode) for one in written]
         if not (question.asked[0] or parsed[0].objects):
             return self.text(written[0])
+        counted = MissingMasks() if missing is None else missing
         found = [
-            self._detections(one, encoded, asks, question.objects)
+            self._detections(one, encoded, asks, question.objects, counted)
             for one, asks in zip(parsed, question.asked, strict=True)
         ]
+        if missing is None:
+            counted.warn()
         return found[0] if len(found) == 1 else join_detections(found)
 
     def objects(
@@ -103,6 +115,7 @@ class Reader:
         encoded: EncodedImage,
         asks: ObjectPrompt | None,
         options: ObjectOptions,
+        missing: MissingMasks,
     ) -> Detections:
         has_masks = any(item.seg is not None for item in parsed.objects)
         codec = self.mask_codec() if has_masks else None
@@ -111,5 +124,8 @@ class Reader:
         found = replace(found, asked_labels=labels, open_picture=encoded.open_picture)
         found = found.selected(options.threshold, options.max_overlap)
         if asks is not None and asks.task == "segment":
-            warn_of_missing_masks(found, has_codec=self.mask_codec() is not None)
+            # A missing codec, without which codewords stay as they are, has its own warning.
+            has_codec = self.mask_codec() is not None
+            maskless = sum((one.region if has_codec else one.codes) is None for one in found)
+            missing.add(len(found), maskless, num_labels=len(labels))
         return found

@@ -10,6 +10,7 @@ from paligemma.jobs.labelling.folder import LabelFolder
 from paligemma.jobs.labelling.labeller import Refused
 from paligemma.jobs.labelling.records import Record
 from paligemma.jobs.labelling.work import Work
+from paligemma.outputs.missing_masks import MissingMasks
 
 
 class Kept:
@@ -22,11 +23,13 @@ class Kept:
 
     Attributes:
         num_rows: rows of the parts that were written.
+        missing: objects of these rows that came without a mask, though one was asked for.
     """
 
     def __init__(self, folder: LabelFolder, *, timing: bool, bar: Any, began: float) -> None:
         self.folder, self._timing, self._bar, self._began = folder, timing, bar, began
         self.num_rows = 0
+        self.missing = MissingMasks()
         self._begun: set[int] = set()
 
     def __enter__(self) -> Kept:
@@ -59,7 +62,7 @@ class Kept:
 
     def _write(self, work: Work, worker: str) -> None:
         at = time.monotonic() - self._began
-        work.write(self.folder, timing=self._timing, at=at, worker=worker)
+        self.missing.include(work.write(self.folder, timing=self._timing, at=at, worker=worker))
         self._begun.discard(work.part.number)
         self.folder.note_begun(work.part.number, ended=True)
         self.num_rows += work.part.num_rows

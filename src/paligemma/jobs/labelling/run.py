@@ -23,6 +23,7 @@ from paligemma.jobs.labelling.kept import Kept
 from paligemma.jobs.labelling.labeller import Labeller, Refused
 from paligemma.jobs.labelling.records import Record
 from paligemma.jobs.labelling.work import Plan, Work
+from paligemma.outputs.missing_masks import MissingMasks
 from paligemma.tasks.own.columns import fields_of
 from paligemma.tasks.own.hub_set import is_hub_set
 
@@ -78,6 +79,7 @@ class Labelled:
         num_quarantined: those without an answer; their reasons lie in the folder.
         num_new: rows of the parts that this run answered.
         seconds: of this run.
+        missing: objects of the new rows that came without a mask, though one was asked for.
     """
 
     folder: LabelFolder
@@ -85,6 +87,7 @@ class Labelled:
     num_quarantined: int
     num_new: int
     seconds: float
+    missing: MissingMasks
 
 
 def label(
@@ -126,7 +129,8 @@ def label(
             from paligemma.jobs.labelling.spread import Workers
 
             workers = stack.enter_context(Workers(labeller, num_threads))
-        _begin(folder, job, source, workers.settings(), record or {})
+        settings = workers.settings()
+        _begin(folder, job, source, settings, record or {})
         if retry:
             folder.reopen_quarantined()
         plan = Plan(
@@ -154,6 +158,8 @@ def label(
         num_quarantined=num_quarantined,
         num_new=kept.num_rows,
         seconds=time.monotonic() - began,
+        # Without a codec no mask can come, of which the loading warned.
+        missing=kept.missing if settings.get("mask_codec") else MissingMasks(),
     )
 
 

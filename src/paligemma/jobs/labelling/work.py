@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -14,6 +14,8 @@ from paligemma.jobs.labelling.inputs import START, Input, InputRow
 from paligemma.jobs.labelling.labeller import Refused
 from paligemma.jobs.labelling.records import Record
 from paligemma.jobs.plan import plan_batches
+from paligemma.outputs.missing_masks import MissingMasks
+from paligemma.processing.prompts import object_prompt
 from paligemma.tasks.own.columns import filled
 
 # Deaths of a process over a part before its rows are asked alone, and over a row before it is
@@ -77,8 +79,8 @@ class Work:
 
     def write(
         self, folder: LabelFolder, *, timing: bool, at: float, worker: str = ""
-    ) -> tuple[int, int]:
-        """Write the part; returns how many rows were answered and how many were not.
+    ) -> MissingMasks:
+        """Write the part; returns its objects that a segment prompt wanted a mask of.
 
         Args:
             timing: write seconds beside each row.
@@ -97,9 +99,12 @@ class Work:
                 timed = {"seconds": share} if timing else {}
                 records.append({**head, "prompt": one.prefix, **answer, **timed})
         refused.sort(key=lambda one: one["row"])
+        missing = missing_masks(records)
         figures = {"seconds": round(self.seconds, 4), "at": round(at, 3), "worker": worker}
+        if missing.num_missing:
+            figures |= {"objects": missing.num_objects, "without_mask": missing.num_missing}
         folder.finish(self.part, records, refused, figures)
-        return len(records), len(refused)
+        return missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +189,18 @@ class Plan:
         if deaths is not None:
             work.ask_alone()
         return work
+
+
+def missing_masks(records: Iterable[Record]) -> MissingMasks:
+    """The objects of segment prompts that came without a mask."""
+    missing = MissingMasks()
+    for record in records:
+        asks = object_prompt(record["prompt"])
+        if asks is not None and asks.task == "segment":
+            found = record.get("detections", ())
+            maskless = sum("mask" not in one for one in found)
+            missing.add(len(found), maskless, num_labels=len(asks.labels))
+    return missing
 
 
 def _id_of(row: InputRow) -> str:
