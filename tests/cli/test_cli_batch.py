@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,44 @@ def test_objects_without_a_mask_are_counted_once_a_run_beside_what_helps(
     said = batch(*words, "--labels", "star;heart", "--output", tmp_path / "two")
     assert "4 of 8 objects came without a mask; ask for one label at a time" in said
     assert caplog.records == []
+
+
+def test_exports_replace_those_of_the_same_labelling_and_no_file_of_others(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = ["--input", pictures / "0.png", "--output", tmp_path / "labels", "--task", "detect"]
+    asked += ["--labels", "star"]
+    coco, yolo = tmp_path / "new" / "found.json", tmp_path / "yolo"
+    batch(*asked, "--coco", coco, "--yolo", yolo)
+    whole = coco.read_text()
+    batch(*asked, "--coco", coco, "--yolo", yolo)
+    assert coco.read_text() == whole
+
+    def refused(*words: object) -> str:
+        result = CliRunner().invoke(main, ["batch", "--model", "tiny", *map(str, words)])
+        assert result.exit_code == 2
+        assert "a file that is there is kept" in result.output
+        return result.output
+
+    other = [*asked[:2], "--output", tmp_path / "other", *asked[4:]]
+    assert str(coco) in refused(*other, "--coco", coco)
+    assert not (tmp_path / "other").exists()  # refused before the work
+    coco.write_text("mine")
+    refused(*asked, "--coco", coco)
+    batch(*asked, "--coco", coco, "--overwrite")
+    assert coco.read_text() == whole
+
+    refused(*other, "--yolo", yolo)
+    (yolo / "data.yaml").unlink()
+    assert str(yolo / "labels" / "0.txt") in refused(*other, "--yolo", yolo)
+    (yolo / "labels" / "cat.txt").write_text("3 0.5 0.5 0.5 0.5\n")
+    batch(*other, "--yolo", yolo, "--overwrite")
+    assert (yolo / "labels" / "cat.txt").exists()
+    (record,) = caplog.records
+    assert "1 label files of other pictures, such as" in record.getMessage()
+    stamp = (yolo / "data.yaml").stat().st_mtime_ns + 1
+    os.utime(yolo / "labels" / "0.txt", ns=(stamp, stamp))  # as where somebody mended it
+    assert str(yolo / "labels" / "0.txt") in refused(*other, "--yolo", yolo)
 
 
 def test_accepted_labels_are_learnt_from_with_the_boxes_that_the_model_wrote(

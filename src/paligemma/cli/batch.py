@@ -26,7 +26,7 @@ _LABELLED = ("detect", "segment")
 _SECTIONS = {
     "Input and output": (
         *("source", "output", "form", "coco", "yolo", "pictures", "column", "split", "limit"),
-        *("retry", "timing"),
+        *("retry", "timing", "overwrite"),
     ),
     "Question": ("task", "labels", "question", "lang", "prompt", "in_words"),
     "Speed": (
@@ -174,6 +174,9 @@ def prompt_of(
 @click.option(
     "--timing", is_flag=True, help="Write seconds beside every row; bytes then differ by run."
 )
+@click.option(
+    "--overwrite", is_flag=True, help="Let --coco and --yolo replace files of other origin."
+)
 @model_options
 @object_options
 @decoding_options
@@ -197,6 +200,7 @@ def batch(
     cpus_each: float,
     ray_address: str | None,
     retry: bool,
+    overwrite: bool,
     model: ModelChoice,
     objects: dict[str, Any],
     decoding: dict[str, Any],
@@ -213,6 +217,7 @@ def batch(
     paligemma batch --input rows.jsonl --output answers --prompt "answer en {question}" \\
         --format parquet --processes 2
     """
+    from paligemma.jobs.labelling.export_places import ExportPlaces
     from paligemma.jobs.labelling.folder import QUARANTINE
     from paligemma.jobs.labelling.run import Labelling, label
 
@@ -222,6 +227,8 @@ def batch(
             "--coco and --yolo hold objects, which answers in words have none of; leave them out, "
             "or ask with --task detect"
         )
+    places = ExportPlaces(labels=output, coco=coco, yolo=yolo, overwrite=overwrite)
+    places.require_free()
     job = Labelling(input=source, output=output, prompt=template, batch_size=batch_size, **where)
     labelling = _labelling(template, objects, decoding, in_words=in_words, batch_size=batch_size)
     record: dict[str, Any] = {
@@ -257,16 +264,9 @@ def batch(
         click.echo(f"paligemma: {found.missing.sentence}", err=True)
     if found.num_rows and not num_labelled:
         raise DataError(f"no row was labelled; {output}/{QUARANTINE} says why")
-    if coco is not None or yolo is not None:
-        from paligemma.jobs.labelling.exports import write_coco, write_yolo
-
-        asked = [] if labels is None else [one.strip() for one in labels.split(";") if one.strip()]
-        if coco is not None:
-            write_coco(coco, found.folder, asked)
-            click.echo(f"wrote {coco}", err=True)
-        if yolo is not None:
-            write_yolo(yolo, found.folder, asked)
-            click.echo(f"wrote {yolo}", err=True)
+    asked = [] if labels is None else [one.strip() for one in labels.split(";") if one.strip()]
+    for written in places.write(found.folder, asked):
+        click.echo(f"wrote {written}", err=True)
 
 
 def _labelling(

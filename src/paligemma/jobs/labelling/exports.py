@@ -26,6 +26,8 @@ _NO_FOLDERS = (os.curdir, os.pardir, os.sep)
 # What no file system, or no person at a terminal, takes in a name; and how long a part may be.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_NAME_BYTES = 200
+# Files of YOLO.
+LABELS, DATA_YAML = "labels", "data.yaml"
 
 
 def detections_of(record: Record) -> Detections:
@@ -143,7 +145,9 @@ def write_coco(path: Path, folder: LabelFolder, asked: Sequence[str]) -> None:
 
 
 def write_yolo(path: Path, folder: LabelFolder, asked: Sequence[str]) -> None:
-    """Write labels/NAME.txt of each picture, and data.yaml.
+    """Write labels/NAME.txt of each picture, then data.yaml.
+
+    Label files of other pictures stay, with a warning.
 
     Raises:
         DataError: no row has objects, two pictures differ only in their suffix or have one name
@@ -153,7 +157,7 @@ def write_yolo(path: Path, folder: LabelFolder, asked: Sequence[str]) -> None:
     names = _classes(folder, asked)
     written: dict[bytes, bytes] = {}
     for name, found in _valid(folder):
-        target = path / "labels" / _label_name(name)
+        target = path / LABELS / _label_name(name)
         stem, picture = _short(str(target)), _short(name)
         if written.get(stem, picture) != picture:
             raise DataError(
@@ -166,4 +170,13 @@ def write_yolo(path: Path, folder: LabelFolder, asked: Sequence[str]) -> None:
         text = found.to_yolo(class_names=names, polygons=outlined)
         write_whole(target, [before, text])
         written[stem] = picture
-    write_whole(path / "data.yaml", [yolo_names(names)])
+    write_whole(path / DATA_YAML, [yolo_names(names)])
+    others = [one for one in (path / LABELS).rglob("*.txt") if _short(str(one)) not in written]
+    if others:
+        logger.warning(
+            "%s label files of other pictures, such as %s, stay beside %s, whose classes may not "
+            "be theirs; remove them",
+            f"{len(others):,}",
+            min(others),
+            path / DATA_YAML,
+        )

@@ -7,6 +7,7 @@
     quarantine/        rows without an answer, and why; a file a part that has some
     log.jsonl          seconds of each part, for `paligemma plan batch`
     begun.jsonl        what was being answered when a process died
+    exports.json       COCO and YOLO files that were written; see `export_places`
 
 Memory and the time to go on depend on the number of parts, not of rows.
 """
