@@ -285,12 +285,12 @@ class PaliGemma(TaskMethods[Picture]):
             rows: mappings, as a data set of the hub has, or pictures; see also `paligemma batch`.
             prompt: in which `{name}` stands for a field of the row.
             image: field of the picture.
-            batch_size, num_threads: rows answered together; threads that read pictures.
+            batch_size: rows that are answered together.
+            num_threads: threads that read pictures.
             options: as in `ask`.
         """
-        one = RowAnswerer(self, options, max_rows=batch_size)
-        how = {"batch_size": batch_size, "num_threads": num_threads}
-        return map_rows(one, rows, prompt, image=image, **how)
+        how: Any = {"image": image, "batch_size": batch_size, "num_threads": num_threads}
+        return map_rows(RowAnswerer(self, options, max_rows=batch_size), rows, prompt, **how)
 
     def stream_events(
         self, image: Picture, prompt: str, **options: Unpack[AskKeywords]
