@@ -268,3 +268,20 @@ def test_a_rate_that_is_no_number_is_refused() -> None:
     result = CliRunner().invoke(main, ["reproduce", "--list", "--rate", "nan", "--json"])
     assert result.exit_code == 2
     assert "--rate takes finite numbers, got nan" in result.output
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [
+        ("docvqa", "did you mean docvqa/paligemma-3b-pt-"),
+        ("DocVQA/paligemma2-10b", "did you mean docvqa/paligemma2-10b-pt-224"),
+        ("docqva", "did you mean docvqa/paligemma-3b-pt-"),
+        ("zzz", "; `reproduce --list` has them all"),
+    ],
+)
+def test_a_name_without_model_or_size_offers_those_that_there_are(
+    paligemma, name: str, offered: str
+) -> None:
+    done = paligemma("reproduce", name, "--dry-run")
+    assert done.status == 2
+    assert offered in " ".join(done.err.split())
+
+

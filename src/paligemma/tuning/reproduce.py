@@ -32,6 +32,8 @@ from paligemma.tuning.stages import PUBLISHED_LR, swept_lr
 
 _ANY_TASK = "simple"
 _TRAINING_FOLDER = "{}-train"
+# Names that an error offers.
+_OFFERED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +165,27 @@ def find_row(name: str) -> Row:
     known = rows()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    offered = f"did you mean {' or '.join(near)}?" if near else "`reproduce --list` has them all"
-    raise ConfigError(f"no row of the papers is named {name!r:.80}; {offered}")
+    near = _near(name.lower().strip("/"), list(known))
+    offered = "`reproduce --list` has them all"
+    if near:
+        more = f"; {offered}" if len(near) > _OFFERED else ""
+        offered = f"did you mean {' or '.join(near[:_OFFERED])}?{more}"
+    raise ConfigError(
+        "a row of the papers is named like its benchmark and model, such as "
+        f"docvqa/paligemma-3b-pt-448, got {name!r:.80}; {offered}"
+    )
+
+
+def _near(wanted: str, known: list[str]) -> list[str]:
+    """Rows that may be meant: that begin so, are spelt alike, or are of a benchmark like that."""
+    begun = sorted(name for name in known if name.startswith(wanted)) if wanted else []
+    if begun:
+        return begun
+    if "/" in wanted:
+        return difflib.get_close_matches(wanted, known, n=_OFFERED, cutoff=0.5)
+    benchmarks = {name.partition("/")[0] for name in known}
+    like = difflib.get_close_matches(wanted, sorted(benchmarks), n=1)
+    return sorted(name for name in known if name.partition("/")[0] in like)
 
 
 def commands(
