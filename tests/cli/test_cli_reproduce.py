@@ -71,7 +71,9 @@ def test_the_list_states_hours_and_figures(paligemma) -> None:
 @pytest.mark.parametrize("benchmark", sorted({row.task.name for row in ROWS.values()}))
 def test_a_dry_run_of_every_row_passes(benchmark: str) -> None:
     for name in (name for name, row in ROWS.items() if row.task.name == benchmark):
-        done = CliRunner().invoke(main, ["reproduce", name, "--dry-run", "--json"])
+        # A stated size spares the plan of memory, which takes a second.
+        words = ["reproduce", name, "--dry-run", "--json", "--micro-size", "1"]
+        done = CliRunner().invoke(main, words)
         assert done.exit_code == 0, done.output
         told = json.loads(done.stdout)
         assert told["found"], name
@@ -94,7 +96,7 @@ def test_a_dry_run_of_every_row_passes(benchmark: str) -> None:
     ],
 )
 def test_a_row_is_trained_as_it_was_published(paligemma, name: str, words: str) -> None:
-    told = paligemma("reproduce", name, "--dry-run", "--json").json
+    told = paligemma("reproduce", name, "--dry-run", "--json", "--micro-size", 1).json
     assert any(words in one for one in told["commands"])
 
 
@@ -103,6 +105,25 @@ def test_a_row_says_what_it_needs(paligemma) -> None:
     assert "google/paligemma-3b-mix-224, gated" in told
     assert "coco_pope_{random|popular|adversarial}.json" in told
     assert "training   none" in told
+
+
+def test_the_commands_of_a_row_are_those_that_fit_the_card(paligemma) -> None:
+    name = "docvqa/paligemma-3b-pt-448"
+    told = paligemma("reproduce", name, "--dry-run", "--card", "a100-40").out
+    (needed,) = re.findall(r"needs (\d+) of a100-40: (--processes .*)", told)
+    processes, words = int(needed[0]), needed[1]
+    assert words == f"--processes {processes} --micro-size 1 --checkpointing"
+    (train,) = (line for line in told.splitlines() if " train transfer:docvqa" in line)
+    assert f"torchrun --standalone --nproc-per-node={processes} " in train
+    assert "--micro-size 1 --checkpointing" in train
+
+    told = paligemma("reproduce", name, "--dry-run").out
+    (words,) = re.findall(r"fits one h100-80 with (--micro-size \d+)", told)
+    (train,) = (line for line in told.splitlines() if " train transfer:docvqa" in line)
+    assert f" {words} " in train
+    for own in (("--checkpointing",), ("--micro-size", "3"), ("--processes", "1")):
+        told = paligemma("reproduce", name, "--dry-run", "--json", *own).json
+        assert words not in " ".join(told["commands"])
 
 
 def sizes() -> PaliGemmaConfig:
@@ -127,12 +148,13 @@ def test_more_cards_are_asked_for_where_one_holds_too_little() -> None:
 
 def test_the_files_of_a_row_are_tried(paligemma, tmp_path: Path) -> None:
     name = "docvqa/paligemma-3b-pt-448"
-    missing = paligemma("reproduce", name, "--dry-run", "--data", tmp_path)
+    missing = paligemma("reproduce", name, "--dry-run", "--data", tmp_path, "--micro-size", 1)
     assert missing.status == 2
     for split in ("train", "val", "test"):
         assert f"docvqa {split}: " in missing.err
     docvqa(tmp_path)
-    found = paligemma("reproduce", name, "--dry-run", "--data", tmp_path, "--json").json["found"]
+    words = ("reproduce", name, "--dry-run", "--data", tmp_path, "--json", "--micro-size", 1)
+    found = paligemma(*words).json["found"]
     assert found == [
         "docvqa train: first row 0, asked 'q0?'",
         "docvqa val: first row 0, asked 'q0?'",
@@ -189,6 +211,7 @@ def of_all_splits(path: Path, folder: Path) -> None:
 def test_a_dry_run_reads_the_files_of_every_row(small_files: Path) -> None:
     for name, row in ROWS.items():
         words = ["reproduce", name, "--dry-run", "--json", "--data", str(small_files)]
+        words += ["--micro-size", "1"]
         done = CliRunner().invoke(main, words)
         assert done.exit_code == 0, f"{name}: {done.output}"
         found = json.loads(done.stdout)["found"]
@@ -209,7 +232,7 @@ def test_one_command_trains_and_measures_a_row(
         Judge, "answers", lambda self: [Prediction(id=one.id, text="1") for one in self.examples]
     )
     words = ("reproduce", "docvqa/paligemma-3b-pt-448", "--data", tmp_path, "--output", "run")
-    short = ("--model", tiny_dir, "--steps", 1, "--batch-size", 1, "--limit", 1)
+    short = ("--model", tiny_dir, "--steps", 1, "--batch-size", 1, "--micro-size", 1, "--limit", 1)
     done = paligemma(*words, *short)
     assert done.status == 0, done.err
     scores = json.loads((tmp_path / "run" / "val" / "scores.json").read_text())
@@ -254,20 +277,6 @@ def test_what_cannot_be_meant_is_a_sentence(
     assert complaint in done.err
 
 
-def test_the_parameters_of_the_work_are_those_of_the_model() -> None:
-    # The products of a row without attention are six operations a weight and token.
-    config = sizes()
-    model = PaliGemmaModel(config)
-    grid = config.vision.grid**2
-    blocks = sum(p.numel() for p in model.text.blocks.parameters() if p.ndim == 2)
-    assert blocks > 0
-    assert flops_a_row(config, 1, 64) > 6 * blocks * (grid + 64)
-
-
-def test_a_rate_that_is_no_number_is_refused() -> None:
-    result = CliRunner().invoke(main, ["reproduce", "--list", "--rate", "nan", "--json"])
-    assert result.exit_code == 2
-    assert "--rate takes finite numbers, got nan" in result.output
 @pytest.mark.parametrize(
     ("name", "offered"),
     [
@@ -285,3 +294,17 @@ def test_a_name_without_model_or_size_offers_those_that_there_are(
     assert offered in " ".join(done.err.split())
 
 
+def test_the_parameters_of_the_work_are_those_of_the_model() -> None:
+    # The products of a row without attention are six operations a weight and token.
+    config = sizes()
+    model = PaliGemmaModel(config)
+    grid = config.vision.grid**2
+    blocks = sum(p.numel() for p in model.text.blocks.parameters() if p.ndim == 2)
+    assert blocks > 0
+    assert flops_a_row(config, 1, 64) > 6 * blocks * (grid + 64)
+
+
+def test_a_rate_that_is_no_number_is_refused() -> None:
+    result = CliRunner().invoke(main, ["reproduce", "--list", "--rate", "nan", "--json"])
+    assert result.exit_code == 2
+    assert "--rate takes finite numbers, got nan" in result.output

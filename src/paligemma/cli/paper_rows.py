@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,30 +60,23 @@ def described(row: Row, card: str, gpu: Card, rate: float | None) -> Iterator[st
 
 
 def _memory(row: Row, card: str, gpu: Card) -> Iterator[str]:
-    from paligemma.tuning.plan import cards_needed, plan
+    from paligemma.tuning.fitting import fit
 
-    recipe, trained_on = row.recipe(), row.trained_on
-    if recipe is None or trained_on is None:
+    found = fit(row.name, gpu)
+    if found is None:
         return
-    least = replace(recipe, batch_size=1, micro_size=1, checkpointing=True)
-    asking = trained_on.asking
-    single = plan(
-        row.config, least, num_text=asking.text_len, num_answer=max(1, asking.text_len // 4)
-    )
-    count = cards_needed(single, gpu)
+    words = shlex.join(found.options)
     yield (
-        f"memory     {single.total / _GB:.1f} GB for one row at once with --checkpointing, "
-        f"{single.saved / _GB:.1f} GB on disk"
+        f"memory     {found.single.total / _GB:.1f} GB for one row at once"
+        f"{' with --checkpointing' if found.checkpointing else ''}, "
+        f"{found.single.saved / _GB:.1f} GB on disk"
     )
-    if count == 1:
-        yield f"           fits one {card} with --micro-size 1 --checkpointing"
-    elif count is None:
+    if found.processes == 1:
+        yield f"           fits one {card}{f' with {words}' if words else ''}"
+    elif found.processes is None:
         yield f"           does not fit 64 of {card}; take a larger --card"
     else:
-        yield (
-            f"           needs {count} of {card}: --processes {count} --micro-size 1 "
-            "--checkpointing"
-        )
+        yield f"           needs {found.processes} of {card}: --processes {found.processes} {words}"
 
 
 def row_json(row: Row, gpu: Card, rate: float | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from paligemma.errors import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
     from paligemma.tasks.task import Task
+    from paligemma.tuning.plan import Card
     from paligemma.tuning.reproduce import Row
 
 
@@ -55,13 +56,16 @@ if TYPE_CHECKING:
 @click.option(
     "--processes",
     type=click.IntRange(1, 4096),
-    default=1,
-    show_default=True,
-    help="Processes of the training on this machine, started by torchrun.",
+    help="Processes of the training on this machine, started by torchrun; as many cards as it "
+    "needs by default.",
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Examples that are measured.")
 @click.option(
-    "--card", default="h100-80", show_default=True, metavar="NAME", help="GPU of the cost."
+    "--card",
+    default="h100-80",
+    show_default=True,
+    metavar="NAME",
+    help="GPU that the training is to fit, and of the cost.",
 )
 @click.option("--rate", type=click.FloatRange(0, 1e6), metavar="X", help="Price of a card's hour.")
 @click.option("--json", "as_json", is_flag=True, help="One object on standard output.")
@@ -108,7 +112,7 @@ def reproduce(
         raise click.UsageError("name a row, or list them with --list")
     row = find_row(name)
     folder = output or Path("runs/reproduce") / name
-    steps = list(_commands(row, data or Path("data"), folder, **options))
+    steps = list(_commands(row, data or Path("data"), folder, gpu=CARDS[card], **options))
     if dry_run:
         for words, _ in steps:
             check_command(words)
@@ -138,20 +142,33 @@ def _commands(
     data: Path,
     output: Path,
     *,
+    gpu: Card,
     model: str | None,
     trained: str | None,
     steps: int | None,
     batch_size: int | None,
     micro_size: int | None,
     checkpointing: bool,
-    processes: int,
+    processes: int | None,
     limit: int | None,
 ) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The commands with the number of their processes."""
+    """The commands with the number of their processes.
+
+    Where nothing is stated that changes the memory of the training, it gets the options with which
+    it fits the card.
+    """
+    from paligemma.tuning.fitting import fit
     from paligemma.tuning.reproduce import commands
 
     if trained is not None and model is not None:
         raise click.UsageError("--trained is measured as it is; leave --model out")
+    if trained is None and micro_size is None and processes is None and not checkpointing:
+        found = fit(row.name, gpu)
+        if found is not None:
+            micro_size, checkpointing = found.micro_size, found.checkpointing
+            processes = found.processes
+            if micro_size is not None and batch_size is not None:
+                micro_size = min(micro_size, batch_size)
     stated = {"--steps": steps, "--batch-size": batch_size, "--micro-size": micro_size}
     more = [word for key, value in stated.items() if value for word in (key, str(value))]
     more += ["--checkpointing"] if checkpointing else []
@@ -159,7 +176,7 @@ def _commands(
         is_training = words[0] == "train"
         is_measured = words[0] == "eval" and words[1] != "submission"
         limited = ("--limit", str(limit)) if limit and is_measured else ()
-        yield (*words, *limited), processes if is_training else 1
+        yield (*words, *limited), (processes or 1) if is_training else 1
 
 
 def check_command(words: Sequence[str]) -> None:
