@@ -111,6 +111,17 @@ def test_pictures_of_a_folder_are_read_where_they_were_found(tmp_path: Path) -> 
         first.read(1 << 20)
 
 
+@pytest.mark.parametrize("place", ["in", "in/*.png", "in/**/*.png"])
+def test_a_link_to_nothing_has_its_row_by_which_it_is_named(tmp_path: Path, place: str) -> None:
+    write_picture(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "lost.png").symlink_to(tmp_path / "nothing.png")
+    source = open_input(tmp_path / place, tmp_path / "listing")
+    _, lost = (row for _, row in source.rows())
+    assert lost.name == "lost.png"
+    with pytest.raises(ImageError, match=r"lost\.png"):
+        lost.pictures[0].read(1 << 20)
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "shard.tar.gz", "rows.json", "rows.csv"])
 def test_a_file_of_another_kind_is_no_picture(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"{}")

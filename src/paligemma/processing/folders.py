@@ -57,8 +57,7 @@ def files_of(place: str, also: frozenset[str] = frozenset()) -> list[str] | None
             videos += [os.path.join(folder, name) for name in names if _suffix(name) in _VIDEOS]
             taken = [name for name in names if _suffix(name) in SUFFIXES | also]
             paths = [os.path.join(folder, name) for name in taken]
-            # A link to nothing stays, to be named; a pipe would be waited for without an end.
-            found += [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
+            found += [path for path in paths if _is_taken(path)]
         if videos:
             logger.warning(
                 "%s: a folder is asked for its pictures, and its videos are left out: %d, such as "
@@ -70,7 +69,7 @@ def files_of(place: str, also: frozenset[str] = frozenset()) -> list[str] | None
     elif glob.has_magic(place) and not os.path.lexists(place) and "://" not in place:
         kind = "pattern"
         wanted = SUFFIXES | also | ({_suffix(place)} & _VIDEOS)
-        found = [one for one in _matching(place) if os.path.isfile(one) and _suffix(one) in wanted]
+        found = [one for one in _matching(place) if _suffix(one) in wanted and _is_taken(one)]
     else:
         return None
     if not found:
@@ -80,6 +79,11 @@ def files_of(place: str, also: frozenset[str] = frozenset()) -> list[str] | None
             "path"
         )
     return found
+
+
+def _is_taken(path: str) -> bool:
+    """A link to nothing stays, to be named; a pipe would be waited for without an end."""
+    return os.path.isfile(path) or not os.path.exists(path)
 
 
 def _suffix(name: str) -> str:
