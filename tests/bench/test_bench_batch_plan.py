@@ -146,6 +146,7 @@ def test_too_small_a_pilot_is_refused(tmp_path: Path) -> None:
         ("--images 1e6", "takes either --pilot DIR, or --model and --gpu"),
         ("--images 1.5 --model tiny --gpu h100", "no whole number"),
         ("--images 1e6 --model tiny --gpu a100", "one of a100-40, a100-80"),
+        ("--images 1e6 --pilot .", "name the --output of `paligemma batch`"),
         ("--images 1e6 --pilot x --model tiny", "leave either out"),
         ("--images 1e6 --pilot x --quant int8", "leave either out"),
         ("--images 1e6 --model tiny --gpu h100 --rate nan", "finite numbers"),

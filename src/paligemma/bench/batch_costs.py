@@ -103,6 +103,11 @@ def read_pilot(path: Path) -> Pilot:
     Raises:
         DataError: no such run, one that is damaged, or too short a one.
     """
+    if not (path / BATCH).is_file():
+        raise DataError(
+            f"a pilot is the folder of a labelling, which holds {BATCH}, {str(path)[:200]!r} does "
+            "not; name the --output of `paligemma batch`"
+        )
     try:
         return _pilot(path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
