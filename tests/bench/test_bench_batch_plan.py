@@ -166,6 +166,16 @@ def test_what_cannot_be_planned_is_said(words: str, said: str) -> None:
     assert said in result.output
 
 
+def test_models_at_once_are_called_as_by_a_batch_and_by_their_former_name() -> None:
+    words = "--images 1e6 --model google/paligemma2-3b-mix-448 --gpu h100 --json"
+    hours = {}
+    for stated in ("--processes 1", "--processes 3", "--workers 3"):
+        result = CliRunner().invoke(main, ["plan", "batch", *words.split(), *stated.split()])
+        assert result.exit_code == 0, result.output
+        hours[stated] = json.loads(result.output)["plans"][0]["hours"]
+    assert hours["--workers 3"] == hours["--processes 3"] < hours["--processes 1"] / 2
+
+
 def test_machines_that_are_never_lost_and_storage_are_planned() -> None:
     words = "--images 1e6 --model google/paligemma2-3b-mix-448 --gpu h100 --hours-to-loss inf"
     more = [*words.split(), "--picture-bytes", "2e5", "--json"]

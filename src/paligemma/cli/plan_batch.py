@@ -52,9 +52,12 @@ class Count(click.ParamType):
 @click.option("--gpu", metavar="CARD", help="With --model: estimate for a card, such as H100.")
 @click.option("--quant", metavar="NAME", help="With --gpu: weights in fewer bits.")
 @click.option(
+    "--processes",
     "--workers",
+    "workers",
     type=click.IntRange(1, 10**6),
-    help="Models at once, which `paligemma batch` calls --processes; those of the pilot, or 1.",
+    help="Models at once, as of `paligemma batch`; those of the pilot, or 1. --workers is its "
+    "former name.",
 )
 @click.option(
     "--batch-size",
@@ -135,8 +138,8 @@ def plan_batch(
 
     \b
     paligemma plan batch --images 1e9 --model google/paligemma2-3b-mix-448 --gpu H100 \\
-        --workers 64 --rate 2.5
-    paligemma plan batch --images 1e6 --pilot labels --workers 8
+        --processes 64 --rate 2.5
+    paligemma plan batch --images 1e6 --pilot labels --processes 8
 
     The surest figures are those of a pilot: `paligemma batch --limit 512 --part-rows 32` on the
     machines, with the model and options of the whole. Without one, a card is estimated. Slow parts
