@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -93,7 +94,8 @@ def test_the_site_is_built_without_a_warning(pages: Path) -> None:
     config = config.replace("build/pages", "pages").replace("build/site", "out")
     (root / "mkdocs.yml").write_text(config.replace("[src]", f"[{ROOT / 'src'}]"))
     words = ["-m", "zensical", "build", "--strict", "--config-file", str(root / "mkdocs.yml")]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    env = {**os.environ, "SITE_URL": "https://host/below/"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     # What docstrings state of parameters is stated of parameters that are there.
     assert "griffe:" not in done.stdout + done.stderr
@@ -105,6 +107,8 @@ def test_the_site_is_built_without_a_warning(pages: Path) -> None:
     # A sentence about what is returned stays whole.
     assert "tokens are all\nthere, of at least the threshold" in api
     assert "<h1" in (root / "out" / "index.html").read_text()
+    # The page of a missing address stands anywhere below the site's own.
+    assert 'href="/below/assets/stylesheets/' in (root / "out" / "404.html").read_text()
     assert lost_anchors(root / "out") == []
 
 
