@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paligemma.errors import DataError, ImageError
-from paligemma.jobs.labelling.inputs import Input, JsonLines, Parquet, TarShards, listing_lines
+from paligemma.jobs.labelling.inputs import Input, JsonLines, TarShards, listing_lines
+from paligemma.jobs.labelling.parquet_input import Parquet
 from paligemma.processing.folders import files_of, is_picture_name
 from paligemma.tasks.own.found import split_names
 from paligemma.tasks.own.hub_set import is_hub_set, local_folder

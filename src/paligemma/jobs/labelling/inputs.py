@@ -11,23 +11,21 @@ import json
 import logging
 import os
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from paligemma.errors import DataError, ImageError, PaliGemmaError
+from paligemma.errors import DataError, PaliGemmaError
 from paligemma.example import Picture
 from paligemma.json_file import parse_json
 from paligemma.processing.image import load_image
 from paligemma.tasks.own.labels import UprightPicture
-from paligemma.tasks.own.parquet import UprightParquetPicture
 from paligemma.tasks.own.webdataset import read_group, row_groups
 from paligemma.tasks.reading.file_rows import FileRow
 from paligemma.tasks.reading.files import relative_name
-from paligemma.tasks.reading.parquet import open_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +33,9 @@ Place: TypeAlias = tuple[int, ...]
 START: Place = (0, 0)
 # A line with its prompt and fields; pictures are named, not held.
 _MAX_LINE_BYTES = 16 << 20
-_READ_ROWS = 1024
 # Characters of a picture's name that are kept.
-_MAX_NAME = 1000
+MAX_NAME = 1000
 _PROBED_BYTES = 1 << 16
-# Types of parquet columns that are names.
-_TEXTS = ("string", "large_string", "string_view")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +80,8 @@ class Input(Protocol):
         ...
 
 
-def _identity(paths: Sequence[Path]) -> list[Any]:
+def identity_of(paths: Sequence[Path]) -> list[Any]:
+    """See `Input.identity`."""
     return [[path.name, *_probe(path)] for path in paths]
 
 
@@ -103,19 +99,20 @@ def _probe(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()[:16]
 
 
-def _bad(name: str, where: str, error: object) -> InputRow:
+def bad_row(name: str, where: str, error: object) -> InputRow:
+    """A row that cannot be asked, and where in the input it stands."""
     said = str(error)
     words = said if where in said else f"{where}: {said}"
     return InputRow(name=name, pictures=(), fields=FileRow({}, where), error=words)
 
 
-def _lost(name: str, where: str, error: DataError) -> InputRow:
+def lost_row(name: str, where: str, error: DataError) -> InputRow:
     """A row in the place of what is damaged, of which a warning tells, too."""
     logger.warning("%s", error)
-    return _bad(name, where, error)
+    return bad_row(name, where, error)
 
 
-def _is_of_system(error: BaseException | None) -> bool:
+def is_of_system(error: BaseException | None) -> bool:
     """Whether the system failed, which may pass, and not the content, which stays as it is."""
     return isinstance(error, OSError) and error.errno is not None
 
@@ -140,7 +137,7 @@ class JsonLines:
 
     def identity(self) -> list[Any]:
         """See `Input.identity`."""
-        return [*_identity(self.paths), *self.known]
+        return [*identity_of(self.paths), *self.known]
 
     def folders(self) -> list[str]:
         """See `Input.folders`."""
@@ -164,7 +161,7 @@ class JsonLines:
                                     break
                             where = f"{path}, byte {begin}"
                             rule = f"a line may have {_MAX_LINE_BYTES} bytes, this one has more"
-                            yield (number, begin), _bad("", where, rule)
+                            yield (number, begin), bad_row("", where, rule)
                         elif line.strip():
                             yield (number, begin), self._row(path, begin, line)
             except OSError as error:
@@ -179,16 +176,16 @@ class JsonLines:
             row = FileRow(fields, where)
             many = isinstance(fields.get(self.column), list)
             names = row.texts(self.column) if many else [row.text(self.column)]
-            name = " ".join(names)[:_MAX_NAME]
+            name = " ".join(names)[:MAX_NAME]
             if not names:
                 raise row.error(f"{self.column!r} names no picture")
             folder = self.folder or path.parent
             if self.is_listing:
                 listed = ListedPicture(path=folder / names[0])
                 return InputRow(name=name, pictures=(listed,), fields=row)
-            pictures = tuple(_named_picture(folder, one, where) for one in names)
+            pictures = tuple(named_picture(folder, one, where) for one in names)
         except (ValueError, PaliGemmaError) as error:
-            return _bad(name, where, error)
+            return bad_row(name, where, error)
         return InputRow(name=name, pictures=pictures, fields=row)
 
 
@@ -203,123 +200,11 @@ class ListedPicture:
         return load_image(self.path, max_pixels=max_pixels)
 
 
-def _named_picture(folder: Path, name: str, where: str) -> UprightPicture:
+def named_picture(folder: Path, name: str, where: str) -> UprightPicture:
     """The picture of a name from a folder; an absolute name is taken where it lies below it."""
     if os.path.isabs(name) and not os.path.relpath(name, folder).startswith(os.pardir):
         name = os.path.relpath(name, folder)
     return UprightPicture(path=folder / relative_name(name, where), folder=folder)
-
-
-class _OnlyPicture(UprightParquetPicture):
-    """The picture of a row that has one alone."""
-
-    def read(self, max_pixels: int) -> np.ndarray:
-        """Decode to uint8[H, W, 3]; raise ImageError where that fails, or there are several."""
-        cell = self.cell()
-        if isinstance(cell, list) and len(cell) > 1:
-            raise ImageError(
-                f"a row has one picture, row {self.row} of group {self.row_group} in {self.path} "
-                f"has {len(cell)}; make a row of each, or name them in a .jsonl file as frames"
-            )
-        return super().read(max_pixels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parquet:
-    """Rows of parquet files, whose pictures stay there; a place is (file, group of rows, row).
-
-    Attributes:
-        paths: the files in order.
-        folder: folder of pictures that the column only names; None takes that of each file.
-        column: column of pictures: bytes, objects of `bytes` and `path`, or names.
-        columns: further columns that are read, where a file has them.
-    """
-
-    paths: tuple[Path, ...]
-    folder: Path | None = None
-    column: str = "image"
-    columns: tuple[str, ...] = ()
-
-    def identity(self) -> list[Any]:
-        """See `Input.identity`."""
-        return _identity(self.paths)
-
-    def folders(self) -> list[str]:
-        """See `Input.folders`."""
-        return [] if self.folder is None else [os.path.abspath(self.folder)]
-
-    def rows(self, start: Place = START) -> Iterator[tuple[Place, InputRow]]:
-        """See `Input.rows`."""
-        for number in range(start[0], len(self.paths)):
-            path = self.paths[number]
-            try:
-                file = open_parquet(path)
-                wanted = self._wanted(path, file.schema_arrow)
-            except DataError as error:
-                if number == 0 or _is_of_system(error.__cause__):
-                    raise
-                yield (number, 0, 0), _lost(path.name, str(path), error)
-                continue
-            first, skipped = (*start[1:], 0)[:2] if number == start[0] else (0, 0)
-            for group in range(first, file.num_row_groups):
-                place, before = 0, skipped if group == first else 0
-                where = f"{path}, group {group} of its rows"
-                try:
-                    for records in _records(file, group, wanted):
-                        for fields in records:
-                            if place >= before:
-                                yield (number, group, place), self._row(path, group, place, fields)
-                            place += 1
-                except (OSError, ValueError) as error:
-                    damage = DataError(f"{where}, is damaged ({str(error)[:200]})")
-                    if _is_of_system(error):
-                        raise damage from error
-                    for lost in range(max(place, before), file.metadata.row_group(group).num_rows):
-                        name = f"{path.name}/{group}/{lost}"
-                        yield (number, group, lost), _lost(name, where, damage)
-
-    def _wanted(self, path: Path, schema: Any) -> list[str]:
-        """Columns that a plan reads: of pictures only their names."""
-        import pyarrow as pa
-
-        if schema.names.count(self.column) != 1:
-            raise DataError(
-                f"{path}: one column must be {self.column}, there are "
-                f"{', '.join(schema.names)[:200]}; name it with --image-column"
-            )
-        kind = schema.field(self.column).type
-        if pa.types.is_dictionary(kind):  # as tables write categories
-            kind = kind.value_type
-        found = [one for one in self.columns if one in schema.names and one != self.column]
-        if pa.types.is_struct(kind) and any(one.name == "path" for one in kind):
-            found.append(f"{self.column}.path")
-        elif str(kind) in _TEXTS:
-            found.append(self.column)
-        return found
-
-    def _row(self, path: Path, group: int, place: int, fields: Mapping[str, Any]) -> InputRow:
-        where = f"{path}, group {group}, row {place}"
-        found = fields.get(self.column)
-        named = found.get("path") if isinstance(found, dict) else None
-        name = named or f"{path.name}/{group}/{place}"
-        row = FileRow(fields, where)
-        try:
-            if isinstance(found, str):
-                picture: Picture = _named_picture(self.folder or path.parent, found, where)
-                return InputRow(name=found, pictures=(picture,), fields=row)
-        except DataError as error:
-            return _bad(str(found)[:_MAX_NAME], where, error)
-        picture = _OnlyPicture(path=path, row_group=group, row=place, column=self.column)
-        return InputRow(name=str(name)[:_MAX_NAME], pictures=(picture,), fields=row)
-
-
-def _records(file: Any, group: int, wanted: list[str]) -> Iterator[list[dict[str, Any]]]:
-    """The wanted columns of a group of rows, some rows at a time."""
-    if not wanted:
-        yield [{}] * file.metadata.row_group(group).num_rows
-        return
-    for batch in file.iter_batches(_READ_ROWS, row_groups=[group], columns=wanted):
-        yield batch.to_pylist()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,7 +219,7 @@ class TarShards:
 
     def identity(self) -> list[Any]:
         """See `Input.identity`."""
-        return _identity(self.paths)
+        return identity_of(self.paths)
 
     def folders(self) -> list[str]:
         """See `Input.folders`; its pictures lie inside."""
@@ -354,17 +239,17 @@ class TarShards:
                     where = f"{path}, {key[:100]}"
                     try:
                         fields, pictures = read_group(path, where, group)
-                        name = (folder + pictures[0].name)[:_MAX_NAME]
+                        name = (folder + pictures[0].name)[:MAX_NAME]
                         row = InputRow(name=name, pictures=pictures, fields=FileRow(fields, where))
                     except DataError as error:
-                        row = _bad((folder + key)[:_MAX_NAME], where, error)
+                        row = bad_row((folder + key)[:MAX_NAME], where, error)
                     yield (number, at), row
             except (tarfile.TarError, EOFError) as error:
                 damage = DataError(
                     f"{path} is no whole tar file ({error}); its rows from here on are lost"
                 )
                 # Behind the last row, if there is one.
-                yield (number, at, min(num, 1)), _lost(path.name, str(path), damage)
+                yield (number, at, min(num, 1)), lost_row(path.name, str(path), damage)
             except OSError as error:
                 raise DataError(f"{path} must be a readable file ({error}); check it") from error
 
