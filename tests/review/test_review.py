@@ -325,20 +325,53 @@ def test_a_folder_without_labels_is_named(labels: Path, name: str) -> None:
     assert not (labels.parent / "r").exists()
 
 
-def test_rows_are_decided_by_the_keyboard_alone(server: ReviewServer) -> None:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = os.environ.get("PALIGEMMA_CHROMIUM") or shutil.which("chromium")
     if chromium is None:
         pytest.skip("needs Chromium")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
+        found = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+def test_boxes_have_their_names_and_a_lost_picture_is_a_sentence(
+    server: ReviewServer, browser: Any
+) -> None:
+    from playwright.sync_api import expect
+
+    server.reviewed.records[0]["detections"][0]["score"] = 0.5
+    (server.reviewed.path.parent / "in" / "1.png").unlink()
+    with browser.new_page() as page:
+        page.goto(server.url)
+        expect(page.locator("#names span")).to_have_text("thing 0.50")
+        page.keyboard.press("e")
+        page.keyboard.press("ControlOrMeta+a")
+        page.keyboard.type("cup")
+        expect(page.locator("#names span")).to_have_text("cup")
+        page.keyboard.press("Escape")
+        expect(page.locator("#picture")).to_be_visible()
+        page.keyboard.press("n")
+        expect(page.locator("#unread")).to_contain_text("cannot be shown: ")
+        expect(page.locator("#unread")).to_contain_text("1.png")
+        expect(page.locator("#picture")).to_be_hidden()
+        page.keyboard.press("n")
+        expect(page.locator("#picture")).to_be_visible()
+        expect(page.locator("#unread")).to_be_hidden()
+
+
+def test_rows_are_decided_by_the_keyboard_alone(server: ReviewServer, browser: Any) -> None:
+    from playwright.sync_api import expect
+
+    with browser.new_page() as page:
         faults: list[str] = []
         page.on("console", lambda one: faults.append(one.text) if one.type == "error" else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(server.url)
         place = page.locator("#place")
-        playwright.expect(place).to_contain_text("1 of 12")
+        expect(place).to_contain_text("1 of 12")
         page.keyboard.press("ArrowDown")  # moves the only box
         page.keyboard.press("b")
         page.keyboard.press("e")
@@ -346,13 +379,12 @@ def test_rows_are_decided_by_the_keyboard_alone(server: ReviewServer) -> None:
         page.keyboard.type("cup")
         page.keyboard.press("Enter")
         page.keyboard.press("a")
-        playwright.expect(place).to_contain_text("2 of 12")
+        expect(place).to_contain_text("2 of 12")
         page.keyboard.press("x")
-        playwright.expect(place).to_contain_text("3 of 12")
+        expect(place).to_contain_text("3 of 12")
         page.keyboard.press("d")
         page.keyboard.press("a")
-        playwright.expect(place).to_contain_text("4 of 12")
-        browser.close()
+        expect(place).to_contain_text("4 of 12")
     assert faults == []
     kept = server.reviewed.decisions
     assert [one["label"] for one in kept[0]["objects"]] == ["thing", "cup"]

@@ -1,6 +1,8 @@
 // One row at a time: its picture, its boxes or its text, and a decision sent to the server.
 const at = (id) => document.getElementById(id);
 const STEP = 1 / 200;
+// Share of the picture's height that the name of a box takes above it.
+const PLATE = 0.05;
 let rows = [], place = 0, record = null, objects = [], chosen = -1, drawn = null, busy = false;
 
 async function json(path, body) {
@@ -15,6 +17,7 @@ async function json(path, body) {
 
 const hasBoxes = () => record !== null && record.detections !== undefined;
 const valid = (one) => one.box_yxyx[0] < one.box_yxyx[2] && one.box_yxyx[1] < one.box_yxyx[3];
+const words = ({label, score}) => (score == null ? label : `${label} ${score.toFixed(2)}`);
 const asWritten = () => (record.detections ?? []).filter(valid).map((one) => (
   {label: one.label ?? "object", box_yxyx: [...one.box_yxyx], score: one.score}));
 
@@ -32,6 +35,8 @@ async function show(next) {
   objects = found.decision?.objects ?? asWritten();
   at("text").value = found.decision?.text ?? record.text;
   chosen = objects.length ? 0 : -1;
+  at("stage").hidden = false;
+  at("unread").hidden = true;
   at("picture").src = `pictures/${row}`;
   at("prompt").textContent = `${record.prompt} · ${record.image}`;
   at("text-field").hidden = hasBoxes();
@@ -44,8 +49,9 @@ function draw() {
   box.replaceChildren();
   box.setAttribute("viewBox", "0 0 1 1");
   box.setAttribute("preserveAspectRatio", "none");
-  const list = at("objects");
+  const list = at("objects"), names = at("names");
   list.replaceChildren();
+  names.replaceChildren();
   objects.forEach((one, number) => {
     const [y0, x0, y1, x1] = one.box_yxyx;
     const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
@@ -54,8 +60,15 @@ function draw() {
     if (number === chosen) rect.setAttribute("class", "chosen");
     box.append(rect);
     const item = document.createElement("li");
-    item.textContent = one.score == null ? one.label : `${one.label} ${one.score.toFixed(2)}`;
+    item.textContent = words(one);
     if (number === chosen) item.className = "chosen";
+    const name = document.createElement("span");
+    name.textContent = words(one);
+    name.classList.toggle("chosen", number === chosen);
+    name.classList.toggle("above", y0 > PLATE);
+    const percent = (share) => `${100 * share}%`;
+    Object.assign(name.style, {left: percent(x0), top: percent(y0), maxWidth: percent(1 - x0)});
+    names.append(name);
     item.addEventListener("click", () => choose(number));
     list.append(item);
   });
@@ -140,11 +153,21 @@ document.addEventListener("keydown", (event) => {
 
 at("label").addEventListener("input", (event) => {
   if (chosen >= 0) objects[chosen] = {...objects[chosen], label: event.target.value};
-  at("objects").children[chosen].textContent = event.target.value;
+  for (const id of ["objects", "names"]) at(id).children[chosen].textContent = event.target.value;
 });
 for (const [id, key] of Object.entries({accept: "a", reject: "x", before: "p", after: "n"})) {
   at(id).addEventListener("click", KEYS[key]);
 }
+
+at("picture").addEventListener("error", async () => {
+  const row = rows[place].row;
+  let why = "the server gave no picture";
+  try { await json(`pictures/${row}`); } catch (error) { why = error.message; }
+  if (rows[place].row !== row) return;
+  at("stage").hidden = true;
+  at("unread").hidden = false;
+  at("unread").textContent = `The picture of this row cannot be shown: ${why}`;
+});
 
 function spot(event) {
   const frame = at("boxes").getBoundingClientRect();

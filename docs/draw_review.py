@@ -1,0 +1,51 @@
+"""Draw docs/review.webp, the page of `paligemma review`: the embedded model and Chromium."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from paligemma import PaliGemma
+from paligemma.jobs.labelling.answering import ModelLabeller
+from paligemma.jobs.labelling.run import Labelling, label
+from paligemma.review.choice import chosen
+from paligemma.review.decisions import Reviewed
+from paligemma.review.server import ReviewServer
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPT = "detect star ; heart ; circle ; square"
+
+
+def draw(target: Path) -> None:
+    """Label the desk, open its review, and write what the browser shows."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = Labelling(
+            input=ROOT / "examples" / "desk.png", output=Path(folder) / "labels", prompt=PROMPT
+        )
+        labelled = label(job, ModelLabeller(PaliGemma.from_pretrained("tiny"))).folder
+        reviewed = Reviewed(Path(folder) / "reviewed", labelled.path, chosen(labelled.records(), 1))
+        with ReviewServer(reviewed) as server, sync_playwright() as playwright:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            browser = playwright.chromium.launch(
+                executable_path=os.environ.get("PALIGEMMA_CHROMIUM") or shutil.which("chromium"),
+                args=["--no-sandbox"],
+            )
+            page = browser.new_page(viewport={"width": 1000, "height": 620})
+            page.goto(server.url)
+            page.wait_for_selector("#names span")
+            page.wait_for_function("document.getElementById('picture').naturalWidth > 0")
+            shown = Image.open(io.BytesIO(page.screenshot()))
+            browser.close()
+            server.shutdown()
+    shown.convert("RGB").save(target, "WEBP", quality=85)
+
+
+if __name__ == "__main__":
+    draw(ROOT / "docs" / "review.webp")
