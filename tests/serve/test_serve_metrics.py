@@ -137,9 +137,11 @@ def test_gauges_tell_what_runs_waits_and_is_free(
         for one in threads:
             one.start()
         end = time.monotonic() + 20
-        while sum(told()[:2]) != 3 and time.monotonic() < end:
+        # Three wait before the first of them runs, and the worker admits while it is asked.
+        while sum((found := told())[:2]) != 3 or not found[0] or found != told():
+            assert time.monotonic() < end, found
             time.sleep(0.02)
-        running, waiting, free = told()
+        running, waiting, free = found
         go.set()
         for one in threads:
             one.join()
