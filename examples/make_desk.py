@@ -13,6 +13,7 @@ from paligemma.scenes.assets import digit_indices, digits
 from paligemma.scenes.backgrounds import draw_background
 from paligemma.scenes.canvas import Canvas
 from paligemma.scenes.objects import Patch, draw_digit, draw_shape, draw_sign
+from paligemma.scenes.things import draw_thing
 
 SEED = 2
 SIZE_HW = (480, 640)
@@ -34,12 +35,13 @@ def desk() -> Scene:
         assert canvas.fits(patch, y0, x0)
         canvas.paste(patch, y0, x0)
 
-    put(draw_shape("circle", "red", 140, rng, aspect=1.1), (120, 120))
-    put(draw_sign("HELLO", "yellow", 46, rng, face="DejaVuSans-Bold"), (90, 420))
-    put(draw_shape("star", "blue", 150, rng, aspect=1.15), (345, 130))
-    put(draw_digit(heldout_digit(5, 2), "white", 140, rng), (290, 320))
-    put(draw_digit(heldout_digit(2, 5), "purple", 130, rng), (250, 550))
-    put(draw_shape("heart", "green", 120, rng, aspect=1.15), (400, 460))
+    put(draw_shape("circle", "red", 116, rng, aspect=1.1), (92, 96))
+    put(draw_sign("HELLO", "yellow", 44, rng, face="DejaVuSans-Bold"), (84, 330))
+    put(draw_thing("cat", "noto", 150, rng), (270, 130))
+    put(draw_shape("star", "blue", 120, rng, aspect=1.15), (400, 300))
+    put(draw_thing("pizza", "round", 140, rng), (245, 330))
+    put(draw_digit(heldout_digit(5, 2), "white", 130, rng), (110, 560))
+    put(draw_thing("trumpet", "flat", 150, rng), (340, 530))
     return canvas.scene(SEED)
 
 
