@@ -1,54 +1,19 @@
-"""Write examples/desk.png: a 640 x 480 picture of things on a wooden desk, drawn with `scenes`."""
+"""Write examples/desk.png, the picture of the demo, as `scenes` draws it."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from paligemma.scenes import Scene
-from paligemma.scenes.assets import digit_indices, digits
-from paligemma.scenes.backgrounds import draw_background
-from paligemma.scenes.canvas import Canvas
-from paligemma.scenes.objects import Patch, draw_digit, draw_shape, draw_sign
-from paligemma.scenes.things import draw_thing
-
-SEED = 2
-SIZE_HW = (480, 640)
-
-
-def heldout_digit(value: int, skip: int = 0) -> int:
-    """Index of a held-out handwritten digit of that value."""
-    indices = digit_indices("heldout")
-    return int(indices[digits()[1][indices] == value][skip])
-
-
-def desk() -> Scene:
-    """The picture with its true boxes and masks."""
-    rng = np.random.default_rng(SEED)
-    canvas = Canvas(draw_background(SIZE_HW, rng, name="wood", tone_rgb=(158, 126, 98)))
-
-    def put(patch: Patch, centre_yx: tuple[int, int]) -> None:
-        y0, x0 = centre_yx[0] - patch.hw[0] // 2, centre_yx[1] - patch.hw[1] // 2
-        assert canvas.fits(patch, y0, x0)
-        canvas.paste(patch, y0, x0)
-
-    put(draw_shape("circle", "red", 116, rng, aspect=1.1), (92, 96))
-    put(draw_sign("HELLO", "yellow", 44, rng, face="DejaVuSans-Bold"), (84, 330))
-    put(draw_thing("cat", "noto", 150, rng), (270, 130))
-    put(draw_shape("star", "blue", 120, rng, aspect=1.15), (400, 300))
-    put(draw_thing("pizza", "round", 140, rng), (245, 330))
-    put(draw_digit(heldout_digit(5, 2), "white", 130, rng), (110, 560))
-    put(draw_thing("trumpet", "flat", 150, rng), (340, 530))
-    return canvas.scene(SEED)
+from paligemma.scenes.desk import draw_desk
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("desk.png"))
-    Image.fromarray(desk().image).save(parser.parse_args().out)
+    Image.fromarray(draw_desk().image).save(parser.parse_args().out)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_links_lead_to_pages_of_the_site_and_pictures_travel_along(pages: Path) 
     lost = [str(to) for page in pages.rglob("*.md") for to in targets(page) if not to.exists()]
     assert lost == []
     start = (pages / "index.md").read_text()
-    assert "](pictures/desk_overlay.png)" in start
+    assert "](pictures/desk_sheet.png)" in start
     assert "](notebooks/detect.md)" in start
     # What is no page is named by its path.
     assert "(tests/gpu, run on" in (pages / "gpu.md").read_text()

@@ -1,43 +1,58 @@
-"""The picture of the demo is the one its script draws, and shows what the demo asks for."""
+"""The picture of the demo is the one that is drawn, and shows what the demo asks for."""
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from paligemma.cli.demo import PROMPTS
+from paligemma.scenes import Scene
+from paligemma.scenes.desk import draw_desk, heldout_digit
+
+PICTURE = Path(__file__).parents[2] / "examples" / "desk.png"
 
 
 @pytest.fixture(scope="module")
-def script() -> dict:
-    return runpy.run_path(str(EXAMPLES / "make_desk.py"))
+def desk() -> Scene:
+    return draw_desk()
 
 
-def test_the_desk_picture_is_what_its_script_draws(script):
-    stored = np.asarray(Image.open(EXAMPLES / "desk.png")).astype(int)
+def test_the_picture_of_the_repository_is_the_one_that_is_drawn(desk: Scene) -> None:
+    stored = np.asarray(Image.open(PICTURE)).astype(int)
     assert stored.shape == (480, 640, 3)
     # Another Pillow may round a resampled background differently by a step.
-    assert np.abs(stored - script["desk"]().image).mean() < 1.0
+    assert np.abs(stored - desk.image).mean() < 1.0
 
 
-def test_the_desk_shows_two_heldout_digits_a_sign_and_three_shapes(script):
-    named = [(o.color, o.label, o.text) for o in script["desk"]().objects]
-    assert named == [
-        ("red", "circle", ""),
+def test_it_shows_three_things_a_heldout_digit_a_sign_and_two_shapes(desk: Scene) -> None:
+    assert [(o.color, o.label, o.text) for o in desk.objects] == [
+        ("red", "heart", ""),
         ("yellow", "sign", "HELLO"),
+        ("", "cat", ""),
         ("blue", "star", ""),
+        ("", "pizza", ""),
         ("white", "digit", "5"),
-        ("purple", "digit", "2"),
-        ("green", "heart", ""),
+        ("", "trumpet", ""),
     ]
-    assert script["heldout_digit"](5, 2) % 5 == 0
+    assert heldout_digit(5, 2) % 5 == 0
 
 
-def test_desk_objects_stay_large_enough_when_the_picture_is_shrunk_to_224(script):
-    for item in script["desk"]().objects:
+def test_the_demo_asks_for_what_it_shows(desk: Scene) -> None:
+    labels = {item.label for item in desk.objects}
+    named = {
+        label
+        for task, _, rest in (prompt.partition(" ") for prompt in PROMPTS)
+        if task in ("detect", "segment")
+        for label in rest.split(" ; ")
+    }
+    assert len(named) == 5
+    assert named <= labels
+
+
+def test_its_objects_stay_large_enough_when_the_picture_is_shrunk_to_224(desk: Scene) -> None:
+    for item in desk.objects:
         y0, x0, y1, x1 = item.box_yxyx
         assert min(y1 - y0, x1 - x0) * 224 >= 26

@@ -103,7 +103,7 @@ def talk(url: str, key: str | None, said: Callable[[Client], Coroutine[Any, Any,
 
 def test_who_has_a_key_is_answered(url: str) -> None:
     result = talk(url, "key-of-anna", lambda one: one.call_tool("read", {"path": "desk.png"}))
-    assert result.structured_content["text"] == "HELLO 2 5"
+    assert result.structured_content["text"] == "HELLO 5"
     refused = talk(url, "key-of-ben1", lambda one: one.call_tool("read", {"path": "../README.md"}))
     assert refused.is_error
 

@@ -1,8 +1,9 @@
-"""`paligemma demo`: five questions about one picture, answered by the embedded model."""
+"""`paligemma demo`: questions about one picture, answered by the embedded model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,22 +20,21 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from paligemma.outputs.detections import Detections
-    from paligemma.scenes import Scene
 
 PROMPTS = (
     "caption en",
     "answer en what color is the star?",
+    "answer en what is left of the pizza?",
     "ocr",
-    "detect circle ; star ; heart ; digit ; sign",
-    "segment star",
+    "detect cat ; pizza ; trumpet ; star ; digit",
+    "segment cat",
+    "segment pizza",
+    "segment trumpet",
 )
 DRAWN = ("detect", "segment")
 SHEET = "sheet.png"
 # One thing is shown once.
 MAX_OVERLAP = 0.5
-# A scene that shows all of these, where the repository's picture is not at hand.
-SCENE_SEED = 25
-SCENE_SIZE_PX = 448
 
 
 @click.command(cls=SectionedCommand)
@@ -55,7 +55,7 @@ def demo(
 ) -> None:
     """Caption, question, reading, detection and segmentation of IMAGE; pictures go to demo/.
 
-    Without IMAGE it is examples/desk.png of the repository, or else a drawn scene.
+    Without IMAGE it is a drawn desk with things on it, examples/desk.png of the repository.
     """
     from paligemma.outputs.export import save_png
     from paligemma.processing.image import load_image
@@ -72,10 +72,10 @@ def demo(
     pg = model.load()
     if picture is None:
         picture = _picture()
-    encoded = pg.encode_image(picture)  # once, for all five
+    encoded = pg.encode_image(picture)  # once, for all questions
     answers = []
     lines: list[str] = []
-    drawn: list[Detections] = []
+    drawn: dict[str, list[tuple[str, Detections]]] = {task: [] for task in DRAWN}
     for prompt in PROMPTS:
         found = encoded.ask(prompt, max_overlap=MAX_OVERLAP)
         answers.append({"prompt": prompt, **found.to_json()})
@@ -83,46 +83,50 @@ def demo(
             click.echo(f"\n> {prompt}\n{found}")
         task = prompt.split()[0]
         if task in DRAWN:
-            write_overlay(folder / f"{task}.png", picture, prompt, found)
-            drawn.append(cast("Detections", found))
+            drawn[task].append((prompt, cast("Detections", found)))
         else:
             lines.append(f"{prompt} → {found}")
-    save_png(_sheet(picture, drawn, lines), folder / SHEET)
+    tiles = []
+    for task, answered in drawn.items():
+        prompt, objects = _joined(task, answered)
+        write_overlay(folder / f"{task}.png", picture, prompt, objects)
+        tiles.append((prompt, objects))
+    save_png(_sheet(picture, tiles, lines), folder / SHEET)
     click.echo(f"paligemma: wrote {folder / SHEET}", err=True)
     if as_json:
         echo_json({"model": model.name, "answers": answers})
 
 
-def _sheet(picture: NDArray[Any], drawn: Sequence[Detections], lines: Sequence[str]) -> Image.Image:
+def _joined(task: str, answered: Sequence[tuple[str, Detections]]) -> tuple[str, Detections]:
+    """Answers to several prompts of a task as that of one."""
+    labels = " ; ".join(prompt.removeprefix(f"{task} ") for prompt, _ in answered)
+    first = answered[0][1]
+    items = tuple(item for _, found in answered for item in found)
+    text = " ; ".join(found.text for _, found in answered)
+    asked = tuple(dict.fromkeys(label for _, found in answered for label in found.asked_labels))
+    return f"{task} {labels}", replace(first, items=items, text=text, asked_labels=asked)
+
+
+def _sheet(
+    picture: NDArray[Any], answered: Sequence[tuple[str, Detections]], lines: Sequence[str]
+) -> Image.Image:
     """All answers on one picture: boxes beside masks, words below."""
     from paligemma.outputs.draw import DrawStyle
     from paligemma.outputs.sheet import on_sheet, with_heads, with_lines
 
-    heads = [prompt for prompt in PROMPTS if prompt.split()[0] in DRAWN]
     style = DrawStyle(legend=False)
-    tiles = [
-        with_heads(found.draw(picture, style=style), [head])
-        for found, head in zip(drawn, heads, strict=True)
-    ]
+    tiles = [with_heads(found.draw(picture, style=style), [prompt]) for prompt, found in answered]
     return with_lines(on_sheet(tiles, len(tiles)), lines)
 
 
 def _picture() -> NDArray[Any]:
     from paligemma.processing.image import load_image
+    from paligemma.scenes.desk import draw_desk
 
     for folder in (Path.cwd(), Path(__file__).parents[3]):
         path = folder / "examples" / "desk.png"
         if path.is_file():
             click.echo(f"paligemma: looking at {path}", err=True)
             return load_image(path)
-    click.echo("paligemma: looking at a drawn scene", err=True)
-    return drawn_scene().image
-
-
-def drawn_scene() -> Scene:
-    """A picture to ask about where no file is at hand."""
-    from paligemma.scenes import SceneOptions, draw_scene
-
-    # Objects are drawn for 224 px; the scale keeps their share of the picture.
-    options = SceneOptions(size_px=SCENE_SIZE_PX, split="heldout", object_scale=SCENE_SIZE_PX / 224)
-    return draw_scene(SCENE_SEED, options)
+    click.echo("paligemma: looking at a drawn desk", err=True)
+    return draw_desk().image

@@ -59,7 +59,7 @@ class RetrievalTraining:
         seed: of the first weights, of the pages and of their queries.
     """
 
-    steps: int = 700
+    steps: int = 350
     stop_at: int | None = None
     num_pages: int = 64
     queries_a_page: int = 2

@@ -98,6 +98,16 @@ _WINDOW_KINDS = {
     "caption_region": 0.7,
 }
 _WHOLE_KINDS = {**_WINDOW_KINDS, "position": 1.2, "question": 0.3, "detect": 5.0, "segment": 4.0}
+_FINISH_KINDS = {
+    **_WHOLE_KINDS,
+    "caption": 3.5,
+    "ocr": 5.0,
+    "color": 0.3,
+    "presence": 0.8,
+    "neighbour": 2.0,
+    "segment": 6.0,
+    "position": 0.6,
+}
 
 # Two pictures of three show things, turned and recoloured more than those of the benchmark.
 _THINGS = 2 / 3
@@ -156,6 +166,23 @@ STAGES: tuple[Stage, ...] = (
         kinds=_WHOLE_KINDS,
         squashed_share=0.25,
         thing_pictures=_THINGS,
+        scenes=_WHOLE_SCENES,
+    ),
+    # More of what was learnt last: reading, masks and whole descriptions.
+    Stage(
+        name="finish-224",
+        window_px=224,
+        total_steps=7000,
+        num_scenes=12,
+        prompts_per_scene=3,
+        lr=6e-4,
+        warmup_steps=100,
+        losses=LossWeights(
+            patch=0.35, edge=0.4, mask_token=0.8, naming=5.0, gathering=0.3, loc_sigma_bins=2.0
+        ),
+        kinds=_FINISH_KINDS,
+        squashed_share=0.25,
+        thing_pictures=0.55,
         scenes=_WHOLE_SCENES,
     ),
 )

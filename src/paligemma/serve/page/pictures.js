@@ -3,7 +3,7 @@
 import { el, icon, iconButton } from "./dom.js";
 
 export const EXAMPLES = [
-  { file: "desk.webp", name: "Desk", labels: "star ; heart ; digit ; sign ; circle" },
+  { file: "desk.webp", name: "Desk", labels: "cat ; pizza ; trumpet ; star ; digit" },
   { file: "flower.webp", name: "Flower", labels: "sign ; digit ; star" },
   { file: "wall.webp", name: "Wall", labels: "digit ; circle ; star" },
 ];
