@@ -36,9 +36,11 @@ GRAMMARS: tuple[Constraint | None, ...] = (
     ObjectGrammar(vocab=OBJECT_VOCAB, labels=None, separator=(3, 4), max_label_tokens=3),
     ClosedSet(vocab=OBJECT_VOCAB, answers=((5,), (6, 7, 8), (9,))),
 )
+CODEBOOK = torch.randn(32, 4, generator=torch.Generator().manual_seed(5))
 SAMPLERS: tuple[Sampler, ...] = (
     Greedy(),
     LocationGreedy(OBJECT_VOCAB.loc0),
+    LocationGreedy(OBJECT_VOCAB.loc0, OBJECT_VOCAB.seg0, lambda: CODEBOOK),
     Temperature(1.5),
     TopK(7, 2.0),
     Nucleus(0.9),

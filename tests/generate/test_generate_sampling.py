@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from fake_models import FakeModel, small_vocab, text_batch
@@ -113,6 +114,51 @@ def test_locations_weighed_together_beat_a_token_more_probable_than_each_of_them
     logits[2, 55] = 0.2
     assert Greedy()(logits).tolist() == [1, 1, 55]
     assert LocationGreedy(50)(logits).tolist() == [300, 1, 55]
+
+
+def test_of_the_locations_near_the_most_probable_one_the_median_is_taken() -> None:
+    logits = torch.full((3, 1100), -30.0)
+    logits[0, 60:64] = torch.tensor([0.3, 0.25, 0.25, 0.2]).log()
+    logits[1, 60:64] = torch.tensor([0.3, 0.15, 0.1, 0.1]).log()
+    logits[1, 900] = torch.tensor(0.29).log()  # another object's edge says nothing of this one
+    logits[2, 60] = 0.0
+    assert LocationGreedy(50)(logits).tolist() == [61, 61, 60]
+
+
+# Codewords 0, 1 and 2 are nearly the same, 3 is far away; there are four of them.
+CODEBOOK = torch.tensor([[0.0, 0.1], [0.1, 0.1], [0.1, 0.0], [5.0, 5.0]])
+
+
+def test_a_codeword_like_the_other_probable_ones_beats_one_that_is_alone() -> None:
+    sampler = LocationGreedy(10, 1100, lambda: CODEBOOK)
+    logits = torch.full((4, 1100 + 128), -30.0)
+    logits[0, 1100:1104] = torch.tensor([0.24, 0.23, 0.23, 0.3]).log()
+    logits[1, 1100:1104] = torch.tensor([0.1, 0.1, 0.1, 0.7]).log()
+    logits[2, 1104] = 0.0  # no codeword of this codebook
+    logits[3, 5] = 0.0  # no mask token
+    assert Greedy()(logits).tolist() == [1103, 1103, 1104, 5]
+    assert sampler(logits).tolist() == [1101, 1103, 1104, 5]
+    mean = logits[0, 1100:1104].softmax(dim=0) @ CODEBOOK
+    assert (CODEBOOK - mean).norm(dim=1).argmin() == 1
+    # Without a codebook a mask token is a token as any other.
+    assert LocationGreedy(10, 1100)(logits).tolist() == [1103, 1103, 1104, 5]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_choice_among_allowed_tokens_is_that_of_logits_where_all_others_are_ruled_out(
+    seed: int,
+) -> None:
+    draws = np.random.default_rng(seed)
+    sampler = LocationGreedy(10, 1100, lambda: CODEBOOK)
+    for low, high in ((8, 30), (1000, 1200), (1100, 1104), (1101, 1103), (1102, 1228), (0, 1228)):
+        ids = (range(3), range(low, high)) if low > 3 else (range(low, high),)
+        logits = torch.from_numpy(draws.normal(size=(1, 1228))).float()
+        logits[:, low:high] += 2.0
+        ruled = torch.full_like(logits, -torch.inf)
+        allowed = [one for part in ids for one in part]
+        ruled[0, allowed] = logits[0, allowed]
+        chosen = sampler.among(logits[0, allowed], ids)
+        assert allowed[chosen] == int(sampler(ruled))
 
 
 class Waves(FakeModel):

@@ -174,4 +174,4 @@ def test_a_model_may_ask_to_weigh_locations_together(tmp_path: Path) -> None:
         AnswerOptions(**options).decoder(pg.settings, pg.vocab, 8).sampler  # type: ignore[union-attr]
         for options in ({}, {"weigh_locations": False}, {"temperature": 0.5})
     ]
-    assert chosen == [LocationGreedy(pg.vocab.loc0), Greedy(), Temperature(0.5)]
+    assert chosen == [LocationGreedy(pg.vocab.loc0, pg.vocab.seg0), Greedy(), Temperature(0.5)]

@@ -4,8 +4,9 @@ Axes: B batch, V vocabulary.
 Source: big_vision trainers/proj/paligemma/predict_fns.py.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 
 from paligemma.errors import ConfigError
-from paligemma.vocab import NUM_LOC
+from paligemma.vocab import NUM_LOC, NUM_SEG
 
 # Below this, logits divided by the temperature may be infinite.
 MIN_TEMPERATURE = 1e-6
 MAX_TEMPERATURE = 100.0
+# Locations of one edge lie within so many bins of the most probable one; measured on `tiny`.
+_REACH_BINS = 40
 
 # On the device of the logits: one for each row, one for all rows together, or torch's own.
 Generators = Sequence[torch.Generator] | torch.Generator | None
@@ -81,10 +84,21 @@ class LocationGreedy:
     """The most probable token, where the 1,024 locations compete together against any other token.
 
     A model that is sure of an object but not of its exact place spreads the probability over many
-    locations, each less probable than the end of the answer. The original has no such sampler.
+    locations, each less probable than the end of the answer. Of the locations near the most
+    probable one the median is taken; and where a mask token is the most probable, the codeword
+    nearest to the mean of all codewords, each as far as it is probable. The original has no such
+    sampler.
+
+    Attributes:
+        loc0: id of the first location token.
+        seg0: id of the first mask token.
+        codebook: gives the codewords of the mask tokens, float32[K, D], or None where there are
+            none; without it mask tokens are chosen as any other.
     """
 
     loc0: int
+    seg0: int = -1
+    codebook: Callable[[], Tensor | None] = field(default=lambda: None, compare=False, repr=False)
 
     def __call__(self, logits: Tensor, generator: Generators = None) -> Tensor:
         """float32[B, V] -> int64[B]; no randomness."""
@@ -94,7 +108,8 @@ class LocationGreedy:
         others[:, span] = -torch.inf
         best_other, other = others.max(dim=1)
         is_place = places.logsumexp(dim=1) > best_other
-        return torch.where(is_place, self.loc0 + places.argmax(dim=1), other)
+        other = self._central_codeword(logits, other)
+        return torch.where(is_place, self.loc0 + _median_near_mode(places), other)
 
     def among(self, values: Tensor, ids: Sequence[range]) -> int:
         span, offsets = places_of(ids, self.loc0, NUM_LOC)
@@ -104,8 +119,52 @@ class LocationGreedy:
         others[span] = -torch.inf
         best_other, other = others.max(dim=0)
         if len(offsets) and places.logsumexp(dim=0) > best_other:
-            return span.start + int(values[span].numpy().argmax())
-        return int(other)
+            chosen = int(_median_near_mode(places[None]))
+            return span.start + int(np.searchsorted(offsets, chosen))
+        masks, codes = places_of(ids, self.seg0, NUM_SEG)
+        if self.seg0 < 0 or not masks.start <= other < masks.stop:
+            return int(other)
+        codewords = values.new_full((1, NUM_SEG), -torch.inf)
+        codewords[0, codes] = values[masks]
+        best = torch.from_numpy(codes)[other - masks.start][None]
+        return masks.start + int(np.searchsorted(codes, int(self._central(codewords, best))))
+
+    def _central_codeword(self, logits: Tensor, chosen: Tensor) -> Tensor:
+        """The ids of int64[B], those of mask tokens replaced."""
+        if self.seg0 < 0:
+            return chosen
+        codes = chosen - self.seg0
+        is_mask = (codes >= 0) & (codes < NUM_SEG)
+        # A device is not asked, since the host would wait for it.
+        if chosen.is_cpu and not is_mask.any():
+            return chosen
+        codewords = logits[:, self.seg0 : self.seg0 + NUM_SEG]
+        return torch.where(is_mask, self.seg0 + self._central(codewords, codes), chosen)
+
+    def _central(self, codewords: Tensor, best: Tensor) -> Tensor:
+        """Of float32[B, NUM_SEG] logits the codewords int64[B]; `best` where there is no codebook
+        or where its token is none of it."""
+        if self._table is None:
+            return best
+        table = self._table.to(codewords.device)
+        own = codewords[:, : len(table)]
+        distances = torch.cdist(own.softmax(dim=1) @ table, table)
+        central = distances.masked_fill(own == -torch.inf, torch.inf).argmin(dim=1)
+        return torch.where(best < len(table), central, best)
+
+    @cached_property
+    def _table(self) -> Tensor | None:
+        table = self.codebook()
+        return None if table is None else table[:NUM_SEG].float()
+
+
+def _median_near_mode(places: Tensor) -> Tensor:
+    """Of float32[B, NUM_LOC] logits the median of those near the greatest: int64[B]."""
+    mode = places.argmax(dim=1, keepdim=True)
+    is_near = (torch.arange(NUM_LOC, device=places.device) - mode).abs() <= _REACH_BINS
+    mass = places.masked_fill(~is_near, -torch.inf).softmax(dim=1).cumsum(dim=1)
+    # Of a sum that is rounded, half is half of what is reached.
+    return (mass >= mass[:, -1:] / 2).int().argmax(dim=1)
 
 
 @dataclass(frozen=True)

@@ -223,9 +223,10 @@ class ModelAnswerer:
             noise = () if self._noise_id is None else (self._noise_id,)
             banned = (vocab.eos, *noise)
         weighs = has_objects and settings.weigh_locations
+        codebook = self._asked.reader.codebook
         return DecodeOptions(
             max_new_tokens=asking.max_new_tokens,
-            sampler=LocationGreedy(vocab.loc0) if weighs else Greedy(),
+            sampler=LocationGreedy(vocab.loc0, vocab.seg0, codebook) if weighs else Greedy(),
             banned_ids=banned,
             kv_cache_dtype=settings.kv_cache_dtype,
             record_loc_probs=has_objects,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from paligemma.errors import ConfigError
 from paligemma.generate import (
@@ -37,6 +37,9 @@ from paligemma.outputs.detections import require_selection
 from paligemma.pipeline.habits import for_asking
 from paligemma.processing.prompts import ObjectPrompt
 from paligemma.vocab import Vocab
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODES = ("exact", "mixed", "bf16")
 MAX_CHOICES = 100_000
@@ -164,8 +167,9 @@ class AnswerOptions:
             as the original does.
         best_of: draws this many answers and keeps the most probable.
         seed: seed of the sampler's generator.
-        weigh_locations: greedy answers weigh all locations together against any other token, see
-            `LocationGreedy`; None follows the model's config.json, where the default is False.
+        weigh_locations: greedy answers weigh all locations together against any other token, and
+            places and mask codewords with those near them, see `LocationGreedy`; None follows the
+            model's config.json, where the default is False.
         adapter: name of one of the model's `adapters`; None is the model itself.
         probabilities: "vocabulary", confidences as the model has them, or "allowed", those among
             the tokens that `constrain`, `choices` or
@@ -249,12 +253,17 @@ class AnswerOptions:
         return Greedy() if self.temperature is None else Temperature(temperature)
 
     def decoder(
-        self, settings: RunSettings, vocab: Vocab, max_new_tokens: int
+        self,
+        settings: RunSettings,
+        vocab: Vocab,
+        max_new_tokens: int,
+        codebook: Callable[[], Tensor | None] = lambda: None,
     ) -> DecodeOptions | BeamOptions:
         """The options of the decoder that these options name.
 
         Args:
             max_new_tokens: bound of the answer where the user gave none.
+            codebook: see `LocationGreedy`.
 
         Raises:
             ConfigError: a value out of bounds.
@@ -271,7 +280,7 @@ class AnswerOptions:
         weighs = settings.weigh_locations if self.weigh_locations is None else self.weigh_locations
         sampler = self.sampler
         if weighs and vocab.has_objects and isinstance(sampler, Greedy):
-            sampler = LocationGreedy(vocab.loc0)
+            sampler = LocationGreedy(vocab.loc0, vocab.seg0, codebook)
         return DecodeOptions(
             max_new_tokens=bound,
             sampler=sampler,

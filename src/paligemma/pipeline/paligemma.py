@@ -390,7 +390,9 @@ class PaliGemma(TaskMethods[Picture]):
         return Request(
             row=self.processor.prompt_row(prompt),
             soft_tokens=None,
-            decoder=options.decoder(self.settings, self.vocab, max_new_tokens),
+            decoder=options.decoder(
+                self.settings, self.vocab, max_new_tokens, self.reader.codebook
+            ),
             best_of=options.best_of,
             constraint=grammar,
             adapter=options.adapter,

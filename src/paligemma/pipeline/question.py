@@ -18,6 +18,8 @@ from paligemma.processing.prompts import ObjectPrompt
 from paligemma.vocab import Vocab
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from paligemma.outputs.vqvae import MaskCodec
 
 
@@ -55,6 +57,11 @@ class Reader:
     vocab: Vocab
     decode: Decode
     mask_codec: Callable[[], MaskCodec | None]
+
+    def codebook(self) -> Tensor | None:
+        """The codewords of mask tokens, float32[K, D]; None where there is no codec."""
+        codec = self.mask_codec()
+        return None if codec is None else codec.codewords()
 
     def text(self, written: Written) -> TextAnswer:
         """The answer as text."""
