@@ -174,4 +174,13 @@ def test_a_model_may_ask_to_weigh_locations_together(tmp_path: Path) -> None:
         AnswerOptions(**options).decoder(pg.settings, pg.vocab, 8).sampler  # type: ignore[union-attr]
         for options in ({}, {"weigh_locations": False}, {"temperature": 0.5})
     ]
-    assert chosen == [LocationGreedy(pg.vocab.loc0, pg.vocab.seg0), Greedy(), Temperature(0.5)]
+    weighed = LocationGreedy(pg.vocab.loc0, pg.vocab.seg0)
+    assert chosen == [weighed, Greedy(), Temperature(0.5)]
+
+    # Its wish is for places: words of an answer are never outweighed by all locations together.
+    def sampler_of(prompt: str, **options: Any) -> object:
+        return pg.question(prompt, **options).requests[0].decoder.sampler  # type: ignore[union-attr]
+
+    assert sampler_of("detect star") == sampler_of("segment star") == weighed
+    assert sampler_of("answer en what color is the star?") == sampler_of("ocr") == Greedy()
+    assert sampler_of("ocr", weigh_locations=True) == weighed

@@ -169,7 +169,7 @@ class AnswerOptions:
         seed: seed of the sampler's generator.
         weigh_locations: greedy answers weigh all locations together against any other token, and
             places and mask codewords with those near them, see `LocationGreedy`; None follows the
-            model's config.json, where the default is False.
+            model's config.json, where the default is False, in prompts that ask for objects.
         adapter: name of one of the model's `adapters`; None is the model itself.
         probabilities: "vocabulary", confidences as the model has them, or "allowed", those among
             the tokens that `constrain`, `choices` or
@@ -258,12 +258,16 @@ class AnswerOptions:
         vocab: Vocab,
         max_new_tokens: int,
         codebook: Callable[[], Tensor | None] = lambda: None,
+        *,
+        finds: bool = True,
     ) -> DecodeOptions | BeamOptions:
         """The options of the decoder that these options name.
 
         Args:
             max_new_tokens: bound of the answer where the user gave none.
             codebook: see `LocationGreedy`.
+            finds: whether the prompt asks for objects; to others the model's own wish to weigh
+                locations does not apply.
 
         Raises:
             ConfigError: a value out of bounds.
@@ -277,7 +281,9 @@ class AnswerOptions:
                 length_penalty=None if penalty is None else LengthPenalty("power", penalty),
                 kv_cache_dtype=settings.kv_cache_dtype,
             )
-        weighs = settings.weigh_locations if self.weigh_locations is None else self.weigh_locations
+        weighs = self.weigh_locations
+        if weighs is None:
+            weighs = finds and settings.weigh_locations
         sampler = self.sampler
         if weighs and vocab.has_objects and isinstance(sampler, Greedy):
             sampler = LocationGreedy(vocab.loc0, vocab.seg0, codebook)

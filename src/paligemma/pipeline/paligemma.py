@@ -377,12 +377,7 @@ class PaliGemma(TaskMethods[Picture]):
 
     # Answering
 
-    def _request(
-        self,
-        prompt: str,
-        options: AnswerOptions,
-        grammar: Constraint | None,
-    ) -> Request:
+    def _request(self, prompt: str, options: AnswerOptions, grammar: Constraint | None) -> Request:
         """A checked request for text alone, made before any picture is read."""
         self.adapters.require(options.adapter)
         asks = prompts.object_prompt(prompts.clean_prompt(prompt)[0])
@@ -391,7 +386,7 @@ class PaliGemma(TaskMethods[Picture]):
             row=self.processor.prompt_row(prompt),
             soft_tokens=None,
             decoder=options.decoder(
-                self.settings, self.vocab, max_new_tokens, self.reader.codebook
+                self.settings, self.vocab, max_new_tokens, self.reader.codebook, finds=bool(asks)
             ),
             best_of=options.best_of,
             constraint=grammar,
