@@ -247,11 +247,11 @@ def test_a_calibration_makes_confidences_honest_and_leaves_the_rest_out(
     # Beside the model or by its own name.
     for named in (path, tmp_path):
         honest = paligemma(*words, "--calibration", named).json["detections"]
-        # At temperature 2 odds become their root; those of a random model are below one to 10^6.
+        # At temperature 2 odds become their root; those of a random model are below one to 10^5.
         assert [one["box_yxyx"] for one in honest] == [one["box_yxyx"] for one in plain]
         for before, after in zip(plain, honest, strict=True):
-            assert before["score"] < 1e-6
-            assert 3e-4 < after["score"] < 1e-3
+            assert before["score"] < 1e-5
+            assert 3e-4 < after["score"] < 4e-3
     path.write_text(json.dumps({"format": 1, "objects": {**objects, "default_threshold": 1.0}}))
     kept = paligemma(*words, "--calibration", path).json["detections"]
     assert [one for one in kept if one.get("valid", True)] == []
@@ -265,7 +265,7 @@ def test_a_calibration_of_words_alone_is_refused_for_boxes(paligemma: Run, tmp_p
 
 
 def test_rules_of_objects_and_choices_reach_the_answer(paligemma: Run) -> None:
-    drawn = ("detect", DESK, "star", "--constrain", "--temperature", "9", "--json")
+    drawn = ("detect", DESK, "star", "--constrain", "--temperature", "9", "--seed", "2", "--json")
     every = json.loads(paligemma(*drawn).out)["detections"]
     assert len(every) > 2
     done = paligemma(*drawn, "--max-objects", "2", "--no-repeats")

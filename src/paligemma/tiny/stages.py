@@ -101,7 +101,7 @@ _WHOLE_KINDS = {**_WINDOW_KINDS, "position": 1.2, "question": 0.3, "detect": 5.0
 _FINISH_KINDS = {
     **_WHOLE_KINDS,
     "caption": 3.5,
-    "ocr": 5.0,
+    "ocr": 16.0,
     "color": 0.3,
     "presence": 0.8,
     "neighbour": 2.0,
@@ -172,7 +172,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="finish-224",
         window_px=224,
-        total_steps=7000,
+        total_steps=5700,
         num_scenes=12,
         prompts_per_scene=3,
         lr=6e-4,
@@ -182,7 +182,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         kinds=_FINISH_KINDS,
         squashed_share=0.25,
-        thing_pictures=0.55,
+        thing_pictures=0.4,
         scenes=_WHOLE_SCENES,
     ),
 )
