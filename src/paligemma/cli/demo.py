@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PROMPTS = (
     "caption en",
     "answer en what color is the star?",
-    "answer en what is left of the pizza?",
+    "answer en what is right of the trumpet?",
     "ocr",
     "detect cat ; pizza ; trumpet ; star ; digit",
     "segment cat",

@@ -33,9 +33,9 @@ def draw_desk() -> Scene:
 
     put(draw_shape("heart", "red", 112, rng, aspect=1.1), (92, 96))
     put(draw_sign("HELLO", "yellow", 44, rng, face="DejaVuSans-Bold"), (84, 330))
-    put(draw_thing("cat", "noto", 150, rng), (270, 130))
+    put(draw_thing("cat", "noto", 160, rng), (270, 130))
     put(draw_shape("star", "blue", 120, rng, aspect=1.15), (400, 300))
     put(draw_thing("pizza", "round", 140, rng), (245, 330))
     put(draw_digit(heldout_digit(5, 2), "white", 138, rng), (110, 560))
-    put(draw_thing("trumpet", "flat", 150, rng), (340, 530))
+    put(draw_thing("trumpet", "flat", 160, rng), (340, 530))
     return canvas.scene(_SEED)

@@ -172,7 +172,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="finish-224",
         window_px=224,
-        total_steps=5700,
+        total_steps=7000,
         num_scenes=12,
         prompts_per_scene=3,
         lr=6e-4,
