@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 PROMPTS = (
     "caption en",
     "answer en what color is the star?",
-    "answer en what is right of the trumpet?",
+    "answer en what is below the pizza?",
     "ocr",
     "detect cat ; pizza ; trumpet ; star ; digit",
-    "segment cat",
     "segment pizza",
-    "segment trumpet",
+    "segment heart",
+    "segment sign",
 )
 DRAWN = ("detect", "segment")
 SHEET = "sheet.png"
@@ -114,8 +114,11 @@ def _sheet(
     from paligemma.outputs.draw import DrawStyle
     from paligemma.outputs.sheet import on_sheet, with_heads, with_lines
 
-    style = DrawStyle(legend=False)
-    tiles = [with_heads(found.draw(picture, style=style), [prompt]) for prompt, found in answered]
+    tiles = []
+    for prompt, found in answered:
+        # The confidence of a mask is that of sixteen more tokens: low beside that of a box.
+        style = DrawStyle(legend=False, scores=not prompt.startswith("segment"))
+        tiles.append(with_heads(found.draw(picture, style=style), [prompt]))
     return with_lines(on_sheet(tiles, len(tiles)), lines)
 
 
