@@ -20,7 +20,7 @@ from paligemma.review.decisions import Reviewed
 from paligemma.review.server import ReviewServer
 
 ROOT = Path(__file__).resolve().parents[1]
-PROMPT = "detect star ; heart ; circle ; square"
+PROMPT = "detect cat ; pizza ; trumpet ; star"
 
 
 def draw(target: Path) -> None:
