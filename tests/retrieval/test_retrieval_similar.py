@@ -44,7 +44,7 @@ def test_a_scene_that_was_cut_and_darkened_is_found_among_others(
     changed = [read_picture(varied(one), tiny.processor).pixels for one in scenes]
     cosines = tower_vectors(tiny, changed) @ tower_vectors(tiny, pixels).T
     first = cosines.argmax(1) == torch.arange(NUM_SCENES)
-    assert first.float().mean() >= 0.9  # by chance one in 24; 0.945 among 200
+    assert first.float().mean() >= 0.9  # by chance one in 24; 0.975 among 200
 
 
 def test_scores_do_not_depend_on_the_batch_and_the_same_picture_comes_first(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from paligemma import ColPali, PaliGemma
+from paligemma.errors import CheckpointError
 from paligemma.retrieval.presets import PRESETS
 from paligemma.retrieval.scores import score_matrix
 from paligemma.scenes.pages import draw_page
@@ -53,6 +56,20 @@ def test_a_training_that_stops_early_goes_on_and_gives_what_colpali_loads(tmp_pa
     record = json.loads((folder / "training.json").read_text())
     assert record["held_out"]["pages"] == 3
     assert [one["step"] for one in record["curve"]] == [1, 2]
+
+
+def test_a_training_does_not_go_on_with_another_version_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_retrieval(tmp_path, replace(SHORT, stop_at=1), **QUICK)
+    (tmp_path / "retrieval").rename(tmp_path / "early")
+    newer = shutil.copytree(embedded_folder(), tmp_path / "newer")
+    weights = load_file(newer / "model.safetensors")
+    save_file({key: one * 2 for key, one in weights.items()}, newer / "model.safetensors")
+    monkeypatch.setattr("paligemma.weights.catalog.embedded_folder", lambda: newer)
+    monkeypatch.setattr("paligemma.tiny.retrieval.embedded_folder", lambda: newer)
+    with pytest.raises(CheckpointError, match="base"):
+        train_retrieval(tmp_path, SHORT, **QUICK)
 
 
 def test_the_model_in_the_package_finds_pages_without_a_download() -> None:

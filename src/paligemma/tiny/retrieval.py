@@ -33,6 +33,8 @@ from paligemma.scenes.pages import DrawnPage, draw_page, draw_query
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
 from paligemma.train.optim_config import ADAPTED, OptimConfig
 from paligemma.train.schedule import ScheduleConfig
+from paligemma.weights.catalog import embedded_folder
+from paligemma.weights.hashes import sha256
 
 DIM = 128
 NUM_HELD_OUT = 200
@@ -117,7 +119,8 @@ def train_retrieval(
         The folder, and the share of the held-out pages that rank first.
 
     Raises:
-        CheckpointError: the result exists, or the folder holds a training with other numbers.
+        CheckpointError: the result exists, or the folder holds a training with other numbers or of
+            another version of the model.
     """
     training = training or RetrievalTraining()
     asked = PaliGemma.from_pretrained("tiny", mode="exact", device=device or "cpu")
@@ -161,7 +164,11 @@ def train_retrieval(
         ),
         output / "train",
         # A run may end earlier or later than it was begun to.
-        settings={**asdict(replace(training, stop_at=None)), "preset": as_drawn.to_json()},
+        settings={
+            **asdict(replace(training, stop_at=None)),
+            "preset": as_drawn.to_json(),
+            "base": sha256(embedded_folder() / "model.safetensors"),
+        },
     )
     folder = save_retriever(
         adapter,
