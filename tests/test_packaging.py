@@ -106,7 +106,7 @@ def test_the_description_of_an_index_has_no_link_that_leads_nowhere(setup_file: 
     assert re.findall(relative, shown) == []
     assert "Next: docs/quickstart.md." in shown
     assert "Apache License 2.0 (`LICENSE`)" in shown
-    assert "*a desk with shapes, digits and a sign*" in shown
+    assert "*a desk with a cat, a pizza, a trumpet and more: boxes" in shown
     assert "(https://github.com/google-research/big_vision)" in shown
     assert shown.count("```") == text.count("```")
 

@@ -208,7 +208,7 @@ class BrokenModel(FakeModel):
         (lambda m, b: best_of_n(m, b, options(), n=3), r"got Greedy\(\); use Temperature"),
         (
             lambda m, b: best_of_n(m, b, options(sampler=LocationGreedy(3)), n=2),
-            r"got LocationGreedy\(loc0=3\); use Temperature",
+            r"got LocationGreedy\(loc0=3, seg0=-1\); use Temperature",
         ),
         (lambda m, b: best_of_n(m, b, options(), n=0), "n in 1..256, got 0"),
         (lambda m, b: generate(BrokenModel(small_vocab(6)), b, options()), "produced NaN"),

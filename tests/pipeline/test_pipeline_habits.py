@@ -158,7 +158,7 @@ def test_events_tell_each_object_when_it_is_complete_and_end_with_the_answer(
 
 def test_events_of_words_are_their_tokens_and_the_end(random_tiny: PaliGemma) -> None:
     for how in ({}, {"num_beams": 2}, {"temperature": 1.0, "best_of": 2}):
-        *tokens, end = random_tiny.stream_events(DESK, "ocr", max_new_tokens=4, **how)
+        *tokens, end = random_tiny.stream_events(DESK, "ocr", max_new_tokens=3, **how)
         assert isinstance(end, Ended)
         assert isinstance(end.answer, TextAnswer)
         assert "".join(one.text for one in tokens if isinstance(one, WrittenToken)) == (
