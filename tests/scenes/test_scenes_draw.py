@@ -294,6 +294,17 @@ def test_the_canvas_refuses_what_leaves_it_or_hides_too_much():
         ("max_objects", 0),
         ("max_objects", 13),
         ("object_scale", 0.1),
+        ("size_px", 64.5),
+        ("size_hw", ()),
+        ("size_hw", (64, 64, 64)),
+        ("max_objects", 2.5),
+        ("min_objects", 1.5),
+        ("max_signs", -1),
+        # Each of these drew signs for ever.
+        ("label_shares", (float("nan"), 0.0, 0.0)),
+        ("label_shares", (0.0, 0.0, 1.0000001)),
+        ("label_shares", (1e-7, 0.0, 1 - 1e-7)),
+        ("label_shares", (0.5, 0.5)),
     ],
 )
 def test_options_out_of_bounds_are_refused(field, value):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import struct
 import zipfile
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -228,6 +231,108 @@ def test_a_broken_file_of_sprites_is_named(tmp_path: Path, content: object, mess
         stored(path, **content)
     with pytest.raises(DataError, match=message):
         draw_scene(0, SceneOptions(thing_share=1.0, things=str(path)))
+
+
+def damaged(path: Path, *, local: int, central: int, value: int) -> Path:
+    """A file of one sprite with a field changed in both headings of its entry."""
+    stored(path, cat=Image.new("RGBA", (40, 30), "red"))
+    data = bytearray(path.read_bytes())
+    data[local] = data[data.index(b"PK\1\2") + central] = value
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("local", "central", "value", "message"),
+    [
+        (6, 8, 1, "without a password"),
+        (8, 10, 12, "stored or deflated, mine/cat.webp"),
+        (8, 10, 14, "stored or deflated"),
+        (8, 10, 97, "stored or deflated"),
+        (8, 10, 8, "zip archive of STYLE/NAME.webp"),
+    ],
+)
+def test_an_archive_that_is_packed_in_another_way_is_refused(
+    tmp_path: Path, local: int, central: int, value: int, message: str
+) -> None:
+    path = damaged(tmp_path / "mine.zip", local=local, central=central, value=value)
+    with pytest.raises(DataError, match=message):
+        sprite_file(str(path))
+
+
+def png_heading(width: int, height: int) -> bytes:
+    """A PNG that states its size and holds nothing."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        whole = name + data
+        return struct.pack(">I", len(data)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IEND", b"")
+
+
+def test_hostile_pictures_in_a_file_of_sprites_are_named(tmp_path: Path) -> None:
+    dots = Image.new("RGBA", (200, 200))
+    for corner in (0, 199):
+        dots.putpixel((corner, corner), (255, 0, 0, 255))
+    script = BytesIO()
+    Image.new("RGB", (30, 30)).save(script, "EPS")
+    for number, (picture, message) in enumerate(
+        [
+            (png_heading(60_000, 60_000), "mine/cat .* cannot be read"),
+            (script.getvalue(), "mine/cat .* cannot be read: no WebP"),
+            (b"x" * ((1 << 20) + 1), "1,048,576 bytes, mine/cat.webp"),
+            (dots, "mine/cat .* too thin"),
+        ]
+    ):
+        path = stored(tmp_path / f"{number}.zip", cat=picture)
+        with pytest.raises(DataError, match=message):
+            draw_scene(0, SceneOptions(thing_share=1.0, things=str(path)))
+
+
+def test_a_file_of_sprites_is_bounded_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "mine.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for style in range(65):
+            archive.writestr(f"{style}/cat.webp", b"\0" * (1 << 20))
+    with pytest.raises(DataError, match="67,108,864 bytes, packed and unpacked"):
+        sprite_file(str(path))
+
+
+def test_a_file_of_sprites_is_a_file_with_each_picture_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "none.zip", ".", "a\0b"):
+        with pytest.raises(DataError, match="is no file; check the path"):
+            sprite_file(str(tmp_path / name))
+    red = Image.new("RGBA", (40, 30), "red")
+    path = stored(tmp_path / "mine.zip", cat=red)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("mine/cat.webp", b"another")
+    with pytest.raises(DataError, match=r"holds mine/cat\.webp twice"):
+        sprite_file(str(path))
+
+
+def test_pictures_under_other_names_are_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = stored(tmp_path / "mine.zip", cat=Image.new("RGBA", (40, 30), "red"))
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in ("dog.webp", "mine/", "mine/dog.png", "mine/Dog.webp"):
+            archive.writestr(name, b"picture")
+    assert sprite_file(str(path)).names == ("cat",)
+    (record,) = caplog.records
+    assert "3 of 4 files are not named STYLE/NAME.webp" in record.getMessage()
+    assert "'dog.webp'" in record.getMessage()
+
+
+def test_things_are_drawn_at_every_scale() -> None:
+    for size_px, scale in ((64, 8.0), (64, 0.5), (224, 8.0), (300, 6.0)):
+        options = SceneOptions(
+            size_px=size_px, thing_share=1.0, object_scale=scale, min_objects=2, max_objects=3
+        )
+        low, high = options.thing_range_px
+        assert 0 < low <= high <= 0.6 * size_px
+        assert draw_scene(3, options).objects
 
 
 def test_a_file_of_sprites_has_a_name() -> None:

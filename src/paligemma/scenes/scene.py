@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from paligemma.errors import DataError
@@ -26,6 +27,13 @@ SPLITS: tuple[str, ...] = ("train", "heldout")
 
 # Below this short side a canvas counts as a crop of a larger one: smaller objects, one sign.
 SMALL_CANVAS_PX = 168
+# Beyond the number of signs that a picture may have, another label is drawn until it is no sign.
+_MAX_SIGN_SHARE = 0.99
+
+
+def _are_whole(values: tuple[int, ...], num: int) -> bool:
+    """Whether these are so many whole numbers."""
+    return len(values) == num and all(isinstance(one, Integral) for one in values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +48,8 @@ class SceneOptions:
         max_objects: largest number of objects, 1..12; None means 6, or 3 on a canvas below 168 px.
         min_objects: smallest number of objects that are tried; some may find no room.
         object_scale: factor on the sizes of objects, 0.5..8; sizes do not grow with the canvas.
-        label_shares: shares of shapes, digits and signs among the objects; they sum to 1.
+        label_shares: shares of shapes, digits and signs among the objects; they sum to 1, and
+            signs have at most 0.99.
         max_signs: largest number of signs; None means 2, or 1 on a canvas below 168 px.
         thing_share: share of things among all objects, 0..1; the other objects follow
             `label_shares`.
@@ -64,21 +73,30 @@ class SceneOptions:
     thing_jitter: float = 1.0
 
     def __post_init__(self) -> None:
-        if not all(64 <= side <= 2048 for side in self.hw):
-            raise DataError(f"a scene side must be 64..2048 px, got {self.hw}; choose another size")
+        if not _are_whole(self.hw, 2) or not all(64 <= side <= 2048 for side in self.hw):
+            raise DataError(
+                f"a scene side must be 64..2048 whole px, got {self.hw}; choose another"
+            )
         if self.split not in SPLITS:
             raise DataError(f"a scene split must be one of {SPLITS}, got {self.split!r}; name one")
+        counts = (self.min_objects, self.max_objects or 1, self.max_signs or 0)
+        if not _are_whole(counts, 3) or min(counts) < 0:
+            raise DataError(
+                "min_objects, max_objects and max_signs must be whole numbers of 0 or more, got "
+                f"{self.min_objects}, {self.max_objects} and {self.max_signs}; choose others"
+            )
         if self.max_objects is not None and not 1 <= self.max_objects <= 12:
             raise DataError(f"max_objects must be 1..12, got {self.max_objects}; choose another")
-        if min(self.label_shares) < 0 or abs(sum(self.label_shares) - 1) > 1e-6:
+        shares = self.label_shares
+        # Not a number is neither 0 or more nor near 1.
+        if len(shares) != 3 or not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):
             raise DataError(
-                f"label_shares must be shares >= 0 that sum to 1, got {self.label_shares}; "
-                "change them"
+                f"label_shares must be three shares >= 0 that sum to 1, got {shares}; change them"
             )
-        if self.label_shares[2] == 1:
+        if shares[2] > _MAX_SIGN_SHARE:
             raise DataError(
-                "label_shares must leave room for other objects than signs, got a share of 1 for "
-                "signs; lower it"
+                "label_shares must leave room for other objects than signs, at most "
+                f"{_MAX_SIGN_SHARE} for them, got {shares[2]}; lower it"
             )
         if not 1 <= self.min_objects <= self.num_objects_max:
             raise DataError(
@@ -96,7 +114,7 @@ class SceneOptions:
     @property
     def hw(self) -> tuple[int, int]:
         """Canvas height and width in pixels."""
-        return self.size_hw or (self.size_px, self.size_px)
+        return self.size_hw if self.size_hw is not None else (self.size_px, self.size_px)
 
     @property
     def is_small(self) -> bool:
@@ -126,7 +144,8 @@ class SceneOptions:
     def thing_range_px(self) -> tuple[float, float]:
         """Smallest and largest longer side of things, before rotation."""
         low, high = self.side_range_px
-        return 1.25 * low, min(1.2 * high, 0.6 * min(self.hw))
+        high = min(1.2 * high, 0.6 * min(self.hw))
+        return min(1.25 * low, high), high
 
     @property
     def cap_range_px(self) -> tuple[float, float]:

@@ -6,7 +6,9 @@ file of the package is made by `examples/make_things.py`; see data/SOURCES.md.
 
 from __future__ import annotations
 
+import logging
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -14,16 +16,24 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from paligemma.errors import DataError
 from paligemma.scenes.objects import Patch
 from paligemma.scenes.thing_names import THINGS
 
+_log = logging.getLogger(__name__)
+
 # The file of sprites that lies in the package.
 KNOWN = "known"
+_MAX_FILE_BYTES = 64 << 20
 _MAX_SPRITE_BYTES = 1 << 20
 _MAX_SPRITE_PX = 512
+_SUFFIX = ".webp"
+# Pillow's other formats are not needed, and some run programs.
+_FORMATS = ("WEBP", "PNG")
+# Of the ways in which archives are packed those whose output is bounded while it is read.
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _HALF = 128
 
 
@@ -54,19 +64,48 @@ class SpriteFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        found: dict[str, dict[str, bytes]] = {}
+        others: list[str] = []
         try:
+            # Nothing but a file: to open a pipe would wait for its other end.
+            if not path.is_file():
+                raise DataError(
+                    f"a file of sprites must be a zip archive, {path} is no file; check the path"
+                )
             with zipfile.ZipFile(path) as archive:
-                found: dict[str, dict[str, bytes]] = {}
-                for entry in archive.infolist():
-                    style, _, name = entry.filename.removesuffix(".webp").rpartition("/")
-                    if name in THINGS and entry.file_size <= _MAX_SPRITE_BYTES:
-                        found.setdefault(name, {})[style] = archive.read(entry)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} must be a zip archive of STYLE/NAME.webp: {error}") from error
+                entries = [one for one in archive.infolist() if not one.is_dir()]
+                _require_room(path, entries)
+                for entry in entries:
+                    stem = entry.filename.removesuffix(_SUFFIX)
+                    style, _, name = stem.rpartition("/")
+                    if stem == entry.filename or not style or name not in THINGS:
+                        others.append(entry.filename)
+                    elif style in found.setdefault(name, {}):
+                        raise DataError(
+                            f"{path} holds {entry.filename} twice; leave one of them out"
+                        )
+                    else:
+                        found[name][style] = archive.read(entry)
+        except DataError:
+            raise
+        except Exception as error:  # damaged archives raise whatever a decoder stumbles over
+            raise DataError(
+                f"{path} must be a zip archive of STYLE/NAME.webp without a password: "
+                f"{str(error)[:200]}"
+            ) from error
         if not found:
             raise DataError(
                 f"{path} holds no sprite of a known thing; name its pictures STYLE/NAME.webp with "
                 "names of paligemma.scenes.THINGS"
+            )
+        if others:
+            _log.warning(
+                "%s: %d of %d files are not named STYLE/NAME.webp after a known thing and are left "
+                "out, such as %r",
+                path,
+                len(others),
+                len(entries),
+                others[0][:100],
             )
         self._bytes = found
         self._sprites: dict[tuple[str, str], Image.Image] = {}
@@ -85,19 +124,47 @@ class SpriteFile:
     def _read(self, name: str, style: str) -> Image.Image:
         where = f"{style}/{name} of {self.path}"
         try:
-            with Image.open(BytesIO(self._bytes[name][style])) as stored:
+            with Image.open(BytesIO(self._bytes[name][style]), formats=_FORMATS) as stored:
                 if max(stored.size) > _MAX_SPRITE_PX:
                     raise DataError(
                         f"a sprite may have {_MAX_SPRITE_PX} px a side, {where} has "
                         f"{stored.size}; make it smaller"
                     )
                 picture = stored.convert("RGBA")
-        except OSError as error:
-            raise DataError(f"{where} cannot be read: {error}; store it as WebP") from error
+        except DataError:
+            raise
+        except Exception as error:  # damaged pictures raise whatever a decoder stumbles over
+            reason = "no WebP" if isinstance(error, UnidentifiedImageError) else str(error)[:200]
+            raise DataError(f"{where} cannot be read: {reason}; store it as WebP") from error
         box = picture.getchannel("A").point(lambda a: 255 if a >= _HALF else 0).getbbox()
         if box is None:
             raise DataError(f"{where} is transparent; leave it out")
         return picture.crop(box)
+
+
+def _require_room(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Check what an archive would unpack to, and how.
+
+    Raises:
+        DataError: a picture or all together are too large, or packed in an unusual way.
+    """
+    total = sum(entry.file_size for entry in entries)
+    if max(path.stat().st_size, total) > _MAX_FILE_BYTES:
+        raise DataError(
+            f"a file of sprites may have {_MAX_FILE_BYTES:,} bytes, packed and unpacked, {path} "
+            f"has {total:,}; leave some out"
+        )
+    for entry in entries:
+        if entry.file_size > _MAX_SPRITE_BYTES:
+            raise DataError(
+                f"a sprite may have {_MAX_SPRITE_BYTES:,} bytes, {entry.filename} of {path} has "
+                f"{entry.file_size:,}; make it smaller"
+            )
+        if entry.compress_type not in _PACKINGS:
+            raise DataError(
+                f"a file of sprites must be stored or deflated, {entry.filename} of {path} is "
+                "packed in another way; pack it again"
+            )
 
 
 @lru_cache(maxsize=8)
@@ -129,6 +196,9 @@ def draw_thing(
 
     Returns:
         A patch whose mask is what the drawing covers by at least half.
+
+    Raises:
+        DataError: at this size it covers no pixel by half.
     """
     jitter = jitter or Jitter()
     picture = sprite_file(source).sprite(name, style)
@@ -144,6 +214,11 @@ def draw_thing(
     rgba = np.asarray(picture)
     alpha = rgba[..., 3]
     solid = alpha >= _HALF
+    if not solid.any():
+        raise DataError(
+            f"{style}/{name} of {source} is too thin to be seen at {side_px:.0f} px; leave it out "
+            "or draw it with broader lines"
+        )
     ys, xs = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
     window = (
         slice(max(0, int(ys[0]) - 1), int(ys[-1]) + 2),
