@@ -126,14 +126,23 @@ def silent(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return report(_Silent(), scenes_task(**SMALL), tmp_path_factory.mktemp("silent"))
 
 
-def test_slices_of_the_mask_score_are_of_masks_not_of_filled_boxes(perfect: Report) -> None:
-    whole, filled = (row(perfect, f"segment_{name}") for name in ("miou", "miou_filled_boxes"))
-    slices = [one for one in perfect.figures if one.measure.startswith("segment_miou/")]
+@pytest.mark.parametrize("name", ["segment_miou", "segment_miou_filled_boxes"])
+def test_slices_of_a_mask_score_are_of_all_its_pictures(perfect: Report, name: str) -> None:
+    whole = row(perfect, name)
+    slices = [one for one in perfect.figures if one.measure.startswith(f"{name}/")]
     total = sum(one.num for one in slices)
     assert total == whole.num
     mean = sum(one.value * one.num for one in slices) / total
     assert mean == pytest.approx(whole.value, abs=0.01)
-    assert filled.value < whole.value - 5
+
+
+def test_masks_are_compared_with_their_boxes_filled_label_by_label(perfect: Report) -> None:
+    for end in ("", "/star", "/circle"):
+        whole, filled = (row(perfect, f"segment_miou{kind}{end}") for kind in ("", "_filled_boxes"))
+        assert whole.num == filled.num
+        assert filled.value < whole.value - 5
+    # The outline of a circle fills pi / 4 of its box.
+    assert row(perfect, "segment_miou_filled_boxes/circle").value == pytest.approx(78.5, abs=4)
 
 
 def test_the_taught_answers_are_worth_everything_but_what_the_mask_codec_loses(

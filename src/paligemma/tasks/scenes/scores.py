@@ -114,17 +114,26 @@ def score_scenes(examples: Sequence[Example], predictions: Sequence[Prediction])
 def _ratio_measures(
     kind: str, examples: Sequence[Example], predictions: Sequence[Prediction], where: np.ndarray
 ) -> list[Measure]:
-    """The score of a kind and its slices; for "ocr" also the share read without a fault."""
+    """The score of a kind and its slices; for "ocr" also the share read without a fault, for
+    "segment" also the score of the answer's boxes, filled, and its slices.
+    """
     scores = np.zeros((len(examples), 2))
     for k in np.flatnonzero(where).tolist():
         scores[k] = score_answer(examples[k], predictions[k])
     parts, totals = scores.T
-    name, is_error = f"{kind}_{METRICS[kind]}", kind == "ocr"
+    groups = np.array([one.references["slice"] for one in examples])
+    slices = sorted(set(groups[where].tolist()))
 
-    def measure(name: str, members: np.ndarray) -> Measure:
-        return ratio_measure(name, parts * members, totals * members, is_error=is_error)
+    def with_slices(name: str, parts: np.ndarray) -> list[Measure]:
+        members = {name: where}
+        if len(slices) > 1:
+            members |= {f"{name}/{group}": where & (groups == group) for group in slices}
+        return [
+            ratio_measure(name, parts * chosen, totals * chosen, is_error=kind == "ocr")
+            for name, chosen in members.items()
+        ]
 
-    found = [measure(name, where)]
+    found = with_slices(f"{kind}_{METRICS[kind]}", parts)
     if kind == "ocr":
         found.append(ratio_measure("ocr_exact_match", (parts == 0) & where, where))
     if kind == "segment":
@@ -132,11 +141,7 @@ def _ratio_measures(
         filled = np.zeros(len(examples))
         for k in np.flatnonzero(where).tolist():
             filled[k] = _joined_iou(examples[k].references["objects"], predictions[k], filled=True)
-        found.append(ratio_measure("segment_miou_filled_boxes", filled, totals * where))
-    groups = np.array([one.references["slice"] for one in examples])
-    slices = sorted(set(groups[where].tolist()))
-    if len(slices) > 1:
-        found += [measure(f"{name}/{group}", where & (groups == group)) for group in slices]
+        found += with_slices("segment_miou_filled_boxes", filled)
     return found
 
 
