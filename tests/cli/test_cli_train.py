@@ -212,7 +212,7 @@ def test_all_stages_are_trained_and_the_model_loads_by_path(tmp_path: Path) -> N
     # One stage, then the same command for all: the first is not run again.
     words = ("tiny", "--output", output, "--parts", parts, "--quiet")
     assert train(*words, "--stage", "first-112").output == ""
-    result = train(*words)
+    result = train(*words, "--workers", "2")
     assert result.exit_code == 0, result.output
     assert f"wrote {output / 'model'}" in result.stdout
     model = PaliGemma.from_pretrained(output / "model")
@@ -221,6 +221,14 @@ def test_all_stages_are_trained_and_the_model_loads_by_path(tmp_path: Path) -> N
     record = json.loads((output / "model" / "training.json").read_text())
     assert [one["name"] for one in record["stages"]] == ["first-112", "second-224"]
     assert record["stages"][1]["losses"]["edge"] == 0.5
+    assert record["command"] == (
+        "paligemma train tiny --budget cpu --precision float32 --device cpu --workers 2"
+    )
+    for stage, folder in zip(record["stages"], ("first-112", "second-224"), strict=True):
+        run = json.loads((output / folder / "step_0000001" / "state.json").read_text())["run"]
+        assert stage["seed"] == run["seed"]
+        assert stage["wall_minutes"] >= 0
+        assert [point["step"] for point in stage["curve"]] == [1]
     # Another codec makes it another training.
     path = parts / "mask_codec.safetensors"
     load_mask_codec(path).save(path, dtype="float32")

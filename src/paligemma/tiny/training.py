@@ -28,6 +28,7 @@ from paligemma.train.checkpoint import checkpoints
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
 from paligemma.weights.hashes import sha256
 from paligemma.weights.save import save_model
+from paligemma.whole_file import write_json
 
 EMBEDDED = Path(str(resources.files("paligemma"))) / "models" / "tiny"
 PART_FILES = {"tokenizer": "tokenizer.model", "mask_codec": "mask_codec.safetensors"}
@@ -102,7 +103,7 @@ def train_tiny(
                 tokenizer=tokenizer,
                 codec=codec,
                 before=_last_checkpoint(output, stages[index - 1]) if index else None,
-                seed=TRAIN_SEED + index * _SEEDS_A_STAGE,
+                seed=_seed_of(index),
                 settings=hashes,
                 precision=precision,
                 device=where,
@@ -118,8 +119,24 @@ def train_tiny(
         folder = save_model(
             model, output / "model", dtype="float16", extra_files=files.values(), overwrite=True
         )
-        (folder / "training.json").write_text(json.dumps(training_record(output, stages), indent=1))
+        options: dict[str, str | int] = {
+            "budget": budget,
+            "precision": _name(precision),
+            "device": str(device),
+            "compile": compiled,
+            "workers": num_workers,
+        }
+        write_json(folder / _RECORD, training_record(output, stages, options))
         return folder
+
+
+def _seed_of(index: int) -> int:
+    """First scene seed of the stage with this index."""
+    return TRAIN_SEED + index * _SEEDS_A_STAGE
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def run_stage(
@@ -192,7 +209,7 @@ def run_stage(
         settings={
             "stage": asdict(stage),
             "seed": seed,
-            "precision": str(precision).removeprefix("torch."),
+            "precision": _name(precision),
             **(settings or {}),
         },
     )
@@ -216,24 +233,38 @@ def _last_checkpoint(output: Path, stage: Stage) -> Path:
     return last
 
 
-def training_record(output: Path, stages: Sequence[Stage]) -> dict[str, Any]:
-    """Collect what was run: stages with their options, wall time and curves; and the machine."""
+def training_record(
+    output: Path, stages: Sequence[Stage], options: Mapping[str, str | int]
+) -> dict[str, Any]:
+    """Collect what was run: stages with their numbers, seed, wall time and curve; and the machine.
+
+    Args:
+        options: options of the command of the last run, True for a flag that was given.
+    """
     found = []
-    for stage in stages:
+    for index, stage in enumerate(stages):
         lines = (output / stage.name / METRICS_FILE).read_text().splitlines()
         metrics = [json.loads(line) for line in lines]
+        # Some twenty points, the last of them the end.
+        shown = metrics[:: -max(1, len(metrics) // 20)][::-1]
         found.append(
             {
                 **asdict(stage),
+                "seed": _seed_of(index),
                 "wall_minutes": round(sum(line["seconds"] for line in metrics) / 60, 1),
                 "curve": [
                     {k: line[k] for k in ("step", "loss", "text", "patch_box") if k in line}
-                    for line in metrics[:: max(1, len(metrics) // 20)]
+                    for line in shown
                 ],
             }
         )
+    words = [
+        f"--{name}" if value is True else f"--{name} {value}"
+        for name, value in options.items()
+        if value is not False
+    ]
     return {
-        "command": "paligemma train tiny",
+        "command": " ".join(["paligemma train tiny", *words]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
