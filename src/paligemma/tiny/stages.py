@@ -42,13 +42,18 @@ class Stage:
             window holds fewer objects at the same scale and costs less; its place in the field is
             drawn for every step, and coordinates are those of the field.
         total_steps: number of updates, over which the learning rate falls.
+        num_scenes: number of pictures for each update.
         prompts_per_scene: prompts for each picture; 0 trains the image tower alone.
         lr: peak learning rate of Adam; matrices of the blocks learn `_HIDDEN_LR` times as fast.
         warmup_steps: length of the linear warm-up.
+        losses: factors of the auxiliary losses.
         kinds: kind of prompt -> relative frequency; None takes the default frequencies of `scenes`.
         squashed_share: share of the pictures that are drawn wider or higher than square and then
             squashed to a square, as photographs are.
-        thing_pictures: share of the pictures that show things, as `scenes` tells how many.
+        thing_pictures: share of the pictures that show things; `scenes.thing_share` is their share
+            among the objects of these pictures.
+        scenes: options of the pictures, but for size and aspect, which follow from `window_px` and
+            `squashed_share`.
     """
 
     name: str
@@ -204,7 +209,8 @@ def _for_a_card(stage: Stage, *, num_scenes: int, total_steps: int, prompts: int
 _CARD_STAGES = (
     _for_a_card(STAGES[0], num_scenes=128, total_steps=550, prompts=0),
     _for_a_card(STAGES[1], num_scenes=96, total_steps=450, prompts=4),
-    _for_a_card(STAGES[2], num_scenes=72, total_steps=1900, prompts=5),
+    _for_a_card(STAGES[2], num_scenes=72, total_steps=900, prompts=5),
+    _for_a_card(STAGES[3], num_scenes=72, total_steps=1000, prompts=5),
 )
 # What the training may cost: some hours of two cores, or some minutes of one H100 (not run yet).
 BUDGETS: Mapping[str, tuple[Stage, ...]] = {"cpu": STAGES, "card": _CARD_STAGES}
