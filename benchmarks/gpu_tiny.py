@@ -2,16 +2,21 @@
 
     python benchmarks/gpu_tiny.py --output results                   # 480 s of a GPU
     python benchmarks/gpu_tiny.py --join results --output runs/tiny  # here: put it together again
-    paligemma train tiny --budget card --output runs/tiny            # and go on, on a CPU
 
-Where the time ends before the training does, its newest checkpoint is kept, and the same command
-goes on with it on any machine. `--seconds 60 --device cpu --workers 1` tries the way without a GPU.
+A finished run is its model with the metrics, two files of 15 MiB. Of a run that was cut the newest
+checkpoint of its newest stage comes home, its moments rounded to bfloat16, in four files; it goes
+on on any machine, on a CPU too:
+
+    paligemma train tiny --budget card --precision bfloat16 --output runs/tiny
+
+`--seconds 60 --device cpu --workers 1` tries the way without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +26,12 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from paligemma.one_writer import one_writer
+from paligemma.tiny.stages import BUDGETS
 from paligemma.train.checkpoint import checkpoints
+from paligemma.weights.hashes import sha256
 
 SHARD_BYTES = 15 << 20
 _GRACE_S = 90
@@ -50,17 +58,17 @@ def train(run: Path, options: argparse.Namespace) -> float:
 
 
 def shards(run: Path, output: Path) -> list[Path]:
-    """Write metrics, the newest checkpoint of each stage and the model as files of 15 MiB."""
-    kept = [*run.glob("*/metrics.jsonl"), *(run / "model").glob("**/*")]
-    stages = [path for path in run.iterdir() if path.is_dir() and path.name != "model"]
-    for stage in stages:
-        kept += [path for path in checkpoints(stage)[-1:] for path in path.glob("*")]
-    if not kept:
-        raise SystemExit(f"{run} holds no checkpoint yet; give it more --seconds")
+    """Write the metrics with the finished model, or with the newest checkpoint, in small files."""
+    kept = {path.relative_to(run).as_posix(): path for path in run.glob("*/metrics.jsonl")}
+    if (run / "model" / "training.json").is_file():
+        kept |= {f"model/{path.name}": path for path in (run / "model").iterdir()}
+    else:
+        kept |= _newest(run, output / "narrow")
     buffer = BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for path in sorted(path for path in kept if path.is_file()):
-            archive.add(path, path.relative_to(run).as_posix())
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=3) as archive:
+        for name, path in sorted(kept.items()):
+            archive.add(path, name)
+    shutil.rmtree(output / "narrow", ignore_errors=True)
     data = buffer.getvalue()
     output.mkdir(parents=True, exist_ok=True)
     found = []
@@ -68,6 +76,26 @@ def shards(run: Path, output: Path) -> list[Path]:
         found.append(output / f"tiny.tar.{number:03d}")
         found[-1].write_bytes(data[start : start + SHARD_BYTES])
     return found
+
+
+def _newest(run: Path, narrow: Path) -> dict[str, Path]:
+    """Files of the newest checkpoint by their names in the run; two of them are rewritten."""
+    begun = [run / stage.name for stage in BUDGETS["card"] if checkpoints(run / stage.name)]
+    if not begun:
+        raise SystemExit(f"{run} holds no checkpoint yet; give it more --seconds")
+    newest = checkpoints(begun[-1])[-1]
+    found = {path.relative_to(run).as_posix(): path for path in newest.iterdir()}
+    narrow.mkdir(parents=True, exist_ok=True)
+    # Moments need few digits, and those that are left out need no room once compressed.
+    moments = load_file(newest / "optimizer.safetensors")
+    short = {name: value.bfloat16().to(value.dtype) for name, value in moments.items()}
+    save_file(short, narrow / "optimizer.safetensors")
+    state = json.loads((newest / "state.json").read_text())
+    state["sha256"]["optimizer"] = sha256(narrow / "optimizer.safetensors")
+    (narrow / "state.json").write_text(json.dumps(state))
+    return found | {
+        (newest / path.name).relative_to(run).as_posix(): path for path in narrow.iterdir()
+    }
 
 
 def join(folder: Path, run: Path) -> None:
@@ -94,7 +122,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.join:
         join(options.join, options.output)
-        print(f"unpacked into {options.output}")
+        is_finished = (options.output / "model" / "training.json").is_file()
+        print(f"unpacked into {options.output}, {'the finished model' if is_finished else 'cut'}")
         return
     seconds = train(options.run, options)
     files = shards(options.run, options.output)

@@ -94,15 +94,16 @@ def train_tiny(
     hashes = {part: sha256(path) for part, path in files.items()}
     model = None
     with one_writer(output):
+        first = _first_stage(output, stages) if only is None else 0
         for index, stage in enumerate(stages):
-            if only not in (None, stage.name):
+            if only not in (None, stage.name) or index < first:
                 continue
             model = run_stage(
                 stage,
                 output,
                 tokenizer=tokenizer,
                 codec=codec,
-                before=_last_checkpoint(output, stages[index - 1]) if index else None,
+                before=_start_of(output, stages, index),
                 seed=_seed_of(index),
                 settings=hashes,
                 precision=precision,
@@ -223,14 +224,32 @@ def _load_objective(objective: SceneObjective, tensors: dict[str, Tensor]) -> No
     objective.load_state_dict(new | tensors)
 
 
-def _last_checkpoint(output: Path, stage: Stage) -> Path:
-    last = output / stage.name / f"step_{stage.total_steps:07d}"
-    if last not in checkpoints(output / stage.name):
-        raise ConfigError(
-            f"stage {stage.name} must be complete first, but {last} does not exist; run it with "
-            f"--stage {stage.name}"
-        )
-    return last
+def _first_stage(output: Path, stages: Sequence[Stage]) -> int:
+    """Index of the first stage that is to be run or looked at.
+
+    A run that was brought from another machine may hold the checkpoint of its newest stage alone.
+    """
+    begun = [index for index, stage in enumerate(stages) if checkpoints(output / stage.name)]
+    return min(begun, default=0)
+
+
+def _start_of(output: Path, stages: Sequence[Stage], index: int) -> Path | None:
+    """The checkpoint that a stage starts from: the last one of the stage before.
+
+    Where that is gone, a stage that has begun goes on from its own.
+    """
+    if not index:
+        return None
+    before = stages[index - 1]
+    last = output / before.name / f"step_{before.total_steps:07d}"
+    if last in checkpoints(output / before.name):
+        return last
+    if own := checkpoints(output / stages[index].name):
+        return own[-1]
+    raise ConfigError(
+        f"stage {before.name} must be complete first, but {last} does not exist; run it with "
+        f"--stage {before.name}"
+    )
 
 
 def training_record(
@@ -243,8 +262,10 @@ def training_record(
     """
     found = []
     for index, stage in enumerate(stages):
-        lines = (output / stage.name / METRICS_FILE).read_text().splitlines()
-        metrics = [json.loads(line) for line in lines]
+        log = output / stage.name / METRICS_FILE
+        metrics = (
+            [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        )
         # Some twenty points, the last of them the end.
         shown = metrics[:: -max(1, len(metrics) // 20)][::-1]
         found.append(
