@@ -238,6 +238,48 @@ def test_all_stages_are_trained_and_the_model_loads_by_path(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("two_stages")
+def test_a_training_that_is_killed_while_its_model_is_written_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    words = ("tiny", "--output", tmp_path, "--quiet")
+    with monkeypatch.context() as during:
+        during.setattr(training, "training_record", killed)
+        assert train(*words).exit_code != 0
+    result = train(*words)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "model" / "training.json").is_file()
+
+
+@pytest.mark.usefixtures("two_stages")
+def test_a_stage_goes_on_with_a_stage_before_that_is_whole_and_of_the_same_parts(
+    tmp_path: Path,
+) -> None:
+    output, parts = tmp_path / "tiny", tmp_path / "parts"
+    assert train("tiny", "--output", output, "--stage", "first-112", "--quiet").exit_code == 0
+    parts.mkdir()
+    for name in training.PART_FILES.values():
+        shutil.copy(training.EMBEDDED / name, parts)
+    codec = parts / "mask_codec.safetensors"
+    load_mask_codec(codec).save(codec, dtype="float32")
+    second = ("tiny", "--output", output, "--stage", "second-224", "--quiet")
+    error = train(*second, "--parts", parts).exception
+    assert isinstance(error, PaliGemmaError)
+    assert "share their parts, but mask_codec changed" in str(error)
+    # One bit of a weight.
+    stored = output / "first-112" / "step_0000001" / "model.safetensors"
+    data = bytearray(stored.read_bytes())
+    data[-1] ^= 1
+    stored.write_bytes(data)
+    error = train(*second).exception
+    assert isinstance(error, PaliGemmaError)
+    assert "model.safetensors is not as it was written" in str(error)
+    assert not (output / "second-224").exists()
+
+
+@pytest.mark.usefixtures("two_stages")
 def test_the_command_run_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     kept: list[dict[str, Any]] = []
     for torch_seed in (1, 2):

@@ -58,6 +58,27 @@ def test_a_training_that_stops_early_goes_on_and_gives_what_colpali_loads(tmp_pa
     assert [one["step"] for one in record["curve"]] == [1, 2]
 
 
+def test_a_training_that_is_killed_while_it_is_measured_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr("paligemma.tiny.retrieval.first_share", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_retrieval(tmp_path, SHORT, **QUICK)
+    folder, share = train_retrieval(tmp_path, SHORT, **QUICK)
+    assert json.loads((folder / "training.json").read_text())["held_out"]["first"] == share
+
+
+def test_a_result_that_is_there_is_found_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "retrieval").mkdir()
+    with pytest.raises(CheckpointError, match="retrieval, which exists; move that away"):
+        train_retrieval(tmp_path, SHORT, **QUICK)
+    assert not (tmp_path / "train").exists()
+
+
 def test_a_training_does_not_go_on_with_another_version_of_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +31,7 @@ def save_retriever(
     base: str,
     preset: Preset,
     dtype: torch.dtype = torch.float32,
+    beside: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write what `ColPali.from_pretrained` reads beside the base: an adapter and the whole head.
 
@@ -40,6 +43,7 @@ def save_retriever(
         base: name of the model, as a user would load it.
         preset: prompts that the head was trained with.
         dtype: of the numbers on disk.
+        beside: further JSON files of the folder, by name.
 
     Raises:
         CheckpointError: the folder exists, or the disk refuses.
@@ -60,6 +64,8 @@ def save_retriever(
             described = {**read_json(made / CONFIG_FILE), "modules_to_save": [HEAD]}
             write_json(made / CONFIG_FILE, described)
             write_json(made / FILE_NAME, {"preset": preset.to_json()})
+            for name, value in (beside or {}).items():
+                write_json(made / name, value)
             os.replace(made, target)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"the adapter {target} cannot be written ({error})") from error

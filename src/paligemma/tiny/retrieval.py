@@ -7,6 +7,7 @@ handwriting, places and words that no update has shown.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from paligemma.adapt.lora import Adapter, LoraConfig, attach
+from paligemma.errors import CheckpointError
 from paligemma.model import PaliGemmaModel
 from paligemma.pipeline.paligemma import PaliGemma
 from paligemma.processing.processor import Processor
@@ -120,9 +122,15 @@ def train_retrieval(
 
     Raises:
         CheckpointError: the result exists, or the folder holds a training with other numbers or of
-            another version of the model.
+            another version of the model. Nothing is trained then.
     """
     training = training or RetrievalTraining()
+    result = output / "retrieval"
+    if os.path.lexists(result):
+        raise CheckpointError(
+            f"the adapter is written to {result}, which exists; move that away or use another "
+            "output folder"
+        )
     asked = PaliGemma.from_pretrained("tiny", mode="exact", device=device or "cpu")
     preset = PRESETS["tiny"]
     as_drawn = replace(preset, plain_words=())  # half of the queries are in small letters
@@ -170,22 +178,23 @@ def train_retrieval(
             "base": sha256(embedded_folder() / "model.safetensors"),
         },
     )
-    folder = save_retriever(
-        adapter,
-        model,
-        head,
-        output / "retrieval",
-        base="tiny",
-        preset=preset,
-        dtype=torch.float16,
-    )
+    # Measured before anything is kept: where it is killed here, the same command goes on.
     pages = [draw_page(seed, split="heldout") for seed in range(num_held_out)]
     found = first_share(model, head, asked.processor, preset, pages)
     record = {
         **_record(output, training, model.device),
         "held_out": {"pages": num_held_out, "first": found},
     }
-    (folder / _RECORD).write_text(json.dumps(record, indent=1))
+    folder = save_retriever(
+        adapter,
+        model,
+        head,
+        result,
+        base="tiny",
+        preset=preset,
+        dtype=torch.float16,
+        beside={_RECORD: record},
+    )
     return folder, found
 
 

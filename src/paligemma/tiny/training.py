@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from paligemma.errors import ConfigError
+from paligemma.errors import CheckpointError, ConfigError
+from paligemma.json_file import read_json
 from paligemma.model.paligemma import PaliGemmaModel
 from paligemma.one_writer import one_writer
 from paligemma.outputs.vqvae import MaskCodec, load_mask_codec
@@ -69,6 +71,7 @@ def train_tiny(
     Raises:
         ConfigError: a stage of that name or the device does not exist, the stage before it is not
             complete, a file of `parts` is missing, or another process writes to the folder.
+        CheckpointError: the stage before is damaged, or was trained with other parts.
     """
     where, *others = find_devices(device)
     if others:
@@ -117,9 +120,6 @@ def train_tiny(
         model.cpu()
         # The model knows places to some pixels, not to a bin; see `LocationGreedy`.
         model.config = replace(model.config, weigh_locations=True)
-        folder = save_model(
-            model, output / "model", dtype="float16", extra_files=files.values(), overwrite=True
-        )
         options: dict[str, str | int] = {
             "budget": budget,
             "precision": _name(precision),
@@ -127,8 +127,12 @@ def train_tiny(
             "compile": compiled,
             "workers": num_workers,
         }
-        write_json(folder / _RECORD, training_record(output, stages, options))
-        return folder
+        # The folder appears with its record or not at all; without one it counts as another's.
+        write_json(output / _RECORD, training_record(output, stages, options))
+        beside = (*files.values(), output / _RECORD)
+        return save_model(
+            model, output / "model", dtype="float16", extra_files=beside, overwrite=True
+        )
 
 
 def _seed_of(index: int) -> int:
@@ -177,8 +181,9 @@ def run_stage(
     if before is None:
         init_tiny(model)
     else:
-        model.load_state_dict(load_file(before / "model.safetensors"))
-        _load_objective(objective, load_file(before / "objective.safetensors"))
+        tensors, of_objective = _read_before(before, settings or {})
+        model.load_state_dict(tensors)
+        _load_objective(objective, of_objective)
     model.to(device)
     objective.to(device)
     if compiled:
@@ -215,6 +220,35 @@ def run_stage(
         },
     )
     return model
+
+
+def _read_before(before: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Tensor], ...]:
+    """The tensors of model and objective that a stage goes on with.
+
+    Args:
+        settings: hashes of the parts, by the names of `PART_FILES`.
+
+    Raises:
+        CheckpointError: they are not as they were written, or were trained with other parts.
+    """
+    try:
+        stored = read_json(before / "state.json")
+        run, digests = dict(stored["run"]), dict(stored["sha256"])
+        files = {part: before / f"{part}.safetensors" for part in ("model", "objective")}
+        if odd := [path.name for part, path in files.items() if sha256(path) != digests[part]]:
+            raise ValueError(f"{' and '.join(odd)} is not as it was written")
+        tensors = tuple(load_file(path) for path in files.values())
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"a stage goes on with the stage before it, but {before} cannot be read ({error}); "
+            "delete that folder and run its stage again"
+        ) from error
+    if changed := [name for name in PART_FILES if run.get(name) != settings.get(name)]:
+        raise CheckpointError(
+            f"all stages of a training share their parts, but {' and '.join(changed)} changed "
+            f"since {before} was trained; use another output folder"
+        )
+    return tensors
 
 
 def _load_objective(objective: SceneObjective, tensors: dict[str, Tensor]) -> None:
