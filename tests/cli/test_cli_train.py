@@ -23,7 +23,8 @@ from paligemma.model.paligemma import init_weights
 from paligemma.outputs.vqvae import load_mask_codec
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.tiny import mask_codec, start, training
-from paligemma.tiny.mask_codec import MaskCodecTraining, MaskSet, collect_masks
+from paligemma.tiny.mask_codec import MaskCodecTraining
+from paligemma.tiny.mask_set import MaskSet, collect_masks
 from paligemma.tiny.objective import LossWeights
 from paligemma.tiny.stages import Stage
 

@@ -1,10 +1,10 @@
-"""Training of the mask codec on masks of drawn scenes, by the loop of `train`; its measurement.
+"""Training of the mask codec on masks of drawn scenes, by the loop of `train`.
 
 Recipe of SwinTransformer/AiT `vae/`: squared error on masks scaled to +-1 plus 0.25 times the
 commitment loss, straight-through gradient, a codebook moved by running averages. The codec is
 narrower than the original, because the masks are simpler; dead codewords are reseeded early on.
 
-Axes: N masks, B masks of a batch.
+Axes: B masks of a batch.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,24 +21,17 @@ from torch import Tensor, nn
 from paligemma.errors import ConfigError
 from paligemma.json_file import parse_json
 from paligemma.outputs.codec_file import require_codec_suffix
-from paligemma.outputs.masks import MASK_SIZE_PX, crop_mask
 from paligemma.outputs.vqvae import MaskCodec, MaskCodecConfig, load_mask_codec
-from paligemma.scenes import LABELS, SceneOptions, draw_scene
+from paligemma.tiny.mask_codec_scores import measure_mask_codec, overlaps
+from paligemma.tiny.mask_set import MaskSet, collect_masks
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
 from paligemma.train.mixture import MixedOrder
 from paligemma.train.optim_config import OptimConfig
 from paligemma.train.schedule import ScheduleConfig
-from paligemma.vocab import SEG_PER_MASK
 from paligemma.whole_file import require_writable, write_json
 
-# All things count as one label of masks.
-THING = "thing"
-MASK_LABELS: tuple[str, ...] = (*LABELS, THING)
-# Thinner boxes are left out, as AiT leaves them out: their masks have no shape.
-_MIN_SIDE_PX = 2
 # torch's generators take no larger seed.
 _MAX_SEED = 2**64 - 1
-_CHUNK = 256
 # What the record shows of each line of metrics.
 _CURVE = ("step", "loss", "iou", "codes")
 
@@ -94,60 +86,6 @@ class MaskCodecTraining:
                 )
         if not self.canvas_px:
             raise ConfigError("a codec training needs at least one canvas_px, got none; name one")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class MaskSet:
-    """Masks cut out by their boxes, as the codec reads them.
-
-    Attributes:
-        masks: uint8[N, 64, 64], 255 is foreground.
-        labels: int64[N], indices into `MASK_LABELS`.
-    """
-
-    masks: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.masks)
-
-
-def collect_masks(
-    num_masks: int,
-    *,
-    split: str = "train",
-    canvas_px: tuple[int, ...] = (112, 224),
-    thing_share: float = 0.0,
-    first_scene: int = 0,
-    box_shift_px: int = 0,
-) -> MaskSet:
-    """Cut the masks of drawn objects out by their boxes, as `mask_to_codes` does.
-
-    Args:
-        split: handwriting that is shown, "train" or "heldout".
-        thing_share: share of things among the objects.
-        box_shift_px: largest shift of each edge of a box in pixels, drawn from the scene's seed.
-    """
-    masks = np.empty((num_masks, MASK_SIZE_PX, MASK_SIZE_PX), np.uint8)
-    labels = np.empty(num_masks, np.int64)
-    seed, done = first_scene, 0
-    while done < num_masks:
-        size_px = canvas_px[seed % len(canvas_px)]
-        options = SceneOptions(size_px=size_px, split=split, thing_share=thing_share)
-        scene = draw_scene(seed, options)
-        rng = np.random.default_rng(seed)
-        for i, item in enumerate(scene.objects[: num_masks - done]):
-            edges = np.round(np.array(item.box_yxyx) * size_px)
-            edges += rng.integers(-box_shift_px, box_shift_px + 1, size=4)
-            edges = edges.clip(0, size_px)
-            if min(edges[2] - edges[0], edges[3] - edges[1]) < _MIN_SIDE_PX:
-                continue
-            crop = crop_mask(scene.mask(i), edges / size_px)
-            masks[done] = np.round(crop * 255)
-            labels[done] = MASK_LABELS.index(THING if item.style else item.label)
-            done += 1
-        seed += 1
-    return MaskSet(masks=masks, labels=labels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -207,7 +145,7 @@ class MaskObjective(nn.Module):
             reseed_below=batch.reseed_below,
         )
         used = torch.tensor(float(len(out.codes.unique())))
-        return loss, {"iou": _ious(out.reconstruction.detach(), masks).mean(), "codes": used}
+        return loss, {"iou": overlaps(out.reconstruction.detach(), masks).mean(), "codes": used}
 
 
 def train_mask_codec(
@@ -274,68 +212,6 @@ def _drawn(options: MaskCodecTraining) -> MaskSet:
         thing_share=options.thing_share,
         first_scene=options.first_scene,
     )
-
-
-def _ious(reconstruction: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Overlaps float[B] of reconstructions (> 0) and masks in [0, 1] (> 0.5), all [B, 64, 64]."""
-    a, b = reconstruction.flatten(1) > 0, masks.flatten(1) > 0.5
-    return (a & b).sum(1) / (a | b).sum(1).clamp(min=1)
-
-
-@torch.no_grad()
-def measure_mask_codec(
-    codec: MaskCodec, data: MaskSet, *, shifted: MaskSet | None = None
-) -> dict[str, Any]:
-    """Measure how well a codec rebuilds masks and how hard its codewords are to predict.
-
-    Args:
-        data: masks that it was not trained on.
-        shifted: the same objects cut out by boxes that are moved by a pixel; needed for `stable`.
-
-    Returns:
-        For "all" and each label that occurs: `num`; `iou` and `iou_p10` (mean and lowest tenth, at
-        64x64); `perplexity` (2 to the entropy in bits of one codeword) and `perplexity_by_cell`
-        (the same within each of the sixteen places, entropies averaged); `num_live` codewords in
-        use; and with `shifted`, `stable`, the share of codewords that a moved box leaves equal.
-    """
-    codes, ious = _encode_all(codec, data)
-    moved = _encode_all(codec, shifted)[0] if shifted is not None else None
-    groups = {"all": np.ones(len(data), bool)}
-    groups |= {name: data.labels == i for i, name in enumerate(MASK_LABELS)}
-    report = {}
-    for name, rows in groups.items():
-        if not rows.any():
-            continue
-        chosen = codes[rows]
-        cells = [_entropy_bits(chosen[:, c]) for c in range(SEG_PER_MASK)]
-        figures: dict[str, Any] = {
-            "num": int(rows.sum()),
-            "iou": float(ious[rows].mean()),
-            "iou_p10": float(np.quantile(ious[rows], 0.1)),
-            "perplexity": float(2 ** _entropy_bits(chosen)),
-            "perplexity_by_cell": float(2 ** np.mean(cells)),
-            "num_live": len(np.unique(chosen)),
-        }
-        if moved is not None:
-            figures["stable"] = float((chosen == moved[rows]).mean())
-        report[name] = {k: round(v, 4) for k, v in figures.items()}
-    return report
-
-
-def _encode_all(codec: MaskCodec, data: MaskSet) -> tuple[np.ndarray, np.ndarray]:
-    """Codewords int64[N, 16] and overlaps float[N] of a whole set."""
-    codes, ious = [], []
-    for start in range(0, len(data), _CHUNK):
-        batch = torch.from_numpy(data.masks[start : start + _CHUNK]).float() / 255
-        found = codec.encode(batch)
-        codes.append(found.numpy())
-        ious.append(_ious(codec.decode(found), batch).numpy())
-    return np.concatenate(codes), np.concatenate(ious)
-
-
-def _entropy_bits(values: np.ndarray) -> float:
-    share = np.unique(values, return_counts=True)[1] / values.size
-    return float(-(share * np.log2(share)).sum())
 
 
 def run_folder(path: Path) -> Path:
