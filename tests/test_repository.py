@@ -21,7 +21,8 @@ from paligemma.cli import main
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(str(resources.files("paligemma")))
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-EMBEDDED_BYTES = 20 * 2**20
+LARGEST_FILE_BYTES = 20 * 2**20
+MODEL_BYTES = 20_000_000
 
 _FENCE = re.compile(r"```(?:bash|sh|shell|console)\n(.*?)```", re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -310,16 +311,20 @@ def test_a_wheel_carries_the_licences_of_all_that_lies_in_it() -> None:
 
 
 def test_the_embedded_model_is_small_enough_to_travel_with_the_code() -> None:
-    total = sum(
-        path.stat().st_size for path in (PACKAGE / "models" / "tiny").iterdir() if path.is_file()
-    )
-    assert total <= EMBEDDED_BYTES
+    folder = PACKAGE / "models" / "tiny"
+    # Files of the model itself; its adapter for searching has a bound of its own.
+    total = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    assert total <= MODEL_BYTES
+    # With the adapter and the sprites that its pictures are drawn from.
+    beside = sum(path.stat().st_size for path in (folder / "retrieval").iterdir())
+    sprites = (PACKAGE / "scenes" / "data" / "things.zip").stat().st_size
+    assert total + beside + sprites <= 22_000_000
 
 
 def test_no_tracked_file_is_large() -> None:
     large = {
         str(path.relative_to(ROOT)): size
         for path in tracked_files()
-        if (size := path.stat().st_size) > EMBEDDED_BYTES
+        if (size := path.stat().st_size) > LARGEST_FILE_BYTES
     }
     assert large == {}

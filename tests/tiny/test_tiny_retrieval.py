@@ -97,7 +97,8 @@ def test_the_model_in_the_package_finds_pages_without_a_download() -> None:
     folder = embedded_folder() / "retrieval"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 1_000_000
     record = json.loads((folder / "training.json").read_text())
-    assert record["held_out"]["first"] >= 0.8
+    assert record["held_out"]["pages"] >= 200
+    assert record["held_out"]["first"] >= 0.985
     colpali = ColPali.from_pretrained("tiny", device="cpu")
     pages = [draw_page(seed, split="heldout") for seed in range(12)]
     scores = score_matrix(
@@ -105,7 +106,7 @@ def test_the_model_in_the_package_finds_pages_without_a_download() -> None:
         [one.values for one in colpali.encode_pages([page.image for page in pages])],
     )
     found = (scores.argmax(dim=1) == torch.arange(12)).sum()
-    assert found >= 10
+    assert found >= 11
 
 
 def test_the_model_in_the_package_finds_words_in_small_letters() -> None:
