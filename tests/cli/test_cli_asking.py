@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
@@ -225,6 +227,38 @@ def test_the_demo_asks_every_kind_of_question_and_writes_overlays(
         # Boxes beside masks, words below.
         assert sheet.width > 2 * 640
         assert sheet.height > 480
+
+
+def test_the_demo_writes_its_pictures_though_nobody_reads_its_answers(
+    paligemma: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "MAX_TEXT_TOKENS", 2)
+    monkeypatch.setattr(pipeline, "MAX_OBJECT_TOKENS", 2)
+    echo = click.echo
+
+    def unread(text: object = None, *args: object, err: bool = False, **options: object) -> None:
+        if not err:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        echo(text, *args, err=err, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("paligemma.cli.demo.click.echo", unread)
+    done = paligemma("demo", "--output-dir", tmp_path)
+    assert done.status == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "detect.png",
+        "segment.png",
+        "sheet.png",
+    ]
+
+
+def test_the_demo_finds_a_folder_in_the_place_of_a_picture_before_it_asks(
+    paligemma: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "sheet.png").mkdir()
+    done = paligemma("demo", "--output-dir", tmp_path, "--overwrite")
+    assert done.status == 2
+    assert "sheet.png is one; name another --output-dir" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 
 
 def test_json_needs_nothing_but_the_standard_library_to_read(paligemma: Run) -> None:

@@ -13,6 +13,7 @@ from paligemma.cli.options import ModelChoice, NamedPath, model_options, overwri
 from paligemma.cli.pictures import require_kept, require_pictures
 from paligemma.cli.sections import SectionedCommand
 from paligemma.cli.show import echo_json, write_overlay
+from paligemma.errors import ConfigError
 from paligemma.whole_file import require_writable
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def demo(
     require_pictures(images, model)
     files = [*(folder / f"{task}.png" for task in DRAWN), folder / SHEET]
     require_kept(images, files, overwrite=overwrite)
+    _require_no_folders(files)
     if image is not None:
         how = {name: model.options.get(name) for name in ("allow_url", "background")}
         picture = load_image(image, **{name: value for name, value in how.items() if value})
@@ -75,12 +77,16 @@ def demo(
     encoded = pg.encode_image(picture)  # once, for all questions
     answers = []
     lines: list[str] = []
+    gone: BrokenPipeError | None = None
     drawn: dict[str, list[tuple[str, Detections]]] = {task: [] for task in DRAWN}
     for prompt in PROMPTS:
         found = encoded.ask(prompt, max_overlap=MAX_OVERLAP)
         answers.append({"prompt": prompt, **found.to_json()})
-        if not as_json:
-            click.echo(f"\n> {prompt}\n{found}")
+        if not as_json and gone is None:
+            try:
+                click.echo(f"\n> {prompt}\n{found}")
+            except BrokenPipeError as error:  # after `| head`, its pictures are wanted all the same
+                gone = error
         task = prompt.split()[0]
         if task in DRAWN:
             drawn[task].append((prompt, cast("Detections", found)))
@@ -93,8 +99,19 @@ def demo(
         tiles.append((prompt, objects))
     save_png(_sheet(picture, tiles, lines), folder / SHEET)
     click.echo(f"paligemma: wrote {folder / SHEET}", err=True)
+    if gone is not None:
+        raise gone
     if as_json:
         echo_json({"model": model.name, "answers": answers})
+
+
+def _require_no_folders(files: Sequence[Path]) -> None:
+    """Raise ConfigError where a folder has the name of a picture to be written."""
+    if folders := [click.format_filename(path) for path in files if path.is_dir()]:
+        raise ConfigError(
+            f"a picture cannot take the place of a folder, and {' and '.join(folders)} is one; "
+            "name another --output-dir"
+        )
 
 
 def _joined(task: str, answered: Sequence[tuple[str, Detections]]) -> tuple[str, Detections]:
