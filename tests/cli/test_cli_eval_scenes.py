@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from paligemma.errors import CheckpointError, ConfigError
 from paligemma.model import PaliGemmaModel
 from paligemma.model.paligemma import init_weights
 from paligemma.processing.tokenizer import Tokenizer
+from paligemma.scenes.things import sprite_file
 from paligemma.tiny.start import tiny_config
 from paligemma.tiny.step_folder import load_step
 
@@ -92,6 +95,37 @@ def test_the_same_command_goes_on_and_another_is_refused_in_its_folder(
     assert len(folders) == 2
     refused = scenes(step, folders[0], "--tasks", "ocr", "--limit", "5")
     assert "num_examples was" in str(refused.exception)
+
+
+def sprites(path: Path, color: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        file = BytesIO()
+        Image.new("RGBA", (40, 30), color).save(file, "WEBP", lossless=True)
+        archive.writestr("mine/cat.webp", file.getvalue())
+    return path
+
+
+def test_a_run_does_not_go_on_with_other_sprites_of_the_same_shapes(
+    step: Path, tmp_path: Path
+) -> None:
+    out, path = tmp_path / "run", sprites(tmp_path / "mine.zip", "red")
+    words = ("--things", str(path), "--limit", "4", "--tasks", "ocr", "--no-html")
+    for _ in range(2):
+        assert scenes(step, out, *words).exit_code == 0
+        sprite_file.cache_clear()
+    sprites(path, "blue")
+    assert "examples was" in str(scenes(step, out, *words).exception)
+    # Without things, other pictures are asked the same.
+    assert "examples was" in str(scenes(step, out, *words[2:]).exception)
+
+
+@pytest.mark.parametrize("number", ["0", "-5", "1025"])
+def test_pictures_at_a_time_have_bounds_of_their_own(
+    step: Path, tmp_path: Path, number: str
+) -> None:
+    result = scenes(step, tmp_path, "--batch-size", number)
+    assert result.exit_code == 2
+    assert f"{number} is not in the range 1<=x<=1024" in result.stderr
 
 
 def test_a_checkpoint_of_another_model_is_named(step: Path, tmp_path: Path) -> None:

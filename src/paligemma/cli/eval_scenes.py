@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Prompts about most pictures: four kinds, and for some captions too.
 _PROMPTS_EACH = 4
+_MAX_PICTURES = 1024
 SHEET = "scenes.png"
 # Files of a training checkpoint; a model folder has config.json instead of the second.
 _STEP_FILES = ("model.safetensors", "state.json")
@@ -36,7 +37,13 @@ _STEP_FILES = ("model.safetensors", "state.json")
     metavar="known|FILE",
     help="Show everyday things too: those of the package, or the sprites of a zip file.",
 )
-@click.option("--batch-size", default=64, show_default=True, help="Pictures at a time.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, _MAX_PICTURES),
+    default=64,
+    show_default=True,
+    help="Pictures at a time.",
+)
 @click.option("--tasks", default=None, metavar="A,B", help="Only these tasks; all by default.")
 @click.option(
     "--output",

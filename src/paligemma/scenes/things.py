@@ -6,6 +6,7 @@ file of the package is made by `examples/make_things.py`; see data/SOURCES.md.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import zipfile
 from collections.abc import Sequence
@@ -58,6 +59,10 @@ class SpriteFile:
     Args:
         path: the archive.
 
+    Attributes:
+        names: the things that it shows, sorted.
+        sha256: of all names and pictures.
+
     Raises:
         DataError: it cannot be read, or holds no sprite of `THINGS`.
     """
@@ -108,6 +113,12 @@ class SpriteFile:
                 others[0][:100],
             )
         self._bytes = found
+        digest = hashlib.sha256()
+        for name in sorted(found):
+            for style in sorted(found[name]):
+                digest.update(f"{style}/{name} {len(found[name][style])}\n".encode())
+                digest.update(found[name][style])
+        self.sha256 = digest.hexdigest()
         self._sprites: dict[tuple[str, str], Image.Image] = {}
         self.names: tuple[str, ...] = tuple(sorted(found))
 

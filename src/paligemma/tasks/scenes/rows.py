@@ -199,8 +199,8 @@ def scenes_task(
         )
 
     questions = ANSWER_KINDS if things is None else THING_ANSWER_KINDS
-    if things is not None:
-        sprite_file(things)
+    # Answers about other sprites are answers about other pictures, under whatever name they lie.
+    shown = "" if things is None else f"/{sprite_file(things).sha256[:8]}"
 
     def read(data: Path, split: str) -> Iterator[Example]:
         for index in range(limit):
@@ -208,7 +208,7 @@ def scenes_task(
             picture = ScenePicture(index=index, seed=seed, size_px=size_px, things=things)
             for one in benchmark_examples(scene, index, kinds, questions=questions):
                 yield Example(
-                    id=f"scenes/{scene.seed}/{one.task}",
+                    id=f"scenes/{scene.seed}/{one.task}{shown}",
                     prefix=scene_prefix(one),
                     pictures=(picture,),
                     references=references_of(scene, one),
