@@ -1,6 +1,6 @@
 """Teach the embedded model a class that it has never seen, and show it before and after.
 
-Draws 200 rows with moons, trains an adapter, and writes demo/moons/before.png and after.png.
+Draws 200 rows with arrows, trains an adapter, and writes demo/arrows/before.png and after.png.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import time
 from pathlib import Path
 
-from draw_moons import LABEL, write_rows
+from draw_arrows import LABEL, write_rows
 
 from paligemma import PaliGemma, finetune
 from paligemma.adapt.lora import LoraConfig
@@ -19,7 +19,7 @@ SHOWN = "images/valid_0001.png"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("demo/moons"))
+    parser.add_argument("--output", type=Path, default=Path("demo/arrows"))
     parser.add_argument("--steps", type=int, default=150)
     options = parser.parse_args()
     start = time.monotonic()

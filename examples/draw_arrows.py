@@ -1,6 +1,6 @@
 """Draw pictures with a class that the embedded model has never seen, as rows for `paligemma train`.
 
-Writes train.jsonl and valid.jsonl beside a folder of pictures: drawn scenes with one or two moons.
+Writes train.jsonl and valid.jsonl beside a folder of pictures: drawn scenes with one or two arrows.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from PIL import Image, ImageDraw
 from paligemma.outputs.boxes import format_detections
 from paligemma.scenes import COLORS, SceneOptions, draw_scene
 
-LABEL = "moon"
+LABEL = "arrow"
 SIZE_PX = 224
 _SCALE = 4
 
 
-def moon(size_px: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """A crescent, turned at random: its colours and its opacity."""
+def arrow(size_px: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """An arrow, turned at random: its colours and its opacity."""
     side = size_px * _SCALE
     alpha = Image.new("L", (side, side), 0)
-    pen = ImageDraw.Draw(alpha)
-    pen.ellipse((0, 0, side - 1, side - 1), fill=255)
-    shift = 0.42 * side
-    pen.ellipse((shift, 0.04 * side, side + shift, 0.96 * side), fill=0)
+    corners = ((0, 38), (52, 38), (52, 16), (100, 50), (52, 84), (52, 62), (0, 62))
+    ImageDraw.Draw(alpha).polygon([(x * side / 100, y * side / 100) for x, y in corners], fill=255)
     alpha = alpha.rotate(float(rng.uniform(0, 360)), resample=Image.Resampling.BICUBIC)
     alpha = alpha.resize((size_px, size_px), Image.Resampling.LANCZOS)
     color = np.array(COLORS[list(COLORS)[int(rng.integers(len(COLORS)))]])
@@ -37,7 +35,7 @@ def moon(size_px: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Ima
 
 
 def draw_row(seed: int) -> tuple[Image.Image, list[tuple[float, float, float, float]]]:
-    """A picture, and the normalised boxes (ymin, xmin, ymax, xmax) of its moons."""
+    """A picture, and the normalised boxes (ymin, xmin, ymax, xmax) of its arrows."""
     rng = np.random.default_rng((seed, 7))
     scene = draw_scene(seed, SceneOptions(size_px=SIZE_PX, split="train"))
     image = Image.fromarray(scene.image)
@@ -49,7 +47,7 @@ def draw_row(seed: int) -> tuple[Image.Image, list[tuple[float, float, float, fl
             y, x = (int(rng.integers(2, SIZE_PX - size - 2)) for _ in range(2))
             box = np.array([y, x, y + size, x + size])
             if all(_apart(box, other) for other in taken):
-                paint, alpha = moon(size, rng)
+                paint, alpha = arrow(size, rng)
                 image.paste(paint, (x, y), alpha)
                 rows, columns = np.nonzero(np.asarray(alpha) >= 128)
                 tight = (
@@ -69,7 +67,7 @@ def _apart(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def write_rows(folder: Path, split: str, number: int, first_seed: int) -> None:
-    """Write a split: `number` rows that all ask for moons."""
+    """Write a split: `number` rows that all ask for arrows."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines, seed = [], first_seed
     while len(lines) < number:
