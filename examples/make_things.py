@@ -38,14 +38,13 @@ _DATE = (2020, 1, 1, 0, 0, 0)
 
 
 def svg_of(icons: dict[str, Any], name: str) -> str:
-    """The SVG of one icon of a package's icons.json.
-
-    Raises:
-        KeyError: the package has no icon of that name.
-    """
-    while name not in icons["icons"]:
-        name = icons["aliases"][name]["parent"]
-    icon = icons["icons"][name]
+    """The SVG of one icon of a package's icons.json; an alias stands for its parent."""
+    found = name
+    while found not in icons["icons"]:
+        if found not in icons["aliases"]:
+            raise SystemExit(f"the package has no icon {name}; use the version that --help names")
+        found = icons["aliases"][found]["parent"]
+    icon = icons["icons"][found]
     width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
     left, top = icon.get("left", 0), icon.get("top", 0)
     return (
@@ -55,7 +54,7 @@ def svg_of(icons: dict[str, Any], name: str) -> str:
 
 
 def rendered(svg: str) -> Image.Image:
-    """An SVG as RGBA."""
+    """An SVG as RGBA, twice as large as a sprite."""
     import resvg_py
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIDE_PX, height=2 * SIDE_PX))
@@ -77,13 +76,12 @@ def stamps_of(folder: Path) -> Iterator[tuple[str, Image.Image]]:
         text = path.with_suffix(".txt")
         if "cartoon" in path.parts or not text.is_file():
             continue
-        said = re.fullmatch(
-            r"An? (\w+)\.", text.read_text(errors="replace").splitlines()[0].strip()
-        )
-        if said and said[1] in THINGS and said[1] not in found:
-            found.add(said[1])
+        first_line = text.read_text(errors="replace").partition("\n")[0].strip()
+        match = re.fullmatch(r"An? (\w+)\.", first_line)
+        if match and (name := match[1]) in THINGS and name not in found:
+            found.add(name)
             with Image.open(path) as picture:
-                yield said[1], picture.convert("RGBA")
+                yield name, picture.convert("RGBA")
 
 
 def sprite(drawn: Image.Image) -> bytes:

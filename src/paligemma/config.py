@@ -168,7 +168,7 @@ class PaliGemmaConfig:
         vision: the image tower.
         text: the decoder.
         vocab: ids with a meaning.
-        weigh_locations: whether greedy answers weigh all locations together; see `LocationGreedy`.
+        weigh_locations: default of the option of that name in `AnswerOptions`.
     """
 
     vision: VisionConfig

@@ -1,4 +1,4 @@
-"""Labelled pictures drawn from a seed: shapes, real handwriting and signs, with true answers."""
+"""Labelled pictures drawn from a seed: shapes, real handwriting, signs and everyday things."""
 
 from paligemma.scenes.draw import draw_scene
 from paligemma.scenes.examples import (

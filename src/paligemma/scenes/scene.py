@@ -162,7 +162,7 @@ class SceneObject:
     Attributes:
         label: one of LABELS, or of THINGS.
         color: one of COLORS, or "" for a thing.
-        text: value of a digit, word of a sign, or "" for a shape.
+        text: value of a digit, word of a sign, or "" for shapes and things.
         box_yxyx: box (ymin, xmin, ymax, xmax) of the visible mask, normalised to [0, 1].
         char_boxes: (character, y0, x0, y1, x1) in pixels for each character of a sign.
         style: art style of a thing, "" otherwise.
