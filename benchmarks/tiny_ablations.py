@@ -7,7 +7,8 @@ Every variant starts from the same tower and trains the stage joint-112 for some
 pictures and prompts in the same order; the projector starts anew. Measured on held-out windows are
 the loss of the true answers in nats a token, and the share of answers of which every token is the
 likeliest (teacher-forced). Intervals are 95 % percentile bootstraps over pictures, and differences
-from the first variant are paired. A variant whose folder is complete is not trained again.
+from the first variant are paired. A variant whose folder is complete is not trained again; a folder
+of another tower, stage or precision is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,15 @@ from paligemma.processing.tokenizer import Tokenizer
 from paligemma.scenes import KINDS
 from paligemma.tasks.scenes.rows import EVAL_SEED
 from paligemma.tiny.data import SceneBatch, SceneSource
-from paligemma.tiny.objective import SceneObjective
+from paligemma.tiny.objective import SceneObjective, window_positions
 from paligemma.tiny.stages import STAGES, Stage
 from paligemma.tiny.start import PATCH_PX, TRAIN_SEED, init_tiny, tiny_config
 from paligemma.tiny.training import EMBEDDED, PART_FILES
 from paligemma.train.checkpoint import checkpoints
 from paligemma.train.loop import LoopOptions, train
+from paligemma.train.loss import token_losses
 from paligemma.train.optim_config import OptimConfig
+from paligemma.weights.hashes import sha256
 
 BASE = "prefix-LM, open tower, linear"
 VARIANTS = {
@@ -109,18 +112,12 @@ def optim_of(variant: str, stage: Stage) -> OptimConfig:
 
 @torch.no_grad()
 def measure(model: PaliGemmaModel, source: Any, num_batches: int) -> dict[str, list[Any]]:
-    """Kind, picture, loss and exactness of every held-out prompt."""
-    from paligemma.train.loss import token_losses
-
+    """Picture, loss in nats a token, and exactness of every held-out prompt."""
     found: dict[str, list[Any]] = {"picture": [], "loss": [], "exact": []}
     for step in range(num_batches):
         batch = source.batch(step)
         text, images = batch.text, batch.text.images
-        grid = model.vision.pos_embedding.unflatten(1, (model.config.vision.grid,) * 2)
-        row, column = batch.corner
-        side = images.shape[1] // PATCH_PX
-        place = grid[:, row : row + side, column : column + side].flatten(1, 2)
-        soft = model.projector(model.vision(images, place))
+        soft = model.projector(model.vision(images, window_positions(model, batch)))
         soft = soft.repeat_interleave(len(text.tokens) // len(soft), dim=0)
         logits = model(soft, text.tokens[:, :-1], text.mask_ar[:, :-1])
         targets, weights = text.tokens[:, 1:], text.mask_loss[:, 1:].float()
@@ -158,6 +155,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if not checkpoints(options.tower):
+        raise SystemExit(f"{options.tower} holds no checkpoint of tower-112; train it as above")
     torch.set_num_threads(options.threads)
     warmup = min(STAGES[1].warmup_steps, options.steps // 6)
     stage = replace(STAGES[1], total_steps=options.steps, warmup_steps=warmup)
@@ -182,7 +181,12 @@ def main() -> None:
             optim_of(variant, stage),
             LoopOptions(total_steps=options.steps, num_workers=1, keeps_frozen=False),
             options.output / variant.replace(" ", "-").replace(",", ""),
-            settings={"variant": variant, "steps": options.steps},
+            settings={
+                "variant": variant,
+                "stage": asdict(stage),
+                "precision": options.precision,
+                "tower": sha256(checkpoints(options.tower)[-1] / "model.safetensors"),
+            },
         )
         held_out = replace(stage, scenes=replace(stage.scenes, split="heldout", thing_jitter=1.0))
         source = source_of(held_out, options.parts, EVAL_SEED, causal=causal)

@@ -86,7 +86,7 @@ class SceneObjective(nn.Module):
         images = batch.text.images
         assert images is not None
         weights = self.weights
-        features = model.vision(images, _window(model, batch))
+        features = model.vision(images, window_positions(model, batch))
         parts: dict[str, Tensor] = {}
         loss = torch.zeros((), device=images.device)
         if weights.patch:
@@ -222,8 +222,10 @@ class _Watched:
         self.hook.remove()
 
 
-def _window(model: PaliGemmaModel, batch: SceneBatch) -> Tensor | None:
-    """Rows of the position table for the window that the batch shows; None for the whole field."""
+def window_positions(model: PaliGemmaModel, batch: SceneBatch) -> Tensor | None:
+    """Rows float[1, I, D] of the position table for the I patches of the window that a batch shows;
+    None for the whole field.
+    """
     if batch.corner is None or batch.text.images is None:
         return None
     vision = model.config.vision
