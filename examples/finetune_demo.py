@@ -14,7 +14,7 @@ from draw_arrows import LABEL, write_rows
 from paligemma import PaliGemma, finetune
 from paligemma.adapt.lora import LoraConfig
 
-SHOWN = "images/valid_0001.png"
+SHOWN = "images/valid_0002.png"
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     )
     for name, adapter in (("before", None), ("after", run.folder)):
         pg = PaliGemma.from_pretrained("tiny", adapter=adapter)
-        found = pg.detect(data / SHOWN, LABEL, threshold=0.3)
+        found = pg.detect(data / SHOWN, LABEL, threshold=0.3, max_overlap=0.5)
         found.draw().save(options.output / f"{name}.png")
     for one in run.figures:
         print(f"{one.name:22} {one.before:6.1f} -> {one.after:6.1f}")
