@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from video_file import write_video
 
 from paligemma import PaliGemma
 from paligemma.cli.demo import PROMPTS
+from paligemma.outputs import lettering
+from paligemma.outputs import sheet as sheets
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.rle import decode_rle
@@ -259,6 +261,30 @@ def test_the_demo_finds_a_folder_in_the_place_of_a_picture_before_it_asks(
     assert done.status == 2
     assert "sheet.png is one; name another --output-dir" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_the_sheet_of_the_demo_names_each_prompt_as_it_was_asked_in_letters_every_machine_has(
+    paligemma: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "MAX_TEXT_TOKENS", 2)
+    monkeypatch.setattr(pipeline, "MAX_OBJECT_TOKENS", 2)
+    monkeypatch.chdir(tmp_path)
+    heads: list[str] = []
+    searched: list[int] = []
+    write = sheets.with_heads
+
+    def note(picture: Image.Image, words: Sequence[str]) -> Image.Image:
+        heads.extend(words)
+        return write(picture, words)
+
+    monkeypatch.setattr(sheets, "with_heads", note)
+    # Fonts of the machine are looked for where Pillow's own lacks a letter.
+    monkeypatch.setattr(lettering, "installed", lambda size_px: searched.append(size_px) or ())
+    assert paligemma("demo").status == 0
+    assert [prompt for head in heads for prompt in head.split(", ")] == [
+        prompt for prompt in PROMPTS if prompt.startswith(("detect", "segment"))
+    ]
+    assert searched == []
 
 
 def test_json_needs_nothing_but_the_standard_library_to_read(paligemma: Run) -> None:

@@ -91,12 +91,12 @@ def demo(
         if task in DRAWN:
             drawn[task].append((prompt, cast("Detections", found)))
         else:
-            lines.append(f"{prompt} → {found}")
+            lines.append(f"{prompt} -> {found}")
     tiles = []
     for task, answered in drawn.items():
         prompt, objects = _joined(task, answered)
         write_overlay(folder / f"{task}.png", picture, prompt, objects)
-        tiles.append((prompt, objects))
+        tiles.append((", ".join(asked for asked, _ in answered), objects))
     save_png(_sheet(picture, tiles, lines), folder / SHEET)
     click.echo(f"paligemma: wrote {folder / SHEET}", err=True)
     if gone is not None:
@@ -132,10 +132,10 @@ def _sheet(
     from paligemma.outputs.sheet import on_sheet, with_heads, with_lines
 
     tiles = []
-    for prompt, found in answered:
+    for head, found in answered:
         # The confidence of a mask is that of sixteen more tokens: low beside that of a box.
-        style = DrawStyle(legend=False, scores=not prompt.startswith("segment"))
-        tiles.append(with_heads(found.draw(picture, style=style), [prompt]))
+        style = DrawStyle(legend=False, scores=not head.startswith("segment"))
+        tiles.append(with_heads(found.draw(picture, style=style), [head]))
     return with_lines(on_sheet(tiles, len(tiles)), lines)
 
 

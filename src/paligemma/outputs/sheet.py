@@ -36,7 +36,7 @@ def with_heads(picture: Image.Image, heads: Sequence[str]) -> Image.Image:
     width = picture.width // len(heads)
     for column, head in enumerate(heads):
         shown = letters.fit(head, width - 2 * _GAP_PX)
-        letters.draw(pen, (column * width + _GAP_PX, height / 2), shown, fill=_INK)
+        letters.draw(pen, (column * width, height / 2), shown, fill=_INK)
     return tile
 
 
