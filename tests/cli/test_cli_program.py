@@ -169,7 +169,8 @@ def test_without_a_model_named_the_embedded_one_is_used_and_a_note_says_so(
     monkeypatch.setattr(ModelChoice, "load", note)
     done = paligemma("caption", DESK)
     assert chosen == ["tiny"]
-    assert "small embedded model; choose another with --model or PALIGEMMA_MODEL" in done.err
+    assert "small embedded model, which knows drawn pictures only; choose another" in done.err
+    assert "--model or PALIGEMMA_MODEL" in done.err
     paligemma("caption", DESK, "--model", "some/other")
     assert chosen == ["tiny", "some/other"]
 

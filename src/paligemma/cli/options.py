@@ -148,8 +148,8 @@ def tell_default(model: ModelChoice) -> None:
     """Name the embedded model on standard error, where nobody chose it."""
     if model.is_default:
         click.echo(
-            "paligemma: using the small embedded model; choose another with --model or "
-            "PALIGEMMA_MODEL",
+            "paligemma: using the small embedded model, which knows drawn pictures only; "
+            "choose another with --model or PALIGEMMA_MODEL",
             err=True,
         )
 
