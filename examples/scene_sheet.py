@@ -18,9 +18,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--columns", type=int, default=6)
     parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--thing-share", type=float, default=0.6, help="share of things, 0..1")
     parser.add_argument("--boxes", action="store_true", help="draw boxes, characters and masks")
     args = parser.parse_args()
-    options = SceneOptions(size_px=args.size, split=args.split)
+    options = SceneOptions(size_px=args.size, split=args.split, thing_share=args.thing_share)
     gap = 6
     step = args.size + gap
     sheet = Image.new("RGB", (args.columns * step, args.rows * step), "white")
