@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paligemma import PaliGemma
 from paligemma.cli.demo import PROMPTS
 from paligemma.scenes import Scene
 from paligemma.scenes.desk import draw_desk, heldout_digit
@@ -54,3 +55,29 @@ def test_its_objects_stay_large_enough_when_the_picture_is_shrunk_to_224(desk: S
     for item in desk.objects:
         y0, x0, y1, x1 = item.box_yxyx
         assert min(y1 - y0, x1 - x0) * 224 >= 26
+
+
+def test_the_embedded_model_tells_all_and_finds_what_the_pages_ask_for(desk: Scene) -> None:
+    model = PaliGemma.from_pretrained("tiny")
+    picture = model.encode_image(PICTURE)
+    assert model.caption(picture).text == (
+        "a red heart, a yellow sign saying HELLO, a white digit 5, a pizza, a cat, a trumpet and "
+        "a blue star"
+    )
+    truth = {item.label: np.array(item.box_yxyx) for item in desk.objects}
+    for asked in (
+        *("cat", "pizza", "trumpet", "star", "cat ; pizza", "star ; heart", "star ; digit"),
+        *("cat ; pizza ; trumpet", "cat ; pizza ; trumpet ; digit", "star ; heart ; digit"),
+        "cat ; pizza ; trumpet ; star ; digit",
+    ):
+        found = model.detect(picture, asked)
+        assert sorted(found.labels) == sorted(asked.split(" ; "))
+        for item in found:
+            assert _iou(np.array(item.box_yxyx), truth[item.label]) > 0.5, (asked, item)
+    assert len(model.detect(picture, "dog")) == 0
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
+    shared = float(sides.prod())
+    return shared / (float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - shared)
