@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -34,26 +35,34 @@ from paligemma.train.checkpoint import checkpoints
 from paligemma.weights.hashes import sha256
 
 SHARD_BYTES = 15 << 20
+_SHARDS = "tiny.tar.*"
 _GRACE_S = 90
 
 
 def train(run: Path, options: argparse.Namespace) -> float:
-    """Train for a time at most; returns the seconds it took."""
+    """Train for a time at most; returns the seconds it took.
+
+    Raises:
+        SystemExit: the training failed; what the folder holds is then of another run.
+    """
     command = [sys.executable, "-m", "paligemma", "train", "tiny", "--output", str(run)]
     command += ["--budget", "card", "--workers", str(options.workers), "--quiet"]
     command += ["--precision", "bfloat16", "--device", options.device]
     if options.parts:
         command += ["--parts", str(options.parts)]
     began = time.monotonic()
+    status = 0
     with subprocess.Popen(command) as process:
         try:
-            process.wait(options.seconds)
+            status = process.wait(options.seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(_GRACE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+    if status:
+        raise SystemExit(f"the training ended with {status}, see above; nothing is brought home")
     return time.monotonic() - began
 
 
@@ -71,6 +80,8 @@ def shards(run: Path, output: Path) -> list[Path]:
     shutil.rmtree(output / "narrow", ignore_errors=True)
     data = buffer.getvalue()
     output.mkdir(parents=True, exist_ok=True)
+    for path in output.glob(_SHARDS):  # of a longer run
+        path.unlink()
     found = []
     for number, start in enumerate(range(0, len(data), SHARD_BYTES)):
         found.append(output / f"tiny.tar.{number:03d}")
@@ -100,11 +111,20 @@ def _newest(run: Path, narrow: Path) -> dict[str, Path]:
 
 def join(folder: Path, run: Path) -> None:
     """Unpack what `shards` wrote into the folder of a run."""
-    data = b"".join(path.read_bytes() for path in sorted(folder.glob("tiny.tar.*")))
-    if not data:
-        raise SystemExit(f"{folder} holds no tiny.tar.000; name the folder of --output")
+    paths = sorted(folder.glob(_SHARDS))
+    for number, path in enumerate(paths or [folder]):
+        if path.name != (name := f"tiny.tar.{number:03d}"):
+            raise SystemExit(f"{folder} holds no {name}; name the folder of --output, whole")
+    data = BytesIO(b"".join(path.read_bytes() for path in paths))
     run.mkdir(parents=True, exist_ok=True)
-    with one_writer(run), tarfile.open(fileobj=BytesIO(data)) as archive:
+    try:
+        # To its end, where its sum is checked, before anything is unpacked.
+        with tarfile.open(fileobj=data) as archive:
+            archive.getmembers()
+    except (tarfile.ReadError, EOFError, OSError, zlib.error) as error:
+        raise SystemExit(f"{paths[-1]} is not the last file, or one is damaged: {error}") from error
+    data.seek(0)
+    with one_writer(run), tarfile.open(fileobj=data) as archive:
         archive.extractall(run, filter="data")
 
 

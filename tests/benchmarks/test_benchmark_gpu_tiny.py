@@ -109,3 +109,41 @@ def test_nothing_to_bring_home_is_said(tmp_path: Path) -> None:
         gpu_tiny.shards(tmp_path / "run", tmp_path / "home")
     with pytest.raises(SystemExit, match=r"holds no tiny.tar.000"):
         gpu_tiny.join(tmp_path / "run", tmp_path / "again")
+
+
+def test_files_that_are_not_all_there_are_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_tiny = script()
+    monkeypatch.setattr(gpu_tiny, "SHARD_BYTES", 1000)
+    run, home = tmp_path / "run", tmp_path / "home"
+    (run / "model").mkdir(parents=True)
+    (run / "model" / "training.json").write_text("{}")
+    (run / "model" / "model.safetensors").write_bytes(os.urandom(5000))
+    first, second, *_, last = gpu_tiny.shards(run, home)
+    last.rename(tmp_path / "kept")
+    with pytest.raises(SystemExit, match="is not the last file"):
+        gpu_tiny.join(home, tmp_path / "again")
+    (tmp_path / "kept").rename(last)
+    second.rename(tmp_path / "kept")
+    with pytest.raises(SystemExit, match=r"holds no tiny\.tar\.001"):
+        gpu_tiny.join(home, tmp_path / "again")
+    assert files_of(tmp_path / "again") == {}
+    # A shorter run leaves none of a longer one.
+    (run / "model" / "model.safetensors").write_bytes(b"")
+    assert gpu_tiny.shards(run, home) == [first]
+    assert list(home.iterdir()) == [first]
+
+
+def test_a_training_that_fails_brings_nothing_of_an_older_run_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_tiny = script()
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "training.json").write_text("{}")
+    words = ["--output", tmp_path / "home", "--run", tmp_path / "run", "--device", "cpu"]
+    words += ["--parts", tmp_path / "none", "--seconds", "60"]
+    monkeypatch.setattr("sys.argv", ["gpu_tiny.py", *map(str, words)])
+    with pytest.raises(SystemExit, match="the training ended with 2"):
+        gpu_tiny.main()
+    assert not (tmp_path / "home").exists()
