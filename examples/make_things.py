@@ -31,6 +31,7 @@ from PIL import Image
 
 from paligemma.scenes import THINGS
 from paligemma.scenes.thing_names import ICONS
+from paligemma.whole_file import whole_file
 
 SIDE_PX = 96
 # Every entry has this date, so that the same icons give the same file.
@@ -39,9 +40,10 @@ _DATE = (2020, 1, 1, 0, 0, 0)
 
 def svg_of(icons: dict[str, Any], name: str) -> str:
     """The SVG of one icon of a package's icons.json; an alias stands for its parent."""
-    found = name
+    found, passed = name, set()
     while found not in icons["icons"]:
-        if found not in icons["aliases"]:
+        passed.add(found)
+        if icons.get("aliases", {}).get(found, {}).get("parent", found) in passed:
             raise SystemExit(f"the package has no icon {name}; use the version that --help names")
         found = icons["aliases"][found]["parent"]
     icon = icons["icons"][found]
@@ -100,12 +102,18 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("styles", nargs="+", metavar="STYLE=FOLDER")
     args = parser.parse_args()
-    with zipfile.ZipFile(args.out, "w") as archive:
-        for style, folder in (part.split("=", 1) for part in args.styles):
+    styles = [part.partition("=") for part in args.styles]
+    if not all(style and folder for style, _, folder in styles):
+        parser.error(f"styles are STYLE=FOLDER, got {' '.join(args.styles)}")
+    with whole_file(args.out) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for style, _, folder in styles:
             is_package = (Path(folder) / "package" / "icons.json").is_file()
+            before = len(archive.infolist())
             for name, picture in (icons_of if is_package else stamps_of)(Path(folder)):
                 entry = zipfile.ZipInfo(f"{style}/{name}.webp", _DATE)
                 archive.writestr(entry, sprite(picture))
+            if len(archive.infolist()) == before:
+                raise SystemExit(f"{folder} holds neither an icon package nor stamps; unpack one")
     print(f"wrote {args.out}: {args.out.stat().st_size:,} bytes")
 
 

@@ -95,3 +95,21 @@ def test_photographs_are_taken_where_the_description_is_one_name_alone(
     found = sprite_file(str(tmp_path / "made.zip"))
     assert found.names == ("apple", "cat")
     assert found.sprite("cat", "photograph").size == (24, 96)
+
+
+def test_what_is_no_package_is_named_and_leaves_the_old_file_as_it_was(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "things.zip"
+    out.write_bytes(b"old")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="empty holds neither an icon package nor stamps"):
+        write(script, monkeypatch, out, f"mine={tmp_path / 'empty'}")
+    with pytest.raises(SystemExit, match="2"):
+        write(script, monkeypatch, out, tmp_path / "empty")
+    # Two aliases that stand for each other.
+    aliases = {"one": {"parent": "two"}, "two": {"parent": "one"}}
+    with pytest.raises(SystemExit, match="no icon one"):
+        script.svg_of({"icons": {}, "aliases": aliases}, "one")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["things.zip"]
+    assert out.read_bytes() == b"old"
