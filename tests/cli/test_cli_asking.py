@@ -311,7 +311,9 @@ def test_a_calibration_makes_confidences_honest_and_leaves_the_rest_out(
         assert [one["box_yxyx"] for one in honest] == [one["box_yxyx"] for one in plain]
         for before, after in zip(plain, honest, strict=True):
             assert before["score"] < 2e-5
-            assert after["score"] == pytest.approx(before["score"] ** 0.5, rel=0.05)
+            # Scores are written in six decimals.
+            least, most = (max(before["score"] + off, 0.0) ** 0.5 for off in (-5e-7, 5e-7))
+            assert 0.99 * least <= after["score"] <= 1.01 * most
     path.write_text(json.dumps({"format": 1, "objects": {**objects, "default_threshold": 1.0}}))
     kept = paligemma(*words, "--calibration", path).json["detections"]
     assert [one for one in kept if one.get("valid", True)] == []
