@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -132,6 +134,31 @@ def test_a_checkpoint_of_another_model_is_named(step: Path, tmp_path: Path) -> N
     (tmp_path / "model.safetensors").write_bytes(b"none")
     with pytest.raises(CheckpointError, match="name a step_NNNNNNN folder"):
         load_step(tmp_path)
+
+
+def test_a_checkpoint_is_measured_with_the_parts_of_its_training(
+    step: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(step, tmp_path / "step_0000004")
+    own = hashlib.sha256(TOKENIZER.read_bytes()).hexdigest()
+    run = {"tokenizer": "0" * 64, "mask_codec": "1" * 64}
+    (copy / "state.json").write_text(json.dumps({"run": run}))
+    result = scenes(copy, tmp_path / "run", "--limit", "1")
+    assert "another tokenizer and another mask_codec" in str(result.exception)
+    assert "--tokenizer and --mask-codec" in str(result.exception)
+    (copy / "state.json").write_text(json.dumps({"run": {"tokenizer": own}}))
+    assert load_step(copy).processor.image_size_px == 64
+    (copy / "state.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="must be the record of a training"):
+        load_step(copy)
+
+
+def test_a_run_without_a_prompt_asks_for_more_pictures(step: Path, tmp_path: Path) -> None:
+    path = sprites(tmp_path / "mine.zip", "red")
+    words = ("--things", str(path), "--limit", "1", "--tasks", "ocr")
+    error = scenes(step, tmp_path / "run", *words).exception
+    assert isinstance(error, ConfigError)
+    assert "no prompt of ocr is about pictures 0..0 of seed 0; raise the limit" in str(error)
 
 
 def test_an_output_that_is_no_folder_is_refused_before_anything_runs(

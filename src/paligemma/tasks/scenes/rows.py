@@ -203,10 +203,12 @@ def scenes_task(
     shown = "" if things is None else f"/{sprite_file(things).sha256[:8]}"
 
     def read(data: Path, split: str) -> Iterator[Example]:
+        is_empty = True
         for index in range(limit):
             scene = heldout_scene(index, seed=seed, size_px=size_px, things=things)
             picture = ScenePicture(index=index, seed=seed, size_px=size_px, things=things)
             for one in benchmark_examples(scene, index, kinds, questions=questions):
+                is_empty = False
                 yield Example(
                     id=f"scenes/{scene.seed}/{one.task}{shown}",
                     prefix=scene_prefix(one),
@@ -214,6 +216,11 @@ def scenes_task(
                     references=references_of(scene, one),
                     unit=str(scene.seed),
                 )
+        if is_empty:
+            raise ConfigError(
+                f"no prompt of {', '.join(kinds)} is about pictures 0..{limit - 1} of seed {seed}; "
+                "raise the limit or take another seed"
+            )
 
     first = next(kind for kind in SCENE_KINDS if kind in kinds)
     return Task(
