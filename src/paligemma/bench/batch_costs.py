@@ -98,7 +98,8 @@ def read_pilot(path: Path) -> Pilot:
     """Figures of a run of `paligemma batch`, by its log; the longest run in it counts.
 
     The rate is that of the time in which every worker was busy: from the first part that was done
-    to the last, without the rows of the first.
+    to the last, without the rows of the first. It is no faster than the workers computed: each has
+    two parts under way, so the first ends late, and of a short run little time is left behind it.
 
     Raises:
         DataError: no such run, one that is damaged, or too short a one.
@@ -138,11 +139,13 @@ def _pilot(path: Path) -> Pilot:
     first, last = lines[num_workers - 1]["at"], lines[-1]["at"]
     rows = sum(one["rows"] for one in lines[num_workers:])
     seconds = (last - first) * num_workers / max(1, rows)
+    answering = sum(one["seconds"] for one in lines) / max(1, num_rows)
     if not seconds > 0:
         raise DataError(
             f"a pilot needs parts that take time, {path} has its {len(lines)} parts at one moment; "
             "label more rows"
         )
+    seconds = max(seconds, answering)
     each = [one["seconds"] / max(1, one["rows"]) for one in lines if one["rows"]]
     logs = [math.log(max(one, 1e-9)) for one in each]
     # Options that were left out are written as "None" and "False".
