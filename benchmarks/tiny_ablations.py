@@ -42,6 +42,7 @@ from paligemma.train.loop import LoopOptions, train
 from paligemma.train.loss import token_losses
 from paligemma.train.optim_config import OptimConfig
 from paligemma.weights.hashes import sha256
+from paligemma.whole_file import write_json
 
 BASE = "prefix-LM, open tower, linear"
 VARIANTS = {
@@ -142,6 +143,13 @@ def interval(values: np.ndarray, pictures: np.ndarray) -> list[float]:
     return [round(float(x), 4) for x in (values.mean(), low, high)]
 
 
+def count(word: str) -> int:
+    """A number of 1 or more."""
+    if (number := int(word)) < 1:
+        raise ValueError
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -149,11 +157,11 @@ def main() -> None:
     parser.add_argument("--tower", type=Path, required=True, help="folder of the stage tower-112")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--parts", type=Path, default=EMBEDDED)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batches", type=int, default=24, help="of 16 held-out pictures")
-    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--steps", type=count, default=600)
+    parser.add_argument("--batches", type=count, default=24, help="of 16 held-out pictures")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=count, default=2)
     options = parser.parse_args()
     if not checkpoints(options.tower):
         raise SystemExit(f"{options.tower} holds no checkpoint of tower-112; train it as above")
@@ -203,8 +211,7 @@ def main() -> None:
                 rows["exact"].astype(float) - first["exact"], rows["picture"]
             ),
         }
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "ablations.json").write_text(json.dumps(record, indent=1))
+        write_json(options.output / "ablations.json", record)
         print(variant, json.dumps(record[variant]))
 
 

@@ -98,3 +98,20 @@ def test_a_tower_that_was_never_trained_is_named(
     monkeypatch.setattr(sys, "argv", ["x", *words])
     with pytest.raises(SystemExit, match="holds no checkpoint of tower-112"):
         script.main()
+
+
+@pytest.mark.parametrize("words", [("--steps", "0"), ("--batches", "-1"), ("--variants",)])
+def test_numbers_and_variants_without_sense_are_refused_before_anything_is_trained(
+    script: ModuleType,
+    tower: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--tower", str(tower), "--output", str(out), "--threads", "1", *words]
+    )
+    with pytest.raises(SystemExit, match="2"):
+        script.main()
+    assert not out.exists()
