@@ -121,6 +121,21 @@ def test_a_run_does_not_go_on_with_other_sprites_of_the_same_shapes(
     assert "examples was" in str(scenes(step, out, *words[2:]).exception)
 
 
+def test_a_page_shows_the_things_of_a_run_wherever_it_is_read(
+    step: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sprites(tmp_path / "mine.zip", "red")
+    monkeypatch.chdir(tmp_path)
+    words = ("--things", "mine.zip", "--limit", "1", "--tasks", "answer", "--no-html")
+    assert scenes(step, tmp_path / "run", *words).exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    result = CliRunner().invoke(eval_group, ["report", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    assert "the page has no pictures" not in result.stderr
+    assert "data:image/" in (tmp_path / "run" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("number", ["0", "-5", "1025"])
 def test_pictures_at_a_time_have_bounds_of_their_own(
     step: Path, tmp_path: Path, number: str

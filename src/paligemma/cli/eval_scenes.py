@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -72,10 +73,13 @@ def scenes_command(
     from paligemma.eval.options import EvalOptions
     from paligemma.eval.runner import evaluate
     from paligemma.outputs.export import save_png
+    from paligemma.scenes.things import KNOWN
     from paligemma.tasks.scenes.rows import SCENE_KINDS, SIZE_PX, scenes_task
     from paligemma.tiny.contact_sheet import contact_sheet
     from paligemma.whole_file import require_writable
 
+    if things and things != KNOWN:
+        things = os.path.abspath(things)  # a page is drawn anew from wherever its run is read
     kinds = SCENE_KINDS if tasks is None else tuple(part.strip() for part in tasks.split(","))
     # Everything that can be wrong is checked before a model is loaded.
     task = scenes_task(limit=limit, seed=seed, kinds=kinds, things=things)
