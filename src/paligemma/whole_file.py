@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -22,6 +23,8 @@ from paligemma.errors import ConfigError
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # Characters of up to four bytes; file systems allow 255 bytes.
 _MAX_RECALLED = 50
+# A hidden name, of which the recalled one and the suffix are groups.
+_UNFINISHED = re.compile(r"\.(.*)\.[0-9a-f]{32}(\.[^.]*)?", re.DOTALL)
 
 
 def _hidden(name: str) -> str:
@@ -49,6 +52,27 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove the hidden files and folders that killed writers left in a folder.
+
+    For whoever is the one writer of these files: those of a writer under way look alike.
+
+    Args:
+        names: of the files that were to be written, of less than 50 characters before the suffix.
+    """
+    with os.scandir(folder) as entries:
+        hidden = [entry for entry in entries if entry.name.startswith(".")]
+    for entry in hidden:
+        found = _UNFINISHED.fullmatch(entry.name)
+        if found is None or len(found[1]) >= _MAX_RECALLED:  # or it may be of a longer name
+            continue
+        if names.fullmatch(found[1] + (found[2] or "")):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from paligemma.jobs.labelling.inputs import Place
 from paligemma.jobs.labelling.records import FORMATS, Record, encoded, read_records
 from paligemma.jobs.run_folder import differences, open_for_lines, read_json_object
 from paligemma.one_writer import one_writer
-from paligemma.whole_file import whole_file, write_json
+from paligemma.whole_file import remove_unfinished, whole_file, write_json
 
 BATCH, PARTS, LOG, BEGUN = "batch.json", "parts.jsonl", "log.jsonl", "begun.jsonl"
 LISTING = "pictures.jsonl"
@@ -40,6 +40,10 @@ QUARANTINE = "quarantine"
 _LINES = (PARTS, LOG, BEGUN)
 _KEY_DIGITS = 16
 _PART = re.compile(r"labels-(\d{8,12})\.(?:jsonl|parquet)")
+# Files that are written whole, in the folder and in that of the bad rows.
+_WRITTEN = re.compile(
+    r"labels-\d{8,12}\.(jsonl|parquet)|part-\d{8,12}\.jsonl|pictures\.jsonl|(batch|exports)\.json"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,7 @@ class LabelFolder:
         self.path, self.form = Path(path), form
         self.key = ""
         self._files: dict[str, BufferedRandom] = {}
+        self._begun_bytes = 0  # of begun.jsonl, before this run
         self._open = ExitStack()
 
     def begin(self, settings: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -112,6 +117,11 @@ class LabelFolder:
                 for name in _LINES:
                     path = self.path / name
                     self._files[name] = stack.enter_context(open_for_lines(path))
+                    # Lines are added without a buffer, which a full disk would leave filled.
+                    end = os.lseek(self._files[name].fileno(), 0, os.SEEK_END)
+                    self._begun_bytes = end if name == BEGUN else self._begun_bytes
+                for path in (self.path, self.path / QUARANTINE):
+                    remove_unfinished(path, _WRITTEN)
             except OSError as error:
                 raise ConfigError(
                     f"{path} cannot be written ({error.strerror}); make it writable, or name "
@@ -228,6 +238,15 @@ class LabelFolder:
         note: Record = {"part": part} if row is None else {"part": part, "row": row}
         self._append(BEGUN, {**note, "ended": True} if ended else note)
 
+    def take_back_begun(self) -> None:
+        """Drop what this run noted as begun: it comes to an end, and no process died over it.
+
+        A full disk takes no note that something ended, but lets a file be cut.
+        """
+        number = self._files[BEGUN].fileno()
+        os.ftruncate(number, self._begun_bytes)
+        os.lseek(number, 0, os.SEEK_END)
+
     def finish(
         self,
         part: Part,
@@ -269,8 +288,8 @@ class LabelFolder:
             name = done.get(int(path.stem.partition("-")[2]))
             if name is not None:
                 (self.path / name).unlink()
-        self._files[BEGUN].truncate(0)
-        self._files[BEGUN].seek(0)
+        self._begun_bytes = 0
+        self.take_back_begun()
         return len(files)
 
     def records(self) -> Iterator[Record]:
@@ -279,8 +298,15 @@ class LabelFolder:
             yield from read_records(path)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        self._files[name].write(json.dumps(row).encode() + b"\n")
-        self._files[name].flush()
+        data = json.dumps(row).encode() + b"\n"
+        try:
+            while data:
+                data = data[os.write(self._files[name].fileno(), data) :]
+        except OSError as error:
+            raise ConfigError(
+                f"a line is added to {self.path / name}, which failed ({error.strerror}); labels "
+                "that are there are kept: make room, or see to its rights, and repeat the command"
+            ) from error
 
 
 def _write(path: Path, data: bytes) -> None:

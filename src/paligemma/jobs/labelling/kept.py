@@ -30,20 +30,17 @@ class Kept:
         self.folder, self._timing, self._bar, self._began = folder, timing, bar, began
         self.num_rows = 0
         self.missing = MissingMasks()
-        self._begun: set[int] = set()
 
     def __enter__(self) -> Kept:
         return self
 
     def __exit__(self, *raised: object) -> None:
         """Not reached by a kill: what that leaves open counts as a death."""
-        for number in self._begun:
-            self.folder.note_begun(number, ended=True)
+        self.folder.take_back_begun()
 
     def begin(self, work: Work) -> None:
         """Note that a part is about to be answered; one without a row to ask is written."""
         self.folder.note_begun(work.part.number)
-        self._begun.add(work.part.number)
         if work.is_done:
             self._write(work, "")
 
@@ -63,7 +60,6 @@ class Kept:
     def _write(self, work: Work, worker: str) -> None:
         at = time.monotonic() - self._began
         self.missing.include(work.write(self.folder, timing=self._timing, at=at, worker=worker))
-        self._begun.discard(work.part.number)
         self.folder.note_begun(work.part.number, ended=True)
         self.num_rows += work.part.num_rows
         self._bar.update(work.part.num_rows)
