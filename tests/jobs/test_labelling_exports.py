@@ -9,9 +9,11 @@ import pytest
 from task_files import write_json_lines, write_picture
 from toy_labeller import ToyLabeller, label_toys
 
-from paligemma.errors import DataError
+from paligemma.errors import ConfigError, DataError
+from paligemma.jobs.labelling.export_places import ExportPlaces
 from paligemma.jobs.labelling.exports import write_coco, write_yolo
 from paligemma.jobs.labelling.folder import LabelFolder
+from paligemma.one_writer import one_writer
 
 
 def of_names(tmp_path: Path, *names: str) -> LabelFolder:
@@ -83,3 +85,47 @@ def test_rows_about_one_picture_share_it_and_one_without_objects_is_there(tmp_pa
     line = "1 0.750000 0.500000 0.500000 0.500000\n"  # class from 0, centre, width, height
     assert (tmp_path / "yolo" / "labels" / "b.txt").read_text() == 2 * line
     assert (tmp_path / "yolo" / "data.yaml").read_text() == 'names:\n  0: "cup"\n  1: "thing"\n'
+
+
+def test_labels_that_another_process_is_asking_again_are_not_exported_in_part(
+    tmp_path: Path,
+) -> None:
+    folder = of_names(tmp_path, *(f"{k}.png" for k in range(12)))
+    places = ExportPlaces(
+        labels=folder.path, coco=tmp_path / "found" / "coco.json", yolo=tmp_path / "found"
+    )
+    places.require_free()
+    with (
+        one_writer(folder.path),
+        pytest.raises(ConfigError, match="another process is writing to"),
+    ):
+        list(places.write(folder, ["thing"]))
+    first, _ = folder.label_files()
+    content = first.read_bytes()
+    first.unlink()  # as --retry does, which was killed then
+    with pytest.raises(ConfigError, match=r"lacks 1 parts, .* repeat the command"):
+        list(places.write(folder, ["thing"]))
+    assert [path.name for path in (tmp_path / "found").iterdir()] == ["labels"]
+    first.write_bytes(content)
+    assert list(places.write(folder, ["thing"])) == [tmp_path / "found" / "coco.json", places.yolo]
+    coco = json.loads((tmp_path / "found" / "coco.json").read_text())
+    assert len(coco["images"]) == 12
+
+
+def test_what_a_kill_left_beside_exports_is_removed_and_is_no_label_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = of_names(tmp_path, "a.png", "b/c.png")
+    top, digits = tmp_path / "found", "0123456789abcdef" * 2
+    places = ExportPlaces(labels=folder.path, coco=top / "coco.json", yolo=top)
+    places.require_free()
+    list(places.write(folder, ["thing"]))
+    before = {path: path.read_bytes() for path in top.rglob("*") if path.is_file()}
+    for name in (f"coco.{digits}.json", f"data.{digits}.yaml", f"other.{digits}.json"):
+        (top / f".{name}").write_text("half")
+    for name in (f"labels/.a.{digits}.txt", f"labels/b/.c.{digits}.txt"):
+        (top / name).write_text("half")
+    list(places.write(folder, ["thing"]))
+    after = {path: path.read_bytes() for path in top.rglob("*") if path.is_file()}
+    assert after == before | {top / f".other.{digits}.json": b"half"}
+    assert caplog.records == []

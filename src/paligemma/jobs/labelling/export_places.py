@@ -7,6 +7,7 @@ each, so that the same command writes them again as long as nobody changed them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from paligemma.errors import ConfigError
 from paligemma.jobs.labelling.exports import DATA_YAML, LABELS, write_coco, write_yolo
 from paligemma.jobs.labelling.folder import LabelFolder
 from paligemma.jobs.run_folder import read_json_object
-from paligemma.whole_file import require_writable, write_json
+from paligemma.one_writer import one_writer
+from paligemma.whole_file import remove_unfinished, require_writable, write_json
 
 EXPORTS = "exports.json"
 
@@ -56,25 +58,32 @@ class ExportPlaces:
             require_writable(self.yolo / LABELS)
 
     def write(self, folder: LabelFolder, asked: Sequence[str]) -> Iterator[Path]:
-        """Write each of them; yields what was written.
+        """Write each of them, while no other process may write labels; yields what was written.
 
         Args:
             asked: labels of the prompt, which get the first numbers.
 
         Raises:
-            DataError, ConfigError: see `write_coco` and `write_yolo`.
+            DataError: see `write_coco` and `write_yolo`.
+            ConfigError: another process writes labels or has begun parts again, or see those.
         """
-        if self.coco is not None:
-            self._note(self.coco, None)
-            write_coco(self.coco, folder, asked)
-            self._note(self.coco, _stamp(self.coco))
-            yield self.coco
-        if self.yolo is not None:
-            last = self.yolo / DATA_YAML
-            self._note(last, None)
-            write_yolo(self.yolo, folder, asked)
-            self._note(last, _stamp(last))
-            yield self.yolo
+        if self.coco is None and self.yolo is None:
+            return
+        with one_writer(self.labels):
+            _require_whole(folder)
+            if self.coco is not None:
+                self._note(self.coco, None)
+                _remove_unfinished(self.coco)
+                write_coco(self.coco, folder, asked)
+                self._note(self.coco, _stamp(self.coco))
+                yield self.coco
+            if self.yolo is not None:
+                last = self.yolo / DATA_YAML
+                self._note(last, None)
+                _remove_unfinished(last)
+                write_yolo(self.yolo, folder, asked)
+                self._note(last, _stamp(last))
+                yield self.yolo
 
     def _known(self) -> dict[str, Any]:
         path = self.labels / EXPORTS
@@ -98,6 +107,20 @@ class ExportPlaces:
                 for path in _files_below(self.yolo / LABELS):
                     if os.lstat(path).st_mtime_ns > stamp[1]:
                         yield path
+
+
+def _require_whole(folder: LabelFolder) -> None:
+    """Refuse to export labels of which parts are missing, as where rows are asked again."""
+    missing = {part.number for part in folder.parts()} - folder.done()
+    if missing:
+        raise ConfigError(
+            f"{folder.path} lacks {len(missing):,} parts, which another process began again; "
+            "repeat the command, which asks them and writes the files then"
+        )
+
+
+def _remove_unfinished(path: Path) -> None:
+    remove_unfinished(path.parent, re.compile(re.escape(path.name)))
 
 
 def _is_own(path: Path, known: dict[str, Any]) -> bool:

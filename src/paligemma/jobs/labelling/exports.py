@@ -17,7 +17,7 @@ from paligemma.jobs.labelling.records import Record
 from paligemma.outputs.detections import Detections
 from paligemma.outputs.export import to_coco, yolo_names
 from paligemma.outputs.words import detection_from_json
-from paligemma.whole_file import require_writable, write_whole
+from paligemma.whole_file import remove_unfinished, require_writable, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_NAME_BYTES = 200
 # Files of YOLO.
 LABELS, DATA_YAML = "labels", "data.yaml"
+_LABEL_FILE = re.compile(r".*\.txt", re.DOTALL)
 
 
 def detections_of(record: Record) -> Detections:
@@ -155,6 +156,8 @@ def write_yolo(path: Path, folder: LabelFolder, asked: Sequence[str]) -> None:
         ConfigError: the folder cannot be written.
     """
     names = _classes(folder, asked)
+    for top, _, _ in os.walk(path / LABELS):
+        remove_unfinished(Path(top), _LABEL_FILE)
     written: dict[bytes, bytes] = {}
     for name, found in _valid(folder):
         target = path / LABELS / _label_name(name)
