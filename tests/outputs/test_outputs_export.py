@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from paligemma.errors import ConfigError, DataError, MissingExtraError
 from paligemma.outputs.assemble import to_detections
 from paligemma.outputs.detections import Detections, coco_dataset, save_coco
-from paligemma.outputs.export import save_png
+from paligemma.outputs.export import save_png, yolo_names
 from paligemma.outputs.masks import MaskRegion
 from paligemma.outputs.parse import parse_objects
 from paligemma.outputs.types import Detection
@@ -93,6 +93,46 @@ def test_yolo_polygons_follow_the_mask_and_fall_back_to_the_box() -> None:
     points = np.array(cat.split()[1:], float).reshape(-1, 2)
     assert (points.min(0).tolist(), points.max(0).tolist()) == ([0.3, 0.2], [0.5, 0.4])
     assert len(points) == 6
+
+
+def test_names_of_classes_are_read_back_from_yaml_whatever_they_are() -> None:
+    yaml = pytest.importorskip("yaml")
+    words = [
+        "yes",
+        "null",
+        "1",
+        "1e3",
+        "- a",
+        "# a",
+        "a: b",
+        "{a}",
+        "~",
+        "&a",
+        "*a",
+        "!a",
+        "|",
+        "%",
+    ]
+    quotes = [
+        '"a"',
+        "'",
+        "\\",
+        "\\x41",
+        "a\nb",
+        "a\tb",
+        " a ",
+        "",
+        "A",
+        "a",
+        "é",
+        "e\u0301",
+        "猫😀",
+    ]
+    # Which YAML refuses as they are, or takes for the end of a line.
+    odd = ["a\x7f", "\x80", "a\x85b", "a\u2028b", "a\u2029b", "\ufeffa", "\ufffe", "\ud800", "\x1b"]
+    names = [*words, *quotes, *odd, "x" * 10_000]
+    text = yolo_names(names)
+    assert yaml.safe_load(text.encode()) == {"names": dict(enumerate(names))}
 
 
 def test_a_label_outside_the_given_classes_is_an_error_and_not_a_loss() -> None:

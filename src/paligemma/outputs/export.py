@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Less than a pixel takes the staircase off a slanted outline and moves nothing visibly.
 _TOLERANCE_PX = 0.75
+# What stands in no YAML as it is, or ends a line there.
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 logger = logging.getLogger(__name__)
 
@@ -110,11 +113,15 @@ def to_yolo(
 
 def yolo_names(class_names: Sequence[str]) -> str:
     """The text of YOLO's data.yaml with the names of its classes, in UTF-8 for any reader."""
-    lines = (
-        f"  {number}: {json.dumps(name, ensure_ascii=False)}\n"
-        for number, name in enumerate(class_names)
-    )
+    lines = (f"  {number}: {_quoted_in_yaml(name)}\n" for number, name in enumerate(class_names))
     return "".join(["names:\n", *lines])
+
+
+def _quoted_in_yaml(text: str) -> str:
+    """The text as a scalar in double quotes, which are those of JSON; YAML refuses or folds more
+    characters (YAML 1.1, sections 5.1 and 5.4)."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
 
 
 def to_supervision(items: Sequence[Detection], *, class_names: Sequence[str]) -> Any:
