@@ -20,6 +20,7 @@ from paligemma.config import release_config
 from paligemma.errors import TokenizerError
 from paligemma.export.card import card_text
 from paligemma.export.tokenizer_json import tokenizer_json
+from paligemma.one_writer import one_writer
 from paligemma.processing.sentencepiece_model import train_tokenizer
 from paligemma.processing.tokenizer import load_tokenizer
 
@@ -190,3 +191,49 @@ def test_a_place_that_is_taken_is_refused_before_the_work(
     status, _, err = program("export", "tiny", place, "--to", "hub")
     assert status == 2
     assert "an export goes to a folder that is not there yet" in err
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_to_its_place(
+    small: Path, tmp_path: Path, program: Run
+) -> None:
+    digits = "0123456789abcdef" * 2
+    for name in (f".out.{digits}", f".other.{digits}"):
+        (tmp_path / name / "onnx").mkdir(parents=True)
+        (tmp_path / name / "onnx" / "graph.onnx").write_bytes(b"half")
+    (tmp_path / ".out.writer").write_text("process 1 on another, since 2001-01-01 00:00:00")
+    status, _, err = program("export", small, tmp_path / "out", "--to", "hub")
+    assert status == 0, err
+    assert {path.name for path in tmp_path.iterdir()} == {"out", f".other.{digits}"}
+
+
+def test_a_second_export_to_the_same_place_is_refused_before_the_work(
+    small: Path, tmp_path: Path, program: Run
+) -> None:
+    with one_writer(tmp_path, "out"):
+        status, _, err = program("export", small, tmp_path / "out", "--to", "hub")
+    assert status == 2
+    assert f"another process is writing to {tmp_path / 'out'}: process {os.getpid()}" in err
+    assert list(tmp_path.iterdir()) == []
+    name = "ö" * 125  # 250 bytes, nearly as many as file systems allow
+    assert program("export", small, tmp_path / name, "--to", "hub")[0] == 0
+
+
+def test_a_mounted_disk_is_refused_and_a_place_that_is_taken_meanwhile_named(
+    small: Path, tmp_path: Path, program: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(os.path, "ismount", lambda path: Path(path) == out)
+        status, _, err = program("export", small, out, "--to", "hub")
+    assert status == 2
+    assert "is where a disk is mounted; name a folder in it" in err
+
+    def taken(folder: Path, **fields: object) -> None:
+        (out / "mine.txt").write_text("mine")
+
+    monkeypatch.setattr("paligemma.export.hub_folder.write_card", taken)
+    status, _, err = program("export", small, out, "--to", "hub")
+    assert status == 2
+    assert "appeared meanwhile" in err
+    assert {path.name for path in tmp_path.rglob("*")} == {"out", "mine.txt"}
