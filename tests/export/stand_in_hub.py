@@ -38,6 +38,7 @@ class StandInHub:
         objects: SHA-256 -> bytes of large files.
         uploads: SHA-256 of each body that was sent, in order.
         fault: how it misbehaves.
+        said: its words then.
     """
 
     def __init__(self) -> None:
@@ -47,6 +48,7 @@ class StandInHub:
         self.objects: dict[str, bytes] = {}
         self.uploads: list[str] = []
         self.fault: Fault = lambda method, path: None
+        self.said = "no"
         self.cut_downloads_at: int | None = None
         hub = self
 
@@ -78,7 +80,7 @@ class StandInHub:
         body = _body(request)
         wrong = self.fault(request.command, path)
         if wrong is not None:
-            return self._answer(request, {"error": "no"}, wrong)
+            return self._answer(request, {"error": self.said}, wrong)
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if request.command in ("POST", "PUT") and "/lfs/" not in path:
             if token not in (WRITES, READS):

@@ -148,6 +148,31 @@ def test_a_card_of_the_folder_keeps_its_words_and_gets_one_table(
 
 
 @pytest.mark.parametrize(
+    "own",
+    [
+        "---\nlicense: mit\ntitle: cards ---\n---\n\nMy words.\n",
+        "---\ntitle: cards ---\nlicense: mit\n---\n\nMy words.\n",
+        "\n---\nlicense: mit\n--- \nMy words.",
+        "\ufeff---\nlicense: mit\n---\nMy words.",
+        "---\nlicense: mit\n---",
+    ],
+)
+def test_metadata_of_a_card_stay_its_metadata(
+    own: str, hub: StandInHub, tmp_path: Path, run_folder: Path, program: Run
+) -> None:
+    folder = write_small(tmp_path / "own", 1)
+    (folder / "README.md").write_text(own)
+    assert program("push", folder, NAME, "--eval", run_folder)[0] == 0
+    text = hub.repositories[NAME]["README.md"].decode()
+    card = ModelCard(text)
+    assert card.data.license == "mit"
+    assert card.data.get("title") == ("cards ---" if "title" in own else None)
+    assert len(card.data.eval_results) == 1
+    assert card.text.strip().startswith("My words." if "words" in own else BEGIN)
+    assert text.count("license: mit") == 1
+
+
+@pytest.mark.parametrize(
     ("base", "terms"),
     [
         ("google/paligemma2-3b-pt-224", ("google/paligemma2-3b-pt-224", "gemma")),
@@ -453,7 +478,9 @@ def test_folders_that_hold_no_model_or_pickles_are_not_pushed(
     assert hub.repositories == {}
 
 
-@pytest.mark.parametrize("name", ["cards", "me/", "me/a/b", "me/a--b", "me/" + "a" * 100, "m e/x"])
+@pytest.mark.parametrize(
+    "name", ["cards", "me/", "me/a/b", "me/a--b", "me/" + "a" * 100, "m e/x", "mé/x"]
+)
 def test_an_impossible_name_is_a_sentence(
     name: str, hub: StandInHub, model: Path, tmp_path: Path, program: Run
 ) -> None:

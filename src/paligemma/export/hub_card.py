@@ -19,6 +19,8 @@ from paligemma.eval.report import SCORES
 
 BEGIN, END = "<!-- evaluation -->", "<!-- /evaluation -->"
 _INDEX = "model-index: "
+# As huggingface_hub finds them (repocard.py).
+_METADATA = re.compile(r"\s*---\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 _MAX_FIGURES = 200
 _MAX_WORDS = 300
 
@@ -103,7 +105,8 @@ def _words(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"a text was expected, got {value!r:.50}")
     printable = "".join(one if one.isprintable() else " " for one in value)
-    return " ".join(printable.split())[:_MAX_WORDS].replace("<!--", "")
+    # Without what begins a comment, which could end the block.
+    return re.sub(r"<+(?=!)", "", " ".join(printable.split())[:_MAX_WORDS])
 
 
 def _figure(row: Any) -> dict[str, Any]:
@@ -164,10 +167,10 @@ def _index(scores: Sequence[Scores], name: str) -> dict[str, Any]:
 
 def _with_index(card: str, line: str) -> str:
     """The card with a line of metadata, in the place of one that was written here before."""
-    found = re.match(r"---\n(.*?)\n?---\n", card, re.DOTALL)
+    found = _METADATA.match(card)
     if found is None:
         return f"---\n{line}\n---\n\n{card}"
-    lines = [one for one in found[1].splitlines() if not one.startswith(_INDEX + "[{")]
+    lines = [one for one in found[1].split("\n") if not one.startswith(_INDEX + "[{")]
     if any(one.startswith("model-index") for one in lines):
         return card  # the owner's own, of several lines
     return "\n".join(["---", *lines, line, "---", ""]) + card[found.end() :]

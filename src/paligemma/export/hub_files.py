@@ -14,7 +14,7 @@ from paligemma.errors import (
     ModelNotFoundError,
     PaliGemmaError,
 )
-from paligemma.weights.hub import causes
+from paligemma.weights.hub import causes, without_secrets
 from paligemma.weights.model_files import UNFINISHED_NAME
 
 # Files that run code when they are opened, by their endings.
@@ -23,8 +23,9 @@ RUNS_CODE = (
     *(".dll", ".dylib", ".pt2", ".pyc", ".so"),  # compiled
 )
 MAX_FILES = 1_000
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _MAX_ID = 96
+_MAX_NAME = 500
 _SIGNS = ("config.json", "adapter_config.json")
 # Weights under the names that are written here, and the kind of each: readers take them by name.
 _WEIGHTS = {
@@ -36,6 +37,8 @@ _WEIGHTS = {
     ),
 }
 _MAX_SHOWN = 160
+# What a storage behind the hub answers to a file by an old address, or of other bytes.
+_BY_STORAGE = (400, 401, 403, 404, 410)
 
 
 def require_hub() -> None:
@@ -67,7 +70,7 @@ def files_to_push(folder: Path) -> list[Path]:
 
     Raises:
         ConfigError: the folder holds no model, a model half written, files that run code, a link
-            that leads out of it, or too many files.
+            that leads out of it, too many files, or one whose name no pull would take.
     """
     if not folder.is_dir():
         raise ConfigError(f"a folder is pushed, there is none named {str(folder)!r:.200}")
@@ -87,6 +90,12 @@ def files_to_push(folder: Path) -> list[Path]:
         raise ConfigError(
             f"pickled and compiled files run code when they are opened and are not pushed, "
             f"{folder} has {names}; convert them or move them away"
+        )
+    sent = (path.relative_to(folder).as_posix() for path in files)
+    if (odd := next(filter(_is_odd, sent), None)) is not None:
+        raise ConfigError(
+            "names of files on the hub are printable, without backslashes, and of up to "
+            f"{_MAX_NAME} characters, {folder} has {odd!r:.100}; rename it, or no pull takes it"
         )
     return files
 
@@ -129,11 +138,15 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def require_safe(name: str) -> None:
     """Raise AccessError where a name that the hub lists would leave the folder."""
-    path = PurePosixPath(name)
-    odd = not name or "\\" in name or "\0" in name or path.as_posix() != name
-    odd |= path.is_absolute() or ".." in path.parts
-    if odd or len(name) > 500 or not name.isprintable():
+    if _is_odd(name):
         raise AccessError(f"the hub lists a file that cannot be kept ({name!r:.100})")
+
+
+def _is_odd(name: str) -> bool:
+    path = PurePosixPath(name)
+    is_path = bool(name) and "\\" not in name and path.as_posix() == name
+    stays = not path.is_absolute() and ".." not in path.parts
+    return not (is_path and stays and len(name) <= _MAX_NAME and name.isprintable())
 
 
 def explain_push(error: Exception, hub_id: str) -> PaliGemmaError:
@@ -151,7 +164,7 @@ def explain_push(error: Exception, hub_id: str) -> PaliGemmaError:
         if isinstance(cause, errors.HfHubHTTPError) and status is not None:
             return _answered(int(status), hub_id, cause)
     first = list(causes(error))[-1]
-    said = f"{type(first).__name__}: {' '.join(str(first).split())}"
+    said = f"{type(first).__name__}: {without_secrets(' '.join(str(first).split()))}"
     names = {name.__name__ for cause in causes(error) for name in type(cause).__mro__}
     if names & {"TransportError", "ConnectionError", "OfflineModeIsEnabled"}:
         return AccessError(
@@ -171,6 +184,9 @@ def no_token() -> AccessError:
 
 def _answered(status: int, hub_id: str, error: BaseException) -> PaliGemmaError:
     again = "run the same command again: what arrived is not sent again"
+    request = getattr(getattr(error, "response", None), "request", None)
+    if getattr(request, "method", "") == "PUT" and status in _BY_STORAGE:
+        return AccessError(f"the hub's storage did not take a file of {hub_id} ({status}); {again}")
     sentences = {
         400: f"the hub refuses what was sent to {hub_id} ({_said(error)})",
         401: "the hub does not know the token in HF_TOKEN (or of the stored login); make another "
@@ -188,4 +204,4 @@ def _answered(status: int, hub_id: str, error: BaseException) -> PaliGemmaError:
 
 
 def _said(error: BaseException) -> str:
-    return " ".join(str(error).split())[-_MAX_SHOWN:]
+    return without_secrets(" ".join(str(error).split()))[-_MAX_SHOWN:]

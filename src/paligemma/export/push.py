@@ -95,6 +95,7 @@ def push(
     Raises:
         AccessError: no token, no right to write, or the hub fails.
         ModelNotFoundError: no such branch.
+        ConfigError: a file was changed meanwhile.
         MissingExtraError: huggingface_hub is not installed.
     """
     require_hub()
@@ -104,14 +105,15 @@ def push(
         raise odd
     if get_token() is None:
         raise no_token()
-    additions = [
-        CommitOperationAdd(path.relative_to(plan.folder).as_posix(), path)
-        for path in plan.files
-        if path != plan.folder / CARD
-    ]
-    additions.append(CommitOperationAdd(CARD, plan.card.encode()))
     api = HfApi()
+    before = {path: _stamp(path) for path in plan.files}
     try:
+        additions = [
+            CommitOperationAdd(path.relative_to(plan.folder).as_posix(), path)
+            for path in plan.files
+            if path != plan.folder / CARD
+        ]
+        additions.append(CommitOperationAdd(CARD, plan.card.encode()))
         api.create_repo(plan.hub_id, private=not public, exist_ok=True)
         there = api.list_repo_files(plan.hub_id, revision=revision)
         removed = outdated(there, {one.path_in_repo for one in additions})
@@ -126,8 +128,30 @@ def push(
         raise
     # What the library raises depends on its version and on whoever answers in the hub's place.
     except Exception as error:
+        _require_unchanged(before)
+        if isinstance(error, OSError) and error.filename:  # a file that cannot be read
+            raise
         raise explain_push(error, plan.hub_id) from error
+    _require_unchanged(before)
     return Pushed(commit_url=str(done.commit_url), removed=tuple(removed))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _require_unchanged(before: dict[Path, tuple[int, int] | None]) -> None:
+    for path, stamp in before.items():
+        if stamp is None or _stamp(path) != stamp:
+            raise ConfigError(
+                f"{path} was changed while its folder was pushed, so the hub may have files of two "
+                "states; run the same command again when nothing writes there"
+            )
 
 
 def _card(folder: Path) -> str:
@@ -135,7 +159,7 @@ def _card(folder: Path) -> str:
     if path.is_file():
         if path.stat().st_size > _MAX_CARD_BYTES:
             raise ConfigError(f"a card may have {_MAX_CARD_BYTES:,} bytes, {path} has more")
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8-sig", errors="replace")
     if not (folder / "config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         return adapter_card_text(name=folder.resolve().name, base=str(base or "PaliGemma"))

@@ -54,6 +54,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 # A hub id this alike is a misspelt release; a fine-tune's own name rarely is.
 _ALIKE = 0.9
 _MAX_SHOWN = 160
+_QUERY = re.compile(r"(https?://[^\s'\"?]*)\?[^\s'\"]+")
 
 
 def download(
@@ -225,7 +226,8 @@ def explain_download(error: Exception, hub_id: str, revision: str | None) -> Pal
             return _cache_fault(cause, hub_id)
     if (odd := odd_token()) is not None:
         return odd
-    said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    first = str(error).splitlines()[0] if str(error) else ""
+    said = f"{type(error).__name__}: {without_secrets(first)}"
     said = said[:_MAX_SHOWN]
     names = {name.__name__ for cause in chain for name in type(cause).__mro__}
     if "RemoteProtocolError" in names or "ReadError" in names or "Consistency" in str(error):
@@ -306,6 +308,17 @@ def odd_token() -> AccessError | None:
         "a token of the hub is letters, digits and underscores, HF_TOKEN (or the stored login) "
         "holds other characters; copy it again"
     )
+
+
+def without_secrets(text: str) -> str:
+    """The words of an error without the user's token, and without what follows "?" in addresses,
+    which may be a signature."""
+    from huggingface_hub import get_token
+
+    with suppress(OSError, ValueError):  # a stored token that cannot be read
+        if token := get_token():
+            text = text.replace(token, "***")
+    return _QUERY.sub(r"\1?...", text)
 
 
 def _hint(hub_id: str) -> str:
