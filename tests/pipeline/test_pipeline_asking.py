@@ -266,6 +266,10 @@ def test_objects_of_a_segmentation_without_a_mask_are_counted_in_a_warning(
     caplog.clear()
     pg.detect(DESK, "circle ; star")
     scripted(masked).segment(DESK, "circle")
+    # A box below a pixel has no mask however it is asked for.
+    (item,) = scripted(masked).segment(np.zeros((3, 3, 3), np.uint8), "circle")
+    assert item.codes is not None
+    assert item.region is None
     assert caplog.records == []
 
 

@@ -133,6 +133,15 @@ class Reader:
         if asks is not None and asks.task == "segment":
             # A missing codec, without which codewords stay as they are, has its own warning.
             has_codec = self.mask_codec() is not None
-            maskless = sum((one.region if has_codec else one.codes) is None for one in found)
+            maskless = sum(
+                (one.region if has_codec else one.codes) is None and not _is_below_a_pixel(one)
+                for one in found
+            )
             missing.add(len(found), maskless, num_labels=len(labels))
         return found
+
+
+def _is_below_a_pixel(one: Detection) -> bool:
+    """Whether an upright box covers no whole pixel, so that no mask can; see `paste_mask`."""
+    x0, y0, x1, y1 = one.box_xyxy_px
+    return x0 < x1 and y0 < y1 and (int(x0) == int(x1) or int(y0) == int(y1))
