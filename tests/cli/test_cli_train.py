@@ -249,8 +249,11 @@ def test_a_training_that_is_killed_while_its_model_is_written_goes_on(
     with monkeypatch.context() as during:
         during.setattr(training, "training_record", killed)
         assert train(*words).exit_code != 0
+    # What a kill amid the weights leaves.
+    (tmp_path / ".model.0123" / "shard").mkdir(parents=True)
     result = train(*words)
     assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert (tmp_path / "model" / "training.json").is_file()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -130,6 +131,8 @@ def train_tiny(
         # The folder appears with its record or not at all; without one it counts as another's.
         write_json(output / _RECORD, training_record(output, stages, options))
         beside = (*files.values(), output / _RECORD)
+        for left in output.glob(".model.*"):  # 20 MB of each save that was killed
+            shutil.rmtree(left, ignore_errors=True)
         return save_model(
             model, output / "model", dtype="float16", extra_files=beside, overwrite=True
         )
