@@ -68,7 +68,7 @@ class Causal:
 
 
 class Connector(nn.Sequential):
-    """Two layers; `PaliGemmaModel` calls its projector and knows no more of it."""
+    """Two layers in the place of the linear projector."""
 
     def __init__(self, width: int, text_width: int) -> None:
         super().__init__(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, text_width))

@@ -266,8 +266,8 @@ class AnswerOptions:
         Args:
             max_new_tokens: bound of the answer where the user gave none.
             codebook: see `LocationGreedy`.
-            finds: whether the prompt asks for objects; to others the model's own wish to weigh
-                locations does not apply.
+            finds: whether the prompt asks for objects; `settings.weigh_locations` holds for such
+                prompts alone.
 
         Raises:
             ConfigError: a value out of bounds.

@@ -119,7 +119,7 @@ def train_tiny(
         if model is None or only not in (None, names[-1]):
             return None
         model.cpu()
-        # The model knows places to some pixels, not to a bin; see `LocationGreedy`.
+        # Its locations are sure to some pixels, not to a bin; see `LocationGreedy`.
         model.config = replace(model.config, weigh_locations=True)
         options: dict[str, str | int] = {
             "budget": budget,
@@ -169,6 +169,14 @@ def run_stage(
         codec: mask codec that writes the targets of segmentation; None where nothing is segmented.
         before: checkpoint of the stage before, or None to start from `init_tiny`.
         seed: first scene seed of this stage, and seed of the objective's new heads.
+        settings: hashes of the parts, which a run must share with the stage before it.
+
+    Returns:
+        The model on `device`, in evaluation mode.
+
+    Raises:
+        CheckpointError: a checkpoint is of other parts, options or seed, or cannot be read.
+        RunError: a loss or a gradient is not finite.
     """
     with torch.random.fork_rng(devices=[]):
         # The heads of the objective draw their weights from torch's global generator.

@@ -37,7 +37,7 @@ def references_of(scene: Scene, example: SceneExample) -> dict[str, Any]:
 
     Returns:
         `task`, one of SCENE_KINDS; `slice`, by which its score is broken down (kind of question,
-        label of the mask, number of objects that a caption tells); and `text` or `objects`. JSON
+        label of the mask, number of objects that a caption names); and `text` or `objects`. JSON
         can hold all of it.
     """
     found: dict[str, Any] = {"task": example.task, "slice": example.kind}
