@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from paligemma.scenes import SceneOptions
 from paligemma.scenes.assets import CAP_HEIGHT_EM, FONTS, PHOTOS, digit_indices, digits, font, photo
 from paligemma.scenes.draw import draw_scene
 from paligemma.scenes.objects import draw_digit
+from paligemma.scenes.things import sprite_file
 from paligemma.scenes.words import WORDS
 
 
@@ -81,6 +83,21 @@ def test_every_data_file_is_named_in_the_sources():
             entry.name.endswith(".ttf") and "DejaVu*.ttf" in sources
         )
         assert covered or entry.name == "SOURCES.md", entry.name
+
+
+def test_terms_of_all_data_of_others_stand_where_a_user_looks_for_them():
+    folder = resources.files("paligemma.scenes") / "data"
+    terms = (Path(__file__).parents[2] / "WEIGHTS_LICENSE.md").read_text()
+    for entry in folder.iterdir():
+        if not entry.name.endswith((".md", ".txt", ".ttf")):
+            assert entry.name in terms, entry.name
+    sources, notices = ((folder / n).read_text() for n in ("SOURCES.md", "LICENSE_THINGS.txt"))
+    known = sprite_file()
+    for style in {style for name in known.names for style in known.styles(name)}:
+        assert f"`{style}/`" in sources
+        assert f"{style}/*" in notices
+    for notice in ("Copyright 2013 Google", "Apache License, Version 2.0", "Microsoft", "MIT"):
+        assert notice in notices
 
 
 def test_words_are_short_distinct_capitals():
