@@ -5,7 +5,7 @@ import { el, icon, iconButton } from "./dom.js";
 export const EXAMPLES = [
   { file: "desk.webp", name: "Desk", labels: "cat ; pizza ; trumpet ; star ; digit" },
   { file: "flower.webp", name: "Flower", labels: "sign ; digit ; star" },
-  { file: "wall.webp", name: "Wall", labels: "digit ; circle ; star" },
+  { file: "wall.webp", name: "Wall", labels: "dog ; gift ; crayon ; circle" },
 ];
 export const exampleUrl = (file) => new URL(`examples/${file}`, import.meta.url).href;
 
