@@ -1,4 +1,4 @@
-"""Draw docs/page.webp, the page of `paligemma serve`: the embedded model and Chromium."""
+"""Draw docs/page.webp and docs/documents.webp: the page of `paligemma serve` in Chromium."""
 
 from __future__ import annotations
 
@@ -7,21 +7,59 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
-ROOT = Path(__file__).resolve().parents[1]
+from paligemma.scenes.pages import draw_page
+
+DOCS = Path(__file__).resolve().parent
+PALIGEMMA = (sys.executable, "-m", "paligemma")
 PORT = 8411
 READY_S = 60
+PAGE_SEEDS = range(900, 916)
 
 
-def draw(target: Path) -> None:
-    """Ask about the desk on the page of a server, and write what the browser shows."""
-    command = [sys.executable, "-m", "paligemma", "serve", "--model", "tiny", "--port", str(PORT)]
+def draw_asking(target: Path) -> None:
+    """Ask about the desk, and write what the browser shows."""
+    with browsing((1440, 900), "--model", "tiny") as page:
+        page.click("#drop-examples [aria-label='Example: Desk']")
+        page.wait_for_selector(".stage")
+        page.check("#composer .chip input[value=detect]")
+        page.click("#composer button[type=submit]")
+        page.wait_for_selector(".answer:not(.streaming) .status b")
+        _write(page, target)
+
+
+def draw_documents(target: Path) -> None:
+    """Search drawn pages for two words, and write what the browser shows of the heat of one."""
+    with tempfile.TemporaryDirectory() as folder:
+        pages, library = Path(folder) / "pages", Path(folder) / "library"
+        pages.mkdir()
+        for k, seed in enumerate(PAGE_SEEDS):
+            Image.fromarray(draw_page(seed).image).save(pages / f"page-{k:02}.png")
+        made = [*PALIGEMMA, "index", "add", pages, "--index", library, "--model", "tiny"]
+        subprocess.run(made, check=True)
+        with browsing((1240, 805), "--model", "tiny", "--index", str(library)) as page:
+            page.click("text=Documents")
+            page.fill("#documents input[type=search]", "IRON and COLD")
+            page.press("#documents input[type=search]", "Enter")
+            page.wait_for_selector("#documents .hit")
+            page.check("#documents .words label:has-text('IRON') input")
+            page.wait_for_timeout(500)  # until the heat is painted
+            _write(page, target)
+
+
+@contextmanager
+def browsing(size_wh: tuple[int, int], *words: str) -> Iterator[Page]:
+    """The page of a server that is started with these options."""
+    command = [*PALIGEMMA, "serve", *words, "--port", str(PORT)]
     url = f"http://127.0.0.1:{PORT}"
     with subprocess.Popen(command) as serving, sync_playwright() as playwright:
         try:
@@ -30,17 +68,16 @@ def draw(target: Path) -> None:
                 executable_path=os.environ.get("PALIGEMMA_CHROMIUM") or shutil.which("chromium"),
                 args=["--no-sandbox"],
             )
-            page = browser.new_page(viewport={"width": 1440, "height": 900})
+            page = browser.new_page(viewport={"width": size_wh[0], "height": size_wh[1]})
             page.goto(url)
-            page.click("#drop-examples [aria-label='Example: Desk']")
-            page.wait_for_selector(".stage")
-            page.check("#composer .chip input[value=detect]")
-            page.click("#composer button[type=submit]")
-            page.wait_for_selector(".answer:not(.streaming) .status b")
-            shown = Image.open(io.BytesIO(page.screenshot()))
+            yield page
             browser.close()
         finally:
             serving.terminate()
+
+
+def _write(page: Page, target: Path) -> None:
+    shown = Image.open(io.BytesIO(page.screenshot()))
     shown.convert("RGB").save(target, "WEBP", quality=85)
 
 
@@ -57,4 +94,5 @@ def _await(url: str) -> None:
 
 
 if __name__ == "__main__":
-    draw(ROOT / "docs" / "page.webp")
+    draw_asking(DOCS / "page.webp")
+    draw_documents(DOCS / "documents.webp")
