@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 from tiny_folder import DESK, EMBEDDED, VOCAB
 
 from paligemma import PaliGemma
+from paligemma.cli import main
 from paligemma.config import release_config
 from paligemma.errors import TokenizerError
 from paligemma.export.card import card_text
@@ -237,3 +240,35 @@ def test_a_mounted_disk_is_refused_and_a_place_that_is_taken_meanwhile_named(
     assert status == 2
     assert "appeared meanwhile" in err
     assert {path.name for path in tmp_path.rglob("*")} == {"out", "mine.txt"}
+
+
+@pytest.mark.parametrize(
+    ("words", "free"),
+    [
+        ("Wire format was corrupt", 0),
+        ("No space left on device (os error 28)", 1 << 30),  # of safetensors
+        ("Wire format was corrupt", 1 << 30),
+    ],
+)
+def test_whatever_fails_on_a_full_disk_is_a_sentence(
+    words: str,
+    free: int,
+    small: Path,
+    tmp_path: Path,
+    program: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def reads_half_a_file(*_: object) -> None:
+        raise ValueError(words)
+
+    monkeypatch.setattr("paligemma.export.hub_folder.write_side_files", reads_half_a_file)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    asked = ("export", small, tmp_path / "out", "--to", "hub")
+    if free and "space" not in words:  # a fault of the program, which is no disk's
+        with pytest.raises(ValueError, match="Wire format"):
+            main([str(one) for one in asked])
+    else:
+        status, _, err = program(*asked)
+        assert status == 1
+        assert "out' needs more room than its disk has; make room" in err
+    assert list(tmp_path.iterdir()) == []
