@@ -4,7 +4,9 @@
     python benchmarks/tiny_ablations.py --tower runs/tiny/tower-112 --output runs/ablations
 
 Every variant starts from the same tower and trains the stage joint-112 for some steps, on the same
-pictures and prompts in the same order; the projector starts anew. Measured on held-out windows are
+pictures and prompts in the same order; the projector starts anew. With --joint, two others go on
+from the end of that stage: the next one at 224 px, or as many updates of the same one. Measured on
+held-out windows, with --joint on whole pictures of 224 px, are
 the loss of the true answers in nats a token, and the share of answers of which every token is the
 likeliest (teacher-forced). Intervals are 95 % percentile bootstraps over pictures, and differences
 from the first variant are paired. A variant whose folder is complete is not trained again; a folder
@@ -52,6 +54,8 @@ VARIANTS = {
     "MLP connector": "two layers with GELU between tower and decoder",
     "no tower stage": "the tower starts from random weights",
 }
+# Those that go on from joint-112, with their stage.
+LATER = {"stage at 224 px": STAGES[2], "112 px for longer": STAGES[1]}
 _TEXT_LEN = 128
 _BOOTSTRAPS = 2000
 
@@ -88,14 +92,15 @@ def source_of(stage: Stage, parts: Path, seed: int, *, causal: bool) -> SceneSou
     return Causal(source=source) if causal else source
 
 
-def start(variant: str, tower: Path, parts: Path) -> PaliGemmaModel:
+def start(variant: str, begun_from: Path, parts: Path) -> PaliGemmaModel:
     """The model before its first update; all variants have the same decoder."""
     vocab = Tokenizer.from_file(parts / PART_FILES["tokenizer"]).vocab
     model = PaliGemmaModel(tiny_config(vocab))
     init_tiny(model)
     if variant != "no tower stage":
-        found = load_file(checkpoints(tower)[-1] / "model.safetensors")
-        kept = {name: value for name, value in found.items() if name.startswith("vision.")}
+        found = load_file(checkpoints(begun_from)[-1] / "model.safetensors")
+        part = "" if variant in LATER else "vision."
+        kept = {name: value for name, value in found.items() if name.startswith(part)}
         model.load_state_dict(kept, strict=False)
     if variant == "MLP connector":
         torch.manual_seed(0)
@@ -154,7 +159,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tower", type=Path, required=True, help="folder of the stage tower-112")
+    begun = parser.add_mutually_exclusive_group(required=True)
+    begun.add_argument("--tower", type=Path, help="folder of the stage tower-112")
+    begun.add_argument("--joint", type=Path, help="folder of the stage joint-112, to go on from")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--parts", type=Path, default=EMBEDDED)
     parser.add_argument("--steps", type=count, default=600)
@@ -163,15 +170,19 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--threads", type=count, default=2)
     options = parser.parse_args()
-    if not checkpoints(options.tower):
-        raise SystemExit(f"{options.tower} holds no checkpoint of tower-112; train it as above")
+    begun_from = options.joint or options.tower
+    if not checkpoints(begun_from):
+        stage_name = "tower-112" if options.joint is None else "joint-112"
+        raise SystemExit(f"{begun_from} holds no checkpoint of {stage_name}; train it as above")
     torch.set_num_threads(options.threads)
-    warmup = min(STAGES[1].warmup_steps, options.steps // 6)
-    stage = replace(STAGES[1], total_steps=options.steps, warmup_steps=warmup)
+    chosen = dict.fromkeys(options.variants, STAGES[1]) if options.joint is None else LATER
     measured: dict[str, dict[str, np.ndarray]] = {}
     record: dict[str, Any] = {"machine": describe("torch"), "steps": options.steps, "kinds": KINDS}
-    for variant in options.variants:
-        model = start(variant, options.tower, options.parts)
+    first = next(iter(chosen))
+    for variant, base in chosen.items():
+        warmup = min(base.warmup_steps, options.steps // 6)
+        stage = replace(base, total_steps=options.steps, warmup_steps=warmup)
+        model = start(variant, begun_from, options.parts)
         torch.manual_seed(0)
         objective = SceneObjective(
             model.config.vision.width,
@@ -193,22 +204,22 @@ def main() -> None:
                 "variant": variant,
                 "stage": asdict(stage),
                 "precision": options.precision,
-                "tower": sha256(checkpoints(options.tower)[-1] / "model.safetensors"),
+                "tower": sha256(checkpoints(begun_from)[-1] / "model.safetensors"),
             },
         )
-        held_out = replace(stage, scenes=replace(stage.scenes, split="heldout", thing_jitter=1.0))
+        asked = chosen[first]
+        held_out = replace(asked, scenes=replace(asked.scenes, split="heldout", thing_jitter=1.0))
         source = source_of(held_out, options.parts, EVAL_SEED, causal=causal)
         rows = {k: np.array(v) for k, v in measure(model, source, options.batches).items()}
         measured[variant] = rows
-        first = measured[options.variants[0]]
         record[variant] = {
-            "what": VARIANTS[variant],
+            "what": VARIANTS.get(variant, f"from joint-112 on, {options.steps} updates"),
             "seconds": round(time.monotonic() - began, 1),
             "loss": interval(rows["loss"], rows["picture"]),
             "exact": interval(rows["exact"].astype(float), rows["picture"]),
-            "loss_difference": interval(rows["loss"] - first["loss"], rows["picture"]),
+            "loss_difference": interval(rows["loss"] - measured[first]["loss"], rows["picture"]),
             "exact_difference": interval(
-                rows["exact"].astype(float) - first["exact"], rows["picture"]
+                rows["exact"].astype(float) - measured[first]["exact"], rows["picture"]
             ),
         }
         write_json(options.output / "ablations.json", record)

@@ -34,6 +34,11 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "init_tiny", init_weights)
     small = replace(module.STAGES[1], num_scenes=2, prompts_per_scene=1)
     monkeypatch.setattr(module, "STAGES", (module.STAGES[0], small))
+    later = {
+        name: replace(stage, num_scenes=1, prompts_per_scene=1)
+        for name, stage in module.LATER.items()
+    }
+    monkeypatch.setattr(module, "LATER", later)
     return module
 
 
@@ -115,3 +120,22 @@ def test_numbers_and_variants_without_sense_are_refused_before_anything_is_train
     with pytest.raises(SystemExit, match="2"):
         script.main()
     assert not out.exists()
+
+
+def test_stages_that_go_on_from_a_whole_model_are_measured_on_whole_pictures(
+    script: ModuleType, tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = ("--output", tmp_path / "out", "--steps", 1, "--batches", 1, "--threads", 1)
+    words = ["x", "--joint", str(tower), "--precision", "float32", *map(str, rest)]
+    monkeypatch.setattr(sys, "argv", words)
+    script.main()
+    found = json.loads((tmp_path / "out" / "ablations.json").read_text())
+    first, other = script.LATER
+    assert found[first]["loss_difference"] == [0, 0, 0]
+    assert found[other]["loss"][0] > 0
+    begun = load_file(tower / "step_0000001" / "model.safetensors")
+    ended = load_file(tmp_path / "out" / "stage-at-224-px" / "step_0000001" / "model.safetensors")
+    name = "text.blocks.0.mlp.down.weight"
+    # One update moves a weight a little; another decoder would be another in all of them.
+    moved = (ended[name] - begun[name]).norm() / begun[name].norm()
+    assert moved < 0.3
