@@ -243,8 +243,10 @@ def test_a_picture_travels_once_and_again_only_where_it_was_forgotten(tab: Tab) 
     for forgets in (False, False, True):
         if forgets:
             tab.server.forget_pictures()
+        tab.server.gate.hold_after(1)
         tab.ask("Read")
         page.wait_for_selector(".answer.streaming", state="attached")
+        tab.server.gate.open()
         tab.answered()
     bodies = [num_bytes for _, num_bytes in sent]
     assert len(bodies) == 4  # the third question was sent twice
