@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import uuid
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -250,7 +251,7 @@ def test_a_training_that_is_killed_while_its_model_is_written_goes_on(
         during.setattr(training, "training_record", killed)
         assert train(*words).exit_code != 0
     # What a kill amid the weights leaves.
-    (tmp_path / ".model.0123" / "shard").mkdir(parents=True)
+    (tmp_path / f".model.{uuid.uuid4().hex}" / "shard").mkdir(parents=True)
     result = train(*words)
     assert result.exit_code == 0, result.output
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -127,6 +127,23 @@ _WINDOW_SCENES = SceneOptions(
 )
 _WHOLE_SCENES = replace(_WINDOW_SCENES, size_px=224, label_shares=(0.42, 0.26, 0.32), max_objects=7)
 
+_JOINT_224 = Stage(
+    name="joint-224",
+    window_px=224,
+    total_steps=6000,
+    num_scenes=12,
+    prompts_per_scene=3,
+    lr=6e-4,
+    warmup_steps=100,
+    losses=LossWeights(
+        patch=0.35, edge=0.4, mask_token=0.4, naming=5.0, gathering=0.3, loc_sigma_bins=3.0
+    ),
+    kinds=_WHOLE_KINDS,
+    squashed_share=0.25,
+    thing_pictures=_THINGS,
+    scenes=_WHOLE_SCENES,
+)
+
 # Low resolution comes first, then full resolution, as in the original's stages; before both, the
 # tower is trained alone.
 STAGES: tuple[Stage, ...] = (
@@ -157,38 +174,15 @@ STAGES: tuple[Stage, ...] = (
         thing_pictures=_THINGS,
         scenes=_WINDOW_SCENES,
     ),
-    Stage(
-        name="joint-224",
-        window_px=224,
-        total_steps=6000,
-        num_scenes=12,
-        prompts_per_scene=3,
-        lr=6e-4,
-        warmup_steps=100,
-        losses=LossWeights(
-            patch=0.35, edge=0.4, mask_token=0.4, naming=5.0, gathering=0.3, loc_sigma_bins=3.0
-        ),
-        kinds=_WHOLE_KINDS,
-        squashed_share=0.25,
-        thing_pictures=_THINGS,
-        scenes=_WHOLE_SCENES,
-    ),
+    _JOINT_224,
     # More of what was learnt last: reading, masks and whole descriptions.
-    Stage(
+    replace(
+        _JOINT_224,
         name="finish-224",
-        window_px=224,
         total_steps=7000,
-        num_scenes=12,
-        prompts_per_scene=3,
-        lr=6e-4,
-        warmup_steps=100,
-        losses=LossWeights(
-            patch=0.35, edge=0.4, mask_token=0.8, naming=5.0, gathering=0.3, loc_sigma_bins=2.0
-        ),
+        losses=replace(_JOINT_224.losses, mask_token=0.8, loc_sigma_bins=2.0),
         kinds=_FINISH_KINDS,
-        squashed_share=0.25,
         thing_pictures=0.4,
-        scenes=_WHOLE_SCENES,
     ),
 )
 

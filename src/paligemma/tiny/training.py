@@ -2,7 +2,7 @@
 
 import json
 import platform
-import shutil
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -31,7 +31,7 @@ from paligemma.train.checkpoint import checkpoints
 from paligemma.train.loop import METRICS_FILE, LoopOptions, train
 from paligemma.weights.hashes import sha256
 from paligemma.weights.save import save_model
-from paligemma.whole_file import write_json
+from paligemma.whole_file import remove_unfinished, write_json
 
 EMBEDDED = Path(str(resources.files("paligemma"))) / "models" / "tiny"
 PART_FILES = {"tokenizer": "tokenizer.model", "mask_codec": "mask_codec.safetensors"}
@@ -131,8 +131,7 @@ def train_tiny(
         # The folder appears with its record or not at all; without one it counts as another's.
         write_json(output / _RECORD, training_record(output, stages, options))
         beside = (*files.values(), output / _RECORD)
-        for left in output.glob(".model.*"):  # 20 MB of each save that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        remove_unfinished(output, re.compile("model"))  # 20 MB of each save that was killed
         return save_model(
             model, output / "model", dtype="float16", extra_files=beside, overwrite=True
         )
