@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from stand_in_hub import StandInHub, stand_in_hub
 from tiny_folder import EMBEDDED
 
 from paligemma.model.paligemma import PaliGemmaModel, init_weights
@@ -80,3 +81,10 @@ def program(capfd: pytest.CaptureFixture[str]) -> Run:
         return int(ended.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
+    """A hub on this machine, where the program finds the real one."""
+    with stand_in_hub(tmp_path / "scratch", monkeypatch) as running:
+        yield running

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import write_small
-from stand_in_hub import WRITES, StandInHub, stand_in_hub
+from stand_in_hub import WRITES, StandInHub
 
 # Of httpx about huggingface_hub, in threads of the latter.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 Run = Callable[..., tuple[int, str, str]]
 NAME = "me/cards"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
-    with stand_in_hub(tmp_path / "scratch", monkeypatch) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

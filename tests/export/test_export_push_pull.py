@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import write_small
 from huggingface_hub import ModelCard, constants
-from stand_in_hub import READS, StandInHub, stand_in_hub
+from stand_in_hub import READS, StandInHub
 
 from paligemma.export.card import card_text
 from paligemma.export.hub_card import BEGIN, END
@@ -23,12 +23,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 Run = Callable[..., tuple[int, str, str]]
 NAME = "me/cards"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
-    with stand_in_hub(tmp_path / "scratch", monkeypatch) as running:
-        yield running
 
 
 @pytest.fixture(scope="session")
