@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, Playwright, sync_playwright
 
 from paligemma.scenes.pages import draw_page
 
@@ -34,7 +34,7 @@ def draw_asking(target: Path) -> None:
         page.check("#composer .chip input[value=detect]")
         page.click("#composer button[type=submit]")
         page.wait_for_selector(".answer:not(.streaming) .status b")
-        _write(page, target)
+        write(page, target)
 
 
 def draw_documents(target: Path) -> None:
@@ -53,7 +53,7 @@ def draw_documents(target: Path) -> None:
             page.wait_for_selector("#documents .hit")
             page.check("#documents .words label:has-text('IRON') input")
             page.wait_for_timeout(500)  # until the heat is painted
-            _write(page, target)
+            write(page, target)
 
 
 @contextmanager
@@ -64,19 +64,27 @@ def browsing(size_wh: tuple[int, int], *words: str) -> Iterator[Page]:
     with subprocess.Popen(command) as serving, sync_playwright() as playwright:
         try:
             _await(f"{url}/ready")
-            browser = playwright.chromium.launch(
-                executable_path=os.environ.get("PALIGEMMA_CHROMIUM") or shutil.which("chromium"),
-                args=["--no-sandbox"],
-            )
-            page = browser.new_page(viewport={"width": size_wh[0], "height": size_wh[1]})
-            page.goto(url)
-            yield page
-            browser.close()
+            with opened(playwright, url, size_wh) as page:
+                yield page
         finally:
             serving.terminate()
 
 
-def _write(page: Page, target: Path) -> None:
+@contextmanager
+def opened(playwright: Playwright, url: str, size_wh: tuple[int, int]) -> Iterator[Page]:
+    """An address in Chromium, in a window of this size in pixels."""
+    browser = playwright.chromium.launch(
+        executable_path=os.environ.get("PALIGEMMA_CHROMIUM") or shutil.which("chromium"),
+        args=["--no-sandbox"],
+    )
+    page = browser.new_page(viewport={"width": size_wh[0], "height": size_wh[1]})
+    page.goto(url)
+    yield page
+    browser.close()
+
+
+def write(page: Page, target: Path) -> None:
+    """Write what the browser shows as WebP."""
     shown = Image.open(io.BytesIO(page.screenshot()))
     shown.convert("RGB").save(target, "WEBP", quality=85)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import os
-import shutil
 import tempfile
 import threading
 from pathlib import Path
 
-from PIL import Image
+from draw_page import opened, write
 from playwright.sync_api import sync_playwright
 
 from paligemma import PaliGemma
@@ -33,18 +30,11 @@ def draw(target: Path) -> None:
         reviewed = Reviewed(Path(folder) / "reviewed", labelled.path, chosen(labelled.records(), 1))
         with ReviewServer(reviewed) as server, sync_playwright() as playwright:
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            browser = playwright.chromium.launch(
-                executable_path=os.environ.get("PALIGEMMA_CHROMIUM") or shutil.which("chromium"),
-                args=["--no-sandbox"],
-            )
-            page = browser.new_page(viewport={"width": 1000, "height": 620})
-            page.goto(server.url)
-            page.wait_for_selector("#names span")
-            page.wait_for_function("document.getElementById('picture').naturalWidth > 0")
-            shown = Image.open(io.BytesIO(page.screenshot()))
-            browser.close()
+            with opened(playwright, server.url, (1000, 620)) as page:
+                page.wait_for_selector("#names span")
+                page.wait_for_function("document.getElementById('picture').naturalWidth > 0")
+                write(page, target)
             server.shutdown()
-    shown.convert("RGB").save(target, "WEBP", quality=85)
 
 
 if __name__ == "__main__":
