@@ -220,6 +220,7 @@ def batch(
     from paligemma.jobs.labelling.export_places import ExportPlaces
     from paligemma.jobs.labelling.folder import QUARANTINE
     from paligemma.jobs.labelling.run import Labelling, label
+    from paligemma.processing.prompts import object_prompt
     from paligemma.tasks.own.columns import fields_of
 
     template = prompt_of(task, labels, question, lang, prompt)
@@ -265,9 +266,10 @@ def batch(
         click.echo(f"paligemma: {found.missing.sentence}", err=True)
     if found.num_rows and not num_labelled:
         raise DataError(f"no row was labelled; {output}/{QUARANTINE} says why")
-    asked = [one.strip() for one in (labels or "").split(";")]
-    asked = [one for one in asked if one and not fields_of(one)]  # a field is no class
-    for written in places.write(found.folder, asked):
+    named = None if labels is None else object_prompt(template)
+    asked = () if named is None else named.labels
+    classes = [one for one in asked if not fields_of(one)]  # a field is no class
+    for written in places.write(found.folder, classes):
         click.echo(f"wrote {written}", err=True)
 
 
