@@ -1,6 +1,6 @@
 """The rate of `paligemma batch` beside the engine's own, of two workers beside one, and of a plan.
 
-    python benchmarks/batch_rate.py --pictures 1536 --folder /tmp/rate
+    python benchmarks/batch_rate.py --pictures 1024 --folder /tmp/rate
 
 Draws pictures into the folder and asks the embedded model for objects in each, one thread a model:
 the engine alone, whose pictures were read before its time begins; `batch` in one process; `batch`
@@ -31,6 +31,7 @@ from paligemma.scenes import SceneOptions, draw_scene
 LABELS = ("star", "heart", "cat")
 DRAWN = SceneOptions(thing_share=0.5)
 BATCH_SIZE, PART_ROWS = 32, 64
+PILOT_ROWS = 6 * PART_ROWS
 MODES = ("engine", "one process", "two processes")
 
 
@@ -84,7 +85,7 @@ def measured(folder: Path, *, rounds: int) -> Iterator[tuple[str, float, float]]
 def planned_s(folder: Path, num_rows: int) -> float:
     """Seconds that `plan batch` makes of a pilot of a fifth of the rows."""
     pilot = folder / "pilot"
-    batch_run(folder / "pictures", pilot, processes=2, limit=max(6 * PART_ROWS, num_rows // 5))
+    batch_run(folder / "pictures", pilot, processes=2, limit=max(PILOT_ROWS, num_rows // 5))
     command = [sys.executable, "-m", "paligemma", "plan", "batch", "--images", str(num_rows)]
     command += ["--pilot", str(pilot), "--processes", "2", "--part-rows", str(PART_ROWS)]
     command += ["--stragglers", "0", "--json"]
@@ -94,11 +95,13 @@ def planned_s(folder: Path, num_rows: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=1536)
+    parser.add_argument("--pictures", type=int, default=1024)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", action="store_true", help="the engine alone, in this process")
     options = parser.parse_args()
+    if options.pictures < PILOT_ROWS or options.rounds < 1:
+        parser.error(f"a pilot alone labels {PILOT_ROWS} pictures, and a round is the least")
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     folder: Path = options.folder
     if options.engine:

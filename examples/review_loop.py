@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--steps", type=int, default=150)
     options = parser.parse_args()
+    if min(options.rows, options.steps) < 1:
+        parser.error("--rows and --steps are numbers of 1 or more")
     folder: Path = options.output
     data, labels, reviewed, trained = (folder / n for n in ("data", "labels", "reviewed", "run"))
     for old in (labels, reviewed, trained):
